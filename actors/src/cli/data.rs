@@ -1,0 +1,255 @@
+//! `mlomae data`: look at datasets, convert them, generate one.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use mlomae_storage::dataset::{self, ConvertReport, DataError, Dataset, DatasetSpec, Format, Split, SyntheticSpec};
+
+use super::Session;
+use super::bar::Bar;
+use crate::error::CliError;
+
+/// Look at a dataset, convert it to Parquet, or generate one
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Formats, told from the files unless --format says: hf-parquet (Hugging Face), cifar-bin and
+cifar-pickle (CIFAR-10 and CIFAR-100), idx (MNIST family, gzipped or not), image-folder (a folder
+of PNG or JPEG files for each class); embedded and synthetic need no path.
+
+Examples:
+  mlomae data info --format embedded
+  mlomae data info /data/cifar-100-python --label-column fine_label
+  mlomae data convert /data/cifar-10-batches-bin data/cifar10
+  mlomae data synthetic data/shapes --num-train 10000 --image 64")]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Print the splits, classes, sizes and pixel statistics; decodes every image
+    Info(InfoArgs),
+    /// Write a dataset as Hugging Face Parquet with PNG images, losslessly
+    Convert(ConvertArgs),
+    /// Write the synthetic dataset (textured backgrounds, one shaped object, label by shape) as Parquet
+    Synthetic(SyntheticArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct SourceArgs {
+    /// How the files are stored
+    #[arg(long, default_value = "auto", value_name = "FORMAT", value_parser = parse_format)]
+    format: Format,
+    /// Label column where there are several
+    #[arg(long, value_name = "NAME")]
+    label_column: Option<String>,
+    /// Image column of a Parquet file where there are several
+    #[arg(long, value_name = "NAME")]
+    image_column: Option<String>,
+    /// Only this split
+    #[arg(long, value_name = "train|test", value_parser = parse_split)]
+    split: Option<Split>,
+}
+
+#[derive(Debug, clap::Args)]
+struct InfoArgs {
+    /// File or folder of the dataset
+    #[arg(value_name = "PATH")]
+    path: Option<PathBuf>,
+    #[command(flatten)]
+    source: SourceArgs,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+struct ConvertArgs {
+    /// File or folder of the dataset; none for --format embedded
+    #[arg(value_name = "PATH", required_unless_present = "format")]
+    path: Option<PathBuf>,
+    /// Folder for the Parquet files, one for each split
+    #[arg(value_name = "OUT_DIR")]
+    out_dir: Option<PathBuf>,
+    #[command(flatten)]
+    source: SourceArgs,
+}
+
+#[derive(Debug, clap::Args)]
+struct SyntheticArgs {
+    /// Folder for the Parquet files
+    #[arg(value_name = "OUT_DIR")]
+    out_dir: PathBuf,
+    /// Images of the training split
+    #[arg(long, default_value_t = SyntheticSpec::default().num_train)]
+    num_train: usize,
+    /// Images of the test split
+    #[arg(long, default_value_t = SyntheticSpec::default().num_test)]
+    num_test: usize,
+    /// Side of the square images, in pixels
+    #[arg(long, default_value_t = SyntheticSpec::default().image)]
+    image: usize,
+    /// 1 (grey) or 3 (RGB)
+    #[arg(long, default_value_t = SyntheticSpec::default().channels)]
+    channels: usize,
+    /// Number of shapes
+    #[arg(long, default_value_t = SyntheticSpec::default().num_classes)]
+    num_classes: usize,
+    /// Seed of the images
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
+fn parse_format(text: &str) -> Result<Format, String> {
+    Format::parse(text).map_err(|error| error.to_string())
+}
+
+fn parse_split(text: &str) -> Result<Split, String> {
+    Split::parse(text).map_err(|error| error.to_string())
+}
+
+impl Args {
+    pub(crate) fn run(self, session: &mut Session<'_>) -> Result<(), CliError> {
+        match self.command {
+            Command::Info(args) => info(&args, session),
+            Command::Convert(args) => convert(&args, session),
+            Command::Synthetic(args) => synthetic(&args, session),
+        }
+    }
+}
+
+impl SourceArgs {
+    /// The splits that were asked for, or all that there are.
+    fn open(&self, path: Option<&Path>) -> Result<Vec<Arc<dyn Dataset>>, CliError> {
+        let open = |split| {
+            dataset::open(&DatasetSpec {
+                format: self.format,
+                path: path.map(Path::to_owned),
+                split,
+                label_column: self.label_column.clone(),
+                image_column: self.image_column.clone(),
+                ..DatasetSpec::default()
+            })
+        };
+        if let Some(split) = self.split {
+            return Ok(vec![open(split)?]);
+        }
+        match (open(Split::Train), open(Split::Test)) {
+            (Ok(train), Ok(test)) => Ok(vec![train, test]),
+            (Ok(one), Err(DataError::NoSplit { .. })) | (Err(DataError::NoSplit { .. }), Ok(one)) => Ok(vec![one]),
+            (Err(error), _) | (_, Err(error)) => Err(error.into()),
+        }
+    }
+
+    const fn needs_path(&self) -> bool {
+        !matches!(self.format, Format::Embedded | Format::Synthetic)
+    }
+}
+
+fn info(args: &InfoArgs, session: &mut Session<'_>) -> Result<(), CliError> {
+    if args.path.is_none() && args.source.needs_path() {
+        return Err(CliError::usage("data info needs a PATH, or --format embedded or synthetic"));
+    }
+    let splits = args.source.open(args.path.as_deref())?;
+    let mut report = Vec::new();
+    for (number, split) in splits.iter().enumerate() {
+        let (info, summary) = (split.info(), dataset::summary(split.as_ref())?);
+        if args.json {
+            let classes: Vec<_> = summary
+                .classes
+                .iter()
+                .map(|(name, num_samples)| serde_json::json!({"name": name, "num_samples": num_samples}))
+                .collect();
+            report.push(serde_json::json!({
+                "name": info.name,
+                "format": info.format,
+                "split": info.split,
+                "num_samples": summary.num_samples,
+                "num_unlabelled": summary.num_unlabelled,
+                "label_column": info.label_column,
+                "min_size": [summary.min_size.0, summary.min_size.1],
+                "max_size": [summary.max_size.0, summary.max_size.1],
+                "channels": summary.channels,
+                "mean": summary.mean,
+                "std": summary.std,
+                "classes": classes,
+            }));
+            continue;
+        }
+        if number > 0 {
+            writeln!(session.out)?;
+        }
+        let size = |(width, height): (usize, usize)| format!("{width} x {height}");
+        let sizes = if summary.min_size == summary.max_size {
+            size(summary.min_size)
+        } else {
+            format!("{} to {}", size(summary.min_size), size(summary.max_size))
+        };
+        let values = |values: &[f64]| values.iter().map(|value| format!("{value:.4}")).collect::<Vec<_>>().join(" ");
+        let kind = if summary.channels == 1 { "grey" } else { "RGB" };
+        writeln!(session.out, "{} ({}), {} split", info.name, info.format, info.split)?;
+        writeln!(session.out, "  images   {}", summary.num_samples)?;
+        writeln!(session.out, "  pixels   {sizes}, {kind}")?;
+        writeln!(session.out, "  mean     {}", values(&summary.mean))?;
+        writeln!(session.out, "  std      {}", values(&summary.std))?;
+        if let Some(column) = &info.label_column {
+            writeln!(session.out, "  labels   {column}, {} classes", summary.classes.len())?;
+        }
+        if summary.num_unlabelled > 0 {
+            writeln!(session.out, "  without a label {}", summary.num_unlabelled)?;
+        }
+        let width = summary.classes.iter().map(|class| class.0.chars().count()).max().unwrap_or(0);
+        for (label, (name, num_samples)) in summary.classes.iter().enumerate() {
+            writeln!(session.out, "    {label:>4}  {name:<width$}  {num_samples}")?;
+        }
+    }
+    if args.json {
+        writeln!(session.out, "{:#}", serde_json::json!({ "splits": report }))?;
+    }
+    Ok(())
+}
+
+fn convert(args: &ConvertArgs, session: &mut Session<'_>) -> Result<(), CliError> {
+    // A dataset without a path leaves the only place to the folder.
+    let (path, out_dir) = match (&args.path, &args.out_dir, args.source.needs_path()) {
+        (Some(path), Some(out_dir), true) => (Some(path.as_path()), out_dir),
+        (Some(out_dir), None, false) => (None, out_dir),
+        (_, _, true) => return Err(CliError::usage("data convert needs a PATH and an OUT_DIR")),
+        (_, _, false) => {
+            let line = format!("data convert --format {} needs an OUT_DIR alone", args.source.format);
+            return Err(CliError::usage(line));
+        }
+    };
+    let mut reports = Vec::new();
+    for split in args.source.open(path)? {
+        let bar = Bar::new(&session.terminal, "converting");
+        let mut progress = |done, all| bar.set("converting", done, all);
+        reports.push(dataset::convert(split.as_ref(), out_dir, &mut progress)?);
+    }
+    print_reports(&reports, session)
+}
+
+fn synthetic(args: &SyntheticArgs, session: &mut Session<'_>) -> Result<(), CliError> {
+    let spec = SyntheticSpec {
+        num_train: args.num_train,
+        num_test: args.num_test,
+        image: args.image,
+        num_classes: args.num_classes,
+        seed: args.seed,
+        channels: args.channels,
+    };
+    let bar = Bar::new(&session.terminal, "generating");
+    let mut progress = |done, all| bar.set("generating", done, all);
+    let reports = dataset::write_synthetic(&spec, &args.out_dir, &mut progress)?;
+    drop(bar);
+    print_reports(&reports, session)
+}
+
+fn print_reports(reports: &[ConvertReport], session: &mut Session<'_>) -> Result<(), CliError> {
+    for ConvertReport { path, num_samples, num_bytes } in reports {
+        let mib = *num_bytes as f64 / f64::from(1 << 20);
+        writeln!(session.out, "{}  {num_samples} images, {mib:.1} MiB", path.display())?;
+    }
+    Ok(())
+}

@@ -1,0 +1,160 @@
+//! `mlomae logs`: the Arrow logs of a run.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use mlomae_storage::logs::{self, ExportFormat, Follow, Table};
+use mlomae_storage::run_dir::RunLock;
+
+use super::Session;
+use super::run_arg::find_run;
+use crate::error::CliError;
+
+/// How often a followed table is looked at.
+const POLL: Duration = Duration::from_millis(500);
+
+/// Export, repair or follow the Arrow logs of a run
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+RUN is a run directory, the id of a run below ./runs, or `latest`. The tables are metrics, masks,
+actors, events and evals. No command here disturbs a run that is still training.
+
+Examples:
+  mlomae logs tail latest --follow                   the events of the newest run as they come
+  mlomae logs tail runs/my-run --table metrics -n 50
+  mlomae logs export latest --table metrics --format csv --out metrics.csv
+  mlomae logs repair runs/killed                     seal what a killed run left open")]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Write tables, sealed and open rows alike, as Parquet, CSV or Arrow IPC files
+    Export(ExportArgs),
+    /// Seal the streams that a killed process left open, up to their damage
+    Repair {
+        /// Run directory
+        #[arg(value_name = "RUN")]
+        run: PathBuf,
+    },
+    /// Print the last rows of a table, and with --follow those that come
+    Tail(TailArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct ExportArgs {
+    /// Run directory
+    #[arg(value_name = "RUN")]
+    run: PathBuf,
+    /// Only this table; without it all five
+    #[arg(long, value_parser = parse_table)]
+    table: Option<Table>,
+    /// parquet, csv or arrow
+    #[arg(long, default_value = "parquet", value_parser = parse_format)]
+    format: ExportFormat,
+    /// The file, or without --table the folder; default: named after the table or run, in this folder
+    #[arg(long, value_name = "PATH")]
+    out: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+struct TailArgs {
+    /// Run directory
+    #[arg(value_name = "RUN")]
+    run: PathBuf,
+    /// The table
+    #[arg(long, default_value = "events", value_parser = parse_table)]
+    table: Table,
+    /// How many rows
+    #[arg(short = 'n', long = "lines", default_value_t = 20)]
+    num_lines: usize,
+    /// Go on with the rows that come, until the run ends
+    #[arg(short, long)]
+    follow: bool,
+}
+
+fn parse_table(text: &str) -> Result<Table, String> {
+    text.parse().map_err(|error: logs::LogError| error.to_string())
+}
+
+fn parse_format(text: &str) -> Result<ExportFormat, String> {
+    text.parse().map_err(|error: logs::LogError| error.to_string())
+}
+
+impl Args {
+    pub(crate) fn run(self, session: &mut Session<'_>) -> Result<(), CliError> {
+        match self.command {
+            Command::Export(args) => export(&args, session),
+            Command::Repair { run } => repair(&find_run(&run)?, session),
+            Command::Tail(args) => tail(&args, session),
+        }
+    }
+}
+
+fn export(args: &ExportArgs, session: &mut Session<'_>) -> Result<(), CliError> {
+    let run = find_run(&args.run)?;
+    let exported = match args.table {
+        Some(table) => {
+            let default = || PathBuf::from(format!("{table}.{}", args.format.extension()));
+            let out = args.out.clone().unwrap_or_else(default);
+            let num_rows = logs::export(&run, table, args.format, &out)?;
+            vec![(table, out, num_rows)]
+        }
+        None => {
+            let name = run.file_name().map_or_else(|| "run".into(), |name| name.to_string_lossy());
+            let default = || PathBuf::from(format!("{name}-logs"));
+            let out = args.out.clone().unwrap_or_else(default);
+            logs::export_all(&run, args.format, &out)?
+        }
+    };
+    for (_, path, num_rows) in exported {
+        writeln!(session.out, "{}  {num_rows} rows", path.display())?;
+    }
+    Ok(())
+}
+
+fn repair(run: &Path, session: &mut Session<'_>) -> Result<(), CliError> {
+    let report = logs::repair(run)?;
+    if report.streams.is_empty() {
+        writeln!(session.out, "nothing to repair")?;
+        return Ok(());
+    }
+    for stream in &report.streams {
+        let what = if stream.was_sealed { "was sealed already, removed" } else { "sealed" };
+        write!(session.out, "{} {:06}  {} rows, {what}", stream.table, stream.number, stream.num_rows)?;
+        if let Some(damage) = &stream.damage {
+            write!(session.out, "; {} bytes lost: {damage}", stream.lost_bytes)?;
+        }
+        writeln!(session.out)?;
+    }
+    writeln!(session.out, "{} rows recovered, {} bytes lost", report.num_rows(), report.lost_bytes())?;
+    Ok(())
+}
+
+fn tail(args: &TailArgs, session: &mut Session<'_>) -> Result<(), CliError> {
+    let run = find_run(&args.run)?;
+    let (mut follow, lines) = Follow::last(&run, args.table, args.num_lines)?;
+    print(&lines, session)?;
+    if !args.follow {
+        return Ok(());
+    }
+    loop {
+        // Looked at before the rows: what is written before the end is seen after it.
+        let is_running = RunLock::is_held(&run);
+        print(&follow.poll()?, session)?;
+        if !is_running {
+            return Ok(());
+        }
+        std::thread::sleep(POLL);
+    }
+}
+
+fn print(lines: &[String], session: &mut Session<'_>) -> Result<(), CliError> {
+    for line in lines {
+        writeln!(session.out, "{line}")?;
+    }
+    session.out.flush()?;
+    Ok(())
+}

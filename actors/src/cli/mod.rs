@@ -1,0 +1,139 @@
+//! The command line: one file a command.
+
+mod bar;
+mod check;
+mod config;
+mod config_args;
+mod data;
+mod eval;
+mod facts;
+mod inspect;
+mod logs;
+mod run_arg;
+mod train;
+mod train_end;
+mod verify;
+mod visualize;
+
+use std::ffi::OsString;
+use std::io::{self, BufWriter, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+
+use clap::builder::Styles;
+use clap::builder::styling::AnsiColor;
+use clap::{Parser, Subcommand};
+use mlomae_dataflow::exit::panic_message;
+
+use crate::error::{CliError, exit_code};
+use crate::logging::{self, EventQueue, LogFormat};
+use crate::panic_hook;
+use crate::terminal::Terminal;
+
+const STYLES: Styles = Styles::styled()
+    .header(AnsiColor::Green.on_default().bold())
+    .usage(AnsiColor::Green.on_default().bold())
+    .literal(AnsiColor::Cyan.on_default().bold())
+    .placeholder(AnsiColor::Cyan.on_default());
+
+const EXAMPLES: &str = "\
+Examples:
+  mlomae train                                   two minutes on embedded images, from any folder
+  mlomae train configs/cifar10.toml --set data.path=/data/cifar-10
+  mlomae train --resume runs/20261123-2132-ab3f  go on exactly where a run ended
+  mlomae check configs/cifar10.toml              everything that is wrong, before a long run
+  mlomae eval knn runs/20261123-2132-ab3f        quality of the features on the test split
+  mlomae visualize runs/20261123-2132-ab3f       images, scores, masks and reconstructions as PNG
+  duckdb -c \"SELECT * FROM 'runs/*/logs/metrics/*.parquet'\"
+
+Exit codes: 0 ok, 1 a verification failed, 2 usage, 65 bad data, 66 no input, 70 internal error
+or NaN, 74 I/O, 78 bad config, 130 and 143 stopped by SIGINT and SIGTERM.";
+
+/// Pretrains vision transformers with learned masking (MLO-MAE): a masked autoencoder whose masks
+/// are learned from a downstream task's validation loss.
+#[derive(Debug, Parser)]
+#[command(name = "mlomae", version, styles = STYLES, after_help = EXAMPLES, max_term_width = 100)]
+#[command(arg_required_else_help = true, infer_long_args = false)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Form of the log lines on stderr; RUST_LOG filters them, as in RUST_LOG=debug.
+    #[arg(long, global = true, value_enum, default_value_t, value_name = "FORMAT")]
+    log_format: LogFormat,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Train(Box<train::Args>),
+    Check(check::Args),
+    Eval(eval::Args),
+    Visualize(visualize::Args),
+    Inspect(inspect::Args),
+    Verify(verify::Args),
+    Data(data::Args),
+    Logs(logs::Args),
+    Config(config::Args),
+}
+
+/// What every command has at hand.
+pub(crate) struct Session<'a> {
+    /// Stdout.
+    pub out: &'a mut dyn Write,
+    /// Stderr, with its progress display.
+    pub terminal: Terminal,
+    /// Logged events, for the `events` table.
+    pub events: EventQueue,
+}
+
+/// Runs the command of `args`, of which the first is the program's name, and answers with the
+/// process's exit code. Messages go to stderr, results to stdout; nothing panics out of here.
+pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    panic_hook::install();
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are "errors" that go to stdout; a closed stdout is no trouble.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { exit_code::USAGE } else { exit_code::OK });
+        }
+    };
+    let result = catch_unwind(AssertUnwindSafe(|| execute(cli))).unwrap_or_else(|payload| {
+        let message = panic_message(payload.as_ref());
+        Err(CliError::new(exit_code::INTERNAL, format!("internal error: {message}")))
+    });
+    let Err(error) = result else {
+        return ExitCode::SUCCESS;
+    };
+    if let CliError::Failed { lines, .. } = &error {
+        for line in lines {
+            // Whoever closed stderr does not want to know.
+            let _ = writeln!(io::stderr(), "error: {line}");
+        }
+    }
+    ExitCode::from(error.exit_code())
+}
+
+fn execute(cli: Cli) -> Result<(), CliError> {
+    let terminal = Terminal::stderr();
+    let is_quiet = matches!(&cli.command, Command::Train(args) if args.quiet);
+    let events = logging::init(cli.log_format, is_quiet, &terminal).map_err(CliError::usage)?;
+    let mut out = BufWriter::new(io::stdout());
+    let mut session = Session { out: &mut out, terminal, events };
+    let result = match cli.command {
+        Command::Train(args) => args.run(&mut session),
+        Command::Check(args) => args.run(&mut session),
+        Command::Eval(args) => args.run(&mut session),
+        Command::Visualize(args) => args.run(&mut session),
+        Command::Inspect(args) => args.run(&mut session),
+        Command::Verify(args) => args.run(&mut session),
+        Command::Data(args) => args.run(&mut session),
+        Command::Logs(args) => args.run(&mut session),
+        Command::Config(args) => args.run(&mut session),
+    };
+    // What was printed before an error is part of the answer.
+    let flushed = out.flush().map_err(CliError::from);
+    result.and(flushed)
+}
+
+#[cfg(test)]
+mod tests;

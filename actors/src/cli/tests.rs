@@ -1,0 +1,62 @@
+use clap::CommandFactory;
+
+use super::*;
+
+#[test]
+fn the_command_line_is_consistent() {
+    Cli::command().debug_assert();
+}
+
+fn parse(line: &str) -> Result<Command, clap::error::ErrorKind> {
+    let words = std::iter::once("mlomae").chain(line.split_whitespace());
+    Cli::try_parse_from(words).map(|cli| cli.command).map_err(|error| error.kind())
+}
+
+#[test]
+fn documented_lines_parse() {
+    for line in [
+        "train",
+        "train configs/quickstart.toml --serial --max-steps 3 --quiet --run-dir runs/x",
+        "train c.toml --set a.b=c --set d=1 --config-overlay o.toml --config-overlay p.toml",
+        "train --resume",
+        "train --resume runs/x --set train.outer_iterations=9",
+        "train c.toml --resume",
+        "train --restart --set run.id=x",
+        "check c.toml --log-format json",
+        "--log-format json check",
+        "verify g.safetensors --json",
+        "eval knn runs/x",
+        "eval linear latest --untrained --json",
+        "visualize runs/x --out p.png -n 12",
+        "data info --format embedded",
+        "data convert in out --split test",
+        "data synthetic out --num-train 20 --num-test 20",
+        "inspect latest --tensors",
+        "logs export latest --table metrics --format csv --out m.csv",
+        "logs repair latest",
+        "logs tail latest -n 5 -f",
+        "config show",
+        "config schema",
+    ] {
+        assert!(parse(line).is_ok(), "{line}: {:?}", parse(line).err());
+    }
+}
+
+#[test]
+fn wrong_lines_are_refused() {
+    use clap::error::ErrorKind::{ArgumentConflict, InvalidSubcommand, InvalidValue, ValueValidation};
+    for (line, expected) in [
+        ("trian", InvalidSubcommand),
+        ("train --resume runs/x --restart", ArgumentConflict),
+        ("train --resume runs/x --run-dir runs/y", ArgumentConflict),
+        ("train --max-steps 0", ValueValidation),
+        ("eval svm latest", InvalidValue),
+        ("visualize latest -n 0", ValueValidation),
+        ("data info x --format jpeg2000", ValueValidation),
+        ("logs tail latest --table metric", ValueValidation),
+        ("logs export latest --format xlsx", ValueValidation),
+        ("check --log-format yaml", InvalidValue),
+    ] {
+        assert_eq!(parse(line).err(), Some(expected), "{line}");
+    }
+}

@@ -1,0 +1,154 @@
+//! `mlomae train`: a run from its configuration to its summary.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use mlomae_dataflow::config::ConfigInputs;
+use mlomae_dataflow::run_sink::Latest;
+use mlomae_dataflow::stop::StopFlag;
+
+use super::Session;
+use super::config_args::ConfigArgs;
+use super::facts::facts;
+use super::run_arg::{DEFAULT_ROOT, find_run};
+use super::train_end::{final_judgement, print_summary};
+use crate::error::{CliError, check_outcome};
+use crate::run::{Run, Start};
+use crate::signals::SignalWatcher;
+use crate::training::{TrainingOptions, train};
+
+/// Pretrain with learned masks, from a configuration or where a run ended
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+SIGINT or SIGTERM finishes the outer iteration, writes a checkpoint, seals the logs and exits with
+130 or 143; a second one leaves at once. Any interrupted run can be resumed, exactly.
+
+Examples:
+  mlomae train                                       embedded images, about two minutes
+  mlomae train configs/cifar10.toml --set data.path=/data/cifar-10 --max-steps 200
+  mlomae train --resume runs/my-run
+  mlomae train --resume runs/my-run --set train.outer_iterations=1000
+  mlomae train --serial --quiet                      one thread, no actors, the same weights to the bit")]
+pub(crate) struct Args {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Go on where RUN ended: a run directory, the id of a run below ./runs, or `latest` (the default)
+    #[arg(long, value_name = "RUN", num_args = 0..=1, default_missing_value = "latest")]
+    resume: Option<PathBuf>,
+    /// Begin anew although the run directory exists; what is there is moved aside
+    #[arg(long, conflicts_with = "resume")]
+    restart: bool,
+    /// Run all stages on one thread, without actors; the results are the same
+    #[arg(long)]
+    serial: bool,
+    /// Number of outer iterations (sets train.outer_iterations)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    max_steps: Option<u64>,
+    /// The run's directory (sets run.root and run.id)
+    #[arg(long, value_name = "DIR", conflicts_with = "resume")]
+    run_dir: Option<PathBuf>,
+    /// Print nothing but warnings and errors
+    #[arg(short, long)]
+    pub(super) quiet: bool,
+}
+
+impl Args {
+    pub(crate) fn run(self, session: &mut Session<'_>) -> Result<(), CliError> {
+        let begin = Instant::now();
+        let stop = StopFlag::new();
+        let terminal = session.terminal.clone();
+        let _signals = SignalWatcher::start(stop.clone(), move || terminal.clear())
+            .map_err(|error| CliError::new(74, format!("cannot watch signals: {error}")))?;
+        let Start { mut run, prepared, state } = self.start()?;
+        for (name, text) in facts(&prepared)? {
+            tracing::info!(kind = "setup", what = name, "{name}: {text}");
+        }
+        let (first_outer, latest) = (state.outer, Latest::default());
+        if first_outer >= prepared.method.total_outer {
+            tracing::info!(
+                kind = "nothing_left",
+                "nothing left to do: {first_outer} of {} outer iterations are done; more with --set train.outer_iterations=N",
+                prepared.method.total_outer
+            );
+        }
+        let options = TrainingOptions {
+            serial: self.serial,
+            display: (!self.quiet).then(|| session.terminal.clone()),
+            events: session.events.clone(),
+            stop: stop.clone(),
+            latest: latest.clone(),
+        };
+        let result =
+            run.sink(&prepared, state.outer, latest.clone()).and_then(|sink| train(&prepared, state, sink, options));
+        let (report, result) = match result {
+            Ok(report) => {
+                let result = check_outcome(&report.outcome);
+                (Some(report), result)
+            }
+            Err(error) => (None, Err(error)),
+        };
+        run.end(&result, latest.get().step);
+        let Some(report) = report else {
+            return result;
+        };
+        let judgement = match result {
+            Ok(()) if prepared.config.eval.at_end => final_judgement(&run, &prepared, &stop, &session.terminal),
+            _ => Ok(None),
+        };
+        if !self.quiet {
+            let judged = judgement.as_ref().ok().and_then(Option::as_ref);
+            print_summary(session.out, &run, &prepared, &report, &latest, first_outer, judged, begin)?;
+        }
+        result.and(judgement.map(|_| ()))
+    }
+
+    /// Begins a run or takes one up.
+    fn start(&self) -> Result<Start, CliError> {
+        let overlay = self.settings();
+        let Some(resume) = &self.resume else {
+            let mut inputs = self.config.inputs()?;
+            inputs.sets.extend(overlay);
+            let name = self.config.config.as_deref().and_then(Path::file_stem);
+            let name = name.map_or_else(|| "quickstart".into(), |name| name.to_string_lossy());
+            return Run::begin(&inputs, &name, self.restart);
+        };
+        if resume.extension().is_some_and(|extension| extension == "toml") {
+            let line = format!(
+                "--resume takes a run directory, not a configuration; write the configuration before it: {}",
+                resume.display()
+            );
+            return Err(CliError::usage(line));
+        }
+        let base = match &self.config.config {
+            Some(_) => {
+                Some(ConfigArgs { set: Vec::new(), config_overlay: Vec::new(), ..self.config.clone() }.inputs()?)
+            }
+            None => None,
+        };
+        let mut changes =
+            super::config_args::overlay_inputs(ConfigInputs::default(), &self.config.config_overlay, &self.config.set)?;
+        changes.sets.extend(overlay);
+        let path = match (&base, resume == Path::new("latest")) {
+            (Some(base), true) => Run::latest_of(base, &changes)?,
+            _ => find_run(resume)?,
+        };
+        Run::resume(&path, base, changes)
+    }
+
+    /// The arguments that are settings by another name.
+    fn settings(&self) -> Vec<String> {
+        let mut sets = Vec::new();
+        let text = |text: &str| toml::Value::String(text.to_owned()).to_string();
+        if let Some(num) = self.max_steps {
+            sets.push(format!("train.outer_iterations={num}"));
+        }
+        if let Some(dir) = &self.run_dir {
+            let root = dir.parent().filter(|root| !root.as_os_str().is_empty());
+            let root = root.map_or_else(|| ".".into(), |root| root.to_string_lossy().into_owned());
+            let id = dir.file_name().map_or_else(|| DEFAULT_ROOT.into(), |id| id.to_string_lossy());
+            sets.push(format!("run.root={}", text(&root)));
+            sets.push(format!("run.id={}", text(&id)));
+        }
+        sets
+    }
+}

@@ -1,0 +1,112 @@
+//! The end of `mlomae train`: the encoder is judged, and a summary printed.
+
+use std::io::Write;
+use std::time::Instant;
+
+use mlomae_dataflow::run_sink::{CheckpointTensors, Latest};
+use mlomae_dataflow::state::TrainState;
+use mlomae_dataflow::stop::StopFlag;
+use mlomae_model::layout::ParamSet;
+use mlomae_storage::checkpoint;
+
+use super::bar::Bar;
+use super::facts::count_text;
+use crate::error::{CliError, exit_code};
+use crate::eval::{Judge, Judgement, Task};
+use crate::progress::duration_text;
+use crate::run::Run;
+use crate::run_log::RowCounts;
+use crate::setup::Prepared;
+use crate::terminal::Terminal;
+use crate::timing::timing_tree;
+use crate::training::TrainingReport;
+
+/// The final encoder's k-NN accuracy beside that of an untrained one, also written to the `evals`
+/// table. None if the data has no test split.
+///
+/// # Errors
+/// If the checkpoint or the data cannot be read, or the result not be written; without a message if
+/// `stop` asks to leave.
+pub(super) fn final_judgement(
+    run: &Run,
+    prepared: &Prepared,
+    stop: &StopFlag,
+    terminal: &Terminal,
+) -> Result<Option<(Judgement, Judgement)>, CliError> {
+    if prepared.data.test.is_none() {
+        return Ok(None);
+    }
+    let folder = checkpoint::resolve(run.path())?;
+    let loaded = checkpoint::load(&folder)?;
+    let state = TrainState::restore(&prepared.method, &CheckpointTensors(&loaded), &loaded.state)
+        .map_err(|error| CliError::new(exit_code::BAD_DATA, format!("{error}: {}", folder.display())))?;
+    let judge = Judge::new(prepared)?;
+    let bar = Bar::new(terminal, "k-NN");
+    let mut progress = |name, done, all| bar.set(name, done, all);
+    let trained = judge.judge(Task::Knn, &state.theta, stop, &mut progress)?;
+    let fresh = prepared.method.model.init(ParamSet::Pretrain, prepared.config.seed);
+    let untrained = judge.judge(Task::Knn, &fresh, stop, &mut progress)?;
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    let results = [(Task::Knn, "accuracy", trained), (Task::Knn, "accuracy_untrained", untrained)];
+    run.write_evals(prepared, &name, loaded.step, &results)?;
+    Ok(Some((trained, untrained)))
+}
+
+/// Prints what the process did, and the timing tree.
+#[allow(clippy::too_many_arguments)]
+pub(super) fn print_summary(
+    out: &mut dyn Write,
+    run: &Run,
+    prepared: &Prepared,
+    report: &TrainingReport,
+    latest: &Latest,
+    first_outer: u64,
+    judged: Option<&(Judgement, Judgement)>,
+    begin: Instant,
+) -> Result<(), CliError> {
+    let latest = latest.get();
+    let method = &prepared.method;
+    let step = u64::try_from(latest.step).unwrap_or(0).max(first_outer * method.unroll);
+    let seconds = begin.elapsed().as_secs_f64();
+    let num_steps = step - first_outer * method.unroll;
+    writeln!(out, "run         {}", run.path().display())?;
+    writeln!(out, "iterations  {} of {} outer, {step} level-1 steps", step / method.unroll, method.total_outer)?;
+    writeln!(
+        out,
+        "time        {}, {} images trained on by this process",
+        duration_text(seconds),
+        count_text(usize::try_from(num_steps).unwrap_or(0) * prepared.config.pretrain.batch)
+    )?;
+    let loss = |loss: Option<f64>| loss.map_or_else(|| "-".to_owned(), |loss| format!("{loss:.4}"));
+    writeln!(
+        out,
+        "losses      pretrain {}, finetune {}, mask {}",
+        loss(latest.pretrain_loss),
+        loss(latest.finetune_loss),
+        loss(latest.validation_loss)
+    )?;
+    if let Some((trained, untrained)) = judged {
+        writeln!(
+            out,
+            "k-NN        {:.1} % of {} test images; {:.1} % with an untrained encoder",
+            100.0 * trained.accuracy,
+            trained.num_test,
+            100.0 * untrained.accuracy
+        )?;
+    }
+    if let Ok(folder) = checkpoint::resolve(run.path()) {
+        let name = folder.file_name().unwrap_or_default().to_string_lossy();
+        writeln!(out, "checkpoint  checkpoints/{name}")?;
+    }
+    let mut rows = report.rows.get();
+    rows[4] += if judged.is_some() { 2 } else { 0 };
+    let rows = RowCounts::TABLES.iter().zip(rows).map(|(table, num)| format!("{table} {num}"));
+    writeln!(out, "log rows    {}", rows.collect::<Vec<_>>().join(", "))?;
+    if report.outcome.num_restarts() > 0 {
+        writeln!(out, "restarts    {}, see the events table", report.outcome.num_restarts())?;
+    }
+    if !report.samples.is_empty() {
+        writeln!(out, "\n{}", timing_tree(&report.samples))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,103 @@
+//! `mlomae verify`: one outer iteration against golden vectors.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use mlomae_model::golden::{Check, Golden, GoldenTensor};
+use mlomae_storage::checkpoint::read_safetensors;
+
+use super::Session;
+use crate::error::{CliError, exit_code};
+
+/// Compare one outer iteration with the golden vectors of an independent reference
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+The file holds initial weights, batches, and what the reference got from them: losses, scores,
+masks, gradients, hypergradients and the weights afterwards. Ends with exit code 1 if a quantity
+is further off than its limit.
+
+Examples:
+  mlomae verify tests/fixtures/golden-tiny.safetensors
+  mlomae verify golden.safetensors --json | jq '.checks[] | select(.ok | not)'")]
+pub(crate) struct Args {
+    /// Golden file
+    #[arg(value_name = "FILE.safetensors")]
+    file: PathBuf,
+    /// Print one JSON object instead of the table
+    #[arg(long)]
+    json: bool,
+    /// Compute threads; the results are the same to the bit for any number
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    threads: u16,
+}
+
+impl Args {
+    pub(crate) fn run(self, session: &mut Session<'_>) -> Result<(), CliError> {
+        let checks = read(&self.file)?.verify(self.threads.into())?;
+        let num_failed = checks.iter().filter(|check| !check.ok).count();
+        if self.json {
+            let report = serde_json::json!({
+                "file": self.file,
+                "ok": num_failed == 0,
+                "checks": checks,
+            });
+            writeln!(session.out, "{report:#}")?;
+        } else {
+            session.out.write_all(table(&checks).as_bytes())?;
+        }
+        if num_failed == 0 && !checks.is_empty() {
+            return Ok(());
+        }
+        session.out.flush()?;
+        let line = format!(
+            "{num_failed} of {} quantities are further off than their limits in {}",
+            checks.len(),
+            self.file.display()
+        );
+        Err(CliError::new(exit_code::FAILED, line))
+    }
+}
+
+/// Reads a golden file; integers become floats, as the model takes them.
+fn read(path: &Path) -> Result<Golden, CliError> {
+    let (metadata, tensors) = read_safetensors(path)?;
+    let config = metadata.get("config").ok_or_else(|| {
+        let line = format!("not a golden file, its metadata lacks `config`: {}", path.display());
+        CliError::new(exit_code::BAD_DATA, line)
+    })?;
+    let config = Golden::parse_config(config)
+        .map_err(|error| CliError::new(exit_code::BAD_DATA, format!("{error}: {}", path.display())))?;
+    let tensors = tensors.into_iter().map(|tensor| {
+        let values = tensor.data.to_f64().into_iter().map(|value| value as f32).collect();
+        (tensor.name, GoldenTensor { shape: tensor.shape, values })
+    });
+    Ok(Golden { config, tensors: tensors.collect::<BTreeMap<_, _>>() })
+}
+
+/// A line each: quantity, relative error, limit, ok.
+fn table(checks: &[Check]) -> String {
+    let width = checks.iter().map(|check| check.quantity.chars().count()).max().unwrap_or(0).max(8);
+    let mut text = format!("{:<width$}  {:>14}  {:>8}  ok\n", "quantity", "relative error", "limit");
+    for Check { quantity, error, limit, ok } in checks {
+        let ok = if *ok { "ok" } else { "FAILED" };
+        text += &format!("{quantity:<width$}  {error:>14.2e}  {limit:>8.0e}  {ok}\n");
+    }
+    let num_ok = checks.iter().filter(|check| check.ok).count();
+    text + &format!("{num_ok} of {} ok\n", checks.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_quantity_stands_out() {
+        let check = |quantity: &str, error: f64, ok| Check { quantity: quantity.to_owned(), error, limit: 1e-4, ok };
+        let text = table(&[check("pretrain0.grad", 2e-7, true), check("mask.loss", f64::NAN, false)]);
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines.len(), 4);
+        assert!(lines[1].ends_with("2.00e-7      1e-4  ok"), "{text}");
+        assert!(lines[2].ends_with("NaN      1e-4  FAILED"), "{text}");
+        assert_eq!(lines[3], "1 of 2 ok");
+    }
+}

@@ -1,0 +1,62 @@
+//! `mlomae visualize`: what the masking network masks and the decoder reconstructs.
+
+use std::path::PathBuf;
+
+use mlomae_dataflow::config::ConfigInputs;
+use mlomae_storage::dataset::Split;
+
+use super::Session;
+use super::run_arg::{OverlayArgs, find_run};
+use crate::error::CliError;
+use crate::pictures::panel_of;
+use crate::trained::Trained;
+
+/// Write a PNG panel of images with their scores, masks and reconstructions
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+CHECKPOINT is a run directory (its latest checkpoint), the id of a run below ./runs, `latest`, or a
+step-… folder.
+
+Examples:
+  mlomae visualize latest
+  mlomae visualize runs/my-run --out panel.png -n 12 --split train")]
+pub(crate) struct Args {
+    /// Checkpoint
+    #[arg(value_name = "CHECKPOINT")]
+    checkpoint: PathBuf,
+    /// The picture; default: images/<checkpoint>.png in the run directory
+    #[arg(long, value_name = "PNG")]
+    out: Option<PathBuf>,
+    /// Number of images, drawn by the run's seed
+    #[arg(short = 'n', long = "images", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=256))]
+    num_images: u16,
+    /// Split that the images come from
+    #[arg(long, default_value = "test", value_name = "train|test", value_parser = parse_split)]
+    split: Split,
+    #[command(flatten)]
+    overlay: OverlayArgs,
+}
+
+fn parse_split(text: &str) -> Result<Split, String> {
+    Split::parse(text).map_err(|error| error.to_string())
+}
+
+impl Args {
+    pub(crate) fn run(self, session: &mut Session<'_>) -> Result<(), CliError> {
+        let overlay: ConfigInputs = self.overlay.inputs()?;
+        let trained = Trained::load(&find_run(&self.checkpoint)?, None, overlay)?;
+        let panel = panel_of(&trained, self.split, self.num_images.into())?;
+        let out = match (self.out, trained.run()) {
+            (Some(out), _) => out,
+            (None, Some(run)) => run.join("images").join(format!("{}.png", trained.name())),
+            (None, None) => PathBuf::from(format!("{}.png", trained.name())),
+        };
+        let mut png = std::io::Cursor::new(Vec::new());
+        panel
+            .write_to(&mut png, image::ImageFormat::Png)
+            .map_err(|error| CliError::file("write", &out, &std::io::Error::other(error.to_string())))?;
+        mlomae_storage::atomic::write_atomic(&out, png.get_ref())?;
+        writeln!(session.out, "{}", out.display())?;
+        Ok(())
+    }
+}

@@ -1,0 +1,7 @@
+//! The binary `mlomae`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    mlomae_actors::cli::run(std::env::args_os())
+}

@@ -1,0 +1,244 @@
+//! A run's directory over the life of a process that trains: begun or taken up, written to, ended.
+
+use std::path::{Path, PathBuf};
+
+use mlomae_dataflow::config::{Config, ConfigInputs};
+use mlomae_dataflow::run_sink::{Latest, RunSink};
+use mlomae_dataflow::state::TrainState;
+use mlomae_storage::checkpoint;
+use mlomae_storage::logs::{Clock, EvalRow, Level, LogContext, LogPolicy, LogWriter};
+use mlomae_storage::run_dir::{RunDir, RunRecord, RunStatus, new_run_id};
+
+use crate::error::{CliError, exit_code};
+use crate::eval::{Judgement, Task};
+use crate::setup::{Prepared, config_toml};
+use crate::trained::Trained;
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// A run directory that this process holds.
+#[derive(Debug)]
+pub struct Run {
+    dir: RunDir,
+    record: RunRecord,
+    clock: Clock,
+}
+
+/// A run that is ready to train.
+#[derive(Debug)]
+pub struct Start {
+    /// Its directory.
+    pub run: Run,
+    /// Configuration, data and networks.
+    pub prepared: Prepared,
+    /// Where training starts.
+    pub state: TrainState,
+}
+
+impl Run {
+    /// Makes a new run from `inputs`; `name` becomes a part of its id unless `run.id` is given. With
+    /// `restart` a directory in the way is moved aside. Nothing is made if the configuration or its data
+    /// are wrong.
+    ///
+    /// # Errors
+    /// If the configuration or its data are wrong, or the directory is in the way or cannot be made.
+    pub fn begin(inputs: &ConfigInputs, name: &str, restart: bool) -> Result<Start, CliError> {
+        let mut config = Config::resolve(inputs)?;
+        let id = config.run.id.get_or_insert_with(|| new_run_id(name)).clone();
+        let prepared = Prepared::new(config, None)?;
+        let root = PathBuf::from(&prepared.config.run.root);
+        if restart {
+            move_aside(&root.join(&id))?;
+        }
+        let dir = RunDir::create(&root, &id)?;
+        // The record makes the folder a run, so it comes after what a run needs to be taken up.
+        dir.write_configs(&config_toml(&prepared.config)?, &as_given(inputs))?;
+        let record = RunRecord::begin(&id, VERSION, prepared.config.seed);
+        dir.write_record(&record)?;
+        tracing::info!(kind = "run_started", "run directory {}", dir.path().display());
+        let state = TrainState::fresh(&prepared.method);
+        Ok(Start { run: Self { dir, record, clock: Clock::start() }, prepared, state })
+    }
+
+    /// Takes up the run at `path` at its latest checkpoint, or at its beginning if it has none. The
+    /// configuration is the run's own, or `base` if given, with `changes` over it.
+    ///
+    /// # Errors
+    /// If there is no such run, another process holds it, its files are damaged, or the configuration
+    /// does not fit them.
+    pub fn resume(path: &Path, base: Option<ConfigInputs>, mut changes: ConfigInputs) -> Result<Start, CliError> {
+        let dir = RunDir::open_locked(path)?;
+        let mut record = dir.record()?;
+        // The directory may have been moved since; it stays where it is.
+        let root = path.parent().filter(|root| !root.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let text = |text: &str| toml::Value::String(text.to_owned()).to_string();
+        changes.sets.push(format!("run.root={}", text(&root.to_string_lossy())));
+        changes.sets.push(format!("run.id={}", text(&record.id)));
+        checkpoint::clean(path)?;
+        let (prepared, state, wall_s) = if checkpoint::list(path)?.is_empty() {
+            let mut inputs = match base {
+                Some(base) => base,
+                None => ConfigInputs::default().layer(&dir.config().display().to_string(), &dir.read_config()?),
+            };
+            inputs.layers.extend(changes.layers);
+            inputs.sets.extend(changes.sets);
+            let prepared = Prepared::new(Config::resolve(&inputs)?, None)?;
+            let state = TrainState::fresh(&prepared.method);
+            (prepared, state, 0.0)
+        } else {
+            let Trained { prepared, state, wall_s, .. } = Trained::load(path, base, changes)?;
+            (prepared, state, wall_s)
+        };
+        let input = std::fs::read_to_string(dir.config_input()).unwrap_or_default();
+        dir.write_configs(&config_toml(&prepared.config)?, &input)?;
+        record.resume(VERSION);
+        dir.write_record(&record)?;
+        tracing::info!(
+            kind = "run_resumed",
+            outer = state.outer,
+            segment = record.segment,
+            "run directory {}, going on after outer iteration {}",
+            path.display(),
+            state.outer
+        );
+        Ok(Start { run: Self { dir, record, clock: Clock::resume(wall_s) }, prepared, state })
+    }
+
+    /// The run that a configuration means without naming it: that of its `run.id`, or the newest below
+    /// its `run.root`.
+    ///
+    /// # Errors
+    /// If the configuration is wrong or there is no run.
+    pub fn latest_of(base: &ConfigInputs, changes: &ConfigInputs) -> Result<PathBuf, CliError> {
+        let mut inputs = base.clone();
+        inputs.layers.extend(changes.layers.iter().cloned());
+        inputs.sets.extend(changes.sets.iter().cloned());
+        let config = Config::resolve(&inputs)?;
+        let root = Path::new(&config.run.root);
+        Ok(match &config.run.id {
+            Some(id) => root.join(id),
+            None => RunDir::latest(root)?.path().to_owned(),
+        })
+    }
+
+    /// The run's directory.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Opens the logs, taking back rows behind the `outer` outer iterations that are done, and makes
+    /// the sink of the log stage.
+    ///
+    /// # Errors
+    /// If the logs cannot be opened.
+    pub fn sink(&self, prepared: &Prepared, outer: u64, latest: Latest) -> Result<RunSink, CliError> {
+        let step = outer * prepared.method.unroll;
+        let step = i64::try_from(step).unwrap_or(i64::MAX);
+        let (context, policy) = (self.log_context(prepared), log_policy(&prepared.config));
+        let writer = if self.record.segment == 0 {
+            LogWriter::open(self.path(), context, policy)?
+        } else {
+            LogWriter::resume(self.path(), context, policy, step)?.0
+        };
+        let keep = prepared.config.checkpoint.keep;
+        Ok(RunSink::new(self.path(), writer, keep, prepared.static_state()?, latest))
+    }
+
+    /// Writes results to the `evals` table of the run, whose logs are sealed otherwise.
+    ///
+    /// # Errors
+    /// If they cannot be written.
+    pub fn write_evals(
+        &self,
+        prepared: &Prepared,
+        checkpoint: &str,
+        step: u64,
+        results: &[(Task, &str, Judgement)],
+    ) -> Result<(), CliError> {
+        let mut writer = LogWriter::open(self.path(), self.log_context(prepared), log_policy(&prepared.config))?;
+        let epoch = step.saturating_sub(1) / prepared.method.steps_per_epoch.max(1);
+        for (task, metric, judgement) in results {
+            writer.eval(EvalRow {
+                stamp: self.clock.stamp(),
+                epoch: i32::try_from(epoch).unwrap_or(i32::MAX),
+                step: i64::try_from(step).unwrap_or(i64::MAX),
+                level: Level::Eval,
+                task: task.as_str().into(),
+                split: "test".into(),
+                metric: (*metric).to_owned().into(),
+                value: judgement.accuracy,
+                n: i64::try_from(judgement.num_test).unwrap_or(i64::MAX),
+                checkpoint: checkpoint.to_owned(),
+                seconds: judgement.seconds,
+            })?;
+        }
+        Ok(writer.close()?)
+    }
+
+    /// Notes in `run.json` how the process ended. If that cannot be written, it is a warning: the
+    /// first error is the one to report.
+    pub fn end(&mut self, result: &Result<(), CliError>, step: i64) {
+        let (status, code, error) = match result {
+            Ok(()) => (RunStatus::Finished, exit_code::OK, None),
+            Err(error @ CliError::Failed { exit_code: 130 | 143, .. }) => {
+                (RunStatus::Interrupted, error.exit_code(), None)
+            }
+            Err(error) => (RunStatus::Failed, error.exit_code(), Some(error.to_string())),
+        };
+        self.record.wall_s = self.clock.wall_s();
+        self.record.step = self.record.step.max(step);
+        self.record.end(status, code.into(), error);
+        if let Err(error) = self.dir.write_record(&self.record) {
+            tracing::warn!(kind = "run_record", "{error}");
+        }
+    }
+
+    fn log_context(&self, prepared: &Prepared) -> LogContext {
+        let grid = u16::try_from(prepared.method.model.config.grid()).unwrap_or(u16::MAX);
+        LogContext {
+            run_id: self.record.id.clone(),
+            segment: self.record.segment,
+            patch_grid: (grid, grid),
+            program_version: VERSION.to_owned(),
+            clock: self.clock,
+        }
+    }
+}
+
+fn log_policy(config: &Config) -> LogPolicy {
+    LogPolicy {
+        seal_rows: config.logs.rotate_rows,
+        seal_age: std::time::Duration::from_secs_f64(config.logs.rotate_seconds),
+        ..LogPolicy::default()
+    }
+}
+
+/// The configuration as it was given: all layers, then the settings, as comments say.
+fn as_given(inputs: &ConfigInputs) -> String {
+    let mut text = String::new();
+    for (name, layer) in &inputs.layers {
+        text += &format!("# {name}\n{}\n", layer.trim_end());
+    }
+    for setting in &inputs.sets {
+        text += &format!("# --set {setting}\n");
+    }
+    text
+}
+
+/// Renames a directory that is in the way of a new run to `<name>.before-N`.
+fn move_aside(path: &Path) -> Result<(), CliError> {
+    if !path.exists() {
+        return Ok(());
+    }
+    // Held by another process, it is not ours to move.
+    drop(RunDir::open_locked(path)?);
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let aside = (1..)
+        .map(|number: u32| path.with_file_name(format!("{name}.before-{number}")))
+        .find(|aside| !aside.exists())
+        .unwrap_or_else(|| path.with_extension("before"));
+    std::fs::rename(path, &aside).map_err(|error| CliError::file("rename", path, &error))?;
+    tracing::info!(kind = "run_moved", "moved the run in the way to {}", aside.display());
+    Ok(())
+}

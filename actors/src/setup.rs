@@ -1,0 +1,115 @@
+//! From a configuration to opened data, networks and loaders: what `check`, `train`, evaluations and
+//! pictures have in common.
+
+use mlomae_dataflow::augment::Normalisation;
+use mlomae_dataflow::batch::ImageBatch;
+use mlomae_dataflow::config::Config;
+use mlomae_dataflow::data::Data;
+use mlomae_dataflow::method::Method;
+use mlomae_dataflow::run_sink::StaticState;
+use mlomae_dataflow::stages::load::LoadStage;
+use mlomae_storage::dataset::Split;
+
+use crate::error::{CliError, exit_code};
+
+/// Everything of a run that follows from its configuration and its data.
+pub struct Prepared {
+    /// The configuration.
+    pub config: Config,
+    /// The data.
+    pub data: Data,
+    /// The method with its networks.
+    pub method: Method,
+    /// A loader of the train split, for its [`samples`](LoadStage::samples).
+    pub load_train: LoadStage,
+    /// The same of the test split. None if there is none.
+    pub load_test: Option<LoadStage>,
+}
+
+impl std::fmt::Debug for Prepared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Prepared").field("data", &self.data).finish_non_exhaustive()
+    }
+}
+
+impl Prepared {
+    /// Opens the data and builds the networks. The normalisation is `normalisation`, else the
+    /// configuration's, else measured over the pretrain role.
+    ///
+    /// # Errors
+    /// If the data cannot be opened or read, or does not fit the configuration.
+    pub fn new(config: Config, normalisation: Option<Normalisation>) -> Result<Self, CliError> {
+        let data = Data::open(&config, normalisation)?;
+        let method = data.method(&config)?;
+        let loader = |dataset| data.loader(&config, dataset, &method.arena);
+        let load_train = loader(&data.train)?;
+        let load_test = data.test.as_ref().map(loader).transpose()?;
+        Ok(Self { config, data, method, load_train, load_test })
+    }
+
+    /// What of a checkpoint's state stays the same over the run.
+    ///
+    /// # Errors
+    /// Never for a resolved configuration.
+    pub fn static_state(&self) -> Result<StaticState, CliError> {
+        let info = self.data.train.info();
+        let model = &self.method.model.config;
+        let normalisation = &self.data.normalisation;
+        let state = serde_json::json!({
+            "seed": self.config.seed,
+            "config": config_toml(&self.config)?,
+            "model": {
+                "image": model.image,
+                "patch": model.patch,
+                "channels": model.channels,
+                "num_classes": model.num_classes,
+            },
+            "normalisation": { "mean": normalisation.mean, "std": normalisation.std },
+            "data": { "name": info.name, "num_samples": info.num_samples },
+            "data_fingerprint": self.fingerprint(),
+            "class_names": info.class_names,
+        });
+        match state {
+            serde_json::Value::Object(state) => Ok(state),
+            _ => Ok(StaticState::new()),
+        }
+    }
+
+    /// A hash of which sample has which role, in hexadecimal.
+    #[must_use]
+    pub fn fingerprint(&self) -> String {
+        format!("{:016x}", self.data.roles.fingerprint())
+    }
+
+    /// The loader of a split.
+    ///
+    /// # Errors
+    /// If there is no test split.
+    pub fn loader(&self, split: Split) -> Result<&LoadStage, CliError> {
+        match split {
+            Split::Train => Ok(&self.load_train),
+            Split::Test => self.load_test.as_ref().ok_or_else(|| {
+                let line = format!("data: {} has no test split", self.data.train.info().name);
+                CliError::new(exit_code::NO_INPUT, line)
+            }),
+        }
+    }
+
+    /// The samples `indices` of a split as the networks see them, without augmentation.
+    ///
+    /// # Errors
+    /// If a sample cannot be read.
+    pub fn samples(&self, split: Split, indices: &[usize]) -> Result<ImageBatch, CliError> {
+        Ok(self.loader(split)?.samples(indices)?)
+    }
+}
+
+/// The whole configuration as TOML.
+///
+/// # Errors
+/// Never for a resolved configuration.
+pub fn config_toml(config: &Config) -> Result<String, CliError> {
+    config
+        .to_toml()
+        .map_err(|error| CliError::new(exit_code::INTERNAL, format!("configuration has no TOML form: {error}")))
+}

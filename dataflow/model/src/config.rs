@@ -1,0 +1,133 @@
+//! Shapes of the networks.
+
+/// Whether position embeddings are trained after their sin-cos initialisation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PosEmbed {
+    /// As published: trained afterwards.
+    Trained,
+    /// Kept at the sin-cos values.
+    Frozen,
+}
+
+/// The form of the masking network T.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MaskNetKind {
+    /// Linear(L·D, hidden) → ReLU → Linear(hidden, L) → sigmoid over the flattened patches, as published.
+    FlatMlp,
+    /// A shared MLP over each patch's features, its position and the pooled image: independent of the resolution.
+    TokenMlp,
+}
+
+/// What the masking network reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MaskInput {
+    /// The autoencoder's own patch embedding, as published: θ receives a gradient through p.
+    Embedding,
+    /// The pixels of the patches: p depends on φ alone.
+    Pixels,
+}
+
+/// Shapes of encoder, decoder, masking network and head.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelConfig {
+    /// Side of the square image in pixels.
+    pub image: usize,
+    /// Side of a patch in pixels; divides `image`.
+    pub patch: usize,
+    /// Colour channels, 1 or 3.
+    pub channels: usize,
+    /// Encoder width.
+    pub dim: usize,
+    /// Encoder blocks.
+    pub depth: usize,
+    /// Encoder attention heads; divides `dim`.
+    pub heads: usize,
+    /// Decoder width.
+    pub dec_dim: usize,
+    /// Decoder blocks.
+    pub dec_depth: usize,
+    /// Decoder attention heads; divides `dec_dim`.
+    pub dec_heads: usize,
+    /// Trained or frozen position embeddings.
+    pub pos_embed: PosEmbed,
+    /// Share of the patches that is masked, in (0, 1).
+    pub mask_ratio: f64,
+    /// Form of the masking network.
+    pub mask_net: MaskNetKind,
+    /// Input of the masking network.
+    pub mask_input: MaskInput,
+    /// Hidden width of the masking network.
+    pub mask_hidden: usize,
+    /// Classes of the downstream head.
+    pub num_classes: usize,
+}
+
+impl ModelConfig {
+    /// Patches along one side.
+    pub fn grid(&self) -> usize {
+        self.image / self.patch
+    }
+
+    /// L: patches of an image.
+    pub fn num_patches(&self) -> usize {
+        self.grid() * self.grid()
+    }
+
+    /// Values of a patch.
+    pub fn patch_values(&self) -> usize {
+        self.patch * self.patch * self.channels
+    }
+
+    /// Values of an image.
+    pub fn image_values(&self) -> usize {
+        self.image * self.image * self.channels
+    }
+
+    /// Visible patches of an image: floor(L·(1 − mask ratio)).
+    pub fn num_visible(&self) -> usize {
+        // The product is nudged so that, say, 0.7 of 10 patches leaves 3 and not 2.
+        (self.num_patches() as f64 * (1.0 - self.mask_ratio) + 1e-9).floor() as usize
+    }
+
+    /// Everything that is wrong with the shapes, one line each; empty when the configuration can be built.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        let mut check = |ok: bool, message: String| {
+            if !ok {
+                problems.push(message);
+            }
+        };
+        check(
+            self.patch > 0 && self.image > 0 && self.image.is_multiple_of(self.patch.max(1)),
+            format!("patch must divide image {}, got {}", self.image, self.patch),
+        );
+        check(matches!(self.channels, 1 | 3), format!("channels must be 1 or 3, got {}", self.channels));
+        check(self.patch_values() >= 2, format!("a patch must hold at least 2 values, got {}", self.patch_values()));
+        for (name, dim, heads) in [("dim", self.dim, self.heads), ("dec_dim", self.dec_dim, self.dec_heads)] {
+            check(dim > 0 && dim.is_multiple_of(4), format!("{name} must be a positive multiple of 4, got {dim}"));
+            check(
+                heads > 0 && dim.is_multiple_of(heads.max(1)),
+                format!("the heads of {name} {dim} must divide it, got {heads}"),
+            );
+        }
+        check(self.depth > 0, format!("depth must be at least 1, got {}", self.depth));
+        check(self.dec_depth > 0, format!("dec_depth must be at least 1, got {}", self.dec_depth));
+        check(self.mask_hidden > 0, format!("mask hidden width must be at least 1, got {}", self.mask_hidden));
+        check(self.num_classes >= 2, format!("num_classes must be at least 2, got {}", self.num_classes));
+        check(
+            self.mask_ratio > 0.0 && self.mask_ratio < 1.0,
+            format!("mask_ratio must lie in (0, 1), got {}", self.mask_ratio),
+        );
+        if self.patch > 0 && self.mask_ratio > 0.0 && self.mask_ratio < 1.0 {
+            let (visible, patches) = (self.num_visible(), self.num_patches());
+            check(
+                visible >= 1 && visible < patches,
+                format!(
+                    "mask_ratio must leave between 1 and {} of {patches} patches visible, got {visible}",
+                    patches.saturating_sub(1)
+                ),
+            );
+        }
+        problems
+    }
+}

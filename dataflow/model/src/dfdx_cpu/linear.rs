@@ -1,0 +1,123 @@
+//! Linear layers with what follows them fused in.
+
+use std::sync::Arc;
+
+use dfdx::tensor::CpuError;
+
+use super::tape::{Grads, SharedSink, Slot};
+use super::{CpuTensor, DfdxCpu};
+use crate::arena::{Arena, Buffer, Params};
+use crate::kernels::{self, Epilogue, Mat};
+use crate::layout::LinearWeights;
+
+/// What the gradient of a linear layer needs, whatever is fused behind it.
+pub(super) struct LinearGradient {
+    w: LinearWeights,
+    params: Params,
+    sink: Option<SharedSink>,
+    x: Arc<Buffer>,
+    x_slot: Option<Slot>,
+    rows: usize,
+    arena: Arena,
+}
+
+impl LinearGradient {
+    /// Given the cotangent of `x·Wᵀ + b`: gradients of weight, bias and x.
+    fn run(&self, grads: &mut Grads, dy: &[f32]) -> Result<(), CpuError> {
+        let w = &self.w;
+        if let Some(sink) = &self.sink {
+            let mut sink = sink.borrow_mut();
+            let a = Mat { data: dy, ld: w.outputs, trans: true };
+            let b = Mat { data: &self.x, ld: w.inputs, trans: false };
+            let (dw, accumulate) = sink.slot(&w.weight);
+            kernels::matmul(dw, w.inputs, a, b, w.outputs, w.inputs, self.rows, accumulate);
+            let (db, accumulate) = sink.slot(&w.bias);
+            kernels::bias_grad(db, dy, accumulate);
+        }
+        if let Some(slot) = &self.x_slot {
+            slot.accumulate(grads, &self.arena, |dx, accumulate| {
+                let a = Mat { data: dy, ld: w.outputs, trans: false };
+                let b = Mat { data: &self.params[w.weight.range()], ld: w.inputs, trans: false };
+                kernels::matmul(dx, w.inputs, a, b, self.rows, w.inputs, w.outputs, accumulate);
+            })?;
+        }
+        Ok(())
+    }
+}
+
+impl DfdxCpu {
+    /// `x·Wᵀ` into `y`, with `epilogue` while the result is in the cache.
+    fn product(&self, y: &mut Buffer, x: &CpuTensor, w: &LinearWeights, epilogue: Epilogue<'_>) {
+        let a = Mat { data: &x.values, ld: w.inputs, trans: false };
+        let b = Mat { data: &self.set(w.weight.set)[w.weight.range()], ld: w.inputs, trans: true };
+        kernels::matmul_with(y, w.outputs, a, b, x.rows, w.outputs, w.inputs, epilogue);
+    }
+
+    fn linear_gradient(&self, x: &CpuTensor, w: &LinearWeights) -> LinearGradient {
+        LinearGradient {
+            w: *w,
+            params: self.set(w.weight.set).clone(),
+            sink: self.sink(w.weight.set),
+            x: x.values.clone(),
+            x_slot: x.slot.clone(),
+            rows: x.rows,
+            arena: self.arena.clone(),
+        }
+    }
+
+    fn wants_gradient(&self, x: &CpuTensor, w: &LinearWeights) -> bool {
+        self.record.is_some() && (x.slot.is_some() || self.sinks[w.weight.set.index()].is_some())
+    }
+
+    pub(super) fn linear_plain(&mut self, x: &CpuTensor, w: &LinearWeights) -> CpuTensor {
+        let mut y = self.arena.take(x.rows * w.outputs);
+        self.product(&mut y, x, w, Epilogue::Bias(&self.set(w.bias.set)[w.bias.range()]));
+        let wanted = self.wants_gradient(x, w);
+        let out = self.output(y, x.rows, w.outputs, wanted);
+        if wanted {
+            let gradient = self.linear_gradient(x, w);
+            self.push(&out, move |grads, dy| gradient.run(grads, &dy));
+        }
+        out
+    }
+
+    pub(super) fn linear_then_gelu(&mut self, x: &CpuTensor, w: &LinearWeights) -> CpuTensor {
+        let bias = &self.set(w.bias.set)[w.bias.range()];
+        let mut y = self.arena.take(x.rows * w.outputs);
+        let wanted = self.wants_gradient(x, w);
+        if !wanted {
+            self.product(&mut y, x, w, Epilogue::BiasGelu(bias));
+            return self.output(y, x.rows, w.outputs, false);
+        }
+        let mut pre = self.arena.take(x.rows * w.outputs);
+        self.product(&mut pre, x, w, Epilogue::BiasGeluKeep { bias, out: &mut y });
+        let out = self.output(y, x.rows, w.outputs, true);
+        let gradient = self.linear_gradient(x, w);
+        self.push(&out, move |grads, mut dy| {
+            kernels::gelu_grad(&mut dy, &pre);
+            gradient.run(grads, &dy)
+        });
+        out
+    }
+
+    pub(super) fn linear_then_add(&mut self, x: &CpuTensor, w: &LinearWeights, residual: &CpuTensor) -> CpuTensor {
+        let mut y = self.arena.take(x.rows * w.outputs);
+        let bias = &self.set(w.bias.set)[w.bias.range()];
+        self.product(&mut y, x, w, Epilogue::BiasResidual { bias, residual: &residual.values });
+        let wanted = self.wants_gradient(x, w) || (self.record.is_some() && residual.slot.is_some());
+        let out = self.output(y, x.rows, w.outputs, wanted);
+        if wanted {
+            let gradient = self.linear_gradient(x, w);
+            let residual = residual.slot.clone();
+            self.push(&out, move |grads, dy| {
+                gradient.run(grads, &dy)?;
+                // The residual's cotangent is the output's, so its memory moves on.
+                match residual {
+                    Some(residual) => residual.give(grads, &gradient.arena, dy),
+                    None => Ok(()),
+                }
+            });
+        }
+        out
+    }
+}

@@ -1,0 +1,277 @@
+//! Products of row-major matrices.
+
+use super::gemm::{Act, Finish, Operand, Product, gemm};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// op(X): a row-major matrix, or its transpose.
+#[derive(Clone, Copy, Debug)]
+pub struct Mat<'a> {
+    /// Values, row-major.
+    pub data: &'a [f32],
+    /// Leading dimension: values from one stored row to the next.
+    pub ld: usize,
+    /// Whether the transpose of what is stored is meant.
+    pub trans: bool,
+}
+
+impl Mat<'_> {
+    fn check(&self, rows: usize, cols: usize, what: &str) {
+        let (rows, cols) = if self.trans { (cols, rows) } else { (rows, cols) };
+        check_stored(self.data.len(), self.ld, rows, cols, what);
+    }
+
+    fn operand(&self) -> Operand {
+        let (row, col) = if self.trans { (1, self.ld) } else { (self.ld, 1) };
+        Operand { ptr: self.data.as_ptr(), row, col }
+    }
+}
+
+fn check_stored(len: usize, ld: usize, rows: usize, cols: usize, what: &str) {
+    assert!(ld >= cols, "matmul {what}: leading dimension {ld} is under the {cols} columns");
+    let needed = if rows == 0 || cols == 0 { 0 } else { (rows - 1) * ld + cols };
+    assert!(
+        len >= needed,
+        "matmul {what}: {rows} rows of {cols} with leading dimension {ld} need {needed} values, not {len}"
+    );
+}
+
+static FLOPS: AtomicU64 = AtomicU64::new(0);
+
+/// Σ 2mnk of all products since the program started, over all threads.
+pub fn flops() -> u64 {
+    FLOPS.load(Ordering::Relaxed)
+}
+
+/// Counts the work of a product that another kernel does.
+pub(super) fn count_flops(m: usize, n: usize, k: usize) {
+    FLOPS.fetch_add(2 * (m as u64) * (n as u64) * (k as u64), Ordering::Relaxed);
+}
+
+/// c = op(a)·op(b), or c += op(a)·op(b) with `accumulate`: op(a) [m, k], op(b) [k, n], c [m, n] row-major with leading dimension `ldc`.
+#[allow(clippy::too_many_arguments)]
+pub fn matmul(c: &mut [f32], ldc: usize, a: Mat<'_>, b: Mat<'_>, m: usize, n: usize, k: usize, accumulate: bool) {
+    run(c, ldc, a, b, m, n, k, accumulate, Finish::Plain);
+}
+
+/// What a product does to its result while it is still in the cache. All matrices [m, n] are laid out as c.
+#[derive(Debug)]
+pub enum Epilogue<'a> {
+    /// c += bias \[n].
+    Bias(&'a [f32]),
+    /// c = gelu(c + bias).
+    BiasGelu(&'a [f32]),
+    /// c += bias, kept for the backward pass, and out = gelu(c).
+    BiasGeluKeep {
+        /// \[n].
+        bias: &'a [f32],
+        /// [m, n], overwritten.
+        out: &'a mut [f32],
+    },
+    /// c += bias + residual.
+    BiasResidual {
+        /// \[n].
+        bias: &'a [f32],
+        /// [m, n].
+        residual: &'a [f32],
+    },
+}
+
+/// c = op(a)·op(b) as [`matmul`], then `epilogue`, without another sweep over c.
+#[allow(clippy::too_many_arguments)]
+pub fn matmul_with(
+    c: &mut [f32],
+    ldc: usize,
+    a: Mat<'_>,
+    b: Mat<'_>,
+    m: usize,
+    n: usize,
+    k: usize,
+    epilogue: Epilogue<'_>,
+) {
+    let check = |bias: &[f32]| assert!(bias.len() == n, "matmul bias: {} values for {n} columns", bias.len());
+    let finish = match epilogue {
+        Epilogue::Bias(bias) => {
+            check(bias);
+            Finish::Bias { bias: bias.as_ptr(), act: Act::None }
+        }
+        Epilogue::BiasGelu(bias) => {
+            check(bias);
+            Finish::Bias { bias: bias.as_ptr(), act: Act::Gelu }
+        }
+        Epilogue::BiasGeluKeep { bias, out } => {
+            check(bias);
+            check_stored(out.len(), ldc, m, n, "out");
+            Finish::Bias { bias: bias.as_ptr(), act: Act::GeluInto(out.as_mut_ptr()) }
+        }
+        Epilogue::BiasResidual { bias, residual } => {
+            check(bias);
+            check_stored(residual.len(), ldc, m, n, "residual");
+            Finish::Residual { bias: bias.as_ptr(), residual: residual.as_ptr() }
+        }
+    };
+    run(c, ldc, a, b, m, n, k, false, finish);
+}
+
+#[allow(clippy::too_many_arguments)]
+fn run(
+    c: &mut [f32],
+    ldc: usize,
+    a: Mat<'_>,
+    b: Mat<'_>,
+    m: usize,
+    n: usize,
+    k: usize,
+    accumulate: bool,
+    finish: Finish,
+) {
+    a.check(m, k, "a");
+    b.check(k, n, "b");
+    check_stored(c.len(), ldc, m, n, "c");
+    count_flops(m, n, k);
+    let product = Product { c: c.as_mut_ptr(), ldc, a: a.operand(), b: b.operand(), m, n, k, accumulate, finish };
+    // SAFETY: the checks made every element of the matrices lie in its slice; c and the epilogue's output are borrowed mutably.
+    unsafe { gemm(&product) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::testing::{assert_close, each_isa, values};
+
+    #[test]
+    fn products_match_their_twin_in_every_form() {
+        let sizes = [
+            (1, 1, 1),
+            (3, 17, 27),
+            (65, 65, 65),
+            (14, 33, 1),
+            (1, 10, 192),
+            (130, 100, 70),
+            (5, 3, 900),
+            (37, 530, 33),
+            (200, 64, 400),
+        ];
+        for (m, n, k) in sizes {
+            for form in 0..8 {
+                let (a_trans, b_trans, accumulate) = (form & 1 > 0, form & 2 > 0, form & 4 > 0);
+                let (lda, ldb, ldc) =
+                    (if a_trans { m } else { k } + form, if b_trans { k } else { n } + 1, n + form % 3);
+                let a = values(if a_trans { k } else { m } * lda, 1);
+                let b = values(if b_trans { n } else { k } * ldb, 2);
+                let start = values(m * ldc, 3);
+                let mut want: Vec<f64> = start.iter().map(|v| f64::from(*v)).collect();
+                for i in 0..m {
+                    for j in 0..n {
+                        let at = |p: usize| {
+                            let x = if a_trans { a[p * lda + i] } else { a[i * lda + p] };
+                            let y = if b_trans { b[j * ldb + p] } else { b[p * ldb + j] };
+                            f64::from(x) * f64::from(y)
+                        };
+                        let old = if accumulate { want[i * ldc + j] } else { 0.0 };
+                        want[i * ldc + j] = old + (0..k).map(at).sum::<f64>();
+                    }
+                }
+                each_isa(|isa| {
+                    let mut c = start.clone();
+                    let (a, b) = (Mat { data: &a, ld: lda, trans: a_trans }, Mat { data: &b, ld: ldb, trans: b_trans });
+                    matmul(&mut c, ldc, a, b, m, n, k, accumulate);
+                    assert_close(&c, &want, 2e-6, &format!("matmul {m}x{n}x{k} form {form} {isa:?}"));
+                    let mut again = start.clone();
+                    matmul(&mut again, ldc, a, b, m, n, k, accumulate);
+                    assert_eq!(c, again, "bits differ between two runs");
+                });
+            }
+        }
+    }
+
+    #[test]
+    fn epilogues_equal_their_sweeps() {
+        use crate::kernels::elementwise::{add_bias, add_bias_residual, bias_gelu};
+        for (m, n, k) in [(1, 1, 1), (13, 33, 5), (25, 65, 17), (30, 100, 1100), (24, 32, 600)] {
+            let (a, w, bias, residual) = (values(m * k, 1), values(n * k, 2), values(n, 3), values(m * n, 4));
+            let (a, w) = (Mat { data: &a, ld: k, trans: false }, Mat { data: &w, ld: k, trans: true });
+            each_isa(|isa| {
+                let mut plain = vec![f32::NAN; m * n];
+                matmul(&mut plain, n, a, w, m, n, k, false);
+                let fused = |epilogue: Epilogue<'_>| {
+                    let mut c = vec![f32::NAN; m * n];
+                    matmul_with(&mut c, n, a, w, m, n, k, epilogue);
+                    c
+                };
+                let (mut biased, mut summed) = (plain.clone(), plain.clone());
+                add_bias(&mut biased, &bias);
+                assert_eq!(fused(Epilogue::Bias(&bias)), biased, "{isa:?}");
+                add_bias_residual(&mut summed, &bias, &residual);
+                assert_eq!(fused(Epilogue::BiasResidual { bias: &bias, residual: &residual }), summed, "{isa:?}");
+                let (mut out, mut kept) = (vec![0.0; m * n], vec![f32::NAN; m * n]);
+                bias_gelu(&mut plain, &mut out, &bias);
+                assert_eq!(fused(Epilogue::BiasGelu(&bias)), out, "{isa:?}");
+                assert_eq!(fused(Epilogue::BiasGeluKeep { bias: &bias, out: &mut kept }), biased, "{isa:?}");
+                assert_eq!(kept, out, "{isa:?}");
+            });
+        }
+    }
+
+    #[test]
+    fn bits_of_a_row_do_not_depend_on_the_others() {
+        let (m, n, k) = (61, 70, 700);
+        let (x, w) = (values(m * k, 1), values(n * k, 2));
+        each_isa(|isa| {
+            let product = |rows: std::ops::Range<usize>, cols: std::ops::Range<usize>| {
+                let mut c = vec![0.0; rows.len() * cols.len()];
+                let a = Mat { data: &x[rows.start * k..], ld: k, trans: false };
+                let b = Mat { data: &w[cols.start * k..], ld: k, trans: true };
+                matmul(&mut c, cols.len(), a, b, rows.len(), cols.len(), k, false);
+                c
+            };
+            let all = product(0..m, 0..n);
+            for (i, j) in [(0, 0), (17, 3), (60, 69), (31, 32)] {
+                assert_eq!(product(i..i + 1, j..j + 1)[0], all[i * n + j], "{isa:?}");
+            }
+        });
+    }
+
+    #[test]
+    fn an_empty_sum_is_zero() {
+        let none = Mat { data: &[], ld: 3, trans: false };
+        let mut c = [7.0f32; 6];
+        matmul(&mut c, 3, Mat { ld: 0, ..none }, none, 2, 3, 0, true);
+        assert_eq!(c, [7.0; 6]);
+        matmul(&mut c, 3, Mat { ld: 0, ..none }, none, 2, 3, 0, false);
+        assert_eq!(c, [0.0; 6]);
+    }
+
+    #[test]
+    fn work_is_counted() {
+        let before = flops();
+        let x = [1.0f32; 6];
+        matmul(
+            &mut [0.0; 4],
+            2,
+            Mat { data: &x, ld: 3, trans: false },
+            Mat { data: &x, ld: 2, trans: false },
+            2,
+            2,
+            3,
+            false,
+        );
+        assert!(flops() >= before + 24);
+    }
+
+    #[test]
+    #[should_panic(expected = "matmul b: 3 rows of 2")]
+    fn a_short_operand_panics() {
+        let x = [1.0f32; 5];
+        let a = [1.0f32; 6];
+        matmul(
+            &mut [0.0; 4],
+            2,
+            Mat { data: &a, ld: 3, trans: false },
+            Mat { data: &x, ld: 2, trans: false },
+            2,
+            2,
+            3,
+            false,
+        );
+    }
+}

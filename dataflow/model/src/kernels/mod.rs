@@ -1,0 +1,80 @@
+//! The arithmetic of the networks on plain row-major `f32` slices.
+//!
+//! Every kernel is written once over `simd::Simd` and compiled for three instruction sets; [`isa`] picks one at run time. Kernels are
+//! deterministic: the same inputs on the same instruction set give the same bits, and a row's result does not depend on how many rows
+//! a call has. Lengths that do not fit are a programming error and panic.
+
+use std::cell::Cell;
+use std::sync::OnceLock;
+
+pub mod adamw;
+pub mod attention;
+pub mod elementwise;
+mod gemm;
+mod math;
+pub mod matmul;
+pub mod norm;
+pub mod patches;
+pub mod reduce;
+mod scratch;
+pub(crate) mod simd;
+#[cfg(test)]
+pub(crate) mod testing;
+mod tile;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod x86;
+
+pub use adamw::{AdamWStep, adamw};
+pub use attention::{AttentionShape, attention, attention_grad};
+pub use elementwise::*;
+pub use matmul::{Epilogue, Mat, flops, matmul, matmul_with};
+pub use norm::{layer_norm, layer_norm_grad};
+pub use patches::{patch_loss, patch_loss_grad, patch_targets, patchify};
+pub use reduce::*;
+
+/// The instruction sets that kernels are compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Isa {
+    /// Plain Rust, any processor.
+    Portable,
+    /// x86-64 with AVX2 and FMA: 8 lanes.
+    Avx2Fma,
+    /// x86-64 with AVX-512 F, VL, BW and DQ: 16 lanes.
+    Avx512,
+}
+
+thread_local! {
+    static FORCED: Cell<Option<Isa>> = const { Cell::new(None) };
+}
+
+/// The instruction set that kernels use: the best one this machine has, unless this thread set another.
+#[inline]
+pub fn isa() -> Isa {
+    static BEST: OnceLock<Isa> = OnceLock::new();
+    match FORCED.get() {
+        Some(isa) => isa,
+        None => *BEST.get_or_init(detect),
+    }
+}
+
+/// Makes the calling thread use `isa` (`None`: the best again), for tests and benchmarks. Returns false and changes nothing if this
+/// machine lacks it.
+pub fn set_isa_for_tests(isa: Option<Isa>) -> bool {
+    if isa.is_some_and(|isa| isa > detect()) {
+        return false;
+    }
+    FORCED.set(isa);
+    true
+}
+
+fn detect() -> Isa {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+        let wide = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq");
+        return if wide { Isa::Avx512 } else { Isa::Avx2Fma };
+    }
+    Isa::Portable
+}

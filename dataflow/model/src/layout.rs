@@ -1,0 +1,179 @@
+//! Names, shapes and places of the tensors in a flat parameter vector.
+//!
+//! Every parameter set (θ encoder and decoder, c head, φ masking network) is one flat `f32` vector. Optimizer steps, perturbations,
+//! norms and snapshots are then single sweeps, and a tensor is a range.
+
+use std::sync::Arc;
+
+/// Which of the three parameter sets of the method a weight belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ParamSet {
+    /// θ: encoder and decoder of the masked autoencoder.
+    Pretrain,
+    /// c: the downstream head.
+    Head,
+    /// φ: the masking network.
+    Mask,
+}
+
+impl ParamSet {
+    /// All sets, in the order of their indices.
+    pub const ALL: [ParamSet; 3] = [ParamSet::Pretrain, ParamSet::Head, ParamSet::Mask];
+
+    /// Position in [`ParamSet::ALL`].
+    pub fn index(self) -> usize {
+        self as usize
+    }
+}
+
+/// One named tensor of a [`Layout`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Name under the MAE/timm convention, for example `blocks.0.attn.qkv.weight`.
+    pub name: String,
+    /// Shape, outermost first.
+    pub shape: Vec<usize>,
+    /// First value in the flat vector.
+    pub offset: usize,
+    /// Number of values.
+    pub len: usize,
+    /// False for tensors that training leaves alone (frozen position embeddings).
+    pub trainable: bool,
+}
+
+impl Entry {
+    /// The entry's place in the flat vector.
+    pub fn range(&self) -> std::ops::Range<usize> {
+        self.offset..self.offset + self.len
+    }
+
+    /// Whether the tensor is a matrix of a linear layer, as opposed to a bias, a norm's gain, a token or a position embedding.
+    pub fn is_matrix(&self) -> bool {
+        self.name.ends_with(".weight") && self.shape.len() >= 2
+    }
+}
+
+/// A tensor's place, cheap to copy into networks.
+#[derive(Clone, Copy, Debug)]
+pub struct Weight {
+    /// The set it belongs to.
+    pub set: ParamSet,
+    /// Index of its entry in the set's layout.
+    pub entry: usize,
+    /// First value in the flat vector.
+    pub offset: usize,
+    /// Number of values.
+    pub len: usize,
+}
+
+impl Weight {
+    /// The weight's place in the flat vector.
+    pub fn range(&self) -> std::ops::Range<usize> {
+        self.offset..self.offset + self.len
+    }
+}
+
+/// A linear layer's weight `[outputs, inputs]` and bias `[outputs]`.
+#[derive(Clone, Copy, Debug)]
+pub struct LinearWeights {
+    /// `[outputs, inputs]`, row-major.
+    pub weight: Weight,
+    /// `[outputs]`.
+    pub bias: Weight,
+    /// Input width.
+    pub inputs: usize,
+    /// Output width.
+    pub outputs: usize,
+}
+
+/// A layer norm's gain and bias, both `[dim]`.
+#[derive(Clone, Copy, Debug)]
+pub struct NormWeights {
+    /// Gain γ.
+    pub gamma: Weight,
+    /// Bias β.
+    pub beta: Weight,
+    /// Width.
+    pub dim: usize,
+}
+
+/// The tensors of one parameter set in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// The set.
+    pub set: ParamSet,
+    /// The tensors, by rising offset.
+    pub entries: Vec<Entry>,
+    /// Length of the flat vector.
+    pub len: usize,
+}
+
+impl Layout {
+    /// An empty layout of `set`, to be filled with [`Layout::add`].
+    pub fn new(set: ParamSet) -> Self {
+        Layout { set, entries: Vec::new(), len: 0 }
+    }
+
+    /// Appends a tensor.
+    pub fn add(&mut self, name: impl Into<String>, shape: &[usize]) -> Weight {
+        let len = shape.iter().product();
+        let weight = Weight { set: self.set, entry: self.entries.len(), offset: self.len, len };
+        self.entries.push(Entry { name: name.into(), shape: shape.to_vec(), offset: self.len, len, trainable: true });
+        self.len += len;
+        weight
+    }
+
+    /// Appends a tensor that training leaves alone.
+    pub fn add_frozen(&mut self, name: impl Into<String>, shape: &[usize]) -> Weight {
+        let weight = self.add(name, shape);
+        self.entries[weight.entry].trainable = false;
+        weight
+    }
+
+    /// Appends `NAME.weight` and `NAME.bias` of a linear layer; `shape` is the weight's in files (`[outputs, …inputs]`).
+    pub fn linear(&mut self, name: &str, shape: &[usize]) -> LinearWeights {
+        let outputs = shape[0];
+        let inputs = shape[1..].iter().product();
+        LinearWeights {
+            weight: self.add(format!("{name}.weight"), shape),
+            bias: self.add(format!("{name}.bias"), &[outputs]),
+            inputs,
+            outputs,
+        }
+    }
+
+    /// Appends `NAME.weight` and `NAME.bias` of a layer norm.
+    pub fn norm(&mut self, name: &str, dim: usize) -> NormWeights {
+        NormWeights {
+            gamma: self.add(format!("{name}.weight"), &[dim]),
+            beta: self.add(format!("{name}.bias"), &[dim]),
+            dim,
+        }
+    }
+
+    /// The entry called `name`.
+    pub fn get(&self, name: &str) -> Option<&Entry> {
+        self.entries.iter().find(|e| e.name == name)
+    }
+
+    /// Number of values that training changes.
+    pub fn num_trainable(&self) -> usize {
+        self.entries.iter().filter(|e| e.trainable).map(|e| e.len).sum()
+    }
+
+    /// Sets everything that training leaves alone to zero in a gradient.
+    pub fn zero_frozen(&self, gradient: &mut [f32]) {
+        for entry in self.entries.iter().filter(|e| !e.trainable) {
+            gradient[entry.range()].fill(0.0);
+        }
+    }
+
+    /// Name and offset inside its tensor of the value at `position` of the flat vector.
+    pub fn locate(&self, position: usize) -> Option<(&str, usize)> {
+        let entry = self.entries.iter().find(|e| e.range().contains(&position))?;
+        Some((&entry.name, position - entry.offset))
+    }
+}
+
+/// Layouts are shared by networks, optimizers and checkpoints.
+pub type SharedLayout = Arc<Layout>;

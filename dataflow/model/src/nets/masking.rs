@@ -1,0 +1,105 @@
+//! From scores to masks: a stable ascending sort per image; the lowest stay visible.
+
+use std::sync::Arc;
+
+use rand_chacha::ChaCha8Rng;
+
+use crate::engine::TokenOrder;
+use crate::nets::init::uniform;
+
+/// Orders each image's patches by rising key, ties by the lower patch index, so that masks are reproducible.
+///
+/// `keys` is `[batch, num_patches]`; the `num_visible` lowest stay visible. No gradient passes through the sort.
+pub fn order_by_keys(keys: &[f32], num_patches: usize, num_visible: usize) -> Arc<TokenOrder> {
+    let batch = keys.len() / num_patches;
+    let mut kept = Vec::with_capacity(batch * num_visible);
+    let mut rank = vec![0u32; batch * num_patches];
+    let mut order: Vec<u32> = Vec::with_capacity(num_patches);
+    for (image, ranks) in keys.chunks_exact(num_patches).zip(rank.chunks_exact_mut(num_patches)) {
+        order.clear();
+        order.extend(0..num_patches as u32);
+        order.sort_by(|&a, &b| image[a as usize].total_cmp(&image[b as usize]));
+        for (place, &patch) in order.iter().enumerate() {
+            ranks[patch as usize] = place as u32;
+        }
+        kept.extend_from_slice(&order[..num_visible]);
+    }
+    Arc::new(TokenOrder { num_patches, num_visible, kept, rank })
+}
+
+/// Keys for exploration: each image's scores turned into ranks in [0, 1), of which a share `explore` of the patches, drawn at
+/// random, gets uniform random keys instead. With `explore` 0 the order is that of the scores.
+pub fn explored_keys(
+    scores: &[f32],
+    num_patches: usize,
+    explore: f64,
+    mut image_rng: impl FnMut(usize) -> ChaCha8Rng,
+) -> Vec<f32> {
+    let by_score = order_by_keys(scores, num_patches, num_patches);
+    let mut keys: Vec<f32> = by_score.rank.iter().map(|&r| r as f32 / num_patches as f32).collect();
+    let num_explored = (explore * num_patches as f64).round() as usize;
+    for (image, keys) in keys.chunks_exact_mut(num_patches).enumerate() {
+        let mut rng = image_rng(image);
+        // A partial Fisher-Yates shuffle draws the explored patches without replacement.
+        let mut patches: Vec<usize> = (0..num_patches).collect();
+        for place in 0..num_explored.min(num_patches) {
+            let other = place + (uniform(&mut rng) * (num_patches - place) as f64) as usize;
+            patches.swap(place, other);
+            keys[patches[place]] = uniform(&mut rng) as f32;
+        }
+    }
+    keys
+}
+
+impl TokenOrder {
+    /// Images in the batch.
+    pub fn batch(&self) -> usize {
+        self.rank.len() / self.num_patches
+    }
+
+    /// Masked patches of an image.
+    pub fn num_masked(&self) -> usize {
+        self.num_patches - self.num_visible
+    }
+
+    /// Whether the patch at `index` of `[batch, L]` is masked.
+    pub fn is_masked(&self, index: usize) -> bool {
+        self.rank[index] as usize >= self.num_visible
+    }
+
+    /// The part of the order that belongs to the images `range`.
+    pub fn slice(&self, range: std::ops::Range<usize>) -> Arc<TokenOrder> {
+        Arc::new(TokenOrder {
+            num_patches: self.num_patches,
+            num_visible: self.num_visible,
+            kept: self.kept[range.start * self.num_visible..range.end * self.num_visible].to_vec(),
+            rank: self.rank[range.start * self.num_patches..range.end * self.num_patches].to_vec(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand_chacha::rand_core::SeedableRng;
+
+    #[test]
+    fn lowest_scores_stay_visible_and_ties_go_to_the_lower_patch() {
+        let order = order_by_keys(&[0.5, 0.1, 0.5, 0.1, 0.9, 0.0, 0.0, 0.0], 4, 2);
+        assert_eq!(order.kept, [1, 3, 1, 2]);
+        assert_eq!(order.rank, [2, 0, 3, 1, 3, 0, 1, 2]);
+        assert!(order.is_masked(0) && !order.is_masked(1));
+        assert_eq!(order.slice(1..2).kept, [1, 2]);
+    }
+
+    #[test]
+    fn exploration_changes_the_asked_share_only() {
+        let scores: Vec<f32> = (0..64).map(|i| ((i * 37) % 64) as f32).collect();
+        let rng = |i: usize| ChaCha8Rng::seed_from_u64(i as u64);
+        let plain = explored_keys(&scores, 64, 0.0, rng);
+        assert_eq!(order_by_keys(&plain, 64, 16).kept, order_by_keys(&scores, 64, 16).kept);
+        let explored = explored_keys(&scores, 64, 0.25, rng);
+        let changed = plain.iter().zip(&explored).filter(|(a, b)| a != b).count();
+        assert_eq!(changed, 16);
+    }
+}

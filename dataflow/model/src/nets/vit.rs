@@ -1,0 +1,178 @@
+//! Encoder and decoder of the masked autoencoder: pre-LN vision transformers under MAE's names.
+
+use std::sync::Arc;
+
+use crate::arena::Buffer;
+use crate::config::{ModelConfig, PosEmbed};
+use crate::engine::{AttentionShape, Engine, TokenOrder, TokenWeights};
+use crate::layout::{Layout, LinearWeights, NormWeights, ParamSet, SharedLayout, Weight};
+use crate::nets::init;
+
+/// Weights of one transformer block: x += proj(attention(norm1(x))), x += fc2(gelu(fc1(norm2(x)))).
+#[derive(Clone, Copy, Debug)]
+struct Block {
+    norm1: NormWeights,
+    qkv: LinearWeights,
+    proj: LinearWeights,
+    norm2: NormWeights,
+    fc1: LinearWeights,
+    fc2: LinearWeights,
+    heads: usize,
+}
+
+impl Block {
+    fn new(layout: &mut Layout, name: &str, dim: usize, heads: usize) -> Self {
+        Block {
+            norm1: layout.norm(&format!("{name}.norm1"), dim),
+            qkv: layout.linear(&format!("{name}.attn.qkv"), &[3 * dim, dim]),
+            proj: layout.linear(&format!("{name}.attn.proj"), &[dim, dim]),
+            norm2: layout.norm(&format!("{name}.norm2"), dim),
+            fc1: layout.linear(&format!("{name}.mlp.fc1"), &[4 * dim, dim]),
+            fc2: layout.linear(&format!("{name}.mlp.fc2"), &[dim, 4 * dim]),
+            heads,
+        }
+    }
+
+    /// `x` is `[batch·tokens, dim]`. With `only_cls` just the first token of each image comes out, `[batch, dim]`: the others serve
+    /// it as keys and values, and the rest of the block is spared for them.
+    fn forward<E: Engine>(&self, e: &mut E, x: &E::Tensor, tokens: usize, only_cls: bool) -> E::Tensor {
+        let (rows, dim) = e.shape(x);
+        let shape = AttentionShape {
+            batch: rows / tokens,
+            tokens,
+            heads: self.heads,
+            head_dim: dim / self.heads,
+            queries: if only_cls { 1 } else { tokens },
+        };
+        let normed = e.layer_norm(x, &self.norm1);
+        let qkv = e.linear(&normed, &self.qkv);
+        let attended = e.attention(&qkv, &shape);
+        let residual = if only_cls { e.first_rows(x, tokens) } else { x.clone() };
+        let x = e.linear_add(&attended, &self.proj, &residual);
+        let normed = e.layer_norm(&x, &self.norm2);
+        let hidden = e.linear_gelu(&normed, &self.fc1);
+        e.linear_add(&hidden, &self.fc2, &x)
+    }
+}
+
+/// The masked autoencoder θ.
+#[derive(Clone, Debug)]
+pub struct Vit {
+    /// Shapes.
+    pub config: ModelConfig,
+    /// Names and places of the weights.
+    pub layout: SharedLayout,
+    /// Values of the encoder: the decoder's come after them.
+    pub encoder_len: usize,
+    tokens: TokenWeights,
+    blocks: Vec<Block>,
+    norm: NormWeights,
+    dec_embed: LinearWeights,
+    mask_token: Weight,
+    dec_pos: Weight,
+    dec_blocks: Vec<Block>,
+    dec_norm: NormWeights,
+    dec_pred: LinearWeights,
+}
+
+impl Vit {
+    /// Lays the weights out for `config`.
+    pub fn new(config: &ModelConfig) -> Self {
+        let c = config;
+        let num_tokens = c.num_patches() + 1;
+        let mut layout = Layout::new(ParamSet::Pretrain);
+        let add_pos = |layout: &mut Layout, name: &str, dim: usize| match c.pos_embed {
+            PosEmbed::Trained => layout.add(name, &[1, num_tokens, dim]),
+            PosEmbed::Frozen => layout.add_frozen(name, &[1, num_tokens, dim]),
+        };
+        let cls = layout.add("cls_token", &[1, 1, c.dim]);
+        let pos = add_pos(&mut layout, "pos_embed", c.dim);
+        let proj = layout.linear("patch_embed.proj", &[c.dim, c.channels, c.patch, c.patch]);
+        let blocks = (0..c.depth).map(|i| Block::new(&mut layout, &format!("blocks.{i}"), c.dim, c.heads)).collect();
+        let norm = layout.norm("norm", c.dim);
+        let encoder_len = layout.len;
+        let dec_embed = layout.linear("decoder_embed", &[c.dec_dim, c.dim]);
+        let mask_token = layout.add("mask_token", &[1, 1, c.dec_dim]);
+        let dec_pos = add_pos(&mut layout, "decoder_pos_embed", c.dec_dim);
+        let dec_blocks = (0..c.dec_depth)
+            .map(|i| Block::new(&mut layout, &format!("decoder_blocks.{i}"), c.dec_dim, c.dec_heads))
+            .collect();
+        let dec_norm = layout.norm("decoder_norm", c.dec_dim);
+        let dec_pred = layout.linear("decoder_pred", &[c.patch_values(), c.dec_dim]);
+        Vit {
+            config: c.clone(),
+            layout: Arc::new(layout),
+            encoder_len,
+            tokens: TokenWeights { proj, cls, pos },
+            blocks,
+            norm,
+            dec_embed,
+            mask_token,
+            dec_pos,
+            dec_blocks,
+            dec_norm,
+            dec_pred,
+        }
+    }
+
+    /// Initial values as in MAE: Xavier uniform linear layers with zero biases, sin-cos positions, N(0, 0.02²) tokens.
+    pub fn init(&self, seed: u64) -> Buffer {
+        let mut values = vec![0.0; self.layout.len];
+        for entry in &self.layout.entries {
+            let slot = &mut values[entry.range()];
+            let mut rng = init::tensor_rng(seed, &entry.name);
+            match entry.name.as_str() {
+                "pos_embed" => init::sincos_2d(slot, self.config.dim, self.config.grid()),
+                "decoder_pos_embed" => init::sincos_2d(slot, self.config.dec_dim, self.config.grid()),
+                "cls_token" | "mask_token" => init::normals(slot, 0.02, &mut rng),
+                _ if entry.is_matrix() => {
+                    let outputs = entry.shape[0];
+                    init::xavier_uniform(slot, entry.len / outputs, outputs, &mut rng);
+                }
+                name if name.ends_with(".weight") => slot.fill(1.0),
+                _ => {}
+            }
+        }
+        Buffer::from_vec(values)
+    }
+
+    /// Weights of the patch embedding, which the masking network may read.
+    pub fn token_weights(&self) -> &TokenWeights {
+        &self.tokens
+    }
+
+    /// Encoder output `[batch·(1+n), dim]` of the visible patches (all of them without `order`); `patches` is `[batch·L, values]`.
+    pub fn encode<E: Engine>(&self, e: &mut E, patches: &E::Tensor, order: Option<&Arc<TokenOrder>>) -> E::Tensor {
+        let num_patches = self.config.num_patches();
+        let num_tokens = 1 + order.map_or(num_patches, |o| o.num_visible);
+        let mut x = e.tokens(patches, num_patches, order, &self.tokens);
+        for block in &self.blocks {
+            x = block.forward(e, &x, num_tokens, false);
+        }
+        e.layer_norm(&x, &self.norm)
+    }
+
+    /// The CLS token z `[batch, dim]` of the encoder's output over all patches.
+    pub fn features<E: Engine>(&self, e: &mut E, patches: &E::Tensor) -> E::Tensor {
+        let num_tokens = 1 + self.config.num_patches();
+        let mut x = e.tokens(patches, num_tokens - 1, None, &self.tokens);
+        for (i, block) in self.blocks.iter().enumerate() {
+            x = block.forward(e, &x, num_tokens, i + 1 == self.blocks.len());
+        }
+        e.layer_norm(&x, &self.norm)
+    }
+
+    /// Predicted patches `[batch·L, values]`, value order (row, column, channel), in units of the normalised target.
+    pub fn reconstruct<E: Engine>(&self, e: &mut E, patches: &E::Tensor, order: &Arc<TokenOrder>) -> E::Tensor {
+        let num_tokens = 1 + self.config.num_patches();
+        let z = self.encode(e, patches, Some(order));
+        let z = e.linear(&z, &self.dec_embed);
+        let mut y = e.unshuffle(&z, order, &self.mask_token, &self.dec_pos);
+        for block in &self.dec_blocks {
+            y = block.forward(e, &y, num_tokens, false);
+        }
+        let y = e.rest_rows(&y, num_tokens);
+        let y = e.layer_norm(&y, &self.dec_norm);
+        e.linear(&y, &self.dec_pred)
+    }
+}

@@ -1,0 +1,59 @@
+//! The golden files, at one and at several threads.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use mlomae_model::golden::{Golden, GoldenTensor};
+use safetensors::{Dtype, SafeTensors};
+
+fn load(name: &str) -> Golden {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/golden").join(name);
+    let bytes = std::fs::read(&path).unwrap();
+    let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
+    let config = Golden::parse_config(&metadata.metadata().as_ref().unwrap()["config"]).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let mut tensors = BTreeMap::new();
+    for (name, view) in file.tensors() {
+        let values = match view.dtype() {
+            Dtype::F32 => view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect(),
+            Dtype::I64 => {
+                view.data().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as f32).collect()
+            }
+            other => panic!("unexpected type {other:?}"),
+        };
+        tensors.insert(name, GoldenTensor { shape: view.shape().to_vec(), values });
+    }
+    Golden { config, tensors }
+}
+
+#[test]
+fn golden_files_are_met() {
+    for name in ["tiny.safetensors", "rect.safetensors"] {
+        let golden = load(name);
+        let checks = golden.verify(1).unwrap();
+        for check in &checks {
+            println!("{name} {:60} {:9.2e} limit {:.0e} {}", check.quantity, check.error, check.limit, check.ok);
+        }
+        assert!(checks.iter().all(|c| c.ok), "{name}: {:#?}", checks.iter().filter(|c| !c.ok).collect::<Vec<_>>());
+        assert!(checks.len() > 20);
+        let threaded = golden.verify(3).unwrap();
+        for (a, b) in checks.iter().zip(&threaded) {
+            assert_eq!(a.error.to_bits(), b.error.to_bits(), "{} differs between 1 and 3 threads", a.quantity);
+        }
+    }
+}
+
+#[test]
+fn a_changed_weight_or_expectation_is_noticed() {
+    for (tensor, quantity) in [
+        ("init.pretrain.blocks.0.attn.qkv.weight", "pretrain0.loss"),
+        ("expect.mask.hypergrad.output_layer.bias", "mask.hypergrad (clean)"),
+        ("expect.mask.v_encoder.blocks.0.norm1.bias", "mask.v_encoder"),
+    ] {
+        let mut golden = load("rect.safetensors");
+        golden.tensors.get_mut(tensor).unwrap().values.iter_mut().for_each(|v| *v *= 1.01);
+        let checks = golden.verify(1).unwrap();
+        let hit = checks.iter().find(|c| c.quantity.starts_with(quantity)).unwrap();
+        assert!(!hit.ok, "{tensor}: {hit:?}");
+    }
+}

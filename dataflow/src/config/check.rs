@@ -1,0 +1,238 @@
+//! Relations between keys, which no single key's range can express.
+
+use super::{Config, ConfigError, Crop, DataFormat, MaskInput};
+
+fn error(key: &str, value: impl ToString, problem: impl Into<String>, allowed: &str) -> ConfigError {
+    ConfigError {
+        key: key.to_owned(),
+        value: value.to_string(),
+        problem: problem.into(),
+        allowed: allowed.to_owned(),
+        suggestion: None,
+    }
+}
+
+fn divisors(number: usize, max: usize) -> String {
+    let divisors: Vec<String> = (1..=number.min(max))
+        .filter(|divisor| number.is_multiple_of(*divisor))
+        .map(|divisor| divisor.to_string())
+        .collect();
+    divisors.join(", ")
+}
+
+impl Config {
+    /// Every relation between keys that does not hold.
+    pub(super) fn check(&self) -> Vec<ConfigError> {
+        let mut errors = Vec::new();
+        self.check_data_keys(&mut errors);
+        self.check_model(&mut errors);
+        self.check_levels(&mut errors);
+        if let Some(id) = &self.run.id
+            && !is_run_id(id)
+        {
+            errors.push(error(
+                "run.id",
+                format!("\"{id}\""),
+                "cannot name a directory",
+                "letters, digits, '.', '_' and '-', beginning with a letter or digit, at most 128",
+            ));
+        }
+        let image = match self.data.format {
+            DataFormat::Embedded => Some(self.data.image.unwrap_or(28)),
+            DataFormat::Synthetic => Some(self.data.image.unwrap_or(self.data.synthetic.image)),
+            _ => self.data.image,
+        };
+        if let Some(image) = image {
+            errors.extend(self.check_image(image));
+        }
+        errors
+    }
+
+    /// The relations that hold between the model and the side of the images, in pixels, which may be
+    /// known only when the data is open.
+    #[must_use]
+    pub fn check_image(&self, image: usize) -> Vec<ConfigError> {
+        let mut errors = Vec::new();
+        let patch = self.model.patch;
+        if patch == 0 || !image.is_multiple_of(patch) {
+            errors.push(error(
+                "model.patch",
+                patch,
+                format!("does not divide the image's side {image}"),
+                &divisors(image, 64),
+            ));
+            return errors;
+        }
+        let num_patches = (image / patch).pow(2);
+        let num_visible = (num_patches as f64 * (1.0 - self.mask.ratio) + 1e-9).floor() as usize;
+        if num_visible < 1 || num_visible >= num_patches {
+            errors.push(error(
+                "mask.ratio",
+                self.mask.ratio,
+                format!("leaves {num_visible} of {num_patches} patches visible"),
+                &format!("a ratio that leaves 1 to {}", num_patches.saturating_sub(1)),
+            ));
+        }
+        if self.data.augment.crop == Crop::Padded && self.data.augment.crop_padding > image / 2 {
+            errors.push(error(
+                "data.augment.crop_padding",
+                self.data.augment.crop_padding,
+                format!("is more than half the image's side {image}"),
+                &format!("0 to {}", image / 2),
+            ));
+        }
+        errors
+    }
+
+    /// The relations that hold between the batches and the sizes of the roles, known when the data is open.
+    #[must_use]
+    pub fn check_roles(&self, num_pretrain: usize, num_train: usize, num_validation: usize) -> Vec<ConfigError> {
+        let roles = [
+            ("pretrain", "pretrain", self.pretrain.batch, num_pretrain),
+            ("finetune", "train", self.finetune.batch, num_train),
+            ("policy", "validation", self.policy.batch, num_validation),
+        ];
+        roles
+            .into_iter()
+            .filter(|(_, _, batch, num_samples)| batch > num_samples)
+            .map(|(level, role, batch, num_samples)| {
+                error(
+                    &format!("{level}.batch"),
+                    batch,
+                    format!("is more than the {role} role has"),
+                    &format!("1 to {num_samples}"),
+                )
+            })
+            .collect()
+    }
+
+    fn check_data_keys(&self, errors: &mut Vec<ConfigError>) {
+        let data = &self.data;
+        let needs_path = !matches!(data.format, DataFormat::Embedded | DataFormat::Synthetic);
+        if needs_path && data.path.is_none() {
+            errors.push(error("data.path", "", "is missing", "a file or folder"));
+        }
+        if !needs_path && let Some(path) = &data.path {
+            errors.push(error(
+                "data.path",
+                format!("\"{}\"", path.display()),
+                "is given, but data.format reads no files",
+                "no data.path, or data.format = auto",
+            ));
+        }
+        for (key, channels) in
+            [("data.channels", data.channels), ("data.synthetic.channels", Some(data.synthetic.channels))]
+        {
+            if let Some(channels) = channels
+                && !matches!(channels, 1 | 3)
+            {
+                errors.push(error(key, channels, "not an allowed value", "1, 3"));
+            }
+        }
+        let sum = data.pretrain_fraction + data.train_fraction + data.validation_fraction;
+        if sum > 1.0 + 1e-9 {
+            errors.push(error(
+                "data.pretrain_fraction + data.train_fraction + data.validation_fraction",
+                format!("{sum:.4}"),
+                "the roles are disjoint, so their shares cannot exceed the whole",
+                "up to 1.0",
+            ));
+        }
+        match (&data.mean, &data.std) {
+            (None, None) => {}
+            (Some(mean), Some(std)) => {
+                let len = data.channels.unwrap_or(mean.len());
+                if mean.len() != len || std.len() != len || !matches!(len, 1 | 3) {
+                    errors.push(error(
+                        "data.mean, data.std",
+                        format!("{mean:?}, {std:?}"),
+                        "one value is needed for each channel",
+                        &match data.channels {
+                            Some(channels) => format!("{channels} values each"),
+                            None => "1 or 3 values each".to_owned(),
+                        },
+                    ));
+                }
+                if std.iter().any(|value| *value <= 0.0) {
+                    errors.push(error("data.std", format!("{std:?}"), "out of range", "above 0"));
+                }
+            }
+            (Some(_), None) => {
+                errors.push(error("data.std", "", "is missing", "given together with data.mean"));
+            }
+            (None, Some(_)) => {
+                errors.push(error("data.mean", "", "is missing", "given together with data.std"));
+            }
+        }
+    }
+
+    fn check_model(&self, errors: &mut Vec<ConfigError>) {
+        let model = &self.model;
+        for (side, dim, heads) in [("", model.dim, model.heads), ("dec_", model.dec_dim, model.dec_heads)] {
+            if dim % 4 != 0 {
+                errors.push(error(
+                    &format!("model.{side}dim"),
+                    dim,
+                    "the position embedding needs a multiple of 4",
+                    &format!("{}, {}", dim / 4 * 4, dim / 4 * 4 + 4),
+                ));
+            } else if heads == 0 || dim % heads != 0 {
+                errors.push(error(
+                    &format!("model.{side}heads"),
+                    heads,
+                    format!("does not divide model.{side}dim {dim}"),
+                    &divisors(dim, 64),
+                ));
+            }
+        }
+    }
+
+    fn check_levels(&self, errors: &mut Vec<ConfigError>) {
+        for (level, batch) in
+            [("pretrain", self.pretrain.batch), ("finetune", self.finetune.batch), ("policy", self.policy.batch)]
+        {
+            if batch < self.train.micro_batch {
+                errors.push(error(
+                    &format!("{level}.batch"),
+                    batch,
+                    "is less than train.micro_batch",
+                    &format!("{} or more, or a smaller train.micro_batch", self.train.micro_batch),
+                ));
+            }
+        }
+        if self.method.baseline && self.method.multitask {
+            errors.push(error(
+                "method.multitask",
+                true,
+                "is a control of learned masking and has no meaning with method.baseline",
+                "false",
+            ));
+        }
+        if self.method.baseline && self.mask.input == MaskInput::Pixels && self.mask.explore > 0.0 {
+            errors.push(error(
+                "mask.explore",
+                self.mask.explore,
+                "has no meaning with method.baseline, whose masks are all random",
+                "0",
+            ));
+        }
+        let steps = self.num_steps_checked();
+        if steps.is_none() {
+            errors.push(error(
+                "train.outer_iterations",
+                self.train.outer_iterations,
+                "times method.unroll is too large",
+                "a product below 2^63",
+            ));
+        }
+    }
+
+    fn num_steps_checked(&self) -> Option<i64> {
+        i64::try_from(self.train.outer_iterations.checked_mul(self.method.unroll)?).ok()
+    }
+}
+
+fn is_run_id(id: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    id.len() <= 128 && id.starts_with(|c: char| c.is_ascii_alphanumeric()) && id.chars().all(plain)
+}

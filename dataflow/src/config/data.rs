@@ -1,0 +1,201 @@
+//! `[data]`: which images, in which roles, and how they are augmented.
+
+use std::path::PathBuf;
+
+use mlomae_storage::dataset::{DatasetSpec, Format, Split, SyntheticSpec};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// The forms of data sets that can be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum DataFormat {
+    /// Told from the files.
+    Auto,
+    /// Hugging Face Parquet: an image column and a label column.
+    HfParquet,
+    /// CIFAR-10 or CIFAR-100, binary version.
+    CifarBin,
+    /// CIFAR-10 or CIFAR-100, python version, as torchvision downloads it.
+    CifarPickle,
+    /// IDX, the format of the MNIST family.
+    Idx,
+    /// A folder for each class.
+    ImageFolder,
+    /// Generated: a textured background with one shaped object.
+    Synthetic,
+    /// The subset of Fashion-MNIST inside the program.
+    #[default]
+    Embedded,
+}
+
+/// The data set and how it is divided and changed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct DataConfig {
+    /// Form of the files.
+    pub format: DataFormat,
+    /// File or folder of the data set; not for `embedded` and `synthetic`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
+    /// Label column where the data has several. Without it: the one there is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub label_column: Option<String>,
+    /// Image column of Parquet files. Without it: `image`, `img`, or the only one there is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_column: Option<String>,
+    /// Side in pixels of the square images that the networks see; other sizes are resized.
+    /// Without it: the side of the data's own images.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 8, max = 1024))]
+    pub image: Option<usize>,
+    /// Colour channels that the networks see: 1 or 3. Without it: those of the data's own images.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 3))]
+    pub channels: Option<usize>,
+    /// Uses only this many images of the training split, drawn by the seed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000_000))]
+    pub max_samples: Option<usize>,
+    /// Share of the training split that pretrains (level 1, no labels used). The roles are
+    /// disjoint and stratified by label; the test role is the data's own test split.
+    #[schemars(range(min = 0.01, max = 0.98))]
+    pub pretrain_fraction: f64,
+    /// Share of the training split that trains the head (level 2).
+    #[schemars(range(min = 0.01, max = 0.98))]
+    pub train_fraction: f64,
+    /// Share of the training split that judges the masks (level 3).
+    #[schemars(range(min = 0.01, max = 0.98))]
+    pub validation_fraction: f64,
+    /// Means of the channels, of values in 0..1. Without it: computed over the pretrain role.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mean: Option<Vec<f32>>,
+    /// Standard deviations of the channels. Without it: computed over the pretrain role.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub std: Option<Vec<f32>>,
+    /// Changes of the training images.
+    pub augment: AugmentConfig,
+    /// The generated data set.
+    pub synthetic: SyntheticConfig,
+}
+
+impl Default for DataConfig {
+    fn default() -> Self {
+        Self {
+            format: DataFormat::default(),
+            path: None,
+            label_column: None,
+            image_column: None,
+            image: None,
+            channels: None,
+            max_samples: None,
+            pretrain_fraction: 0.6,
+            train_fraction: 0.2,
+            validation_fraction: 0.2,
+            mean: None,
+            std: None,
+            augment: AugmentConfig::default(),
+            synthetic: SyntheticConfig::default(),
+        }
+    }
+}
+
+/// Random changes of the images of the three training roles, drawn from the seed, the epoch and
+/// the sample. Validation batches of level 3 are not changed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct AugmentConfig {
+    /// How a window is cut out.
+    pub crop: Crop,
+    /// `crop = "padded"`: black pixels added at each side before the cut.
+    #[schemars(range(min = 0, max = 128))]
+    pub crop_padding: usize,
+    /// `crop = "resized"`: smallest area of the window as a share of the image.
+    #[schemars(range(min = 0.05, max = 1.0))]
+    pub min_area: f64,
+    /// Mirrors every second image on average.
+    pub flip: bool,
+}
+
+impl Default for AugmentConfig {
+    fn default() -> Self {
+        Self { crop: Crop::Padded, crop_padding: 2, min_area: 0.2, flip: true }
+    }
+}
+
+/// How a training image is cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Crop {
+    /// The whole image.
+    None,
+    /// A window of the image's own size out of the padded image.
+    Padded,
+    /// A window of random area (at least `min_area`) and shape (3:4 to 4:3), resized.
+    Resized,
+}
+
+/// The generated data set: its labels are shapes and the object's place is known.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct SyntheticConfig {
+    /// Images of the training split.
+    #[schemars(range(min = 1, max = 10_000_000))]
+    pub num_train: usize,
+    /// Images of the test split.
+    #[schemars(range(min = 1, max = 10_000_000))]
+    pub num_test: usize,
+    /// Side of the square images in pixels.
+    #[schemars(range(min = 8, max = 1024))]
+    pub image: usize,
+    /// Shapes in use, which are the classes.
+    #[schemars(range(min = 2, max = 10))]
+    pub num_classes: usize,
+    /// Colour channels, 1 or 3.
+    #[schemars(range(min = 1, max = 3))]
+    pub channels: usize,
+    /// Seed of the images; apart from the seed of the training.
+    #[schemars(range(min = 0, max = 9_223_372_036_854_775_807_u64))]
+    pub seed: u64,
+}
+
+impl Default for SyntheticConfig {
+    fn default() -> Self {
+        let SyntheticSpec { num_train, num_test, image, num_classes, seed, channels } = SyntheticSpec::default();
+        Self { num_train, num_test, image, num_classes, channels, seed }
+    }
+}
+
+impl DataFormat {
+    /// The reader's own name of the format.
+    #[must_use]
+    pub const fn format(self) -> Format {
+        match self {
+            Self::Auto => Format::Auto,
+            Self::HfParquet => Format::HfParquet,
+            Self::CifarBin => Format::CifarBin,
+            Self::CifarPickle => Format::CifarPickle,
+            Self::Idx => Format::Idx,
+            Self::ImageFolder => Format::ImageFolder,
+            Self::Synthetic => Format::Synthetic,
+            Self::Embedded => Format::Embedded,
+        }
+    }
+}
+
+impl DataConfig {
+    /// What opens a split of the configured data set.
+    #[must_use]
+    pub fn dataset_spec(&self, split: Split) -> DatasetSpec {
+        let SyntheticConfig { num_train, num_test, image, num_classes, channels, seed } = self.synthetic;
+        DatasetSpec {
+            format: self.format.format(),
+            path: self.path.clone(),
+            split,
+            label_column: self.label_column.clone(),
+            image_column: self.image_column.clone(),
+            synthetic: SyntheticSpec { num_train, num_test, image, num_classes, seed, channels },
+            ..DatasetSpec::default()
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! `[method]` and the optimisers of the three levels: `[pretrain]`, `[finetune]` and `[policy]`.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::model::Preset;
+
+/// How the gradient of the masking network is computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Hypergradient {
+    /// One joint encoder pass, one summed direction, no dropout, on a scratch copy of the weights.
+    Clean,
+    /// The passes of the published program, one difference for each path, with the head's dropout on.
+    Published,
+}
+
+/// The method's variants.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct MethodConfig {
+    /// Level-1 steps in one outer iteration.
+    #[schemars(range(min = 1, max = 64))]
+    pub unroll: u64,
+    /// How the gradient of the masking network is computed.
+    pub hypergradient: Hypergradient,
+    /// Masks drawn uniformly and a loss without scores: an ordinary masked autoencoder. Level 3 does nothing.
+    pub baseline: bool,
+    /// Control: adds the supervised gradient to the encoder at every outer iteration, as an
+    /// accident of the published program does.
+    pub multitask: bool,
+    /// Length of the finite differences' step.
+    #[schemars(range(min = 0.000_001, max = 1.0))]
+    pub alpha: f64,
+    /// Dropout before the downstream head in level 2.
+    #[schemars(range(min = 0.0, max = 0.9))]
+    pub head_dropout: f64,
+}
+
+impl Default for MethodConfig {
+    fn default() -> Self {
+        Self {
+            unroll: 2,
+            hypergradient: Hypergradient::Clean,
+            baseline: false,
+            multitask: false,
+            alpha: 0.01,
+            head_dropout: 0.0,
+        }
+    }
+}
+
+/// How a learning rate changes over the run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Schedule {
+    /// Linear warm-up, then a half cosine to 0 at the run's end.
+    Cosine,
+    /// Linear warm-up, then constant.
+    Constant,
+}
+
+/// Which weights the weight decay shrinks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum DecayGroup {
+    /// All, as published.
+    All,
+    /// The matrices of linear layers: no biases, norms, tokens or position embeddings.
+    Matrices,
+}
+
+/// The optimiser (AdamW) of one level and the size of its batch.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct LevelConfig {
+    /// Images in one batch.
+    #[schemars(range(min = 1, max = 65_536))]
+    pub batch: usize,
+    /// Learning rate after the warm-up.
+    #[schemars(range(min = 0.0, max = 10.0))]
+    pub lr: f64,
+    /// Decoupled weight decay.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub weight_decay: f64,
+    /// Which weights the weight decay shrinks.
+    pub decay_group: DecayGroup,
+    /// Steps of this level over which the learning rate rises from 0.
+    #[schemars(range(min = 0, max = 1_000_000_000))]
+    pub warmup_steps: u64,
+    /// How the learning rate changes after the warm-up.
+    pub schedule: Schedule,
+    /// Decay rates of the two moments.
+    #[schemars(inner(range(min = 0.0, max = 0.999_999)))]
+    pub betas: [f64; 2],
+}
+
+impl LevelConfig {
+    /// The published values with learning rate `lr`.
+    #[must_use]
+    pub fn published(lr: f64) -> Self {
+        Self {
+            batch: Preset::default().values().batch,
+            lr,
+            weight_decay: 0.01,
+            decay_group: DecayGroup::All,
+            warmup_steps: 0,
+            schedule: Schedule::Cosine,
+            betas: [0.9, 0.95],
+        }
+    }
+}
+
+impl Default for LevelConfig {
+    fn default() -> Self {
+        Self::published(1e-3)
+    }
+}

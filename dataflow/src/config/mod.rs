@@ -1,0 +1,271 @@
+//! The configuration of a run: TOML with defaults, presets, overlays and overrides.
+//!
+//! One schema, derived from the types here, serves `config schema`, the check of every key and
+//! the suggestions. A check collects all errors before it fails.
+
+mod actors;
+mod check;
+mod data;
+mod method;
+mod model;
+mod output;
+mod run;
+mod schema;
+mod table;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub use actors::{ActorsConfig, StageConfig};
+pub use data::{AugmentConfig, Crop, DataConfig, DataFormat, SyntheticConfig};
+pub use method::{DecayGroup, Hypergradient, LevelConfig, MethodConfig, Schedule};
+pub use model::{MaskConfig, MaskInput, MaskNet, ModelConfig, PosEmbed, Preset, PresetValues};
+pub use output::{CheckpointConfig, EvalConfig, LogsConfig};
+pub use run::{PipelineConfig, RunConfig, TrainConfig};
+pub use schema::schema;
+
+/// The configuration that `train` uses when none is given.
+pub const QUICKSTART: &str = include_str!("../../../configs/quickstart.toml");
+
+/// All settings of a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(title = "mlomae configuration")]
+pub struct Config {
+    /// Seed of everything random: weights, roles, order of the images, augmentation, exploration.
+    #[schemars(range(min = 0, max = 9_223_372_036_854_775_807_u64))]
+    pub seed: u64,
+    /// Where the run's files go.
+    pub run: RunConfig,
+    /// The data set, its roles and its augmentation.
+    pub data: DataConfig,
+    /// Shape of the masked autoencoder.
+    pub model: ModelConfig,
+    /// The masking network and how its scores become masks.
+    pub mask: MaskConfig,
+    /// The method's variants.
+    pub method: MethodConfig,
+    /// Level 1: the masked autoencoder learns on unlabelled images.
+    pub pretrain: LevelConfig,
+    /// Level 2: the downstream head learns on labelled images.
+    pub finetune: LevelConfig,
+    /// Level 3: the masking network learns from the validation loss.
+    pub policy: LevelConfig,
+    /// How long to train, and in what portions.
+    pub train: TrainConfig,
+    /// How the three levels overlap.
+    pub pipeline: PipelineConfig,
+    /// Workers and queues of the stages.
+    pub actors: ActorsConfig,
+    /// When checkpoints are written.
+    pub checkpoint: CheckpointConfig,
+    /// What is logged.
+    pub logs: LogsConfig,
+    /// Evaluations on the test role.
+    pub eval: EvalConfig,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            seed: 0,
+            run: RunConfig::default(),
+            data: DataConfig::default(),
+            model: ModelConfig::default(),
+            mask: MaskConfig::default(),
+            method: MethodConfig::default(),
+            pretrain: LevelConfig::published(1e-4),
+            finetune: LevelConfig::published(1e-3),
+            policy: LevelConfig::published(1e-3),
+            train: TrainConfig::default(),
+            pipeline: PipelineConfig::default(),
+            actors: ActorsConfig::default(),
+            checkpoint: CheckpointConfig::default(),
+            logs: LogsConfig::default(),
+            eval: EvalConfig::default(),
+        }
+    }
+}
+
+/// One thing that is wrong with a configuration; displays as one line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigError {
+    /// Where: the dotted key, or the file with line and column.
+    pub key: String,
+    /// What was found there, in TOML's notation; empty if the problem is the key itself.
+    pub value: String,
+    /// What is wrong.
+    pub problem: String,
+    /// Allowed values or range; empty if there is nothing to choose from.
+    pub allowed: String,
+    /// What was probably meant.
+    pub suggestion: Option<String>,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.key)?;
+        if !self.value.is_empty() {
+            write!(f, " = {}", self.value)?;
+        }
+        write!(f, ": {}", self.problem)?;
+        if let Some(suggestion) = &self.suggestion {
+            write!(f, "; did you mean {suggestion}?")?;
+        }
+        if !self.allowed.is_empty() {
+            write!(f, " (allowed: {})", self.allowed)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// What a configuration is made of.
+#[derive(Debug, Clone, Default)]
+pub struct ConfigInputs {
+    /// TOML texts with the names that messages give them; later ones win.
+    pub layers: Vec<(String, String)>,
+    /// `key=value` settings, stronger than every layer. The value is TOML; a bare word is a string.
+    pub sets: Vec<String>,
+}
+
+impl ConfigInputs {
+    /// The embedded quickstart.
+    #[must_use]
+    pub fn quickstart() -> Self {
+        Self::default().layer("quickstart.toml", QUICKSTART)
+    }
+
+    /// Adds a TOML text.
+    #[must_use]
+    pub fn layer(mut self, name: &str, text: &str) -> Self {
+        self.layers.push((name.to_owned(), text.to_owned()));
+        self
+    }
+
+    /// Adds a `key=value` setting.
+    #[must_use]
+    pub fn set(mut self, setting: &str) -> Self {
+        self.sets.push(setting.to_owned());
+        self
+    }
+}
+
+impl Config {
+    /// Defaults, then the preset, then the layers in their order, then the settings; checked.
+    ///
+    /// # Errors
+    /// Every error that can be found, not only the first.
+    pub fn resolve(inputs: &ConfigInputs) -> Result<Self, Vec<ConfigError>> {
+        let mut errors = Vec::new();
+        let mut given = toml::Table::new();
+        for (name, text) in &inputs.layers {
+            match table::parse(name, text) {
+                Ok(layer) => table::merge(&mut given, layer),
+                Err(error) => errors.push(error),
+            }
+        }
+        for setting in &inputs.sets {
+            match table::parse_setting(setting) {
+                Ok((path, value)) => {
+                    if let Err(error) = table::put(&mut given, &path, value) {
+                        errors.push(error);
+                    }
+                }
+                Err(error) => errors.push(error),
+            }
+        }
+        // A file that cannot be parsed would only bring errors that follow from it.
+        if !errors.is_empty() {
+            return Err(errors);
+        }
+        errors.extend(schema::check(&given));
+        // The defaults are merged as a whole: the default of a key depends on its section, which
+        // serde does not see once a part of the section is given.
+        let mut merged = match toml::Value::try_from(Self::default()) {
+            Ok(toml::Value::Table(defaults)) => defaults,
+            _ => toml::Table::new(),
+        };
+        if let Some(preset) = table::get(&given, "model.preset").and_then(toml::Value::as_str)
+            && let Some(preset) = Preset::from_name(preset)
+        {
+            table::merge(&mut merged, preset_table(preset));
+        }
+        // What the schema refused is left out, so that the relations between the other keys are
+        // still checked.
+        for error in &errors {
+            table::remove(&mut given, &error.key);
+        }
+        table::merge(&mut merged, given);
+        match toml::Value::Table(merged).try_into::<Self>() {
+            Ok(config) => {
+                let refused: Vec<String> = errors.iter().map(|error| error.key.clone()).collect();
+                // What follows from a refused key's default is no news.
+                let news = |error: &ConfigError| !refused.contains(&error.key);
+                errors.extend(config.check().into_iter().filter(news));
+                if errors.is_empty() {
+                    return Ok(config);
+                }
+            }
+            Err(error) if errors.is_empty() => errors.push(ConfigError {
+                key: "configuration".into(),
+                value: String::new(),
+                problem: error.message().replace('\n', " "),
+                allowed: String::new(),
+                suggestion: None,
+            }),
+            Err(_) => {}
+        }
+        Err(errors)
+    }
+
+    /// The whole configuration as TOML; resolving it again gives the same.
+    ///
+    /// # Errors
+    /// If a value has no form in TOML; a resolved configuration has none such.
+    pub fn to_toml(&self) -> Result<String, toml::ser::Error> {
+        toml::to_string_pretty(self)
+    }
+
+    /// Level-1 steps of the whole run.
+    #[must_use]
+    pub const fn num_steps(&self) -> u64 {
+        self.train.outer_iterations * self.method.unroll
+    }
+
+    /// Whether a checkpoint falls on the start of outer iteration `outer` (that is, after `outer`
+    /// iterations): every `checkpoint.every_steps` level-1 steps, and at the end.
+    #[must_use]
+    pub const fn is_checkpoint(&self, outer: u64) -> bool {
+        outer > 0 && (outer == self.train.outer_iterations || self.checkpoint.is_due(outer, self.method.unroll))
+    }
+}
+
+fn preset_table(preset: Preset) -> toml::Table {
+    let values = preset.values();
+    let mut table = toml::Table::new();
+    let numbers = [
+        ("model.patch", values.patch),
+        ("model.dim", values.encoder.0),
+        ("model.depth", values.encoder.1),
+        ("model.heads", values.encoder.2),
+        ("model.dec_dim", values.decoder.0),
+        ("model.dec_depth", values.decoder.1),
+        ("model.dec_heads", values.decoder.2),
+        ("mask.hidden", values.mask_hidden),
+        ("pretrain.batch", values.batch),
+        ("finetune.batch", values.batch),
+        ("policy.batch", values.batch),
+    ];
+    for (key, number) in numbers {
+        let path: Vec<String> = key.split('.').map(str::to_owned).collect();
+        let put = table::put(&mut table, &path, toml::Value::Integer(number as i64));
+        debug_assert!(put.is_ok());
+    }
+    table
+}

@@ -1,0 +1,171 @@
+//! `[model]` and `[mask]`: the shapes of the networks.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A named set of values for the model's shape, the mask network's width and the batch sizes.
+/// Keys that are written out win over it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Preset {
+    /// Patch 4, encoder 96 x 4 (3 heads), decoder 64 x 2 (2 heads), mask hidden 128, batch 64.
+    #[default]
+    Tiny,
+    /// Patch 4, encoder 192 x 6 (3 heads), decoder 128 x 2 (4 heads), mask hidden 512, batch 64.
+    Small,
+    /// Patch 2, encoder 768 x 12 (12 heads), decoder 512 x 8 (16 heads), mask hidden 512, batch 128.
+    Base,
+}
+
+/// The numbers of a preset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PresetValues {
+    /// Side of a patch in pixels.
+    pub patch: usize,
+    /// Encoder width, depth and heads.
+    pub encoder: (usize, usize, usize),
+    /// Decoder width, depth and heads.
+    pub decoder: (usize, usize, usize),
+    /// Hidden width of the mask network.
+    pub mask_hidden: usize,
+    /// Batch size of each level.
+    pub batch: usize,
+}
+
+impl Preset {
+    /// Every preset.
+    pub const ALL: [Self; 3] = [Self::Tiny, Self::Small, Self::Base];
+
+    /// The preset's numbers.
+    #[must_use]
+    pub const fn values(self) -> PresetValues {
+        let (patch, encoder, decoder, mask_hidden, batch) = match self {
+            Self::Tiny => (4, (96, 4, 3), (64, 2, 2), 128, 64),
+            Self::Small => (4, (192, 6, 3), (128, 2, 4), 512, 64),
+            Self::Base => (2, (768, 12, 12), (512, 8, 16), 512, 128),
+        };
+        PresetValues { patch, encoder, decoder, mask_hidden, batch }
+    }
+
+    /// The preset of that name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "tiny" => Some(Self::Tiny),
+            "small" => Some(Self::Small),
+            "base" => Some(Self::Base),
+            _ => None,
+        }
+    }
+}
+
+/// Whether position embeddings learn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum PosEmbed {
+    /// Sine and cosine at the start, then trained, as published.
+    Trained,
+    /// Sine and cosine throughout.
+    Frozen,
+}
+
+/// Shape of the masked autoencoder.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct ModelConfig {
+    /// Values for the other keys here, `mask.hidden` and the batch sizes, where they are not written out.
+    pub preset: Preset,
+    /// Side of a patch in pixels; divides the image's side.
+    #[schemars(range(min = 1, max = 64))]
+    pub patch: usize,
+    /// Width of the encoder; a multiple of 4 and of `heads`.
+    #[schemars(range(min = 4, max = 4096))]
+    pub dim: usize,
+    /// Blocks of the encoder.
+    #[schemars(range(min = 1, max = 64))]
+    pub depth: usize,
+    /// Attention heads of the encoder.
+    #[schemars(range(min = 1, max = 64))]
+    pub heads: usize,
+    /// Width of the decoder; a multiple of 4 and of `dec_heads`.
+    #[schemars(range(min = 4, max = 4096))]
+    pub dec_dim: usize,
+    /// Blocks of the decoder.
+    #[schemars(range(min = 1, max = 64))]
+    pub dec_depth: usize,
+    /// Attention heads of the decoder.
+    #[schemars(range(min = 1, max = 64))]
+    pub dec_heads: usize,
+    /// Whether position embeddings are trained.
+    pub pos_embed: PosEmbed,
+}
+
+impl Default for ModelConfig {
+    fn default() -> Self {
+        let preset = Preset::default();
+        let values = preset.values();
+        Self {
+            preset,
+            patch: values.patch,
+            dim: values.encoder.0,
+            depth: values.encoder.1,
+            heads: values.encoder.2,
+            dec_dim: values.decoder.0,
+            dec_depth: values.decoder.1,
+            dec_heads: values.decoder.2,
+            pos_embed: PosEmbed::Trained,
+        }
+    }
+}
+
+/// The form of the masking network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum MaskNet {
+    /// As published: one linear layer over all patches at once, ReLU, one linear layer.
+    FlatMlp,
+    /// A shared MLP over each patch with its position and the image's context; independent of resolution.
+    TokenMlp,
+}
+
+/// What the masking network reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum MaskInput {
+    /// The autoencoder's own patch embedding, as published: scores depend on both networks.
+    Embedding,
+    /// The image's patches: scores depend on the masking network alone.
+    Pixels,
+}
+
+/// The masking network and how its scores become masks.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct MaskConfig {
+    /// Form of the network.
+    pub net: MaskNet,
+    /// What the network reads.
+    pub input: MaskInput,
+    /// Width of the network's hidden layer.
+    #[schemars(range(min = 1, max = 8192))]
+    pub hidden: usize,
+    /// Share of the patches that is masked.
+    #[schemars(range(min = 0.05, max = 0.95))]
+    pub ratio: f64,
+    /// Share of the patches whose place in the order is drawn at random, so that the patches of
+    /// low score are explored too. 0 as published.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub explore: f64,
+}
+
+impl Default for MaskConfig {
+    fn default() -> Self {
+        Self {
+            net: MaskNet::FlatMlp,
+            input: MaskInput::Embedding,
+            hidden: Preset::default().values().mask_hidden,
+            ratio: 0.75,
+            explore: 0.0,
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! `[run]`, `[train]` and `[pipeline]`: where, how long and how concurrently.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Where the run's files go.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RunConfig {
+    /// Folder that holds the run directories.
+    #[schemars(length(min = 1))]
+    pub root: String,
+    /// Identifier of the run, which names its directory. Without it: the date, the time and a
+    /// short random suffix.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"))]
+    pub id: Option<String>,
+}
+
+impl Default for RunConfig {
+    fn default() -> Self {
+        Self { root: "runs".into(), id: None }
+    }
+}
+
+/// How long to train, and in what portions.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Outer iterations: `method.unroll` level-1 steps, then one step of level 2 and one of level 3.
+    #[schemars(range(min = 1, max = 1_000_000_000))]
+    pub outer_iterations: u64,
+    /// Images that one compute thread takes at a time. The sums over a batch are taken in the
+    /// order of its micro-batches, so this number, unlike the number of threads, changes rounding.
+    #[schemars(range(min = 1, max = 4096))]
+    pub micro_batch: usize,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self { outer_iterations: 200, micro_batch: 16 }
+    }
+}
+
+/// How the three levels overlap.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct PipelineConfig {
+    /// 0: every outer iteration sees the newest mask policy, as published. d: the policy update
+    /// computed from outer iteration j takes effect at the start of iteration j + 1 + d, exactly,
+    /// and the levels run concurrently.
+    #[schemars(range(min = 0, max = 8))]
+    pub lag: u32,
+}

@@ -1,0 +1,269 @@
+use super::*;
+
+const SHIPPED: [(&str, &str); 5] = [
+    ("quickstart", QUICKSTART),
+    ("synthetic", include_str!("../../../configs/synthetic.toml")),
+    ("cifar10", include_str!("../../../configs/cifar10.toml")),
+    ("baseline-random", include_str!("../../../configs/baseline-random.toml")),
+    ("paper-vit-b", include_str!("../../../configs/paper-vit-b.toml")),
+];
+
+fn of(text: &str) -> Result<Config, Vec<ConfigError>> {
+    Config::resolve(&ConfigInputs::default().layer("test.toml", text))
+}
+
+fn lines(text: &str) -> Vec<String> {
+    let errors = of(text).expect_err("refused");
+    errors.iter().map(ToString::to_string).collect()
+}
+
+fn set(setting: &str) -> Result<Config, Vec<ConfigError>> {
+    Config::resolve(&ConfigInputs::default().set(setting))
+}
+
+#[test]
+fn every_shipped_configuration_resolves_and_comes_back_the_same() {
+    for (name, text) in SHIPPED {
+        let config = of(text).unwrap_or_else(|errors| panic!("{name}: {errors:?}"));
+        let written = config.to_toml().expect("TOML");
+        assert_eq!(of(&written).as_ref(), Ok(&config), "{name}\n{written}");
+    }
+}
+
+#[test]
+fn nothing_given_is_the_default() {
+    assert_eq!(of(""), Ok(Config::default()));
+    assert_eq!(of("[model]\npreset = \"tiny\""), Ok(Config::default()));
+}
+
+#[test]
+fn a_preset_is_weaker_than_a_written_key_in_any_layer() {
+    let inputs = ConfigInputs::default()
+        .layer("a.toml", "[model]\ndepth = 7")
+        .layer("b.toml", "[model]\npreset = \"base\"\n[data]\nformat = \"synthetic\"")
+        .set("policy.batch=32");
+    let config = Config::resolve(&inputs).expect("valid");
+    assert_eq!((config.model.depth, config.model.dim, config.model.patch), (7, 768, 2));
+    assert_eq!((config.policy.batch, config.pretrain.batch), (32, 128));
+    assert_eq!(config.mask.hidden, 512);
+}
+
+#[test]
+fn settings_reach_every_key_with_a_value_of_its_type() {
+    fn walk(prefix: &str, value: &toml::Value, keys: &mut Vec<(String, toml::Value)>) {
+        match value {
+            toml::Value::Table(table) => {
+                for (key, value) in table {
+                    let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+                    walk(&path, value, keys);
+                }
+            }
+            other => keys.push((prefix.to_owned(), other.clone())),
+        }
+    }
+    let table = toml::Value::try_from(Config::default()).expect("TOML");
+    let mut keys = Vec::new();
+    walk("", &table, &mut keys);
+    assert!(keys.len() > 80, "{}", keys.len());
+    for (key, value) in keys {
+        assert_eq!(set(&format!("{key}={value}")), Ok(Config::default()), "{key}");
+    }
+    // A bare word is a string, quoted or not.
+    let bare = set("data.format=synthetic").expect("valid");
+    assert_eq!(set("data.format=\"synthetic\""), Ok(bare.clone()));
+    assert_eq!(bare.data.format, DataFormat::Synthetic);
+    assert_eq!(set("data.format=embedded"), Ok(Config::default()));
+}
+
+#[test]
+fn unknown_keys_are_refused_with_a_suggestion() {
+    assert_eq!(lines("[model]\ndimm = 3"), ["model.dimm: unknown key; did you mean model.dim?"]);
+    assert_eq!(lines("[actors.lod]\nworkers = 1"), ["actors.lod: unknown key; did you mean actors.load?"]);
+    assert_eq!(
+        lines("[train]\nwarmup_steps = 1"),
+        ["train.warmup_steps: unknown key; did you mean finetune.warmup_steps?"]
+    );
+    assert_eq!(lines("zzz = 1"), ["zzz: unknown key"]);
+}
+
+#[test]
+fn all_errors_come_at_once_and_each_on_one_line() {
+    let text = "
+        seed = -1
+        [mask]
+        ratio = 1.5
+        net = \"token\"
+        [actors.load]
+        queue_cap = 9
+        workers = \"two\"
+        [pipeline]
+        lag = 9
+        [pretrain]
+        betas = [0.9]
+        lr = nan
+        [model]
+        heads = 5
+        patch = 5
+        [data]
+        pretrain_fraction = 0.9
+    ";
+    let lines = lines(text);
+    assert_eq!(lines.len(), 11, "{lines:#?}");
+    let has = |line: &str| assert!(lines.iter().any(|l| l == line), "{line}\nin {lines:#?}");
+    has("mask.ratio = 1.5: out of range (allowed: number, 0.05 to 0.95)");
+    has("mask.net = \"token\": not an allowed value; did you mean \"token-mlp\"? (allowed: flat-mlp, token-mlp)");
+    has("actors.load.queue_cap = 9: out of range (allowed: whole number, 0 to 8)");
+    has("actors.load.workers = \"two\": wrong type (allowed: whole number, 0 to 256)");
+    has("pipeline.lag = 9: out of range (allowed: whole number, 0 to 8)");
+    has("pretrain.betas = [0.9]: wrong number of values (allowed: list of 2 values, each number, 0.0 to 0.999999)");
+    has("pretrain.lr = nan: out of range (allowed: number, 0.0 to 10.0)");
+    has("model.heads = 5: does not divide model.dim 96 (allowed: 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)");
+    has("model.patch = 5: does not divide the image's side 28 (allowed: 1, 2, 4, 7, 14, 28)");
+    assert!(lines.iter().any(|line| line.starts_with("seed = -1: out of range")));
+    assert!(lines.iter().any(|line| line.contains("data.pretrain_fraction")));
+}
+
+#[test]
+fn broken_configurations_name_key_value_and_allowed() {
+    let cases = [
+        ("seed = 1.5", "seed = 1.5"),
+        ("seed = \"a\"", "seed = \"a\""),
+        ("run = 3", "run = 3"),
+        ("[run]\nroot = \"\"", "run.root"),
+        ("[run]\nid = \"a/b\"", "run.id = \"a/b\""),
+        ("[run]\nid = \"..\"", "run.id"),
+        ("[data]\nformat = \"cifar\"", "data.format = \"cifar\""),
+        ("[data]\nformat = \"idx\"", "data.path: is missing"),
+        ("[data]\npath = \"x\"", "data.path = \"x\""),
+        ("[data]\nchannels = 2", "data.channels = 2"),
+        ("[data]\nchannels = 4", "data.channels = 4"),
+        ("[data]\nimage = 4", "data.image = 4"),
+        ("[data]\nmax_samples = 0", "data.max_samples = 0"),
+        ("[data]\ntrain_fraction = 0", "data.train_fraction = 0"),
+        ("[data]\nmean = [0.5]", "data.std: is missing"),
+        ("[data]\nstd = [0.5]", "data.mean: is missing"),
+        ("[data]\nmean = [0.5]\nstd = [0.0]", "data.std = [0.0]"),
+        ("[data]\nmean = [0.5, 0.5]\nstd = [1.0, 1.0]", "data.mean, data.std"),
+        ("[data]\nmean = [\"a\"]\nstd = [1.0]", "data.mean = [\"a\"]"),
+        ("[data.augment]\ncrop = \"center\"", "data.augment.crop"),
+        ("[data.augment]\ncrop_padding = 20", "data.augment.crop_padding = 20"),
+        ("[data.augment]\nmin_area = 0.0", "data.augment.min_area = 0.0"),
+        ("[data.augment]\nflip = 1", "data.augment.flip = 1"),
+        ("[data.synthetic]\nchannels = 2", "data.synthetic.channels = 2"),
+        ("[data.synthetic]\nnum_train = 0", "data.synthetic.num_train = 0"),
+        ("[model]\npreset = \"huge\"", "model.preset = \"huge\""),
+        ("[model]\npatch = 0", "model.patch = 0"),
+        ("[model]\ndim = 98", "model.dim = 98"),
+        ("[model]\ndec_dim = 66", "model.dec_dim = 66"),
+        ("[model]\ndec_heads = 7", "model.dec_heads = 7"),
+        ("[model]\ndepth = 0", "model.depth = 0"),
+        ("[model]\npos_embed = \"learned\"", "model.pos_embed"),
+        ("[mask]\nhidden = 0", "mask.hidden = 0"),
+        ("[mask]\nratio = 0", "mask.ratio = 0"),
+        ("[mask]\ninput = \"pixel\"", "mask.input = \"pixel\""),
+        ("[mask]\nexplore = 2", "mask.explore = 2"),
+        ("[model]\npatch = 14\n[mask]\nratio = 0.95", "mask.ratio = 0.95: leaves 0 of 4"),
+        ("[method]\nunroll = 0", "method.unroll = 0"),
+        ("[method]\nhypergradient = \"exact\"", "method.hypergradient"),
+        ("[method]\nbaseline = \"yes\"", "method.baseline = \"yes\""),
+        ("[method]\nbaseline = true\nmultitask = true", "method.multitask = true"),
+        ("[method]\nalpha = 0", "method.alpha = 0"),
+        ("[method]\nhead_dropout = 1.0", "method.head_dropout"),
+        ("[pretrain]\nbatch = 8", "pretrain.batch = 8"),
+        ("[finetune]\nbatch = 0", "finetune.batch = 0"),
+        ("[policy]\nlr = -1", "policy.lr = -1"),
+        ("[policy]\nlr = inf", "policy.lr = inf"),
+        ("[pretrain]\nschedule = \"linear\"", "pretrain.schedule"),
+        ("[pretrain]\nbetas = [0.9, 1.0]", "pretrain.betas = [0.9, 1.0]"),
+        ("[pretrain]\nweight_decay = 2.0", "pretrain.weight_decay = 2.0"),
+        ("[pretrain]\nwarmup_steps = -5", "pretrain.warmup_steps = -5"),
+        ("[train]\nouter_iterations = 0", "train.outer_iterations = 0"),
+        ("[train]\nmicro_batch = 0", "train.micro_batch = 0"),
+        ("[pipeline]\nlag = -1", "pipeline.lag = -1"),
+        ("[actors]\nload = 2", "actors.load = 2"),
+        ("[actors.score]\nworkers = 1000", "actors.score.workers = 1000"),
+        ("[actors]\nmax_restarts = -1", "actors.max_restarts = -1"),
+        ("[checkpoint]\nkeep = 0", "checkpoint.keep = 0"),
+        ("[logs]\npanel_size = 0", "logs.panel_size = 0"),
+        ("[logs]\nactors_every_seconds = 0", "logs.actors_every_seconds = 0"),
+        ("[eval]\nknn_k = 0", "eval.knn_k = 0"),
+        ("[eval]\nknn_temperature = 0", "eval.knn_temperature = 0"),
+        ("[model\ndim = 3", "test.toml:1:7"),
+        ("a = 1\na = 2", "test.toml:2:1"),
+    ];
+    for (text, start) in cases {
+        let lines = lines(text);
+        assert!(lines[0].starts_with(start), "{text:?}: {lines:?}");
+        assert_eq!(lines.len(), 1, "{text:?}: {lines:?}");
+        assert!(!lines[0].contains('\n'), "{lines:?}");
+    }
+}
+
+#[test]
+fn settings_without_a_key_or_value_are_refused() {
+    for setting in ["pipeline.lag", "=3", "a..b=1"] {
+        let errors = set(setting).expect_err("refused");
+        assert_eq!(errors.len(), 1);
+        assert!(errors[0].to_string().starts_with(&format!("--set {setting}: has")), "{errors:?}");
+    }
+    assert_eq!(
+        set("seed.x=1").expect_err("refused")[0].to_string(),
+        "seed = { .. }: wrong type (allowed: whole number, 0 to 9223372036854775807)"
+    );
+}
+
+#[test]
+fn the_schema_documents_every_key() {
+    fn walk(path: &str, schema: &serde_json::Value) {
+        let documented = |schema: &serde_json::Value| {
+            schema.get("description").is_some_and(|text| text.as_str().is_some_and(|t| t.len() > 10))
+        };
+        assert!(documented(schema), "{path} has no description");
+        if let Some(keys) = schema.get("properties").and_then(serde_json::Value::as_object) {
+            keys.iter().for_each(|(key, inner)| walk(&format!("{path}.{key}"), inner));
+        }
+    }
+    walk("config", schema());
+    let encoder = &schema()["properties"]["actors"]["properties"]["encoder"];
+    assert_eq!(encoder["properties"]["workers"]["default"], 0, "the section's default");
+}
+
+#[test]
+fn checkpoints_fall_on_the_first_boundary_after_each_interval() {
+    let mut config = Config::default();
+    config.train.outer_iterations = 10;
+    config.method.unroll = 2;
+    config.checkpoint.every_steps = 5;
+    let at: Vec<u64> = (0..=10).filter(|outer| config.is_checkpoint(*outer)).collect();
+    assert_eq!(at, [3, 5, 8, 10]);
+    config.checkpoint.every_steps = 0;
+    let at: Vec<u64> = (0..=10).filter(|outer| config.is_checkpoint(*outer)).collect();
+    assert_eq!(at, [10]);
+}
+
+#[test]
+fn roles_too_small_for_a_batch_are_named() {
+    let config = Config::default();
+    assert!(config.check_roles(64, 64, 64).is_empty());
+    let errors = config.check_roles(64, 63, 0);
+    assert_eq!(errors.len(), 2);
+    assert_eq!(errors[0].to_string(), "finetune.batch = 64: is more than the train role has (allowed: 1 to 63)");
+}
+
+#[test]
+fn the_embedded_and_the_generated_data_open_as_configured() {
+    use mlomae_storage::dataset::{Split, open};
+    let generated = ConfigInputs::default()
+        .set("data.format=synthetic")
+        .set("data.synthetic.num_train=40")
+        .set("data.synthetic.num_classes=3")
+        .set("data.synthetic.image=16");
+    let embedded = ConfigInputs::quickstart();
+    for (inputs, num_samples, side, num_classes) in [(embedded, 5000, 28, 10), (generated, 40, 16, 3)] {
+        let config = Config::resolve(&inputs).expect("valid");
+        let train = open(&config.data.dataset_spec(Split::Train)).expect("opens");
+        assert_eq!(train.len(), num_samples);
+        assert_eq!(train.info().image_size, Some((side, side)));
+        assert_eq!(train.info().class_names.len(), num_classes);
+    }
+}

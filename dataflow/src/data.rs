@@ -1,0 +1,210 @@
+//! The data of a run: opened splits, roles, and how images become what the networks see.
+
+use std::sync::Arc;
+
+use mlomae_model::{Arena, ModelConfig, ModelError};
+use mlomae_storage::dataset::{self, DataError, Dataset, Split};
+
+use crate::augment::{Normalisation, Preparation};
+use crate::config::{Config, ConfigError};
+use crate::exit::StageError;
+use crate::method::{Method, model_config};
+use crate::pipeline::Setup;
+use crate::plan::{EpochPlan, PlanError, Role, Roles, Shares};
+use crate::stages::load::{LoadStage, measure_normalisation};
+use crate::state::TrainState;
+
+/// Opened data with its roles.
+#[derive(Clone)]
+pub struct Data {
+    /// The split that is divided into the roles pretrain, train and validation.
+    pub train: Arc<dyn Dataset>,
+    /// The test role, which training never sees; none if the data has no test split.
+    pub test: Option<Arc<dyn Dataset>>,
+    /// Who learns from which samples of the train split.
+    pub roles: Roles,
+    /// Side of the square images that the networks see, in pixels.
+    pub image: usize,
+    /// Channels that the networks see, 1 or 3.
+    pub channels: usize,
+    /// Normalisation of the values.
+    pub normalisation: Normalisation,
+}
+
+impl std::fmt::Debug for Data {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Data").field("train", self.train.info()).finish_non_exhaustive()
+    }
+}
+
+/// Why data cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// The data cannot be read.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// The data has no labels to learn a task from.
+    #[error("data: the downstream task needs labels of at least 2 classes, {name} has {num_classes}")]
+    Classes {
+        /// The data's name.
+        name: String,
+        /// Its classes.
+        num_classes: usize,
+    },
+    /// The configuration does not fit the data.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Config(Vec<ConfigError>),
+    /// The roles cannot be made.
+    #[error("data: {0}")]
+    Plan(#[from] PlanError),
+    /// The networks cannot be built.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// A sample cannot be read.
+    #[error(transparent)]
+    Sample(#[from] StageError),
+}
+
+impl SetupError {
+    /// The process's exit code.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Data(error) => error.exit_code(),
+            Self::Classes { .. } | Self::Plan(_) => 65,
+            Self::Config(_) | Self::Model(_) => 78,
+            Self::Sample(error) => error.exit_code(),
+        }
+    }
+}
+
+impl Data {
+    /// Opens the data of `config`, divides it into roles and checks what only the data can tell. `normalisation` is that of a
+    /// checkpoint; without it the configured one, or one measured over the pretrain role.
+    ///
+    /// # Errors
+    /// [`SetupError`]; all errors of the configuration at once.
+    pub fn open(config: &Config, normalisation: Option<Normalisation>) -> Result<Self, SetupError> {
+        let data = &config.data;
+        let train = dataset::open(&data.dataset_spec(Split::Train))?;
+        let test = match dataset::open(&data.dataset_spec(Split::Test)) {
+            Ok(test) => Some(test),
+            Err(DataError::NoSplit { .. }) => None,
+            Err(error) => return Err(error.into()),
+        };
+        let info = train.info();
+        if info.class_names.len() < 2 {
+            return Err(SetupError::Classes { name: info.name.clone(), num_classes: info.class_names.len() });
+        }
+        let labels = (0..train.len()).map(|index| train.label(index)).collect::<Result<Vec<_>, _>>()?;
+        let shares = Shares {
+            pretrain: data.pretrain_fraction,
+            train: data.train_fraction,
+            validation: data.validation_fraction,
+        };
+        let roles = Roles::split(&labels, shares, data.max_samples, config.seed)?;
+        let mut errors = Vec::new();
+        let image = image_side(config, train.as_ref()).unwrap_or_else(|error| {
+            errors.push(error);
+            0
+        });
+        if errors.is_empty() {
+            errors.extend(config.check_image(image));
+        }
+        let num = |role| roles.indices(role).len();
+        errors.extend(config.check_roles(num(Role::Pretrain), num(Role::Train), num(Role::Validation)));
+        let channels = data.channels.unwrap_or(info.channels);
+        if data.mean.as_ref().is_some_and(|mean| mean.len() != channels) {
+            errors.push(ConfigError {
+                key: "data.mean, data.std".to_owned(),
+                value: format!("{} values", data.mean.as_ref().map_or(0, Vec::len)),
+                problem: "one value is needed for each channel".to_owned(),
+                allowed: format!("{channels} values each"),
+                suggestion: None,
+            });
+        }
+        if !errors.is_empty() {
+            return Err(SetupError::Config(errors));
+        }
+        let normalisation = match (normalisation, &data.mean, &data.std) {
+            (Some(normalisation), ..) => normalisation,
+            (None, Some(mean), Some(std)) => Normalisation { mean: mean.clone(), std: std.clone() },
+            _ => measure_normalisation(train.as_ref(), roles.indices(Role::Pretrain), channels)?,
+        };
+        Ok(Self { train, test, roles, image, channels, normalisation })
+    }
+
+    /// Number of classes.
+    #[must_use]
+    pub fn num_classes(&self) -> usize {
+        self.train.info().class_names.len()
+    }
+
+    /// Shapes of the networks for this data.
+    #[must_use]
+    pub fn model_config(&self, config: &Config) -> ModelConfig {
+        model_config(config, self.image, self.channels, self.num_classes())
+    }
+
+    /// Which batches are made of which samples.
+    ///
+    /// # Errors
+    /// When a role has less than a batch.
+    pub fn plan(&self, config: &Config) -> Result<EpochPlan, PlanError> {
+        let batches = [config.pretrain.batch, config.finetune.batch, config.policy.batch];
+        EpochPlan::new(self.roles.clone(), batches, config.seed)
+    }
+
+    /// The method of `config` on this data.
+    ///
+    /// # Errors
+    /// When roles or networks do not fit.
+    pub fn method(&self, config: &Config) -> Result<Method, SetupError> {
+        let plan = self.plan(config)?;
+        Ok(Method::new(config, &self.model_config(config), plan.batches_per_epoch(Role::Pretrain))?)
+    }
+
+    /// A loader of `dataset` (the train or the test split).
+    ///
+    /// # Errors
+    /// When a role has less than a batch.
+    pub fn loader(&self, config: &Config, dataset: &Arc<dyn Dataset>, arena: &Arena) -> Result<LoadStage, PlanError> {
+        let preparation = Preparation {
+            side: self.image,
+            channels: self.channels,
+            normalisation: self.normalisation.clone(),
+            augment: config.data.augment.clone(),
+        };
+        let plan = self.plan(config)?;
+        Ok(LoadStage::new(dataset.clone(), plan, preparation, config.seed, config.method.unroll, arena.clone()))
+    }
+
+    /// Everything that a run starts from.
+    ///
+    /// # Errors
+    /// When roles do not fit or a sample of the panel cannot be read.
+    pub fn setup(&self, config: &Config, method: Method, state: TrainState) -> Result<Setup, SetupError> {
+        let load = self.loader(config, &self.train, &method.arena)?;
+        let panel = load.samples(&load.plan().panel(Role::Validation, config.logs.panel_size))?;
+        Ok(Setup { method, load, state, panel, actors: config.actors.clone() })
+    }
+}
+
+/// The configured side, or that of the data's own images if they are all one square.
+fn image_side(config: &Config, train: &dyn Dataset) -> Result<usize, ConfigError> {
+    let refuse = |problem: String| ConfigError {
+        key: "data.image".to_owned(),
+        value: String::new(),
+        problem,
+        allowed: "a side in pixels, 8 to 1024, to which images are resized".to_owned(),
+        suggestion: None,
+    };
+    match (config.data.image, train.info().image_size) {
+        (Some(image), _) => Ok(image),
+        (None, Some((width, height))) if width == height => Ok(width),
+        (None, Some((width, height))) => {
+            Err(refuse(format!("is missing, the images are not square ({width} x {height})")))
+        }
+        (None, None) => Err(refuse("is missing, the images differ in size".to_owned())),
+    }
+}

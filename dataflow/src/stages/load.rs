@@ -1,0 +1,282 @@
+//! The load stage: plans, decodes, augments and normalises batches.
+
+use std::sync::Arc;
+
+use mlomae_model::Arena;
+use mlomae_storage::dataset::{DataError, Dataset};
+
+use crate::augment::{Normalisation, Preparation};
+use crate::batch::{ImageBatch, LabelledPair};
+use crate::exit::StageError;
+use crate::plan::{EpochPlan, PlannedBatch, Role};
+use crate::ports::{Halt, OrderedSender, Payload, WaitContext};
+use crate::records::Recorder;
+use crate::rng::{Purpose, keyed};
+use crate::stage::{Flow, Interrupt, Stage, Wiring};
+use crate::stage_name::StageName;
+use crate::stop::StopLevel;
+
+/// Images at most that the normalisation is computed from.
+pub const NUM_NORMALISATION_SAMPLES: usize = 2048;
+
+/// Mean and deviation over a fixed, evenly spaced part of the pretrain role.
+///
+/// # Errors
+/// The data set's.
+pub fn measure_normalisation(
+    dataset: &dyn Dataset,
+    pretrain: &[usize],
+    channels: usize,
+) -> Result<Normalisation, DataError> {
+    let num = pretrain.len().min(NUM_NORMALISATION_SAMPLES);
+    let chosen = (0..num).map(|i| pretrain[i * pretrain.len() / num]);
+    Normalisation::of_images(chosen.map(|index| dataset.sample(index).map(|sample| sample.image)), channels)
+}
+
+/// One unit of the load stage, numbered j·(k + 1) + i: the pretrain batches i = 0..k of outer
+/// iteration j, then its labelled pair. All workers share this order, which is also the order in
+/// which the later stages ask, so that no capacity can deadlock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LoadUnit {
+    /// The pretrain batch of that number.
+    Pretrain(u64),
+    /// The labelled pair of that outer iteration.
+    Labelled(u64),
+}
+
+impl LoadUnit {
+    /// What unit `unit` is with `unroll` level-1 steps in an outer iteration.
+    #[must_use]
+    pub const fn of(unit: u64, unroll: u64) -> Self {
+        let (outer, place) = (unit / (unroll + 1), unit % (unroll + 1));
+        if place < unroll { Self::Pretrain(outer * unroll + place) } else { Self::Labelled(outer) }
+    }
+
+    /// Its number on its edge.
+    #[must_use]
+    pub const fn seq(self) -> u64 {
+        match self {
+            Self::Pretrain(seq) | Self::Labelled(seq) => seq,
+        }
+    }
+}
+
+/// What the load stage gives.
+#[derive(Debug, Clone)]
+pub enum Loaded {
+    /// For the scorer.
+    Pretrain(ImageBatch),
+    /// For the evaluator.
+    Labelled(LabelledPair),
+}
+
+impl Payload for Loaded {
+    fn size_bytes(&self) -> usize {
+        match self {
+            Self::Pretrain(batch) => batch.size_bytes(),
+            Self::Labelled(pair) => pair.size_bytes(),
+        }
+    }
+}
+
+/// The load stage. It has no state that matters: any unit can be done at any time by any worker.
+#[derive(Clone)]
+pub struct LoadStage {
+    dataset: Arc<dyn Dataset>,
+    plan: EpochPlan,
+    preparation: Preparation,
+    seed: u64,
+    unroll: u64,
+    arena: Arena,
+}
+
+impl LoadStage {
+    /// A loader of `dataset`'s training split by `plan`, with `unroll` pretrain batches in an outer
+    /// iteration. The workers' stages are clones of one.
+    #[must_use]
+    pub fn new(
+        dataset: Arc<dyn Dataset>,
+        plan: EpochPlan,
+        preparation: Preparation,
+        seed: u64,
+        unroll: u64,
+        arena: Arena,
+    ) -> Self {
+        Self { dataset, plan, preparation, seed, unroll, arena }
+    }
+
+    /// The plan.
+    #[must_use]
+    pub const fn plan(&self) -> &EpochPlan {
+        &self.plan
+    }
+
+    /// Images in a batch of each role (pretrain, train, validation).
+    #[must_use]
+    pub const fn batch_sizes(&self) -> [usize; 3] {
+        self.plan.batch_sizes()
+    }
+
+    /// Batch `seq` of `role` for outer iteration `outer`: [batch, C, H, W].
+    ///
+    /// # Errors
+    /// An unreadable sample, or a labelled role's sample without a label.
+    pub fn batch(&mut self, role: Role, seq: u64, outer: u64) -> Result<ImageBatch, StageError> {
+        let planned = self.plan.batch(role, seq);
+        self.load(role, seq, outer, &planned)
+    }
+
+    /// The given samples without augmentation, as the panel and evaluations need them.
+    ///
+    /// # Errors
+    /// An unreadable sample.
+    pub fn samples(&self, indices: &[usize]) -> Result<ImageBatch, StageError> {
+        let planned = PlannedBatch { epoch: 0, indices: indices.to_vec() };
+        self.fill(&planned, 0, 0, None, false)
+    }
+
+    fn load(&self, role: Role, seq: u64, outer: u64, planned: &PlannedBatch) -> Result<ImageBatch, StageError> {
+        let augment = match role {
+            Role::Pretrain => Some(Purpose::PretrainAugment),
+            Role::Train => Some(Purpose::TrainAugment),
+            // The validation loss judges the masks, so its images are as they are.
+            Role::Validation => None,
+        };
+        self.fill(planned, seq, outer, augment, role != Role::Pretrain)
+    }
+
+    fn fill(
+        &self,
+        planned: &PlannedBatch,
+        seq: u64,
+        outer: u64,
+        augment: Option<Purpose>,
+        needs_labels: bool,
+    ) -> Result<ImageBatch, StageError> {
+        let num_values = self.preparation.num_values();
+        let mut images = self.arena.take(planned.indices.len() * num_values);
+        let mut ids = Vec::with_capacity(planned.indices.len());
+        let mut labels = Vec::with_capacity(planned.indices.len());
+        for (index, out) in planned.indices.iter().zip(images.chunks_exact_mut(num_values)) {
+            let sample = self.dataset.sample(*index).map_err(|error| data_error(&error))?;
+            if needs_labels && sample.label.is_none() {
+                return Err(StageError::Data {
+                    stage: StageName::Load,
+                    message: format!("a labelled role needs labels, sample without one: {}", sample.id),
+                    exit_code: 65,
+                });
+            }
+            let mut rng = augment.map(|purpose| keyed(self.seed, purpose, planned.epoch, sample.id.cast_unsigned()));
+            self.preparation.prepare(sample.image, rng.as_mut(), out);
+            ids.push(sample.id);
+            labels.push(sample.label.unwrap_or(-1));
+        }
+        Ok(ImageBatch {
+            seq,
+            outer,
+            epoch: planned.epoch,
+            ids: ids.into(),
+            labels: labels.into(),
+            images: Arc::new(images),
+        })
+    }
+
+    fn planned(&mut self, unit: u64) -> Vec<(Role, PlannedBatch)> {
+        let (roles, seq): (&[Role], u64) = match LoadUnit::of(unit, self.unroll) {
+            LoadUnit::Pretrain(seq) => (&[Role::Pretrain], seq),
+            LoadUnit::Labelled(outer) => (&[Role::Train, Role::Validation], outer),
+        };
+        roles.iter().map(|role| (*role, self.plan.batch(*role, seq))).collect()
+    }
+}
+
+fn data_error(error: &DataError) -> StageError {
+    StageError::Data { stage: StageName::Load, message: error.to_string(), exit_code: error.exit_code() }
+}
+
+impl Stage for LoadStage {
+    type In = ();
+    type Out = Loaded;
+    const NAME: StageName = StageName::Load;
+
+    fn process(&mut self, unit: u64, (): (), _: &mut Recorder) -> Result<Loaded, StageError> {
+        match LoadUnit::of(unit, self.unroll) {
+            LoadUnit::Pretrain(seq) => Ok(Loaded::Pretrain(self.batch(Role::Pretrain, seq, seq / self.unroll)?)),
+            LoadUnit::Labelled(outer) => Ok(Loaded::Labelled(LabelledPair {
+                outer,
+                finetune: self.batch(Role::Train, outer, outer)?,
+                validation: self.batch(Role::Validation, outer, outer)?,
+            })),
+        }
+    }
+
+    fn sample_ids(&mut self, unit: u64, (): &()) -> Vec<i64> {
+        // A sample's id is its index within the split.
+        let planned = self.planned(unit);
+        planned.into_iter().flat_map(|(_, batch)| batch.indices).map(|index| index as i64).collect()
+    }
+}
+
+/// The ports of one load worker.
+#[derive(Debug)]
+pub struct LoadPorts {
+    worker: u64,
+    num_workers: u64,
+    unroll: u64,
+    pretrain: OrderedSender<Flow<ImageBatch>>,
+    labelled: OrderedSender<Flow<LabelledPair>>,
+}
+
+impl LoadPorts {
+    /// Worker `worker` of `num_workers`.
+    #[must_use]
+    pub const fn new(
+        worker: usize,
+        num_workers: usize,
+        unroll: u64,
+        pretrain: OrderedSender<Flow<ImageBatch>>,
+        labelled: OrderedSender<Flow<LabelledPair>>,
+    ) -> Self {
+        Self { worker: worker as u64, num_workers: num_workers as u64, unroll, pretrain, labelled }
+    }
+}
+
+impl Wiring<LoadStage> for LoadPorts {
+    fn owns(&self, unit: u64) -> bool {
+        LoadUnit::of(unit, self.unroll).seq() % self.num_workers == self.worker
+    }
+
+    fn receive(&mut self, _: u64, _: StopLevel, context: &WaitContext) -> Result<Flow<()>, Interrupt> {
+        if context.stop.concerns(StopLevel::Now) {
+            return Err(Halt::Stopped.into());
+        }
+        Ok(Flow::Item(()))
+    }
+
+    fn send(&mut self, unit: u64, output: Flow<Loaded>, context: &WaitContext) -> Result<usize, Interrupt> {
+        match (LoadUnit::of(unit, self.unroll), output) {
+            (LoadUnit::Pretrain(seq), Flow::Item(Loaded::Pretrain(batch))) => {
+                let bytes = batch.size_bytes();
+                self.pretrain.send(seq, Flow::Item(batch), context)?;
+                Ok(bytes)
+            }
+            (LoadUnit::Labelled(outer), Flow::Item(Loaded::Labelled(pair))) => {
+                let bytes = pair.size_bytes();
+                self.labelled.send(outer, Flow::Item(pair), context)?;
+                Ok(bytes)
+            }
+            (LoadUnit::Pretrain(seq), Flow::Lost(lost)) => {
+                self.pretrain.send(seq, Flow::Lost(lost), context)?;
+                Ok(0)
+            }
+            (LoadUnit::Labelled(outer), Flow::Lost(lost)) => {
+                self.labelled.send(outer, Flow::Lost(lost), context)?;
+                Ok(0)
+            }
+            (unit, Flow::Item(_)) => Err(Interrupt::Error(StageError::Internal {
+                stage: StageName::Load,
+                message: format!("another kind of batch than planned for {unit:?}"),
+            })),
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! The load stage under threads: same batches at any number of workers and any capacity; faults.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use mlomae_model::Arena;
+use mlomae_storage::dataset::{DataError, Dataset, DatasetInfo, Image, Sample};
+
+use super::load::{LoadPorts, LoadStage, LoadUnit, Loaded, measure_normalisation};
+use crate::augment::Preparation;
+use crate::batch::ImageBatch;
+use crate::config::{AugmentConfig, Crop};
+use crate::counters::StageCounters;
+use crate::exit::Exit;
+use crate::plan::{EpochPlan, Role, Roles, Shares};
+use crate::ports::{OrderedReceiver, Payload, WaitContext, fan_in_edge, ordered_edge};
+use crate::records::{Record, RecordBody, Recorder};
+use crate::stage::{Flow, Stage, StageRunner};
+use crate::stop::{StopFlag, StopLevel, StopReason};
+
+pub(crate) const UNROLL: u64 = 2;
+const NUM_OUTER: u64 = 7;
+
+/// Small images that are a function of their index, with a fault that strikes once.
+pub(crate) struct Memory {
+    info: DatasetInfo,
+    pub(crate) panics_at: Option<usize>,
+    has_panicked: AtomicBool,
+    unlabelled: Option<usize>,
+}
+
+impl Memory {
+    pub(crate) fn new(num_samples: usize) -> Self {
+        let info = DatasetInfo {
+            name: "memory".into(),
+            format: "memory".into(),
+            split: "train".into(),
+            num_samples,
+            class_names: (0..3).map(|class| class.to_string()).collect(),
+            label_column: None,
+            image_size: Some((8, 8)),
+            channels: 1,
+        };
+        Self { info, panics_at: None, has_panicked: AtomicBool::new(false), unlabelled: None }
+    }
+}
+
+impl Dataset for Memory {
+    fn info(&self) -> &DatasetInfo {
+        &self.info
+    }
+
+    fn label(&self, index: usize) -> Result<Option<i32>, DataError> {
+        Ok((self.unlabelled != Some(index)).then_some(index as i32 % 3))
+    }
+
+    fn sample(&self, index: usize) -> Result<Sample, DataError> {
+        if self.panics_at == Some(index) && !self.has_panicked.swap(true, Ordering::SeqCst) {
+            panic!("sample {index} is poisoned");
+        }
+        let pixels = (0..64).map(|place| ((index * 31 + place * 7) % 256) as u8).collect();
+        let image = Image { width: 8, height: 8, channels: 1, pixels };
+        Ok(Sample { id: index as i64, image, label: self.label(index)? })
+    }
+}
+
+pub(crate) fn stage(dataset: Arc<Memory>) -> LoadStage {
+    let labels: Vec<Option<i32>> = (0..dataset.len()).map(|index| Some(index as i32 % 3)).collect();
+    let shares = Shares { pretrain: 0.6, train: 0.2, validation: 0.2 };
+    let roles = Roles::split(&labels, shares, None, 1).expect("labels");
+    let normalisation = measure_normalisation(&Memory::new(dataset.len()), roles.indices(Role::Pretrain), 1);
+    let preparation = Preparation {
+        side: 8,
+        channels: 1,
+        normalisation: normalisation.expect("readable"),
+        augment: AugmentConfig { crop: Crop::Padded, crop_padding: 2, min_area: 0.2, flip: true },
+    };
+    let plan = EpochPlan::new(roles, [8, 4, 4], 9).expect("enough samples");
+    LoadStage::new(dataset, plan, preparation, 9, UNROLL, Arena::new())
+}
+
+type Content = (Vec<i64>, Vec<i32>, Vec<u32>);
+/// The batches of a unit, or the samples of a lost one.
+type Arrived = Result<Vec<Content>, Vec<i64>>;
+
+fn content(batch: &ImageBatch) -> Content {
+    let bits = batch.images.iter().map(|value| value.to_bits()).collect();
+    (batch.ids.to_vec(), batch.labels.to_vec(), bits)
+}
+
+fn contents(loaded: &Loaded) -> Vec<Content> {
+    match loaded {
+        Loaded::Pretrain(batch) => vec![content(batch)],
+        Loaded::Labelled(pair) => vec![content(&pair.finetune), content(&pair.validation)],
+    }
+}
+
+fn serial(stage: &LoadStage) -> Vec<Vec<Content>> {
+    let mut stage = stage.clone();
+    let mut recorder = Recorder::default();
+    (0..NUM_OUTER * (UNROLL + 1))
+        .map(|unit| contents(&stage.process(unit, (), &mut recorder).expect("readable")))
+        .collect()
+}
+
+/// Runs load workers against two readers; gives what arrived by unit, the exits of each worker's
+/// runs, and the records.
+fn threaded(
+    stage: &LoadStage,
+    num_workers: usize,
+    capacity: usize,
+    first_outer: u64,
+) -> (Vec<Arrived>, Vec<Exit>, Vec<Record>) {
+    let pretrain = ordered_edge::<Flow<ImageBatch>>("load->score", num_workers, 1, capacity);
+    let labelled = ordered_edge("load->evaluator", num_workers, 1, capacity);
+    let (log, log_receiver) = fan_in_edge("all->log", num_workers, 64);
+    let stop = StopFlag::new();
+    let units = first_outer * (UNROLL + 1)..NUM_OUTER * (UNROLL + 1);
+    let mut workers = Vec::new();
+    for (worker, (pretrain, labelled)) in pretrain.senders.into_iter().zip(labelled.senders).enumerate() {
+        let ports = LoadPorts::new(worker, num_workers, UNROLL, pretrain, labelled);
+        let context = WaitContext::new(stop.clone(), StageCounters::new());
+        let mut runner = StageRunner::new(stage.clone(), worker, units.clone(), ports, log.clone(), context);
+        workers.push(std::thread::spawn(move || {
+            let mut exits = vec![runner.run()];
+            while matches!(exits.last(), Some(Exit::Panicked { .. })) {
+                exits.push(runner.run());
+            }
+            exits
+        }));
+    }
+    drop(log);
+    let (mut pretrain, mut labelled) = (pretrain.receivers, labelled.receivers);
+    let context = WaitContext::new(stop, StageCounters::new());
+    fn receive<T: Payload>(
+        receiver: &mut OrderedReceiver<Flow<T>>,
+        seq: u64,
+        context: &WaitContext,
+        wrap: impl FnOnce(T) -> Loaded,
+    ) -> Result<Vec<Content>, Vec<i64>> {
+        match receiver.recv(seq, context).expect("an item") {
+            Flow::Item(item) => Ok(contents(&wrap(item))),
+            Flow::Lost(lost) => Err(lost.sample_ids),
+        }
+    }
+    let arrived = units
+        .map(|unit| match LoadUnit::of(unit, UNROLL) {
+            LoadUnit::Pretrain(seq) => receive(&mut pretrain[0], seq, &context, Loaded::Pretrain),
+            LoadUnit::Labelled(outer) => receive(&mut labelled[0], outer, &context, Loaded::Labelled),
+        })
+        .collect();
+    let exits = workers.into_iter().flat_map(|worker| worker.join().expect("caught")).collect();
+    let mut records = Vec::new();
+    while let Ok(Some(record)) = log_receiver.recv_timeout(Duration::from_millis(100), &StageCounters::new()) {
+        records.push(record);
+    }
+    (arrived, exits, records)
+}
+
+#[test]
+fn any_number_of_workers_and_any_capacity_gives_the_same_bits() {
+    let stage = stage(Arc::new(Memory::new(100)));
+    let wanted = serial(&stage);
+    for num_workers in 1..=4 {
+        for capacity in 0..=4 {
+            let (arrived, exits, records) = threaded(&stage, num_workers, capacity, 0);
+            assert!(exits.iter().all(|exit| matches!(exit, Exit::Finished)), "{exits:?}");
+            let arrived: Vec<_> = arrived.into_iter().map(|unit| unit.expect("not lost")).collect();
+            assert_eq!(arrived, wanted, "{num_workers} workers, capacity {capacity}");
+            assert!(records.is_empty());
+        }
+    }
+}
+
+#[test]
+fn a_resumed_loader_goes_on_exactly() {
+    let stage = stage(Arc::new(Memory::new(100)));
+    let wanted = serial(&stage);
+    for first_outer in [1, 4, 6] {
+        let (arrived, ..) = threaded(&stage, 3, 1, first_outer);
+        let arrived: Vec<_> = arrived.into_iter().map(|unit| unit.expect("not lost")).collect();
+        assert_eq!(arrived, wanted[(first_outer * (UNROLL + 1)) as usize..]);
+    }
+}
+
+#[test]
+fn a_panic_costs_one_batch_and_its_samples_are_named() {
+    let clean = stage(Arc::new(Memory::new(100)));
+    let wanted = serial(&clean);
+    for (num_workers, capacity, unit) in [(1, 0, 0), (3, 1, 4), (2, 2, 5), (4, 4, 11)] {
+        let poisoned_ids: Vec<i64> = wanted[unit].iter().flat_map(|batch| batch.0.clone()).collect();
+        let mut memory = Memory::new(100);
+        memory.panics_at = Some(poisoned_ids[1] as usize);
+        // A sample comes once in an epoch; the first unit that holds it is the one that is lost.
+        let first = wanted.iter().position(|batches| batches.iter().any(|batch| batch.0.contains(&poisoned_ids[1])));
+        let (arrived, exits, records) = threaded(&stage(Arc::new(memory)), num_workers, capacity, 0);
+        let lost: Vec<usize> = (0..arrived.len()).filter(|unit| arrived[*unit].is_err()).collect();
+        assert_eq!(lost.len(), 1);
+        if num_workers == 1 {
+            assert_eq!(Some(lost[0]), first);
+        }
+        let lost_ids: Vec<i64> = wanted[lost[0]].iter().flat_map(|batch| batch.0.clone()).collect();
+        assert!(lost_ids.contains(&poisoned_ids[1]));
+        for (unit, got) in arrived.iter().enumerate() {
+            match got {
+                Ok(got) => assert_eq!(got, &wanted[unit]),
+                Err(ids) => assert_eq!(ids, &lost_ids),
+            }
+        }
+        let panics: Vec<&Exit> = exits.iter().filter(|exit| !exit.is_clean()).collect();
+        assert!(
+            matches!(panics[..], [Exit::Panicked { message, lost_sample_ids }]
+                if message.contains("is poisoned") && *lost_sample_ids == lost_ids),
+            "{exits:?}"
+        );
+        let [Record { body: RecordBody::Event(event), .. }] = &records[..] else {
+            panic!("{records:?}");
+        };
+        assert_eq!(event.kind, "lost_batch");
+        assert_eq!(event.fields["sample_ids"], serde_json::json!(lost_ids));
+    }
+}
+
+#[test]
+fn a_missing_label_in_a_labelled_role_is_an_error_that_names_the_sample() {
+    let clean = stage(Arc::new(Memory::new(100)));
+    let mut memory = Memory::new(100);
+    let sample = clean.plan().roles().indices(Role::Train)[0];
+    memory.unlabelled = Some(sample);
+    let mut stage = stage(Arc::new(memory));
+    let mut outcome = Ok(());
+    for unit in 0..NUM_OUTER * (UNROLL + 1) {
+        outcome = outcome.and(stage.process(unit, (), &mut Recorder::default()).map(|_| ()));
+    }
+    let error = outcome.expect_err("refused");
+    assert_eq!(error.exit_code(), 65);
+    assert!(error.to_string().ends_with(&format!("sample without one: {sample}")), "{error}");
+}
+
+#[test]
+fn a_loader_ends_when_its_readers_are_gone_or_a_stop_comes_now() {
+    for graceful in [true, false] {
+        let stage = stage(Arc::new(Memory::new(100)));
+        let pretrain = ordered_edge("load->score", 1, 1, 1);
+        let labelled = ordered_edge("load->evaluator", 1, 1, 1);
+        let (log, _log_receiver) = fan_in_edge("all->log", 1, 8);
+        let (mut senders, mut labelled_senders) = (pretrain.senders, labelled.senders);
+        let ports = LoadPorts::new(0, 1, UNROLL, senders.pop().expect("one"), labelled_senders.pop().expect("one"));
+        let context = WaitContext::default();
+        let stop = context.stop.clone();
+        let mut runner = StageRunner::new(stage, 0, 0..300, ports, log, context);
+        let worker = std::thread::spawn(move || runner.run());
+        std::thread::sleep(Duration::from_millis(20));
+        stop.request(StopReason::Interrupt);
+        std::thread::sleep(Duration::from_millis(60));
+        assert!(!worker.is_finished(), "a graceful stop lets the iteration end");
+        if graceful {
+            drop((pretrain.receivers, labelled.receivers));
+        } else {
+            assert_eq!(stop.request(StopReason::Interrupt), StopLevel::Now);
+        }
+        let begin = Instant::now();
+        assert!(matches!(worker.join(), Ok(Exit::Stopped)));
+        assert!(begin.elapsed() < Duration::from_secs(5));
+    }
+}

@@ -1,0 +1,219 @@
+//! The log stage: writes records, and a checkpoint when all of its parts are in.
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::exit::{Exit, StageError, panic_message};
+use crate::ports::{FanInReceiver, Halt, WaitContext};
+use crate::records::{CheckpointPart, EventRecord, PartOf, Record, RecordBody, Severity};
+use crate::stage_name::StageName;
+use crate::stop::StopLevel;
+
+/// How long the stage waits for a record before it looks after its live streams.
+const IDLE: Duration = Duration::from_millis(200);
+/// How often the live streams are flushed.
+const TICK: Duration = Duration::from_secs(1);
+
+/// The parts of one checkpoint, one of each stage.
+#[derive(Debug, Clone)]
+pub struct AssembledCheckpoint {
+    /// Outer iterations done.
+    pub outer: u64,
+    /// Level-1 steps done.
+    pub step: u64,
+    /// The parts in the order of [`PartOf::ALL`].
+    pub parts: Vec<Arc<CheckpointPart>>,
+}
+
+/// Where rows and checkpoints are written. The run directory implements it; tests keep them in memory.
+pub trait RecordSink: Send {
+    /// Writes a row. Checkpoint parts never come here.
+    ///
+    /// # Errors
+    /// [`StageError::Io`].
+    fn write(&mut self, record: Record) -> Result<(), StageError>;
+
+    /// Writes a checkpoint durably; returns what to call it in the events.
+    ///
+    /// # Errors
+    /// [`StageError::Io`].
+    fn checkpoint(&mut self, checkpoint: &AssembledCheckpoint) -> Result<String, StageError>;
+
+    /// Makes everything written visible to readers; called about once a second and after checkpoints.
+    ///
+    /// # Errors
+    /// [`StageError::Io`].
+    fn flush(&mut self) -> Result<(), StageError>;
+
+    /// Seals everything. Nothing is written afterwards.
+    ///
+    /// # Errors
+    /// [`StageError::Io`].
+    fn close(&mut self) -> Result<(), StageError>;
+}
+
+/// The log stage.
+#[derive(Debug)]
+pub struct LogStage<K> {
+    sink: K,
+    pending: BTreeMap<u64, BTreeMap<PartOf, Arc<CheckpointPart>>>,
+    /// Outer iteration of the newest checkpoint.
+    newest: Option<u64>,
+    last_flush: Instant,
+}
+
+impl<K: RecordSink> LogStage<K> {
+    /// A log stage that writes to `sink`.
+    pub fn new(sink: K) -> Self {
+        Self { sink, pending: BTreeMap::new(), newest: None, last_flush: Instant::now() }
+    }
+
+    /// The sink.
+    pub const fn sink(&self) -> &K {
+        &self.sink
+    }
+
+    /// Gives the sink back.
+    pub fn into_sink(self) -> K {
+        self.sink
+    }
+
+    /// Writes a row, or keeps a part until its checkpoint is complete.
+    ///
+    /// # Errors
+    /// [`StageError::Io`] if anything cannot be written.
+    pub fn handle(&mut self, record: Record) -> Result<(), StageError> {
+        match record.body {
+            RecordBody::Part(part) => self.add_part(part)?,
+            _ => self.sink.write(record)?,
+        }
+        if self.last_flush.elapsed() >= TICK { self.flush() } else { Ok(()) }
+    }
+
+    /// Flushes the live streams.
+    ///
+    /// # Errors
+    /// [`StageError::Io`].
+    pub fn flush(&mut self) -> Result<(), StageError> {
+        self.last_flush = Instant::now();
+        self.sink.flush()
+    }
+
+    /// Ends the logs: an incomplete checkpoint is named in the events, then everything is sealed.
+    ///
+    /// # Errors
+    /// [`StageError::Io`].
+    pub fn close(&mut self) -> Result<(), StageError> {
+        for (outer, parts) in std::mem::take(&mut self.pending) {
+            let missing: Vec<String> = PartOf::ALL
+                .iter()
+                .filter(|part| !parts.contains_key(part))
+                .map(|part| format!("{part:?}").to_lowercase())
+                .collect();
+            self.sink.write(Record::event(EventRecord {
+                severity: Severity::Warning,
+                kind: "incomplete_checkpoint".into(),
+                stage: Some(StageName::Log),
+                message: format!("no checkpoint after outer iteration {outer}: missing {}", missing.join(", ")),
+                fields: serde_json::json!({ "outer": outer, "missing": missing }),
+            }))?;
+        }
+        self.sink.close()
+    }
+
+    fn add_part(&mut self, part: Arc<CheckpointPart>) -> Result<(), StageError> {
+        let (outer, step) = (part.outer, part.step);
+        // A stage's last words may repeat the checkpoint that fell on its last unit.
+        if self.newest.is_some_and(|newest| outer <= newest) {
+            return Ok(());
+        }
+        let parts = self.pending.entry(outer).or_default();
+        parts.insert(part.part, part);
+        if parts.len() < PartOf::ALL.len() {
+            return Ok(());
+        }
+        let parts = self.pending.remove(&outer).unwrap_or_default();
+        let begin = Instant::now();
+        let checkpoint = AssembledCheckpoint { outer, step, parts: parts.into_values().collect() };
+        let name = self.sink.checkpoint(&checkpoint)?;
+        self.newest = Some(outer);
+        self.sink.write(Record::event(EventRecord {
+            severity: Severity::Info,
+            kind: "checkpoint".into(),
+            stage: Some(StageName::Log),
+            message: format!("checkpoint {name}"),
+            fields: serde_json::json!({
+                "checkpoint": name,
+                "outer": outer,
+                "step": step,
+                "seconds": begin.elapsed().as_secs_f64(),
+            }),
+        }))?;
+        self.flush()
+    }
+}
+
+/// The worker of the log stage. It drains until every sender is gone, whatever the stop flag says,
+/// so that nothing that was sent is lost.
+#[derive(Debug)]
+pub struct LogRunner<K> {
+    stage: LogStage<K>,
+    receiver: Option<FanInReceiver<Record>>,
+    context: WaitContext,
+}
+
+impl<K: RecordSink> LogRunner<K> {
+    /// A worker that drains `receiver`.
+    pub const fn new(stage: LogStage<K>, receiver: FanInReceiver<Record>, context: WaitContext) -> Self {
+        Self { stage, receiver: Some(receiver), context }
+    }
+
+    /// The worker's waits and counters, shared.
+    pub const fn context(&self) -> &WaitContext {
+        &self.context
+    }
+
+    /// Runs until every sender is gone, an error or a panic; after a panic it may be run again.
+    pub fn run(&mut self) -> Exit {
+        let _run = self.context.counters.run();
+        let Some(receiver) = self.receiver.take() else {
+            return Exit::Failed(StageError::Internal {
+                stage: StageName::Log,
+                message: "run again after its end".into(),
+            });
+        };
+        match catch_unwind(AssertUnwindSafe(|| self.drain(&receiver))) {
+            Ok(Ok(())) if self.context.stop.level() == StopLevel::None => Exit::Finished,
+            Ok(Ok(())) => Exit::Stopped,
+            Ok(Err(error)) => {
+                // What was written before is worth sealing; the first error is the one to report.
+                if let Err(second) = self.stage.close() {
+                    tracing::debug!(%second, "logs could not be sealed after an error");
+                }
+                Exit::Failed(error)
+            }
+            Err(payload) => {
+                self.receiver = Some(receiver);
+                self.context.counters.add_restart();
+                Exit::Panicked { message: panic_message(payload.as_ref()), lost_sample_ids: Vec::new() }
+            }
+        }
+    }
+
+    fn drain(&mut self, receiver: &FanInReceiver<Record>) -> Result<(), StageError> {
+        loop {
+            match receiver.recv_timeout(IDLE, &self.context.counters) {
+                Ok(Some(record)) => {
+                    self.context.counters.begin_unit();
+                    let bytes = crate::ports::Payload::size_bytes(&record);
+                    self.stage.handle(record)?;
+                    self.context.counters.add_item(bytes);
+                }
+                Ok(None) => self.stage.flush()?,
+                Err(Halt::Disconnected | Halt::Stopped) => return self.stage.close(),
+            }
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! The stop flag that every wait of the pipeline polls.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+/// How urgently the pipeline shall stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum StopLevel {
+    /// Go on.
+    None = 0,
+    /// Finish the outer iteration, write a checkpoint, drain and seal the logs.
+    Graceful = 1,
+    /// Leave every wait at once; nothing more is computed and no checkpoint is written.
+    Now = 2,
+}
+
+/// What asked for the stop first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StopReason {
+    /// SIGINT, Ctrl-C.
+    Interrupt = 1,
+    /// SIGTERM.
+    Terminate = 2,
+    /// A stage failed or panicked; the supervisor takes the pipeline down.
+    Error = 3,
+}
+
+impl StopReason {
+    /// The exit code of a process that stopped for this reason.
+    #[must_use]
+    pub const fn exit_code(self) -> u8 {
+        match self {
+            Self::Interrupt => 130,
+            Self::Terminate => 143,
+            Self::Error => 70,
+        }
+    }
+
+    const fn from_bits(bits: u8) -> Option<Self> {
+        match bits {
+            1 => Some(Self::Interrupt),
+            2 => Some(Self::Terminate),
+            3 => Some(Self::Error),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for StopReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Interrupt => "SIGINT",
+            Self::Terminate => "SIGTERM",
+            Self::Error => "error",
+        })
+    }
+}
+
+/// A shared flag: its level only rises and its first reason stays.
+///
+/// Cloning shares the flag.
+#[derive(Debug, Clone, Default)]
+pub struct StopFlag {
+    /// Bits 0-1: the level; bits 2-3: the first reason.
+    bits: Arc<AtomicU8>,
+}
+
+impl StopFlag {
+    /// A flag that asks nothing.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Asks for a stop as a signal does: the first request is graceful, a second one means now.
+    /// Returns the level that holds afterwards.
+    pub fn request(&self, reason: StopReason) -> StopLevel {
+        self.raise(reason, |level| match level {
+            StopLevel::None => StopLevel::Graceful,
+            StopLevel::Graceful | StopLevel::Now => StopLevel::Now,
+        })
+    }
+
+    /// Asks every stage to leave its wait at once.
+    pub fn stop_now(&self, reason: StopReason) {
+        self.raise(reason, |_| StopLevel::Now);
+    }
+
+    /// The level that holds now.
+    #[must_use]
+    pub fn level(&self) -> StopLevel {
+        Self::level_of(self.bits.load(Ordering::Acquire))
+    }
+
+    /// What asked for the stop first; none while nobody asked.
+    #[must_use]
+    pub fn reason(&self) -> Option<StopReason> {
+        StopReason::from_bits(self.bits.load(Ordering::Acquire) >> 2)
+    }
+
+    /// Whether a wait that heeds `heed` must be left.
+    #[must_use]
+    pub fn concerns(&self, heed: StopLevel) -> bool {
+        let level = self.level();
+        level != StopLevel::None && level >= heed
+    }
+
+    fn raise(&self, reason: StopReason, next: impl Fn(StopLevel) -> StopLevel) -> StopLevel {
+        let update = |bits: u8| {
+            let level = next(Self::level_of(bits)) as u8;
+            let reason = if bits >> 2 == 0 { reason as u8 } else { bits >> 2 };
+            Some(level | (reason << 2))
+        };
+        let before = self.bits.fetch_update(Ordering::AcqRel, Ordering::Acquire, update).unwrap_or_else(|bits| bits);
+        next(Self::level_of(before))
+    }
+
+    fn level_of(bits: u8) -> StopLevel {
+        match bits & 0b11 {
+            0 => StopLevel::None,
+            1 => StopLevel::Graceful,
+            _ => StopLevel::Now,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_request_means_now_and_the_first_reason_stays() {
+        let flag = StopFlag::new();
+        assert_eq!(flag.level(), StopLevel::None);
+        assert_eq!(flag.reason(), None);
+        assert!(!flag.concerns(StopLevel::Graceful));
+        let seen_by_a_stage = flag.clone();
+        assert_eq!(flag.request(StopReason::Terminate), StopLevel::Graceful);
+        assert!(seen_by_a_stage.concerns(StopLevel::Graceful));
+        assert!(!seen_by_a_stage.concerns(StopLevel::Now));
+        assert_eq!(flag.request(StopReason::Interrupt), StopLevel::Now);
+        assert!(seen_by_a_stage.concerns(StopLevel::Now));
+        assert_eq!(flag.reason(), Some(StopReason::Terminate));
+        assert_eq!(flag.reason().map(StopReason::exit_code), Some(143));
+    }
+
+    #[test]
+    fn the_level_never_falls() {
+        let flag = StopFlag::new();
+        flag.stop_now(StopReason::Error);
+        assert_eq!(flag.request(StopReason::Interrupt), StopLevel::Now);
+        assert_eq!(flag.reason(), Some(StopReason::Error));
+    }
+}

@@ -1,0 +1,305 @@
+//! Files that are either whole or absent: temporary file, fsync, rename, fsync of the folder.
+//!
+//! Every change this crate makes to a run directory goes through here, so that tests can fail, or copy the directory,
+//! at each single operation.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+/// Unit tests make thousands of directories and pull no plug: there only the disk's own part is left out.
+const SYNCS: bool = !cfg!(test);
+
+/// A file operation that failed, with the operation and the path.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {op} `{}`: {source}", path.display())]
+pub struct FileError {
+    /// What was tried: `create`, `write`, `rename`, ...
+    pub op: &'static str,
+    /// The file or folder.
+    pub path: PathBuf,
+    /// The system's answer.
+    pub source: io::Error,
+}
+
+impl FileError {
+    /// An error of operation `op` on `path`.
+    pub fn new(op: &'static str, path: &Path, source: io::Error) -> Self {
+        Self { op, path: path.to_path_buf(), source }
+    }
+
+    /// 66 for an input that is missing, 74 for any other I/O error.
+    pub fn exit_code(&self) -> u8 {
+        let is_input = matches!(self.op, "read" | "open" | "list" | "resolve");
+        if is_input && self.is_missing() { 66 } else { 74 }
+    }
+
+    /// True when the file or folder does not exist.
+    pub fn is_missing(&self) -> bool {
+        self.source.kind() == io::ErrorKind::NotFound
+    }
+}
+
+/// Runs one operation under the test hook and names it in its error.
+fn step<T>(op: &'static str, path: &Path, action: impl FnOnce() -> io::Result<T>) -> Result<T, FileError> {
+    #[cfg(test)]
+    fault::check(op, path).map_err(|e| FileError::new(op, path, e))?;
+    action().map_err(|e| FileError::new(op, path, e))
+}
+
+/// Makes a folder and its parents.
+pub fn create_dir_all(path: &Path) -> Result<(), FileError> {
+    step("create folder", path, || fs::create_dir_all(path))
+}
+
+/// Creates a file that must not exist yet.
+pub fn create_new(path: &Path) -> Result<File, FileError> {
+    step("create", path, || OpenOptions::new().write(true).create_new(true).open(path))
+}
+
+/// Writes all bytes at the file's position; a failure may leave some of them written.
+pub fn write_all(file: &mut File, path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+    #[cfg(test)]
+    if let Err(error) = fault::check("write", path) {
+        // What a full disk does: part of the bytes arrive.
+        let _ = file.write_all(&bytes[..bytes.len() / 2]);
+        return Err(FileError::new("write", path, error));
+    }
+    file.write_all(bytes).map_err(|e| FileError::new("write", path, e))
+}
+
+/// Cuts the file back to `len` bytes and continues writing there.
+pub fn truncate(file: &mut File, path: &Path, len: u64) -> Result<(), FileError> {
+    step("truncate", path, || {
+        file.set_len(len)?;
+        file.seek(SeekFrom::Start(len)).map(|_| ())
+    })
+}
+
+/// Brings a file's contents to the disk.
+pub fn sync(file: &File, path: &Path) -> Result<(), FileError> {
+    step("sync", path, || if SYNCS { file.sync_all() } else { Ok(()) })
+}
+
+/// Renames within one file system, replacing what is there.
+pub fn rename(from: &Path, to: &Path) -> Result<(), FileError> {
+    step("rename", from, || fs::rename(from, to))
+}
+
+/// Removes a file; a file that is already gone is no error.
+pub fn remove_file(path: &Path) -> Result<(), FileError> {
+    step("remove", path, || ignore_missing(fs::remove_file(path)))
+}
+
+/// Removes a folder with all it holds; a folder that is already gone is no error.
+pub fn remove_dir_all(path: &Path) -> Result<(), FileError> {
+    step("remove", path, || ignore_missing(fs::remove_dir_all(path)))
+}
+
+fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// Makes a symbolic link that must not exist yet.
+pub fn symlink(target: &Path, link: &Path) -> Result<(), FileError> {
+    step("link", link, || std::os::unix::fs::symlink(target, link))
+}
+
+/// Reads a whole file.
+pub fn read(path: &Path) -> Result<Vec<u8>, FileError> {
+    fs::read(path).map_err(|e| FileError::new("read", path, e))
+}
+
+/// Brings a folder's entries (names, renames, removals) to the disk.
+pub fn fsync_dir(path: &Path) -> Result<(), FileError> {
+    step("sync folder", path, || {
+        let folder = File::open(path)?;
+        if SYNCS { folder.sync_all() } else { Ok(()) }
+    })
+}
+
+/// Names in a folder; a folder that is missing is empty.
+pub(crate) fn names(dir: &Path) -> Result<Vec<String>, FileError> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(FileError::new("list", dir, error)),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(|e| FileError::new("list", dir, e))?;
+        if let Ok(name) = entry.file_name().into_string() {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// The folder that holds `path`.
+pub(crate) fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// Writes `bytes` to `path` so that a reader sees the old file or the new one, never a part, even across a power loss.
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+    let mut file = AtomicFile::create(path)?;
+    file.put(bytes)?;
+    file.commit()
+}
+
+/// A file that appears under its name only when it is whole.
+///
+/// It is written as `<name>.tmp`; dropping it without [`AtomicFile::commit`] removes that again.
+#[derive(Debug)]
+pub struct AtomicFile {
+    path: PathBuf,
+    tmp: PathBuf,
+    file: Option<File>,
+}
+
+impl AtomicFile {
+    /// Opens `<path>.tmp` for writing.
+    pub fn create(path: &Path) -> Result<Self, FileError> {
+        let mut name = path.as_os_str().to_os_string();
+        name.push(".tmp");
+        let tmp = PathBuf::from(name);
+        let file = step("create", &tmp, || File::create(&tmp))?;
+        Ok(Self { path: path.to_path_buf(), tmp, file: Some(file) })
+    }
+
+    /// Writes all bytes.
+    pub fn put(&mut self, bytes: &[u8]) -> Result<(), FileError> {
+        match &mut self.file {
+            Some(file) => write_all(file, &self.tmp, bytes),
+            None => Err(FileError::new("write", &self.tmp, io::Error::other("closed"))),
+        }
+    }
+
+    /// Fsync, rename to the final name, fsync of the folder.
+    pub fn commit(mut self) -> Result<(), FileError> {
+        if let Some(file) = &self.file {
+            sync(file, &self.tmp)?;
+            rename(&self.tmp, &self.path)?;
+            // From here on the temporary name is gone and must not be removed on drop.
+            self.file = None;
+        }
+        fsync_dir(parent(&self.path))
+    }
+}
+
+impl Write for AtomicFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.put(bytes).map_err(|e| io::Error::new(e.source.kind(), e.source))?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for AtomicFile {
+    fn drop(&mut self) {
+        if self.file.take().is_some() {
+            // Nothing more can be done about a failure here; leftovers are also cleaned by the next repair.
+            let _ = fs::remove_file(&self.tmp);
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod fault {
+    //! Lets a test see, and fail, each operation of its own thread.
+
+    use super::{Path, io};
+    use std::cell::RefCell;
+
+    type Hook = Box<dyn FnMut(&'static str, &Path) -> io::Result<()>>;
+
+    thread_local! {
+        static HOOK: RefCell<Option<Hook>> = const { RefCell::new(None) };
+    }
+
+    pub(super) fn check(op: &'static str, path: &Path) -> io::Result<()> {
+        HOOK.with(|hook| match hook.borrow_mut().as_mut() {
+            Some(hook) => hook(op, path),
+            None => Ok(()),
+        })
+    }
+
+    /// Runs `body` with `hook` called before each operation.
+    pub(crate) fn with<T>(
+        hook: impl FnMut(&'static str, &Path) -> io::Result<()> + 'static,
+        body: impl FnOnce() -> T,
+    ) -> T {
+        struct Reset;
+        impl Drop for Reset {
+            fn drop(&mut self) {
+                HOOK.with(|hook| *hook.borrow_mut() = None);
+            }
+        }
+        HOOK.with(|slot| *slot.borrow_mut() = Some(Box::new(hook)));
+        let _reset = Reset;
+        body()
+    }
+
+    /// Fails every operation from the `n`-th on (0-based), as a full disk does.
+    pub(crate) fn full_from<T>(n: usize, body: impl FnOnce() -> T) -> T {
+        let mut count = 0;
+        with(
+            move |op, _| {
+                count += 1;
+                let frees = matches!(op, "remove" | "truncate");
+                if count > n && !frees { Err(io::Error::from(io::ErrorKind::StorageFull)) } else { Ok(()) }
+            },
+            body,
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_write_leaves_the_old_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.json");
+        write_atomic(&path, b"old").unwrap();
+        let mut failures = 0;
+        for n in 0..10 {
+            let result = fault::full_from(n, || write_atomic(&path, b"new contents"));
+            let now = fs::read(&path).unwrap();
+            match result {
+                Ok(()) => {
+                    assert_eq!(now, b"new contents");
+                    assert!(failures >= 4, "create, write, sync, rename, sync folder: {failures}");
+                    return;
+                }
+                Err(error) => {
+                    failures += 1;
+                    assert_eq!(error.exit_code(), 74);
+                    assert!(now == b"old" || error.op == "sync folder", "{error}");
+                    let names: Vec<_> = fs::read_dir(dir.path()).unwrap().collect();
+                    assert_eq!(names.len(), 1, "temporary file left behind");
+                }
+            }
+        }
+        panic!("never succeeded");
+    }
+
+    #[test]
+    fn errors_name_operation_and_path() {
+        let error = write_atomic(Path::new("/nonexistent/folder/x"), b"").unwrap_err();
+        assert!(error.to_string().starts_with("cannot create `/nonexistent/folder/x.tmp`"), "{error}");
+        assert_eq!(error.exit_code(), 74);
+        assert_eq!(read(Path::new("/nonexistent/x")).unwrap_err().exit_code(), 66);
+    }
+}

@@ -1,0 +1,209 @@
+//! Checkpoints on the disk: save, find, load, prune.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::safetensors_io::{FileSum, parse_f32, write_safetensors};
+use super::{Checkpoint, CheckpointError, CheckpointRef, NamedTensor, state};
+use crate::atomic::{self, FileError};
+
+const STATE: &str = "state.json";
+const LATEST: &str = "latest";
+/// A checkpoint being written.
+const TMP: &str = ".tmp-";
+/// A checkpoint being replaced by another of its step.
+const OLD: &str = ".old-";
+/// A checkpoint being removed.
+const DEL: &str = ".del-";
+
+fn step_name(step: u64) -> String {
+    format!("step-{step:08}")
+}
+
+fn parse_step(name: &str) -> Option<u64> {
+    let digits = name.strip_prefix("step-")?;
+    if digits.len() >= 8 && digits.bytes().all(|b| b.is_ascii_digit()) { digits.parse().ok() } else { None }
+}
+
+/// Writes a checkpoint of the run directory `run`, makes it the latest, and removes old ones. Returns its folder.
+///
+/// Until `latest` is replaced, which is the last step before the old ones go, the previous checkpoint stays the latest;
+/// a failure at any point leaves it so. A checkpoint of the same step is replaced.
+pub fn save(run: &Path, step: u64, checkpoint: &CheckpointRef<'_>) -> Result<PathBuf, CheckpointError> {
+    let root = run.join("checkpoints");
+    atomic::create_dir_all(&root)?;
+    clean(run)?;
+    let name = step_name(step);
+    let tmp = root.join(format!("{TMP}{name}"));
+    if let Err(error) = write_files(&tmp, step, checkpoint) {
+        // Makes room again on a full disk; what stays is cleaned by the next save.
+        let _ = fs::remove_dir_all(&tmp);
+        return Err(error);
+    }
+    let dir = root.join(&name);
+    let old = root.join(format!("{OLD}{name}"));
+    let replaces = dir.exists();
+    if replaces {
+        atomic::rename(&dir, &old)?;
+    }
+    if let Err(error) = atomic::rename(&tmp, &dir) {
+        if replaces {
+            atomic::rename(&old, &dir)?;
+        }
+        return Err(error.into());
+    }
+    atomic::fsync_dir(&root)?;
+    point_latest(&root, &name)?;
+    if replaces {
+        atomic::remove_dir_all(&old)?;
+    }
+    prune(&root, checkpoint.keep.max(1), &name)?;
+    Ok(dir)
+}
+
+fn write_files(tmp: &Path, step: u64, checkpoint: &CheckpointRef<'_>) -> Result<(), CheckpointError> {
+    atomic::create_dir_all(tmp)?;
+    let groups = [
+        ("model.safetensors", &checkpoint.model),
+        ("head.safetensors", &checkpoint.head),
+        ("mask.safetensors", &checkpoint.mask),
+        ("optimizer.safetensors", &checkpoint.optimizer),
+    ];
+    let mut sums = BTreeMap::<String, FileSum>::new();
+    for (name, tensors) in groups {
+        sums.insert(name.to_string(), write_safetensors(&tmp.join(name), tensors)?);
+    }
+    let path = tmp.join(STATE);
+    let mut file = atomic::create_new(&path)?;
+    atomic::write_all(&mut file, &path, &state::to_bytes(step, &sums, checkpoint.state)?)?;
+    atomic::sync(&file, &path)?;
+    Ok(atomic::fsync_dir(tmp)?)
+}
+
+/// Replaces the link `latest` by rename.
+fn point_latest(root: &Path, name: &str) -> Result<(), CheckpointError> {
+    let tmp = root.join(format!("{TMP}{LATEST}"));
+    atomic::remove_file(&tmp)?;
+    atomic::symlink(Path::new(name), &tmp)?;
+    atomic::rename(&tmp, &root.join(LATEST))?;
+    Ok(atomic::fsync_dir(root)?)
+}
+
+/// Removes all but the `keep` newest checkpoints, never `current`.
+fn prune(root: &Path, keep: usize, current: &str) -> Result<(), CheckpointError> {
+    let steps = steps(root)?;
+    // Those of steps behind the current one were left by a run that has gone back; they count among the newest.
+    let removed = steps.len().saturating_sub(keep);
+    for (_, name) in steps.into_iter().take(removed).filter(|(_, name)| name != current) {
+        // Renamed first, so that a folder that lacks files is never taken for a checkpoint.
+        let del = root.join(format!("{DEL}{name}"));
+        atomic::rename(&root.join(&name), &del)?;
+        atomic::remove_dir_all(&del)?;
+    }
+    Ok(())
+}
+
+/// Steps and names of the checkpoints in a folder, ascending.
+fn steps(root: &Path) -> Result<Vec<(u64, String)>, FileError> {
+    let names = atomic::names(root)?;
+    let mut steps: Vec<(u64, String)> = names.into_iter().filter_map(|n| Some((parse_step(&n)?, n))).collect();
+    steps.sort();
+    Ok(steps)
+}
+
+/// The checkpoints of the run directory `run`: steps and folders, ascending.
+pub fn list(run: &Path) -> Result<Vec<(u64, PathBuf)>, CheckpointError> {
+    let root = run.join("checkpoints");
+    Ok(steps(&root)?.into_iter().map(|(step, name)| (step, root.join(name))).collect())
+}
+
+/// Finishes or takes back what an interrupted save left in `run`. Only for the process that holds the run.
+pub fn clean(run: &Path) -> Result<(), CheckpointError> {
+    let root = run.join("checkpoints");
+    for name in atomic::names(&root)? {
+        let path = root.join(&name);
+        if let Some(step) = name.strip_prefix(OLD) {
+            let dir = root.join(step);
+            if dir.exists() {
+                atomic::remove_dir_all(&path)?;
+            } else {
+                atomic::rename(&path, &dir)?;
+            }
+        } else if name == format!("{TMP}{LATEST}") {
+            atomic::remove_file(&path)?;
+        } else if name.starts_with(TMP) || name.starts_with(DEL) {
+            atomic::remove_dir_all(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Finds a checkpoint's folder from a run directory (its latest), its `checkpoints`, a `step-…` folder, or `latest`.
+pub fn resolve(path: &Path) -> Result<PathBuf, CheckpointError> {
+    if path.join(STATE).is_file() {
+        return fs::canonicalize(path).map_err(|e| FileError::new("resolve", path, e).into());
+    }
+    let is_link = path.file_name().is_some_and(|name| name == LATEST);
+    let root = if is_link { atomic::parent(path).to_path_buf() } else { path.join("checkpoints") };
+    let root = if root.is_dir() { root } else { path.to_path_buf() };
+    newest(&root)?.ok_or_else(|| CheckpointError::NotFound(path.to_path_buf()))
+}
+
+/// The folder that `latest` names; without it, as after a crash at the first save, the newest that there is.
+fn newest(root: &Path) -> Result<Option<PathBuf>, CheckpointError> {
+    let mut candidates = Vec::new();
+    if let Ok(target) = fs::read_link(root.join(LATEST)) {
+        candidates.push(root.join(&target));
+        // A crash while a checkpoint of the same step was replaced.
+        candidates.push(root.join(format!("{OLD}{}", target.display())));
+    }
+    candidates.extend(steps(root)?.into_iter().rev().map(|(_, name)| root.join(name)));
+    match candidates.into_iter().find(|dir| dir.join(STATE).is_file()) {
+        Some(dir) => Ok(Some(fs::canonicalize(&dir).map_err(|e| FileError::new("resolve", &dir, e))?)),
+        None => Ok(None),
+    }
+}
+
+/// Reads a file of a checkpoint, naming it when it is not there.
+fn read(path: &Path) -> Result<Vec<u8>, CheckpointError> {
+    match atomic::read(path) {
+        Err(error) if error.is_missing() => Err(CheckpointError::MissingFile(path.to_path_buf())),
+        other => Ok(other?),
+    }
+}
+
+/// Reads a checkpoint and checks every file against its sum. `dir` may be anything that [`resolve`] accepts.
+pub fn load(dir: &Path) -> Result<Checkpoint, CheckpointError> {
+    let dir = if parse_step(&dir.file_name().unwrap_or_default().to_string_lossy()).is_some() && dir.is_dir() {
+        // A folder of that name lacks a file rather than being none.
+        dir.to_path_buf()
+    } else {
+        resolve(dir)?
+    };
+    let state_path = dir.join(STATE);
+    let state = state::from_bytes(&state_path, &read(&state_path)?)?;
+    let tensors = |name: &str| -> Result<Vec<NamedTensor>, CheckpointError> {
+        let path = dir.join(name);
+        let sum = state.files.get(name);
+        let sum = sum.ok_or_else(|| CheckpointError::corrupt(&state_path, format!("no checksum for `{name}`")))?;
+        let bytes = read(&path)?;
+        if bytes.len() as u64 != sum.bytes {
+            let reason = format!("expected {} bytes, got {}", sum.bytes, bytes.len());
+            return Err(CheckpointError::corrupt(&path, reason));
+        }
+        if crc32fast::hash(&bytes) != sum.crc32 {
+            return Err(CheckpointError::corrupt(&path, "it was altered: its checksum does not fit"));
+        }
+        parse_f32(&path, &bytes)
+    };
+    Ok(Checkpoint {
+        step: state.step,
+        model: tensors("model.safetensors")?,
+        head: tensors("head.safetensors")?,
+        mask: tensors("mask.safetensors")?,
+        optimizer: tensors("optimizer.safetensors")?,
+        program_version: state.program_version,
+        state: state.state,
+    })
+}

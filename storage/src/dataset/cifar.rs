@@ -1,0 +1,238 @@
+//! CIFAR-10 and CIFAR-100, in the binary version and in the python version that torchvision downloads.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::detect::folder_with;
+use super::pickle::{Pickle, Value};
+use super::raw::{Layout, RawDataset};
+use super::{DataError, Dataset, DatasetInfo, DatasetSpec, Format, Split, file_name, numbered_classes};
+
+const SIDE: usize = 32;
+const IMAGE_LEN: usize = SIDE * SIDE * 3;
+
+/// Which of the two datasets, told by the file names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Cifar10,
+    Cifar100,
+}
+
+/// Images and labels read so far, and where each file's begin.
+#[derive(Default)]
+struct Gathered {
+    pixels: Vec<u8>,
+    labels: Vec<i32>,
+    files: Vec<(PathBuf, usize)>,
+}
+
+fn has(folder: &Path, name: &str) -> bool {
+    folder.join(name).is_file()
+}
+
+/// The folder with the files of the binary version.
+pub(crate) fn find_bin(path: &Path) -> Option<(PathBuf, Kind)> {
+    let folder = folder_with(path, &["cifar-10-batches-bin", "cifar-100-binary"], |folder| {
+        has(folder, "data_batch_1.bin")
+            || has(folder, "test_batch.bin")
+            || has(folder, "train.bin")
+            || has(folder, "test.bin")
+    })?;
+    let kind =
+        if has(&folder, "data_batch_1.bin") || has(&folder, "test_batch.bin") { Kind::Cifar10 } else { Kind::Cifar100 };
+    Some((folder, kind))
+}
+
+/// The folder with the files of the python version.
+pub(crate) fn find_pickle(path: &Path) -> Option<(PathBuf, Kind)> {
+    let folder = folder_with(path, &["cifar-10-batches-py", "cifar-100-python"], |folder| {
+        has(folder, "data_batch_1")
+            || has(folder, "test_batch")
+            || (has(folder, "meta") && (has(folder, "train") || has(folder, "test")))
+    })?;
+    let kind = if has(&folder, "meta") { Kind::Cifar100 } else { Kind::Cifar10 };
+    Some((folder, kind))
+}
+
+impl Kind {
+    /// Files of a split. All of them must be there.
+    fn files(self, split: Split, extension: &str) -> Vec<String> {
+        match (self, split) {
+            (Self::Cifar10, Split::Train) => (1..=5).map(|batch| format!("data_batch_{batch}{extension}")).collect(),
+            (Self::Cifar10, Split::Test) => vec![format!("test_batch{extension}")],
+            (Self::Cifar100, Split::Train) => vec![format!("train{extension}")],
+            (Self::Cifar100, Split::Test) => vec![format!("test{extension}")],
+        }
+    }
+
+    /// The label field: `label`, or CIFAR-100's fine or coarse one.
+    fn label_column(self, spec: &DatasetSpec, path: &Path) -> Result<&'static str, DataError> {
+        let allowed: &[&'static str] = if self == Self::Cifar10 { &["label"] } else { &["fine_label", "coarse_label"] };
+        let wanted = spec.label_column.as_deref().unwrap_or(allowed[0]);
+        allowed.iter().find(|name| **name == wanted).copied().ok_or_else(|| DataError::Column {
+            path: path.to_owned(),
+            problem: format!("no label field {wanted:?}"),
+            key: "label_column",
+            allowed: allowed.join(", "),
+        })
+    }
+}
+
+/// The paths of a split's files, with one error for what is absent.
+fn files_of(folder: &Path, kind: Kind, split: Split, extension: &str) -> Result<Vec<PathBuf>, DataError> {
+    let names = kind.files(split, extension);
+    let absent: Vec<_> = names.iter().filter(|name| !has(folder, name)).cloned().collect();
+    if absent.is_empty() {
+        return Ok(names.iter().map(|name| folder.join(name)).collect());
+    }
+    let hint = format!("absent: {}", absent.join(", "));
+    Err(DataError::NoSplit { path: folder.to_owned(), split: split.to_string(), hint })
+}
+
+fn absent(path: &Path, spec: &DatasetSpec, wanted: &str) -> DataError {
+    let hint = format!("looked for {wanted} here and in the folder that the archive unpacks to");
+    DataError::NoSplit { path: path.to_owned(), split: spec.split.to_string(), hint }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, DataError> {
+    std::fs::read(path).map_err(|e| DataError::read(path, e))
+}
+
+pub(crate) fn open_bin(path: &Path, spec: &DatasetSpec) -> Result<Arc<dyn Dataset>, DataError> {
+    let found =
+        find_bin(path).ok_or_else(|| absent(path, spec, "data_batch_1.bin, test_batch.bin, train.bin or test.bin"))?;
+    let (folder, kind) = found;
+    let column = kind.label_column(spec, path)?;
+    // CIFAR-100 has the coarse label before the fine one.
+    let num_labels = if kind == Kind::Cifar10 { 1 } else { 2 };
+    let label_at = usize::from(column == "fine_label");
+    let record_len = num_labels + IMAGE_LEN;
+    let mut gathered = Gathered::default();
+    for file in files_of(&folder, kind, spec.split, ".bin")? {
+        let bytes = read(&file)?;
+        let records = bytes.chunks_exact(record_len);
+        let rest = records.remainder().len();
+        if rest > 0 || bytes.is_empty() {
+            let sample = gathered.labels.len() + bytes.len() / record_len;
+            return Err(DataError::sample(
+                &file,
+                sample,
+                format!("truncated: a record has {record_len} bytes, the last one {rest}"),
+            ));
+        }
+        gathered.files.push((file, gathered.labels.len()));
+        for record in records {
+            gathered.labels.push(record[label_at].into());
+            gathered.pixels.extend_from_slice(&record[num_labels..]);
+        }
+    }
+    let names_file = folder.join(match column {
+        "fine_label" => "fine_label_names.txt",
+        "coarse_label" => "coarse_label_names.txt",
+        _ => "batches.meta.txt",
+    });
+    let class_names = if names_file.is_file() {
+        let text = String::from_utf8(read(&names_file)?).map_err(|e| DataError::malformed(&names_file, e))?;
+        text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect()
+    } else {
+        default_names(column)
+    };
+    gathered.finish(path, Format::CifarBin, spec.split, class_names, column)
+}
+
+/// As many numbers as the published dataset has classes.
+fn default_names(column: &str) -> Vec<String> {
+    numbered_classes(std::iter::once(match column {
+        "fine_label" => 99,
+        "coarse_label" => 19,
+        _ => 9,
+    }))
+}
+
+pub(crate) fn open_pickle(path: &Path, spec: &DatasetSpec) -> Result<Arc<dyn Dataset>, DataError> {
+    let (folder, kind) =
+        find_pickle(path).ok_or_else(|| absent(path, spec, "data_batch_1, test_batch, or meta with train or test"))?;
+    let column = kind.label_column(spec, path)?;
+    let (labels_key, names_key) = match column {
+        "fine_label" => ("fine_labels", "fine_label_names"),
+        "coarse_label" => ("coarse_labels", "coarse_label_names"),
+        _ => ("labels", "label_names"),
+    };
+    let mut gathered = Gathered::default();
+    for file in files_of(&folder, kind, spec.split, "")? {
+        gathered.read_pickle(file, labels_key)?;
+    }
+    let meta = folder.join(if kind == Kind::Cifar10 { "batches.meta" } else { "meta" });
+    let class_names = if meta.is_file() { read_names(&meta, names_key)? } else { default_names(column) };
+    gathered.finish(path, Format::CifarPickle, spec.split, class_names, column)
+}
+
+/// The value of a key of the pickled dict.
+fn field<'a>(pickle: &'a Pickle<'_>, key: &str, path: &Path) -> Result<&'a Value, DataError> {
+    pickle.item(pickle.root(), key).ok_or_else(|| {
+        let keys = pickle.keys(pickle.root()).join(", ");
+        DataError::malformed(path, format!("must be a pickled dict with key {key:?}, its keys are: {keys}"))
+    })
+}
+
+fn read_names(path: &Path, key: &str) -> Result<Vec<String>, DataError> {
+    let bytes = read(path)?;
+    let pickle = Pickle::load(&bytes).map_err(|reason| DataError::malformed(path, reason))?;
+    let wrong = || DataError::malformed(path, format!("{key} must be a list of strings"));
+    let names = pickle.list(field(&pickle, key, path)?).ok_or_else(wrong)?;
+    let names = names.map(|name| pickle.bytes(name).map(|name| String::from_utf8_lossy(name).into_owned()));
+    names.collect::<Option<Vec<_>>>().ok_or_else(wrong)
+}
+
+impl Gathered {
+    fn read_pickle(&mut self, path: PathBuf, labels_key: &str) -> Result<(), DataError> {
+        let bytes = read(&path)?;
+        let pickle = Pickle::load(&bytes).map_err(|reason| DataError::malformed(&path, reason))?;
+        let data = field(&pickle, "data", &path)?;
+        let (shape, pixels) =
+            pickle.array(data).ok_or_else(|| DataError::malformed(&path, "data must be a numpy array of u8"))?;
+        let &[rows, IMAGE_LEN] = shape else {
+            return Err(DataError::malformed(&path, format!("data must have shape [n, {IMAGE_LEN}], not {shape:?}")));
+        };
+        let labels = pickle.list(field(&pickle, labels_key, &path)?);
+        let labels =
+            labels.ok_or_else(|| DataError::malformed(&path, format!("{labels_key} must be a list of integers")))?;
+        if labels.len() != rows {
+            return Err(DataError::malformed(&path, format!("{rows} images, but {} {labels_key}", labels.len())));
+        }
+        self.files.push((path.clone(), self.labels.len()));
+        for label in labels {
+            let Value::Int(value) = *label else {
+                return Err(DataError::sample(
+                    &path,
+                    self.labels.len(),
+                    format!("{labels_key} must hold integers, not {label:?}"),
+                ));
+            };
+            self.labels.push(i32::try_from(value).unwrap_or(-1));
+        }
+        self.pixels.extend_from_slice(pixels);
+        Ok(())
+    }
+
+    fn finish(
+        self,
+        path: &Path,
+        format: Format,
+        split: Split,
+        class_names: Vec<String>,
+        column: &str,
+    ) -> Result<Arc<dyn Dataset>, DataError> {
+        let info = DatasetInfo {
+            name: file_name(path),
+            format: format.to_string(),
+            split: split.to_string(),
+            num_samples: self.labels.len(),
+            class_names,
+            label_column: Some(column.to_owned()),
+            image_size: Some((SIDE, SIDE)),
+            channels: 3,
+        };
+        Ok(Arc::new(RawDataset::new(info, Layout::Planes, self.pixels, self.labels, &self.files)?))
+    }
+}

@@ -1,0 +1,150 @@
+//! What can go wrong with a dataset. Every message names the file, the sample where there is one, and what is allowed.
+
+use std::path::{Path, PathBuf};
+
+use super::decode::DecodeError;
+
+/// A dataset that cannot be opened, read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum DataError {
+    /// The path of the dataset does not exist.
+    #[error("dataset not found: {}", path.display())]
+    NotFound {
+        /// What was asked for.
+        path: PathBuf,
+    },
+    /// The path exists, but holds nothing that `Format::Auto` knows.
+    #[error("no dataset recognised (looked for {looked_for}) in {}", path.display())]
+    Unrecognised {
+        /// What was examined.
+        path: PathBuf,
+        /// The file names or signatures that would have been recognised.
+        looked_for: String,
+    },
+    /// The dataset has no files for the wanted split.
+    #[error("no {split} split in {}: {hint}", path.display())]
+    NoSplit {
+        /// The dataset.
+        path: PathBuf,
+        /// `train` or `test`.
+        split: String,
+        /// What there is instead, and which names are looked for.
+        hint: String,
+    },
+    /// The operating system refused an operation.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// `read`, `write`, ...
+        action: &'static str,
+        /// Its reason.
+        source: std::io::Error,
+    },
+    /// A file is truncated, has a wrong shape, or holds something that its format does not allow.
+    #[error("{}: {reason}", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// One sample is unusable.
+    #[error("{}: sample {sample}: {reason}", path.display())]
+    Sample {
+        /// The file.
+        path: PathBuf,
+        /// Index of the sample within the split, from 0.
+        sample: usize,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The encoded image of one sample is unusable.
+    #[error("{}: sample {sample}: {source}", path.display())]
+    Decode {
+        /// The file.
+        path: PathBuf,
+        /// Index of the sample within the split, from 0.
+        sample: usize,
+        /// What is wrong with the image.
+        source: DecodeError,
+    },
+    /// A column is absent or the choice between several is open.
+    #[error("{}: {problem}; choose {key} from: {allowed}", path.display())]
+    Column {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+        /// The setting that decides: `label_column` or `image_column`.
+        key: &'static str,
+        /// The columns that would do.
+        allowed: String,
+    },
+    /// A path inside the dataset leads out of its folder.
+    #[error("{} leads out of the dataset's folder, to {}", path.display(), target.display())]
+    Escape {
+        /// The entry, usually a symbolic link.
+        path: PathBuf,
+        /// Where it leads.
+        target: PathBuf,
+    },
+    /// A sample number beyond the end.
+    #[error("dataset {name} has {len} samples, no sample {index}")]
+    OutOfRange {
+        /// The dataset's name.
+        name: String,
+        /// Its number of samples.
+        len: usize,
+        /// What was asked for.
+        index: usize,
+    },
+    /// A setting that makes no sense.
+    #[error("{key} must be {allowed}, not {value}")]
+    Setting {
+        /// The setting.
+        key: &'static str,
+        /// The values that it may have.
+        allowed: String,
+        /// The value that it had.
+        value: String,
+    },
+    /// A conversion would overwrite something.
+    #[error("will not overwrite {}", path.display())]
+    Exists {
+        /// The file in the way.
+        path: PathBuf,
+    },
+}
+
+impl DataError {
+    /// Process exit code of this error: 65 bad data, 66 no input, 74 input or output failed.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::NotFound { .. } | Self::Unrecognised { .. } | Self::NoSplit { .. } => 66,
+            Self::Io { .. } | Self::Exists { .. } => 74,
+            _ => 65,
+        }
+    }
+
+    pub(crate) fn malformed(path: &Path, reason: impl ToString) -> Self {
+        Self::Malformed { path: path.to_owned(), reason: reason.to_string() }
+    }
+
+    pub(crate) fn sample(path: &Path, sample: usize, reason: impl ToString) -> Self {
+        Self::Sample { path: path.to_owned(), sample, reason: reason.to_string() }
+    }
+
+    /// A failed read: an absent file is `NotFound`, everything else `Io`.
+    pub(crate) fn read(path: &Path, source: std::io::Error) -> Self {
+        if source.kind() == std::io::ErrorKind::NotFound {
+            Self::NotFound { path: path.to_owned() }
+        } else {
+            Self::Io { path: path.to_owned(), action: "read", source }
+        }
+    }
+
+    pub(crate) fn write(path: &Path, source: std::io::Error) -> Self {
+        Self::Io { path: path.to_owned(), action: "write", source }
+    }
+}

@@ -1,0 +1,265 @@
+//! Labelled image datasets behind one trait: opened by [`open`], decoded on demand, u8 throughout.
+
+mod cifar;
+pub mod convert;
+pub mod decode;
+mod detect;
+mod embedded;
+mod error;
+mod features;
+mod hf_parquet;
+mod idx;
+mod image_folder;
+mod pickle;
+mod raw;
+pub mod resize;
+pub mod summary;
+pub mod synthetic;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+
+pub use convert::{ConvertReport, convert, write_synthetic};
+pub use decode::{DecodeError, DecodeLimits};
+pub use error::DataError;
+pub use summary::{Summary, summary};
+pub use synthetic::{SyntheticDataset, SyntheticSpec};
+
+/// A decoded image: u8, rows from the top, `pixels` in (row, column, channel) order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Image {
+    /// Pixels in a row.
+    pub width: usize,
+    /// Rows.
+    pub height: usize,
+    /// 1 (grey) or 3 (red, green, blue).
+    pub channels: usize,
+    /// `height * width * channels` values.
+    pub pixels: Vec<u8>,
+}
+
+/// One image with its label.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sample {
+    /// Row number over the split's files in their order: stable while the files are.
+    pub id: i64,
+    /// The image, with as many channels as [`DatasetInfo::channels`].
+    pub image: Image,
+    /// Index into [`DatasetInfo::class_names`]; none where the dataset marks a sample as unlabelled.
+    pub label: Option<i32>,
+}
+
+/// What is known of a dataset without decoding it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DatasetInfo {
+    /// Name of its folder or file, or `synthetic`, `fashion-mnist-6k`.
+    pub name: String,
+    /// Name of the [`Format`] that reads it, never `auto`.
+    pub format: String,
+    /// Name of the split as stored: `train`, `test`, or `validation` where that stands in for the test split.
+    pub split: String,
+    /// Number of images.
+    pub num_samples: usize,
+    /// Names of the classes in the order of their labels; numbers where the format stores none.
+    pub class_names: Vec<String>,
+    /// Column or field that the labels come from, where the format has such names.
+    pub label_column: Option<String>,
+    /// (width, height) of all images, none when they differ (an image folder above 4096 files is judged by 4096 of them).
+    pub image_size: Option<(usize, usize)>,
+    /// Channels of every sample: 1 when all images are grey, else 3.
+    pub channels: usize,
+}
+
+/// A split of a labelled image dataset. Reading is thread safe and gives the same sample every time.
+pub trait Dataset: Send + Sync {
+    /// What is known without decoding.
+    fn info(&self) -> &DatasetInfo;
+
+    /// Number of samples.
+    fn len(&self) -> usize {
+        self.info().num_samples
+    }
+
+    /// True when there are no samples.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The label of sample `index`, without decoding its image.
+    fn label(&self, index: usize) -> Result<Option<i32>, DataError>;
+
+    /// Decodes sample `index`.
+    fn sample(&self, index: usize) -> Result<Sample, DataError>;
+
+    /// Which patches of sample `index` hold its object, row by row over the grid of `patch` by `patch` pixels: known only of
+    /// synthetic images.
+    fn known_object_patches(&self, _index: usize, _patch: usize) -> Option<Vec<bool>> {
+        None
+    }
+}
+
+/// A named set of choices with a parser that lists them when it refuses.
+macro_rules! choices {
+    ($(#[$doc:meta])* $name:ident, $key:literal, { $($(#[$vdoc:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum $name { $($(#[$vdoc])* $variant),+ }
+
+        impl $name {
+            /// Every choice, in the order of the documentation.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            /// The name used in configurations and messages.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text),+ }
+            }
+
+            /// The choice of this name; the error lists all of them.
+            pub fn parse(text: &str) -> Result<Self, DataError> {
+                Self::ALL.iter().copied().find(|choice| choice.as_str() == text).ok_or_else(|| DataError::Setting {
+                    key: $key,
+                    allowed: format!("one of {}", [$($text),+].join(", ")),
+                    value: format!("{text:?}"),
+                })
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(self.as_str())
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = DataError;
+            fn from_str(text: &str) -> Result<Self, DataError> {
+                Self::parse(text)
+            }
+        }
+    };
+}
+
+choices! {
+    /// How a dataset is stored.
+    Format, "data.format", {
+        /// Whatever the files at the path look like.
+        Auto = "auto",
+        /// Hugging Face Parquet: a struct<bytes, path> image column and integer labels.
+        HfParquet = "hf-parquet",
+        /// CIFAR-10 or CIFAR-100, binary version.
+        CifarBin = "cifar-bin",
+        /// CIFAR-10 or CIFAR-100, python version, as torchvision downloads it.
+        CifarPickle = "cifar-pickle",
+        /// The MNIST family's IDX files, gzipped or not.
+        Idx = "idx",
+        /// One folder of PNG or JPEG files a class.
+        ImageFolder = "image-folder",
+        /// Generated: textured backgrounds with one shaped object.
+        Synthetic = "synthetic",
+        /// The 5,000 + 1,000 images of Fashion-MNIST inside the program.
+        Embedded = "embedded",
+    }
+}
+
+choices! {
+    /// Which part of a dataset.
+    Split, "split", {
+        /// The part meant for learning.
+        Train = "train",
+        /// The part held out.
+        Test = "test",
+    }
+}
+
+/// Everything that decides what [`open`] gives.
+#[derive(Clone, Debug)]
+pub struct DatasetSpec {
+    /// How the dataset is stored.
+    pub format: Format,
+    /// Folder or file; not needed for `synthetic` and `embedded`.
+    pub path: Option<PathBuf>,
+    /// Which part of it.
+    pub split: Split,
+    /// The label column among several; default `label`, or the only one there is.
+    pub label_column: Option<String>,
+    /// The image column of a Parquet file; default `image`, `img`, or the only one there is.
+    pub image_column: Option<String>,
+    /// Bounds on what a decoder may allocate.
+    pub limits: DecodeLimits,
+    /// What `synthetic` generates.
+    pub synthetic: SyntheticSpec,
+}
+
+impl DatasetSpec {
+    /// A spec with default columns, limits and synthetic parameters.
+    pub fn new(format: Format, path: Option<PathBuf>, split: Split) -> Self {
+        Self { format, path, split, ..Self::default() }
+    }
+}
+
+impl Default for DatasetSpec {
+    /// The training split of the embedded dataset.
+    fn default() -> Self {
+        Self {
+            format: Format::Embedded,
+            path: None,
+            split: Split::Train,
+            label_column: None,
+            image_column: None,
+            limits: DecodeLimits::default(),
+            synthetic: SyntheticSpec::default(),
+        }
+    }
+}
+
+/// Opens a split of a dataset. Labels and structure are checked here; images when they are decoded.
+pub fn open(spec: &DatasetSpec) -> Result<Arc<dyn Dataset>, DataError> {
+    let path = match (spec.format, &spec.path) {
+        (Format::Synthetic, _) => {
+            return Ok(Arc::new(SyntheticDataset::new(&spec.synthetic, spec.split)?));
+        }
+        (Format::Embedded, _) => return embedded::open(spec),
+        (_, Some(path)) => path.as_path(),
+        (format, None) => {
+            return Err(DataError::Setting {
+                key: "data.path",
+                allowed: format!("a folder or file for format {format}"),
+                value: "absent".to_owned(),
+            });
+        }
+    };
+    if !path.exists() {
+        return Err(DataError::NotFound { path: path.to_owned() });
+    }
+    match if spec.format == Format::Auto { detect::detect(path)? } else { spec.format } {
+        Format::CifarBin => cifar::open_bin(path, spec),
+        Format::CifarPickle => cifar::open_pickle(path, spec),
+        Format::Idx => idx::open(path, spec),
+        Format::ImageFolder => image_folder::open(path, spec),
+        _ => hf_parquet::open(path, spec),
+    }
+}
+
+/// Last component of a path, for messages and names.
+fn file_name(path: &Path) -> String {
+    let whole = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    whole.file_name().unwrap_or(whole.as_os_str()).to_string_lossy().into_owned()
+}
+
+/// Class names of a format that stores none: the numbers up to the largest label.
+fn numbered_classes(labels: impl Iterator<Item = i32>) -> Vec<String> {
+    labels.max().map_or_else(Vec::new, |max| (0..=max).map(|class| class.to_string()).collect())
+}
+
+/// The bounds check that every reader makes first.
+fn check_index(info: &DatasetInfo, index: usize) -> Result<(), DataError> {
+    if index < info.num_samples {
+        Ok(())
+    } else {
+        Err(DataError::OutOfRange { name: info.name.clone(), len: info.num_samples, index })
+    }
+}

@@ -1,0 +1,117 @@
+//! What readers share: datasets of equally sized u8 images in memory, and the survey of image headers.
+
+use std::path::{Path, PathBuf};
+
+use super::decode::Header;
+use super::{DataError, Dataset, DatasetInfo, Image, Sample, check_index};
+
+/// Size and channels of the images seen so far; unreadable ones are left to whoever decodes them.
+#[derive(Debug, Default)]
+pub(crate) struct Survey {
+    size: Option<(usize, usize)>,
+    differs: bool,
+    coloured: bool,
+    seen: bool,
+}
+
+impl Survey {
+    pub fn add(&mut self, header: Option<Header>) {
+        let Some(header) = header else { return };
+        let size = (header.width, header.height);
+        self.differs |= *self.size.get_or_insert(size) != size;
+        self.coloured |= header.channels != 1;
+        self.seen = true;
+    }
+
+    /// (width, height) when all were the same.
+    pub fn image_size(&self) -> Option<(usize, usize)> {
+        self.size.filter(|_| !self.differs)
+    }
+
+    /// 1 when all were grey, else 3.
+    pub fn channels(&self) -> usize {
+        if self.seen && !self.coloured { 1 } else { 3 }
+    }
+}
+
+/// How the values of an image lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Layout {
+    /// One plane a channel, as CIFAR has it.
+    Planes,
+    /// The channels of a pixel together.
+    Interleaved,
+}
+
+/// Images of one size, one after the other.
+pub(crate) struct RawDataset {
+    info: DatasetInfo,
+    layout: Layout,
+    pixels: Vec<u8>,
+    labels: Vec<i32>,
+    image_len: usize,
+}
+
+impl RawDataset {
+    /// `info.image_size` and `info.channels` must be known; labels are held against the class names.
+    pub fn new(
+        info: DatasetInfo,
+        layout: Layout,
+        pixels: Vec<u8>,
+        labels: Vec<i32>,
+        files: &[(PathBuf, usize)],
+    ) -> Result<Self, DataError> {
+        let first = files.first().map_or(Path::new(""), |(path, _)| path.as_path());
+        let (width, height) = info.image_size.unwrap_or((0, 0));
+        let image_len = width * height * info.channels;
+        if image_len == 0 || labels.is_empty() {
+            return Err(DataError::malformed(first, "no images"));
+        }
+        if labels.len() != info.num_samples || pixels.len() != image_len * labels.len() {
+            return Err(DataError::malformed(
+                first,
+                format!("{} labels for {} pixel values of images of {image_len}", labels.len(), pixels.len()),
+            ));
+        }
+        let num_classes = info.class_names.len() as i64;
+        if let Some(sample) = labels.iter().position(|&label| !(0..num_classes).contains(&i64::from(label))) {
+            let path = files.iter().rev().find(|(_, start)| *start <= sample).map_or(first, |(path, _)| path.as_path());
+            return Err(DataError::sample(
+                path,
+                sample,
+                format!("label must be 0 to {}, not {}", num_classes - 1, labels[sample]),
+            ));
+        }
+        Ok(Self { info, layout, pixels, labels, image_len })
+    }
+}
+
+impl Dataset for RawDataset {
+    fn info(&self) -> &DatasetInfo {
+        &self.info
+    }
+
+    fn label(&self, index: usize) -> Result<Option<i32>, DataError> {
+        check_index(&self.info, index)?;
+        Ok(Some(self.labels[index]))
+    }
+
+    fn sample(&self, index: usize) -> Result<Sample, DataError> {
+        check_index(&self.info, index)?;
+        let stored = &self.pixels[index * self.image_len..][..self.image_len];
+        let channels = self.info.channels;
+        let pixels = match self.layout {
+            Layout::Interleaved => stored.to_vec(),
+            Layout::Planes => {
+                let plane = self.image_len / channels;
+                (0..plane).flat_map(|at| (0..channels).map(move |channel| stored[channel * plane + at])).collect()
+            }
+        };
+        let (width, height) = self.info.image_size.expect("invariant: checked by new");
+        Ok(Sample {
+            id: index as i64,
+            image: Image { width, height, channels, pixels },
+            label: Some(self.labels[index]),
+        })
+    }
+}

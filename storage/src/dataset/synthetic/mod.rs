@@ -1,0 +1,195 @@
+//! Generated images: a textured background with one shaped object. The label is the shape, and the object's place is known, so that a
+//! learned mask can be judged. Every image is a function of (seed, split, index) alone.
+
+mod shapes;
+mod textures;
+
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::{DataError, Dataset, DatasetInfo, Format, Image, Sample, Split, check_index};
+use shapes::{Placement, Shape};
+use textures::Texture;
+
+/// What to generate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SyntheticSpec {
+    /// Images of the training split.
+    pub num_train: usize,
+    /// Images of the test split.
+    pub num_test: usize,
+    /// Width and height in pixels, 8 to 1024.
+    pub image: usize,
+    /// Shapes in use, 2 to 10.
+    pub num_classes: usize,
+    /// Decides everything else.
+    pub seed: u64,
+    /// 1 (grey) or 3 (colour).
+    pub channels: usize,
+}
+
+impl Default for SyntheticSpec {
+    /// 4,000 + 1,000 colour images of 32 x 32 pixels in 4 classes.
+    fn default() -> Self {
+        Self { num_train: 4000, num_test: 1000, image: 32, num_classes: 4, seed: 0, channels: 3 }
+    }
+}
+
+/// A split of generated images.
+pub struct SyntheticDataset {
+    info: DatasetInfo,
+    spec: SyntheticSpec,
+    split: Split,
+}
+
+/// Keys of the random streams of one image.
+#[derive(Clone, Copy)]
+enum Purpose {
+    Labels = 1,
+    Object = 2,
+    Pixels = 3,
+}
+
+impl SyntheticDataset {
+    /// A split of the images that `spec` describes.
+    pub fn new(spec: &SyntheticSpec, split: Split) -> Result<Self, DataError> {
+        let check = |key, value: usize, allowed: &[usize], text: &str| {
+            let ok = allowed.contains(&value);
+            ok.then_some(()).ok_or_else(|| DataError::Setting {
+                key,
+                allowed: text.to_owned(),
+                value: value.to_string(),
+            })
+        };
+        let range = |key, value: usize, low: usize, high: usize| {
+            let ok = (low..=high).contains(&value);
+            ok.then_some(()).ok_or_else(|| DataError::Setting {
+                key,
+                allowed: format!("{low} to {high}"),
+                value: value.to_string(),
+            })
+        };
+        check("synthetic.channels", spec.channels, &[1, 3], "1 or 3")?;
+        range("synthetic.image", spec.image, 8, 1024)?;
+        range("synthetic.num_classes", spec.num_classes, 2, Shape::ALL.len())?;
+        range("synthetic.num_train", spec.num_train, 1, 1 << 31)?;
+        range("synthetic.num_test", spec.num_test, 1, 1 << 31)?;
+        let info = DatasetInfo {
+            name: "synthetic".to_owned(),
+            format: Format::Synthetic.to_string(),
+            split: split.to_string(),
+            num_samples: if split == Split::Train { spec.num_train } else { spec.num_test },
+            class_names: Shape::ALL[..spec.num_classes].iter().map(|shape| shape.name().to_owned()).collect(),
+            label_column: Some("label".to_owned()),
+            image_size: Some((spec.image, spec.image)),
+            channels: spec.channels,
+        };
+        Ok(Self { info, spec: spec.clone(), split })
+    }
+
+    fn rng(&self, purpose: Purpose, index: u64) -> ChaCha8Rng {
+        let mut key = [0; 32];
+        key[..8].copy_from_slice(&self.spec.seed.to_le_bytes());
+        key[8] = purpose as u8;
+        key[9] = self.split as u8;
+        key[16..24].copy_from_slice(&index.to_le_bytes());
+        ChaCha8Rng::from_seed(key)
+    }
+
+    /// Every run of `num_classes` images holds each class once, in an order of its own.
+    fn class(&self, index: usize) -> usize {
+        let num_classes = self.spec.num_classes;
+        let mut rng = self.rng(Purpose::Labels, (index / num_classes) as u64);
+        let mut order: Vec<usize> = (0..num_classes).collect();
+        for at in (1..num_classes).rev() {
+            order.swap(at, rng.random_range(0..=at));
+        }
+        order[index % num_classes]
+    }
+
+    fn placement(&self, index: usize) -> Placement {
+        Placement::random(&mut self.rng(Purpose::Object, index as u64), self.spec.image as f32)
+    }
+
+    /// Share of each pixel that the object covers, [image * image].
+    fn coverage(&self, index: usize) -> Vec<f32> {
+        shapes::coverage(Shape::ALL[self.class(index)], &self.placement(index), self.spec.image)
+    }
+
+    /// Pixels of sample `index` that are at least half object, [image * image].
+    pub fn object_pixels(&self, index: usize) -> Vec<bool> {
+        self.coverage(index).into_iter().map(|share| share >= 0.5).collect()
+    }
+
+    /// Patches of sample `index` with at least one object pixel, row by row over the grid of `patch` by `patch` pixels (the last row and
+    /// column of the grid may be narrower); empty for a patch of 0.
+    pub fn object_patches(&self, index: usize, patch: usize) -> Vec<bool> {
+        if patch == 0 {
+            return Vec::new();
+        }
+        let (side, grid) = (self.spec.image, self.spec.image.div_ceil(patch));
+        let mut patches = vec![false; grid * grid];
+        for (at, covered) in self.object_pixels(index).into_iter().enumerate() {
+            patches[at / side / patch * grid + at % side / patch] |= covered;
+        }
+        patches
+    }
+
+    fn image(&self, index: usize) -> Image {
+        let (side, channels) = (self.spec.image, self.spec.channels);
+        let mut rng = self.rng(Purpose::Pixels, index as u64);
+        let texture = Texture::random(&mut rng, side as f32);
+        let dark: [f32; 3] = std::array::from_fn(|_| rng.random_range(20.0..150.0));
+        let light: [f32; 3] = dark.map(|value| value + rng.random_range(25.0..70.0));
+        let object = object_colour(&mut rng, &dark, &light);
+        let shade = rng.random_range(-0.15..0.15_f32);
+        let mut pixels = Vec::with_capacity(side * side * channels);
+        for (at, share) in self.coverage(index).into_iter().enumerate() {
+            let (x, y) = ((at % side) as f32, (at / side) as f32);
+            let mix = texture.at(x, y);
+            let fade = 1.0 + shade * (y / side as f32 - 0.5);
+            let rgb: [f32; 3] = std::array::from_fn(|c| {
+                let background = dark[c] + (light[c] - dark[c]) * mix;
+                background + (object[c] * fade - background) * share + rng.random_range(-6.0..6.0)
+            });
+            if channels == 3 {
+                pixels.extend(rgb.map(|value| value.round().clamp(0.0, 255.0) as u8));
+            } else {
+                pixels.push(((rgb[0] + rgb[1] + rgb[2]) / 3.0).round().clamp(0.0, 255.0) as u8);
+            }
+        }
+        Image { width: side, height: side, channels, pixels }
+    }
+}
+
+/// A colour whose brightness is at least 60 away from the background's range, so that grey images show the object too.
+fn object_colour(rng: &mut ChaCha8Rng, dark: &[f32; 3], light: &[f32; 3]) -> [f32; 3] {
+    let mean = |colour: &[f32; 3]| colour.iter().sum::<f32>() / 3.0;
+    let (low, high) = (mean(dark), mean(light));
+    let tint: [f32; 3] = std::array::from_fn(|_| rng.random_range(-30.0..30.0));
+    let gap = rng.random_range(60.0..100.0);
+    // Above the background where there is room below white, else below it.
+    let target = if high + gap <= 245.0 && (low - gap < 10.0 || rng.random_bool(0.5)) { high + gap } else { low - gap };
+    let tint_mean = mean(&tint);
+    tint.map(|value| target.max(5.0) + value - tint_mean)
+}
+
+impl Dataset for SyntheticDataset {
+    fn info(&self) -> &DatasetInfo {
+        &self.info
+    }
+
+    fn label(&self, index: usize) -> Result<Option<i32>, DataError> {
+        check_index(&self.info, index)?;
+        Ok(Some(self.class(index) as i32))
+    }
+
+    fn sample(&self, index: usize) -> Result<Sample, DataError> {
+        check_index(&self.info, index)?;
+        Ok(Sample { id: index as i64, image: self.image(index), label: Some(self.class(index) as i32) })
+    }
+
+    fn known_object_patches(&self, index: usize, patch: usize) -> Option<Vec<bool>> {
+        (index < self.info.num_samples && patch > 0).then(|| self.object_patches(index, patch))
+    }
+}

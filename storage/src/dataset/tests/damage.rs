@@ -1,0 +1,219 @@
+use super::super::pickle::Pickle;
+use super::*;
+
+/// Positions at which a file of `len` bytes is cut: the first and last ones, and many between.
+fn cuts(len: usize) -> impl Iterator<Item = usize> {
+    let step = (len / 97).max(1);
+    (0..len).filter(move |at| *at < 40 || len - at < 40 || at % step == 0)
+}
+
+#[test]
+fn truncated_files_are_refused_by_every_reader() {
+    for (name, format, ..) in FIXTURES {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join(name);
+        copy_folder(&fixture(name), &root);
+        let spec = spec(&root, format, Split::Train);
+        for file in files_below(&root) {
+            let file_name = file.file_name().unwrap().to_string_lossy().into_owned();
+            let is_other_split = file_name.starts_with("t") && !file_name.starts_with("train")
+                || file.to_string_lossy().contains("/test/");
+            // Text has no end of its own, and the other split's files are not read.
+            if is_other_split || file_name.starts_with("validation") || file_name.ends_with(".txt") {
+                continue;
+            }
+            let whole = std::fs::read(&file).unwrap();
+            for cut in cuts(whole.len()) {
+                std::fs::write(&file, &whole[..cut]).unwrap();
+                let error = first_error(&spec);
+                let error = error
+                    .unwrap_or_else(|| panic!("{name}/{file_name} cut to {cut} of {} bytes was accepted", whole.len()))
+                    .to_string();
+                assert!(
+                    error.contains(&file_name) && !error.contains('\n'),
+                    "{name}/{file_name} cut to {cut}: {error}"
+                );
+            }
+            std::fs::write(&file, &whole).unwrap();
+        }
+        assert!(first_error(&spec).is_none(), "{name}");
+    }
+}
+
+#[test]
+fn flipped_bytes_never_panic() {
+    for (name, format, ..) in FIXTURES {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join(name);
+        copy_folder(&fixture(name), &root);
+        let mut spec = spec(&root, format, Split::Train);
+        spec.limits.max_pixels = 1 << 16;
+        for file in files_below(&root) {
+            let whole = std::fs::read(&file).unwrap();
+            for at in cuts(whole.len()) {
+                let mut damaged = whole.clone();
+                damaged[at] ^= 0x41;
+                std::fs::write(&file, &damaged).unwrap();
+                if let Some(error) = first_error(&spec) {
+                    assert!(!error.to_string().is_empty());
+                }
+            }
+            std::fs::write(&file, &whole).unwrap();
+        }
+        assert!(first_error(&spec).is_none(), "{name}");
+    }
+}
+
+#[test]
+fn evil_pickles_are_refused_by_name_and_execute_nothing() {
+    let marker = Path::new("/tmp/mlomae-pickle-executed");
+    for protocol in 0..5 {
+        let bytes = std::fs::read(fixture(&format!("evil/protocol-{protocol}"))).unwrap();
+        let reason = Pickle::load(&bytes).err().unwrap();
+        assert!(reason.contains("not \"posix.system\""), "{reason}");
+        let folder = tempfile::tempdir().unwrap();
+        copy_folder(&fixture("cifar10-py3/cifar-10-batches-py"), folder.path());
+        std::fs::write(folder.path().join("data_batch_3"), bytes).unwrap();
+        let error = open(&spec(folder.path(), Format::Auto, Split::Train)).err().unwrap();
+        assert!(error.to_string().contains("data_batch_3: a pickle may only name"), "{error}");
+        assert_eq!(error.exit_code(), 65);
+    }
+    assert!(!marker.exists());
+}
+
+#[test]
+fn pickles_cannot_exhaust_memory_or_call_what_they_may_name() {
+    let refused = |bytes: &[u8]| Pickle::load(bytes).err().unwrap_or_else(|| panic!("{bytes:02x?}"));
+    // One text, encoded again and again.
+    let mut bytes =
+        b"\x80\x02c_codecs\nencode\nq\x00X\x10\x00\x00\x00aaaaaaaaaaaaaaaaq\x01X\x06\x00\x00\x00latin1q\x02".to_vec();
+    for _ in 0..100 {
+        bytes.extend(b"h\x00h\x01h\x02\x86R0");
+    }
+    bytes.extend(b"N.");
+    assert!(refused(&bytes).contains("encodes more bytes than the pickle has"));
+    assert!(refused(b"\x80\x02cnumpy\nndarray\n)R.").contains("refused call"));
+    assert!(refused(b"Nr\xff\xff\xff\xff.").contains("unbelievable memo number"));
+    assert!(refused(b"\x80\x05N.").contains("pickle protocol must be 0 to 4, not 5"));
+    assert!(refused(b"\x8e\xff\xff\xff\xff\xff\xff\xff\xff.").contains("truncated"));
+    for bytes in [
+        &b"."[..],
+        b"N0.",
+        b"(.",
+        b"t.",
+        b"N(0.",
+        b"s.",
+        b"Nb.",
+        b"R.",
+        b"\x85.",
+        b"I1x\n.",
+        b"S'a\n.",
+        b"V\\ud800\n.",
+        b"Nq",
+        b"h\x05.",
+        b"]Na(e",
+    ] {
+        refused(bytes);
+    }
+    let pickle = Pickle::load(b"(lp0\nI-5\naL7L\naS'a\\x41\\n'\naV\\u00e9\naF1.5\naI01\na.").unwrap();
+    let items: Vec<_> = pickle.list(pickle.root()).unwrap().cloned().collect();
+    use super::super::pickle::Value::{Bool, Bytes, Float, Int, Str};
+    assert_eq!(items, [Int(-5), Int(7), Bytes(b"aA\n".to_vec()), Str("é".to_owned()), Float(1.5), Bool(true)]);
+}
+
+#[test]
+fn wrong_shapes_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let read_error = |format| first_error(&spec(root, format, Split::Train)).unwrap().to_string();
+
+    copy_folder(&fixture("cifar10-bin"), root);
+    let batch = std::fs::read(root.join("data_batch_2.bin")).unwrap();
+    std::fs::write(root.join("data_batch_2.bin"), [&batch[..], &batch[..5]].concat()).unwrap();
+    let error = read_error(Format::CifarBin);
+    assert!(
+        error.ends_with("data_batch_2.bin: sample 3: truncated: a record has 3073 bytes, the last one 5"),
+        "{error}"
+    );
+    std::fs::write(root.join("data_batch_2.bin"), [&[200], &batch[1..]].concat()).unwrap();
+    let error = read_error(Format::CifarBin);
+    assert!(error.ends_with("data_batch_2.bin: sample 2: label must be 0 to 9, not 200"), "{error}");
+    std::fs::remove_file(root.join("data_batch_2.bin")).unwrap();
+    assert!(read_error(Format::CifarBin).ends_with("absent: data_batch_2.bin"));
+
+    copy_folder(&fixture("cifar10-py2/cifar-10-batches-py"), root);
+    let file = root.join("data_batch_1");
+    let whole = std::fs::read(&file).unwrap();
+    // The shape (2, 3072) becomes (4, 1536): as many values, but no image.
+    let at = whole.windows(5).position(|part| part == [b'K', 2, b'M', 0, 12]).unwrap();
+    let mut wrong = whole.clone();
+    wrong[at..at + 5].copy_from_slice(&[b'K', 4, b'M', 0, 6]);
+    std::fs::write(&file, &wrong).unwrap();
+    assert!(read_error(Format::CifarPickle).ends_with("data_batch_1: data must have shape [n, 3072], not [4, 1536]"));
+    wrong[at + 1] = 3;
+    std::fs::write(&file, &wrong).unwrap();
+    assert!(read_error(Format::CifarPickle).contains("array of shape [3, 1536] has 6144 values"));
+
+    copy_folder(&fixture("idx-plain"), root);
+    let images = root.join("train-images-idx3-ubyte");
+    let whole = std::fs::read(&images).unwrap();
+    let with = |at: usize, value: u8| {
+        let mut changed = whole.clone();
+        changed[at] = value;
+        std::fs::write(&images, changed).unwrap();
+        read_error(Format::Idx)
+    };
+    assert!(with(2, 0x0D).contains("must be of type 0x08 (u8), not 0x0d"));
+    assert!(with(3, 1).contains("more than the 3 values") || with(3, 1).contains("must have shape"));
+    assert!(with(7, 9).contains("sample 3: truncated"));
+    assert!(with(7, 2).contains("more than the"));
+    assert!(with(4, 0xFF).contains("unbelievable shape") || with(4, 0xFF).contains("truncated"));
+    std::fs::write(&images, &whole).unwrap();
+    std::fs::copy(root.join("t10k-labels-idx1-ubyte"), root.join("train-labels-idx1-ubyte")).unwrap();
+    assert!(read_error(Format::Idx).contains("1 labels, but"));
+}
+
+#[test]
+fn parquet_labels_beyond_the_classes_and_missing_shards_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    copy_folder(&fixture("hf-snappy"), folder.path());
+    std::fs::remove_file(folder.path().join("data/train-00001-of-00002.parquet")).unwrap();
+    let error = first_error(&spec(folder.path(), Format::Auto, Split::Train)).unwrap().to_string();
+    assert!(error.ends_with("is one of 2 files by its name, but there are 1"), "{error}");
+    let mut spec = spec(&fixture("hf-zstd"), Format::Auto, Split::Train);
+    spec.label_column = Some("missing".to_owned());
+    assert!(first_error(&spec).unwrap().to_string().ends_with("choose label_column from: fine_label, coarse_label"));
+}
+
+#[cfg(unix)]
+#[test]
+fn links_out_of_the_folder_are_refused() {
+    use std::os::unix::fs::symlink;
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("data");
+    let secret = folder.path().join("secret");
+    copy_folder(&fixture("image-folder"), &root);
+    copy_folder(&fixture("image-folder/train/ant"), &secret);
+    let spec = spec(&root, Format::Auto, Split::Train);
+    for (link, target) in [("train/ant/z.png", "secret/0.png"), ("train/wasp", "secret"), ("train/ant/deep", "secret")]
+    {
+        symlink(folder.path().join(target), root.join(link)).unwrap();
+        let error = open(&spec).err().unwrap();
+        assert!(matches!(error, DataError::Escape { .. }) && error.to_string().contains(link), "{error}");
+        std::fs::remove_file(root.join(link)).unwrap();
+    }
+    // Links inside are followed, also in circles; a file that turns into a link after opening is refused when it is read.
+    symlink(root.join("train/bee/1.png"), root.join("train/ant/y.png")).unwrap();
+    symlink(root.join("train/ant"), root.join("train/ant/circle")).unwrap();
+    let dataset = open(&spec).unwrap();
+    assert_eq!(dataset.len(), 5);
+    std::fs::remove_file(root.join("train/ant/0.png")).unwrap();
+    symlink(secret.join("0.png"), root.join("train/ant/0.png")).unwrap();
+    assert!(matches!(dataset.sample(0), Err(DataError::Escape { .. })));
+    // An empty class is a mistake to be told.
+    std::fs::create_dir(root.join("train/cow")).unwrap();
+    std::fs::remove_file(root.join("train/ant/0.png")).unwrap();
+    assert!(
+        open(&spec).err().unwrap().to_string().ends_with("train/cow: class folder without images (png, jpg, jpeg)")
+    );
+}

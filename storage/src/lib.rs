@@ -1,0 +1,8 @@
+//! Dataset readers, Arrow logs, checkpoints and the run directory of mlomae.
+
+pub mod atomic;
+pub mod checkpoint;
+pub mod clock;
+pub mod dataset;
+pub mod logs;
+pub mod run_dir;

@@ -1,0 +1,87 @@
+//! What can go wrong with the logs.
+
+use std::path::PathBuf;
+
+use arrow::error::ArrowError;
+use parquet::errors::ParquetError;
+
+use super::schema::Table;
+use crate::atomic::FileError;
+
+/// A log could not be written, read or repaired.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// A file operation failed.
+    #[error("logs: {0}")]
+    File(#[from] FileError),
+    /// The run's folder of logs is not there.
+    #[error("logs: no folder `logs` in run directory `{}`", path.display())]
+    NoLogs {
+        /// The run directory.
+        path: PathBuf,
+    },
+    /// A file is not what its name says.
+    #[error("logs: cannot read `{}`: {reason}", path.display())]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A row does not fit its table.
+    #[error("logs: table `{table}`, column `{column}`: expected {expected} values, got {got}")]
+    WrongLength {
+        /// The table.
+        table: Table,
+        /// The column.
+        column: &'static str,
+        /// Values demanded by the patch grid.
+        expected: usize,
+        /// Values in the row.
+        got: usize,
+    },
+    /// A table name that does not exist.
+    #[error("logs: unknown table, expected one of metrics, masks, actors, events, evals: `{0}`")]
+    UnknownTable(String),
+    /// An export format that does not exist.
+    #[error("logs: unknown format, expected one of parquet, csv, arrow: `{0}`")]
+    UnknownFormat(String),
+    /// Another process is writing this run.
+    #[error("logs: run directory is in use by process {pid}: `{}`", path.display())]
+    InUse {
+        /// The run directory.
+        path: PathBuf,
+        /// The process that holds its lock (0 if unknown).
+        pid: u32,
+    },
+    /// Rows could not be encoded as Arrow.
+    #[error("logs: cannot encode table `{table}`: {source}")]
+    Arrow {
+        /// The table.
+        table: Table,
+        /// The cause.
+        source: ArrowError,
+    },
+    /// A Parquet file could not be written.
+    #[error("logs: cannot write `{}`: {source}", path.display())]
+    Parquet {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: ParquetError,
+    },
+}
+
+impl LogError {
+    /// The exit code of the command line: 65 bad data, 66 no input, 70 internal, 74 I/O, 2 usage.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::File(error) => error.exit_code(),
+            Self::NoLogs { .. } => 66,
+            Self::Corrupt { .. } => 65,
+            Self::WrongLength { .. } | Self::Arrow { .. } => 70,
+            Self::UnknownTable(_) | Self::UnknownFormat(_) => 2,
+            Self::InUse { .. } | Self::Parquet { .. } => 74,
+        }
+    }
+}

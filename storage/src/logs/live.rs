@@ -1,0 +1,98 @@
+//! The open tier: one Arrow IPC stream a table, readable at every moment, also after its writer died.
+//!
+//! Dictionaries that grow are sent again whole, with the old values in their old places; never as a delta, which polars
+//! refuses. pyarrow and polars read such streams, with and without an end mark.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::Schema;
+use arrow::ipc::writer::StreamWriter;
+
+use super::error::LogError;
+use super::schema::Table;
+use crate::atomic::{self, FileError};
+
+/// An open stream.
+pub(crate) struct LiveStream {
+    table: Table,
+    path: PathBuf,
+    number: u64,
+    file: File,
+    /// Bytes known to be whole in the file.
+    good_bytes: u64,
+    /// The file may hold a part of a frame behind `good_bytes`.
+    torn: bool,
+    /// Encodes into memory; what it holds is not yet in the file.
+    encoder: StreamWriter<Vec<u8>>,
+}
+
+impl LiveStream {
+    /// Creates the stream's file, which must not exist, with the schema in it.
+    pub(crate) fn create(path: &Path, table: Table, number: u64, schema: &Schema) -> Result<Self, LogError> {
+        let encoder = StreamWriter::try_new(Vec::new(), schema).map_err(|source| LogError::Arrow { table, source })?;
+        let file = atomic::create_new(path)?;
+        let mut stream = Self { table, path: path.to_path_buf(), number, file, good_bytes: 0, torn: false, encoder };
+        if let Err(error) = stream.drain() {
+            // Without its schema the file says nothing, and it would bar the next attempt.
+            let _ = atomic::remove_file(path);
+            return Err(error.into());
+        }
+        Ok(stream)
+    }
+
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Bytes in the file and waiting for it.
+    pub(crate) fn num_bytes(&self) -> u64 {
+        self.good_bytes + self.encoder.get_ref().len() as u64
+    }
+
+    /// Adds a batch to what waits for [`LiveStream::drain`].
+    pub(crate) fn encode(&mut self, batch: &RecordBatch) -> Result<(), LogError> {
+        self.encoder.write(batch).map_err(|source| LogError::Arrow { table: self.table, source })
+    }
+
+    /// Writes what waits. After a failure the file ends with its last whole frame, and the next call tries again.
+    pub(crate) fn drain(&mut self) -> Result<(), FileError> {
+        if self.encoder.get_ref().is_empty() {
+            return Ok(());
+        }
+        if self.torn {
+            atomic::truncate(&mut self.file, &self.path, self.good_bytes)?;
+            self.torn = false;
+        }
+        let written = atomic::write_all(&mut self.file, &self.path, self.encoder.get_ref());
+        if let Err(error) = written {
+            self.torn = atomic::truncate(&mut self.file, &self.path, self.good_bytes).is_err();
+            return Err(error);
+        }
+        self.good_bytes += self.encoder.get_ref().len() as u64;
+        self.encoder.get_mut().clear();
+        Ok(())
+    }
+
+    /// An error if the file has been deleted under the writer: writes to it would succeed and be lost.
+    pub(crate) fn check_linked(&self) -> Result<(), FileError> {
+        let metadata = self.file.metadata().map_err(|e| FileError::new("inspect", &self.path, e))?;
+        if metadata.nlink() == 0 {
+            let gone = io::Error::other("it was deleted while the run was writing it");
+            return Err(FileError::new("write", &self.path, gone));
+        }
+        Ok(())
+    }
+
+    /// Brings the file's contents to the disk.
+    pub(crate) fn sync(&self) -> Result<(), FileError> {
+        atomic::sync(&self.file, &self.path)
+    }
+}

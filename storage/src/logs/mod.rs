@@ -1,0 +1,37 @@
+//! The Arrow logs of a run: five tables, each an open IPC stream and sealed Parquet parts under one schema.
+//!
+//! ```text
+//! logs/live/<table>-000003.arrows      the open stream, flushed every second: readable also when its writer is killed
+//! logs/<table>/part-000002.parquet     sealed parts: always whole, so that a query over *.parquet never fails
+//! ```
+//! Stream n is sealed as part n. While both exist the part counts, so no row is ever seen twice.
+
+mod columns;
+mod error;
+mod export;
+mod live;
+mod paths;
+mod repair;
+mod rows;
+mod schema;
+mod sealed;
+mod source;
+mod stream;
+mod tail;
+mod text;
+mod writer;
+
+#[cfg(test)]
+mod fault_tests;
+#[cfg(test)]
+mod tests;
+
+pub use error::LogError;
+pub use export::{ExportFormat, export, export_all, print};
+pub use repair::{RepairReport, RepairedStream, TruncateReport, repair, truncate_after};
+pub use rows::{ActorRow, EvalRow, EventRow, Level, LogRow, MaskRow, MetricRow, Severity, Text};
+pub use schema::{KEY_GRID, KEY_NAME, KEY_PROGRAM, KEY_RUN, KEY_VERSION, SCHEMA_VERSION, SchemaMeta, Table, schema};
+pub use tail::{Follow, tail};
+pub use writer::{LogContext, LogPolicy, LogWriter, ResumeReport};
+
+pub use crate::clock::{Clock, Stamp};

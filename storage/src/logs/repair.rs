@@ -1,0 +1,347 @@
+//! Making a run's logs whole again after its process died.
+//!
+//! Each step can be cut off and repeated: (1) every stream that is not sealed yet is sealed under its own number;
+//! (2) one events part reports all of them, and names them in its key-values; (3) the streams are removed. Whatever
+//! the moment of a crash, the next repair finds which of these are done, and no row or report comes twice.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arrow::array::{AsArray, BooleanArray, RecordBatch};
+use arrow::compute::filter_record_batch;
+use arrow::datatypes::{Int32Type, Int64Type};
+use serde_json::json;
+
+use super::columns::BatchBuilder;
+use super::error::LogError;
+use super::paths;
+use super::rows::{EventRow, Row, RowContext, Severity};
+use super::schema::{SchemaMeta, Table, schema};
+use super::sealed::{KEY_LOST_BYTES, KEY_REPAIRED, KEY_STREAM, Part, write_parquet};
+use super::stream::{StreamContents, read_stream};
+use crate::atomic;
+use crate::clock::Clock;
+use crate::run_dir::{RunDirError, RunLock};
+
+/// What became of one live stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RepairedStream {
+    /// Its table.
+    pub table: Table,
+    /// Its number.
+    pub number: u64,
+    /// Rows recovered from it.
+    pub num_rows: u64,
+    /// Bytes behind its last whole batch.
+    pub lost_bytes: u64,
+    /// It had been sealed before its process died, so that it was only removed.
+    pub was_sealed: bool,
+    /// Why not all of it could be read.
+    pub damage: Option<String>,
+    /// Where the file was set aside, if it was no log of this program.
+    pub set_aside: Option<PathBuf>,
+}
+
+/// What a repair did; nothing, if `streams` is empty.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RepairReport {
+    /// The streams that were found.
+    pub streams: Vec<RepairedStream>,
+}
+
+impl RepairReport {
+    /// Rows recovered from all streams.
+    pub fn num_rows(&self) -> u64 {
+        self.streams.iter().filter(|s| !s.was_sealed).map(|s| s.num_rows).sum()
+    }
+
+    /// Bytes lost in all streams.
+    pub fn lost_bytes(&self) -> u64 {
+        self.streams.iter().map(|s| s.lost_bytes).sum()
+    }
+}
+
+/// Rows taken back on resume, by table.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TruncateReport {
+    /// Tables with the rows removed from each.
+    pub tables: Vec<(Table, u64)>,
+}
+
+impl TruncateReport {
+    /// Rows removed from all tables.
+    pub fn num_rows(&self) -> u64 {
+        self.tables.iter().map(|(_, rows)| rows).sum()
+    }
+
+    pub(crate) fn to_json(&self) -> serde_json::Value {
+        self.tables.iter().map(|(table, rows)| (table.name().to_string(), json!(rows))).collect()
+    }
+}
+
+fn lock(run: &Path) -> Result<RunLock, LogError> {
+    RunLock::acquire(run).map_err(|error| match error {
+        RunDirError::InUse { path, pid } => LogError::InUse { path, pid },
+        RunDirError::File(error) => LogError::File(error),
+        _ => LogError::NoLogs { path: run.to_path_buf() },
+    })
+}
+
+/// Seals what a dead process left open in `run`, and removes temporary files. A second repair does nothing.
+///
+/// Refused while another process holds the run.
+pub fn repair(run: &Path) -> Result<RepairReport, LogError> {
+    paths::require_logs(run)?;
+    let _lock = lock(run)?;
+    repair_unlocked(run)
+}
+
+/// Repairs, then removes the rows of steps greater than `step` from `metrics`, `masks` and `evals`.
+///
+/// Refused while another process holds the run. [`super::LogWriter::resume`] does the same for a caller that holds it.
+pub fn truncate_after(run: &Path, step: i64) -> Result<TruncateReport, LogError> {
+    paths::require_logs(run)?;
+    let _lock = lock(run)?;
+    repair_unlocked(run)?;
+    truncate_sealed(run, step)
+}
+
+/// A live stream with what could be read from it.
+struct Found {
+    table: Table,
+    number: u64,
+    path: PathBuf,
+    contents: StreamContents,
+    was_sealed: bool,
+    /// It is sealed, and by a repair: that repair may have died before its report.
+    by_repair: bool,
+}
+
+impl Found {
+    fn name(&self) -> String {
+        format!("{}-{:06}", self.table, self.number)
+    }
+
+    /// Whether there is something to tell: rows or bytes.
+    fn is_news(&self) -> bool {
+        let something =
+            self.contents.foreign.is_some() || self.contents.lost_bytes() > 0 || self.contents.num_rows() > 0;
+        something && (!self.was_sealed || self.by_repair)
+    }
+}
+
+pub(crate) fn repair_unlocked(run: &Path) -> Result<RepairReport, LogError> {
+    remove_temporaries(run)?;
+    let mut found = Vec::new();
+    for table in Table::ALL {
+        let sealed: HashSet<u64> = paths::parts(run, table)?.into_iter().collect();
+        for number in paths::streams(run, table)? {
+            let path = paths::live_path(run, table, number);
+            let contents = read_stream(&path, table)?;
+            let was_sealed = sealed.contains(&number);
+            let by_repair = was_sealed
+                && Part::open(&paths::part_path(run, table, number), table)?.pairs.contains_key(KEY_LOST_BYTES);
+            found.push(Found { table, number, path, contents, was_sealed, by_repair });
+        }
+    }
+    if found.is_empty() {
+        return Ok(RepairReport::default());
+    }
+    for stream in found.iter().filter(|s| !s.was_sealed) {
+        seal_stream(run, stream)?;
+    }
+    report_streams(run, &found)?;
+    let mut report = RepairReport::default();
+    for stream in found {
+        let set_aside = retire(&stream)?;
+        report.streams.push(RepairedStream {
+            table: stream.table,
+            number: stream.number,
+            num_rows: stream.contents.num_rows() as u64,
+            lost_bytes: stream.contents.lost_bytes(),
+            was_sealed: stream.was_sealed,
+            damage: stream.contents.damage,
+            set_aside,
+        });
+    }
+    atomic::fsync_dir(&paths::live_dir(run))?;
+    Ok(report)
+}
+
+/// Removes what interrupted writes left under temporary names.
+fn remove_temporaries(run: &Path) -> Result<(), LogError> {
+    for dir in Table::ALL.into_iter().map(|table| paths::table_dir(run, table)) {
+        for name in atomic::names(&dir)?.iter().filter(|name| name.ends_with(".tmp")) {
+            atomic::remove_file(&dir.join(name))?;
+        }
+    }
+    Ok(())
+}
+
+/// Step 1: the whole batches of a stream become the part of its number.
+fn seal_stream(run: &Path, stream: &Found) -> Result<(), LogError> {
+    let Some((schema, _)) = stream.contents.schema.as_ref().filter(|_| stream.contents.num_rows() > 0) else {
+        return Ok(());
+    };
+    atomic::create_dir_all(&paths::table_dir(run, stream.table))?;
+    let pairs = [(KEY_STREAM, stream.number.to_string()), (KEY_LOST_BYTES, stream.contents.lost_bytes().to_string())];
+    let path = paths::part_path(run, stream.table, stream.number);
+    write_parquet(&path, schema, &pairs, stream.contents.batches.iter().cloned().map(Ok))?;
+    Ok(())
+}
+
+/// Step 2: one events part for all streams that have something to tell and were not told of yet.
+fn report_streams(run: &Path, found: &[Found]) -> Result<(), LogError> {
+    // Only a repair could have come before this one, so its report can only be the newest part.
+    let told: HashSet<String> = match paths::parts(run, Table::Events)?.last() {
+        Some(last) => {
+            let part = Part::open(&paths::part_path(run, Table::Events, *last), Table::Events)?;
+            let names = part.pairs.get(KEY_REPAIRED).map(String::as_str).unwrap_or_default();
+            names.split(',').map(str::to_string).collect()
+        }
+        None => HashSet::new(),
+    };
+    let news: Vec<&Found> = found.iter().filter(|s| s.is_news() && !told.contains(&s.name())).collect();
+    if news.is_empty() {
+        return Ok(());
+    }
+    let meta = found.iter().find_map(|s| s.contents.schema.as_ref().map(|(_, meta)| meta.clone()));
+    let meta = meta.unwrap_or_else(|| SchemaMeta {
+        run_id: run.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default(),
+        program_version: env!("CARGO_PKG_VERSION").to_string(),
+        patch_grid: (0, 0),
+    });
+    let schema = schema(Table::Events, &meta);
+    let wrap = |source| LogError::Arrow { table: Table::Events, source };
+    let mut builder = BatchBuilder::new(Arc::clone(&schema)).map_err(wrap)?;
+    let (segment, last) = last_position(found);
+    let ctx = RowContext { meta, segment };
+    for stream in &news {
+        let row = event(stream, last);
+        let mut cells = Vec::new();
+        row.cells(&ctx, &mut cells);
+        builder.push(&cells);
+    }
+    let batch = builder.finish().map_err(wrap)?;
+    atomic::create_dir_all(&paths::table_dir(run, Table::Events))?;
+    let number = paths::next_number(run, Table::Events)?;
+    let names: Vec<String> = news.iter().map(|s| s.name()).collect();
+    let pairs = [(KEY_STREAM, number.to_string()), (KEY_REPAIRED, names.join(","))];
+    write_parquet(&paths::part_path(run, Table::Events, number), &schema, &pairs, std::iter::once(Ok(batch)))?;
+    Ok(())
+}
+
+/// Where the run stood when it died, as far as its streams tell.
+#[derive(Clone, Copy, Default)]
+struct Position {
+    wall_s: f64,
+    epoch: i32,
+    step: i64,
+}
+
+fn last_position(found: &[Found]) -> (i32, Position) {
+    let mut segment = 0;
+    let mut last = Position::default();
+    for batch in found.iter().filter_map(|s| s.contents.batches.last()) {
+        let at = batch.num_rows() - 1;
+        let int = |name: &str| Some(batch.column_by_name(name)?.as_primitive_opt::<Int32Type>()?.value(at));
+        let step = batch.column_by_name("step").and_then(|c| c.as_primitive_opt::<Int64Type>()).map(|c| c.value(at));
+        let wall = batch
+            .column_by_name("wall_s")
+            .and_then(|c| c.as_primitive_opt())
+            .map(|c: &arrow::array::Float64Array| c.value(at));
+        segment = segment.max(int("segment").unwrap_or(0));
+        last.epoch = last.epoch.max(int("epoch").unwrap_or(0));
+        last.step = last.step.max(step.unwrap_or(0));
+        last.wall_s = last.wall_s.max(wall.unwrap_or(0.0));
+    }
+    (segment, last)
+}
+
+fn event(stream: &Found, at: Position) -> EventRow {
+    let contents = &stream.contents;
+    let (name, lost, rows) = (stream.name(), contents.lost_bytes(), contents.num_rows());
+    let (severity, message) = match (&contents.foreign, lost) {
+        (Some(reason), _) => (Severity::Warn, format!("stream {name} set aside: {reason}")),
+        (None, 0) => (Severity::Info, format!("stream {name} was left open: {rows} rows recovered, nothing torn")),
+        (None, _) => (Severity::Warn, format!("stream {name} was torn: {rows} rows recovered, {lost} bytes lost")),
+    };
+    let fields = json!({
+        "table": stream.table.name(),
+        "stream": stream.number,
+        "rows": rows,
+        "lost_bytes": lost,
+        "total_bytes": contents.total_bytes,
+        "damage": contents.damage,
+    });
+    let mut stamp = Clock::start().stamp();
+    stamp.wall_s = at.wall_s;
+    EventRow {
+        stamp,
+        epoch: at.epoch,
+        step: at.step,
+        level: None,
+        severity,
+        kind: "log_repair".into(),
+        stage: Some("log".into()),
+        message,
+        fields: fields.to_string(),
+    }
+}
+
+/// Step 3: removes a stream that is sealed and told of; a file of something else is kept under another name.
+fn retire(stream: &Found) -> Result<Option<PathBuf>, LogError> {
+    if stream.contents.foreign.is_none() {
+        atomic::remove_file(&stream.path)?;
+        return Ok(None);
+    }
+    let aside = stream.path.with_extension("arrows.foreign");
+    atomic::rename(&stream.path, &aside)?;
+    Ok(Some(aside))
+}
+
+/// Removes the rows of steps greater than `step` from the sealed parts of `metrics`, `masks` and `evals`, part by part:
+/// each part is replaced by rename, and a part without rows left is removed.
+pub(crate) fn truncate_sealed(run: &Path, step: i64) -> Result<TruncateReport, LogError> {
+    let mut report = TruncateReport::default();
+    for table in [Table::Metrics, Table::Masks, Table::Evals] {
+        let mut removed = 0;
+        for number in paths::parts(run, table)? {
+            removed += truncate_part(&paths::part_path(run, table, number), table, number, step)?;
+        }
+        atomic::fsync_dir(&paths::table_dir(run, table))?;
+        report.tables.push((table, removed));
+    }
+    Ok(report)
+}
+
+fn truncate_part(path: &Path, table: Table, number: u64, step: i64) -> Result<u64, LogError> {
+    let part = Part::open(path, table)?;
+    if part.num_rows() == 0 || part.max_step().is_some_and(|max| max <= step) {
+        return Ok(0);
+    }
+    let (schema, before) = (part.schema(), part.num_rows());
+    let mut pairs = vec![(KEY_STREAM, part.pairs.get(KEY_STREAM).cloned().unwrap_or_else(|| number.to_string()))];
+    if let Some(lost) = part.pairs.get(KEY_LOST_BYTES) {
+        pairs.push((KEY_LOST_BYTES, lost.clone()));
+    }
+    let kept = part.read(path)?.iter().map(|b| rows_until(b, step)).collect::<Option<Vec<_>>>();
+    let kept = kept.ok_or_else(|| LogError::Corrupt { path: path.to_path_buf(), reason: "no column `step`".into() })?;
+    let after: u64 = kept.iter().map(|b| b.num_rows() as u64).sum();
+    if after == before {
+        return Ok(0);
+    }
+    if after == 0 && number > 0 {
+        atomic::remove_file(path)?;
+    } else {
+        write_parquet(path, &schema, &pairs, kept.into_iter().map(Ok))?;
+    }
+    Ok(before - after)
+}
+
+fn rows_until(batch: &RecordBatch, step: i64) -> Option<RecordBatch> {
+    let steps = batch.column_by_name("step")?.as_primitive_opt::<Int64Type>()?;
+    let keep: BooleanArray = steps.values().iter().map(|s| Some(*s <= step)).collect();
+    filter_record_batch(batch, &keep).ok()
+}

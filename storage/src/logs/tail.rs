@@ -1,0 +1,85 @@
+//! The newest rows of a table, and those that come.
+
+use std::path::{Path, PathBuf};
+
+use arrow::array::RecordBatch;
+
+use super::error::LogError;
+use super::schema::Table;
+use super::source::Snapshot;
+use super::text;
+
+/// The last `n` rows of `table` as lines, oldest first, from sealed parts and open streams.
+pub fn tail(run: &Path, table: Table, n: usize) -> Result<Vec<String>, LogError> {
+    Ok(Follow::last(run, table, n)?.1)
+}
+
+/// Follows a table while it is being written: each [`Follow::poll`] returns the rows that came since the last one.
+#[derive(Debug)]
+pub struct Follow {
+    run: PathBuf,
+    table: Table,
+    /// The piece being read, and how many of its rows are done.
+    number: u64,
+    done: usize,
+}
+
+impl Follow {
+    /// Follows `table` from now on; the rows so far are skipped.
+    pub fn new(run: &Path, table: Table) -> Result<Self, LogError> {
+        Ok(Self::last(run, table, 0)?.0)
+    }
+
+    /// Follows `table` from now on, and returns its last `n` rows as lines.
+    pub fn last(run: &Path, table: Table, n: usize) -> Result<(Self, Vec<String>), LogError> {
+        let snapshot = Snapshot::take(run, table, 0)?;
+        let mut follow = Self { run: run.to_path_buf(), table, number: 0, done: 0 };
+        let mut lines = Vec::new();
+        for (i, (number, piece)) in snapshot.pieces.iter().rev().enumerate() {
+            if i > 0 && lines.len() >= n {
+                break;
+            }
+            let batches = snapshot.read(piece)?;
+            if i == 0 {
+                follow.number = *number;
+                follow.done = batches.iter().map(RecordBatch::num_rows).sum();
+            }
+            'piece: for batch in batches.iter().rev() {
+                for row in (0..batch.num_rows()).rev() {
+                    if lines.len() >= n {
+                        break 'piece;
+                    }
+                    lines.push(text::line(batch, row));
+                }
+            }
+        }
+        lines.reverse();
+        Ok((follow, lines))
+    }
+
+    /// The rows that came since the last call, as lines. Returns at once; wait between calls.
+    pub fn poll(&mut self) -> Result<Vec<String>, LogError> {
+        let mut lines = Vec::new();
+        self.poll_rows(|batch, row| lines.push(text::line(batch, row)))?;
+        Ok(lines)
+    }
+
+    /// As [`Follow::poll`], for callers that read the columns themselves: `each(batch, row)` for every new row.
+    pub fn poll_rows(&mut self, mut each: impl FnMut(&RecordBatch, usize)) -> Result<(), LogError> {
+        let snapshot = Snapshot::take(&self.run, self.table, self.number)?;
+        for (number, piece) in &snapshot.pieces {
+            let mut skip = if *number == self.number { self.done } else { 0 };
+            self.number = *number;
+            self.done = skip;
+            for batch in snapshot.read(piece)? {
+                let from = skip.min(batch.num_rows());
+                skip -= from;
+                for row in from..batch.num_rows() {
+                    each(&batch, row);
+                    self.done += 1;
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,414 @@
+//! The writer of a run's logs.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
+
+use super::columns::{BatchBuilder, batch_bytes};
+use super::error::LogError;
+use super::live::LiveStream;
+use super::paths;
+use super::repair::{self, RepairReport, TruncateReport};
+use super::rows::{ActorRow, EvalRow, EventRow, LogRow, MaskRow, MetricRow, Row, RowContext, Severity};
+use super::schema::{SchemaMeta, Table, schema};
+use super::sealed::{KEY_STREAM, write_parquet};
+use crate::atomic;
+use crate::clock::Clock;
+
+/// Rows that may wait for the next flush of a table.
+const MAX_WAITING_ROWS: usize = 8192;
+/// A vocabulary larger than this is forgotten with its stream.
+const MAX_VOCABULARY: usize = 4096;
+/// Events that follow each other faster than this share a flush.
+const EVENT_FLUSH_GAP: Duration = Duration::from_millis(100);
+
+/// What the logs say about the run they belong to.
+#[derive(Debug, Clone)]
+pub struct LogContext {
+    /// The run's id.
+    pub run_id: String,
+    /// How many times the run has been resumed.
+    pub segment: i32,
+    /// Patches (down, across).
+    pub patch_grid: (u16, u16),
+    /// Version of the program that writes.
+    pub program_version: String,
+    /// Makes the stamps of the writer's own rows.
+    pub clock: Clock,
+}
+
+impl LogContext {
+    fn row_context(&self) -> RowContext {
+        RowContext {
+            meta: SchemaMeta {
+                run_id: self.run_id.clone(),
+                program_version: self.program_version.clone(),
+                patch_grid: self.patch_grid,
+            },
+            segment: self.segment,
+        }
+    }
+}
+
+/// When rows go where.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LogPolicy {
+    /// Rows reach the live stream within this time.
+    pub flush_every: Duration,
+    /// A table is sealed when this many rows are open.
+    pub seal_rows: usize,
+    /// A table is sealed when its stream, or its rows in memory, hold this many bytes.
+    pub seal_bytes: u64,
+    /// A table with open rows is sealed after this time, at the beginning of a run.
+    pub seal_age: Duration,
+    /// As the run gets older, parts may get older too, up to 5 % of the writer's life and this limit, so that a long
+    /// run does not fall into thousands of small files.
+    pub seal_age_max: Duration,
+}
+
+impl Default for LogPolicy {
+    fn default() -> Self {
+        Self {
+            flush_every: Duration::from_secs(1),
+            seal_rows: 50_000,
+            seal_bytes: 16 << 20,
+            seal_age: Duration::from_secs(30),
+            seal_age_max: Duration::from_secs(300),
+        }
+    }
+}
+
+/// What happened to the logs when a run was resumed.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct ResumeReport {
+    /// Streams that were sealed or dropped.
+    pub repair: RepairReport,
+    /// Rows behind the checkpoint that were taken back.
+    pub truncated: TruncateReport,
+}
+
+/// One table on its way to the disk.
+struct TableLog {
+    table: Table,
+    schema: SchemaRef,
+    builder: BatchBuilder,
+    stream: Option<LiveStream>,
+    /// A stream that is sealed already and must be removed before the next one opens.
+    sealed_stream: Option<PathBuf>,
+    /// The rows of the open stream.
+    batches: Vec<RecordBatch>,
+    num_rows: usize,
+    num_bytes: usize,
+    /// When the oldest open row came.
+    first_row: Option<Instant>,
+    /// Rows accepted since the writer was opened.
+    total_rows: u64,
+}
+
+impl TableLog {
+    fn open(run: &Path, table: Table, ctx: &RowContext) -> Result<Self, LogError> {
+        let schema = schema(table, &ctx.meta);
+        let builder = BatchBuilder::new(Arc::clone(&schema)).map_err(|source| LogError::Arrow { table, source })?;
+        if paths::parts(run, table)?.is_empty() {
+            // A part of zero rows, so that a query over this table finds a file from the first moment.
+            write_parquet(&paths::part_path(run, table, 0), &schema, &[(KEY_STREAM, "0".into())], std::iter::empty())?;
+        }
+        let mut log = Self {
+            table,
+            schema,
+            builder,
+            stream: None,
+            sealed_stream: None,
+            batches: Vec::new(),
+            num_rows: 0,
+            num_bytes: 0,
+            first_row: None,
+            total_rows: 0,
+        };
+        log.ensure_stream(run)?;
+        Ok(log)
+    }
+
+    /// The open stream; opens the next one after a seal.
+    fn ensure_stream(&mut self, run: &Path) -> Result<&mut LiveStream, LogError> {
+        if let Some(path) = &self.sealed_stream {
+            atomic::remove_file(path)?;
+            self.sealed_stream = None;
+        }
+        if self.stream.is_none() {
+            let number = paths::next_number(run, self.table)?;
+            let path = paths::live_path(run, self.table, number);
+            self.builder.trim_vocabularies(MAX_VOCABULARY);
+            self.stream = Some(LiveStream::create(&path, self.table, number, &self.schema)?);
+        }
+        Ok(self.stream.as_mut().expect("invariant: opened above"))
+    }
+
+    fn open_rows(&self) -> usize {
+        self.num_rows + self.builder.len()
+    }
+
+    /// Brings all rows to the live stream.
+    fn flush(&mut self, run: &Path) -> Result<(), LogError> {
+        self.ensure_stream(run)?;
+        let stream = self.stream.as_mut().expect("invariant: opened above");
+        if self.builder.len() > 0 {
+            let batch = self.builder.finish().map_err(|source| LogError::Arrow { table: self.table, source })?;
+            self.num_rows += batch.num_rows();
+            self.num_bytes += batch_bytes(&batch);
+            self.batches.push(batch.clone());
+            stream.encode(&batch)?;
+        }
+        stream.drain()?;
+        stream.check_linked()?;
+        Ok(())
+    }
+
+    fn is_due(&self, policy: &LogPolicy, age_limit: Duration) -> bool {
+        let bytes = self.stream.as_ref().map_or(0, LiveStream::num_bytes).max(self.num_bytes as u64);
+        self.open_rows() >= policy.seal_rows
+            || (self.open_rows() > 0 && bytes >= policy.seal_bytes)
+            || self.first_row.is_some_and(|since| since.elapsed() >= age_limit)
+    }
+
+    /// Seals the open rows as a part, then removes their stream.
+    fn seal(&mut self, run: &Path) -> Result<(), LogError> {
+        if self.open_rows() == 0 {
+            return Ok(());
+        }
+        self.flush(run)?;
+        let number = self.ensure_stream(run)?.number();
+        let path = paths::part_path(run, self.table, number);
+        let batches = self.batches.iter().cloned().map(Ok);
+        let written = write_parquet(&path, &self.schema, &[(KEY_STREAM, number.to_string())], batches);
+        if written.is_err() {
+            // It may have been renamed, and failed after that: the stream must not grow beside a part of its number.
+            let _ = atomic::remove_file(&path);
+            if !path.exists() {
+                return written.map(|_| ());
+            }
+        }
+        // From here on the stream is a copy of the part: a crash leaves both, and a repair drops the stream.
+        self.batches.clear();
+        self.num_rows = 0;
+        self.num_bytes = 0;
+        self.first_row = None;
+        if let Some(stream) = self.stream.take() {
+            self.sealed_stream = Some(stream.path().to_path_buf());
+        }
+        written.map(|_| ())
+    }
+
+    /// Seals everything and leaves no stream behind.
+    fn close(&mut self, run: &Path) -> Result<(), LogError> {
+        self.seal(run)?;
+        let leftover = self.stream.take().map(|s| s.path().to_path_buf());
+        for path in leftover.into_iter().chain(self.sealed_stream.take()) {
+            atomic::remove_file(&path)?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes the five tables of a run: rows go to live streams, and in larger pieces to Parquet.
+///
+/// It belongs to one thread, and to the process that holds the run's lock ([`crate::run_dir::RunDir`]). Every failure to
+/// write is returned; after one, rows that were accepted are still held and the next call tries again.
+/// Dropping the writer without [`LogWriter::close`] leaves the streams for a repair.
+pub struct LogWriter {
+    run: PathBuf,
+    ctx: RowContext,
+    clock: Clock,
+    policy: LogPolicy,
+    tables: Vec<TableLog>,
+    opened: Instant,
+    last_flush: Instant,
+}
+
+impl std::fmt::Debug for LogWriter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LogWriter").field("run", &self.run).field("ctx", &self.ctx).finish_non_exhaustive()
+    }
+}
+
+impl LogWriter {
+    /// Opens the logs of a run, repairing first what an earlier process left open.
+    pub fn open(run: &Path, ctx: LogContext, policy: LogPolicy) -> Result<Self, LogError> {
+        paths::create_dirs(run)?;
+        repair::repair_unlocked(run)?;
+        Self::open_clean(run, &ctx, policy)
+    }
+
+    /// Opens the logs of a run that continues from a checkpoint at `step`: repairs, and takes back the rows of later
+    /// steps from `metrics`, `masks` and `evals`, so that the sequence of steps has neither gap nor repeat.
+    pub fn resume(run: &Path, ctx: LogContext, policy: LogPolicy, step: i64) -> Result<(Self, ResumeReport), LogError> {
+        paths::create_dirs(run)?;
+        let repair = repair::repair_unlocked(run)?;
+        let truncated = repair::truncate_sealed(run, step)?;
+        let mut writer = Self::open_clean(run, &ctx, policy)?;
+        if truncated.num_rows() > 0 {
+            let row = EventRow {
+                stamp: ctx.clock.stamp(),
+                epoch: 0,
+                step,
+                level: None,
+                severity: Severity::Info,
+                kind: "log_truncate".into(),
+                stage: Some("log".into()),
+                message: format!("{} rows behind step {step} taken back", truncated.num_rows()),
+                fields: truncated.to_json().to_string(),
+            };
+            writer.event(row)?;
+        }
+        Ok((writer, ResumeReport { repair, truncated }))
+    }
+
+    fn open_clean(run: &Path, ctx: &LogContext, policy: LogPolicy) -> Result<Self, LogError> {
+        let row_ctx = ctx.row_context();
+        let tables = Table::ALL.into_iter().map(|t| TableLog::open(run, t, &row_ctx)).collect::<Result<Vec<_>, _>>()?;
+        atomic::fsync_dir(&paths::live_dir(run))?;
+        let now = Instant::now();
+        Ok(Self {
+            run: run.to_path_buf(),
+            ctx: row_ctx,
+            clock: ctx.clock,
+            policy,
+            tables,
+            opened: now,
+            last_flush: now,
+        })
+    }
+
+    /// The writer's clock, for the producers of its thread.
+    pub fn clock(&self) -> Clock {
+        self.clock
+    }
+
+    /// Takes a row of any table.
+    pub fn push(&mut self, row: LogRow) -> Result<(), LogError> {
+        match row {
+            LogRow::Metric(row) => self.metric(row),
+            LogRow::Mask(row) => self.mask(row),
+            LogRow::Actor(row) => self.actor(row),
+            LogRow::Event(row) => self.event(row),
+            LogRow::Eval(row) => self.eval(row),
+        }
+    }
+
+    /// Takes a row of `metrics`.
+    pub fn metric(&mut self, row: MetricRow) -> Result<(), LogError> {
+        self.take(&row)
+    }
+
+    /// Takes a row of `masks`; its lists must have one value a patch.
+    pub fn mask(&mut self, row: MaskRow) -> Result<(), LogError> {
+        self.take(&row)
+    }
+
+    /// Takes a row of `actors`.
+    pub fn actor(&mut self, row: ActorRow) -> Result<(), LogError> {
+        self.take(&row)
+    }
+
+    /// Takes a row of `events` and flushes all tables: at once for an error, at most ten times a second for others.
+    pub fn event(&mut self, row: EventRow) -> Result<(), LogError> {
+        self.take(&row)?;
+        if row.severity >= Severity::Error || self.last_flush.elapsed() >= EVENT_FLUSH_GAP {
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    /// Takes a row of `evals`.
+    pub fn eval(&mut self, row: EvalRow) -> Result<(), LogError> {
+        self.take(&row)
+    }
+
+    fn take<R: Row>(&mut self, row: &R) -> Result<(), LogError> {
+        row.check(&self.ctx)?;
+        let log = &mut self.tables[R::TABLE.index()];
+        let mut cells = Vec::with_capacity(24);
+        row.cells(&self.ctx, &mut cells);
+        log.builder.push(&cells);
+        log.total_rows += 1;
+        log.first_row.get_or_insert_with(Instant::now);
+        if log.builder.len() >= MAX_WAITING_ROWS {
+            log.flush(&self.run)?;
+        }
+        Ok(())
+    }
+
+    /// Flushes the live streams if a second has passed, and seals the tables that are due. Call it often: it is cheap
+    /// when nothing is to be done.
+    pub fn tick(&mut self) -> Result<(), LogError> {
+        if self.last_flush.elapsed() >= self.policy.flush_every {
+            self.flush()?;
+        }
+        self.rotate()
+    }
+
+    /// Flushes the live streams now. A killed process loses nothing that was flushed.
+    pub fn flush(&mut self) -> Result<(), LogError> {
+        self.last_flush = Instant::now();
+        let run = self.run.clone();
+        self.each(|log| log.flush(&run))
+    }
+
+    /// Flushes, and brings the live streams to the disk: not even a power loss takes them then.
+    ///
+    /// Call it before a checkpoint is published: a run resumed from that checkpoint then finds the rows of all its steps.
+    pub fn sync(&mut self) -> Result<(), LogError> {
+        self.flush()?;
+        self.each(|log| log.stream.as_ref().map_or(Ok(()), |s| Ok(s.sync()?)))
+    }
+
+    /// Seals the tables whose open rows are too many, too large or too old.
+    pub fn rotate(&mut self) -> Result<(), LogError> {
+        let age_limit = (self.opened.elapsed() / 20).min(self.policy.seal_age_max).max(self.policy.seal_age);
+        let (run, policy) = (self.run.clone(), self.policy.clone());
+        self.each(|log| {
+            if log.is_due(&policy, age_limit) {
+                log.seal(&run)?;
+                log.ensure_stream(&run).map(|_| ())
+            } else {
+                Ok(())
+            }
+        })
+    }
+
+    /// Seals all tables now.
+    pub fn seal(&mut self) -> Result<(), LogError> {
+        let run = self.run.clone();
+        self.each(|log| {
+            log.seal(&run)?;
+            log.ensure_stream(&run).map(|_| ())
+        })
+    }
+
+    /// Seals everything and removes the live streams. On failure the streams that could not be sealed stay behind.
+    pub fn close(mut self) -> Result<(), LogError> {
+        let run = self.run.clone();
+        self.each(|log| log.close(&run))?;
+        Ok(atomic::fsync_dir(&paths::live_dir(&run))?)
+    }
+
+    /// Rows of `table` accepted since the writer was opened.
+    pub fn num_rows(&self, table: Table) -> u64 {
+        self.tables[table.index()].total_rows
+    }
+
+    /// Does the same to all tables, also when one fails, and returns the first failure.
+    fn each(&mut self, mut action: impl FnMut(&mut TableLog) -> Result<(), LogError>) -> Result<(), LogError> {
+        let mut first = Ok(());
+        for log in &mut self.tables {
+            let result = action(log);
+            if first.is_ok() {
+                first = result;
+            }
+        }
+        first
+    }
+}

@@ -1,0 +1,509 @@
+//! The run directory: one folder a run, its record, its config, its lock.
+
+use std::fmt;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::atomic::{FileError, create_dir_all, fsync_dir, parent, read, write_atomic};
+use crate::clock::{compact, rfc3339, unix_us};
+
+/// Version of `run.json`.
+pub const RUN_FORMAT: u32 = 1;
+
+const RECORD: &str = "run.json";
+const LOCK: &str = "run.lock";
+
+/// A run directory could not be made, opened or read.
+#[derive(Debug, thiserror::Error)]
+pub enum RunDirError {
+    /// A file operation failed.
+    #[error("run directory: {0}")]
+    File(#[from] FileError),
+    /// The folder for a new run is there already.
+    #[error("run directory: it exists already, choose another run id or resume it: `{}`", .0.display())]
+    Exists(PathBuf),
+    /// There is no run here.
+    #[error("run directory: no run (a folder with run.json) at `{}`", .0.display())]
+    NoRun(PathBuf),
+    /// A run id that cannot be a folder name.
+    #[error(
+        "run directory: a run id has 1 to 120 of the characters a-z A-Z 0-9 . _ - and does not begin with a dot: `{0}`"
+    )]
+    BadId(String),
+    /// `run.json` cannot be understood.
+    #[error("run directory: cannot read `{}`: {reason}", path.display())]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Another process holds the run.
+    #[error("run directory: in use by process {pid}: `{}`", path.display())]
+    InUse {
+        /// The run directory.
+        path: PathBuf,
+        /// The process (0 if unknown).
+        pid: u32,
+    },
+}
+
+impl RunDirError {
+    /// The exit code of the command line: 65 corrupt, 66 missing, 74 I/O, 78 bad config.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::File(error) => error.exit_code(),
+            Self::NoRun(_) => 66,
+            Self::Corrupt { .. } => 65,
+            Self::BadId(_) => 78,
+            Self::Exists(_) | Self::InUse { .. } => 74,
+        }
+    }
+}
+
+/// How a run stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RunStatus {
+    /// Its process is, or was when last seen, at work.
+    Running,
+    /// It came to its end.
+    Finished,
+    /// It was stopped, by a signal or by a kill, and can be resumed.
+    Interrupted,
+    /// It ended with an error.
+    Failed,
+}
+
+impl fmt::Display for RunStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Running => "running",
+            Self::Finished => "finished",
+            Self::Interrupted => "interrupted",
+            Self::Failed => "failed",
+        })
+    }
+}
+
+/// What wrote a run.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Versions {
+    /// The program.
+    pub program: String,
+    /// The log schemas.
+    pub schema: String,
+    /// The compiler, if known.
+    pub rustc: Option<String>,
+}
+
+/// The machine a run is on.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Host {
+    /// Its name.
+    pub name: String,
+    /// Processors available to the process.
+    pub cpus: usize,
+    /// System, kernel and architecture.
+    pub os: String,
+}
+
+impl Host {
+    /// This machine.
+    pub fn this() -> Self {
+        let kernel = |file: &str| fs::read_to_string(Path::new("/proc/sys/kernel").join(file)).unwrap_or_default();
+        let os = [std::env::consts::OS, kernel("osrelease").trim(), std::env::consts::ARCH].join(" ");
+        Self {
+            name: kernel("hostname").trim().to_string(),
+            cpus: std::thread::available_parallelism().map_or(1, usize::from),
+            os,
+        }
+    }
+}
+
+/// `run.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunRecord {
+    /// [`RUN_FORMAT`] of the writer.
+    pub format: u32,
+    /// The run's id, which is its folder's name.
+    pub id: String,
+    /// How it stands.
+    pub status: RunStatus,
+    /// What wrote it.
+    #[serde(default)]
+    pub versions: Versions,
+    /// The seed.
+    pub seed: u64,
+    /// When it began, RFC 3339 UTC.
+    pub started: String,
+    /// When it ended, RFC 3339 UTC.
+    #[serde(default)]
+    pub ended: Option<String>,
+    /// The exit code of its last process.
+    #[serde(default)]
+    pub exit_code: Option<i32>,
+    /// The run it was started from.
+    #[serde(default)]
+    pub parent: Option<String>,
+    /// The machine of its last process.
+    #[serde(default)]
+    pub host: Host,
+    /// How many times it has been resumed: the `segment` of its newest log rows.
+    #[serde(default)]
+    pub segment: i32,
+    /// The command line of its last process.
+    #[serde(default)]
+    pub command: Vec<String>,
+    /// Seconds of running time up to the end of its last orderly ended process.
+    #[serde(default)]
+    pub wall_s: f64,
+    /// Level-1 steps done at that moment.
+    #[serde(default)]
+    pub step: i64,
+    /// The error it failed with.
+    #[serde(default)]
+    pub error: Option<String>,
+}
+
+impl RunRecord {
+    /// The record of a run that begins now, in this process, on this machine.
+    pub fn begin(id: &str, program_version: &str, seed: u64) -> Self {
+        Self {
+            format: RUN_FORMAT,
+            id: id.to_string(),
+            status: RunStatus::Running,
+            versions: Versions {
+                program: program_version.to_string(),
+                schema: crate::logs::SCHEMA_VERSION.to_string(),
+                rustc: option_env!("RUSTC_VERSION").map(str::to_string),
+            },
+            seed,
+            started: rfc3339(unix_us()),
+            ended: None,
+            exit_code: None,
+            parent: None,
+            host: Host::this(),
+            segment: 0,
+            command: std::env::args().collect(),
+            wall_s: 0.0,
+            step: 0,
+            error: None,
+        }
+    }
+
+    /// The same run, taken up again by this process on this machine: running, one segment later.
+    pub fn resume(&mut self, program_version: &str) {
+        self.status = RunStatus::Running;
+        self.versions.program = program_version.to_string();
+        self.versions.schema = crate::logs::SCHEMA_VERSION.to_string();
+        self.ended = None;
+        self.exit_code = None;
+        self.error = None;
+        self.host = Host::this();
+        self.segment += 1;
+        self.command = std::env::args().collect();
+    }
+
+    /// Ends it now.
+    pub fn end(&mut self, status: RunStatus, exit_code: i32, error: Option<String>) {
+        self.status = status;
+        self.exit_code = Some(exit_code);
+        self.error = error;
+        self.ended = Some(rfc3339(unix_us()));
+    }
+}
+
+/// Holds a run for one process; released when dropped, and by the system when the process dies.
+#[derive(Debug)]
+pub struct RunLock {
+    _file: File,
+}
+
+impl RunLock {
+    /// Takes the lock of the run directory `run`, without waiting.
+    pub fn acquire(run: &Path) -> Result<Self, RunDirError> {
+        let path = run.join(LOCK);
+        let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+        let mut file = open.map_err(|e| FileError::new("open", &path, e))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut pid = String::new();
+                // Only for the message.
+                let _ = file.read_to_string(&mut pid);
+                let pid = pid.trim().parse().unwrap_or(0);
+                return Err(RunDirError::InUse { path: run.to_path_buf(), pid });
+            }
+            Err(TryLockError::Error(error)) => return Err(FileError::new("lock", &path, error).into()),
+        }
+        let noted = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
+        noted.map_err(|e| FileError::new("write", &path, e))?;
+        Ok(Self { _file: file })
+    }
+
+    /// Whether a process holds the run now.
+    pub fn is_held(run: &Path) -> bool {
+        let Ok(file) = File::open(run.join(LOCK)) else { return false };
+        matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))
+    }
+}
+
+/// A run's folder.
+#[derive(Debug)]
+pub struct RunDir {
+    path: PathBuf,
+    /// Held by the process that trains.
+    lock: Option<RunLock>,
+}
+
+impl RunDir {
+    /// Makes `<root>/<run_id>` with its folders, and holds it for this process.
+    pub fn create(root: &Path, run_id: &str) -> Result<Self, RunDirError> {
+        check_id(run_id)?;
+        create_dir_all(root)?;
+        let path = root.join(run_id);
+        match fs::create_dir(&path) {
+            Ok(()) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Err(RunDirError::Exists(path)),
+            Err(error) => return Err(FileError::new("create folder", &path, error).into()),
+        }
+        let run = Self { lock: Some(RunLock::acquire(&path)?), path };
+        for dir in [run.logs(), run.checkpoints(), run.images(), run.report()] {
+            create_dir_all(&dir)?;
+        }
+        fsync_dir(&run.path)?;
+        fsync_dir(parent(&run.path))?;
+        Ok(run)
+    }
+
+    /// Opens a run for reading; it may be running.
+    pub fn open(path: &Path) -> Result<Self, RunDirError> {
+        if !path.join(RECORD).is_file() {
+            return Err(RunDirError::NoRun(path.to_path_buf()));
+        }
+        Ok(Self { path: path.to_path_buf(), lock: None })
+    }
+
+    /// Opens a run to continue it, and holds it for this process.
+    pub fn open_locked(path: &Path) -> Result<Self, RunDirError> {
+        let mut run = Self::open(path)?;
+        run.lock = Some(RunLock::acquire(path)?);
+        Ok(run)
+    }
+
+    /// Opens the newest run below `root` for reading, by the time it began; none if there is none.
+    ///
+    /// `accept` chooses among them; records that cannot be read are passed over.
+    pub fn find_latest(root: &Path, accept: impl Fn(&RunRecord) -> bool) -> Result<Option<Self>, RunDirError> {
+        let mut newest: Option<(String, String, PathBuf)> = None;
+        for name in crate::atomic::names(root)? {
+            let path = root.join(&name);
+            let Ok(run) = Self::open(&path) else { continue };
+            let Ok(record) = run.record() else { continue };
+            let key = (record.started.clone(), name, path);
+            if accept(&record) && newest.as_ref().is_none_or(|best| *best < key) {
+                newest = Some(key);
+            }
+        }
+        newest.map(|(_, _, path)| Self::open(&path)).transpose()
+    }
+
+    /// The newest run below `root`.
+    pub fn latest(root: &Path) -> Result<Self, RunDirError> {
+        Self::find_latest(root, |_| true)?.ok_or_else(|| RunDirError::NoRun(root.to_path_buf()))
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The run's id: the folder's name.
+    pub fn id(&self) -> String {
+        self.path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
+    }
+
+    /// Whether this value holds the run.
+    pub fn is_locked(&self) -> bool {
+        self.lock.is_some()
+    }
+
+    /// `logs/`.
+    pub fn logs(&self) -> PathBuf {
+        self.path.join("logs")
+    }
+
+    /// `checkpoints/`.
+    pub fn checkpoints(&self) -> PathBuf {
+        self.path.join("checkpoints")
+    }
+
+    /// `images/`: PNG panels.
+    pub fn images(&self) -> PathBuf {
+        self.path.join("images")
+    }
+
+    /// `report/`.
+    pub fn report(&self) -> PathBuf {
+        self.path.join("report")
+    }
+
+    /// `config.toml`: every key, resolved.
+    pub fn config(&self) -> PathBuf {
+        self.path.join("config.toml")
+    }
+
+    /// `config.input.toml`: as it was given.
+    pub fn config_input(&self) -> PathBuf {
+        self.path.join("config.input.toml")
+    }
+
+    /// Writes both configs.
+    pub fn write_configs(&self, resolved: &str, input: &str) -> Result<(), RunDirError> {
+        write_atomic(&self.config_input(), input.as_bytes())?;
+        Ok(write_atomic(&self.config(), resolved.as_bytes())?)
+    }
+
+    /// Reads the resolved config.
+    pub fn read_config(&self) -> Result<String, RunDirError> {
+        let path = self.config();
+        String::from_utf8(read(&path)?).map_err(|e| RunDirError::Corrupt { path, reason: e.utf8_error().to_string() })
+    }
+
+    /// Writes `run.json`, by rename.
+    pub fn write_record(&self, record: &RunRecord) -> Result<(), RunDirError> {
+        let path = self.path.join(RECORD);
+        let mut text = serde_json::to_string_pretty(record)
+            .map_err(|e| RunDirError::Corrupt { path: path.clone(), reason: e.to_string() })?;
+        text.push('\n');
+        Ok(write_atomic(&path, text.as_bytes())?)
+    }
+
+    /// Reads `run.json` as it is.
+    pub fn record(&self) -> Result<RunRecord, RunDirError> {
+        let path = self.path.join(RECORD);
+        let bytes = match read(&path) {
+            Err(error) if error.is_missing() => return Err(RunDirError::NoRun(self.path.clone())),
+            other => other?,
+        };
+        let corrupt = |reason: String| RunDirError::Corrupt { path: path.clone(), reason };
+        let record: RunRecord = serde_json::from_slice(&bytes).map_err(|e| corrupt(e.to_string()))?;
+        if record.format != RUN_FORMAT {
+            return Err(corrupt(format!("expected format {RUN_FORMAT}, got {}", record.format)));
+        }
+        Ok(record)
+    }
+
+    /// How the run stands: a record that says `running` while no process holds the run means that it was killed.
+    pub fn status(&self) -> Result<RunStatus, RunDirError> {
+        let status = self.record()?.status;
+        let alive = self.lock.is_some() || RunLock::is_held(&self.path);
+        Ok(if status == RunStatus::Running && !alive { RunStatus::Interrupted } else { status })
+    }
+}
+
+/// A new run id: time (UTC), name, four random hex digits: `20261123-224412-quickstart-7f3a`.
+///
+/// Characters of `name` that do not fit a folder name become `-`.
+pub fn new_run_id(name: &str) -> String {
+    let clean: String =
+        name.chars().take(60).map(|c| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' }).collect();
+    let clean = if clean.is_empty() { "run".to_string() } else { clean };
+    format!("{}-{clean}-{:04x}", compact(unix_us()), random_u16())
+}
+
+fn random_u16() -> u16 {
+    // The hasher's keys come from the system's random source.
+    use std::hash::{BuildHasher, RandomState};
+    (RandomState::new().hash_one(std::process::id()) & 0xffff) as u16
+}
+
+fn check_id(id: &str) -> Result<(), RunDirError> {
+    let fits = (1..=120).contains(&id.len())
+        && !id.starts_with('.')
+        && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+    if fits { Ok(()) } else { Err(RunDirError::BadId(id.to_string())) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_is_made_once_held_and_found_again() {
+        let root = tempfile::tempdir().unwrap();
+        let id = new_run_id("quick start/é");
+        assert!(id.len() > 20 && check_id(&id).is_ok(), "{id}");
+        let run = RunDir::create(root.path(), &id).unwrap();
+        assert!(matches!(RunDir::create(root.path(), &id), Err(RunDirError::Exists(_))));
+        assert!(RunDir::open(run.path()).is_err(), "no record yet");
+        let mut record = RunRecord::begin(&id, "0.1.0", u64::MAX);
+        record.wall_s = 0.1 + 0.2;
+        run.write_record(&record).unwrap();
+        run.write_configs("a = 1\n", "# mine\n").unwrap();
+        assert_eq!(run.record().unwrap(), record);
+        assert_eq!(run.read_config().unwrap(), "a = 1\n");
+        assert_eq!(RunDir::latest(root.path()).unwrap().id(), id);
+        assert!(record.host.cpus >= 1 && !record.host.os.is_empty());
+
+        let error = RunDir::open_locked(run.path()).unwrap_err();
+        assert!(matches!(error, RunDirError::InUse { pid, .. } if pid == std::process::id()));
+        assert_eq!(RunDir::open(run.path()).unwrap().status().unwrap(), RunStatus::Running);
+        let path = run.path().to_path_buf();
+        drop(run);
+        assert_eq!(RunDir::open(&path).unwrap().status().unwrap(), RunStatus::Interrupted, "its process is gone");
+        let run = RunDir::open_locked(&path).unwrap();
+        record.resume("0.2.0");
+        assert_eq!((record.segment, record.status), (1, RunStatus::Running));
+        record.end(RunStatus::Failed, 74, Some("disk full".into()));
+        run.write_record(&record).unwrap();
+        assert_eq!(run.status().unwrap(), RunStatus::Failed);
+        assert_eq!(run.record().unwrap().exit_code, Some(74));
+    }
+
+    #[test]
+    fn the_latest_run_is_the_one_that_began_last() {
+        let root = tempfile::tempdir().unwrap();
+        assert_eq!(RunDir::latest(root.path()).unwrap_err().exit_code(), 66);
+        for (id, started) in
+            [("b", "2026-01-01T00:00:00Z"), ("a", "2026-02-01T00:00:00Z"), ("c", "2025-01-01T00:00:00Z")]
+        {
+            let run = RunDir::create(root.path(), id).unwrap();
+            let record = RunRecord { started: started.into(), ..RunRecord::begin(id, "0", 1) };
+            run.write_record(&record).unwrap();
+        }
+        RunDir::create(root.path(), "z-without-record").unwrap();
+        assert_eq!(RunDir::latest(root.path()).unwrap().id(), "a");
+        let found = RunDir::find_latest(root.path(), |record| record.id != "a").unwrap().unwrap();
+        assert_eq!(found.id(), "b");
+    }
+
+    #[test]
+    fn ids_cannot_leave_the_root_and_broken_records_are_named() {
+        let root = tempfile::tempdir().unwrap();
+        for id in ["", "..", "../x", "a/b", ".hidden", "a b", "é"] {
+            assert!(matches!(RunDir::create(root.path(), id), Err(RunDirError::BadId(_))), "{id}");
+        }
+        let run = RunDir::create(root.path(), "x").unwrap();
+        let path = run.path().join(RECORD);
+        for text in ["", "{", "[]", "{\"format\":1}"] {
+            fs::write(&path, text).unwrap();
+            let error = run.record().unwrap_err();
+            assert!(error.to_string().contains("run.json") && error.exit_code() == 65, "{error}");
+        }
+        let mut record = serde_json::to_value(RunRecord::begin("x", "0", 1)).unwrap();
+        record["format"] = 9.into();
+        fs::write(&path, record.to_string()).unwrap();
+        assert!(run.record().unwrap_err().to_string().contains("expected format 1, got 9"));
+        record["format"] = 1.into();
+        record["added_later"] = "fine".into();
+        fs::write(&path, record.to_string()).unwrap();
+        assert_eq!(run.record().unwrap().seed, 1);
+    }
+}

@@ -1,0 +1,77 @@
+//! `verify` on the vectors of the reference implementation, whole and damaged.
+
+use serde_json::Value;
+
+use crate::place::{Place, fixture, read};
+
+const FILES: [&str; 2] = ["tiny.safetensors", "rect.safetensors"];
+
+/// Changes the first value of a tensor in the bytes of a safetensors file.
+fn change(bytes: &mut [u8], tensor: &str, change: impl Fn(f32) -> f32) {
+    let header_len = u64::from_le_bytes(bytes[..8].try_into().expect("8 bytes"));
+    let data = 8 + usize::try_from(header_len).expect("length");
+    let header: Value = serde_json::from_slice(&bytes[8..data]).expect("header");
+    assert_eq!(header[tensor]["dtype"], "F32", "{tensor}");
+    let offset = header[tensor]["data_offsets"][0].as_u64().expect("offset");
+    let begin = data + usize::try_from(offset).expect("offset");
+    let value = &mut bytes[begin..begin + 4];
+    let changed = change(f32::from_le_bytes(value.try_into().expect("4 bytes")));
+    value.copy_from_slice(&changed.to_le_bytes());
+}
+
+#[test]
+fn both_golden_files_are_met() {
+    let place = Place::new();
+    for file in FILES {
+        let path = fixture("golden").join(file);
+        let path = path.to_str().expect("UTF-8");
+        let table = place.succeed(&["verify", path]);
+        assert!(table.lines().count() > 10 && !table.contains("FAILED"), "{table}");
+        // Any number of threads gives the same bits, so the same errors.
+        let one = place.succeed(&["verify", path, "--json"]);
+        assert_eq!(one, place.succeed(&["verify", path, "--json", "--threads", "3"]));
+        let report: Value = serde_json::from_str(&one).expect("JSON");
+        assert_eq!(report["ok"], true);
+        for check in report["checks"].as_array().expect("checks") {
+            assert_eq!(check["ok"], true, "{check}");
+            assert!(check["error"].as_f64() <= check["limit"].as_f64(), "{check}");
+        }
+    }
+}
+
+#[test]
+fn one_wrong_value_is_found_and_named() {
+    let place = Place::new();
+    let whole = read(&fixture("golden/tiny.safetensors"));
+    type Change = fn(f32) -> f32;
+    let wrong: [(&str, Change, &str); 4] = [
+        ("expect.pretrain1.loss", |loss| loss * 1.001, "pretrain1.loss"),
+        ("expect.pretrain0.mask", |mask| 1.0 - mask, "pretrain0.mask"),
+        ("expect.mask.loss", |_| f32::NAN, "mask.loss"),
+        ("batch.mask.x", |pixel| pixel + 3.0, "mask."),
+    ];
+    for (tensor, by, named) in wrong {
+        let mut bytes = whole.clone();
+        change(&mut bytes, tensor, by);
+        place.write("wrong.safetensors", &bytes);
+        let ended = place.run(&["verify", "wrong.safetensors"]);
+        assert_eq!(ended.code, Some(1), "{tensor}: {ended:#?}");
+        let mut failed = ended.out.lines().filter(|line| line.ends_with("FAILED"));
+        assert!(failed.any(|line| line.starts_with(named)), "{tensor}: {}", ended.out);
+        let ended = place.run(&["verify", "wrong.safetensors", "--json"]);
+        assert_eq!(ended.code, Some(1), "{tensor}");
+        let report: Value = serde_json::from_str(&ended.out).expect("JSON");
+        assert_eq!(report["ok"], false, "{tensor}");
+    }
+}
+
+#[test]
+fn a_torn_golden_file_is_bad_data() {
+    let place = Place::new();
+    let whole = read(&fixture("golden/tiny.safetensors"));
+    for length in [0, 7, 100, whole.len() - 1] {
+        place.write("torn.safetensors", &whole[..length]);
+        let lines = place.fail(65, &["verify", "torn.safetensors"]);
+        assert!(lines.len() == 1 && lines[0].contains("torn.safetensors"), "{length}: {lines:?}");
+    }
+}

@@ -1,0 +1,11 @@
+//! End-to-end tests: the program as a user runs it, from the command line to the files that it leaves.
+
+mod data;
+mod golden;
+mod logs;
+mod pictures;
+mod place;
+mod readers;
+mod refusals;
+mod resume;
+mod same_weights;

@@ -1,0 +1,197 @@
+//! A temporary folder in which the program runs.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// A pretraining of a tenth of a second: 16 x 16 grey images, 7 outer iterations.
+pub const TINY: &str = include_str!("../fixtures/tiny.toml");
+
+/// The files of a checkpoint that hold numbers.
+const TENSOR_FILES: [&str; 4] = ["model.safetensors", "head.safetensors", "mask.safetensors", "optimizer.safetensors"];
+
+/// How long anything here may take; a hang is a failure, not a wait.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A temporary folder with `tiny.toml` in it.
+pub struct Place {
+    folder: TempDir,
+}
+
+/// What a finished program left.
+#[derive(Debug)]
+pub struct Ended {
+    /// Exit code; none if a signal ended it.
+    pub code: Option<i32>,
+    pub out: String,
+    pub err: String,
+}
+
+/// A program that runs, killed if the test ends before it.
+pub struct Running {
+    child: Option<Child>,
+}
+
+impl Place {
+    pub fn new() -> Self {
+        let place = Self { folder: TempDir::new().expect("temporary folder") };
+        place.write("tiny.toml", TINY.as_bytes());
+        place
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub fn write(&self, name: &str, bytes: &[u8]) {
+        std::fs::write(self.path(name), bytes).expect("write");
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mlomae-under-test"));
+        command.args(args).current_dir(self.folder.path()).env_remove("RUST_LOG").stdin(Stdio::null());
+        command
+    }
+
+    /// Runs the program to its end, however that is. No end may show a panic.
+    pub fn run(&self, args: &[&str]) -> Ended {
+        let ended = Ended::of(self.command(args).output().expect("program starts"));
+        assert!(!ended.err.contains("panicked"), "{args:?}: {ended:#?}");
+        ended
+    }
+
+    /// Runs the program, which must succeed, and answers with its stdout.
+    pub fn succeed(&self, args: &[&str]) -> String {
+        let ended = self.run(args);
+        assert_eq!(ended.code, Some(0), "{args:?}: {ended:#?}");
+        ended.out
+    }
+
+    /// Runs the program, which must end with `code` and say why in lines that begin with `error: `.
+    pub fn fail(&self, code: i32, args: &[&str]) -> Vec<String> {
+        let ended = self.run(args);
+        assert_eq!(ended.code, Some(code), "{args:?}: {ended:#?}");
+        let lines = ended.err.lines().filter_map(|line| line.strip_prefix("error: "));
+        let lines: Vec<_> = lines.map(str::to_owned).collect();
+        assert!(!lines.is_empty(), "{args:?}: {ended:#?}");
+        lines
+    }
+
+    /// Trains `tiny.toml` in the run directory `run`.
+    pub fn train(&self, run: &str, args: &[&str]) {
+        let mut all = vec!["train", "tiny.toml", "--run-dir", run];
+        all.extend(args);
+        self.succeed(&all);
+    }
+
+    /// Starts the program without waiting for it.
+    pub fn start(&self, args: &[&str]) -> Running {
+        let mut command = self.command(args);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        Running { child: Some(command.spawn().expect("program starts")) }
+    }
+
+    /// The bytes of all weights, moments and the like in the run's newest checkpoint, by file.
+    pub fn weights(&self, run: &str) -> Vec<(&'static str, Vec<u8>)> {
+        let latest = self.path(run).join("checkpoints/latest");
+        TENSOR_FILES.map(|name| (name, read(&latest.join(name)))).into()
+    }
+
+    /// The state that a checkpoint keeps beside its tensors, without what depends on the wall clock and
+    /// on where and by how many workers it was made.
+    pub fn state(&self, run: &str) -> Value {
+        let text = read(&self.path(run).join("checkpoints/latest/state.json"));
+        let mut file: Value = serde_json::from_slice(&text).expect("state.json");
+        let state = file["state"].as_object_mut().expect("state");
+        for key in ["wall_s", "config"] {
+            assert!(state.remove(key).is_some(), "{key} is there to be ignored");
+        }
+        file["state"].clone()
+    }
+
+    /// Asserts that two runs ended in the same checkpoint to the bit.
+    pub fn assert_same_end(&self, expected: &str, got: &str) {
+        for ((name, a), (_, b)) in self.weights(expected).iter().zip(self.weights(got)) {
+            assert!(!a.is_empty(), "{expected}: {name}");
+            assert!(*a == b, "{name} of {expected} and {got} differ");
+        }
+        assert_eq!(self.state(expected), self.state(got), "{expected} and {got}");
+    }
+
+    pub fn run_record(&self, run: &str) -> Value {
+        serde_json::from_slice(&read(&self.path(run).join("run.json"))).expect("run.json")
+    }
+
+    /// The names of the live log streams of a run.
+    pub fn live_streams(&self, run: &str) -> Vec<String> {
+        file_names(&self.path(run).join("logs/live"))
+    }
+}
+
+/// The names of the files in a folder, sorted; none if it does not exist.
+pub fn file_names(folder: &Path) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(folder) else {
+        return Vec::new();
+    };
+    let names = entries.map(|entry| entry.expect("entry").file_name().to_string_lossy().into_owned());
+    let mut names: Vec<_> = names.collect();
+    names.sort();
+    names
+}
+
+pub fn read(path: &Path) -> Vec<u8> {
+    std::fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// A file of `tests/fixtures`.
+pub fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)
+}
+
+/// Waits until `condition` holds.
+pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+    let begin = Instant::now();
+    while !condition() {
+        assert!(begin.elapsed() < PATIENCE, "waited too long for {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+impl Ended {
+    fn of(output: Output) -> Self {
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
+        Self { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
+    }
+}
+
+impl Running {
+    /// Sends `INT`, `TERM` or `KILL`.
+    pub fn signal(&self, name: &str) {
+        let id = self.child.as_ref().expect("runs").id();
+        let status = Command::new("sh").arg("-c").arg(format!("kill -{name} {id}")).status();
+        assert!(status.expect("sh").success(), "kill -{name} {id}");
+    }
+
+    pub fn has_ended(&mut self) -> bool {
+        self.child.as_mut().expect("runs").try_wait().expect("wait").is_some()
+    }
+
+    /// Waits for the end.
+    pub fn end(mut self) -> Ended {
+        wait_for("the program's end", || self.has_ended());
+        let child = self.child.take().expect("runs");
+        Ended::of(child.wait_with_output().expect("output"))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}

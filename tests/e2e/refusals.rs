@@ -1,0 +1,113 @@
+//! Bad input gets one clear line and its own exit code.
+
+use crate::place::{Place, file_names, fixture, read};
+
+#[test]
+fn unknown_keys_are_refused_with_what_was_meant() {
+    let place = Place::new();
+    let lines = place.fail(78, &["train", "tiny.toml", "--set", "pretrain.warmup_step=3"]);
+    assert!(lines[0].starts_with("pretrain.warmup_step: unknown key"), "{lines:?}");
+    assert!(lines[0].contains("did you mean") && lines[0].contains("warmup_steps"), "{lines:?}");
+    assert!(!place.path("runs").exists(), "nothing was begun");
+}
+
+#[test]
+fn all_errors_of_a_configuration_come_at_once() {
+    let place = Place::new();
+    let args = ["--set", "mask.ratio=2", "--set", "model.heads=5", "--set", "actors.loud.workers=1"];
+    for command in ["train", "check"] {
+        let mut all = vec![command, "tiny.toml"];
+        all.extend(args);
+        let lines = place.fail(78, &all);
+        for key in ["mask.ratio", "model.heads", "actors.loud"] {
+            assert_eq!(lines.iter().filter(|line| line.contains(key)).count(), 1, "{key}: {lines:?}");
+        }
+    }
+}
+
+#[test]
+fn broken_toml_is_refused_with_line_and_column() {
+    let place = Place::new();
+    place.write("broken.toml", b"seed = 1\n[data\nformat = 3\n");
+    let lines = place.fail(78, &["train", "broken.toml"]);
+    assert!(lines[0].starts_with("broken.toml:2:"), "{lines:?}");
+}
+
+#[test]
+fn what_is_not_there_is_no_input() {
+    let place = Place::new();
+    let data = ["--set", "data.format=auto", "--set", "data.path=no/such/data"];
+    for command in ["train", "check"] {
+        let mut args = vec![command, "tiny.toml"];
+        args.extend(data);
+        let lines = place.fail(66, &args);
+        assert!(lines.len() == 1 && lines[0].contains("no/such/data"), "{lines:?}");
+    }
+    for args in [
+        &["train", "no/such.toml"][..],
+        &["train", "--resume", "no/such"],
+        &["inspect", "no/such"],
+        &["verify", "no/such"],
+        &["visualize", "no/such"],
+        &["logs", "tail", "no/such"],
+        &["logs", "export", "no/such"],
+        &["data", "info", "no/such"],
+    ] {
+        let lines = place.fail(66, args);
+        assert!(lines.len() == 1 && lines[0].contains("no/such"), "{args:?}: {lines:?}");
+    }
+}
+
+#[test]
+fn corrupt_data_is_bad_data_and_named() {
+    let place = Place::new();
+    place.succeed(&["data", "synthetic", "shapes", "--num-train=40", "--num-test=16", "--image=16", "--channels=1"]);
+    let file = place.path("shapes/train-00000-of-00001.parquet");
+    let whole = read(&file);
+    std::fs::write(&file, &whole[..whole.len() / 2]).expect("write");
+    std::fs::create_dir(place.path("cifar")).expect("folder");
+    for name in file_names(&fixture("readers/cifar10-bin")) {
+        let mut bytes = read(&fixture("readers/cifar10-bin").join(&name));
+        if name == "data_batch_3.bin" {
+            bytes.pop();
+        }
+        place.write(&format!("cifar/{name}"), &bytes);
+    }
+    for (path, format, culprit) in
+        [("shapes", "hf-parquet", "train-00000-of-00001.parquet"), ("cifar", "cifar-bin", "data_batch_3.bin")]
+    {
+        for args in [
+            &["train", "tiny.toml", "--set", &format!("data.path={path}"), "--set", &format!("data.format={format}")][..],
+            &["data", "info", path, "--format", format],
+        ] {
+            let lines = place.fail(65, args);
+            assert!(lines.len() == 1 && lines[0].contains(culprit), "{args:?}: {lines:?}");
+        }
+    }
+}
+
+#[test]
+fn a_file_in_the_place_of_the_runs_is_an_io_error() {
+    let place = Place::new();
+    place.write("taken", b"");
+    let lines = place.fail(74, &["train", "tiny.toml", "--set", "run.root=taken"]);
+    assert!(lines[0].contains("taken"), "{lines:?}");
+}
+
+#[test]
+fn numbers_that_are_not_finite_end_the_run_with_the_last_good_checkpoint() {
+    let place = Place::new();
+    // A decay that multiplies all weights by -9 at each step.
+    let args = ["train", "tiny.toml", "--run-dir=run", "--max-steps=2000", "--set", "checkpoint.every_steps=10"];
+    let decay = ["policy.lr=10", "policy.weight_decay=1", "policy.schedule=constant"].map(|key| ["--set", key]);
+    let lines = place.fail(70, &[&args[..], decay.as_flattened()].concat());
+    assert!(lines.len() == 1 && lines[0].contains("not finite at step"), "{lines:?}");
+    let record = place.run_record("run");
+    assert_eq!((&record["status"], &record["exit_code"]), (&"failed".into(), &70.into()));
+    assert_eq!(record["error"], lines[0]);
+    assert_eq!(place.live_streams("run"), Vec::<String>::new(), "the logs are sealed");
+    let inspected = place.succeed(&["inspect", "run", "--tensors"]);
+    assert!(!inspected.contains("NaN") && !inspected.contains("inf"), "{inspected}");
+    // It happens again at the same step.
+    assert_eq!(place.fail(70, &["train", "--resume", "run", "--quiet"]), lines);
+}
