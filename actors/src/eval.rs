@@ -79,7 +79,7 @@ impl<'a> Judge<'a> {
             return Err(CliError::new(exit_code::BAD_DATA, line));
         }
         let num_threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let compute = Compute::new(num_threads, config.train.micro_batch, Arena::new())?;
+        let compute = Compute::new(num_threads, config.train.grain, Arena::new())?;
         Ok(Self { prepared, compute, train, test })
     }
 

@@ -4,10 +4,12 @@
 //! worker of a stage is a sync actor on a thread of its own; supervisor and telemetry share an
 //! arbiter that computes nothing.
 
+pub mod benchmark;
 pub mod cli;
 pub mod error;
 pub mod eval;
 pub mod logging;
+pub mod measurement;
 pub mod outcome;
 pub mod panel;
 pub mod panic_hook;
@@ -23,4 +25,5 @@ pub mod terminal;
 pub mod timing;
 pub mod trained;
 pub mod training;
+pub mod tuning;
 pub mod worker;

@@ -131,6 +131,9 @@ impl PipelineEvent {
             Self::Stopping { reason: StopReason::Error } => {
                 tracing::info!(kind, "stopping after an error");
             }
+            Self::Stopping { reason: StopReason::Enough } => {
+                tracing::debug!(kind, "stopping, as the measurement has seen enough");
+            }
             Self::Stopping { reason } => {
                 tracing::info!(kind, "{reason}: finishing the iteration, then a checkpoint; once more to leave at once")
             }

@@ -36,7 +36,7 @@ pub fn panel_of(trained: &Trained, split: Split, num_images: usize) -> Result<Rg
     }
 
     let batch = prepared.samples(split, &indices)?;
-    let compute = Compute::new(1, prepared.method.micro_batch, Arena::new())?;
+    let compute = Compute::new(1, prepared.method.grain, Arena::new())?;
     let masker = prepared.method.masker(trained.step);
     let (theta, phi) = (&trained.state.theta, trained.state.phi());
     let scored = if prepared.method.baseline {

@@ -104,6 +104,16 @@ impl Run {
         Ok(Start { run: Self { dir, record, clock: Clock::resume(wall_s) }, prepared, state })
     }
 
+    /// A run directory below `root` for a run that is not kept.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn scratch(root: &Path, prepared: &Prepared) -> Result<Self, CliError> {
+        let id = new_run_id("scratch");
+        let record = RunRecord::begin(&id, VERSION, prepared.config.seed);
+        Ok(Self { dir: RunDir::create(root, &id)?, record, clock: Clock::start() })
+    }
+
     /// The run that a configuration means without naming it: that of its `run.id`, or the newest below
     /// its `run.root`.
     ///

@@ -25,7 +25,6 @@ use crate::terminal::Terminal;
 use crate::worker::{StageTask, WorkerId};
 
 /// How a process trains.
-#[derive(Debug)]
 pub struct TrainingOptions {
     /// On one thread, without actors.
     pub serial: bool,
@@ -37,6 +36,17 @@ pub struct TrainingOptions {
     pub stop: StopFlag,
     /// The newest numbers, which the sink writes.
     pub latest: Latest,
+    /// Gets the workers' probes before they start.
+    pub observer: Option<Observer>,
+}
+
+/// Looks at the workers' counters from outside.
+pub type Observer = Box<dyn FnOnce(&[WorkerProbe]) + Send>;
+
+impl std::fmt::Debug for TrainingOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TrainingOptions").field("serial", &self.serial).finish_non_exhaustive()
+    }
 }
 
 /// What a process did.
@@ -77,6 +87,9 @@ pub fn train(
             0.0 => Duration::MAX,
             seconds => Duration::from_secs_f64(seconds),
         };
+        if let Some(observer) = options.observer {
+            observer(&probes);
+        }
         Telemetry::new(probes, every, limit, |_| {})
     };
     let no_thread = |error| CliError::new(exit_code::INTERNAL, format!("cannot start a thread: {error}"));

@@ -1,37 +1,56 @@
-//! Times one outer iteration by level: `cargo bench -p mlomae-bench -- [tiny|small|base] [threads] [micro_batch] [rounds] [batch]`.
+//! Each level of an outer iteration, and the whole of it: `cargo bench -p mlomae-bench --bench levels -- [FILTER]`.
+//!
+//! Allocations are those of one call after warm-up; tensors make none.
 
-use mlomae_bench::{Lap, Workload};
+use divan::Bencher;
 use mlomae_dataflow::config::Preset;
+use mlomae_dataflow::workload::{Workload, WorkloadSpec};
 
-fn main() -> Result<(), mlomae_model::ModelError> {
-    // cargo adds `--bench`.
-    let args: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
-    let number = |place: usize| args.get(place).and_then(|a| a.parse::<usize>().ok());
-    let name = args.first().map_or("tiny", String::as_str);
-    let preset = Preset::from_name(name)
-        .ok_or_else(|| mlomae_model::ModelError::Config(format!("preset must be tiny, small or base, got {name}")))?;
-    let threads = number(1).unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-    let mut workload = Workload::new(preset, number(4), threads, number(2).unwrap_or(16))?;
-    println!("{name}, batch {}, {threads} threads", workload.batch);
-    let mut laps: Vec<Lap> = Vec::new();
-    for round in 0..number(3).unwrap_or(8) + 2 {
-        let lap = workload.step()?;
-        // The first two rounds fill the recycled memory.
-        if round >= 2 {
-            laps.push(lap);
-        }
+#[global_allocator]
+static ALLOC: divan::AllocProfiler = divan::AllocProfiler::system();
+
+const PRESETS: [Preset; 2] = [Preset::Tiny, Preset::Small];
+
+fn main() {
+    divan::main();
+}
+
+fn warm(preset: Preset) -> Workload {
+    let mut workload = Workload::new(WorkloadSpec::new(preset)).expect("threads can be started");
+    for _ in 0..2 {
+        workload.step().expect("computes");
     }
-    let median = |part: fn(&Lap) -> f64| {
-        let mut values: Vec<f64> = laps.iter().map(part).collect();
-        values.sort_by(f64::total_cmp);
-        values[values.len() / 2]
-    };
-    println!("score     {:9.1} ms", median(|l| l.score_ms));
-    println!("pretrain  {:9.1} ms", median(|l| l.pretrain_ms));
-    println!("evaluate  {:9.1} ms", median(|l| l.evaluate_ms));
-    println!("policy    {:9.1} ms", median(|l| l.policy_ms));
-    let (total, gflop) = (median(Lap::total_ms), median(|l| l.gflop));
-    println!("total     {total:9.1} ms, {gflop:.1} GFLOP, {:.0} GFLOP/s", gflop / total * 1e3);
-    println!("memory    {:9.1} MiB", workload.allocated_bytes() as f64 / f64::from(1 << 20));
-    Ok(())
+    workload
+}
+
+#[divan::bench(args = PRESETS, sample_count = 10, sample_size = 1)]
+fn score(bencher: Bencher<'_, '_>, preset: Preset) {
+    let mut workload = warm(preset);
+    bencher.bench_local(|| workload.score());
+}
+
+#[divan::bench(args = PRESETS, sample_count = 10, sample_size = 1)]
+fn pretrain(bencher: Bencher<'_, '_>, preset: Preset) {
+    let mut workload = warm(preset);
+    let scored = workload.score();
+    bencher.bench_local(|| workload.pretrain(&scored).expect("computes"));
+}
+
+#[divan::bench(args = PRESETS, sample_count = 10, sample_size = 1)]
+fn evaluate(bencher: Bencher<'_, '_>, preset: Preset) {
+    let mut workload = warm(preset);
+    bencher.bench_local(|| workload.evaluate().expect("computes"));
+}
+
+#[divan::bench(args = PRESETS, sample_count = 10, sample_size = 1)]
+fn policy(bencher: Bencher<'_, '_>, preset: Preset) {
+    let mut workload = warm(preset);
+    let v = workload.evaluate().expect("computes");
+    bencher.bench_local(|| workload.update_policy(&v));
+}
+
+#[divan::bench(args = PRESETS, sample_count = 10, sample_size = 1)]
+fn outer_iteration(bencher: Bencher<'_, '_>, preset: Preset) {
+    let mut workload = warm(preset);
+    bencher.bench_local(|| workload.step().expect("computes"));
 }

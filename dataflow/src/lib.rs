@@ -10,6 +10,7 @@ pub mod counters;
 pub mod data;
 pub mod evaluation;
 pub mod exit;
+pub mod memory;
 pub mod method;
 pub mod pipeline;
 #[cfg(test)]
@@ -33,3 +34,4 @@ pub mod stop;
 pub mod topology;
 #[cfg(test)]
 mod training_tests;
+pub mod workload;

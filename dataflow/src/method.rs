@@ -44,8 +44,8 @@ pub struct Method {
     pub adamw: [AdamWConfig; 3],
     /// Pretrain batches in an epoch.
     pub steps_per_epoch: u64,
-    /// Images of a micro-batch.
-    pub micro_batch: usize,
+    /// Images of a grain, over which sums are taken first.
+    pub grain: usize,
     /// When checkpoints are written.
     pub checkpoint: CheckpointConfig,
     /// Level-1 steps between rows of metrics.
@@ -140,7 +140,7 @@ impl Method {
             ],
             adamw: [adamw(&config.pretrain), adamw(&config.finetune), adamw(&config.policy)],
             steps_per_epoch,
-            micro_batch: config.train.micro_batch,
+            grain: config.train.grain,
             checkpoint: config.checkpoint.clone(),
             metrics_every_steps: config.logs.metrics_every_steps,
             masks_every_steps: config.logs.masks_every_steps,

@@ -84,21 +84,25 @@ impl Setup {
     /// When threads cannot be started.
     pub fn stages(self) -> Result<(Method, Stages), ModelError> {
         let Self { method, load, state, panel, actors } = self;
-        let compute = |threads: usize| Compute::new(threads, method.micro_batch, method.arena.clone());
+        let [pretrain_batch, finetune_batch, validation_batch] = load.batch_sizes();
+        let compute = |threads: usize| Compute::new(threads, method.grain, method.arena.clone());
         let threads = |stage: StageName| actors.stage(stage).num_workers();
+        let cut = |stage: StageName, compute: &Compute, batch: usize| {
+            compute.with_micro_batch(actors.stage(stage).micro_batch(batch, compute.num_threads()))
+        };
+        let levels = [StageName::Encoder, StageName::Evaluator, StageName::Policy];
         let [encoder, evaluator, policy] = if method.lag == 0 {
-            let stages = [StageName::Encoder, StageName::Evaluator, StageName::Policy];
-            let shared = compute(stages.into_iter().map(threads).max().unwrap_or(1))?;
+            let shared = compute(levels.into_iter().map(threads).max().unwrap_or(1))?;
             [shared.clone(), shared.clone(), shared]
         } else {
-            [
-                compute(threads(StageName::Encoder))?,
-                compute(threads(StageName::Evaluator))?,
-                compute(threads(StageName::Policy))?,
-            ]
+            [compute(threads(levels[0]))?, compute(threads(levels[1]))?, compute(threads(levels[2]))?]
         };
         // Scores that need the newest θ hold the encoder up, so they get its threads.
         let score = if method.scores_need_theta() { encoder.clone() } else { compute(1)? };
+        let score = cut(StageName::Score, &score, pretrain_batch);
+        let encoder = cut(StageName::Encoder, &encoder, pretrain_batch);
+        let evaluator = cut(StageName::Evaluator, &evaluator, finetune_batch.min(validation_batch));
+        let policy = cut(StageName::Policy, &policy, pretrain_batch);
         let [pretrain, finetune, mask] = state.optimizers;
         let stages = Stages {
             load,

@@ -152,7 +152,7 @@ fn config(variant: &Variant, num_outer: u64, actors: &[String]) -> Config {
         "model.dec_depth=1",
         "model.dec_heads=2",
         "mask.hidden=8",
-        "train.micro_batch=3",
+        "train.grain=2",
         "pretrain.batch=8",
         "finetune.batch=4",
         "policy.batch=4",
@@ -229,6 +229,9 @@ fn random_actors(rng: &mut ChaCha8Rng) -> Vec<String> {
             settings.push(format!("actors.{name}.workers={}", rng.random_range(1..=3)));
         }
         settings.push(format!("actors.{name}.queue_cap={}", rng.random_range(0..=4)));
+        if !matches!(name, StageName::Load | StageName::Log) {
+            settings.push(format!("actors.{name}.micro_batch={}", rng.random_range(0..=12)));
+        }
     }
     settings
 }

@@ -24,6 +24,8 @@ pub enum StopReason {
     Terminate = 2,
     /// A stage failed or panicked; the supervisor takes the pipeline down.
     Error = 3,
+    /// A measurement has seen enough.
+    Enough = 4,
 }
 
 impl StopReason {
@@ -34,6 +36,7 @@ impl StopReason {
             Self::Interrupt => 130,
             Self::Terminate => 143,
             Self::Error => 70,
+            Self::Enough => 0,
         }
     }
 
@@ -42,6 +45,7 @@ impl StopReason {
             1 => Some(Self::Interrupt),
             2 => Some(Self::Terminate),
             3 => Some(Self::Error),
+            4 => Some(Self::Enough),
             _ => None,
         }
     }
@@ -53,6 +57,7 @@ impl fmt::Display for StopReason {
             Self::Interrupt => "SIGINT",
             Self::Terminate => "SIGTERM",
             Self::Error => "error",
+            Self::Enough => "end of a measurement",
         })
     }
 }
@@ -62,7 +67,7 @@ impl fmt::Display for StopReason {
 /// Cloning shares the flag.
 #[derive(Debug, Clone, Default)]
 pub struct StopFlag {
-    /// Bits 0-1: the level; bits 2-3: the first reason.
+    /// Bits 0-1: the level; bits 2-4: the first reason.
     bits: Arc<AtomicU8>,
 }
 

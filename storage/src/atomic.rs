@@ -182,6 +182,13 @@ impl AtomicFile {
         }
     }
 
+    /// Renames to the final name without bringing anything to the disk, and keeps the file open for more.
+    pub(crate) fn publish(mut self) -> Result<File, FileError> {
+        rename(&self.tmp, &self.path)?;
+        // The temporary name is gone and must not be removed on drop.
+        self.file.take().ok_or_else(|| FileError::new("write", &self.path, io::Error::other("closed")))
+    }
+
     /// Fsync, rename to the final name, fsync of the folder.
     pub fn commit(mut self) -> Result<(), FileError> {
         if let Some(file) = &self.file {

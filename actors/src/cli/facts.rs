@@ -1,5 +1,6 @@
 //! What is known of a run before it starts, in lines for people.
 
+use mlomae_dataflow::config::StageConfig;
 use mlomae_dataflow::pipeline::topology;
 use mlomae_dataflow::plan::Role;
 use mlomae_dataflow::topology::Topology;
@@ -117,10 +118,16 @@ fn activation_bytes(prepared: &Prepared) -> usize {
     let decoder = model.dec_depth * block(all, model.dec_dim, model.dec_heads);
     let level_1 = model.depth * block(visible, model.dim, model.heads) + decoder;
     let level_2 = model.depth * block(all, model.dim, model.heads);
-    let threads = actors.encoder.num_workers().max(actors.evaluator.num_workers());
-    // Between its two phases the joint pass of level 2 keeps every micro-batch.
-    let batch = prepared.config.finetune.batch + prepared.config.policy.batch;
-    4 * (level_1 * threads * prepared.config.train.micro_batch).max(level_2 * batch)
+    let config = &prepared.config;
+    let pieces = |stage: &StageConfig, batch: usize| {
+        let threads = stage.num_workers();
+        threads * stage.micro_batch(batch, threads).max(config.train.grain)
+    };
+    // The pass of level 2 keeps the whole finetune batch, and of the validation batch what its threads have in hand.
+    let validation = pieces(&actors.evaluator, config.policy.batch).min(config.policy.batch);
+    let level_1 = level_1 * pieces(&actors.encoder, config.pretrain.batch).min(config.pretrain.batch);
+    let level_2 = level_2 * (config.finetune.batch + validation);
+    4 * if prepared.method.lag == 0 { level_1.max(level_2) } else { level_1 + level_2 }
 }
 
 /// `812`, `4.2 k`, `1.7 M`.

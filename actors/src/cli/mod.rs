@@ -1,6 +1,7 @@
 //! The command line: one file a command.
 
 mod bar;
+mod bench;
 mod check;
 mod config;
 mod config_args;
@@ -12,6 +13,7 @@ mod logs;
 mod run_arg;
 mod train;
 mod train_end;
+mod tune;
 mod verify;
 mod visualize;
 
@@ -73,6 +75,8 @@ enum Command {
     Data(data::Args),
     Logs(logs::Args),
     Config(config::Args),
+    Bench(bench::Args),
+    Tune(tune::Args),
 }
 
 /// What every command has at hand.
@@ -129,6 +133,8 @@ fn execute(cli: Cli) -> Result<(), CliError> {
         Command::Data(args) => args.run(&mut session),
         Command::Logs(args) => args.run(&mut session),
         Command::Config(args) => args.run(&mut session),
+        Command::Bench(args) => args.run(&mut session),
+        Command::Tune(args) => args.run(&mut session),
     };
     // What was printed before an error is part of the answer.
     let flushed = out.flush().map_err(CliError::from);

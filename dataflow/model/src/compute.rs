@@ -1,7 +1,8 @@
 //! Data parallelism that never changes a bit.
 //!
-//! Work is cut into pieces that depend on the batch alone, never on the number of threads; threads take pieces as they get free, and
-//! results are put together in the order of the pieces.
+//! A batch consists of grains of a fixed number of images. Sums over a batch are taken over each grain first, and the grains' sums are
+//! added along one binary tree ([`Tree`]) that depends on the number of grains alone. Threads take micro-batches of 1, 2, 4, … grains,
+//! which are whole branches of that tree: neither the number of threads nor the size of a micro-batch changes a bit.
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -14,23 +15,24 @@ use crate::arena::{Arena, Buffer};
 use crate::error::ModelError;
 use crate::kernels;
 
-/// Threads, recycled memory and the micro-batch of one stage.
+/// Threads, recycled memory, grain and micro-batch of one stage.
 #[derive(Clone, Debug)]
 pub struct Compute {
     pool: Option<Arc<rayon::ThreadPool>>,
     num_threads: usize,
     /// Recycled memory of all passes.
     pub arena: Arena,
-    /// Images of a micro-batch, the unit of distribution and of reduction. Changing it changes rounding.
-    pub micro_batch: usize,
+    grain: usize,
+    micro_batch: usize,
 }
 
 impl Compute {
+    /// Sums over grains of `grain` images, in micro-batches of one grain until [`Compute::with_micro_batch`] says otherwise.
     /// `num_threads` 1 computes on the calling thread.
     ///
     /// # Errors
     /// When threads cannot be started.
-    pub fn new(num_threads: usize, micro_batch: usize, arena: Arena) -> Result<Self, ModelError> {
+    pub fn new(num_threads: usize, grain: usize, arena: Arena) -> Result<Self, ModelError> {
         let num_threads = num_threads.max(1);
         let pool = if num_threads == 1 {
             None
@@ -42,12 +44,31 @@ impl Compute {
                 .map_err(|error| ModelError::Config(format!("cannot start {num_threads} compute threads: {error}")))?;
             Some(Arc::new(pool))
         };
-        Ok(Compute { pool, num_threads, arena, micro_batch: micro_batch.max(1) })
+        let grain = grain.max(1);
+        Ok(Compute { pool, num_threads, arena, grain, micro_batch: grain })
     }
 
     /// One thread, for tests and small jobs.
-    pub fn serial(micro_batch: usize) -> Self {
-        Compute { pool: None, num_threads: 1, arena: Arena::new(), micro_batch: micro_batch.max(1) }
+    pub fn serial(grain: usize) -> Self {
+        let grain = grain.max(1);
+        Compute { pool: None, num_threads: 1, arena: Arena::new(), grain, micro_batch: grain }
+    }
+
+    /// The same threads and memory with micro-batches of at most `num_images` images: the grain times the largest power of two that
+    /// fits, at least one grain. This decides how much a thread takes at a time; it never changes a result.
+    pub fn with_micro_batch(&self, num_images: usize) -> Self {
+        let num_grains = (num_images / self.grain).max(1);
+        Compute { micro_batch: self.grain << num_grains.ilog2(), ..self.clone() }
+    }
+
+    /// Images of a grain. Changing it changes rounding.
+    pub fn grain(&self) -> usize {
+        self.grain
+    }
+
+    /// Images of a micro-batch.
+    pub fn micro_batch(&self) -> usize {
+        self.micro_batch
     }
 
     /// Threads in use.
@@ -55,9 +76,14 @@ impl Compute {
         self.num_threads
     }
 
-    /// The micro-batches of a batch.
+    /// The micro-batches of a batch, as ranges of images.
     pub fn micro_batches(&self, batch: usize) -> Vec<Range<usize>> {
         (0..batch).step_by(self.micro_batch).map(|start| start..(start + self.micro_batch).min(batch)).collect()
+    }
+
+    /// The grains of a batch, as ranges of images.
+    pub fn grains(&self, batch: usize) -> Vec<Range<usize>> {
+        (0..batch).step_by(self.grain).map(|start| start..(start + self.grain).min(batch)).collect()
     }
 
     /// Cuts `len` values into at most 16 pieces of whole cache lines, for sweeps over flat vectors.
@@ -73,17 +99,12 @@ impl Compute {
         let Some(pool) = self.pool.as_ref().filter(|_| num > 1) else {
             return (0..num).map(work).collect();
         };
-        let pieces = Pieces::new(num);
-        let results: Mutex<Vec<Option<R>>> = Mutex::new((0..num).map(|_| None).collect());
-        pool.broadcast(|_| {
-            while let Some(i) = pieces.take() {
-                if let Some(result) = pieces.guard(|| work(i)) {
-                    lock(&results)[i] = Some(result);
-                }
-            }
-        });
-        pieces.rethrow();
-        results.into_inner().unwrap_or_else(PoisonError::into_inner).into_iter().flatten().collect()
+        let failure = Failure::default();
+        let pieces = Pieces::new(num, &failure);
+        let results = Places::new(num);
+        pool.broadcast(|_| pieces.each(|i| results.put(i, work(i))));
+        failure.rethrow();
+        results.take()
     }
 
     /// Runs `work` over disjoint pieces of a vector, cut at `spans` (adjoining, from 0).
@@ -100,55 +121,63 @@ impl Compute {
         });
     }
 
-    /// Forward for every piece, one step in the middle that sees all of it, then backward for every piece on the thread that did its
-    /// forward, because a tape cannot change threads.
+    /// Forward for every piece; a step that sees all of them; other pieces in one go; a step that sees those too; backward for every
+    /// piece of the first kind on the thread that did its forward, because a tape cannot change threads.
     ///
-    /// A panic in a piece is passed on to the caller after all threads have come to rest.
-    pub fn two_phase<S, Z: Send, M: Send + Sync, R: Send>(
+    /// Only pieces of the first kind keep something (`S`) from one phase to the next. Returns the second step's result and those of the
+    /// backward passes. A panic in a piece is passed on to the caller after all threads have come to rest.
+    pub fn phases<S, Z: Send, A: Send + Sync, B: Send, M: Send + Sync, R: Send>(
         &self,
-        num: usize,
+        num: [usize; 2],
         forward: impl Fn(usize) -> (S, Z) + Sync,
-        middle: impl FnOnce(Vec<Z>) -> M + Send,
+        first_step: impl FnOnce(Vec<Z>) -> A + Send,
+        in_one_go: impl Fn(usize, &A) -> B + Sync,
+        second_step: impl FnOnce(&A, Vec<B>) -> M + Send,
         backward: impl Fn(usize, S, &M) -> R + Sync,
-    ) -> (M, Vec<R>) {
-        let Some(pool) = self.pool.as_ref().filter(|_| num > 1) else {
-            let (states, outputs): (Vec<S>, Vec<Z>) = (0..num).map(&forward).unzip();
-            let middle = middle(outputs);
-            let results = states.into_iter().enumerate().map(|(i, state)| backward(i, state, &middle)).collect();
-            return (middle, results);
+    ) -> (A, M, Vec<R>) {
+        let Some(pool) = self.pool.as_ref().filter(|_| num[0].max(num[1]) > 1) else {
+            let (states, outputs): (Vec<S>, Vec<Z>) = (0..num[0]).map(&forward).unzip();
+            let first = first_step(outputs);
+            let second = second_step(&first, (0..num[1]).map(|i| in_one_go(i, &first)).collect());
+            let results = states.into_iter().enumerate().map(|(i, state)| backward(i, state, &second)).collect();
+            return (first, second, results);
         };
-        let pieces = Pieces::new(num);
+        let failure = Failure::default();
+        let pieces = num.map(|num| Pieces::new(num, &failure));
         let barrier = Barrier::new(self.num_threads);
-        let outputs: Mutex<Vec<Option<Z>>> = Mutex::new((0..num).map(|_| None).collect());
-        let results: Mutex<Vec<Option<R>>> = Mutex::new((0..num).map(|_| None).collect());
-        let middle_step = Mutex::new(Some(middle));
-        let middle_result: Mutex<Option<Arc<M>>> = Mutex::new(None);
+        let outputs = Places::new(num[0]);
+        let others = Places::new(num[1]);
+        let results = Places::new(num[0]);
+        let first = Once::new(first_step);
+        let second = Once::new(second_step);
         pool.broadcast(|_| {
             let mut states: Vec<(usize, S)> = Vec::new();
-            while let Some(i) = pieces.take() {
-                if let Some((state, output)) = pieces.guard(|| forward(i)) {
-                    states.push((i, state));
-                    lock(&outputs)[i] = Some(output);
-                }
+            pieces[0].each(|i| {
+                let (state, output) = forward(i);
+                states.push((i, state));
+                outputs.put(i, output);
+            });
+            if barrier.wait().is_leader() {
+                failure.guard(|| first.run(|step| step(outputs.take())));
             }
-            if barrier.wait().is_leader() && !pieces.panicked() {
-                let outputs = std::mem::take(&mut *lock(&outputs)).into_iter().flatten().collect();
-                if let Some(step) = lock(&middle_step).take() {
-                    *lock(&middle_result) = pieces.guard(|| step(outputs)).map(Arc::new);
+            barrier.wait();
+            if let Some(first) = first.result() {
+                pieces[1].each(|i| others.put(i, in_one_go(i, &first)));
+            }
+            if barrier.wait().is_leader() {
+                if let Some(first) = first.result() {
+                    failure.guard(|| second.run(|step| step(&first, others.take())));
                 }
             }
             barrier.wait();
-            let Some(middle) = lock(&middle_result).clone() else { return };
+            let Some(second) = second.result() else { return };
             for (i, state) in states {
-                if let Some(result) = pieces.guard(|| backward(i, state, &middle)) {
-                    lock(&results)[i] = Some(result);
-                }
+                failure.guard(|| results.put(i, backward(i, state, &second)));
             }
         });
-        pieces.rethrow();
-        let middle = middle_result.into_inner().unwrap_or_else(PoisonError::into_inner).and_then(Arc::into_inner);
-        let results = results.into_inner().unwrap_or_else(PoisonError::into_inner).into_iter().flatten().collect();
-        (middle.expect("invariant: without a panic the middle step has run and its threads are gone"), results)
+        drop(pieces);
+        failure.rethrow();
+        (first.into_result(), second.into_result(), results.take())
     }
 }
 
@@ -156,37 +185,23 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Hands out piece numbers and keeps the first panic; after one, no more work is begun.
-struct Pieces {
-    next: AtomicUsize,
-    num: usize,
+/// The first panic of a piece; after one, no more work is begun.
+#[derive(Default)]
+struct Failure {
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
-impl Pieces {
-    fn new(num: usize) -> Self {
-        Pieces { next: AtomicUsize::new(0), num, panic: Mutex::new(None) }
-    }
-
-    fn take(&self) -> Option<usize> {
-        let i = self.next.fetch_add(1, Ordering::Relaxed);
-        (i < self.num && !self.panicked()).then_some(i)
-    }
-
-    fn panicked(&self) -> bool {
+impl Failure {
+    fn has_come(&self) -> bool {
         lock(&self.panic).is_some()
     }
 
-    fn guard<R>(&self, work: impl FnOnce() -> R) -> Option<R> {
-        if self.panicked() {
-            return None;
+    fn guard(&self, work: impl FnOnce()) {
+        if self.has_come() {
+            return;
         }
-        match catch_unwind(AssertUnwindSafe(work)) {
-            Ok(result) => Some(result),
-            Err(payload) => {
-                lock(&self.panic).get_or_insert(payload);
-                None
-            }
+        if let Err(payload) = catch_unwind(AssertUnwindSafe(work)) {
+            lock(&self.panic).get_or_insert(payload);
         }
     }
 
@@ -197,37 +212,146 @@ impl Pieces {
     }
 }
 
-/// Adds vectors up in the order of their pieces, ((g0 + g1) + g2) + …, as they arrive in any order.
-#[derive(Default)]
-pub struct OrderedSum {
-    state: Mutex<SumState>,
+/// Hands out piece numbers.
+struct Pieces<'a> {
+    next: AtomicUsize,
+    num: usize,
+    failure: &'a Failure,
 }
 
-#[derive(Default)]
-struct SumState {
-    next: usize,
-    sum: Option<Buffer>,
-    waiting: BTreeMap<usize, Buffer>,
-}
+impl<'a> Pieces<'a> {
+    fn new(num: usize, failure: &'a Failure) -> Self {
+        Pieces { next: AtomicUsize::new(0), num, failure }
+    }
 
-impl OrderedSum {
-    /// Adds piece `index`; its memory goes back to the arena as soon as its turn has come.
-    pub fn add(&self, index: usize, piece: Buffer) {
-        let mut state = lock(&self.state);
-        state.waiting.insert(index, piece);
-        let state = &mut *state;
-        while let Some(piece) = state.waiting.remove(&state.next) {
-            state.next += 1;
-            match &mut state.sum {
-                Some(sum) => kernels::add(sum, &piece),
-                None => state.sum = Some(piece),
+    /// Works on the pieces that are left until there are none, or a panic has come.
+    fn each(&self, mut work: impl FnMut(usize)) {
+        loop {
+            let i = self.next.fetch_add(1, Ordering::Relaxed);
+            if i >= self.num || self.failure.has_come() {
+                return;
             }
+            self.failure.guard(|| work(i));
+        }
+    }
+}
+
+/// Results that come in any order.
+struct Places<R>(Mutex<Vec<Option<R>>>);
+
+impl<R> Places<R> {
+    fn new(num: usize) -> Self {
+        Places(Mutex::new((0..num).map(|_| None).collect()))
+    }
+
+    fn put(&self, i: usize, result: R) {
+        lock(&self.0)[i] = Some(result);
+    }
+
+    fn take(&self) -> Vec<R> {
+        std::mem::take(&mut *lock(&self.0)).into_iter().flatten().collect()
+    }
+}
+
+/// A step that one thread takes for all.
+struct Once<F, M> {
+    step: Mutex<Option<F>>,
+    result: Mutex<Option<Arc<M>>>,
+}
+
+impl<F, M> Once<F, M> {
+    fn new(step: F) -> Self {
+        Once { step: Mutex::new(Some(step)), result: Mutex::new(None) }
+    }
+
+    fn run(&self, call: impl FnOnce(F) -> M) {
+        if let Some(step) = lock(&self.step).take() {
+            let result = call(step);
+            *lock(&self.result) = Some(Arc::new(result));
         }
     }
 
-    /// The sum of all pieces so far.
+    fn result(&self) -> Option<Arc<M>> {
+        lock(&self.result).clone()
+    }
+
+    fn into_result(self) -> M {
+        let result = self.result.into_inner().unwrap_or_else(PoisonError::into_inner).and_then(Arc::into_inner);
+        result.expect("invariant: without a panic the step has run and its threads are gone")
+    }
+}
+
+/// The one way in which the parts of a sum are added: a branch of n > 1 parts is its first 2ᵏ parts, 2ᵏ < n ≤ 2ᵏ⁺¹, plus the rest.
+///
+/// Aligned groups of 2ᵏ parts are branches, so sums within micro-batches and sums of micro-batches make the same tree.
+#[derive(Clone, Copy, Debug)]
+pub struct Tree;
+
+impl Tree {
+    /// Writes the sum of the parts `0..num` to `out`; `part` overwrites its target and is called once for each, in order.
+    pub fn sum(arena: &Arena, out: &mut [f32], num: usize, mut part: impl FnMut(usize, &mut [f32])) {
+        Self::branch(arena, out, 0..num, &mut part);
+    }
+
+    fn branch(arena: &Arena, out: &mut [f32], parts: Range<usize>, part: &mut impl FnMut(usize, &mut [f32])) {
+        match parts.len() {
+            0 => out.fill(0.0),
+            1 => part(parts.start, out),
+            num => {
+                let middle = parts.start + (num.next_power_of_two() >> 1);
+                Self::branch(arena, out, parts.start..middle, part);
+                let mut rest = arena.take(out.len());
+                Self::branch(arena, &mut rest, middle..parts.end, part);
+                kernels::add(out, &rest);
+            }
+        }
+    }
+}
+
+/// Adds vectors up along the [`Tree`] of their pieces, as they arrive in any order and from any thread.
+#[derive(Debug)]
+pub struct OrderedSum {
+    num: usize,
+    /// Branches whose other half has not arrived, by (level, place).
+    waiting: Mutex<BTreeMap<(u32, usize), Buffer>>,
+}
+
+impl OrderedSum {
+    /// A sum of `num` pieces.
+    pub fn new(num: usize) -> Self {
+        OrderedSum { num, waiting: Mutex::default() }
+    }
+
+    /// Adds piece `index`; memory goes back to the arena as soon as two halves of a branch are there.
+    pub fn add(&self, index: usize, piece: Buffer) {
+        let (mut level, mut place, mut sum) = (0, index, piece);
+        loop {
+            let sibling = place ^ 1;
+            // Where the sibling would begin behind the last piece, the branch is its parent.
+            if place > 0 || 1 << level < self.num {
+                if sibling << level < self.num {
+                    let mut waiting = lock(&self.waiting);
+                    let Some(other) = waiting.remove(&(level, sibling)) else {
+                        waiting.insert((level, place), sum);
+                        return;
+                    };
+                    drop(waiting);
+                    let (mut left, right) = if place < sibling { (sum, other) } else { (other, sum) };
+                    kernels::add(&mut left, &right);
+                    sum = left;
+                }
+            } else {
+                lock(&self.waiting).insert((level, place), sum);
+                return;
+            }
+            (level, place) = (level + 1, place / 2);
+        }
+    }
+
+    /// The sum, when all pieces have come.
     pub fn finish(self) -> Option<Buffer> {
-        self.state.into_inner().unwrap_or_else(PoisonError::into_inner).sum
+        let waiting = self.waiting.into_inner().unwrap_or_else(PoisonError::into_inner);
+        waiting.into_iter().find(|((level, _), _)| 1 << level >= self.num).map(|(_, sum)| sum)
     }
 }
 
@@ -239,23 +363,31 @@ mod tests {
     fn results_are_in_order_for_any_thread_count() {
         for threads in [1, 2, 3] {
             let compute = Compute::new(threads, 4, Arena::new()).unwrap();
-            let (sum, results) =
-                compute.two_phase(10, |i| (i, i * 2), |zs| zs.iter().sum::<usize>(), |i, state, sum| state + i + sum);
-            assert_eq!(sum, 90);
-            assert_eq!(results, (0..10).map(|i| 2 * i + 90).collect::<Vec<_>>());
+            let (first, second, results) = compute.phases(
+                [10, 7],
+                |i| (i, i * 2),
+                |zs| zs.iter().sum::<usize>(),
+                |i, first| first + i,
+                |first, others| first + others.iter().sum::<usize>(),
+                |i, state, second| state + i + second,
+            );
+            assert_eq!((first, second), (90, 90 + 7 * 90 + 21));
+            assert_eq!(results, (0..10).map(|i| 2 * i + 741).collect::<Vec<_>>());
         }
     }
 
     #[test]
     fn a_panic_in_a_piece_reaches_the_caller_and_the_pool_survives() {
         let compute = Compute::new(3, 1, Arena::new()).unwrap();
-        for phase in 0..3 {
+        for phase in 0..5 {
             let outcome = catch_unwind(AssertUnwindSafe(|| {
-                compute.two_phase(
-                    8,
+                compute.phases(
+                    [8, 8],
                     |i| ((), assert!(phase != 0 || i != 5, "forward")),
-                    |_| assert!(phase != 1, "middle"),
-                    |i, (), ()| assert!(phase != 2 || i != 3, "backward"),
+                    |_| assert!(phase != 1, "first step"),
+                    |i, ()| assert!(phase != 2 || i != 2, "in one go"),
+                    |(), _| assert!(phase != 3, "second step"),
+                    |i, (), ()| assert!(phase != 4 || i != 3, "backward"),
                 )
             }));
             assert!(outcome.is_err());
@@ -263,14 +395,61 @@ mod tests {
         }
     }
 
+    fn parts(num: usize) -> Vec<Vec<f32>> {
+        (0..num).map(|i| vec![0.1 * 10f32.powi(i as i32 % 7), 1e-3, -7.0 / (i as f32 + 1.0)]).collect()
+    }
+
     #[test]
     fn sums_do_not_depend_on_arrival() {
-        let pieces: Vec<Vec<f32>> = (0..6).map(|i| vec![0.1 * 10f32.powi(i), 1e-3, -7.0 / (i as f32 + 1.0)]).collect();
-        let sum = |order: &[usize]| {
-            let s = OrderedSum::default();
-            order.iter().for_each(|&i| s.add(i, Buffer::from_vec(pieces[i].clone())));
-            s.finish().unwrap().to_vec()
-        };
-        assert_eq!(sum(&[0, 1, 2, 3, 4, 5]), sum(&[5, 3, 1, 0, 2, 4]));
+        for num in 1..=9 {
+            let parts = parts(num);
+            let sum = |order: &mut dyn Iterator<Item = usize>| {
+                let s = OrderedSum::new(num);
+                order.for_each(|i| s.add(i, Buffer::from_vec(parts[i].clone())));
+                s.finish().unwrap().to_vec()
+            };
+            let straight = sum(&mut (0..num));
+            assert_eq!(straight, sum(&mut (0..num).rev()), "{num}");
+            assert_eq!(straight, sum(&mut (0..num).step_by(2).chain((1..num).step_by(2))), "{num}");
+        }
+    }
+
+    #[test]
+    fn branches_of_any_size_make_the_same_sum() {
+        let arena = Arena::new();
+        for num in 1..=23 {
+            let parts = parts(num);
+            let mut whole = [0.0; 3];
+            Tree::sum(&arena, &mut whole, num, |i, out| out.copy_from_slice(&parts[i]));
+            for size in [1, 2, 4, 8, 16] {
+                let pieces: Vec<Range<usize>> = (0..num).step_by(size).map(|i| i..(i + size).min(num)).collect();
+                let sum = OrderedSum::new(pieces.len());
+                for (i, piece) in pieces.into_iter().enumerate().rev() {
+                    let mut branch = arena.take(3);
+                    Tree::sum(&arena, &mut branch, piece.len(), |j, out| out.copy_from_slice(&parts[piece.start + j]));
+                    sum.add(i, branch);
+                }
+                assert_eq!(sum.finish().unwrap()[..], whole, "{num} parts in pieces of {size}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_sum_with_a_piece_missing_is_none() {
+        for came in [&[][..], &[0], &[0, 2], &[0, 1], &[2]] {
+            let sum = OrderedSum::new(3);
+            came.iter().for_each(|&i| sum.add(i, Buffer::from_vec(vec![1.0])));
+            assert!(sum.finish().is_none(), "{came:?}");
+        }
+    }
+
+    #[test]
+    fn micro_batches_are_branches() {
+        let compute = Compute::serial(4);
+        for (asked, got) in [(1, 4), (4, 4), (7, 4), (8, 8), (13, 8), (16, 16), (100, 64)] {
+            assert_eq!(compute.with_micro_batch(asked).micro_batch(), got);
+        }
+        assert_eq!(compute.with_micro_batch(8).micro_batches(18), [0..8, 8..16, 16..18]);
+        assert_eq!(compute.grains(9), [0..4, 4..8, 8..9]);
     }
 }

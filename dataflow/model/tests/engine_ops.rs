@@ -45,7 +45,7 @@ struct Case<'a> {
 
 fn run_fused(case: &Case, params: &Params, inputs: &[Vec<f32>], record: bool) -> (DfdxCpu, Vec<CpuTensor>, CpuTensor) {
     let arena = Arena::new();
-    let mut e = if record { DfdxCpu::recording(&arena) } else { DfdxCpu::forward_only(&arena) };
+    let mut e = if record { DfdxCpu::recording(&arena, 1, 1) } else { DfdxCpu::forward_only(&arena) };
     e.bind(ParamSet::Pretrain, params, record);
     let tensors: Vec<_> = inputs
         .iter()
@@ -378,7 +378,7 @@ fn plain_dfdx_code_joins_the_tape() {
     let x = Arc::new(Buffer::from_vec(draw("x", 20)));
     let dev = Cpu::default();
     let u: Plain<(usize, usize)> = dev.tensor_from_vec(draw("u", 3), (3, 1));
-    let mut e = DfdxCpu::recording(&Arena::new());
+    let mut e = DfdxCpu::recording(&Arena::new(), 1, 1);
     e.bind(ParamSet::Pretrain, &params, true);
     let input = e.input(x.clone(), 5, 4);
     let hidden = e.linear(&input, &w);

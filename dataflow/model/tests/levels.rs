@@ -132,12 +132,12 @@ fn clean_equals_published_without_dropout_in_every_form() {
 }
 
 #[test]
-fn any_number_of_threads_gives_the_same_bits() {
+fn any_number_of_threads_and_any_micro_batch_gives_the_same_bits() {
     for config in all_forms() {
         let world = world(&config);
-        let (gradient, vs, hyper) = iterate(&world, &Compute::serial(2), 0.25);
-        for threads in [2, 3, 5] {
-            let compute = Compute::new(threads, 2, Arena::new()).unwrap();
+        let (gradient, vs, hyper) = iterate(&world, &Compute::serial(1), 0.25);
+        for (threads, micro_batch) in [(1, 2), (1, 4), (1, 8), (2, 1), (2, 2), (3, 4), (5, 1)] {
+            let compute = Compute::new(threads, 1, Arena::new()).unwrap().with_micro_batch(micro_batch);
             // Twice, so that recycled memory with stale contents is part of it.
             for _ in 0..2 {
                 let (g, v, h) = iterate(&world, &compute, 0.25);

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::stage_name::StageName;
 
-/// Workers and input queue of one stage. Results do not depend on either.
+/// Workers, micro-batch and input queue of one stage. Results do not depend on any of them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct StageConfig {
@@ -17,11 +17,28 @@ pub struct StageConfig {
     /// no input, uses it for its labelled batches to the evaluator. `log`: records, times 64.
     #[schemars(range(min = 0, max = 8))]
     pub queue_cap: usize,
+    /// `score`, `encoder`, `evaluator` and `policy`: images that a compute thread takes at a time,
+    /// rounded down to `train.grain` times a power of two. 0: at most 16, fewer where threads would
+    /// be left without work. The other stages have none.
+    #[schemars(range(min = 0, max = 4096))]
+    pub micro_batch: usize,
 }
+
+/// Images of an automatic micro-batch: enough to use packed weights well, few enough to stay in the caches.
+const AUTOMATIC_MICRO_BATCH: usize = 16;
 
 impl StageConfig {
     const fn new(workers: usize, queue_cap: usize) -> Self {
-        Self { workers, queue_cap }
+        Self { workers, queue_cap, micro_batch: 0 }
+    }
+
+    /// Images of a micro-batch before rounding, for batches of `batch` images on `num_threads` threads.
+    #[must_use]
+    pub fn micro_batch(&self, batch: usize, num_threads: usize) -> usize {
+        match self.micro_batch {
+            0 => AUTOMATIC_MICRO_BATCH.min(batch / num_threads.max(1)),
+            num_images => num_images,
+        }
     }
 
     /// The number of workers, with 0 resolved to the machine's cores.
@@ -76,6 +93,18 @@ impl ActorsConfig {
             StageName::Evaluator => &self.evaluator,
             StageName::Policy => &self.policy,
             StageName::Log => &self.log,
+        }
+    }
+
+    /// The configuration of one stage, to be changed.
+    pub const fn stage_mut(&mut self, name: StageName) -> &mut StageConfig {
+        match name {
+            StageName::Load => &mut self.load,
+            StageName::Score => &mut self.score,
+            StageName::Encoder => &mut self.encoder,
+            StageName::Evaluator => &mut self.evaluator,
+            StageName::Policy => &mut self.policy,
+            StageName::Log => &mut self.log,
         }
     }
 }

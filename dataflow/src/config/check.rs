@@ -1,6 +1,7 @@
 //! Relations between keys, which no single key's range can express.
 
 use super::{Config, ConfigError, Crop, DataFormat, MaskInput};
+use crate::stage_name::StageName;
 
 fn error(key: &str, value: impl ToString, problem: impl Into<String>, allowed: &str) -> ConfigError {
     ConfigError {
@@ -191,12 +192,23 @@ impl Config {
         for (level, batch) in
             [("pretrain", self.pretrain.batch), ("finetune", self.finetune.batch), ("policy", self.policy.batch)]
         {
-            if batch < self.train.micro_batch {
+            if batch < self.train.grain {
                 errors.push(error(
                     &format!("{level}.batch"),
                     batch,
-                    "is less than train.micro_batch",
-                    &format!("{} or more, or a smaller train.micro_batch", self.train.micro_batch),
+                    "is less than train.grain",
+                    &format!("{} or more, or a smaller train.grain", self.train.grain),
+                ));
+            }
+        }
+        for stage in [StageName::Load, StageName::Log] {
+            let micro_batch = self.actors.stage(stage).micro_batch;
+            if micro_batch > 0 {
+                errors.push(error(
+                    &format!("actors.{stage}.micro_batch"),
+                    micro_batch,
+                    "has no meaning, as this stage does not compute on images",
+                    "0",
                 ));
             }
         }

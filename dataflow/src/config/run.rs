@@ -30,15 +30,15 @@ pub struct TrainConfig {
     /// Outer iterations: `method.unroll` level-1 steps, then one step of level 2 and one of level 3.
     #[schemars(range(min = 1, max = 1_000_000_000))]
     pub outer_iterations: u64,
-    /// Images that one compute thread takes at a time. The sums over a batch are taken in the
-    /// order of its micro-batches, so this number, unlike the number of threads, changes rounding.
+    /// Images over which a sum is taken before such sums are added up along a tree. It changes
+    /// rounding, unlike the number of threads and the micro-batches, which consist of grains.
     #[schemars(range(min = 1, max = 4096))]
-    pub micro_batch: usize,
+    pub grain: usize,
 }
 
 impl Default for TrainConfig {
     fn default() -> Self {
-        Self { outer_iterations: 200, micro_batch: 16 }
+        Self { outer_iterations: 200, grain: 8 }
     }
 }
 

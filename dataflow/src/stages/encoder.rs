@@ -10,6 +10,7 @@ use mlomae_model::{Buffer, Compute, ParamSet, Params};
 
 use crate::batch::{ImageBatch, ScoredBatch, Snapshot};
 use crate::exit::StageError;
+use crate::memory::process_memory;
 use crate::method::Method;
 use crate::ports::{OrderedReceiver, OrderedSender, Payload, WaitContext};
 use crate::records::{CheckpointFile, CheckpointPart, FlatTensors, Level, MaskRecord, PartOf, RecordBody, Recorder};
@@ -17,7 +18,7 @@ use crate::slot::{SlotReader, SlotWriter};
 use crate::stage::{Flow, Interrupt, Lost, Stage, Wiring};
 use crate::stage_name::StageName;
 use crate::stages::score::{Shift, shift_before, slot_interrupt};
-use crate::stages::statistics::{MaskStatistics, check_loss, check_vector, internal, process_memory};
+use crate::stages::statistics::{MaskStatistics, check_loss, check_vector, internal};
 use crate::stop::StopLevel;
 
 /// Input of one level-1 step.

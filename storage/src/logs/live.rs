@@ -14,7 +14,7 @@ use arrow::ipc::writer::StreamWriter;
 
 use super::error::LogError;
 use super::schema::Table;
-use crate::atomic::{self, FileError};
+use crate::atomic::{self, AtomicFile, FileError};
 
 /// An open stream.
 pub(crate) struct LiveStream {
@@ -31,17 +31,15 @@ pub(crate) struct LiveStream {
 }
 
 impl LiveStream {
-    /// Creates the stream's file, which must not exist, with the schema in it.
+    /// Creates the stream's file. It appears under its name with the schema in it, so that readers can open it at every moment.
     pub(crate) fn create(path: &Path, table: Table, number: u64, schema: &Schema) -> Result<Self, LogError> {
-        let encoder = StreamWriter::try_new(Vec::new(), schema).map_err(|source| LogError::Arrow { table, source })?;
-        let file = atomic::create_new(path)?;
-        let mut stream = Self { table, path: path.to_path_buf(), number, file, good_bytes: 0, torn: false, encoder };
-        if let Err(error) = stream.drain() {
-            // Without its schema the file says nothing, and it would bar the next attempt.
-            let _ = atomic::remove_file(path);
-            return Err(error.into());
-        }
-        Ok(stream)
+        let mut encoder = StreamWriter::try_new(Vec::new(), schema).map_err(|source| LogError::Arrow { table, source })?;
+        let mut new = AtomicFile::create(path)?;
+        new.put(encoder.get_ref())?;
+        let file = new.publish()?;
+        let good_bytes = encoder.get_ref().len() as u64;
+        encoder.get_mut().clear();
+        Ok(Self { table, path: path.to_path_buf(), number, file, good_bytes, torn: false, encoder })
     }
 
     pub(crate) fn number(&self) -> u64 {

@@ -171,7 +171,8 @@ pub(crate) fn repair_unlocked(run: &Path) -> Result<RepairReport, LogError> {
 
 /// Removes what interrupted writes left under temporary names.
 fn remove_temporaries(run: &Path) -> Result<(), LogError> {
-    for dir in Table::ALL.into_iter().map(|table| paths::table_dir(run, table)) {
+    let folders = Table::ALL.into_iter().map(|table| paths::table_dir(run, table));
+    for dir in folders.chain([paths::live_dir(run)]) {
         for name in atomic::names(&dir)?.iter().filter(|name| name.ends_with(".tmp")) {
             atomic::remove_file(&dir.join(name))?;
         }

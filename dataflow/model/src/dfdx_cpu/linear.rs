@@ -5,7 +5,7 @@ use std::sync::Arc;
 use dfdx::tensor::CpuError;
 
 use super::tape::{Grads, SharedSink, Slot};
-use super::{CpuTensor, DfdxCpu};
+use super::{CpuTensor, DfdxCpu, Grains};
 use crate::arena::{Arena, Buffer, Params};
 use crate::kernels::{self, Epilogue, Mat};
 use crate::layout::LinearWeights;
@@ -19,6 +19,7 @@ pub(super) struct LinearGradient {
     x_slot: Option<Slot>,
     rows: usize,
     arena: Arena,
+    grains: Grains,
 }
 
 impl LinearGradient {
@@ -27,12 +28,16 @@ impl LinearGradient {
         let w = &self.w;
         if let Some(sink) = &self.sink {
             let mut sink = sink.borrow_mut();
-            let a = Mat { data: dy, ld: w.outputs, trans: true };
-            let b = Mat { data: &self.x, ld: w.inputs, trans: false };
-            let (dw, accumulate) = sink.slot(&w.weight);
-            kernels::matmul(dw, w.inputs, a, b, w.outputs, w.inputs, self.rows, accumulate);
-            let (db, accumulate) = sink.slot(&w.bias);
-            kernels::bias_grad(db, dy, accumulate);
+            let grains = self.grains;
+            sink.sum(&self.arena, &w.weight, grains.num(), |grain, dw| {
+                let rows = grains.rows(grain, self.rows);
+                let a = Mat { data: &dy[rows.start * w.outputs..rows.end * w.outputs], ld: w.outputs, trans: true };
+                let b = Mat { data: &self.x[rows.start * w.inputs..rows.end * w.inputs], ld: w.inputs, trans: false };
+                kernels::matmul(dw, w.inputs, a, b, w.outputs, w.inputs, rows.len(), false);
+            });
+            sink.sum(&self.arena, &w.bias, grains.num(), |grain, db| {
+                kernels::bias_grad(db, &dy[grains.values(grain, self.rows, w.outputs)], false);
+            });
         }
         if let Some(slot) = &self.x_slot {
             slot.accumulate(grads, &self.arena, |dx, accumulate| {
@@ -62,6 +67,7 @@ impl DfdxCpu {
             x_slot: x.slot.clone(),
             rows: x.rows,
             arena: self.arena.clone(),
+            grains: self.grains,
         }
     }
 

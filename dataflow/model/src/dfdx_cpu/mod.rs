@@ -9,11 +9,13 @@ mod linear;
 mod tape;
 mod tokens;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use dfdx::tensor::Cpu;
 
 use crate::arena::{Arena, Buffer, Params};
+use crate::compute::Tree;
 use crate::engine::{AttentionShape, Engine, Gradients, NORM_EPS, TokenOrder, TokenWeights};
 use crate::error::ModelError;
 use crate::kernels;
@@ -44,6 +46,33 @@ pub struct DfdxCpu {
     params: [Option<Params>; 3],
     sinks: [Option<SharedSink>; 3],
     record: Option<Record>,
+    grains: Grains,
+}
+
+/// The grains of a micro-batch, over which sums are taken one by one.
+#[derive(Clone, Copy, Debug)]
+struct Grains {
+    num_images: usize,
+    grain: usize,
+}
+
+impl Grains {
+    fn num(self) -> usize {
+        self.num_images.div_ceil(self.grain)
+    }
+
+    /// The part of `rows` rows, equally many for each image, that belongs to a grain.
+    fn rows(self, grain: usize, rows: usize) -> Range<usize> {
+        let per_image = rows / self.num_images;
+        let start = grain * self.grain;
+        start * per_image..(start + self.grain).min(self.num_images) * per_image
+    }
+
+    /// As [`Grains::rows`], for values of `columns` columns.
+    fn values(self, grain: usize, rows: usize, columns: usize) -> Range<usize> {
+        let rows = self.rows(grain, rows);
+        rows.start * columns..rows.end * columns
+    }
 }
 
 thread_local! {
@@ -52,10 +81,11 @@ thread_local! {
 }
 
 impl DfdxCpu {
-    /// An engine that records for a backward pass.
-    pub fn recording(arena: &Arena) -> Self {
+    /// An engine that records for a backward pass over `num_images` images; sums over them are taken grain by grain.
+    pub fn recording(arena: &Arena, num_images: usize, grain: usize) -> Self {
         let mut engine = Self::forward_only(arena);
         engine.record = Some(Record::default());
+        engine.grains = Grains { num_images: num_images.max(1), grain: grain.max(1) };
         engine
     }
 
@@ -67,6 +97,7 @@ impl DfdxCpu {
             params: [None, None, None],
             sinks: [None, None, None],
             record: None,
+            grains: Grains { num_images: 1, grain: 1 },
         }
     }
 
@@ -136,25 +167,28 @@ impl Engine for DfdxCpu {
         kernels::layer_norm(&mut y, &mut stats, &x.values, &params[w.gamma.range()], &params[w.beta.range()], NORM_EPS);
         let sink = self.sink(w.gamma.set);
         let out = self.output(y, x.rows, x.columns, x.slot.is_some() || sink.is_some());
-        let (x, w, arena) = (x.clone(), *w, self.arena.clone());
+        let (x, w, arena, grains) = (x.clone(), *w, self.arena.clone(), self.grains);
         self.push(&out, move |grads, dy| {
             let gamma = &params[w.gamma.range()];
-            let mut own = vec![0.0; if sink.is_some() { 2 * w.dim } else { 0 }];
-            let (dgamma, dbeta) = own.split_at_mut(if sink.is_some() { w.dim } else { 0 });
-            let wanted = sink.is_some().then_some((dgamma, dbeta));
-            match &x.slot {
-                Some(slot) => slot.accumulate(grads, &arena, |dx, accumulate| {
-                    kernels::layer_norm_grad(dx, accumulate, wanted, &dy, &x.values, &stats, gamma);
-                })?,
-                None => {
-                    let mut scratch = arena.take(dy.len());
-                    kernels::layer_norm_grad(&mut scratch, false, wanted, &dy, &x.values, &stats, gamma);
-                }
-            }
-            if let Some(sink) = &sink {
+            let backward = |dx: &mut [f32], accumulate: bool| {
+                let Some(sink) = &sink else {
+                    kernels::layer_norm_grad(dx, accumulate, None, &dy, &x.values, &stats, gamma);
+                    return;
+                };
+                let mut own = arena.take(2 * w.dim);
+                Tree::sum(&arena, &mut own, grains.num(), |grain, own| {
+                    own.fill(0.0);
+                    let (at, rows) = (grains.values(grain, x.rows, x.columns), grains.values(grain, x.rows, 2));
+                    let (dx, dy, x) = (&mut dx[at.clone()], &dy[at.clone()], &x.values[at]);
+                    kernels::layer_norm_grad(dx, accumulate, Some(own.split_at_mut(w.dim)), dy, x, &stats[rows], gamma);
+                });
                 let mut sink = sink.borrow_mut();
                 sink.add(&w.gamma, &own[..w.dim]);
                 sink.add(&w.beta, &own[w.dim..]);
+            };
+            match &x.slot {
+                Some(slot) => slot.accumulate(grads, &arena, backward)?,
+                None => backward(&mut arena.take(dy.len()), false),
             }
             Ok(())
         });

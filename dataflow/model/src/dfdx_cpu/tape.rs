@@ -9,6 +9,7 @@ use dfdx::tensor::{Cpu, CpuError, TensorFromVec};
 
 use super::{CpuTensor, DfdxCpu};
 use crate::arena::{Arena, Buffer};
+use crate::compute::Tree;
 use crate::engine::Gradients;
 use crate::error::ModelError;
 use crate::kernels;
@@ -104,6 +105,18 @@ impl Sink {
         match self.slot(weight) {
             (slot, true) => kernels::add(slot, gradient),
             (slot, false) => slot.copy_from_slice(gradient),
+        }
+    }
+
+    /// Adds the [`Tree`] sum of `num` parts to the weight's gradient; `part` overwrites its target.
+    pub(super) fn sum(&mut self, arena: &Arena, weight: &Weight, num: usize, part: impl FnMut(usize, &mut [f32])) {
+        match self.slot(weight) {
+            (slot, false) => Tree::sum(arena, slot, num, part),
+            (slot, true) => {
+                let mut sum = arena.take(slot.len());
+                Tree::sum(arena, &mut sum, num, part);
+                kernels::add(slot, &sum);
+            }
         }
     }
 

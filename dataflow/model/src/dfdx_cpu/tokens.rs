@@ -59,32 +59,38 @@ impl DfdxCpu {
         let sink = self.sink(w.cls.set);
         let out = self.output(x, batch * (1 + num_visible), dim, sink.is_some());
         if let Some(sink) = sink {
-            let (w, order) = (*w, order.cloned());
+            let (w, order, arena, grains) = (*w, order.cloned(), self.arena.clone(), self.grains);
             self.push(&out, move |_, dx| {
                 let mut sink = sink.borrow_mut();
                 let mut dembedded = embedded;
-                let mut dcls = vec![0.0; dim];
-                for (image, tokens) in dx.chunks_exact((1 + num_visible) * dim).enumerate() {
-                    kernels::add(&mut dcls, &tokens[..dim]);
-                    dembedded[image * num_visible * dim..(image + 1) * num_visible * dim]
-                        .copy_from_slice(&tokens[dim..]);
+                let tokens = dx.chunks_exact((1 + num_visible) * dim);
+                for (out, tokens) in dembedded.chunks_exact_mut(num_visible * dim).zip(tokens) {
+                    out.copy_from_slice(&tokens[dim..]);
                 }
-                let (dpos, accumulate) = sink.slot(&w.pos);
-                if !accumulate {
+                let image = |image: usize| &dx[image * (1 + num_visible) * dim..(image + 1) * (1 + num_visible) * dim];
+                sink.sum(&arena, &w.cls, grains.num(), |grain, dcls| {
+                    dcls.fill(0.0);
+                    grains.rows(grain, batch).for_each(|i| kernels::add(dcls, &image(i)[..dim]));
+                });
+                sink.sum(&arena, &w.pos, grains.num(), |grain, dpos| {
                     dpos.fill(0.0);
-                }
-                kernels::add(&mut dpos[..dim], &dcls);
-                for (row, token) in dembedded.chunks_exact(dim).enumerate() {
-                    let patch = order.as_ref().map_or(row % num_visible, |o| o.kept[row] as usize);
-                    kernels::add(&mut dpos[(1 + patch) * dim..(2 + patch) * dim], token);
-                }
-                sink.add(&w.cls, &dcls);
-                let a = Mat { data: &dembedded, ld: dim, trans: true };
-                let b = Mat { data: &visible, ld: values, trans: false };
-                let (dw, accumulate) = sink.slot(&w.proj.weight);
-                kernels::matmul(dw, values, a, b, dim, values, rows, accumulate);
-                let (db, accumulate) = sink.slot(&w.proj.bias);
-                kernels::bias_grad(db, &dembedded, accumulate);
+                    for i in grains.rows(grain, batch) {
+                        kernels::add(&mut dpos[..dim], &image(i)[..dim]);
+                        for (place, token) in image(i)[dim..].chunks_exact(dim).enumerate() {
+                            let patch = order.as_ref().map_or(place, |o| o.kept[i * num_visible + place] as usize);
+                            kernels::add(&mut dpos[(1 + patch) * dim..(2 + patch) * dim], token);
+                        }
+                    }
+                });
+                sink.sum(&arena, &w.proj.weight, grains.num(), |grain, dw| {
+                    let at = grains.rows(grain, rows);
+                    let a = Mat { data: &dembedded[at.start * dim..at.end * dim], ld: dim, trans: true };
+                    let b = Mat { data: &visible[at.start * values..at.end * values], ld: values, trans: false };
+                    kernels::matmul(dw, values, a, b, dim, values, at.len(), false);
+                });
+                sink.sum(&arena, &w.proj.bias, grains.num(), |grain, db| {
+                    kernels::bias_grad(db, &dembedded[grains.values(grain, rows, dim)], false);
+                });
                 Ok(())
             });
         }
@@ -142,36 +148,35 @@ impl DfdxCpu {
         let sink = self.sink(pos.set);
         let out = self.output(y, batch * (1 + num_patches), dim, x.slot.is_some() || sink.is_some());
         let (slot, order, arena) = (x.slot.clone(), order.clone(), self.arena.clone());
-        let (mask_token, pos, rows) = (*mask_token, *pos, x.rows);
+        let (mask_token, pos, rows, grains) = (*mask_token, *pos, x.rows, self.grains);
         self.push(&out, move |grads, dy| {
-            let mut dx = arena.take(rows * dim);
-            let mut dtoken = vec![0.0; dim];
-            for (image, tokens) in dy.chunks_exact((1 + num_patches) * dim).enumerate() {
-                let target = &mut dx[image * (1 + num_visible) * dim..(image + 1) * (1 + num_visible) * dim];
-                target[..dim].copy_from_slice(&tokens[..dim]);
+            let image = |image: usize| {
+                let tokens = &dy[image * (1 + num_patches) * dim..(image + 1) * (1 + num_patches) * dim];
                 let ranks = &order.rank[image * num_patches..(image + 1) * num_patches];
-                for (cotangent, &rank) in tokens[dim..].chunks_exact(dim).zip(ranks) {
-                    let rank = rank as usize;
-                    if rank < num_visible {
-                        target[(1 + rank) * dim..(2 + rank) * dim].copy_from_slice(cotangent);
-                    } else {
-                        kernels::add(&mut dtoken, cotangent);
-                    }
-                }
-            }
+                (tokens, tokens[dim..].chunks_exact(dim).zip(ranks.iter().map(|&rank| rank as usize)))
+            };
             if let Some(sink) = sink {
                 let mut sink = sink.borrow_mut();
-                sink.add(&mask_token, &dtoken);
-                let (dpos, accumulate) = sink.slot(&pos);
-                if !accumulate {
+                sink.sum(&arena, &mask_token, grains.num(), |grain, dtoken| {
+                    dtoken.fill(0.0);
+                    let masked = grains.rows(grain, batch).flat_map(|i| image(i).1).filter(|(_, rank)| *rank >= num_visible);
+                    masked.for_each(|(cotangent, _)| kernels::add(dtoken, cotangent));
+                });
+                sink.sum(&arena, &pos, grains.num(), |grain, dpos| {
                     dpos.fill(0.0);
+                    grains.rows(grain, batch).for_each(|i| kernels::add(dpos, image(i).0));
+                });
+            }
+            let Some(slot) = slot else { return Ok(()) };
+            let mut dx = arena.take(rows * dim);
+            for (i, target) in dx.chunks_exact_mut((1 + num_visible) * dim).enumerate() {
+                let (tokens, patches) = image(i);
+                target[..dim].copy_from_slice(&tokens[..dim]);
+                for (cotangent, rank) in patches.filter(|(_, rank)| *rank < num_visible) {
+                    target[(1 + rank) * dim..(2 + rank) * dim].copy_from_slice(cotangent);
                 }
-                dy.chunks_exact(dpos.len()).for_each(|image| kernels::add(dpos, image));
             }
-            match slot {
-                Some(slot) => slot.give(grads, &arena, dx),
-                None => Ok(()),
-            }
+            slot.give(grads, &arena, dx)
         });
         out
     }

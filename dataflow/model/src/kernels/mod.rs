@@ -15,6 +15,7 @@ mod math;
 pub mod matmul;
 pub mod norm;
 pub mod patches;
+mod peak;
 pub mod reduce;
 mod scratch;
 pub(crate) mod simd;
@@ -30,6 +31,7 @@ pub use elementwise::*;
 pub use matmul::{Epilogue, Mat, flops, matmul, matmul_with};
 pub use norm::{layer_norm, layer_norm_grad};
 pub use patches::{patch_loss, patch_loss_grad, patch_targets, patchify};
+pub use peak::peak_gflops;
 pub use reduce::*;
 
 /// The instruction sets that kernels are compiled for.

@@ -52,75 +52,58 @@ fn forward(
     model.vit.features(e, &input)
 }
 
-/// Forward over several batches, one step in the middle that sees all features and says their cotangents, backward to θ.
-///
-/// `middle` gets one `[batch, dim]` vector per group and returns its result with one cotangent vector per group; the gradients for θ
-/// come back per group.
-///
-/// # Errors
-/// When the engine fails.
-pub fn forward_backward<T: Send + Sync>(
-    compute: &Compute,
-    model: &Model,
-    theta: &Params,
-    groups: &[&[f32]],
-    middle: impl FnOnce(&[Vec<f32>]) -> (T, Vec<Vec<f64>>) + Send,
-) -> Result<(T, Vec<Buffer>), ModelError> {
-    let (values, dim) = (model.config.image_values(), model.config.dim);
-    // Micro-batches never span groups, so that each group has a gradient of its own.
-    let pieces: Vec<(usize, usize, Range<usize>)> = groups
-        .iter()
-        .enumerate()
-        .flat_map(|(g, images)| {
-            compute
-                .micro_batches(images.len() / values)
-                .into_iter()
-                .enumerate()
-                .map(move |(place, range)| (g, place, range))
-        })
-        .collect();
-    let sums: Vec<OrderedSum> = groups.iter().map(|_| OrderedSum::default()).collect();
-    let ((result, _), outcomes) = compute.two_phase(
-        pieces.len(),
-        |i| {
-            let (group, _, range) = &pieces[i];
-            let images = &groups[*group][range.start * values..range.end * values];
-            let mut e = DfdxCpu::recording(&compute.arena);
-            let z = forward(&mut e, compute, model, theta, images, true);
-            let features = e.values(&z).to_vec();
-            ((e, z), features)
-        },
-        |outputs| {
-            let mut features = vec![Vec::new(); groups.len()];
-            for ((group, ..), part) in pieces.iter().zip(&outputs) {
-                features[*group].extend_from_slice(part);
-            }
-            middle(&features)
-        },
-        |i, (mut e, z), (_, cotangents)| {
-            let (group, place, range) = &pieces[i];
-            let mut cotangent = compute.arena.take(range.len() * dim);
-            let source = &cotangents[*group][range.start * dim..range.end * dim];
-            cotangent.iter_mut().zip(source).for_each(|(d, &s)| *d = s as f32);
-            let mut gradients = e.backward(vec![(z, cotangent)])?;
-            if let Some(gradient) = gradients.take(ParamSet::Pretrain) {
-                sums[*group].add(*place, gradient);
-            }
-            Ok::<(), ModelError>(())
-        },
-    );
-    outcomes.into_iter().collect::<Result<Vec<()>, _>>()?;
-    let gradients = sums
-        .into_iter()
-        .map(|sum| {
-            let mut gradient = sum.finish().unwrap_or_default();
-            if !gradient.is_empty() {
-                model.vit.layout.zero_frozen(&mut gradient);
-            }
-            gradient
-        })
-        .collect();
-    Ok((result, gradients))
+/// A recorded pass over a micro-batch, on its way from forward to backward.
+struct Pass {
+    engine: DfdxCpu,
+    z: CpuTensor,
+}
+
+/// Encoder passes over one batch, whose micro-batches add their gradients for θ.
+struct Passes<'a> {
+    compute: &'a Compute,
+    model: &'a Model,
+    theta: &'a Params,
+    images: &'a [f32],
+    pieces: Vec<Range<usize>>,
+    sum: OrderedSum,
+}
+
+impl<'a> Passes<'a> {
+    fn new(compute: &'a Compute, model: &'a Model, theta: &'a Params, images: &'a [f32]) -> Self {
+        let pieces = compute.micro_batches(images.len() / model.config.image_values());
+        let sum = OrderedSum::new(pieces.len());
+        Passes { compute, model, theta, images, pieces, sum }
+    }
+
+    /// Features z `[images, dim]` of micro-batch `i`.
+    fn forward(&self, i: usize) -> (Pass, Vec<f32>) {
+        let (values, piece) = (self.model.config.image_values(), &self.pieces[i]);
+        let images = &self.images[piece.start * values..piece.end * values];
+        let mut engine = DfdxCpu::recording(&self.compute.arena, piece.len(), self.compute.grain());
+        let z = forward(&mut engine, self.compute, self.model, self.theta, images, true);
+        let features = engine.values(&z).to_vec();
+        (Pass { engine, z }, features)
+    }
+
+    /// Carries a cotangent of z `[images, dim]` back to θ.
+    fn backward(&self, i: usize, mut pass: Pass, dz: &[f64]) -> Result<(), ModelError> {
+        let mut cotangent = self.compute.arena.take(dz.len());
+        cotangent.iter_mut().zip(dz).for_each(|(d, &s)| *d = s as f32);
+        let mut gradients = pass.engine.backward(vec![(pass.z, cotangent)])?;
+        if let Some(gradient) = gradients.take(ParamSet::Pretrain) {
+            self.sum.add(i, gradient);
+        }
+        Ok(())
+    }
+
+    /// The gradient of the whole batch, zero on the decoder and on frozen weights; empty for a batch without images.
+    fn finish(self) -> Buffer {
+        let mut gradient = self.sum.finish().unwrap_or_default();
+        if !gradient.is_empty() {
+            self.model.vit.layout.zero_frozen(&mut gradient);
+        }
+        gradient
+    }
 }
 
 /// c as f64, for the head's arithmetic.
@@ -174,11 +157,12 @@ impl Evaluation {
     }
 }
 
-/// Level 2's step and the vectors of level 3 from one encoder pass over both batches (`clean`).
+/// Level 2's step and the vectors of level 3 from one encoder pass over each batch (`clean`).
 ///
-/// The head's finite difference only changes the cotangent at z, so one forward over [x_f; x_v] and one backward with the cotangents
-/// [(δ₋ − δ₊)/2ε ; ∂L_v/∂z] give v1 and w exactly. `head_step` maps (c, ∂L_f/∂c) to the new c. Dropout acts in the head's own step
-/// only, never inside a hypergradient.
+/// The head's finite difference only changes the cotangent at z, so one forward and one backward over each batch, with the cotangents
+/// (δ₋ − δ₊)/2ε at z_f and ∂L_v/∂z at z_v, give v1 and w exactly. Only the finetune batch waits for its cotangent, which needs the whole
+/// validation batch; the latter's micro-batches go forward and backward in one go and keep nothing. `head_step` maps (c, ∂L_f/∂c) to
+/// the new c. Dropout acts in the head's own step only, never inside a hypergradient.
 ///
 /// # Errors
 /// When the engine fails.
@@ -194,33 +178,50 @@ pub fn evaluate_clean(
     dropout: Option<(f64, ChaCha8Rng)>,
     head_step: impl FnOnce(&Params, &[f64]) -> Params + Send,
 ) -> Result<Evaluation, ModelError> {
-    let task = &model.head;
-    let middle = |z: &[Vec<f32>]| {
-        let (z_f, z_v) = (&z[0], &z[1]);
+    let (task, dim) = (&model.head, model.config.dim);
+    let f = Passes::new(compute, model, theta, finetune.images);
+    let v = Passes::new(compute, model, theta, validation.images);
+    let step = |z_f: Vec<Vec<f32>>| {
+        let z_f = z_f.concat();
         let factors = dropout.map(|(rate, mut rng)| task.dropout(finetune.labels.len(), rate, &mut rng));
-        let step = task.gradient(&widen(head), z_f, finetune.labels, factors.as_ref());
+        let step = task.gradient(&widen(head), &z_f, finetune.labels, factors.as_ref());
         let new_head = head_step(head, &step.head);
         let c = widen(&new_head);
-        let at_v = task.gradient(&c, z_v, validation.labels, None);
-        let epsilon = step_size(alpha, norm(&at_v.head));
-        let plus = task.gradient(&shifted(&c, epsilon, &at_v.head), z_f, finetune.labels, None);
-        let minus = task.gradient(&shifted(&c, -epsilon, &at_v.head), z_f, finetune.labels, None);
-        let dz_f = minus.features.iter().zip(&plus.features).map(|(m, p)| (m - p) / (2.0 * epsilon)).collect();
-        ((step, new_head, at_v.loss, at_v.accuracy, at_v.head), vec![dz_f, at_v.features])
+        (z_f, step, new_head, c)
     };
-    let (outcome, mut gradients) =
-        forward_backward(compute, model, theta, &[finetune.images, validation.images], middle)?;
-    let (step, head, validation_loss, validation_accuracy, v0) = outcome;
-    let w = gradients.pop().unwrap_or_default();
-    let v1 = gradients.pop().unwrap_or_default();
+    let validate = |i: usize, (.., c): &(Vec<f32>, TaskGradient, Params, Vec<f64>)| {
+        let (pass, z_v) = v.forward(i);
+        let share = task.share(c, &z_v, &validation.labels[v.pieces[i].clone()], None, validation.labels.len());
+        v.backward(i, pass, &share.features).map(|()| z_v)
+    };
+    let differ = |(z_f, _, _, c): &(Vec<f32>, TaskGradient, Params, Vec<f64>), z_v: Vec<Result<Vec<f32>, ModelError>>| {
+        let z_v = z_v.into_iter().collect::<Result<Vec<_>, _>>()?.concat();
+        let at_v = task.gradient(c, &z_v, validation.labels, None);
+        let epsilon = step_size(alpha, norm(&at_v.head));
+        let plus = task.gradient(&shifted(c, epsilon, &at_v.head), z_f, finetune.labels, None);
+        let minus = task.gradient(&shifted(c, -epsilon, &at_v.head), z_f, finetune.labels, None);
+        let differences = minus.features.iter().zip(&plus.features).map(|(m, p)| (m - p) / (2.0 * epsilon));
+        Ok((differences.collect::<Vec<f64>>(), at_v))
+    };
+    let backward = |i: usize, pass: Pass, difference: &Result<(Vec<f64>, TaskGradient), ModelError>| match difference {
+        Ok((dz_f, _)) => f.backward(i, pass, &dz_f[f.pieces[i].start * dim..f.pieces[i].end * dim]),
+        // The error itself is in the second step's result.
+        Err(_) => Ok(()),
+    };
+    let num = [f.pieces.len(), v.pieces.len()];
+    let ((_, step, head, _), difference, outcomes) =
+        compute.phases(num, |i| f.forward(i), step, validate, differ, backward);
+    let (_, at_v) = difference?;
+    outcomes.into_iter().collect::<Result<Vec<()>, _>>()?;
+    let (v1, w) = (f.finish(), v.finish());
     Ok(Evaluation {
         finetune_loss: step.loss,
         finetune_accuracy: step.accuracy,
         finetune_gradient: step.head,
         head,
-        validation_loss,
-        validation_accuracy,
-        v0,
+        validation_loss: at_v.loss,
+        validation_accuracy: at_v.accuracy,
+        v0: at_v.head,
         v1,
         w,
     })
@@ -238,14 +239,19 @@ pub fn task_gradient(
     batch: Labelled<'_>,
     dropout: Option<(f64, ChaCha8Rng)>,
 ) -> Result<(TaskGradient, Buffer), ModelError> {
-    let middle = |z: &[Vec<f32>]| {
+    let (passes, dim) = (Passes::new(compute, model, theta, batch.images), model.config.dim);
+    let step = |z: Vec<Vec<f32>>| {
         let factors = dropout.map(|(rate, mut rng)| model.head.dropout(batch.labels.len(), rate, &mut rng));
-        let gradient = model.head.gradient(head, &z[0], batch.labels, factors.as_ref());
-        let cotangent = gradient.features.clone();
-        (gradient, vec![cotangent])
+        model.head.gradient(head, &z.concat(), batch.labels, factors.as_ref())
     };
-    let (gradient, mut theta_gradients) = forward_backward(compute, model, theta, &[batch.images], middle)?;
-    Ok((gradient, theta_gradients.pop().unwrap_or_default()))
+    let cotangent = |gradient: &TaskGradient, _: Vec<()>| gradient.features.clone();
+    let backward = |i: usize, pass: Pass, dz: &Vec<f64>| {
+        passes.backward(i, pass, &dz[passes.pieces[i].start * dim..passes.pieces[i].end * dim])
+    };
+    let num = [passes.pieces.len(), 0];
+    let (gradient, _, outcomes) = compute.phases(num, |i| passes.forward(i), step, |_, _| (), cotangent, backward);
+    outcomes.into_iter().collect::<Result<Vec<()>, _>>()?;
+    Ok((gradient, passes.finish()))
 }
 
 /// The same as [`evaluate_clean`] by the published passes: every quantity has a pass of its own, and head dropout stays on and is

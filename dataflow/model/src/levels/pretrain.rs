@@ -68,12 +68,12 @@ pub fn gradient(
     let batch = order.batch();
     let inverse = 1.0 / (batch * order.num_masked()) as f32;
     let pieces = compute.micro_batches(batch);
-    let sum = OrderedSum::default();
+    let sum = OrderedSum::new(pieces.len());
     let losses = compute.map(pieces.len(), |i| {
         let piece = pieces[i].clone();
         let images = &images[piece.start * c.image_values()..piece.end * c.image_values()];
         let rows = piece.start * num_patches..piece.end * num_patches;
-        let mut e = DfdxCpu::recording(&compute.arena);
+        let mut e = DfdxCpu::recording(&compute.arena, piece.len(), compute.grain());
         e.bind(ParamSet::Pretrain, theta, true);
         let input = e.constant(patches(compute, model, images), rows.len(), c.patch_values());
         let pred = model.vit.reconstruct(&mut e, &input, &order.slice(piece));

@@ -82,11 +82,23 @@ impl Head {
         labels: &[i32],
         dropout: Option<&DropoutFactors>,
     ) -> TaskGradient {
-        let (dim, batch) = (self.norm.dim, labels.len());
+        self.share(params, features, labels, dropout, labels.len())
+    }
+
+    /// As [`Head::gradient`], for a part of a batch of `batch` images: its share of the whole batch's loss, accuracy and gradients.
+    pub fn share(
+        &self,
+        params: &[f64],
+        features: &[f32],
+        labels: &[i32],
+        dropout: Option<&DropoutFactors>,
+        batch: usize,
+    ) -> TaskGradient {
+        let dim = self.norm.dim;
         let gamma = &params[self.norm.gamma.range()];
         let weight = &params[self.fc.weight.range()];
         let mut head = vec![0f64; self.layout.len];
-        let mut out = vec![0f64; batch * dim];
+        let mut out = vec![0f64; labels.len() * dim];
         let (mut loss, mut num_right) = (0.0, 0usize);
         for (b, (z, &label)) in features.chunks_exact(dim).zip(labels).enumerate() {
             let (normed, rstd) = self.normalise(z);

@@ -101,7 +101,8 @@ impl MaskNet {
                 (scores, vec![Arc::new(h)])
             }
             Form::Token { first, hidden, output, .. } => {
-                let pieces = compute.micro_batches(batch);
+                // What is kept goes from stage to stage, whose micro-batches may differ.
+                let pieces = compute.grains(batch);
                 let results = compute.map(pieces.len(), |i| {
                     let rows = pieces[i].len() * self.num_patches;
                     let u = self.token_features(compute, input, &pieces[i]);
@@ -147,8 +148,8 @@ impl MaskNet {
                 want_input.then(|| wide_input_gradient(compute, params, hidden, &dh, trace.batch))
             }
             Form::Token { first, hidden, output, .. } => {
-                let pieces = compute.micro_batches(trace.batch);
-                let sum = OrderedSum::default();
+                let pieces = compute.grains(trace.batch);
+                let sum = OrderedSum::new(pieces.len());
                 let want_params = dparams.is_some();
                 let inputs = compute.map(pieces.len(), |i| {
                     let rows = pieces[i].len() * self.num_patches;

@@ -1,0 +1,90 @@
+//! `mlomae bench`: how fast, in what, and beside what.
+
+use std::path::PathBuf;
+
+use mlomae_dataflow::config::Preset;
+use mlomae_dataflow::stop::StopFlag;
+use mlomae_dataflow::workload::WorkloadSpec;
+
+use super::Session;
+use super::bar::Bar;
+use crate::benchmark::{BenchSpec, bench};
+use crate::error::{CliError, exit_code};
+use crate::signals::SignalWatcher;
+
+/// Measure an outer iteration by level and stage, and beside PyTorch if a Python with torch is given
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+An outer iteration is two level-1 steps, one of level 2 and one of level 3. Ours and the peer's take turns, so that both see
+the same machine; figures are medians over the rounds.
+
+Examples:
+  mlomae bench --preset small
+  mlomae bench --preset small --peer venv/bin/python
+  mlomae bench --preset base --batch 8 --peer venv/bin/python --rounds 5
+  mlomae bench --preset small --random --peer venv/bin/python   random masks, level 1 alone
+  mlomae bench --preset tiny --json | jq .ms_outer")]
+pub(crate) struct Args {
+    /// Shape of the networks: tiny, small or base
+    #[arg(long, default_value = "tiny", value_parser = parse_preset)]
+    preset: Preset,
+    /// Images of each level's batch [default: the preset's]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(2..=4096))]
+    batch: Option<u16>,
+    /// Compute threads [default: all cores]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=256))]
+    threads: Option<u16>,
+    /// Images that a thread takes at a time; 0 chooses by itself
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=4096))]
+    micro_batch: u16,
+    /// Random masks: level 1 alone
+    #[arg(long)]
+    random: bool,
+    /// Measured outer iterations
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    rounds: u16,
+    /// Python with torch, to run the same iteration in PyTorch in turns with ours
+    #[arg(long, value_name = "PYTHON")]
+    peer: Option<PathBuf>,
+    /// Leave out the measurement of the whole pipeline
+    #[arg(long)]
+    no_pipeline: bool,
+    /// One JSON object instead of tables
+    #[arg(long)]
+    json: bool,
+}
+
+fn parse_preset(name: &str) -> Result<Preset, String> {
+    Preset::from_name(name).ok_or_else(|| "allowed: tiny, small, base".to_owned())
+}
+
+impl Args {
+    pub(crate) fn run(self, session: &mut Session<'_>) -> Result<(), CliError> {
+        let mut workload = WorkloadSpec::new(self.preset);
+        workload.batch = self.batch.map_or(workload.batch, usize::from);
+        workload.num_threads = self.threads.map_or(workload.num_threads, usize::from);
+        workload.micro_batch = usize::from(self.micro_batch);
+        workload.baseline = self.random;
+        let spec = BenchSpec {
+            workload,
+            num_rounds: usize::from(self.rounds),
+            python: self.peer,
+            pipeline: !self.no_pipeline,
+        };
+        let stop = StopFlag::new();
+        let terminal = session.terminal.clone();
+        let _signals = SignalWatcher::start(stop.clone(), move || terminal.clear())
+            .map_err(|error| CliError::new(exit_code::IO, format!("cannot watch signals: {error}")))?;
+        let bar = Bar::new(&session.terminal, "bench");
+        let report = bench(&spec, &stop, &session.events, |done, all| bar.set("bench", done, all))?;
+        drop(bar);
+        if self.json {
+            let json = serde_json::to_string_pretty(&report)
+                .map_err(|error| CliError::new(exit_code::INTERNAL, format!("report has no JSON form: {error}")))?;
+            writeln!(session.out, "{json}")?;
+        } else {
+            write!(session.out, "{report}")?;
+        }
+        Ok(())
+    }
+}

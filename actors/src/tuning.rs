@@ -1,0 +1,257 @@
+//! `mlomae tune`: which workers, micro-batches and queues make a configuration fastest on this machine.
+//!
+//! One setting after the other is varied (coordinate descent). Machines are shared and noisy, so a value wins only if it beats the
+//! best one so far twice in turns with it, by more than [`LEAST_GAIN`]. Nothing that is varied changes a result of training.
+
+use std::time::{Duration, Instant};
+
+use mlomae_dataflow::config::{ActorsConfig, Config};
+use mlomae_dataflow::stage_name::StageName;
+use mlomae_dataflow::stop::StopFlag;
+
+use crate::error::CliError;
+use crate::logging::EventQueue;
+use crate::measurement::{Limits, Measurement, measure};
+use crate::setup::Prepared;
+
+/// A smaller gain is taken for noise.
+const LEAST_GAIN: f64 = 0.02;
+/// Queue capacities that are tried.
+const CAPACITIES: [usize; 5] = [0, 1, 2, 4, 8];
+
+/// A number of one stage that results do not depend on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Setting {
+    /// `workers`.
+    Workers,
+    /// `micro_batch`.
+    MicroBatch,
+    /// `queue_cap`.
+    QueueCap,
+}
+
+impl Setting {
+    const fn key(self) -> &'static str {
+        match self {
+            Self::Workers => "workers",
+            Self::MicroBatch => "micro_batch",
+            Self::QueueCap => "queue_cap",
+        }
+    }
+
+    fn of(self, actors: &mut ActorsConfig, stage: StageName) -> &mut usize {
+        let stage = actors.stage_mut(stage);
+        match self {
+            Self::Workers => &mut stage.workers,
+            Self::MicroBatch => &mut stage.micro_batch,
+            Self::QueueCap => &mut stage.queue_cap,
+        }
+    }
+}
+
+/// Values for one setting of one or several stages together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Knob {
+    /// The stages.
+    pub stages: Vec<StageName>,
+    /// The setting.
+    pub setting: Setting,
+    /// What is tried besides the present value.
+    pub values: Vec<usize>,
+}
+
+impl Knob {
+    fn set(&self, actors: &ActorsConfig, value: usize) -> ActorsConfig {
+        let mut changed = actors.clone();
+        for stage in &self.stages {
+            *self.setting.of(&mut changed, *stage) = value;
+        }
+        changed
+    }
+
+    /// As in `encoder, evaluator workers = 2`.
+    fn describe(&self, value: usize) -> String {
+        let stages: Vec<_> = self.stages.iter().map(|stage| stage.as_str()).collect();
+        format!("{} {} = {value}", stages.join(", "), self.setting.key())
+    }
+}
+
+/// Everything that is varied for `config` on a machine of `num_cores` cores, what matters most first.
+#[must_use]
+pub fn knobs(config: &Config, num_cores: usize) -> Vec<Knob> {
+    use StageName::{Encoder, Evaluator, Load, Log, Policy, Score};
+    let powers = |most: usize| (0..).map(|power| 1usize << power).take_while(move |&value| value <= most);
+    let workers: Vec<usize> = powers(num_cores).chain([num_cores]).collect();
+    let knob = |stages: &[StageName], setting, values: Vec<usize>| {
+        let mut values = values;
+        values.sort_unstable();
+        values.dedup();
+        Knob { stages: stages.to_vec(), setting, values }
+    };
+    let grain = config.train.grain;
+    let cuts = |batch: usize| powers(batch / grain).map(|num_grains| num_grains * grain).collect::<Vec<_>>();
+    let mut knobs = Vec::new();
+    if config.pipeline.lag == 0 {
+        // The levels take turns and share their threads.
+        knobs.push(knob(&[Encoder, Evaluator, Policy], Setting::Workers, workers.clone()));
+    } else {
+        knobs.extend([Encoder, Evaluator, Policy].map(|stage| knob(&[stage], Setting::Workers, workers.clone())));
+    }
+    let labelled = config.finetune.batch.min(config.policy.batch);
+    knobs.push(knob(&[Evaluator], Setting::MicroBatch, cuts(labelled)));
+    for stage in [Encoder, Policy] {
+        knobs.push(knob(&[stage], Setting::MicroBatch, cuts(config.pretrain.batch)));
+    }
+    knobs.push(knob(&[Load], Setting::Workers, powers(num_cores.min(8)).collect()));
+    knobs.push(knob(&[Score], Setting::Workers, powers(num_cores.min(4)).collect()));
+    knobs.push(knob(&[Score], Setting::MicroBatch, cuts(config.pretrain.batch)));
+    for stage in [Score, Encoder, Load, Evaluator, Policy, Log] {
+        knobs.push(knob(&[stage], Setting::QueueCap, CAPACITIES.to_vec()));
+    }
+    knobs
+}
+
+/// One measured choice.
+#[derive(Debug, Clone)]
+pub struct Trial {
+    /// What was changed.
+    pub what: String,
+    /// What it gave.
+    pub measurement: Measurement,
+    /// Throughput over that of the best choice before, measured in turns with it.
+    pub gain: f64,
+    /// Whether it became the best choice.
+    pub taken: bool,
+}
+
+/// What a sweep found.
+#[derive(Debug, Clone)]
+pub struct Tuning {
+    /// As configured.
+    pub start: Measurement,
+    /// What was tried, in order.
+    pub trials: Vec<Trial>,
+    /// The best choice.
+    pub actors: ActorsConfig,
+    /// The best choice and the configured one, measured in turns at the end.
+    pub end: (Measurement, Measurement),
+    /// What the time did not suffice for.
+    pub left_out: Vec<String>,
+}
+
+impl Tuning {
+    /// Throughput of the best choice over that of the configured one, from the last turns.
+    #[must_use]
+    pub fn gain(&self) -> f64 {
+        self.end.0.outer_per_second() / self.end.1.outer_per_second()
+    }
+}
+
+/// How the sweep goes on, for a display.
+#[derive(Debug, Clone)]
+pub struct SweepProgress {
+    /// What is being measured.
+    pub what: String,
+    /// Time spent.
+    pub spent: Duration,
+}
+
+/// Sweeps all knobs for about `budget`.
+///
+/// # Errors
+/// If a run cannot be made or fails, or a signal asks to stop.
+pub fn tune(
+    mut prepared: Prepared,
+    budget: Duration,
+    stop: &StopFlag,
+    events: &EventQueue,
+    mut progress: impl FnMut(&SweepProgress),
+) -> Result<Tuning, CliError> {
+    let begin = Instant::now();
+    let num_cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let knobs = knobs(&prepared.config, num_cores);
+    let configured = prepared.config.actors.clone();
+    let num_trials: usize = knobs.iter().map(|knob| knob.values.len()).sum();
+    // Every trial is measured beside the best choice; the configured and the best one once more at the end.
+    let slice = budget.as_secs_f64() / (2 * num_trials + 4) as f64;
+    let limits = Limits { num_warm_up: 2, min_outer: 3, min_seconds: (0.6 * slice).clamp(0.05, 30.0) };
+    let mut at = |actors: &ActorsConfig, what: &str| {
+        progress(&SweepProgress { what: what.to_owned(), spent: begin.elapsed() });
+        prepared.config.actors = actors.clone();
+        measure(&prepared, limits, stop, events)
+    };
+    let start = at(&configured, "as configured")?;
+    // What one run takes, with its begin and its end.
+    let one_run = begin.elapsed();
+    let (mut best, mut trials, mut left_out) = (configured.clone(), Vec::new(), Vec::new());
+    for knob in knobs {
+        let present = *knob.setting.of(&mut best.clone(), knob.stages[0]);
+        for &value in knob.values.iter().filter(|value| **value != present) {
+            let what = knob.describe(value);
+            if begin.elapsed() + 5 * one_run > budget {
+                left_out.push(what);
+                continue;
+            }
+            let changed = knob.set(&best, value);
+            let (reference, measurement) = (at(&best, "the best so far")?, at(&changed, &what)?);
+            let mut gain = measurement.outer_per_second() / reference.outer_per_second();
+            if gain > 1.0 + LEAST_GAIN {
+                // Once more, the other way round.
+                let (again, reference) = (at(&changed, &what)?, at(&best, "the best so far")?);
+                gain = gain.min(again.outer_per_second() / reference.outer_per_second());
+            }
+            let taken = gain > 1.0 + LEAST_GAIN;
+            if taken {
+                best = changed;
+            }
+            trials.push(Trial { what, measurement, gain, taken });
+        }
+    }
+    let end = (at(&best, "the best")?, at(&configured, "as configured")?);
+    Ok(Tuning { start, trials, actors: best, end, left_out })
+}
+
+/// The choice as an overlay for `train --config-overlay`: TOML tables of the stages under `header`, comment lines.
+#[must_use]
+pub fn overlay(actors: &ActorsConfig, header: &[String]) -> String {
+    let mut text: String = header.iter().map(|line| format!("# {line}\n")).collect();
+    for name in StageName::ALL {
+        let stage = actors.stage(name);
+        text += &format!("\n[actors.{name}]\nworkers = {}\nqueue_cap = {}\n", stage.workers, stage.queue_cap);
+        if stage.micro_batch > 0 {
+            text += &format!("micro_batch = {}\n", stage.micro_batch);
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mlomae_dataflow::config::ConfigInputs;
+
+    #[test]
+    fn every_choice_is_a_valid_configuration() {
+        for lag in 0..2 {
+            let inputs = ConfigInputs::quickstart().set(&format!("pipeline.lag={lag}"));
+            let config = Config::resolve(&inputs).unwrap();
+            let knobs = knobs(&config, 6);
+            for stage in StageName::ALL {
+                for setting in [Setting::Workers, Setting::QueueCap] {
+                    let varied = knobs.iter().any(|knob| knob.setting == setting && knob.stages.contains(&stage));
+                    assert_eq!(varied, (setting, stage) != (Setting::Workers, StageName::Log), "{stage} {setting:?}");
+                }
+            }
+            for knob in &knobs {
+                for &value in &knob.values {
+                    let actors = knob.set(&config.actors, value);
+                    let text = overlay(&actors, &["a test".to_owned()]);
+                    let tuned = Config::resolve(&inputs.clone().layer("overlay", &text)).unwrap();
+                    assert_eq!(tuned.actors, actors, "{}", knob.describe(value));
+                    let plain = Config { actors: config.actors.clone(), ..tuned };
+                    assert_eq!(plain, config, "nothing but actors changes");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! Guards on the work of an outer iteration, by counters that do not depend on time or machine.
+
+use std::alloc::System;
+use std::sync::Mutex;
+
+use mlomae_dataflow::config::Preset;
+use mlomae_dataflow::workload::{Workload, WorkloadSpec};
+use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
+
+#[global_allocator]
+static ALLOC: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+/// The counters are the process's, so one test counts at a time.
+static COUNTING: Mutex<()> = Mutex::new(());
+
+fn warm(spec: WorkloadSpec) -> Workload {
+    let mut workload = Workload::new(spec).unwrap();
+    for _ in 0..3 {
+        workload.step().unwrap();
+    }
+    workload
+}
+
+fn spec(preset: Preset, batch: usize, num_threads: usize) -> WorkloadSpec {
+    WorkloadSpec { batch, num_threads, micro_batch: 8, ..WorkloadSpec::new(preset) }
+}
+
+/// Products of an outer iteration. A change that adds a pass changes them; it must be a decision.
+#[test]
+fn the_arithmetic_of_an_iteration_is_known() {
+    let _one = COUNTING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    for (preset, baseline, per_image) in
+        [(Preset::Tiny, false, TINY), (Preset::Tiny, true, TINY_BASELINE), (Preset::Small, false, SMALL)]
+    {
+        let batch = 16;
+        let mut workload = Workload::new(WorkloadSpec { baseline, ..spec(preset, batch, 1) }).unwrap();
+        let flop = workload.step().unwrap().gflop * 1e9;
+        assert_eq!(flop, per_image * batch as f64, "{preset:?}, baseline {baseline}");
+        assert_eq!(workload.step().unwrap().gflop * 1e9, flop);
+    }
+}
+
+/// Tensors take no memory from the system after warm-up; what else is allocated is bookkeeping: tapes, orders, small vectors.
+#[test]
+fn nothing_is_allocated_for_tensors_after_warm_up() {
+    let _one = COUNTING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    for (preset, batch) in [(Preset::Tiny, 64), (Preset::Small, 16)] {
+        let mut workload = warm(spec(preset, batch, 1));
+        let taken = workload.allocated_bytes();
+        let region = Region::new(ALLOC);
+        workload.step().unwrap();
+        let change = region.change();
+        assert_eq!(workload.allocated_bytes() - taken, 0, "{preset:?}");
+        println!("{preset:?}: {} allocations of {} bytes in a step", change.allocations, change.bytes_allocated);
+        assert!(change.bytes_allocated < BOOKKEEPING_BYTES, "{preset:?}: {change:?}");
+        assert_eq!(change.bytes_allocated as isize - change.bytes_deallocated as isize, 0, "{preset:?}: {change:?}");
+    }
+}
+
+/// On several threads the passes may coincide in new ways, but never need more than all of them at once.
+#[test]
+fn threads_soon_have_all_the_memory_they_need() {
+    let _one = COUNTING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let one = warm(spec(Preset::Tiny, 64, 1)).allocated_bytes();
+    let mut workload = warm(spec(Preset::Tiny, 64, 3));
+    for _ in 0..5 {
+        workload.step().unwrap();
+    }
+    assert!(workload.allocated_bytes() < 3 * one, "{} on three threads, {one} on one", workload.allocated_bytes());
+}
+
+const TINY: f64 = 0.0;
+const TINY_BASELINE: f64 = 0.0;
+const SMALL: f64 = 0.0;
+/// Bytes of all small allocations in a step.
+const BOOKKEEPING_BYTES: usize = 1 << 20;
