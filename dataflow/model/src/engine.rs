@@ -86,6 +86,18 @@ pub trait Engine {
     /// `residual + x·Wᵀ + b`.
     fn linear_add(&mut self, x: &Self::Tensor, w: &LinearWeights, residual: &Self::Tensor) -> Self::Tensor;
 
+    /// `residual + fc2(gelu(fc1(x)))`: the MLP of a block. An engine may keep less than for its parts.
+    fn mlp(
+        &mut self,
+        x: &Self::Tensor,
+        fc1: &LinearWeights,
+        fc2: &LinearWeights,
+        residual: &Self::Tensor,
+    ) -> Self::Tensor {
+        let hidden = self.linear_gelu(x, fc1);
+        self.linear_add(&hidden, fc2, residual)
+    }
+
     /// Layer norm over the columns, eps 1e-6.
     fn layer_norm(&mut self, x: &Self::Tensor, w: &NormWeights) -> Self::Tensor;
 

@@ -202,6 +202,23 @@ fn linear_layers_with_what_is_fused_behind_them() {
 }
 
 #[test]
+fn mlp_of_a_block() {
+    let mut layout = Layout::new(ParamSet::Pretrain);
+    let (fc1, fc2) = (layout.linear("fc1", &[9, 5]), layout.linear("fc2", &[5, 9]));
+    check(&Case {
+        name: "mlp",
+        layout,
+        inputs: vec![(6, 5), (6, 5)],
+        fused: &|e, x| e.mlp(&x[0], &fc1, &fc2, &x[1]),
+        stock: &|_, mut x, p| {
+            let residual = x.pop().unwrap();
+            let hidden = stock_gelu(stock_linear(x.remove(0), &p[0], &p[1]));
+            stock_linear(hidden, &p[2], &p[3]) + residual
+        },
+    });
+}
+
+#[test]
 fn layer_norm() {
     let mut layout = Layout::new(ParamSet::Pretrain);
     let w: NormWeights = layout.norm("norm", 11);

@@ -18,14 +18,14 @@ pub struct StageConfig {
     #[schemars(range(min = 0, max = 8))]
     pub queue_cap: usize,
     /// `score`, `encoder`, `evaluator` and `policy`: images that a compute thread takes at a time,
-    /// rounded down to `train.grain` times a power of two. 0: at most 16, fewer where threads would
+    /// rounded down to `train.grain` times a power of two. 0: at most 8, fewer where threads would
     /// be left without work. The other stages have none.
     #[schemars(range(min = 0, max = 4096))]
     pub micro_batch: usize,
 }
 
 /// Images of an automatic micro-batch: enough to use packed weights well, few enough to stay in the caches.
-const AUTOMATIC_MICRO_BATCH: usize = 16;
+const AUTOMATIC_MICRO_BATCH: usize = 8;
 
 impl StageConfig {
     const fn new(workers: usize, queue_cap: usize) -> Self {

@@ -160,6 +160,16 @@ impl Engine for DfdxCpu {
         self.linear_then_add(x, w, residual)
     }
 
+    fn mlp(
+        &mut self,
+        x: &CpuTensor,
+        fc1: &LinearWeights,
+        fc2: &LinearWeights,
+        residual: &CpuTensor,
+    ) -> CpuTensor {
+        self.fused_mlp(x, fc1, fc2, residual)
+    }
+
     fn layer_norm(&mut self, x: &CpuTensor, w: &NormWeights) -> CpuTensor {
         let params = self.set(w.gamma.set).clone();
         let mut y = self.arena.take(x.values.len());

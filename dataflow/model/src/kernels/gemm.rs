@@ -1,7 +1,7 @@
 //! The blocked product behind [`super::matmul`].
 //!
-//! B is packed into panels of one tile's width. A block of such a panel stays in the first-level cache while the rows of A, which are
-//! read where they are and stay in the second level, pass by it. Every element of C is a chain of fused additions in the order of k, by blocks that depend on k alone: its bits
+//! B is packed into panels of one tile's width. A block of such a panel stays in the first-level cache while the rows of A, which stay in
+//! the second level, pass by it; they are read where they are, or packed into panels of a tile's height if they lie across. Every element of C is a chain of fused additions in the order of k, by blocks that depend on k alone: its bits
 //! depend neither on m and n nor on its place.
 
 use super::math;
@@ -18,6 +18,13 @@ pub(super) struct Operand {
     pub col: usize,
 }
 
+impl Operand {
+    /// Whether the elements of a row are apart and those of a column adjoin.
+    fn lies_across(&self) -> bool {
+        self.row == 1 && self.col != 1
+    }
+}
+
 /// What happens to an element of C after its last addition.
 pub(super) enum Finish {
     /// Nothing.
@@ -26,6 +33,8 @@ pub(super) enum Finish {
     Bias { bias: *const f32, act: Act },
     /// + bias + residual, laid out as C.
     Residual { bias: *const f32, residual: *const f32 },
+    /// · factors, laid out as C.
+    Times { factors: *const f32 },
 }
 
 /// What follows a bias.
@@ -83,7 +92,10 @@ pub(super) unsafe fn gemm(p: &Product) {
     let nc = split(p.n, MAX_PACKED / depth, LARGEST_NR);
     let mc = split(p.m, MAX_MC, LARGEST_MR);
     let sizes = Sizes { mc, nc, kc, depth };
-    with_scratch(depth * nc, |scratch| dispatch!(blocks(p: &Product, sizes: Sizes, scratch: &mut [f32])));
+    let packed_a = if p.a.lies_across() { mc * kc + LARGEST_NR } else { 0 };
+    with_scratch(depth * nc + packed_a, |scratch| {
+        dispatch!(blocks(p: &Product, sizes: Sizes, scratch: &mut [f32]));
+    });
 }
 
 /// The size of equal parts of `len`, each a multiple of `unit` and (if that allows) at most `max`.
@@ -112,6 +124,8 @@ fn blocks<S: Simd>(s: S, p: &Product, sizes: Sizes, scratch: &mut [f32]) {
 unsafe fn tiled<S: Simd, const MR: usize, const NV: usize>(s: S, p: &Product, sizes: Sizes, scratch: &mut [f32]) {
     let nr = NV * S::LANES;
     assert!(scratch.len() >= sizes.depth * sizes.nc && MR <= LARGEST_MR && LARGEST_NR.is_multiple_of(nr));
+    let across = p.a.lies_across();
+    assert!(!across || scratch.len() >= sizes.depth * sizes.nc + sizes.mc * sizes.kc + LARGEST_NR);
     let panels = scratch.as_mut_ptr();
     let mut deep = 0;
     loop {
@@ -131,8 +145,17 @@ unsafe fn tiled<S: Simd, const MR: usize, const NV: usize>(s: S, p: &Product, si
                 // Once at least, as an empty sum is written too.
                 loop {
                     let block = Block { k: deep + pc, kc: sizes.kc.min(depth - pc) };
-                    // SAFETY: rows and columns are inside C, and the panels were packed above.
-                    unsafe { tiles::<S, MR, NV>(s, p, block, rows.clone(), jc..jc + nc, panels.add(pc * sizes.nc)) };
+                    // SAFETY: rows and columns are inside C; the panels of B were packed above, those of A have mc · kc values and a
+                    // panel's width behind them.
+                    unsafe {
+                        let packed_a = across.then(|| panels.add(sizes.depth * sizes.nc));
+                        if let Some(packed_a) = packed_a {
+                            let a = p.a.ptr.add(ic + block.k * p.a.col);
+                            pack_a::<S, MR>(s, a, p.a.col, rows.len(), block.kc, packed_a);
+                        }
+                        let (b, cols) = (panels.add(pc * sizes.nc), jc..jc + nc);
+                        tiles::<S, MR, NV>(s, p, block, rows.clone(), cols, packed_a.map(|a| a.cast_const()), b);
+                    }
                     pc += block.kc;
                     if pc >= depth {
                         break;
@@ -157,7 +180,7 @@ struct Block {
 /// Adds one block of the sums to the given rows and columns of C, panel by panel.
 ///
 /// # Safety
-/// As [`gemm`], for rows and columns inside C; `panels` must hold that block of op(B), packed.
+/// As [`gemm`], for rows and columns inside C; `panels` must hold that block of op(B), packed, and `packed_a` that of op(A).
 #[inline(always)]
 unsafe fn tiles<S: Simd, const MR: usize, const NV: usize>(
     s: S,
@@ -165,29 +188,35 @@ unsafe fn tiles<S: Simd, const MR: usize, const NV: usize>(
     block: Block,
     rows: Range<usize>,
     cols: Range<usize>,
+    packed_a: Option<*const f32>,
     panels: *const f32,
 ) {
     let nr = NV * S::LANES;
     let add = p.accumulate || block.k > 0;
     let last = block.k + block.kc == p.k;
-    let has_act = matches!(p.finish, Finish::Bias { act: Act::Gelu | Act::GeluInto(_), .. });
+    let is_long = matches!(p.finish, Finish::Bias { act: Act::Gelu | Act::GeluInto(_), .. } | Finish::Times { .. });
     let mut edge = [0.0f32; LARGEST_MR * LARGEST_NR];
     let edge = edge.as_mut_ptr();
     for j in cols.clone().step_by(nr) {
         for i in rows.clone().step_by(MR) {
             let place = Place { at: i * p.ldc + j, col: j, rows: MR.min(rows.end - i), cols: nr.min(cols.end - j) };
-            if add || matches!(p.finish, Finish::Residual { .. }) {
+            if add || matches!(p.finish, Finish::Residual { .. } | Finish::Times { .. }) {
                 prefetch(s, p, place, MR, nr);
             }
             // SAFETY: rows i.. and columns j.. of the operands exist as those of C do; only whole tiles inside C are stored without
             // regard to its edges.
             unsafe {
                 let b = panels.add((j - cols.start) * block.kc);
-                let a = p.a.ptr.add(i * p.a.row + block.k * p.a.col);
-                let a = Strided { ptr: a, row: p.a.row, step: p.a.col };
+                let a = match packed_a {
+                    Some(packed) => Strided { ptr: packed.add((i - rows.start) * block.kc), row: 1, step: MR },
+                    None => {
+                        let ptr = p.a.ptr.add(i * p.a.row + block.k * p.a.col);
+                        Strided { ptr, row: p.a.row, step: p.a.col }
+                    }
+                };
                 let acc = tile::<S, MR, NV>(s, block.kc, a, place.rows - 1, b, nr);
                 let c = p.c.add(place.at);
-                if place.rows < MR || place.cols < nr || (last && has_act) {
+                if place.rows < MR || place.cols < nr || (last && is_long) {
                     store::<S, MR, NV, false>(s, acc, None, None, edge, nr);
                     store_any(s, edge, nr, add, last, p, place);
                     continue;
@@ -248,6 +277,32 @@ unsafe fn pack_b<S: Simd, const NV: usize>(s: S, b: *const f32, steps: Operand, 
     }
 }
 
+/// Packs a block of rows × kc of op(A), whose columns adjoin, as panels [kc][MR]; behind the last row comes what was there.
+///
+/// # Safety
+/// The block must be accessible, and ⌈rows⌉ to whole panels times kc values of `to` and a vector behind them.
+#[inline(always)]
+unsafe fn pack_a<S: Simd, const MR: usize>(s: S, a: *const f32, step: usize, rows: usize, kc: usize, to: *mut f32) {
+    for i in (0..rows).step_by(MR) {
+        let height = MR.min(rows - i);
+        for k in 0..kc {
+            // SAFETY: only rows of the block are read. What a vector writes behind its panel's column is overwritten by the next.
+            unsafe {
+                let (from, to) = (a.add(k * step + i), to.add(i * kc + k * MR));
+                let mut done = 0;
+                while done < height {
+                    if i + done + S::LANES <= rows {
+                        s.store(to.add(done), s.load(from.add(done)));
+                    } else {
+                        s.store(to.add(done), s.load_n(from.add(done), (rows - i - done).min(S::LANES)));
+                    }
+                    done += S::LANES;
+                }
+            }
+        }
+    }
+}
+
 /// Where a tile lies: at element `at` of C, its first column being `col`, rows × cols of it inside C.
 #[derive(Clone, Copy)]
 struct Place {
@@ -302,13 +357,43 @@ unsafe fn store<S: Simd, const MR: usize, const NV: usize, const ADD: bool>(
 /// `tile` must hold rows of `nr` values, and the place must lie in C.
 #[inline(always)]
 unsafe fn store_any<S: Simd>(s: S, tile: *const f32, nr: usize, add: bool, last: bool, p: &Product, place: Place) {
-    let (bias, residual, act) = match p.finish {
-        Finish::Bias { bias, act } if last => (Some(bias), None, act),
-        Finish::Residual { bias, residual } if last => (Some(bias), Some(residual), Act::None),
-        _ => (None, None, Act::None),
-    };
     for j in (0..place.cols).step_by(S::LANES) {
-        let w = S::LANES.min(place.cols - j);
+        let w = place.cols - j;
+        // SAFETY: the contract is handed on for some columns of the place. The whole vector's width is a constant in its copy.
+        unsafe {
+            if w >= S::LANES {
+                store_column(s, tile, nr, add, last, p, place, j, S::LANES);
+            } else {
+                store_column(s, tile, nr, add, last, p, place, j, w);
+            }
+        }
+    }
+}
+
+/// Columns j..j + w of [`store_any`].
+///
+/// # Safety
+/// As there, for w of at most a vector and columns inside the place.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+unsafe fn store_column<S: Simd>(
+    s: S,
+    tile: *const f32,
+    nr: usize,
+    add: bool,
+    last: bool,
+    p: &Product,
+    place: Place,
+    j: usize,
+    w: usize,
+) {
+    let (bias, residual, factors, act) = match p.finish {
+        Finish::Bias { bias, act } if last => (Some(bias), None, None, act),
+        Finish::Residual { bias, residual } if last => (Some(bias), Some(residual), None, Act::None),
+        Finish::Times { factors } if last => (None, None, Some(factors), Act::None),
+        _ => (None, None, None, Act::None),
+    };
+    {
         // SAFETY: the bias has a value for each column, and i and j are inside the place.
         unsafe {
             let biases = bias.map_or(s.splat(0.0), |bias| s.load_n(bias.add(place.col + j), w));
@@ -325,6 +410,9 @@ unsafe fn store_any<S: Simd>(s: S, tile: *const f32, nr: usize, add: bool, last:
                 if let Some(residual) = residual {
                     v = s.add(v, s.load_n(residual.add(here), w));
                 }
+                if let Some(factors) = factors {
+                    v = s.mul(v, s.load_n(factors.add(here), w));
+                }
                 match act {
                     Act::None => s.store_n(c, w, v),
                     Act::Gelu => s.store_n(c, w, math::gelu(s, v)),
@@ -338,14 +426,14 @@ unsafe fn store_any<S: Simd>(s: S, tile: *const f32, nr: usize, add: bool, last:
     }
 }
 
-/// Asks for a tile of C, and of the residual, while the tile's sums are computed.
+/// Asks for a tile of C, and of the matrix that is put to it, while the tile's sums are computed.
 #[inline(always)]
 fn prefetch<S: Simd>(s: S, p: &Product, place: Place, mr: usize, nr: usize) {
     for i in 0..mr {
         for j in (0..nr).step_by(S::LANES) {
             s.prefetch(p.c.wrapping_add(place.at + i * p.ldc + j));
-            if let Finish::Residual { residual, .. } = p.finish {
-                s.prefetch(residual.wrapping_add(place.at + i * p.ldc + j));
+            if let Finish::Residual { residual: other, .. } | Finish::Times { factors: other } = p.finish {
+                s.prefetch(other.wrapping_add(place.at + i * p.ldc + j));
             }
         }
     }

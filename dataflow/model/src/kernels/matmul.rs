@@ -74,6 +74,8 @@ pub enum Epilogue<'a> {
         /// [m, n].
         residual: &'a [f32],
     },
+    /// c *= factors, by element \[m, n].
+    Times(&'a [f32]),
 }
 
 /// c = op(a)·op(b) as [`matmul`], then `epilogue`, without another sweep over c.
@@ -107,6 +109,10 @@ pub fn matmul_with(
             check(bias);
             check_stored(residual.len(), ldc, m, n, "residual");
             Finish::Residual { bias: bias.as_ptr(), residual: residual.as_ptr() }
+        }
+        Epilogue::Times(factors) => {
+            check_stored(factors.len(), ldc, m, n, "factors");
+            Finish::Times { factors: factors.as_ptr() }
         }
     };
     run(c, ldc, a, b, m, n, k, false, finish);
@@ -203,6 +209,9 @@ mod tests {
                 assert_eq!(fused(Epilogue::Bias(&bias)), biased, "{isa:?}");
                 add_bias_residual(&mut summed, &bias, &residual);
                 assert_eq!(fused(Epilogue::BiasResidual { bias: &bias, residual: &residual }), summed, "{isa:?}");
+                let mut scaled = plain.clone();
+                scaled.iter_mut().zip(&residual).for_each(|(v, f)| *v *= f);
+                assert_eq!(fused(Epilogue::Times(&residual)), scaled, "{isa:?}");
                 let (mut out, mut kept) = (vec![0.0; m * n], vec![f32::NAN; m * n]);
                 bias_gelu(&mut plain, &mut out, &bias);
                 assert_eq!(fused(Epilogue::BiasGelu(&bias)), out, "{isa:?}");

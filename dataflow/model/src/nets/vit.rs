@@ -50,8 +50,7 @@ impl Block {
         let residual = if only_cls { e.first_rows(x, tokens) } else { x.clone() };
         let x = e.linear_add(&attended, &self.proj, &residual);
         let normed = e.layer_norm(&x, &self.norm2);
-        let hidden = e.linear_gelu(&normed, &self.fc1);
-        e.linear_add(&hidden, &self.fc2, &x)
+        e.mlp(&normed, &self.fc1, &self.fc2, &x)
     }
 }
 
