@@ -200,9 +200,7 @@ unsafe fn tiles<S: Simd, const MR: usize, const NV: usize>(
     for j in cols.clone().step_by(nr) {
         for i in rows.clone().step_by(MR) {
             let place = Place { at: i * p.ldc + j, col: j, rows: MR.min(rows.end - i), cols: nr.min(cols.end - j) };
-            if add || matches!(p.finish, Finish::Residual { .. } | Finish::Times { .. }) {
-                prefetch(s, p, place, MR, nr);
-            }
+            prefetch(s, p, place, MR, nr);
             // SAFETY: rows i.. and columns j.. of the operands exist as those of C do; only whole tiles inside C are stored without
             // regard to its edges.
             unsafe {
