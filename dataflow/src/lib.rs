@@ -10,6 +10,7 @@ pub mod counters;
 pub mod data;
 pub mod evaluation;
 pub mod exit;
+pub mod fault;
 pub mod method;
 pub mod pipeline;
 #[cfg(test)]

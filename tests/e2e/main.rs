@@ -1,8 +1,11 @@
 //! End-to-end tests: the program as a user runs it, from the command line to the files that it leaves.
 
 mod data;
+mod faults;
 mod golden;
+mod kills;
 mod logs;
+mod luck;
 mod pictures;
 mod place;
 mod readers;

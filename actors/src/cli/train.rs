@@ -77,6 +77,7 @@ impl Args {
             events: session.events.clone(),
             stop: stop.clone(),
             latest: latest.clone(),
+            faults: session.faults.clone(),
         };
         let result =
             run.sink(&prepared, state.outer, latest.clone()).and_then(|sink| train(&prepared, state, sink, options));
