@@ -126,7 +126,9 @@ fn kill_and_resume(place: &Place, run: &str, luck: &mut Luck, num_kills: u32, ti
             _ => Moment::InRotation(brief),
         };
         let hit = wait(&mut running, &place.path(run), moment);
-        running.signal("KILL");
+        if hit {
+            running.signal("KILL");
+        }
         let ended = running.end();
         if !hit || ended.code.is_some() {
             // Too late: once more from the beginning, which is no kill.

@@ -1,6 +1,7 @@
 //! End-to-end tests: the program as a user runs it, from the command line to the files that it leaves.
 
 mod data;
+mod disk;
 mod faults;
 mod golden;
 mod kills;

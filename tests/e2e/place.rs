@@ -132,7 +132,7 @@ impl Place {
 
     /// The rows of a table by `logs export` to CSV, without its head.
     pub fn rows(&self, run: &str, table: &str) -> Vec<String> {
-        let out = format!("{run}-{table}.csv");
+        let out = format!("{}-{table}.csv", run.replace('/', "-"));
         self.succeed(&["logs", "export", run, "--table", table, "--format", "csv", "--out", &out]);
         let text = String::from_utf8(read(&self.path(&out))).expect("UTF-8");
         text.lines().skip(1).map(str::to_owned).collect()
