@@ -13,7 +13,13 @@ impl Luck {
         Self(seed)
     }
 
-    fn next(&mut self) -> u64 {
+    /// From a number, without a word.
+    pub fn of(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// Any number.
+    pub fn any(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -23,7 +29,7 @@ impl Luck {
 
     /// A number in 0..bound.
     pub fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
+        self.any() % bound
     }
 
     /// A part of `time`.

@@ -1,0 +1,4 @@
+#![no_main]
+//! `cargo fuzz run idx_images`.
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| _ = mlomae_fuzz::run("idx_images", bytes));
