@@ -8,6 +8,8 @@ pub mod batch;
 pub mod config;
 pub mod counters;
 pub mod data;
+#[cfg(test)]
+mod deadlock_tests;
 pub mod evaluation;
 pub mod exit;
 pub mod fault;

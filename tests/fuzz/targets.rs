@@ -76,8 +76,10 @@ fn write(path: &Path, bytes: &[u8]) {
 }
 
 /// Opens a dataset and reads samples and labels from both its ends.
-fn read_dataset(path: &Path, format: Format) -> bool {
-    let spec = DatasetSpec { limits: LIMITS, ..DatasetSpec::new(format, Some(path.to_owned()), Split::Train) };
+fn read_dataset(path: &Path, format: Format, label_column: Option<&str>) -> bool {
+    let label_column = label_column.map(str::to_owned);
+    let spec = DatasetSpec::new(format, Some(path.to_owned()), Split::Train);
+    let spec = DatasetSpec { limits: LIMITS, label_column, ..spec };
     let Ok(dataset) = open(&spec) else { return false };
     let mut is_whole = true;
     let last = dataset.len().saturating_sub(NUM_SAMPLES / 2).max(NUM_SAMPLES / 2);
@@ -101,11 +103,14 @@ fn read_dataset(path: &Path, format: Format) -> bool {
 fn damage(target: &'static str, of: &str, file: &str, format: Format, bytes: &[u8]) -> bool {
     let folder = folder(target, |folder| copy(&fixture(of), folder));
     write(&folder.join(file), bytes);
-    read_dataset(&folder, format)
+    read_dataset(&folder, format, None)
 }
 
 fn hf_parquet(bytes: &[u8]) -> bool {
-    damage("hf_parquet", "hf-plain", "train.parquet", Format::HfParquet, bytes)
+    let is_whole = damage("hf_parquet", "hf-plain", "train.parquet", Format::HfParquet, bytes);
+    let folder = folder("hf_parquet", |_| {});
+    // One of the seeds has two label columns.
+    is_whole || read_dataset(&folder, Format::HfParquet, Some("fine_label"))
 }
 
 fn cifar10_bin(bytes: &[u8]) -> bool {
@@ -159,7 +164,7 @@ fn image_folder(bytes: &[u8]) -> bool {
         }
     });
     write(&folder.join("train/two/1.jpg"), bytes);
-    read_dataset(&folder, Format::ImageFolder)
+    read_dataset(&folder, Format::ImageFolder, None)
 }
 
 /// Reads a checkpoint with the bytes in the place of one of its files.
