@@ -6,6 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use mlomae_dataflow::counters::{CountersSnapshot, StageCounters};
+use mlomae_dataflow::fault::FaultPlan;
 use mlomae_dataflow::run_sink::Latest;
 use mlomae_dataflow::stage_name::StageName;
 use mlomae_dataflow::state::TrainState;
@@ -143,6 +144,7 @@ pub fn measure(
         events: events.clone(),
         stop: own_stop.clone(),
         latest,
+        faults: FaultPlan::default(),
         observer: Some(Box::new(move |probes| {
             let counters = probes.iter().map(|probe| (probe.worker.stage, probe.counters.clone()));
             // A receiver that is gone has no more questions.

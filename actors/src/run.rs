@@ -7,7 +7,7 @@ use mlomae_dataflow::run_sink::{Latest, RunSink};
 use mlomae_dataflow::state::TrainState;
 use mlomae_storage::checkpoint;
 use mlomae_storage::logs::{Clock, EvalRow, Level, LogContext, LogPolicy, LogWriter};
-use mlomae_storage::run_dir::{RunDir, RunRecord, RunStatus, new_run_id};
+use mlomae_storage::run_dir::{RunDir, RunLock, RunRecord, RunStatus, new_run_id};
 
 use crate::error::{CliError, exit_code};
 use crate::eval::{Judgement, Task};
@@ -241,8 +241,8 @@ fn move_aside(path: &Path) -> Result<(), CliError> {
     if !path.exists() {
         return Ok(());
     }
-    // Held by another process, it is not ours to move.
-    drop(RunDir::open_locked(path)?);
+    // Held by another process, it is not ours to move. It may have been killed before it had a record.
+    drop(RunLock::acquire(path)?);
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let aside = (1..)
         .map(|number: u32| path.with_file_name(format!("{name}.before-{number}")))

@@ -138,9 +138,9 @@ impl Supervisor {
         let Some(address) = &worker.address else { return };
         let run = Run { restarts_left: worker.restarts_left };
         let exit = address.send(run).into_actor(self).map(move |answer, supervisor, ctx| {
-            let exit = answer.unwrap_or_else(|error| Exit::Panicked {
-                message: format!("the worker's thread is gone: {error}"),
-                lost_sample_ids: Vec::new(),
+            let exit = answer.unwrap_or_else(|error| {
+                tracing::error!(kind = "stage_failed", "the thread of worker {index} is gone: {error}");
+                Exit::Panicked { message: format!("the worker's thread is gone: {error}"), lost_sample_ids: Vec::new() }
             });
             supervisor.acknowledge(index, exit, ctx);
         });
@@ -169,7 +169,8 @@ impl Supervisor {
         // Dropping the last address ends the worker's thread.
         worker.address = None;
         if fatal {
-            self.emit(PipelineEvent::Fatal { worker: id, exit: exit.clone() });
+            // The worker has logged it.
+            self.events.push(PipelineEvent::Fatal { worker: id, exit: exit.clone() });
             self.stop.stop_now(StopReason::Error);
         }
         self.exits.push(WorkerExit { worker: id, exit });

@@ -203,7 +203,7 @@ fn log(finding: &Finding) {
             kind = "stage_hangs",
             stage = %worker.stage,
             instance = worker.instance,
-            "{worker} has been busy on one item for {:.0} s",
+            "{worker} has been busy on one item for {:.1} s",
             busy.as_secs_f64()
         ),
         Finding::Stuck { waiting } => {
@@ -249,7 +249,7 @@ impl Drop for TelemetryThread {
     }
 }
 
-/// Takes a last sample, lets the sink go and ends the actor.
+/// Takes a last sample for the sink and lets it go. The watchdog goes on, over the log stage's last words too.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub(crate) struct Close;
@@ -279,10 +279,9 @@ impl Actor for TelemetryActor {
 impl Handler<Close> for TelemetryActor {
     type Result = ();
 
-    fn handle(&mut self, _: Close, ctx: &mut Self::Context) {
+    fn handle(&mut self, _: Close, _: &mut Self::Context) {
         self.telemetry.sample();
         self.telemetry.sink = Box::new(|_| {});
-        ctx.stop();
     }
 }
 

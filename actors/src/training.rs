@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicI32;
 use std::time::Duration;
 
 use mlomae_dataflow::exit::Exit;
+use mlomae_dataflow::fault::FaultPlan;
 use mlomae_dataflow::pipeline;
 use mlomae_dataflow::run_sink::{Latest, RunSink};
 use mlomae_dataflow::serial::SerialRun;
@@ -38,6 +39,8 @@ pub struct TrainingOptions {
     pub latest: Latest,
     /// Gets the workers' probes before they start.
     pub observer: Option<Observer>,
+    /// Faults put into the stages on purpose; a serial run takes none.
+    pub faults: FaultPlan,
 }
 
 /// Looks at the workers' counters from outside.
@@ -111,7 +114,7 @@ pub fn train(
         drop((telemetry, display));
         (serial_outcome(exit, &stop), newest)
     } else {
-        let pipeline = pipeline::build(setup, sink, &stop).map_err(internal)?;
+        let pipeline = pipeline::build_with_faults(setup, sink, &stop, &options.faults).map_err(internal)?;
         // The log stage ends when all senders are gone; the telemetry's samples reach it by the sink.
         drop(pipeline.log);
         let lag = Arc::new(AtomicI32::new(i32::try_from(config.pipeline.lag).unwrap_or(i32::MAX)));

@@ -13,6 +13,8 @@ use mlomae_dataflow::counters::StageCounters;
 use mlomae_dataflow::exit::{Exit, catch_panic};
 use mlomae_dataflow::stage_name::StageName;
 
+use crate::outcome::PipelineEvent;
+
 /// Which worker of which stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct WorkerId {
@@ -123,8 +125,12 @@ impl Worker {
             };
         };
         let exit = catch_panic(|| (task.body)());
-        if exit.takes_pipeline_down(task.id.stage, restarts_left) || exit.is_clean() {
-            let id = task.id;
+        let (id, is_fatal) = (task.id, exit.takes_pipeline_down(task.id.stage, restarts_left));
+        if is_fatal {
+            // Before the ports close: the log stage ends when all have, and this belongs into the logs.
+            PipelineEvent::Fatal { worker: id, exit: exit.clone() }.log();
+        }
+        if is_fatal || exit.is_clean() {
             let task = self.task.take();
             if catch_unwind(AssertUnwindSafe(|| drop(task))).is_err() {
                 tracing::warn!(kind = "panic_in_drop", stage = %id.stage, "{id} panicked while it was dropped");

@@ -8,8 +8,11 @@ pub mod batch;
 pub mod config;
 pub mod counters;
 pub mod data;
+#[cfg(test)]
+mod deadlock_tests;
 pub mod evaluation;
 pub mod exit;
+pub mod fault;
 pub mod memory;
 pub mod method;
 pub mod pipeline;

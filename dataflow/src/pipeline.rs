@@ -9,6 +9,7 @@ use crate::batch::{ImageBatch, LabelledPair, ScoredBatch, Snapshot, batch_bytes}
 use crate::config::ActorsConfig;
 use crate::counters::StageCounters;
 use crate::exit::Exit;
+use crate::fault::FaultPlan;
 use crate::method::Method;
 use crate::ports::{EdgeGauge, FanInSender, OrderedEdge, WaitContext};
 use crate::records::Record;
@@ -222,6 +223,19 @@ where
 /// # Errors
 /// [`BuildError`].
 pub fn build<K: RecordSink + 'static>(setup: Setup, sink: K, stop: &StopFlag) -> Result<Pipeline, BuildError> {
+    build_with_faults(setup, sink, stop, &FaultPlan::default())
+}
+
+/// As [`build`], with faults put into the stages on purpose.
+///
+/// # Errors
+/// [`BuildError`].
+pub fn build_with_faults<K: RecordSink + 'static>(
+    setup: Setup,
+    sink: K,
+    stop: &StopFlag,
+    faults: &FaultPlan,
+) -> Result<Pipeline, BuildError> {
     use StageName::{Encoder, Evaluator, Load, Log, Policy, Score};
     let topology = setup.topology()?;
     let (steps, outers) = (setup.steps(), setup.outers());
@@ -261,7 +275,7 @@ pub fn build<K: RecordSink + 'static>(setup: Setup, sink: K, stop: &StopFlag) ->
         (None, None)
     };
 
-    let context = || WaitContext::new(stop.clone(), StageCounters::new());
+    let context = || WaitContext::new(stop.clone(), StageCounters::new()).with_faults(faults.clone());
     let mut workers = Vec::new();
     let num_loaders = topology.num_workers(Load);
     for (instance, (pretrain, labelled)) in pretrain.senders.into_iter().zip(labelled.senders).enumerate() {

@@ -14,6 +14,7 @@ use std::time::Duration;
 use crossbeam::channel::{self, Receiver, RecvTimeoutError, SendTimeoutError, Sender, TryRecvError, TrySendError};
 
 use crate::counters::StageCounters;
+use crate::fault::FaultPlan;
 use crate::stop::{StopFlag, StopLevel};
 
 /// How often a wait looks at the stop flag.
@@ -41,13 +42,21 @@ pub struct WaitContext {
     pub stop: StopFlag,
     /// The worker's counters.
     pub counters: StageCounters,
+    /// Faults put into the run on purpose.
+    pub faults: FaultPlan,
 }
 
 impl WaitContext {
-    /// A context of `stop` and `counters`.
+    /// A context of `stop` and `counters`, without faults.
     #[must_use]
-    pub const fn new(stop: StopFlag, counters: StageCounters) -> Self {
-        Self { stop, counters }
+    pub fn new(stop: StopFlag, counters: StageCounters) -> Self {
+        Self { stop, counters, faults: FaultPlan::default() }
+    }
+
+    /// The same with the faults of `faults`.
+    #[must_use]
+    pub fn with_faults(self, faults: FaultPlan) -> Self {
+        Self { faults, ..self }
     }
 }
 

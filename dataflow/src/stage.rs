@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::exit::{Exit, StageError, panic_message};
+use crate::fault::FaultPhase;
 use crate::ports::{FanInSender, Halt, Payload, WaitContext};
 use crate::records::{EventRecord, Record, Recorder, Severity};
 use crate::stage_name::StageName;
@@ -151,13 +152,6 @@ pub trait Wiring<S: Stage>: Send {
     fn send(&mut self, unit: u64, output: Flow<S::Out>, context: &WaitContext) -> Result<usize, Interrupt>;
 }
 
-/// The unit that is being worked on.
-#[derive(Debug)]
-struct InHand {
-    sample_ids: Vec<i64>,
-    panic_message: Option<String>,
-}
-
 /// One worker: a stage with its ports, which runs over its units.
 ///
 /// [`run`](Self::run) returns at the end, at a stop, at an error and at a panic. After a panic it may
@@ -170,7 +164,11 @@ pub struct StageRunner<S: Stage, W: Wiring<S>> {
     context: WaitContext,
     recorder: Recorder,
     ports: Option<(W, FanInSender<Record>)>,
-    in_hand: Option<InHand>,
+    /// The samples of the unit that is being worked on, from the moment its input has been taken until
+    /// its output has been handed on.
+    in_hand: Option<Vec<i64>>,
+    /// Of the panic that ended the last run.
+    panic_message: Option<String>,
 }
 
 impl<S: Stage, W: Wiring<S>> StageRunner<S, W> {
@@ -191,6 +189,7 @@ impl<S: Stage, W: Wiring<S>> StageRunner<S, W> {
             recorder: Recorder::default(),
             ports: Some((wiring, log)),
             in_hand: None,
+            panic_message: None,
         }
     }
 
@@ -216,10 +215,8 @@ impl<S: Stage, W: Wiring<S>> StageRunner<S, W> {
             Err(payload) => {
                 self.ports = Some(ports);
                 let message = panic_message(payload.as_ref());
-                let lost_sample_ids = self.in_hand.as_mut().map_or_else(Vec::new, |in_hand| {
-                    in_hand.panic_message = Some(message.clone());
-                    in_hand.sample_ids.clone()
-                });
+                self.panic_message = Some(message.clone());
+                let lost_sample_ids = self.in_hand.clone().unwrap_or_default();
                 Exit::Panicked { message, lost_sample_ids }
             }
         }
@@ -238,7 +235,9 @@ impl<S: Stage, W: Wiring<S>> StageRunner<S, W> {
     }
 
     fn try_run_units(&mut self, ports: &mut (W, FanInSender<Record>)) -> Result<Exit, Interrupt> {
-        self.hand_on_loss(ports)?;
+        if let Some(message) = self.panic_message.take() {
+            self.resume(message, ports)?;
+        }
         loop {
             while self.units.start < self.units.end && !ports.0.owns(self.units.start) {
                 self.units.start += 1;
@@ -253,6 +252,7 @@ impl<S: Stage, W: Wiring<S>> StageRunner<S, W> {
             let received = if self.context.stop.concerns(heed) {
                 Err(Interrupt::Halt(Halt::Stopped))
             } else {
+                self.strike(FaultPhase::Receive, unit);
                 ports.0.receive(unit, heed, &self.context)
             };
             let input = match received {
@@ -266,31 +266,38 @@ impl<S: Stage, W: Wiring<S>> StageRunner<S, W> {
             };
             let output = match input {
                 Flow::Item(item) => {
-                    let sample_ids = self.stage.sample_ids(unit, &item);
-                    self.in_hand = Some(InHand { sample_ids, panic_message: None });
-                    Flow::Item(self.stage.process(unit, item, &mut self.recorder)?)
+                    // A panic while the samples are noted still loses the item, whose place must be filled.
+                    self.in_hand = Some(Vec::new());
+                    self.in_hand = Some(self.stage.sample_ids(unit, &item));
+                    self.strike(FaultPhase::Begin, unit);
+                    let output = self.stage.process(unit, item, &mut self.recorder)?;
+                    self.strike(FaultPhase::Process, unit);
+                    Flow::Item(output)
                 }
-                Flow::Lost(lost) => self.stage.skip(unit, lost, &mut self.recorder)?,
+                Flow::Lost(lost) => {
+                    self.in_hand = Some(lost.sample_ids.clone());
+                    self.stage.skip(unit, lost, &mut self.recorder)?
+                }
             };
-            self.in_hand = None;
+            self.strike(FaultPhase::Send, unit);
             let bytes = ports.0.send(unit, output, &self.context)?;
+            self.in_hand = None;
             self.units.start += 1;
             self.context.counters.add_item(bytes);
             self.flush(&ports.1)?;
         }
     }
 
-    /// After a panic: the loss goes on in the unit's place, and into the events.
-    fn hand_on_loss(&mut self, ports: &mut (W, FanInSender<Record>)) -> Result<(), Interrupt> {
-        let Some(in_hand) = self.in_hand.take() else {
-            return Ok(());
-        };
+    /// After a panic: the loss of what was in hand goes on in the unit's place, and into the events.
+    fn resume(&mut self, message: String, ports: &mut (W, FanInSender<Record>)) -> Result<(), Interrupt> {
         self.stage.recover();
         self.context.counters.add_restart();
         // What the unit recorded before its panic belongs to a result that does not exist.
         self.recorder.take();
-        let lost =
-            Lost { stage: S::NAME, sample_ids: in_hand.sample_ids, message: in_hand.panic_message.unwrap_or_default() };
+        let Some(sample_ids) = self.in_hand.take() else {
+            return Ok(());
+        };
+        let lost = Lost { stage: S::NAME, sample_ids, message };
         let unit = self.units.start;
         self.recorder.event(EventRecord {
             severity: Severity::Error,
@@ -309,6 +316,7 @@ impl<S: Stage, W: Wiring<S>> StageRunner<S, W> {
     }
 
     fn finish(&mut self, next_unit: u64, log: &FanInSender<Record>) -> Result<(), Interrupt> {
+        self.strike(FaultPhase::Finish, next_unit);
         self.stage.finish(next_unit, &mut self.recorder)?;
         self.flush(log)
     }
@@ -318,6 +326,10 @@ impl<S: Stage, W: Wiring<S>> StageRunner<S, W> {
             log.send(record, &self.context)?;
         }
         Ok(())
+    }
+
+    fn strike(&self, phase: FaultPhase, unit: u64) {
+        self.context.faults.strike(S::NAME, phase, unit);
     }
 
     fn internal(&self, message: &str) -> StageError {

@@ -4,5 +4,6 @@ pub mod atomic;
 pub mod checkpoint;
 pub mod clock;
 pub mod dataset;
+mod guard;
 pub mod logs;
 pub mod run_dir;

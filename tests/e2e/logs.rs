@@ -15,29 +15,15 @@ fn endless(place: &Place, run: &str) -> Running {
     running
 }
 
-/// The rows of a table by `logs export` to CSV, without its head.
-fn rows(place: &Place, run: &str, table: &str) -> Vec<String> {
-    place.succeed(&["logs", "export", run, "--table", table, "--format", "csv", "--out", "table.csv"]);
-    let text = String::from_utf8(read(&place.path("table.csv"))).expect("UTF-8");
-    text.lines().skip(1).map(str::to_owned).collect()
-}
-
-/// The level-1 steps whose pretraining loss is in the metrics.
-fn loss_steps(place: &Place, run: &str) -> Vec<u64> {
-    let rows = rows(place, run, "metrics");
-    let losses = rows.iter().filter(|row| row.contains(",pretrain,loss,"));
-    losses.map(|row| row.split(',').nth(5).and_then(|step| step.parse().ok()).expect("step")).collect()
-}
-
 #[test]
 fn a_finished_run_is_sealed_and_exported_whole() {
     let place = Place::new();
     place.train("run", &[]);
     assert_eq!(place.live_streams("run"), Vec::<String>::new());
-    assert_eq!(loss_steps(&place, "run"), (1..=14).collect::<Vec<_>>());
-    assert_eq!(rows(&place, "run", "evals").len(), 2, "trained and untrained");
+    assert_eq!(place.loss_steps("run"), (1..=14).collect::<Vec<_>>());
+    assert_eq!(place.rows("run", "evals").len(), 2, "trained and untrained");
     // A panel of 3 images at every fourth step.
-    assert_eq!(rows(&place, "run", "masks").len() % 3, 0);
+    assert_eq!(place.rows("run", "masks").len() % 3, 0);
     for format in ["parquet", "csv", "arrow"] {
         let out = place.succeed(&["logs", "export", "run", "--format", format, "--out", "exports"]);
         assert_eq!(out.lines().count(), 5, "{out}");
@@ -54,7 +40,7 @@ fn tail_prints_the_last_rows_of_each_table() {
     for table in TABLES {
         let all = place.succeed(&["logs", "tail", "run", "--table", table, "-n", "100000"]);
         let all: Vec<_> = all.lines().collect();
-        assert_eq!(all.len(), rows(&place, "run", table).len(), "{table}");
+        assert_eq!(all.len(), place.rows("run", table).len(), "{table}");
         let last = place.succeed(&["logs", "tail", "run", "--table", table, "-n", "2"]);
         assert_eq!(last.lines().collect::<Vec<_>>(), all[all.len() - 2..], "{table}");
     }
@@ -78,7 +64,7 @@ fn a_killed_run_is_repaired_up_to_its_damage() {
     let running = endless(&place, "run");
     running.signal("KILL");
     assert_eq!(running.end().code, None);
-    let before = loss_steps(&place, "run");
+    let before = place.loss_steps("run");
     assert_eq!(before, (1..=before.len() as u64).collect::<Vec<_>>());
     // The last bytes of a stream tear, as in a crash of the machine.
     let live = place.live_streams("run");
@@ -90,9 +76,9 @@ fn a_killed_run_is_repaired_up_to_its_damage() {
     let report = place.succeed(&["logs", "repair", "run"]);
     assert!(report.contains("bytes lost"), "{report}");
     assert_eq!(place.live_streams("run"), Vec::<String>::new());
-    let after = loss_steps(&place, "run");
+    let after = place.loss_steps("run");
     assert!(after.len() <= before.len() && before.starts_with(&after), "{} of {}", after.len(), before.len());
-    let events = rows(&place, "run", "events");
+    let events = place.rows("run", "events");
     assert!(events.iter().any(|row| row.contains("warn") && row.contains("bytes")), "the loss is an event: {events:?}");
     assert!(place.succeed(&["logs", "repair", "run"]).contains("nothing to repair"));
 }
@@ -103,6 +89,6 @@ fn a_running_run_cannot_be_repaired_but_read() {
     let mut running = endless(&place, "run");
     let lines = place.fail(74, &["logs", "repair", "run"]);
     assert!(lines[0].contains("run"), "{lines:?}");
-    assert!(!loss_steps(&place, "run").is_empty());
+    assert!(!place.loss_steps("run").is_empty());
     assert!(!running.has_ended());
 }

@@ -1,8 +1,14 @@
 //! End-to-end tests: the program as a user runs it, from the command line to the files that it leaves.
 
+mod broken_configs;
 mod data;
+mod disk;
+mod faults;
+mod fuzz;
 mod golden;
+mod kills;
 mod logs;
+mod luck;
 mod pictures;
 mod place;
 mod readers;

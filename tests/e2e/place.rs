@@ -63,6 +63,11 @@ impl Place {
         ended
     }
 
+    /// Runs the program to its end with injected faults.
+    pub fn run_with_faults(&self, faults: &str, args: &[&str]) -> Ended {
+        Ended::of(self.command(args).env("MLOMAE_FAULT", faults).output().expect("program starts"))
+    }
+
     /// Runs the program, which must succeed, and answers with its stdout.
     pub fn succeed(&self, args: &[&str]) -> String {
         let ended = self.run(args);
@@ -123,6 +128,21 @@ impl Place {
 
     pub fn run_record(&self, run: &str) -> Value {
         serde_json::from_slice(&read(&self.path(run).join("run.json"))).expect("run.json")
+    }
+
+    /// The rows of a table by `logs export` to CSV, without its head.
+    pub fn rows(&self, run: &str, table: &str) -> Vec<String> {
+        let out = format!("{}-{table}.csv", run.replace('/', "-"));
+        self.succeed(&["logs", "export", run, "--table", table, "--format", "csv", "--out", &out]);
+        let text = String::from_utf8(read(&self.path(&out))).expect("UTF-8");
+        text.lines().skip(1).map(str::to_owned).collect()
+    }
+
+    /// The level-1 steps whose pretraining loss is in the metrics.
+    pub fn loss_steps(&self, run: &str) -> Vec<u64> {
+        let rows = self.rows(run, "metrics");
+        let losses = rows.iter().filter(|row| row.contains(",pretrain,loss,"));
+        losses.map(|row| row.split(',').nth(5).and_then(|step| step.parse().ok()).expect("step")).collect()
     }
 
     /// The names of the live log streams of a run.

@@ -51,9 +51,8 @@ impl Peer {
     /// # Errors
     /// If it cannot be started, or ends, with its own last words.
     pub fn start(python: &Path, spec: &WorkloadSpec) -> Result<Self, CliError> {
-        let cannot = |error: &dyn std::fmt::Display| {
-            peer_error(format!("--peer: cannot run {}: {error}", python.display()))
-        };
+        let cannot =
+            |error: &dyn std::fmt::Display| peer_error(format!("--peer: cannot run {}: {error}", python.display()));
         let mut command = Command::new(python);
         command.arg("-c").arg(PROGRAM).arg("--serve");
         command.args(["--preset", &preset_name(spec.preset), "--batch", &spec.batch.to_string()]);
@@ -61,8 +60,7 @@ impl Peer {
         if spec.baseline {
             command.arg("--random");
         }
-        let mut child =
-            command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().map_err(|error| cannot(&error))?;
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().map_err(|error| cannot(&error))?;
         let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
             return Err(cannot(&"no pipe"));
         };
@@ -91,9 +89,9 @@ impl Peer {
     }
 
     fn say(&mut self, word: &str) -> Result<(), CliError> {
-        writeln!(self.input, "{word}").and_then(|()| self.input.flush()).map_err(|error| {
-            peer_error(format!("--peer: the peer has ended: {error}"))
-        })
+        writeln!(self.input, "{word}")
+            .and_then(|()| self.input.flush())
+            .map_err(|error| peer_error(format!("--peer: the peer has ended: {error}")))
     }
 
     fn read<T: serde::de::DeserializeOwned>(&mut self) -> Result<T, CliError> {

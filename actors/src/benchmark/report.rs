@@ -204,11 +204,7 @@ impl fmt::Display for BenchReport {
             writeln!(f)?;
             writeln!(f, "{:<20} {:>10.1} ms   {least:.1} to {most:.1}   {}", "peer", peer.ms_outer, peer.about)?;
             writeln!(f, "{:<20} {:>10.1} MiB", "its memory", mib(peer.peak_bytes))?;
-            writeln!(
-                f,
-                "{:<20} {:>10.2} times as fast, {:.2} of the memory",
-                "ours", peer.ratio, peer.memory_ratio
-            )?;
+            writeln!(f, "{:<20} {:>10.2} times as fast, {:.2} of the memory", "ours", peer.ratio, peer.memory_ratio)?;
         }
         if let Some(pipeline) = &self.pipeline {
             writeln!(f)?;
@@ -229,7 +225,11 @@ pub struct StageTable<'a>(pub &'a Measurement);
 
 impl fmt::Display for StageTable<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "  {:<12} {:>7} {:>13} {:>7} {:>8} {:>9}", "stage", "workers", "ms an outer", "busy", "wait in", "wait out")?;
+        write!(
+            f,
+            "  {:<12} {:>7} {:>13} {:>7} {:>8} {:>9}",
+            "stage", "workers", "ms an outer", "busy", "wait in", "wait out"
+        )?;
         for stage in &self.0.stages {
             write!(
                 f,

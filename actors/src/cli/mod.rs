@@ -26,6 +26,7 @@ use clap::builder::Styles;
 use clap::builder::styling::AnsiColor;
 use clap::{Parser, Subcommand};
 use mlomae_dataflow::exit::panic_message;
+use mlomae_dataflow::fault::FaultPlan;
 
 use crate::error::{CliError, exit_code};
 use crate::logging::{self, EventQueue, LogFormat};
@@ -87,11 +88,18 @@ pub(crate) struct Session<'a> {
     pub terminal: Terminal,
     /// Logged events, for the `events` table.
     pub events: EventQueue,
+    /// Faults that a training run shall survive; the program itself has none.
+    pub faults: FaultPlan,
 }
 
 /// Runs the command of `args`, of which the first is the program's name, and answers with the
 /// process's exit code. Messages go to stderr, results to stdout; nothing panics out of here.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    run_with_faults(args, FaultPlan::default())
+}
+
+/// As [`run`], with faults put into a training run on purpose: for tests of the whole program.
+pub fn run_with_faults(args: impl IntoIterator<Item = OsString>, faults: FaultPlan) -> ExitCode {
     panic_hook::install();
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
@@ -101,7 +109,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(if error.use_stderr() { exit_code::USAGE } else { exit_code::OK });
         }
     };
-    let result = catch_unwind(AssertUnwindSafe(|| execute(cli))).unwrap_or_else(|payload| {
+    let result = catch_unwind(AssertUnwindSafe(|| execute(cli, faults))).unwrap_or_else(|payload| {
         let message = panic_message(payload.as_ref());
         Err(CliError::new(exit_code::INTERNAL, format!("internal error: {message}")))
     });
@@ -117,12 +125,12 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     ExitCode::from(error.exit_code())
 }
 
-fn execute(cli: Cli) -> Result<(), CliError> {
+fn execute(cli: Cli, faults: FaultPlan) -> Result<(), CliError> {
     let terminal = Terminal::stderr();
     let is_quiet = matches!(&cli.command, Command::Train(args) if args.quiet);
     let events = logging::init(cli.log_format, is_quiet, &terminal).map_err(CliError::usage)?;
     let mut out = BufWriter::new(io::stdout());
-    let mut session = Session { out: &mut out, terminal, events };
+    let mut session = Session { out: &mut out, terminal, events, faults };
     let result = match cli.command {
         Command::Train(args) => args.run(&mut session),
         Command::Check(args) => args.run(&mut session),

@@ -78,6 +78,7 @@ impl Args {
             stop: stop.clone(),
             latest: latest.clone(),
             observer: None,
+            faults: session.faults.clone(),
         };
         let result =
             run.sink(&prepared, state.outer, latest.clone()).and_then(|sink| train(&prepared, state, sink, options));

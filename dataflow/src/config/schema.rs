@@ -77,17 +77,41 @@ fn most_like<'c>(word: &str, candidates: impl Iterator<Item = &'c str>) -> Optio
         .map(|(_, candidate)| candidate)
 }
 
+/// Names that others give to keys of which they have no letters in common, or too few.
+const SYNONYMS: [(&str, &str); 14] = [
+    ("learning_rate", "lr"),
+    ("wd", "weight_decay"),
+    ("batch_size", "batch"),
+    ("warmup", "warmup_steps"),
+    ("embed_dim", "dim"),
+    ("hidden_size", "dim"),
+    ("num_layers", "depth"),
+    ("layers", "depth"),
+    ("mask_ratio", "ratio"),
+    ("masking_ratio", "ratio"),
+    ("num_steps", "outer_iterations"),
+    ("steps", "outer_iterations"),
+    ("num_workers", "workers"),
+    ("queue_size", "queue_cap"),
+];
+
 /// What was probably meant by the unknown key `name` in the section `prefix`: a key beside it, or
 /// the same name in another section.
 fn suggest_key(prefix: &str, name: &str, section: &Json) -> Option<String> {
     let siblings = section.get("properties").and_then(Json::as_object);
+    let synonym = SYNONYMS.iter().find(|pair| pair.0 == name).map(|pair| pair.1);
+    if let Some(synonym) = synonym
+        && siblings.is_some_and(|keys| keys.contains_key(synonym))
+    {
+        return Some(join(prefix, synonym));
+    }
     let siblings = siblings.into_iter().flat_map(|keys| keys.keys().map(String::as_str));
     if let Some(like) = most_like(name, siblings) {
         return Some(join(prefix, like));
     }
     let mut keys = Vec::new();
     leaf_keys(schema(), "", &mut keys);
-    let last = |key: &str| key.rsplit('.').next() == Some(name);
+    let last = |key: &str| key.rsplit('.').next().is_some_and(|last| last == name || Some(last) == synonym);
     keys.iter().find(|key| last(key)).cloned()
 }
 
@@ -231,7 +255,7 @@ fn check_value(value: &Value, schema: &Json, key: &str, errors: &mut Vec<ConfigE
             let too_short =
                 schema.get("minLength").and_then(Json::as_u64).is_some_and(|len| (text.chars().count() as u64) < len);
             if too_short {
-                errors.push(refuse("must not be empty", String::new(), None));
+                errors.push(refuse("must not be empty", "text of 1 character or more".into(), None));
             }
         }
         _ => {

@@ -85,7 +85,7 @@ pub(super) fn put(table: &mut Table, path: &[String], value: Value) -> Result<()
             key: first.clone(),
             value: other.to_string(),
             problem: format!("is no table, so {} cannot be set in it", rest.join(".")),
-            allowed: String::new(),
+            allowed: "table".into(),
             suggestion: None,
         }),
     }

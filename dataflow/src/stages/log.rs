@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::exit::{Exit, StageError, panic_message};
+use crate::fault::FaultPhase;
 use crate::ports::{FanInReceiver, Halt, WaitContext};
 use crate::records::{CheckpointPart, EventRecord, PartOf, Record, RecordBody, Severity};
 use crate::stage_name::StageName;
@@ -106,7 +107,10 @@ impl<K: RecordSink> LogStage<K> {
     /// # Errors
     /// [`StageError::Io`].
     pub fn close(&mut self) -> Result<(), StageError> {
-        for (outer, parts) in std::mem::take(&mut self.pending) {
+        let mut pending = std::mem::take(&mut self.pending);
+        // A complete one is here only after the error or panic that kept it from being written.
+        pending.retain(|_, parts| parts.len() < PartOf::ALL.len());
+        for (outer, parts) in pending {
             let missing: Vec<String> = PartOf::ALL
                 .iter()
                 .filter(|part| !parts.contains_key(part))
@@ -134,11 +138,13 @@ impl<K: RecordSink> LogStage<K> {
         if parts.len() < PartOf::ALL.len() {
             return Ok(());
         }
-        let parts = self.pending.remove(&outer).unwrap_or_default();
+        // They stay until the checkpoint is written: after a panic it is tried again.
+        let parts = parts.clone();
         let begin = Instant::now();
         let checkpoint = AssembledCheckpoint { outer, step, parts: parts.into_values().collect() };
         let name = self.sink.checkpoint(&checkpoint)?;
         self.newest = Some(outer);
+        self.pending.remove(&outer);
         self.sink.write(Record::event(EventRecord {
             severity: Severity::Info,
             kind: "checkpoint".into(),
@@ -155,19 +161,33 @@ impl<K: RecordSink> LogStage<K> {
     }
 }
 
+/// What a panic may take: the record that is being written.
+#[derive(Debug)]
+enum InHand {
+    /// A part of a checkpoint. Handling it twice does no harm, so it is tried again.
+    Part(SystemTime, Arc<CheckpointPart>),
+    /// A row, by its table. It may have been written already, so it is not written again.
+    Row(&'static str),
+}
+
 /// The worker of the log stage. It drains until every sender is gone, whatever the stop flag says,
-/// so that nothing that was sent is lost.
+/// so that nothing that was sent is lost. A panic costs at most the row in hand, which the events
+/// name, and never a part of a checkpoint.
 #[derive(Debug)]
 pub struct LogRunner<K> {
     stage: LogStage<K>,
     receiver: Option<FanInReceiver<Record>>,
     context: WaitContext,
+    num_handled: u64,
+    in_hand: Option<InHand>,
+    /// Of the panic that ended the last run.
+    panic_message: Option<String>,
 }
 
 impl<K: RecordSink> LogRunner<K> {
     /// A worker that drains `receiver`.
     pub const fn new(stage: LogStage<K>, receiver: FanInReceiver<Record>, context: WaitContext) -> Self {
-        Self { stage, receiver: Some(receiver), context }
+        Self { stage, receiver: Some(receiver), context, num_handled: 0, in_hand: None, panic_message: None }
     }
 
     /// The worker's waits and counters, shared.
@@ -197,23 +217,70 @@ impl<K: RecordSink> LogRunner<K> {
             Err(payload) => {
                 self.receiver = Some(receiver);
                 self.context.counters.add_restart();
-                Exit::Panicked { message: panic_message(payload.as_ref()), lost_sample_ids: Vec::new() }
+                let message = panic_message(payload.as_ref());
+                self.panic_message = Some(message.clone());
+                Exit::Panicked { message, lost_sample_ids: Vec::new() }
             }
         }
     }
 
     fn drain(&mut self, receiver: &FanInReceiver<Record>) -> Result<(), StageError> {
+        if let Some(message) = self.panic_message.take() {
+            self.resume(&message)?;
+        }
         loop {
+            self.strike(FaultPhase::Receive);
             match receiver.recv_timeout(IDLE, &self.context.counters) {
-                Ok(Some(record)) => {
-                    self.context.counters.begin_unit();
-                    let bytes = crate::ports::Payload::size_bytes(&record);
-                    self.stage.handle(record)?;
-                    self.context.counters.add_item(bytes);
-                }
+                Ok(Some(record)) => self.handle(record)?,
                 Ok(None) => self.stage.flush()?,
-                Err(Halt::Disconnected | Halt::Stopped) => return self.stage.close(),
+                Err(Halt::Disconnected | Halt::Stopped) => {
+                    self.strike(FaultPhase::Finish);
+                    return self.stage.close();
+                }
             }
         }
+    }
+
+    fn handle(&mut self, record: Record) -> Result<(), StageError> {
+        self.context.counters.begin_unit();
+        let bytes = crate::ports::Payload::size_bytes(&record);
+        self.in_hand = Some(match &record.body {
+            RecordBody::Part(part) => InHand::Part(record.at, Arc::clone(part)),
+            RecordBody::Metric(_) => InHand::Row("metrics"),
+            RecordBody::Mask(_) => InHand::Row("masks"),
+            RecordBody::Actor(_) => InHand::Row("actors"),
+            RecordBody::Event(_) => InHand::Row("events"),
+            RecordBody::Eval(_) => InHand::Row("evals"),
+        });
+        self.strike(FaultPhase::Begin);
+        self.stage.handle(record)?;
+        self.strike(FaultPhase::Process);
+        self.in_hand = None;
+        self.strike(FaultPhase::Send);
+        self.num_handled += 1;
+        self.context.counters.add_item(bytes);
+        Ok(())
+    }
+
+    /// After a panic: a part in hand is handled again, the loss of a row goes into the events.
+    fn resume(&mut self, message: &str) -> Result<(), StageError> {
+        match self.in_hand.take() {
+            Some(InHand::Part(at, part)) => self.handle(Record { at, body: RecordBody::Part(part) }),
+            Some(InHand::Row(table)) => {
+                self.num_handled += 1;
+                self.stage.handle(Record::event(EventRecord {
+                    severity: Severity::Error,
+                    kind: "lost_record".into(),
+                    stage: Some(StageName::Log),
+                    message: format!("{} panicked, one row of {table} may be lost: {message}", StageName::Log),
+                    fields: serde_json::json!({ "table": table }),
+                }))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn strike(&self, phase: FaultPhase) {
+        self.context.faults.strike(StageName::Log, phase, self.num_handled);
     }
 }

@@ -11,6 +11,8 @@ use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::file::reader::ChunkReader;
 
+use crate::guard::guarded;
+
 use super::features::Features;
 use super::raw::Survey;
 use super::resize::into_channels;
@@ -176,6 +178,16 @@ fn check_shards(files: &[PathBuf]) -> Result<(), DataError> {
 
 impl Gathered {
     fn read<R: ChunkReader + 'static>(&mut self, reader: R, path: &Path, spec: &DatasetSpec) -> Result<(), DataError> {
+        let refuse = |reason| DataError::malformed(path, format!("not a readable parquet file: {reason}"));
+        guarded(|| self.decode(reader, path, spec), refuse)
+    }
+
+    fn decode<R: ChunkReader + 'static>(
+        &mut self,
+        reader: R,
+        path: &Path,
+        spec: &DatasetSpec,
+    ) -> Result<(), DataError> {
         let malformed =
             |e: &dyn std::fmt::Display| DataError::malformed(path, format!("not a readable parquet file: {e}"));
         let builder = ParquetRecordBatchReaderBuilder::try_new(reader).map_err(|e| malformed(&e))?;

@@ -16,6 +16,7 @@ use parquet::file::statistics::Statistics;
 use super::error::LogError;
 use super::schema::{Table, recognise};
 use crate::atomic::{AtomicFile, FileError};
+use crate::guard::guarded;
 
 /// Key-value of a part: the number of the live stream it was sealed from.
 pub(crate) const KEY_STREAM: &str = "mlomae.stream";
@@ -75,7 +76,8 @@ impl Part {
     /// Opens a part and checks that it holds `table`.
     pub(crate) fn open(path: &Path, table: Table) -> Result<Self, LogError> {
         let file = File::open(path).map_err(|e| FileError::new("open", path, e))?;
-        let metadata = ArrowReaderMetadata::load(&file, ArrowReaderOptions::default()).map_err(|e| corrupt(path, e))?;
+        let load = || ArrowReaderMetadata::load(&file, ArrowReaderOptions::default()).map_err(|e| corrupt(path, e));
+        let metadata = guarded(load, |reason| corrupt(path, reason))?;
         recognise(table, metadata.schema()).map_err(|e| corrupt(path, e))?;
         let pairs = metadata.metadata().file_metadata().key_value_metadata();
         let pairs = pairs.into_iter().flatten().filter_map(|p| Some((p.key.clone(), p.value.clone()?))).collect();
@@ -109,10 +111,13 @@ impl Part {
 
     /// All batches.
     pub(crate) fn read(self, path: &Path) -> Result<Vec<RecordBatch>, LogError> {
-        let reader = ParquetRecordBatchReaderBuilder::new_with_metadata(self.file, self.metadata)
-            .with_batch_size(8192)
-            .build()
-            .map_err(|e| corrupt(path, e))?;
-        reader.map(|batch| batch.map_err(|e| corrupt(path, e))).collect()
+        let decode = || {
+            let reader = ParquetRecordBatchReaderBuilder::new_with_metadata(self.file, self.metadata)
+                .with_batch_size(8192)
+                .build()
+                .map_err(|e| corrupt(path, e))?;
+            reader.map(|batch| batch.map_err(|e| corrupt(path, e))).collect()
+        };
+        guarded(decode, |reason| corrupt(path, reason))
     }
 }

@@ -160,13 +160,7 @@ impl Engine for DfdxCpu {
         self.linear_then_add(x, w, residual)
     }
 
-    fn mlp(
-        &mut self,
-        x: &CpuTensor,
-        fc1: &LinearWeights,
-        fc2: &LinearWeights,
-        residual: &CpuTensor,
-    ) -> CpuTensor {
+    fn mlp(&mut self, x: &CpuTensor, fc1: &LinearWeights, fc2: &LinearWeights, residual: &CpuTensor) -> CpuTensor {
         self.fused_mlp(x, fc1, fc2, residual)
     }
 

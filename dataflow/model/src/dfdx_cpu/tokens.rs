@@ -159,7 +159,8 @@ impl DfdxCpu {
                 let mut sink = sink.borrow_mut();
                 sink.sum(&arena, &mask_token, grains.num(), |grain, dtoken| {
                     dtoken.fill(0.0);
-                    let masked = grains.rows(grain, batch).flat_map(|i| image(i).1).filter(|(_, rank)| *rank >= num_visible);
+                    let masked =
+                        grains.rows(grain, batch).flat_map(|i| image(i).1).filter(|(_, rank)| *rank >= num_visible);
                     masked.for_each(|(cotangent, _)| kernels::add(dtoken, cotangent));
                 });
                 sink.sum(&arena, &pos, grains.num(), |grain, dpos| {

@@ -194,7 +194,8 @@ pub fn evaluate_clean(
         let share = task.share(c, &z_v, &validation.labels[v.pieces[i].clone()], None, validation.labels.len());
         v.backward(i, pass, &share.features).map(|()| z_v)
     };
-    let differ = |(z_f, _, _, c): &(Vec<f32>, TaskGradient, Params, Vec<f64>), z_v: Vec<Result<Vec<f32>, ModelError>>| {
+    let differ = |(z_f, _, _, c): &(Vec<f32>, TaskGradient, Params, Vec<f64>),
+                  z_v: Vec<Result<Vec<f32>, ModelError>>| {
         let z_v = z_v.into_iter().collect::<Result<Vec<_>, _>>()?.concat();
         let at_v = task.gradient(c, &z_v, validation.labels, None);
         let epsilon = step_size(alpha, norm(&at_v.head));

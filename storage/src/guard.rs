@@ -1,0 +1,29 @@
+//! A guard around other crates' decoders, which may panic on damaged bytes.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// Runs `decode`, whose state is thrown away if it panics; a panic becomes an error made of its message.
+pub(crate) fn guarded<T, E>(decode: impl FnOnce() -> Result<T, E>, refuse: impl FnOnce(String) -> E) -> Result<T, E> {
+    match catch_unwind(AssertUnwindSafe(decode)) {
+        Ok(result) => result,
+        Err(payload) => {
+            let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
+            let text = text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_default();
+            // One line, whatever an assertion had to say.
+            Err(refuse(format!("the decoder gave up: {}", text.lines().next().unwrap_or_default())))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_becomes_an_error_of_one_line() {
+        let refused = guarded(|| -> Result<(), String> { panic!("{} of\nmany", 1) }, |text| text);
+        assert_eq!(refused, Err("the decoder gave up: 1 of".to_owned()));
+        assert_eq!(guarded(|| Err::<(), _>("as it is".to_owned()), |text| text), Err("as it is".to_owned()));
+        assert_eq!(guarded(|| Ok::<_, String>(3), |text| text), Ok(3));
+    }
+}

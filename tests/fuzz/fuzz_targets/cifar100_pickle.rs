@@ -1,0 +1,6 @@
+#![no_main]
+//! `cargo fuzz run cifar100_pickle`.
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    mlomae_fuzz::run("cifar100_pickle", bytes);
+});

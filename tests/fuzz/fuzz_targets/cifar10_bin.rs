@@ -1,0 +1,6 @@
+#![no_main]
+//! `cargo fuzz run cifar10_bin`.
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    mlomae_fuzz::run("cifar10_bin", bytes);
+});

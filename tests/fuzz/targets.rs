@@ -1,0 +1,252 @@
+//! What is fuzzed: every function that reads bytes which came from elsewhere. A target gets the bytes of one
+//! file, puts it where the reader looks for it, and reads all there is. It may be refused, but it may not panic.
+//!
+//! The fuzz crate and the test binary `fuzz` share this file.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use mlomae_storage::checkpoint;
+use mlomae_storage::dataset::{DatasetSpec, DecodeLimits, Format, Split, decode, open};
+use mlomae_storage::logs::{Table, repair, tail, truncate_after};
+use tempfile::TempDir;
+
+/// A function that reads the bytes of a file; true if nothing in them was refused.
+pub type Target = fn(&[u8]) -> bool;
+
+/// All targets with the names of their corpora.
+pub const TARGETS: [(&str, Target); 14] = [
+    ("hf_parquet", hf_parquet),
+    ("cifar10_bin", cifar10_bin),
+    ("cifar100_bin", cifar100_bin),
+    ("cifar10_pickle", cifar10_pickle),
+    ("cifar100_pickle", cifar100_pickle),
+    ("cifar_pickle_meta", cifar_pickle_meta),
+    ("idx_images", idx_images),
+    ("idx_labels", idx_labels),
+    ("png_jpeg", png_jpeg),
+    ("image_folder", image_folder),
+    ("checkpoint_state", checkpoint_state),
+    ("checkpoint_tensors", checkpoint_tensors),
+    ("log_stream", log_stream),
+    ("log_part", log_part),
+];
+
+/// Bounds that keep a hostile image from taking the fuzzer's time; they are refused as in the program.
+const LIMITS: DecodeLimits = DecodeLimits { max_pixels: 1 << 16, max_bytes: 1 << 20 };
+
+/// Samples at most that are read of a dataset.
+const NUM_SAMPLES: usize = 32;
+
+thread_local! {
+    static FOLDERS: RefCell<BTreeMap<&'static str, TempDir>> = const { RefCell::new(BTreeMap::new()) };
+}
+
+/// This thread's folder of a target, made by `fill` at its first use: in memory where the system has such a place.
+fn folder(name: &'static str, fill: impl FnOnce(&Path)) -> PathBuf {
+    FOLDERS.with_borrow_mut(|folders| {
+        let folder = folders.entry(name).or_insert_with(|| {
+            let memory = Path::new("/dev/shm");
+            let folder = if memory.is_dir() { TempDir::new_in(memory) } else { TempDir::new() };
+            let folder = folder.expect("temporary folder");
+            fill(folder.path());
+            folder
+        });
+        folder.path().to_owned()
+    })
+}
+
+fn fixture(name: &str) -> PathBuf {
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let tests = if package.ends_with("fuzz") { package.parent().expect("tests") } else { package };
+    tests.join("fixtures/readers").join(name)
+}
+
+fn copy(from: &Path, to: &Path) {
+    for entry in fs::read_dir(from).unwrap_or_else(|error| panic!("{}: {error}", from.display())) {
+        let path = entry.expect("entry").path();
+        fs::copy(&path, to.join(path.file_name().expect("a name"))).expect("copied");
+    }
+}
+
+fn write(path: &Path, bytes: &[u8]) {
+    fs::write(path, bytes).expect("written");
+}
+
+/// Opens a dataset and reads samples and labels from both its ends.
+fn read_dataset(path: &Path, format: Format, label_column: Option<&str>) -> bool {
+    let label_column = label_column.map(str::to_owned);
+    let spec = DatasetSpec::new(format, Some(path.to_owned()), Split::Train);
+    let spec = DatasetSpec { limits: LIMITS, label_column, ..spec };
+    let Ok(dataset) = open(&spec) else { return false };
+    let mut is_whole = true;
+    let last = dataset.len().saturating_sub(NUM_SAMPLES / 2).max(NUM_SAMPLES / 2);
+    for index in (0..dataset.len().min(NUM_SAMPLES / 2)).chain(last..dataset.len()) {
+        let label = dataset.label(index);
+        let sample = dataset.sample(index);
+        is_whole &= sample.is_ok();
+        if let Ok(sample) = sample {
+            let image = &sample.image;
+            assert_eq!(image.pixels.len(), image.width * image.height * image.channels);
+            assert_eq!(image.channels, dataset.info().channels);
+            assert_eq!(label.expect("a label"), sample.label);
+            let num_classes = dataset.info().class_names.len();
+            assert!(sample.label.is_none_or(|label| (label as usize) < num_classes), "{:?}", sample.label);
+        }
+    }
+    is_whole
+}
+
+/// Puts the bytes in the place of one file of a fixture and reads the dataset.
+fn damage(target: &'static str, of: &str, file: &str, format: Format, bytes: &[u8]) -> bool {
+    let folder = folder(target, |folder| copy(&fixture(of), folder));
+    write(&folder.join(file), bytes);
+    read_dataset(&folder, format, None)
+}
+
+fn hf_parquet(bytes: &[u8]) -> bool {
+    let is_whole = damage("hf_parquet", "hf-plain", "train.parquet", Format::HfParquet, bytes);
+    let folder = folder("hf_parquet", |_| {});
+    // One of the seeds has two label columns.
+    is_whole || read_dataset(&folder, Format::HfParquet, Some("fine_label"))
+}
+
+fn cifar10_bin(bytes: &[u8]) -> bool {
+    damage("cifar10_bin", "cifar10-bin", "data_batch_1.bin", Format::CifarBin, bytes)
+}
+
+fn cifar100_bin(bytes: &[u8]) -> bool {
+    damage("cifar100_bin", "cifar100-bin", "train.bin", Format::CifarBin, bytes)
+}
+
+fn cifar10_pickle(bytes: &[u8]) -> bool {
+    damage("cifar10_pickle", "cifar10-py2/cifar-10-batches-py", "data_batch_1", Format::CifarPickle, bytes)
+}
+
+fn cifar100_pickle(bytes: &[u8]) -> bool {
+    damage("cifar100_pickle", "cifar100-protocol4/cifar-100-python", "train", Format::CifarPickle, bytes)
+}
+
+fn cifar_pickle_meta(bytes: &[u8]) -> bool {
+    damage("cifar_pickle_meta", "cifar10-py3/cifar-10-batches-py", "batches.meta", Format::CifarPickle, bytes)
+}
+
+/// Plain or gzipped, whatever its name says.
+fn idx_images(bytes: &[u8]) -> bool {
+    let plain = damage("idx_images", "idx-plain", "train-images-idx3-ubyte", Format::Idx, bytes);
+    damage("idx_images_gz", "idx-gz", "train-images-idx3-ubyte.gz", Format::Idx, bytes) || plain
+}
+
+fn idx_labels(bytes: &[u8]) -> bool {
+    let plain = damage("idx_labels", "idx-plain", "train-labels-idx1-ubyte", Format::Idx, bytes);
+    damage("idx_labels_gz", "idx-gz", "train-labels-idx1-ubyte.gz", Format::Idx, bytes) || plain
+}
+
+fn png_jpeg(bytes: &[u8]) -> bool {
+    let header = decode::header(bytes, &LIMITS);
+    let image = decode::decode(bytes, &LIMITS);
+    if let Ok(image) = &image {
+        assert_eq!(image.pixels.len(), image.width * image.height * image.channels);
+        assert!(image.width * image.height <= LIMITS.max_pixels);
+        let header = header.expect("what can be decoded has a header");
+        assert_eq!((header.width, header.height), (image.width, image.height));
+    }
+    image.is_ok()
+}
+
+fn image_folder(bytes: &[u8]) -> bool {
+    let folder = folder("image_folder", |folder| {
+        for class in ["one", "two"] {
+            fs::create_dir_all(folder.join("train").join(class)).expect("folder");
+            fs::copy(fixture("images/rgb.png"), folder.join("train").join(class).join("0.png")).expect("copied");
+        }
+    });
+    write(&folder.join("train/two/1.jpg"), bytes);
+    read_dataset(&folder, Format::ImageFolder, None)
+}
+
+/// Reads a checkpoint with the bytes in the place of one of its files.
+fn load_checkpoint(target: &'static str, file: &str, bytes: &[u8]) -> bool {
+    let folder = folder(target, |folder| copy(&fixture("../checkpoint"), folder));
+    write(&folder.join(file), bytes);
+    if file != "state.json" {
+        let state = fs::read_to_string(fixture("../checkpoint/state.json")).expect("a state");
+        write(&folder.join("state.json"), signed(&state, file, bytes).as_bytes());
+    }
+    checkpoint::load(&folder).is_ok()
+}
+
+/// The state of a checkpoint with the length and sum of another file, and the sum of itself: so that the reader
+/// behind the sums is reached.
+fn signed(state: &str, file: &str, bytes: &[u8]) -> String {
+    let mut state: serde_json::Value = serde_json::from_str(state).expect("JSON");
+    state.as_object_mut().expect("object").remove("crc32");
+    state["files"][file] = serde_json::json!({ "bytes": bytes.len(), "crc32": format!("{:08x}", crc32(bytes)) });
+    sign(&state.to_string())
+}
+
+/// A JSON object with the sum of all that is behind its first line.
+fn sign(object: &str) -> String {
+    let rest = object.trim_start_matches('{');
+    format!("{{\"crc32\":\"{:08x}\",\n{rest}", crc32(rest.as_bytes()))
+}
+
+fn crc32(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(u32::MAX, |crc, byte| {
+        let shift = |crc: u32, _| (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg());
+        (0..8).fold(crc ^ u32::from(*byte), shift)
+    })
+}
+
+/// As it is, and once more with its sum put right.
+fn checkpoint_state(bytes: &[u8]) -> bool {
+    let is_whole = load_checkpoint("checkpoint_state", "state.json", bytes);
+    if let Ok(text) = std::str::from_utf8(bytes)
+        && let Some((_, rest)) = text.split_once('\n')
+    {
+        load_checkpoint("checkpoint_state", "state.json", sign(rest).as_bytes());
+    }
+    is_whole
+}
+
+fn checkpoint_tensors(bytes: &[u8]) -> bool {
+    let is_whole = load_checkpoint("checkpoint_tensors", "mask.safetensors", bytes);
+    let folder = folder("checkpoint_tensors", |_| {});
+    checkpoint::read_safetensors(&folder.join("mask.safetensors")).is_ok() && is_whole
+}
+
+/// Reads, repairs and reads a run directory of which nothing is left but one file of its logs.
+fn read_logs(target: &'static str, file: &str, bytes: &[u8]) -> bool {
+    let run = folder(target, |_| {});
+    let path = run.join(file);
+    let _ = fs::remove_dir_all(run.join("logs"));
+    fs::create_dir_all(path.parent().expect("a folder")).expect("folder");
+    write(&path, bytes);
+    let before = tail(&run, Table::Metrics, 5);
+    let Ok(report) = repair(&run) else { return false };
+    // A second repair has nothing to do.
+    assert_eq!(repair(&run).expect("repaired").num_rows(), 0);
+    let after = tail(&run, Table::Metrics, 5);
+    let _ = truncate_after(&run, 2);
+    before.is_ok_and(|before| !before.is_empty() && after.is_ok()) && report.lost_bytes() == 0
+}
+
+fn log_stream(bytes: &[u8]) -> bool {
+    read_logs("log_stream", "logs/live/metrics-000000.arrows", bytes)
+}
+
+/// A sealed part, as whatever wrote it left it.
+fn log_part(bytes: &[u8]) -> bool {
+    read_logs("log_part", "logs/metrics/part-000000.parquet", bytes)
+}
+
+/// Runs the target of a name; true if nothing in the bytes was refused.
+///
+/// # Panics
+/// If there is none, or if it found something.
+pub fn run(name: &str, bytes: &[u8]) -> bool {
+    let target = TARGETS.iter().find(|target| target.0 == name);
+    target.unwrap_or_else(|| panic!("no target: {name}")).1(bytes)
+}

@@ -1,0 +1,19 @@
+//! The program under test: `mlomae` with faults that MLOMAE_FAULT puts into its training runs.
+
+use std::process::ExitCode;
+
+use mlomae_dataflow::fault::FaultPlan;
+
+fn main() -> ExitCode {
+    let faults = match std::env::var("MLOMAE_FAULT") {
+        Ok(text) => match text.parse() {
+            Ok(faults) => faults,
+            Err(error) => {
+                eprintln!("error: MLOMAE_FAULT: {error}");
+                return ExitCode::from(2);
+            }
+        },
+        Err(_) => FaultPlan::default(),
+    };
+    mlomae_actors::cli::run_with_faults(std::env::args_os(), faults)
+}
