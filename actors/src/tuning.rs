@@ -1,7 +1,7 @@
 //! `mlomae tune`: which workers, micro-batches and queues make a configuration fastest on this machine.
 //!
 //! One setting after the other is varied (coordinate descent). Machines are shared and noisy, so a value wins only if it beats the
-//! best one so far twice in turns with it, by more than [`LEAST_GAIN`]. Nothing that is varied changes a result of training.
+//! best one so far twice, before and after it, by more than [`LEAST_GAIN`]. Nothing that is varied changes a result of training.
 
 use std::time::{Duration, Instant};
 
@@ -69,10 +69,14 @@ impl Knob {
         changed
     }
 
-    /// As in `encoder, evaluator workers = 2`.
-    fn describe(&self, value: usize) -> String {
+    /// As in `encoder, evaluator workers`.
+    fn name(&self) -> String {
         let stages: Vec<_> = self.stages.iter().map(|stage| stage.as_str()).collect();
-        format!("{} {} = {value}", stages.join(", "), self.setting.key())
+        format!("{} {}", stages.join(", "), self.setting.key())
+    }
+
+    fn describe(&self, value: usize) -> String {
+        format!("{} = {value}", self.name())
     }
 }
 
@@ -118,7 +122,7 @@ pub struct Trial {
     pub what: String,
     /// What it gave.
     pub measurement: Measurement,
-    /// Throughput over that of the best choice before, measured in turns with it.
+    /// Throughput over that of the best choice before, measured beside it; the smaller of two where it looked better.
     pub gain: f64,
     /// Whether it became the best choice.
     pub taken: bool,
@@ -171,10 +175,10 @@ pub fn tune(
     let num_cores = std::thread::available_parallelism().map_or(1, usize::from);
     let knobs = knobs(&prepared.config, num_cores);
     let configured = prepared.config.actors.clone();
-    let num_trials: usize = knobs.iter().map(|knob| knob.values.len()).sum();
-    // Every trial is measured beside the best choice; the configured and the best one once more at the end.
-    let slice = budget.as_secs_f64() / (2 * num_trials + 4) as f64;
-    let limits = Limits { num_warm_up: 2, min_outer: 3, min_seconds: (0.6 * slice).clamp(0.05, 30.0) };
+    let num_runs: usize = knobs.iter().map(|knob| knob.values.len() + 1).sum();
+    // Half as many again for winners, which are measured once more, and the last turns.
+    let slice = budget.as_secs_f64() / (1.5 * num_runs as f64);
+    let limits = Limits { num_warm_up: 1, min_outer: 3, min_seconds: (0.6 * slice).clamp(0.05, 30.0) };
     let mut at = |actors: &ActorsConfig, what: &str| {
         progress(&SweepProgress { what: what.to_owned(), spent: begin.elapsed() });
         prepared.config.actors = actors.clone();
@@ -186,25 +190,33 @@ pub fn tune(
     let (mut best, mut trials, mut left_out) = (configured.clone(), Vec::new(), Vec::new());
     for knob in knobs {
         let present = *knob.setting.of(&mut best.clone(), knob.stages[0]);
-        for &value in knob.values.iter().filter(|value| **value != present) {
+        let values: Vec<usize> = knob.values.iter().copied().filter(|&value| value != present).collect();
+        // Its runs, a second look at the winner, and the last turns.
+        if values.is_empty() || begin.elapsed() + one_run * (values.len() + 5) as u32 > budget {
+            left_out.extend((!values.is_empty()).then(|| knob.name()));
+            continue;
+        }
+        let reference = at(&best, "the best so far")?.outer_per_second();
+        let first = trials.len();
+        for &value in &values {
             let what = knob.describe(value);
-            if begin.elapsed() + 5 * one_run > budget {
-                left_out.push(what);
-                continue;
-            }
-            let changed = knob.set(&best, value);
-            let (reference, measurement) = (at(&best, "the best so far")?, at(&changed, &what)?);
-            let mut gain = measurement.outer_per_second() / reference.outer_per_second();
-            if gain > 1.0 + LEAST_GAIN {
-                // Once more, the other way round.
-                let (again, reference) = (at(&changed, &what)?, at(&best, "the best so far")?);
-                gain = gain.min(again.outer_per_second() / reference.outer_per_second());
-            }
-            let taken = gain > 1.0 + LEAST_GAIN;
-            if taken {
+            let measurement = at(&knob.set(&best, value), &what)?;
+            let gain = measurement.outer_per_second() / reference;
+            trials.push(Trial { what, measurement, gain, taken: false });
+        }
+        let Some(winner) = (first..trials.len()).max_by(|&a, &b| trials[a].gain.total_cmp(&trials[b].gain)) else {
+            continue;
+        };
+        let trial = &mut trials[winner];
+        if trial.gain > 1.0 + LEAST_GAIN {
+            // Once more, the other way round.
+            let changed = knob.set(&best, values[winner - first]);
+            let (again, reference) = (at(&changed, &trial.what)?, at(&best, "the best so far")?);
+            trial.gain = trial.gain.min(again.outer_per_second() / reference.outer_per_second());
+            trial.taken = trial.gain > 1.0 + LEAST_GAIN;
+            if trial.taken {
                 best = changed;
             }
-            trials.push(Trial { what, measurement, gain, taken });
         }
     }
     let end = (at(&best, "the best")?, at(&configured, "as configured")?);

@@ -30,7 +30,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     config: ConfigArgs,
     /// Seconds to spend, about
-    #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    #[arg(long, value_name = "SECONDS", default_value_t = 180, value_parser = clap::value_parser!(u32).range(1..=86_400))]
     budget: u32,
     /// Where the overlay is written
     #[arg(long, value_name = "FILE", default_value = "tuned.toml")]

@@ -164,10 +164,10 @@ impl Compute {
             if let Some(first) = first.result() {
                 pieces[1].each(|i| others.put(i, in_one_go(i, &first)));
             }
-            if barrier.wait().is_leader() {
-                if let Some(first) = first.result() {
-                    failure.guard(|| second.run(|step| step(&first, others.take())));
-                }
+            if barrier.wait().is_leader()
+                && let Some(first) = first.result()
+            {
+                failure.guard(|| second.run(|step| step(&first, others.take())));
             }
             barrier.wait();
             let Some(second) = second.result() else { return };
@@ -175,7 +175,6 @@ impl Compute {
                 failure.guard(|| results.put(i, backward(i, state, &second)));
             }
         });
-        drop(pieces);
         failure.rethrow();
         (first.into_result(), second.into_result(), results.take())
     }
