@@ -48,7 +48,7 @@ impl RecordSink for KeepsAll {
             }
         }
         match record.body {
-            RecordBody::Metric(row) if !row.unit.contains('s') && row.unit != "bytes" => {
+            RecordBody::Metric(row) if !matches!(row.unit, "images/s" | "bytes") => {
                 let place = (row.moment.level.name(), row.name.into_owned(), row.moment.step, row.value.to_bits());
                 kept.metrics.push(place);
             }

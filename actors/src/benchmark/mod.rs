@@ -28,8 +28,8 @@ pub struct BenchSpec {
     pub num_rounds: usize,
     /// Python with torch that runs the peer.
     pub python: Option<PathBuf>,
-    /// Whether to measure the whole pipeline too.
-    pub pipeline: bool,
+    /// `pipeline.lag` with which to measure the whole pipeline too; none to leave it out.
+    pub lag: Option<u32>,
 }
 
 /// Outer iterations before the measured ones: they fill the recycled memory.
@@ -50,18 +50,21 @@ pub fn bench(
     let num_rounds = spec.num_rounds + NUM_WARM_UP;
     let mut peer = spec.python.as_deref().map(|python| Peer::start(python, &spec.workload)).transpose()?;
     let mut workload = Workload::new(spec.workload)?;
-    let (mut laps, mut peer_laps, mut peak) = (Vec::new(), Vec::new(), 0f64);
+    let (mut laps, mut peer_laps, mut peaks) = (Vec::new(), Vec::new(), Vec::new());
     let mut allocated_after_warm_up = 0;
     for round in 0..num_rounds {
         if let Some(reason) = stop.reason() {
             return Err(CliError::Failed { lines: Vec::new(), exit_code: reason.exit_code() });
         }
         progress(round, num_rounds);
-        peak = peak.max(kernels::peak_gflops(spec.workload.num_threads, PEAK_SECONDS));
         if round == NUM_WARM_UP {
             allocated_after_warm_up = workload.allocated_bytes();
         }
+        // The machine's speed changes with its neighbours, so the peak is measured around each iteration.
+        let peak = || kernels::peak_gflops(spec.workload.num_threads, PEAK_SECONDS);
+        let before = peak();
         laps.push(workload.step()?);
+        peaks.push(f64::midpoint(before, peak()));
         if let Some(peer) = &mut peer {
             peer_laps.push(peer.step()?);
         }
@@ -72,6 +75,7 @@ pub fn bench(
     let peak_bytes = process_memory().map_or(0, |(_, peak)| peak);
     drop(workload);
     laps.drain(..NUM_WARM_UP);
+    peaks.drain(..NUM_WARM_UP);
     let peer = match peer {
         Some(peer) => {
             peer_laps.drain(..NUM_WARM_UP);
@@ -79,12 +83,13 @@ pub fn bench(
         }
         None => None,
     };
-    let pipeline = if spec.pipeline { Some(pipeline(&spec.workload, stop, events)?) } else { None };
-    Ok(BenchReport::new(&spec.workload, micro_batch, &laps, peak, peak_bytes, allocated_bytes, peer, pipeline))
+    let pipeline =
+        spec.lag.map(|lag| pipeline(&spec.workload, lag, stop, events).map(|found| (lag, found))).transpose()?;
+    Ok(BenchReport::new(&spec.workload, micro_batch, &laps, &peaks, peak_bytes, allocated_bytes, peer, pipeline))
 }
 
 /// The same networks in the whole pipeline, fed with generated images.
-fn pipeline(workload: &WorkloadSpec, stop: &StopFlag, events: &EventQueue) -> Result<Measurement, CliError> {
+fn pipeline(workload: &WorkloadSpec, lag: u32, stop: &StopFlag, events: &EventQueue) -> Result<Measurement, CliError> {
     let WorkloadSpec { preset, batch, num_threads, micro_batch, baseline } = workload;
     let mut inputs = ConfigInputs::default()
         .set(&format!("model.preset={}", preset_name(*preset)))
@@ -94,6 +99,7 @@ fn pipeline(workload: &WorkloadSpec, stop: &StopFlag, events: &EventQueue) -> Re
         .set("data.synthetic.num_test=10")
         .set(&format!("train.grain={}", 8.min(batch.div_ceil(2))))
         .set(&format!("method.baseline={baseline}"))
+        .set(&format!("pipeline.lag={lag}"))
         .set("train.outer_iterations=1000000")
         .set("checkpoint.every_steps=1000000000");
     for level in ["pretrain", "finetune", "policy"] {

@@ -52,9 +52,9 @@ pub struct BenchReport {
     pub gflop_outer: f64,
     /// 10⁹ operations a second.
     pub gflops: f64,
-    /// The machine's peak, measured in the same run.
+    /// The machine's peak, measured around each iteration: the median.
     pub peak_gflops: f64,
-    /// `gflops` as a share of the peak, in percent.
+    /// Arithmetic of an iteration as a share of the peak around it, in percent: the median.
     pub peak_percent: f64,
     /// Largest resident memory of this process.
     pub peak_bytes: u64,
@@ -99,6 +99,8 @@ impl PeerReport {
 /// The pipeline's throughput, with what its stages did.
 #[derive(Debug, Clone, Serialize)]
 pub struct PipelineReport {
+    /// By how many outer iterations the levels may overlap.
+    pub lag: u32,
     /// Milliseconds of an outer iteration.
     pub ms_outer: f64,
     /// Level-1 images a second.
@@ -118,11 +120,11 @@ impl BenchReport {
         spec: &WorkloadSpec,
         micro_batch: usize,
         laps: &[Lap],
-        peak_gflops: f64,
+        peaks: &[f64],
         peak_bytes: u64,
         allocated_bytes_after_warm_up: u64,
         peer: Option<PeerReport>,
-        pipeline: Option<Measurement>,
+        pipeline: Option<(u32, Measurement)>,
     ) -> Self {
         let lap = medians(laps);
         let ms_outer = median(laps.iter().map(Lap::total_ms));
@@ -147,12 +149,15 @@ impl BenchReport {
             images_per_s: num_images as f64 / ms_outer * 1e3,
             gflop_outer: lap.gflop,
             gflops,
-            peak_gflops,
-            peak_percent: 100.0 * gflops / peak_gflops,
+            peak_gflops: median(peaks.iter().copied()),
+            peak_percent: median(
+                laps.iter().zip(peaks).map(|(lap, peak)| 100.0 * lap.gflop / lap.total_ms() * 1e3 / peak),
+            ),
             peak_bytes,
             allocated_bytes_after_warm_up,
             peer,
-            pipeline: pipeline.map(|measurement| PipelineReport {
+            pipeline: pipeline.map(|(lag, measurement)| PipelineReport {
+                lag,
                 ms_outer: measurement.ms_outer(),
                 images_per_s: measurement.images_per_second(),
                 measurement,
@@ -210,8 +215,12 @@ impl fmt::Display for BenchReport {
             writeln!(f)?;
             writeln!(
                 f,
-                "{:<20} {:>10.1} ms   {:.1} images/s over {} outer iterations",
-                "whole pipeline", pipeline.ms_outer, pipeline.images_per_s, pipeline.measurement.num_outer
+                "{:<20} {:>10.1} ms   {:.1} images/s over {} outer iterations at lag {}",
+                "whole pipeline",
+                pipeline.ms_outer,
+                pipeline.images_per_s,
+                pipeline.measurement.num_outer,
+                pipeline.lag
             )?;
             writeln!(f, "{}", StageTable(&pipeline.measurement))?;
         }

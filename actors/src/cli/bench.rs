@@ -49,6 +49,9 @@ pub(crate) struct Args {
     /// Leave out the measurement of the whole pipeline
     #[arg(long)]
     no_pipeline: bool,
+    /// `pipeline.lag` of that measurement: 0 takes the levels in turn, more lets them overlap
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=8))]
+    lag: u32,
     /// One JSON object instead of tables
     #[arg(long)]
     json: bool,
@@ -69,7 +72,7 @@ impl Args {
             workload,
             num_rounds: usize::from(self.rounds),
             python: self.peer,
-            pipeline: !self.no_pipeline,
+            lag: (!self.no_pipeline).then_some(self.lag),
         };
         let stop = StopFlag::new();
         let terminal = session.terminal.clone();
