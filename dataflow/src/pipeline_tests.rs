@@ -48,7 +48,12 @@ impl RecordSink for KeepsAll {
             }
         }
         match record.body {
-            RecordBody::Metric(row) if !matches!(row.unit, "images/s" | "bytes") => {
+            // Times and memory are the machine's; coverage and change of masks count from the begin of a process.
+            RecordBody::Metric(row)
+                if !matches!(row.unit, "images/s" | "bytes")
+                    && !row.name.starts_with("mask_coverage")
+                    && row.name != "mask_change" =>
+            {
                 let place = (row.moment.level.name(), row.name.into_owned(), row.moment.step, row.value.to_bits());
                 kept.metrics.push(place);
             }
