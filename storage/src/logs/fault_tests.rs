@@ -13,7 +13,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::paths::{live_dir, live_path, parts, streams};
 use super::source::Snapshot;
-use super::stream::parse_stream;
+use super::stream::{parse_stream, read_stream};
 use super::*;
 use crate::atomic::fault;
 
@@ -210,6 +210,12 @@ fn killed_before_any_operation_no_flushed_row_is_lost_or_doubled() {
     let kills = kills.borrow();
     assert!(kills.len() > 80, "{} operations", kills.len());
     for (copy, flushed, pushed, what) in kills.iter() {
+        for table in Table::ALL {
+            for number in streams(copy, table).unwrap() {
+                let stream = read_stream(&live_path(copy, table, number), table).unwrap();
+                assert!(stream.schema.is_some(), "{what}: {table} {number} is there and cannot be opened");
+            }
+        }
         assert_steps(copy, *flushed..=*pushed, what);
         repair(copy).unwrap();
         let rows = assert_steps(copy, *flushed..=*pushed, &format!("{what}, repaired"));
