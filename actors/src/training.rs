@@ -167,7 +167,11 @@ fn serial_outcome(exit: Exit, stop: &StopFlag) -> Outcome {
 }
 
 /// The display's figures from the newest metrics.
-fn figures(prepared: &Prepared, first_outer: u64, latest: Latest) -> impl Fn() -> ProgressFigures + Send + 'static {
+pub(crate) fn figures(
+    prepared: &Prepared,
+    first_outer: u64,
+    latest: Latest,
+) -> impl Fn() -> ProgressFigures + Send + 'static {
     let (unroll, num_outer_iterations) = (prepared.method.unroll, prepared.method.total_outer);
     let batch = prepared.config.pretrain.batch as u64;
     move || {
