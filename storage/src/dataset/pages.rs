@@ -15,11 +15,11 @@ const MAX_RATIO: u64 = 256;
 /// How deep a header's structs may be nested; they are three deep.
 const MAX_DEPTH: u32 = 16;
 
-/// Checks all pages of the columns in `mask`. A header that cannot be read ends the look at its column
-/// chunk, as the decoder refuses it by itself.
+/// Checks all pages of the columns in `mask`.
 ///
 /// # Errors
-/// One line about the first page that announces an unbelievable size.
+/// One line about the first page that announces an unbelievable size, or whose header cannot be read:
+/// the decoder is more lenient, it takes numbers of any length and what is left of them in 32 bits.
 pub(super) fn check<R: ChunkReader>(
     reader: &R,
     metadata: &ParquetMetaData,
@@ -34,12 +34,14 @@ pub(super) fn check<R: ChunkReader>(
             let (start, len) = column.byte_range();
             let (mut at, end) = (start, start.saturating_add(len).min(reader.len()));
             while at < end {
-                let Ok(Some(header)) = reader.get_read(at).map(|read| Header::read(read.take(end - at)).ok()) else {
-                    break;
+                let name = || column.column_path().string();
+                let header = reader.get_read(at).ok().and_then(|read| Header::read(read.take(end - at)).ok());
+                let Some(header) = header else {
+                    return Err(format!("the header of a page of column {} cannot be read", name()));
                 };
                 let (announced, packed) = (header.unpacked_bytes, header.packed_bytes);
                 if announced > MAX_SMALL_PAGE_BYTES.max(packed.saturating_mul(MAX_RATIO)) {
-                    let name = column.column_path().string();
+                    let name = name();
                     return Err(format!("a page of column {name} of {packed} bytes announces {announced} unpacked"));
                 }
                 at = at.saturating_add(header.len).saturating_add(packed);
@@ -200,6 +202,8 @@ mod tests {
         }
         assert!(Header::read(&[0x25, 2, 0x15, 1, 0][..]).is_err(), "a negative size");
         assert!(Header::read(&[0x15, 0, 0][..]).is_err(), "no sizes");
+        let long = [&[0x15, 0, 0x15][..], &[0x8e; 12], &[2, 0x15, 6, 0]].concat();
+        assert!(Header::read(&long[..]).is_err(), "a number of more than 64 bits");
         assert!(Header::read(&[0x1c; 100_000][..]).is_err(), "nested without end");
     }
 }
