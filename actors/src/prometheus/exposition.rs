@@ -56,6 +56,9 @@ enum Kind {
 
 type Labels = Vec<(&'static str, String)>;
 
+/// Name, help and value of a family whose samples are made of `S`.
+type Family<'a, S, V> = (&'a str, &'a str, &'a dyn Fn(&S) -> V);
+
 /// The metrics as text. A family without samples is left out.
 #[must_use]
 pub fn render(figures: &Figures) -> String {
@@ -75,7 +78,7 @@ pub fn render(figures: &Figures) -> String {
 
 fn workers(text: &mut Exposition, workers: &[(WorkerId, CountersSnapshot)]) {
     let seconds = |ns: u64| ns as f64 * 1e-9;
-    let families: [(&str, &str, &dyn Fn(&CountersSnapshot) -> f64); 6] = [
+    let families: [Family<CountersSnapshot, f64>; 6] = [
         ("mlomae_stage_items_total", "Items that the worker has finished.", &|c| c.items as f64),
         ("mlomae_stage_bytes_total", "Payload bytes of the items that the worker has finished.", &|c| c.bytes as f64),
         ("mlomae_stage_busy_seconds_total", "Time that the worker has computed.", &|c| seconds(c.busy_ns)),
@@ -97,7 +100,7 @@ fn workers(text: &mut Exposition, workers: &[(WorkerId, CountersSnapshot)]) {
 }
 
 fn queues(text: &mut Exposition, queues: &[QueueSample]) {
-    let families: [(&str, &str, &dyn Fn(&QueueSample) -> usize); 3] = [
+    let families: [Family<QueueSample, usize>; 3] = [
         ("mlomae_queue_length", "Items waiting in the queue before the stage.", &|queue| queue.len),
         ("mlomae_queue_capacity", "Items that the queue before the stage can hold.", &|queue| queue.capacity),
         ("mlomae_queue_bytes", "Payload bytes waiting in the queue before the stage.", &|queue| queue.bytes),
