@@ -15,6 +15,7 @@ pub mod panel;
 pub mod panic_hook;
 pub mod pictures;
 pub mod progress;
+pub mod prometheus;
 pub mod run;
 pub mod run_log;
 pub mod setup;

@@ -1,5 +1,6 @@
 //! A run's directory over the life of a process that trains: begun or taken up, written to, ended.
 
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 
 use mlomae_dataflow::config::{Config, ConfigInputs};
@@ -11,6 +12,7 @@ use mlomae_storage::run_dir::{RunDir, RunLock, RunRecord, RunStatus, new_run_id}
 
 use crate::error::{CliError, exit_code};
 use crate::eval::{Judgement, Task};
+use crate::prometheus;
 use crate::setup::{Prepared, config_toml};
 use crate::trained::Trained;
 
@@ -33,19 +35,22 @@ pub struct Start {
     pub prepared: Prepared,
     /// Where training starts.
     pub state: TrainState,
+    /// Where its metrics are asked for, if they are wanted.
+    pub metrics: Option<TcpListener>,
 }
 
 impl Run {
     /// Makes a new run from `inputs`; `name` becomes a part of its id unless `run.id` is given. With
     /// `restart` a directory in the way is moved aside. Nothing is made if the configuration or its data
-    /// are wrong.
+    /// are wrong or the metrics' address cannot be had.
     ///
     /// # Errors
-    /// If the configuration or its data are wrong, or the directory is in the way or cannot be made.
+    /// In these cases, or if the directory is in the way or cannot be made.
     pub fn begin(inputs: &ConfigInputs, name: &str, restart: bool) -> Result<Start, CliError> {
         let mut config = Config::resolve(inputs)?;
         let id = config.run.id.get_or_insert_with(|| new_run_id(name)).clone();
         let prepared = Prepared::new(config, None)?;
+        let metrics = prometheus::bind(&prepared.config.telemetry)?;
         let root = PathBuf::from(&prepared.config.run.root);
         if restart {
             move_aside(&root.join(&id))?;
@@ -57,15 +62,15 @@ impl Run {
         dir.write_record(&record)?;
         tracing::info!(kind = "run_started", "run directory {}", dir.path().display());
         let state = TrainState::fresh(&prepared.method);
-        Ok(Start { run: Self { dir, record, clock: Clock::start() }, prepared, state })
+        Ok(Start { run: Self { dir, record, clock: Clock::start() }, prepared, state, metrics })
     }
 
     /// Takes up the run at `path` at its latest checkpoint, or at its beginning if it has none. The
     /// configuration is the run's own, or `base` if given, with `changes` over it.
     ///
     /// # Errors
-    /// If there is no such run, another process holds it, its files are damaged, or the configuration
-    /// does not fit them.
+    /// If there is no such run, another process holds it, its files are damaged, the configuration does
+    /// not fit them, or the metrics' address cannot be had.
     pub fn resume(path: &Path, base: Option<ConfigInputs>, mut changes: ConfigInputs) -> Result<Start, CliError> {
         let dir = RunDir::open_locked(path)?;
         let mut record = dir.record()?;
@@ -89,6 +94,7 @@ impl Run {
             let Trained { prepared, state, wall_s, .. } = Trained::load(path, base, changes)?;
             (prepared, state, wall_s)
         };
+        let metrics = prometheus::bind(&prepared.config.telemetry)?;
         let input = std::fs::read_to_string(dir.config_input()).unwrap_or_default();
         dir.write_configs(&config_toml(&prepared.config)?, &input)?;
         record.resume(VERSION);
@@ -101,7 +107,7 @@ impl Run {
             path.display(),
             state.outer
         );
-        Ok(Start { run: Self { dir, record, clock: Clock::resume(wall_s) }, prepared, state })
+        Ok(Start { run: Self { dir, record, clock: Clock::resume(wall_s) }, prepared, state, metrics })
     }
 
     /// A run directory below `root` for a run that is not kept.

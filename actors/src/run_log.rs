@@ -1,15 +1,17 @@
 //! The sink of a run's log stage: records go to the run directory, and with them what the program
 //! itself has to say: its logged events and the telemetry's samples.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
 use mlomae_dataflow::exit::StageError;
 use mlomae_dataflow::records::{ActorRecord, EventRecord, Level, Moment, Record, RecordBody, Severity};
 use mlomae_dataflow::stages::log::{AssembledCheckpoint, RecordSink};
 
 use crate::logging::{EventQueue, LoggedEvent};
-use crate::telemetry::{ActorSample, NewestSamples};
+use crate::telemetry::ActorSample;
 
 /// Rows of each table that were written, in the order metrics, masks, actors, events, evals.
 /// Cloning shares the counts.
@@ -41,23 +43,40 @@ impl RowCounts {
     }
 }
 
-/// Telemetry's newest samples with a mark of which were written.
+/// Rounds of samples that wait for the log stage at most: 25 seconds of the shortest period.
+const MAX_ROUNDS: usize = 256;
+
+/// One sample of every worker, and when they were taken.
+type Round = (SystemTime, Vec<ActorSample>);
+
+#[derive(Debug, Default)]
+struct Rounds {
+    waiting: VecDeque<Round>,
+    num_dropped: u64,
+}
+
+/// Telemetry's samples on their way to the `actors` table. It is bounded: if the log stage does not come
+/// for them, the oldest are dropped and counted. Cloning shares the queue.
 #[derive(Debug, Clone, Default)]
-struct SampleSource {
-    newest: Arc<Mutex<Option<NewestSamples>>>,
-    written: Option<Arc<[ActorSample]>>,
+pub struct SampleQueue {
+    rounds: Arc<Mutex<Rounds>>,
 }
 
-/// A way to give the sink its samples after it has gone into the pipeline, whose counters make them.
-#[derive(Debug, Clone)]
-pub struct SampleSlot {
-    newest: Arc<Mutex<Option<NewestSamples>>>,
-}
+impl SampleQueue {
+    /// Adds a round that was taken now; never waits for the log stage.
+    pub fn push(&self, samples: &[ActorSample]) {
+        let mut rounds = self.rounds.lock().unwrap_or_else(PoisonError::into_inner);
+        if rounds.waiting.len() == MAX_ROUNDS {
+            rounds.waiting.pop_front();
+            rounds.num_dropped += 1;
+        }
+        rounds.waiting.push_back((SystemTime::now(), samples.to_vec()));
+    }
 
-impl SampleSlot {
-    /// Lets the sink write `samples` from now on.
-    pub fn connect(&self, samples: NewestSamples) {
-        *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = Some(samples);
+    /// Takes everything that waits, and the number of rounds that were dropped since the last call.
+    fn drain(&self) -> (VecDeque<Round>, u64) {
+        let rounds = std::mem::take(&mut *self.rounds.lock().unwrap_or_else(PoisonError::into_inner));
+        (rounds.waiting, rounds.num_dropped)
     }
 }
 
@@ -69,20 +88,20 @@ impl SampleSlot {
 pub struct RunLog<K> {
     inner: K,
     events: EventQueue,
-    samples: SampleSource,
+    samples: SampleQueue,
     counts: RowCounts,
 }
 
 impl<K: RecordSink> RunLog<K> {
     /// A sink before `inner` that takes `events` along.
     pub fn new(inner: K, events: EventQueue) -> Self {
-        Self { inner, events, samples: SampleSource::default(), counts: RowCounts::default() }
+        Self { inner, events, samples: SampleQueue::default(), counts: RowCounts::default() }
     }
 
     /// Where the samples are given.
     #[must_use]
-    pub fn sample_slot(&self) -> SampleSlot {
-        SampleSlot { newest: Arc::clone(&self.samples.newest) }
+    pub fn samples(&self) -> SampleQueue {
+        self.samples.clone()
     }
 
     /// Rows written so far.
@@ -95,16 +114,14 @@ impl<K: RecordSink> RunLog<K> {
         for event in self.events.drain() {
             self.write(event_record(event))?;
         }
-        let newest = self.samples.newest.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let Some(newest) = newest.map(|newest| newest.get()) else {
-            return Ok(());
-        };
-        let is_new = self.samples.written.as_ref().is_none_or(|written| !Arc::ptr_eq(written, &newest));
-        if is_new {
-            for sample in newest.iter() {
-                self.write(actor_record(sample))?;
+        let (rounds, num_dropped) = self.samples.drain();
+        if num_dropped > 0 {
+            self.write(Record::event(samples_dropped(num_dropped)))?;
+        }
+        for (at, samples) in rounds {
+            for sample in &samples {
+                self.write(Record { at, body: actor_record(sample) })?;
             }
-            self.samples.written = Some(newest);
         }
         Ok(())
     }
@@ -149,9 +166,19 @@ fn event_record(event: LoggedEvent) -> Record {
     Record { at: event.time, body }
 }
 
-fn actor_record(sample: &ActorSample) -> Record {
+fn samples_dropped(num_dropped: u64) -> EventRecord {
+    EventRecord {
+        severity: Severity::Warning,
+        kind: "samples_dropped".into(),
+        stage: None,
+        message: format!("{num_dropped} rounds of samples were dropped, the log stage did not come for them"),
+        fields: serde_json::Map::from_iter([("num_dropped".to_owned(), num_dropped.into())]).into(),
+    }
+}
+
+fn actor_record(sample: &ActorSample) -> RecordBody {
     let whole = |number: usize| i32::try_from(number).unwrap_or(i32::MAX);
-    Record::now(RecordBody::Actor(Box::new(ActorRecord {
+    RecordBody::Actor(Box::new(ActorRecord {
         // The sink knows the step better than a sampler does.
         moment: Moment { epoch: 0, step: 0, level: Level::Pretrain },
         stage: sample.worker.stage,
@@ -161,5 +188,5 @@ fn actor_record(sample: &ActorSample) -> Record {
         queue_cap: whole(sample.queue_cap),
         queue_bytes: i64::try_from(sample.queue_bytes).unwrap_or(i64::MAX),
         lag: sample.lag,
-    })))
+    }))
 }

@@ -78,7 +78,7 @@ pub fn train(
     let first_outer = state.outer;
     let setup = prepared.data.setup(config, prepared.method.clone(), state)?;
     let sink = RunLog::new(sink, options.events);
-    let (slot, rows) = (sink.sample_slot(), sink.row_counts());
+    let (sample_queue, rows) = (sink.samples(), sink.row_counts());
     let (stop, latest) = (options.stop, options.latest);
     let display = |samples: NewestSamples| {
         let figures = figures(prepared, first_outer, latest.clone());
@@ -93,7 +93,7 @@ pub fn train(
         if let Some(observer) = options.observer {
             observer(&probes);
         }
-        Telemetry::new(probes, every, limit, |_| {})
+        Telemetry::new(probes, every, limit, move |samples| sample_queue.push(samples))
     };
     let no_thread = |error| CliError::new(exit_code::INTERNAL, format!("cannot start a thread: {error}"));
 
@@ -107,7 +107,6 @@ pub fn train(
         };
         let telemetry = telemetry(run.counters().into_iter().map(probe).collect());
         let newest = telemetry.newest();
-        slot.connect(newest.clone());
         let display = display(newest.clone()).transpose().map_err(no_thread)?;
         let telemetry = TelemetryThread::start(telemetry).map_err(no_thread)?;
         let exit = mlomae_dataflow::exit::catch_panic(|| run.run().0);
@@ -131,7 +130,6 @@ pub fn train(
         });
         let telemetry = telemetry(probes.collect());
         let newest = telemetry.newest();
-        slot.connect(newest.clone());
         let display = display(newest.clone()).transpose().map_err(no_thread)?;
         let max_restarts = config.actors.max_restarts;
         let tasks = pipeline.workers.into_iter().map(|worker| {
@@ -167,7 +165,11 @@ fn serial_outcome(exit: Exit, stop: &StopFlag) -> Outcome {
 }
 
 /// The display's figures from the newest metrics.
-fn figures(prepared: &Prepared, first_outer: u64, latest: Latest) -> impl Fn() -> ProgressFigures + Send + 'static {
+pub(crate) fn figures(
+    prepared: &Prepared,
+    first_outer: u64,
+    latest: Latest,
+) -> impl Fn() -> ProgressFigures + Send + 'static {
     let (unroll, num_outer_iterations) = (prepared.method.unroll, prepared.method.total_outer);
     let batch = prepared.config.pretrain.batch as u64;
     move || {

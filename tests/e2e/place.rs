@@ -68,6 +68,11 @@ impl Place {
         Ended::of(self.command(args).env("MLOMAE_FAULT", faults).output().expect("program starts"))
     }
 
+    /// Runs the program to its end with RUST_LOG set.
+    pub fn run_with_filter(&self, filter: &str, args: &[&str]) -> Ended {
+        Ended::of(self.command(args).env("RUST_LOG", filter).output().expect("program starts"))
+    }
+
     /// Runs the program, which must succeed, and answers with its stdout.
     pub fn succeed(&self, args: &[&str]) -> String {
         let ended = self.run(args);
@@ -96,6 +101,14 @@ impl Place {
     pub fn start(&self, args: &[&str]) -> Running {
         let mut command = self.command(args);
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        Running { child: Some(command.spawn().expect("program starts")) }
+    }
+
+    /// Starts the program without waiting for it; what it says on stderr goes to a file.
+    pub fn start_with_log(&self, args: &[&str], log: &str) -> Running {
+        let log = std::fs::File::create(self.path(log)).expect("a file");
+        let mut command = self.command(args);
+        command.stdout(Stdio::piped()).stderr(log);
         Running { child: Some(command.spawn().expect("program starts")) }
     }
 

@@ -13,9 +13,10 @@ use super::facts::facts;
 use super::run_arg::{DEFAULT_ROOT, find_run};
 use super::train_end::{final_judgement, print_summary};
 use crate::error::{CliError, check_outcome};
+use crate::prometheus::{self, ProbeSlot};
 use crate::run::{Run, Start};
 use crate::signals::SignalWatcher;
-use crate::training::{TrainingOptions, train};
+use crate::training::{Observer, TrainingOptions, train};
 
 /// Pretrain with learned masks, from a configuration or where a run ended
 #[derive(Debug, clap::Args)]
@@ -59,7 +60,7 @@ impl Args {
         let terminal = session.terminal.clone();
         let _signals = SignalWatcher::start(stop.clone(), move || terminal.clear())
             .map_err(|error| CliError::new(74, format!("cannot watch signals: {error}")))?;
-        let Start { mut run, prepared, state } = self.start()?;
+        let Start { mut run, prepared, state, metrics } = self.start()?;
         for (name, text) in facts(&prepared)? {
             tracing::info!(kind = "setup", what = name, "{name}: {text}");
         }
@@ -71,17 +72,27 @@ impl Args {
                 prepared.method.total_outer
             );
         }
+        let probes = ProbeSlot::default();
+        let serve = |listener| prometheus::serve(listener, &prepared, first_outer, latest.clone(), probes.clone());
+        let server = metrics.map(serve).transpose();
+        let observer: Option<Observer> = match &server {
+            Ok(Some(_)) => Some(Box::new(move |workers| probes.connect(workers))),
+            _ => None,
+        };
         let options = TrainingOptions {
             serial: self.serial,
             display: (!self.quiet).then(|| session.terminal.clone()),
             events: session.events.clone(),
             stop: stop.clone(),
             latest: latest.clone(),
-            observer: None,
+            observer,
             faults: session.faults.clone(),
         };
-        let result =
-            run.sink(&prepared, state.outer, latest.clone()).and_then(|sink| train(&prepared, state, sink, options));
+        let sink = || run.sink(&prepared, first_outer, latest.clone());
+        let (_server, result) = match server {
+            Ok(server) => (server, sink().and_then(|sink| train(&prepared, state, sink, options))),
+            Err(error) => (None, Err(error)),
+        };
         let (report, result) = match result {
             Ok(report) => {
                 let result = check_outcome(&report.outcome);

@@ -1,6 +1,6 @@
 //! Relations between keys, which no single key's range can express.
 
-use super::{Config, ConfigError, Crop, DataFormat, MaskInput};
+use super::{Config, ConfigError, Crop, DataFormat, MaskInput, TelemetryConfig};
 use crate::stage_name::StageName;
 
 fn error(key: &str, value: impl ToString, problem: impl Into<String>, allowed: &str) -> ConfigError {
@@ -37,6 +37,10 @@ impl Config {
                 "cannot name a directory",
                 "letters, digits, '.', '_' and '-', beginning with a letter or digit, at most 128",
             ));
+        }
+        if let Err(problem) = self.telemetry.address() {
+            let value = format!("{:?}", self.telemetry.prometheus);
+            errors.push(error("telemetry.prometheus", value, problem, TelemetryConfig::ALLOWED));
         }
         let image = match self.data.format {
             DataFormat::Embedded => Some(self.data.image.unwrap_or(28)),

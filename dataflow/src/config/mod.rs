@@ -12,6 +12,7 @@ mod output;
 mod run;
 mod schema;
 mod table;
+mod telemetry;
 #[cfg(test)]
 mod tests;
 
@@ -27,6 +28,7 @@ pub use model::{MaskConfig, MaskInput, MaskNet, ModelConfig, PosEmbed, Preset, P
 pub use output::{CheckpointConfig, EvalConfig, LogsConfig};
 pub use run::{PipelineConfig, RunConfig, TrainConfig};
 pub use schema::schema;
+pub use telemetry::TelemetryConfig;
 
 /// The configuration that `train` uses when none is given.
 pub const QUICKSTART: &str = include_str!("../../../configs/quickstart.toml");
@@ -65,6 +67,8 @@ pub struct Config {
     pub checkpoint: CheckpointConfig,
     /// What is logged.
     pub logs: LogsConfig,
+    /// How a running run can be watched from outside.
+    pub telemetry: TelemetryConfig,
     /// Evaluations on the test role.
     pub eval: EvalConfig,
 }
@@ -86,6 +90,7 @@ impl Default for Config {
             actors: ActorsConfig::default(),
             checkpoint: CheckpointConfig::default(),
             logs: LogsConfig::default(),
+            telemetry: TelemetryConfig::default(),
             eval: EvalConfig::default(),
         }
     }

@@ -8,7 +8,7 @@ use arrow::array::{Array, ArrayRef, AsArray};
 use arrow::compute::{CastOptions, cast_with_options};
 use arrow::datatypes::{DataType, Int64Type, Schema};
 use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
 use parquet::file::reader::ChunkReader;
 
 use crate::guard::guarded;
@@ -18,7 +18,7 @@ use super::raw::Survey;
 use super::resize::into_channels;
 use super::{
     DataError, Dataset, DatasetInfo, DatasetSpec, DecodeLimits, Format, Sample, Split, check_index, decode, file_name,
-    numbered_classes,
+    numbered_classes, pages,
 };
 
 /// More classes than this are taken for a mistaken label column.
@@ -190,8 +190,8 @@ impl Gathered {
     ) -> Result<(), DataError> {
         let malformed =
             |e: &dyn std::fmt::Display| DataError::malformed(path, format!("not a readable parquet file: {e}"));
-        let builder = ParquetRecordBatchReaderBuilder::try_new(reader).map_err(|e| malformed(&e))?;
-        let schema = builder.schema().clone();
+        let metadata = ArrowReaderMetadata::load(&reader, ArrowReaderOptions::default()).map_err(|e| malformed(&e))?;
+        let schema = metadata.schema().clone();
         let found = choose_columns(&schema, path, spec)?;
         let columns = self.columns.get_or_insert(found);
         let index_of = |name: &str| schema.index_of(name).map_err(|e| malformed(&e));
@@ -206,7 +206,9 @@ impl Gathered {
                 ));
             }
         }
-        let mask = ProjectionMask::roots(builder.parquet_schema(), roots);
+        let mask = ProjectionMask::roots(metadata.parquet_schema(), roots);
+        pages::check(&reader, metadata.metadata(), &mask).map_err(|e| malformed(&e))?;
+        let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(reader, metadata);
         let batches =
             builder.with_batch_size(ROWS_PER_BATCH).with_projection(mask).build().map_err(|e| malformed(&e))?;
         for batch in batches {

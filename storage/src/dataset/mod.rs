@@ -10,6 +10,7 @@ mod features;
 mod hf_parquet;
 mod idx;
 mod image_folder;
+mod pages;
 mod pickle;
 mod raw;
 pub mod resize;

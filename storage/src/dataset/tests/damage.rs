@@ -217,3 +217,39 @@ fn links_out_of_the_folder_are_refused() {
         open(&spec).err().unwrap().to_string().ends_with("train/cow: class folder without images (png, jpg, jpeg)")
     );
 }
+
+#[test]
+fn a_page_that_announces_too_much_is_refused_before_it_is_unpacked() {
+    use arrow::array::{BinaryArray, RecordBatch};
+    use parquet::arrow::ArrowWriter;
+    use parquet::basic::{Compression, ZstdLevel};
+    use parquet::file::properties::WriterProperties;
+    use parquet::file::reader::{FileReader, SerializedFileReader};
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("train.parquet");
+    // More than a MiB, so that its size has as many bytes as one of 128 MiB.
+    let images: arrow::array::ArrayRef = std::sync::Arc::new(BinaryArray::from_vec(vec![&[0; 1_200_000][..]]));
+    let batch = RecordBatch::try_from_iter([("image", images)]).unwrap();
+    let zstd = Compression::ZSTD(ZstdLevel::default());
+    let properties = WriterProperties::builder().set_compression(zstd).set_dictionary_enabled(false).build();
+    let mut writer =
+        ArrowWriter::try_new(std::fs::File::create(&path).unwrap(), batch.schema(), Some(properties)).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+
+    let spec = spec(&path, Format::HfParquet, Split::Train);
+    assert_eq!(open(&spec).unwrap().len(), 1, "its page shrinks to a hundredth of a percent, and is small");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let reader = SerializedFileReader::new(std::fs::File::open(&path).unwrap()).unwrap();
+    let page = usize::try_from(reader.metadata().row_group(0).column(0).byte_range().0).unwrap();
+    // The header: field 1 (type) and its value, field 2 and the size, zigzag, as a varint of 4 bytes.
+    assert_eq!((bytes[page], bytes[page + 2], bytes[page + 6] < 0x80, bytes[page + 7]), (0x15, 0x15, true, 0x15));
+    bytes[page + 3..page + 7].copy_from_slice(&[0xfe, 0xff, 0xff, 0x7f]);
+    std::fs::write(&path, bytes).unwrap();
+    let error = open(&spec).err().unwrap();
+    assert_eq!(error.exit_code(), 65);
+    let error = error.to_string();
+    assert!(error.contains("train.parquet") && error.contains("a page of column image of "), "{error}");
+    assert!(error.ends_with("bytes announces 134217727 unpacked"), "{error}");
+}
