@@ -23,6 +23,7 @@ pub mod supervisor;
 pub mod telemetry;
 pub mod terminal;
 pub mod timing;
+pub mod top;
 pub mod trained;
 pub mod training;
 pub mod tuning;

@@ -11,6 +11,7 @@ mod facts;
 mod inspect;
 mod logs;
 mod run_arg;
+mod top;
 mod train;
 mod train_end;
 mod tune;
@@ -75,6 +76,7 @@ enum Command {
     Verify(verify::Args),
     Data(data::Args),
     Logs(logs::Args),
+    Top(top::Args),
     Config(config::Args),
     Bench(bench::Args),
     Tune(tune::Args),
@@ -140,6 +142,7 @@ fn execute(cli: Cli, faults: FaultPlan) -> Result<(), CliError> {
         Command::Verify(args) => args.run(&mut session),
         Command::Data(args) => args.run(&mut session),
         Command::Logs(args) => args.run(&mut session),
+        Command::Top(args) => args.run(&mut session),
         Command::Config(args) => args.run(&mut session),
         Command::Bench(args) => args.run(&mut session),
         Command::Tune(args) => args.run(&mut session),

@@ -5,8 +5,8 @@ use std::marker::PhantomData;
 use std::path::Path;
 
 use arrow::array::{Array, AsArray, RecordBatch};
-use arrow::datatypes::{ArrowPrimitiveType, Float32Type, Float64Type, Int16Type, Int32Type, Int64Type};
 use arrow::datatypes::TimestampMicrosecondType;
+use arrow::datatypes::{ArrowPrimitiveType, Float32Type, Float64Type, Int16Type, Int32Type, Int64Type};
 
 use super::error::LogError;
 use super::rows::{ActorRow, EventRow, Level, MetricRow, Severity, Text};
