@@ -22,6 +22,7 @@ pub mod signals;
 pub mod supervisor;
 pub mod telemetry;
 pub mod terminal;
+pub mod timeline;
 pub mod timing;
 pub mod top;
 pub mod trained;

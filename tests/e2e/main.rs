@@ -15,3 +15,4 @@ mod readers;
 mod refusals;
 mod resume;
 mod same_weights;
+mod top;
