@@ -221,7 +221,13 @@ impl<'a> Simulation<'a> {
 
     /// Goes on to the next end of a piece; false if there is none.
     fn step(&mut self) -> bool {
-        while (0..self.workers.len()).fold(false, |moved, worker| self.advance(worker) || moved) {}
+        let mut moved = true;
+        while moved {
+            moved = false;
+            for worker in 0..self.workers.len() {
+                moved |= self.advance(worker);
+            }
+        }
         self.start_pieces();
         let Some(Reverse((at, worker))) = self.ends.pop() else {
             return false;
