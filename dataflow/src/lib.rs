@@ -26,6 +26,7 @@ pub mod records;
 pub mod rng;
 pub mod run_sink;
 pub mod serial;
+pub mod simulation;
 pub mod slot;
 pub mod stage;
 pub mod stage_name;

@@ -18,3 +18,4 @@ mod refusals;
 mod resume;
 mod same_weights;
 mod speed;
+mod top;

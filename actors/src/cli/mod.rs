@@ -11,6 +11,9 @@ mod facts;
 mod inspect;
 mod logs;
 mod run_arg;
+mod simulate;
+mod timeline;
+mod top;
 mod train;
 mod train_end;
 mod tune;
@@ -75,6 +78,9 @@ enum Command {
     Verify(verify::Args),
     Data(data::Args),
     Logs(logs::Args),
+    Top(top::Args),
+    Timeline(timeline::Args),
+    Simulate(simulate::Args),
     Config(config::Args),
     Bench(bench::Args),
     Tune(tune::Args),
@@ -140,6 +146,9 @@ fn execute(cli: Cli, faults: FaultPlan) -> Result<(), CliError> {
         Command::Verify(args) => args.run(&mut session),
         Command::Data(args) => args.run(&mut session),
         Command::Logs(args) => args.run(&mut session),
+        Command::Top(args) => args.run(&mut session),
+        Command::Timeline(args) => args.run(&mut session),
+        Command::Simulate(args) => args.run(&mut session),
         Command::Config(args) => args.run(&mut session),
         Command::Bench(args) => args.run(&mut session),
         Command::Tune(args) => args.run(&mut session),

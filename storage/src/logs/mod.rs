@@ -11,6 +11,7 @@ mod error;
 mod export;
 mod live;
 mod paths;
+mod read;
 mod repair;
 mod rows;
 mod schema;
@@ -28,6 +29,7 @@ mod tests;
 
 pub use error::LogError;
 pub use export::{ExportFormat, export, export_all, print};
+pub use read::{ReadRow, Segmented, TableReader};
 pub use repair::{RepairReport, RepairedStream, TruncateReport, repair, truncate_after};
 pub use rows::{ActorRow, EvalRow, EventRow, Level, LogRow, MaskRow, MetricRow, Severity, Text};
 pub use schema::{KEY_GRID, KEY_NAME, KEY_PROGRAM, KEY_RUN, KEY_VERSION, SCHEMA_VERSION, SchemaMeta, Table, schema};

@@ -25,6 +25,11 @@ pub struct Follow {
 }
 
 impl Follow {
+    /// Follows `table` from its first row on: the first poll returns all rows so far.
+    pub fn from_start(run: &Path, table: Table) -> Self {
+        Self { run: run.to_path_buf(), table, number: 0, done: 0 }
+    }
+
     /// Follows `table` from now on; the rows so far are skipped.
     pub fn new(run: &Path, table: Table) -> Result<Self, LogError> {
         Ok(Self::last(run, table, 0)?.0)
