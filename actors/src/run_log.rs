@@ -187,6 +187,7 @@ fn actor_record(sample: &ActorSample) -> RecordBody {
         queue_len: whole(sample.queue_len),
         queue_cap: whole(sample.queue_cap),
         queue_bytes: i64::try_from(sample.queue_bytes).unwrap_or(i64::MAX),
+        utilization: sample.utilization as f32,
         lag: sample.lag,
     }))
 }

@@ -79,6 +79,8 @@ pub struct ActorRecord {
     pub queue_cap: i32,
     /// Payload bytes in the input queue.
     pub queue_bytes: i64,
+    /// Share of the time since the sample before in which the worker worked, in 0..=1.
+    pub utilization: f32,
     /// Outer iterations between the policy in use and the newest.
     pub lag: i32,
 }

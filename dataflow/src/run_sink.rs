@@ -142,7 +142,7 @@ impl RunSink {
                     queue_len: a.queue_len,
                     queue_cap: a.queue_cap,
                     queue_bytes: a.queue_bytes,
-                    utilization: c.utilization() as f32,
+                    utilization: a.utilization,
                     restarts: i32::try_from(c.restarts).unwrap_or(i32::MAX),
                     lag: a.lag,
                 })
