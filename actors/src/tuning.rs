@@ -1,13 +1,15 @@
 //! `mlomae tune`: which workers, micro-batches and queues make a configuration fastest on this machine.
 //!
 //! One setting after the other is varied (coordinate descent). Machines are shared and noisy, so a value wins only if it beats the
-//! best one so far twice, before and after it, by more than [`LEAST_GAIN`]. Nothing that is varied changes a result of training.
+//! best one so far twice, before and after it, by more than [`LEAST_GAIN`], in units of the arithmetic peak that is measured around each
+//! run. If the choice as a whole does not beat the configured one at the end, that one stays. Nothing that is varied changes a result of training.
 
 use std::time::{Duration, Instant};
 
 use mlomae_dataflow::config::{ActorsConfig, Config};
 use mlomae_dataflow::stage_name::StageName;
 use mlomae_dataflow::stop::StopFlag;
+use mlomae_model::kernels;
 
 use crate::error::CliError;
 use crate::logging::EventQueue;
@@ -15,7 +17,11 @@ use crate::measurement::{Limits, Measurement, measure};
 use crate::setup::Prepared;
 
 /// A smaller gain is taken for noise.
-const LEAST_GAIN: f64 = 0.02;
+const LEAST_GAIN: f64 = 0.03;
+/// Seconds for which the machine's speed is measured before and after each run.
+const PEAK_SECONDS: f64 = 0.03;
+/// Turns of the best choice and the configured one at the end.
+const NUM_LAST_TURNS: usize = 2;
 /// Queue capacities that are tried.
 const CAPACITIES: [usize; 5] = [0, 1, 2, 4, 8];
 
@@ -61,6 +67,23 @@ pub struct Knob {
 }
 
 impl Knob {
+    /// The value that holds in `config`, with 0 resolved to what it stands for.
+    fn present(&self, config: &Config, actors: &ActorsConfig) -> usize {
+        let stage = actors.stage(self.stages[0]);
+        let batch = match self.stages[0] {
+            StageName::Evaluator => config.finetune.batch.min(config.policy.batch),
+            _ => config.pretrain.batch,
+        };
+        match self.setting {
+            Setting::Workers => stage.num_workers(),
+            Setting::QueueCap => stage.queue_cap,
+            Setting::MicroBatch => {
+                let num_grains = (stage.micro_batch(batch, stage.num_workers()) / config.train.grain).max(1);
+                config.train.grain << num_grains.ilog2()
+            }
+        }
+    }
+
     fn set(&self, actors: &ActorsConfig, value: usize) -> ActorsConfig {
         let mut changed = actors.clone();
         for stage in &self.stages {
@@ -139,16 +162,19 @@ pub struct Tuning {
     pub actors: ActorsConfig,
     /// The best choice and the configured one, measured in turns at the end.
     pub end: (Measurement, Measurement),
+    /// Throughput of the best choice over that of the configured one, from these turns.
+    pub gain: f64,
+    /// Whether the choice beats the configured one; if not, `actors` are as configured.
+    pub is_better: bool,
     /// What the time did not suffice for.
     pub left_out: Vec<String>,
 }
 
-impl Tuning {
-    /// Throughput of the best choice over that of the configured one, from the last turns.
-    #[must_use]
-    pub fn gain(&self) -> f64 {
-        self.end.0.outer_per_second() / self.end.1.outer_per_second()
-    }
+/// A measurement in units of the machine's speed around it.
+struct Turn {
+    measurement: Measurement,
+    /// Outer iterations for 10⁹ operations that the machine could do.
+    speed: f64,
 }
 
 /// How the sweep goes on, for a display.
@@ -173,7 +199,8 @@ pub fn tune(
 ) -> Result<Tuning, CliError> {
     let begin = Instant::now();
     let num_cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let knobs = knobs(&prepared.config, num_cores);
+    let config = prepared.config.clone();
+    let knobs = knobs(&config, num_cores);
     let configured = prepared.config.actors.clone();
     let num_runs: usize = knobs.iter().map(|knob| knob.values.len() + 1).sum();
     // Half as many again for winners, which are measured once more, and the last turns.
@@ -182,26 +209,30 @@ pub fn tune(
     let mut at = |actors: &ActorsConfig, what: &str| {
         progress(&SweepProgress { what: what.to_owned(), spent: begin.elapsed() });
         prepared.config.actors = actors.clone();
-        measure(&prepared, limits, stop, events)
+        let peak = || kernels::peak_gflops(num_cores, PEAK_SECONDS);
+        let before = peak();
+        let measurement = measure(&prepared, limits, stop, events)?;
+        let speed = measurement.outer_per_second() / f64::midpoint(before, peak());
+        Ok::<_, CliError>(Turn { measurement, speed })
     };
-    let start = at(&configured, "as configured")?;
+    let start = at(&configured, "as configured")?.measurement;
     // What one run takes, with its begin and its end.
     let one_run = begin.elapsed();
     let (mut best, mut trials, mut left_out) = (configured.clone(), Vec::new(), Vec::new());
     for knob in knobs {
-        let present = *knob.setting.of(&mut best.clone(), knob.stages[0]);
+        let present = knob.present(&config, &best);
         let values: Vec<usize> = knob.values.iter().copied().filter(|&value| value != present).collect();
         // Its runs, a second look at the winner, and the last turns.
-        if values.is_empty() || begin.elapsed() + one_run * (values.len() + 5) as u32 > budget {
+        if values.is_empty() || begin.elapsed() + one_run * (values.len() + 3 + 2 * NUM_LAST_TURNS) as u32 > budget {
             left_out.extend((!values.is_empty()).then(|| knob.name()));
             continue;
         }
-        let reference = at(&best, "the best so far")?.outer_per_second();
+        let reference = at(&best, "the best so far")?.speed;
         let first = trials.len();
         for &value in &values {
             let what = knob.describe(value);
-            let measurement = at(&knob.set(&best, value), &what)?;
-            let gain = measurement.outer_per_second() / reference;
+            let Turn { measurement, speed } = at(&knob.set(&best, value), &what)?;
+            let gain = speed / reference;
             trials.push(Trial { what, measurement, gain, taken: false });
         }
         let Some(winner) = (first..trials.len()).max_by(|&a, &b| trials[a].gain.total_cmp(&trials[b].gain)) else {
@@ -212,15 +243,22 @@ pub fn tune(
             // Once more, the other way round.
             let changed = knob.set(&best, values[winner - first]);
             let (again, reference) = (at(&changed, &trial.what)?, at(&best, "the best so far")?);
-            trial.gain = trial.gain.min(again.outer_per_second() / reference.outer_per_second());
+            trial.gain = trial.gain.min(again.speed / reference.speed);
             trial.taken = trial.gain > 1.0 + LEAST_GAIN;
             if trial.taken {
                 best = changed;
             }
         }
     }
-    let end = (at(&best, "the best")?, at(&configured, "as configured")?);
-    Ok(Tuning { start, trials, actors: best, end, left_out })
+    let mut end = (at(&best, "the best")?, at(&configured, "as configured")?);
+    let mut gain = end.0.speed / end.1.speed;
+    for _ in 1..NUM_LAST_TURNS {
+        end = (at(&best, "the best")?, at(&configured, "as configured")?);
+        gain = gain.min(end.0.speed / end.1.speed);
+    }
+    let is_better = gain > 1.0;
+    let actors = if is_better { best } else { configured };
+    Ok(Tuning { start, trials, actors, end: (end.0.measurement, end.1.measurement), gain, is_better, left_out })
 }
 
 /// The choice as an overlay for `train --config-overlay`: TOML tables of the stages under `header`, comment lines.
@@ -265,5 +303,17 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn the_present_value_is_what_automatic_stands_for() {
+        let inputs = ConfigInputs::quickstart().set("actors.encoder.workers=3").set("train.grain=4");
+        let config = Config::resolve(&inputs).unwrap();
+        let present =
+            |setting, stage| Knob { stages: vec![stage], setting, values: Vec::new() }.present(&config, &config.actors);
+        assert_eq!(present(Setting::Workers, StageName::Encoder), 3);
+        assert_eq!(present(Setting::MicroBatch, StageName::Encoder), 8);
+        assert_eq!(present(Setting::QueueCap, StageName::Encoder), 2);
+        assert!(present(Setting::Workers, StageName::Policy) > 0, "as many as there are cores");
     }
 }

@@ -67,15 +67,24 @@ impl Args {
         let header = [
             format!("Workers, micro-batches and queues for {name} with pipeline.lag = {lag}, found by mlomae tune."),
             format!(
-                "{} cores: {:.3} outer iterations a second, {:.2} times those before. Results do not depend on them.",
+                "{} cores: {}. Results do not depend on them.",
                 std::thread::available_parallelism().map_or(1, usize::from),
-                tuning.end.0.outer_per_second(),
-                tuning.gain()
+                verdict(&tuning)
             ),
         ];
         write_atomic(&self.out, overlay(&tuning.actors, &header).as_bytes())?;
         writeln!(session.out, "written to {0}: mlomae train {name} --config-overlay {0}", self.out.display())?;
         Ok(())
+    }
+}
+
+fn verdict(tuning: &Tuning) -> String {
+    if tuning.is_better {
+        let (best, configured) = &tuning.end;
+        let [best, configured] = [best, configured].map(Measurement::outer_per_second);
+        format!("{best:.3} outer iterations a second beside {configured:.3} as configured")
+    } else {
+        "nothing beats the configured values, which these are".to_owned()
     }
 }
 
@@ -109,7 +118,7 @@ fn table(tuning: &Tuning) -> String {
     for trial in &tuning.trials {
         line(&trial.what, &trial.measurement, Some(trial.gain), if trial.taken { "  taken" } else { "" });
     }
-    line("the best, at the end", &tuning.end.0, Some(tuning.gain()), "");
+    line("the best, at the end", &tuning.end.0, Some(tuning.gain), "");
     line("as configured, at the end", &tuning.end.1, None, "");
     if let Some(stage) = tuning.end.0.bottleneck() {
         let shares = [stage.utilization, stage.wait_in, stage.wait_out].map(|share| 100.0 * share);
@@ -118,6 +127,7 @@ fn table(tuning: &Tuning) -> String {
             stage.stage, shares[0], shares[1], shares[2]
         );
     }
+    text += &format!("\nresult: {}", verdict(tuning));
     if !tuning.left_out.is_empty() {
         text += &format!("\nnot tried for lack of time: {}", tuning.left_out.join("; "));
     }
