@@ -1,7 +1,7 @@
 //! `mlomae tune`: which workers, micro-batches and queues make a configuration fastest on this machine.
 //!
 //! One setting after the other is varied (coordinate descent). Machines are shared and noisy, so a value wins only if it beats the
-//! best one so far twice, before and after it, by more than [`LEAST_GAIN`], in units of the arithmetic peak that is measured around each
+//! best one so far twice, before and after it, by more than 3 %, in units of the arithmetic peak that is measured around each
 //! run. If the choice as a whole does not beat the configured one at the end, that one stays. Nothing that is varied changes a result of training.
 
 use std::time::{Duration, Instant};
