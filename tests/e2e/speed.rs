@@ -17,7 +17,7 @@ fn bench_reports_levels_pipeline_and_memory() {
         ["score", "pretrain", "evaluate", "policy"].map(|level| number(&format!("/levels/{level}_ms"))).iter().sum();
     // Medians of parts and of the whole differ, but not by much.
     assert!((0.5..2.0).contains(&(levels / number("/ms_outer"))), "{report}");
-    assert!(number("/peak_percent") > 0.0 && number("/peak_percent") < 130.0, "{report}");
+    assert!(number("/peak_percent") > 0.0 && number("/peak_percent") < 300.0, "{report}");
     assert!(number("/peak_bytes") > 1e6 && number("/images_per_s") > 0.0, "{report}");
     assert_eq!(report["num_rounds"], 2);
     assert_eq!(report["peer"], Value::Null);
