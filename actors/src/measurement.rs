@@ -1,6 +1,5 @@
 //! How fast a configuration trains: a short stretch of a real run, of which nothing is kept.
 
-use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -93,29 +92,6 @@ impl Measurement {
     }
 }
 
-/// A folder below the system's for temporary files, which goes when dropped.
-#[derive(Debug)]
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new() -> Result<Self, CliError> {
-        let path = std::env::temp_dir().join(format!("mlomae-scratch-{}", std::process::id()));
-        std::fs::create_dir_all(&path).map_err(|error| CliError::file("create folder", &path, &error))?;
-        Ok(Self(path))
-    }
-
-    fn path(&self) -> &Path {
-        &self.0
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        // What is left lies among temporary files.
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
 /// Counters of a worker with its stage.
 type Counted = Vec<(StageName, StageCounters)>;
 
@@ -130,7 +106,8 @@ pub fn measure(
     stop: &StopFlag,
     events: &EventQueue,
 ) -> Result<Measurement, CliError> {
-    let scratch = Scratch::new()?;
+    let scratch =
+        tempfile::tempdir().map_err(|error| CliError::file("create folder", &std::env::temp_dir(), &error))?;
     // Recycled memory of another configuration would not fit.
     let method = prepared.data.method(&prepared.config)?;
     let state = TrainState::fresh(&method);

@@ -7,6 +7,8 @@ use mlomae_dataflow::stop::{StopFlag, StopReason};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::{Handle, Signals};
 
+use crate::error::{CliError, exit_code};
+
 /// Watches the signals until it is dropped.
 ///
 /// The watcher is a thread of its own that only sleeps: it works in a serial run without an actor
@@ -23,7 +25,12 @@ impl SignalWatcher {
     ///
     /// # Errors
     /// If the signal handlers cannot be installed or no thread can be started.
-    pub fn start(stop: StopFlag, before_leaving: impl Fn() + Send + 'static) -> io::Result<Self> {
+    pub fn start(stop: StopFlag, before_leaving: impl Fn() + Send + 'static) -> Result<Self, CliError> {
+        Self::watch(stop, before_leaving)
+            .map_err(|error| CliError::new(exit_code::IO, format!("cannot watch signals: {error}")))
+    }
+
+    fn watch(stop: StopFlag, before_leaving: impl Fn() + Send + 'static) -> io::Result<Self> {
         let mut signals = Signals::new([SIGINT, SIGTERM])?;
         let handle = signals.handle();
         let watch = move || {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use mlomae_dataflow::config::{ActorsConfig, Config};
 use mlomae_dataflow::stage_name::StageName;
 use mlomae_dataflow::stop::StopFlag;
+use mlomae_model::compute::whole_branch;
 use mlomae_model::kernels;
 
 use crate::error::CliError;
@@ -77,10 +78,7 @@ impl Knob {
         match self.setting {
             Setting::Workers => stage.num_workers(),
             Setting::QueueCap => stage.queue_cap,
-            Setting::MicroBatch => {
-                let num_grains = (stage.micro_batch(batch, stage.num_workers()) / config.train.grain).max(1);
-                config.train.grain << num_grains.ilog2()
-            }
+            Setting::MicroBatch => whole_branch(config.train.grain, stage.micro_batch(batch, stage.num_workers())),
         }
     }
 

@@ -10,7 +10,7 @@ use mlomae_model::levels::{Model, hypergradient, pretrain};
 use mlomae_model::nets::init::{normals, tensor_rng};
 use mlomae_model::{Arena, Buffer, Compute, ModelError, ParamSet, Params};
 
-use crate::config::{Config, ConfigInputs, Preset};
+use crate::config::{Config, ConfigInputs, Preset, TrainConfig};
 use crate::method::model_config;
 
 /// Side, channels and classes of the images: those of CIFAR-10.
@@ -41,6 +41,12 @@ impl WorkloadSpec {
     pub fn new(preset: Preset) -> Self {
         let num_threads = std::thread::available_parallelism().map_or(1, usize::from);
         Self { preset, batch: preset.values().batch, num_threads, micro_batch: 0, baseline: false }
+    }
+
+    /// Images of a grain: the default, but a batch of few images is cut for two threads at least.
+    #[must_use]
+    pub fn grain(&self) -> usize {
+        TrainConfig::default().grain.min(self.batch.div_ceil(2))
     }
 }
 
@@ -99,8 +105,7 @@ impl Workload {
         let WorkloadSpec { batch, num_threads, micro_batch, .. } = spec;
         let mut images = vec![0.0; batch * model.config.image_values()];
         normals(&mut images, 1.0, &mut tensor_rng(0, "images"));
-        // A batch of few images is cut into grains for two threads at least.
-        let grain = config.train.grain.min(batch.div_ceil(2));
+        let grain = spec.grain();
         let mut stage = config.actors.encoder.clone();
         stage.micro_batch = micro_batch;
         let compute = Compute::new(num_threads, grain, Arena::new())?;

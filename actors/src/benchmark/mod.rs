@@ -97,7 +97,7 @@ fn pipeline(workload: &WorkloadSpec, lag: u32, stop: &StopFlag, events: &EventQu
         .set("data.synthetic.num_classes=10")
         .set(&format!("data.synthetic.num_train={}", 20 * batch))
         .set("data.synthetic.num_test=10")
-        .set(&format!("train.grain={}", 8.min(batch.div_ceil(2))))
+        .set(&format!("train.grain={}", workload.grain()))
         .set(&format!("method.baseline={baseline}"))
         .set(&format!("pipeline.lag={lag}"))
         .set("train.outer_iterations=1000000")

@@ -76,8 +76,7 @@ impl Args {
         };
         let stop = StopFlag::new();
         let terminal = session.terminal.clone();
-        let _signals = SignalWatcher::start(stop.clone(), move || terminal.clear())
-            .map_err(|error| CliError::new(exit_code::IO, format!("cannot watch signals: {error}")))?;
+        let _signals = SignalWatcher::start(stop.clone(), move || terminal.clear())?;
         let bar = Bar::new(&session.terminal, "bench");
         let report = bench(&spec, &stop, &session.events, |done, all| bar.set("bench", done, all))?;
         drop(bar);

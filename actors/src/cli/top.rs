@@ -9,7 +9,7 @@ use mlomae_dataflow::stop::StopFlag;
 
 use super::Session;
 use super::run_arg::find_run;
-use crate::error::{CliError, exit_code};
+use crate::error::CliError;
 use crate::signals::SignalWatcher;
 use crate::top::Frame;
 use crate::top::history::History;
@@ -66,8 +66,7 @@ fn watch(history: &mut History) -> Result<(), CliError> {
     let _signals = SignalWatcher::start(stop.clone(), || {
         // Nothing can be done for a terminal that takes no more output.
         let _ = Term::stdout().show_cursor();
-    })
-    .map_err(|error| CliError::new(exit_code::IO, format!("cannot watch signals: {error}")))?;
+    })?;
     let term = Term::buffered_stdout();
     term.hide_cursor()?;
     let watched = redraw(history, &term, &stop);

@@ -58,8 +58,7 @@ impl Args {
         let begin = Instant::now();
         let stop = StopFlag::new();
         let terminal = session.terminal.clone();
-        let _signals = SignalWatcher::start(stop.clone(), move || terminal.clear())
-            .map_err(|error| CliError::new(74, format!("cannot watch signals: {error}")))?;
+        let _signals = SignalWatcher::start(stop.clone(), move || terminal.clear())?;
         let Start { mut run, prepared, state, metrics } = self.start()?;
         for (name, text) in facts(&prepared)? {
             tracing::info!(kind = "setup", what = name, "{name}: {text}");

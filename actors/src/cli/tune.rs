@@ -10,7 +10,7 @@ use mlomae_storage::atomic::write_atomic;
 
 use super::Session;
 use super::config_args::ConfigArgs;
-use crate::error::{CliError, exit_code};
+use crate::error::CliError;
 use crate::measurement::Measurement;
 use crate::setup::Prepared;
 use crate::signals::SignalWatcher;
@@ -47,8 +47,7 @@ impl Args {
         let name = self.config.config.as_deref().unwrap_or(Path::new("quickstart")).display().to_string();
         let stop = StopFlag::new();
         let terminal = session.terminal.clone();
-        let _signals = SignalWatcher::start(stop.clone(), move || terminal.clear())
-            .map_err(|error| CliError::new(exit_code::IO, format!("cannot watch signals: {error}")))?;
+        let _signals = SignalWatcher::start(stop.clone(), move || terminal.clear())?;
         let lag = config.pipeline.lag;
         let prepared = Prepared::new(config, None)?;
         let budget = Duration::from_secs(u64::from(self.budget));

@@ -26,6 +26,12 @@ pub struct Compute {
     micro_batch: usize,
 }
 
+/// Images of the largest branch of whole grains within `num_images` images, of one grain at least.
+pub fn whole_branch(grain: usize, num_images: usize) -> usize {
+    let num_grains = (num_images / grain).max(1);
+    grain << num_grains.ilog2()
+}
+
 impl Compute {
     /// Sums over grains of `grain` images, in micro-batches of one grain until [`Compute::with_micro_batch`] says otherwise.
     /// `num_threads` 1 computes on the calling thread.
@@ -57,8 +63,7 @@ impl Compute {
     /// The same threads and memory with micro-batches of at most `num_images` images: the grain times the largest power of two that
     /// fits, at least one grain. This decides how much a thread takes at a time; it never changes a result.
     pub fn with_micro_batch(&self, num_images: usize) -> Self {
-        let num_grains = (num_images / self.grain).max(1);
-        Compute { micro_batch: self.grain << num_grains.ilog2(), ..self.clone() }
+        Compute { micro_batch: whole_branch(self.grain, num_images), ..self.clone() }
     }
 
     /// Images of a grain. Changing it changes rounding.

@@ -10,51 +10,57 @@ use crate::arena::{Arena, Buffer, Params};
 use crate::kernels::{self, Epilogue, Mat};
 use crate::layout::LinearWeights;
 
-/// What the gradient of a linear layer needs, whatever is fused behind it.
-pub(super) struct LinearGradient {
+/// What the gradients of a linear layer's weights need, apart from its input.
+pub(super) struct WeightGradient {
     w: LinearWeights,
     params: Params,
     sink: Option<SharedSink>,
-    x: Arc<Buffer>,
-    x_slot: Option<Slot>,
     rows: usize,
     arena: Arena,
     grains: Grains,
 }
 
+impl WeightGradient {
+    /// Adds the gradients of weight and bias from the cotangent of `x·Wᵀ + b` and x.
+    pub(super) fn run(&self, dy: &[f32], x: &[f32]) {
+        let (w, grains) = (&self.w, self.grains);
+        let Some(sink) = &self.sink else { return };
+        let mut sink = sink.borrow_mut();
+        sink.sum(&self.arena, &w.weight, grains.num(), |grain, dw| {
+            let a = Mat { data: &dy[grains.values(grain, self.rows, w.outputs)], ld: w.outputs, trans: true };
+            let b = Mat { data: &x[grains.values(grain, self.rows, w.inputs)], ld: w.inputs, trans: false };
+            let num_rows = grains.rows(grain, self.rows).len();
+            kernels::matmul(dw, w.inputs, a, b, w.outputs, w.inputs, num_rows, false);
+        });
+        sink.sum(&self.arena, &w.bias, grains.num(), |grain, db| {
+            kernels::bias_grad(db, &dy[grains.values(grain, self.rows, w.outputs)], false);
+        });
+    }
+
+    /// The factors of the gradient of x, dy·W.
+    fn input_factors<'a>(&'a self, dy: &'a [f32]) -> (Mat<'a>, Mat<'a>) {
+        let w = &self.w;
+        let a = Mat { data: dy, ld: w.outputs, trans: false };
+        (a, Mat { data: &self.params[w.weight.range()], ld: w.inputs, trans: false })
+    }
+}
+
+/// What the gradient of a linear layer needs, whatever is fused behind it.
+struct LinearGradient {
+    layer: WeightGradient,
+    x: Arc<Buffer>,
+    x_slot: Option<Slot>,
+}
+
 impl LinearGradient {
     /// Given the cotangent of `x·Wᵀ + b`: gradients of weight, bias and x.
     fn run(&self, grads: &mut Grads, dy: &[f32]) -> Result<(), CpuError> {
-        self.weights(dy, &self.x);
-        self.input(grads, dy)
-    }
-
-    /// Gradients of weight and bias, with x given.
-    fn weights(&self, dy: &[f32], x: &[f32]) {
-        let w = &self.w;
-        if let Some(sink) = &self.sink {
-            let mut sink = sink.borrow_mut();
-            let grains = self.grains;
-            sink.sum(&self.arena, &w.weight, grains.num(), |grain, dw| {
-                let rows = grains.rows(grain, self.rows);
-                let a = Mat { data: &dy[rows.start * w.outputs..rows.end * w.outputs], ld: w.outputs, trans: true };
-                let b = Mat { data: &x[rows.start * w.inputs..rows.end * w.inputs], ld: w.inputs, trans: false };
-                kernels::matmul(dw, w.inputs, a, b, w.outputs, w.inputs, rows.len(), false);
-            });
-            sink.sum(&self.arena, &w.bias, grains.num(), |grain, db| {
-                kernels::bias_grad(db, &dy[grains.values(grain, self.rows, w.outputs)], false);
-            });
-        }
-    }
-
-    /// The gradient of x.
-    fn input(&self, grads: &mut Grads, dy: &[f32]) -> Result<(), CpuError> {
-        let w = &self.w;
+        let layer = &self.layer;
+        layer.run(dy, &self.x);
         if let Some(slot) = &self.x_slot {
-            slot.accumulate(grads, &self.arena, |dx, accumulate| {
-                let a = Mat { data: dy, ld: w.outputs, trans: false };
-                let b = Mat { data: &self.params[w.weight.range()], ld: w.inputs, trans: false };
-                kernels::matmul(dx, w.inputs, a, b, self.rows, w.inputs, w.outputs, accumulate);
+            slot.accumulate(grads, &layer.arena, |dx, accumulate| {
+                let (a, b) = layer.input_factors(dy);
+                kernels::matmul(dx, layer.w.inputs, a, b, layer.rows, layer.w.inputs, layer.w.outputs, accumulate);
             })?;
         }
         Ok(())
@@ -69,17 +75,20 @@ impl DfdxCpu {
         kernels::matmul_with(y, w.outputs, a, b, x.rows, w.outputs, w.inputs, epilogue);
     }
 
-    fn linear_gradient(&self, x: &CpuTensor, w: &LinearWeights) -> LinearGradient {
-        LinearGradient {
+    pub(super) fn weight_gradient(&self, w: &LinearWeights, rows: usize) -> WeightGradient {
+        WeightGradient {
             w: *w,
             params: self.set(w.weight.set).clone(),
             sink: self.sink(w.weight.set),
-            x: x.values.clone(),
-            x_slot: x.slot.clone(),
-            rows: x.rows,
+            rows,
             arena: self.arena.clone(),
             grains: self.grains,
         }
+    }
+
+    fn linear_gradient(&self, x: &CpuTensor, w: &LinearWeights) -> LinearGradient {
+        let layer = self.weight_gradient(w, x.rows);
+        LinearGradient { layer, x: x.values.clone(), x_slot: x.slot.clone() }
     }
 
     fn wants_gradient(&self, x: &CpuTensor, w: &LinearWeights) -> bool {
@@ -142,38 +151,23 @@ impl DfdxCpu {
         self.product(&mut y, &hidden, fc2, Epilogue::BiasResidual { bias, residual: &residual.values });
         drop(hidden);
         let out = self.output(y, x.rows, fc2.outputs, true);
-        let (first, residual) = (self.linear_gradient(x, fc1), residual.slot.clone());
-        let (fc2, params, sink) = (*fc2, self.set(fc2.weight.set).clone(), self.sink(fc2.weight.set));
+        let (first, second) = (self.linear_gradient(x, fc1), self.weight_gradient(fc2, x.rows));
+        let residual = residual.slot.clone();
         self.push(&out, move |grads, dy| {
-            let (arena, rows) = (first.arena.clone(), first.rows);
+            let arena = &second.arena;
             let mut hidden = arena.take(pre.len());
             let mut slope = pre;
             kernels::gelu_with_slope(&mut slope, &mut hidden);
-            let second = LinearGradient {
-                w: fc2,
-                params,
-                sink,
-                x: Arc::new(hidden),
-                x_slot: None,
-                rows,
-                arena: arena.clone(),
-                grains: first.grains,
-            };
-            second.run(grads, &dy)?;
-            let weight = &second.params[fc2.weight.range()];
+            second.run(&dy, &hidden);
             // The hidden layer has served; its memory takes its cotangent.
-            let mut dhidden = match Arc::try_unwrap(second.x) {
-                Ok(hidden) => hidden,
-                Err(shared) => arena.take(shared.len()),
-            };
-            let a = Mat { data: &dy, ld: fc2.outputs, trans: false };
-            let b = Mat { data: weight, ld: fc2.inputs, trans: false };
-            let epilogue = Epilogue::Times(&slope);
-            kernels::matmul_with(&mut dhidden, fc2.inputs, a, b, rows, fc2.inputs, fc2.outputs, epilogue);
+            let mut dhidden = hidden;
+            let (a, b) = second.input_factors(&dy);
+            let (inputs, outputs) = (second.w.inputs, second.w.outputs);
+            kernels::matmul_with(&mut dhidden, inputs, a, b, second.rows, inputs, outputs, Epilogue::Times(&slope));
             drop(slope);
             first.run(grads, &dhidden)?;
             match residual {
-                Some(residual) => residual.give(grads, &arena, dy),
+                Some(residual) => residual.give(grads, arena, dy),
                 None => Ok(()),
             }
         });
@@ -193,7 +187,7 @@ impl DfdxCpu {
                 gradient.run(grads, &dy)?;
                 // The residual's cotangent is the output's, so its memory moves on.
                 match residual {
-                    Some(residual) => residual.give(grads, &gradient.arena, dy),
+                    Some(residual) => residual.give(grads, &gradient.layer.arena, dy),
                     None => Ok(()),
                 }
             });

@@ -60,6 +60,7 @@ impl DfdxCpu {
         let out = self.output(x, batch * (1 + num_visible), dim, sink.is_some());
         if let Some(sink) = sink {
             let (w, order, arena, grains) = (*w, order.cloned(), self.arena.clone(), self.grains);
+            let projection = self.weight_gradient(&w.proj, rows);
             self.push(&out, move |_, dx| {
                 let mut sink = sink.borrow_mut();
                 let mut dembedded = embedded;
@@ -82,15 +83,8 @@ impl DfdxCpu {
                         }
                     }
                 });
-                sink.sum(&arena, &w.proj.weight, grains.num(), |grain, dw| {
-                    let at = grains.rows(grain, rows);
-                    let a = Mat { data: &dembedded[at.start * dim..at.end * dim], ld: dim, trans: true };
-                    let b = Mat { data: &visible[at.start * values..at.end * values], ld: values, trans: false };
-                    kernels::matmul(dw, values, a, b, dim, values, at.len(), false);
-                });
-                sink.sum(&arena, &w.proj.bias, grains.num(), |grain, db| {
-                    kernels::bias_grad(db, &dembedded[grains.values(grain, rows, dim)], false);
-                });
+                drop(sink);
+                projection.run(&dembedded, &visible);
                 Ok(())
             });
         }

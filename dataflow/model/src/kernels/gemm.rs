@@ -391,33 +391,31 @@ unsafe fn store_column<S: Simd>(
         Finish::Times { factors } if last => (None, None, Some(factors), Act::None),
         _ => (None, None, None, Act::None),
     };
-    {
-        // SAFETY: the bias has a value for each column, and i and j are inside the place.
-        unsafe {
-            let biases = bias.map_or(s.splat(0.0), |bias| s.load_n(bias.add(place.col + j), w));
-            for i in 0..place.rows {
-                let here = place.at + i * p.ldc + j;
-                let c = p.c.add(here);
-                let mut v = s.load_n(tile.add(i * nr + j), w);
-                if add {
-                    v = s.add(v, s.load_n(c, w));
-                }
-                if bias.is_some() {
-                    v = s.add(v, biases);
-                }
-                if let Some(residual) = residual {
-                    v = s.add(v, s.load_n(residual.add(here), w));
-                }
-                if let Some(factors) = factors {
-                    v = s.mul(v, s.load_n(factors.add(here), w));
-                }
-                match act {
-                    Act::None => s.store_n(c, w, v),
-                    Act::Gelu => s.store_n(c, w, math::gelu(s, v)),
-                    Act::GeluInto(out) => {
-                        s.store_n(c, w, v);
-                        s.store_n(out.add(here), w, math::gelu(s, v));
-                    }
+    // SAFETY: the bias has a value for each column, and i and j are inside the place.
+    unsafe {
+        let biases = bias.map_or(s.splat(0.0), |bias| s.load_n(bias.add(place.col + j), w));
+        for i in 0..place.rows {
+            let here = place.at + i * p.ldc + j;
+            let c = p.c.add(here);
+            let mut v = s.load_n(tile.add(i * nr + j), w);
+            if add {
+                v = s.add(v, s.load_n(c, w));
+            }
+            if bias.is_some() {
+                v = s.add(v, biases);
+            }
+            if let Some(residual) = residual {
+                v = s.add(v, s.load_n(residual.add(here), w));
+            }
+            if let Some(factors) = factors {
+                v = s.mul(v, s.load_n(factors.add(here), w));
+            }
+            match act {
+                Act::None => s.store_n(c, w, v),
+                Act::Gelu => s.store_n(c, w, math::gelu(s, v)),
+                Act::GeluInto(out) => {
+                    s.store_n(c, w, v);
+                    s.store_n(out.add(here), w, math::gelu(s, v));
                 }
             }
         }

@@ -157,6 +157,16 @@ impl Evaluation {
     }
 }
 
+/// Level 2's step, which the validation batch waits for.
+struct HeadStep {
+    /// `[batch, dim]` of the finetune batch.
+    z_f: Vec<f32>,
+    step: TaskGradient,
+    head: Params,
+    /// The new head in f64.
+    c: Vec<f64>,
+}
+
 /// Level 2's step and the vectors of level 3 from one encoder pass over each batch (`clean`).
 ///
 /// The head's finite difference only changes the cotangent at z, so one forward and one backward over each batch, with the cotangents
@@ -187,15 +197,14 @@ pub fn evaluate_clean(
         let step = task.gradient(&widen(head), &z_f, finetune.labels, factors.as_ref());
         let new_head = head_step(head, &step.head);
         let c = widen(&new_head);
-        (z_f, step, new_head, c)
+        HeadStep { z_f, step, head: new_head, c }
     };
-    let validate = |i: usize, (.., c): &(Vec<f32>, TaskGradient, Params, Vec<f64>)| {
+    let validate = |i: usize, HeadStep { c, .. }: &HeadStep| {
         let (pass, z_v) = v.forward(i);
         let share = task.share(c, &z_v, &validation.labels[v.pieces[i].clone()], None, validation.labels.len());
         v.backward(i, pass, &share.features).map(|()| z_v)
     };
-    let differ = |(z_f, _, _, c): &(Vec<f32>, TaskGradient, Params, Vec<f64>),
-                  z_v: Vec<Result<Vec<f32>, ModelError>>| {
+    let differ = |HeadStep { z_f, c, .. }: &HeadStep, z_v: Vec<Result<Vec<f32>, ModelError>>| {
         let z_v = z_v.into_iter().collect::<Result<Vec<_>, _>>()?.concat();
         let at_v = task.gradient(c, &z_v, validation.labels, None);
         let epsilon = step_size(alpha, norm(&at_v.head));
@@ -210,7 +219,7 @@ pub fn evaluate_clean(
         Err(_) => Ok(()),
     };
     let num = [f.pieces.len(), v.pieces.len()];
-    let ((_, step, head, _), difference, outcomes) =
+    let (HeadStep { step, head, .. }, difference, outcomes) =
         compute.phases(num, |i| f.forward(i), step, validate, differ, backward);
     let (_, at_v) = difference?;
     outcomes.into_iter().collect::<Result<Vec<()>, _>>()?;
