@@ -37,6 +37,13 @@ pub(super) enum Finish {
     Times { factors: *const f32 },
 }
 
+impl Finish {
+    /// Whether it is too long to be done in registers beside a tile.
+    pub(super) fn is_long(&self) -> bool {
+        matches!(self, Finish::Bias { act: Act::Gelu | Act::GeluInto(_), .. } | Finish::Times { .. })
+    }
+}
+
 /// What follows a bias.
 #[derive(Clone, Copy)]
 pub(super) enum Act {
@@ -87,6 +94,11 @@ struct Sizes {
 /// # Safety
 /// All elements of the matrices must be accessible, those of C (and of `GeluInto`) exclusively.
 pub(super) unsafe fn gemm(p: &Product) {
+    #[cfg(target_arch = "x86_64")]
+    if super::isa() == super::Isa::Amx && super::amx::suits(p) {
+        // SAFETY: isa() names only what this machine has; the contract is handed on.
+        return unsafe { super::amx::gemm(p) };
+    }
     let kc = split(p.k, MAX_KC, 8);
     let depth = (MAX_DEPTH / kc * kc).min(p.k.next_multiple_of(kc).max(kc));
     let nc = split(p.n, MAX_PACKED / depth, LARGEST_NR);
@@ -99,7 +111,7 @@ pub(super) unsafe fn gemm(p: &Product) {
 }
 
 /// The size of equal parts of `len`, each a multiple of `unit` and (if that allows) at most `max`.
-fn split(len: usize, max: usize, unit: usize) -> usize {
+pub(super) fn split(len: usize, max: usize, unit: usize) -> usize {
     let parts = len.div_ceil(max.max(unit)).max(1);
     len.div_ceil(parts).next_multiple_of(unit).max(unit)
 }
@@ -194,7 +206,7 @@ unsafe fn tiles<S: Simd, const MR: usize, const NV: usize>(
     let nr = NV * S::LANES;
     let add = p.accumulate || block.k > 0;
     let last = block.k + block.kc == p.k;
-    let is_long = matches!(p.finish, Finish::Bias { act: Act::Gelu | Act::GeluInto(_), .. } | Finish::Times { .. });
+    let is_long = last && p.finish.is_long();
     let mut edge = [0.0f32; LARGEST_MR * LARGEST_NR];
     let edge = edge.as_mut_ptr();
     for j in cols.clone().step_by(nr) {
@@ -213,25 +225,12 @@ unsafe fn tiles<S: Simd, const MR: usize, const NV: usize>(
                     }
                 };
                 let acc = tile::<S, MR, NV>(s, block.kc, a, place.rows - 1, b, nr);
-                let c = p.c.add(place.at);
-                if place.rows < MR || place.cols < nr || (last && is_long) {
+                if place.rows < MR || place.cols < nr || is_long {
                     store::<S, MR, NV, false>(s, acc, None, None, edge, nr);
                     store_any(s, edge, nr, add, last, p, place);
                     continue;
                 }
-                let (bias, residual) = match p.finish {
-                    Finish::Bias { bias, .. } if last => (Some(bias.add(j)), None),
-                    Finish::Residual { bias, residual } if last => (Some(bias.add(j)), Some(residual.add(place.at))),
-                    _ => (None, None),
-                };
-                match (add, bias, residual) {
-                    (false, None, _) => store::<S, MR, NV, false>(s, acc, None, None, c, p.ldc),
-                    (true, None, _) => store::<S, MR, NV, true>(s, acc, None, None, c, p.ldc),
-                    (false, bias, None) => store::<S, MR, NV, false>(s, acc, bias, None, c, p.ldc),
-                    (true, bias, None) => store::<S, MR, NV, true>(s, acc, bias, None, c, p.ldc),
-                    (false, bias, residual) => store::<S, MR, NV, false>(s, acc, bias, residual, c, p.ldc),
-                    (true, bias, residual) => store::<S, MR, NV, true>(s, acc, bias, residual, c, p.ldc),
-                }
+                store_whole(s, acc, add, last, p, place);
             }
         }
     }
@@ -303,11 +302,43 @@ unsafe fn pack_a<S: Simd, const MR: usize>(s: S, a: *const f32, step: usize, row
 
 /// Where a tile lies: at element `at` of C, its first column being `col`, rows × cols of it inside C.
 #[derive(Clone, Copy)]
-struct Place {
-    at: usize,
-    col: usize,
-    rows: usize,
-    cols: usize,
+pub(super) struct Place {
+    pub at: usize,
+    pub col: usize,
+    pub rows: usize,
+    pub cols: usize,
+}
+
+/// Writes a whole tile from registers to its place, with what `p` asks for unless that [is long](Finish::is_long).
+///
+/// # Safety
+/// MR rows of NV vectors must lie in C at the place.
+#[inline(always)]
+pub(super) unsafe fn store_whole<S: Simd, const MR: usize, const NV: usize>(
+    s: S,
+    acc: [[S::V; NV]; MR],
+    add: bool,
+    last: bool,
+    p: &Product,
+    place: Place,
+) {
+    // SAFETY: bias and residual are laid out as C.
+    unsafe {
+        let c = p.c.add(place.at);
+        let (bias, residual) = match p.finish {
+            Finish::Bias { bias, .. } if last => (Some(bias.add(place.col)), None),
+            Finish::Residual { bias, residual } if last => (Some(bias.add(place.col)), Some(residual.add(place.at))),
+            _ => (None, None),
+        };
+        match (add, bias, residual) {
+            (false, None, _) => store::<S, MR, NV, false>(s, acc, None, None, c, p.ldc),
+            (true, None, _) => store::<S, MR, NV, true>(s, acc, None, None, c, p.ldc),
+            (false, bias, None) => store::<S, MR, NV, false>(s, acc, bias, None, c, p.ldc),
+            (true, bias, None) => store::<S, MR, NV, true>(s, acc, bias, None, c, p.ldc),
+            (false, bias, residual) => store::<S, MR, NV, false>(s, acc, bias, residual, c, p.ldc),
+            (true, bias, residual) => store::<S, MR, NV, true>(s, acc, bias, residual, c, p.ldc),
+        }
+    }
 }
 
 /// Writes a whole tile from registers, after adding what is there (`ADD`), a bias and a residual.
@@ -354,7 +385,7 @@ unsafe fn store<S: Simd, const MR: usize, const NV: usize, const ADD: bool>(
 /// # Safety
 /// `tile` must hold rows of `nr` values, and the place must lie in C.
 #[inline(always)]
-unsafe fn store_any<S: Simd>(s: S, tile: *const f32, nr: usize, add: bool, last: bool, p: &Product, place: Place) {
+pub(super) unsafe fn store_any<S: Simd>(s: S, tile: *const f32, nr: usize, add: bool, last: bool, p: &Product, place: Place) {
     for j in (0..place.cols).step_by(S::LANES) {
         let w = place.cols - j;
         // SAFETY: the contract is handed on for some columns of the place. The whole vector's width is a constant in its copy.
@@ -424,7 +455,7 @@ unsafe fn store_column<S: Simd>(
 
 /// Asks for a tile of C, and of the matrix that is put to it, while the tile's sums are computed.
 #[inline(always)]
-fn prefetch<S: Simd>(s: S, p: &Product, place: Place, mr: usize, nr: usize) {
+pub(super) fn prefetch<S: Simd>(s: S, p: &Product, place: Place, mr: usize, nr: usize) {
     for i in 0..mr {
         for j in (0..nr).step_by(S::LANES) {
             s.prefetch(p.c.wrapping_add(place.at + i * p.ldc + j));

@@ -1,6 +1,6 @@
 //! The arithmetic of the networks on plain row-major `f32` slices.
 //!
-//! Every kernel is written once over `simd::Simd` and compiled for three instruction sets; [`isa`] picks one at run time. Kernels are
+//! Every kernel is written once over `simd::Simd` and compiled for three instruction sets, products for a fourth; [`isa`] picks one at run time. Kernels are
 //! deterministic: the same inputs on the same instruction set give the same bits, and a row's result does not depend on how many rows
 //! a call has. Lengths that do not fit are a programming error and panic.
 
@@ -8,6 +8,8 @@ use std::cell::Cell;
 use std::sync::OnceLock;
 
 pub mod adamw;
+#[cfg(target_arch = "x86_64")]
+mod amx;
 pub mod attention;
 pub mod elementwise;
 mod gemm;
@@ -43,6 +45,8 @@ pub enum Isa {
     Avx2Fma,
     /// x86-64 with AVX-512 F, VL, BW and DQ: 16 lanes.
     Avx512,
+    /// AVX-512, and products on the tile unit of AMX in the accuracy of `f32`.
+    Amx,
 }
 
 thread_local! {
@@ -76,7 +80,11 @@ fn detect() -> Isa {
             && is_x86_feature_detected!("avx512vl")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512dq");
-        return if wide { Isa::Avx512 } else { Isa::Avx2Fma };
+        return match (wide, amx::is_there()) {
+            (true, true) => Isa::Amx,
+            (true, false) => Isa::Avx512,
+            _ => Isa::Avx2Fma,
+        };
     }
     Isa::Portable
 }
