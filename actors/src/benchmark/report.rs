@@ -136,7 +136,7 @@ impl BenchReport {
             num_threads: spec.num_threads,
             micro_batch,
             baseline: spec.baseline,
-            isa: format!("{:?}", kernels::isa()).to_lowercase(),
+            isa: kernels::isa().name().to_owned(),
             num_rounds: laps.len(),
             ms_outer,
             ms_outer_range: range(laps.iter().map(Lap::total_ms)),

@@ -30,6 +30,7 @@ use clap::builder::styling::AnsiColor;
 use clap::{Parser, Subcommand};
 use mlomae_dataflow::exit::panic_message;
 use mlomae_dataflow::fault::FaultPlan;
+use mlomae_model::kernels::{self, Isa};
 
 use crate::error::{CliError, exit_code};
 use crate::logging::{self, EventQueue, LogFormat};
@@ -66,6 +67,19 @@ pub(crate) struct Cli {
     /// Form of the log lines on stderr; RUST_LOG filters them, as in RUST_LOG=debug.
     #[arg(long, global = true, value_enum, default_value_t, value_name = "FORMAT")]
     log_format: LogFormat,
+    /// Instruction set to compute with: portable, avx2, avx512 or amx; without it the best one of this machine. Results
+    /// have the same bits wherever it is the same.
+    #[arg(long, global = true, env = "MLOMAE_ISA", value_name = "SET", value_parser = parse_isa)]
+    isa: Option<Isa>,
+}
+
+fn parse_isa(name: &str) -> Result<Isa, String> {
+    let names = || Isa::ALL.iter().filter(|isa| isa.is_here()).map(|isa| isa.name()).collect::<Vec<_>>().join(", ");
+    match Isa::ALL.into_iter().find(|isa| isa.name() == name) {
+        Some(isa) if isa.is_here() => Ok(isa),
+        Some(_) => Err(format!("this machine lacks it; it has {}", names())),
+        None => Err(format!("must be one of {}", names())),
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -132,6 +146,10 @@ pub fn run_with_faults(args: impl IntoIterator<Item = OsString>, faults: FaultPl
 }
 
 fn execute(cli: Cli, faults: FaultPlan) -> Result<(), CliError> {
+    if let Some(isa) = cli.isa {
+        // False only where kernels have run before, which is in tests of several commands in one process.
+        kernels::choose_isa(isa);
+    }
     let terminal = Terminal::stderr();
     let is_quiet = matches!(&cli.command, Command::Train(args) if args.quiet);
     let events = logging::init(cli.log_format, is_quiet, &terminal).map_err(CliError::usage)?;

@@ -417,8 +417,7 @@ unsafe fn pack_tile(
 ) {
     let squares = [at, at.wrapping_add(TILE * side.depth)];
     let (rows, lanes) = if side.rows_are_deep { (num_deep, [num_outer; 2]) } else { ([num_outer; 2], num_deep) };
-    let (row_step, lane_step) =
-        if side.rows_are_deep { (side.depth, side.outer) } else { (side.outer, side.depth) };
+    let (row_step, lane_step) = if side.rows_are_deep { (side.depth, side.outer) } else { (side.outer, side.depth) };
     // SAFETY: only elements inside the counts are read; rows 0..16 of each part are written.
     unsafe {
         turned.0.fill(0.0);

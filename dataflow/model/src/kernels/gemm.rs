@@ -385,7 +385,15 @@ unsafe fn store<S: Simd, const MR: usize, const NV: usize, const ADD: bool>(
 /// # Safety
 /// `tile` must hold rows of `nr` values, and the place must lie in C.
 #[inline(always)]
-pub(super) unsafe fn store_any<S: Simd>(s: S, tile: *const f32, nr: usize, add: bool, last: bool, p: &Product, place: Place) {
+pub(super) unsafe fn store_any<S: Simd>(
+    s: S,
+    tile: *const f32,
+    nr: usize,
+    add: bool,
+    last: bool,
+    p: &Product,
+    place: Place,
+) {
     for j in (0..place.cols).step_by(S::LANES) {
         let w = place.cols - j;
         // SAFETY: the contract is handed on for some columns of the place. The whole vector's width is a constant in its copy.

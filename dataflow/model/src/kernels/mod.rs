@@ -49,24 +49,51 @@ pub enum Isa {
     Amx,
 }
 
+impl Isa {
+    /// All of them, the plainest first.
+    pub const ALL: [Isa; 4] = [Isa::Portable, Isa::Avx2Fma, Isa::Avx512, Isa::Amx];
+
+    /// Its name in reports and on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Isa::Portable => "portable",
+            Isa::Avx2Fma => "avx2",
+            Isa::Avx512 => "avx512",
+            Isa::Amx => "amx",
+        }
+    }
+
+    /// Whether this machine has it.
+    pub fn is_here(self) -> bool {
+        self <= detect()
+    }
+}
+
+static CHOSEN: OnceLock<Isa> = OnceLock::new();
+
+/// Makes the whole process use `isa` instead of the best one, so that its results have the same bits as on a machine that has no
+/// better one. Returns false and changes nothing if this machine lacks it, or if kernels have run already.
+pub fn choose_isa(isa: Isa) -> bool {
+    isa.is_here() && CHOSEN.set(isa).is_ok()
+}
+
 thread_local! {
     static FORCED: Cell<Option<Isa>> = const { Cell::new(None) };
 }
 
-/// The instruction set that kernels use: the best one this machine has, unless this thread set another.
+/// The instruction set that kernels use: the best one this machine has, unless the process or this thread chose another.
 #[inline]
 pub fn isa() -> Isa {
-    static BEST: OnceLock<Isa> = OnceLock::new();
     match FORCED.get() {
         Some(isa) => isa,
-        None => *BEST.get_or_init(detect),
+        None => *CHOSEN.get_or_init(detect),
     }
 }
 
 /// Makes the calling thread use `isa` (`None`: the best again), for tests and benchmarks. Returns false and changes nothing if this
 /// machine lacks it.
 pub fn set_isa_for_tests(isa: Option<Isa>) -> bool {
-    if isa.is_some_and(|isa| isa > detect()) {
+    if isa.is_some_and(|isa| !isa.is_here()) {
         return false;
     }
     FORCED.set(isa);

@@ -21,7 +21,7 @@ pub(crate) fn wide(x: &[f32]) -> Vec<f64> {
 
 /// Runs `f` once for each instruction set of this machine, on this thread.
 pub(crate) fn each_isa(mut f: impl FnMut(Isa)) {
-    for isa in [Isa::Portable, Isa::Avx2Fma, Isa::Avx512, Isa::Amx] {
+    for isa in Isa::ALL {
         if set_isa_for_tests(Some(isa)) {
             f(isa);
         }
