@@ -89,6 +89,10 @@ fn unknown_keys_are_refused_with_a_suggestion() {
     );
     assert_eq!(lines("[mask]\nmask_ratio = 0.5"), ["mask.mask_ratio: unknown key; did you mean mask.ratio?"]);
     assert_eq!(lines("num_workers = 1"), ["num_workers: unknown key; did you mean actors.encoder.workers?"]);
+    assert_eq!(
+        lines("[finetune]\ndropout = 0.1"),
+        ["finetune.dropout: unknown key; did you mean method.head_dropout?"]
+    );
     assert_eq!(lines("zzz = 1"), ["zzz: unknown key"]);
 }
 
