@@ -18,7 +18,7 @@ use crate::slot::{SlotReader, SlotWriter};
 use crate::stage::{Flow, Interrupt, Lost, Stage, Wiring};
 use crate::stage_name::StageName;
 use crate::stages::score::{Shift, shift_before, slot_interrupt};
-use crate::stages::statistics::{MaskStatistics, check_loss, check_vector, internal};
+use crate::stages::statistics::{MaskStatistics, SaturationWatch, check_loss, check_vector, internal};
 use crate::stop::StopLevel;
 
 /// Input of one level-1 step.
@@ -48,6 +48,7 @@ pub struct EncoderStage {
     last: Option<Arc<ScoredBatch>>,
     panel: ImageBatch,
     statistics: MaskStatistics,
+    saturation: SaturationWatch,
     previous_masks: HashMap<i64, Vec<bool>>,
     last_step_at: Option<Instant>,
 }
@@ -64,6 +65,7 @@ impl EncoderStage {
             last: None,
             panel,
             statistics: MaskStatistics::default(),
+            saturation: SaturationWatch::default(),
             previous_masks: HashMap::new(),
             last_step_at: None,
         }
@@ -136,6 +138,19 @@ impl EncoderStage {
             }
             self.previous_masks.insert(*id, mask);
         }
+        let scores = batch.scored.weights().map(MaskStatistics::of_scores);
+        if let Some((_, saturation)) = scores
+            && self.saturation.has_become_saturated(saturation)
+        {
+            tracing::warn!(
+                kind = "scores_saturated",
+                stage = %StageName::Encoder,
+                step = step + 1,
+                "scores have saturated, so masks hardly change any more; lower policy.lr, raise mask.explore or \
+                 set mask.input to \"pixels\": {:.0} % of them lie outside 0.02..0.98",
+                100.0 * saturation
+            );
+        }
         if !self.method.metrics_due(step + 1, 1) {
             return;
         }
@@ -144,8 +159,7 @@ impl EncoderStage {
         metric("loss", result.loss, "1");
         metric("lr", rate, "1");
         metric("grad_norm", hypergradient::norm(&self.compute, &result.gradient), "1");
-        if let Some(scores) = batch.scored.weights() {
-            let (entropy, saturation) = MaskStatistics::of_scores(scores);
+        if let Some((entropy, saturation)) = scores {
             metric("score_entropy", entropy, "nat");
             metric("score_saturation", saturation, "share");
         }

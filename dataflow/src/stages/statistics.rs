@@ -40,6 +40,28 @@ impl MaskStatistics {
     }
 }
 
+/// Share of saturated scores above which a policy has nothing left to learn from.
+const SATURATED: f64 = 0.9;
+/// Level-1 steps in a row after which saturated scores are called so.
+const SATURATED_STEPS: u32 = 20;
+
+/// Watches for scores that have saturated: their gradient is next to nothing, and the same patches stay masked.
+#[derive(Debug, Default)]
+pub(super) struct SaturationWatch {
+    num_steps: u32,
+}
+
+impl SaturationWatch {
+    /// Takes the saturation of one more step; true once, when it has been above [`SATURATED`] for [`SATURATED_STEPS`] steps in a row.
+    pub(super) fn has_become_saturated(&mut self, saturation: f64) -> bool {
+        if self.num_steps >= SATURATED_STEPS {
+            return false;
+        }
+        self.num_steps = if saturation > SATURATED { self.num_steps + 1 } else { 0 };
+        self.num_steps == SATURATED_STEPS
+    }
+}
+
 fn refusal(level: &str, step: u64, quantity: String, value: f64) -> StageError {
     StageError::NonFinite { level: level.into(), quantity, step, value }
 }
@@ -80,6 +102,19 @@ mod tests {
         (0..20_000).for_each(|_| statistics.add_mask(&[true, false]));
         let (low, high) = statistics.coverage();
         assert!(low < 1e-3 && high > 0.999);
+    }
+
+    #[test]
+    fn saturation_is_told_once_and_only_when_it_stays() {
+        let mut watch = SaturationWatch::default();
+        let saturated =
+            |watch: &mut SaturationWatch, num: usize| (0..num).filter(|_| watch.has_become_saturated(0.95)).count();
+        assert_eq!(saturated(&mut watch, 19), 0);
+        assert!(!watch.has_become_saturated(0.5), "a step below begins the count anew");
+        assert_eq!(saturated(&mut watch, 19), 0);
+        assert_eq!(saturated(&mut watch, 1000), 1);
+        assert!(!watch.has_become_saturated(0.1));
+        assert_eq!(saturated(&mut watch, 1000), 0);
     }
 
     #[test]
