@@ -202,6 +202,11 @@ impl EncoderStage {
         };
         let losses = pretrain::patch_losses(&self.compute, model, &self.theta, images, &scored.order);
         let (num_patches, grid) = (model.config.num_patches(), model.config.grid() as i16);
+        let side = model.config.grid();
+        for (position, share) in self.statistics.coverage_by_position().iter().enumerate() {
+            let name = format!("mask_coverage.{}.{}", position / side, position % side);
+            recorder.metric(self.method.moment(step + 1, Level::Pretrain), name, *share, "pretrain", "share");
+        }
         if let Some(objects) = objects {
             let masked: Vec<bool> = (0..objects.len()).map(|patch| scored.order.is_masked(patch)).collect();
             let found = ObjectStatistics::of(objects, &masked, scored.weights(), num_patches);

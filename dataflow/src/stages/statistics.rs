@@ -31,6 +31,11 @@ impl MaskStatistics {
         (fold(1.0, f64::min), fold(0.0, f64::max))
     }
 
+    /// Running share of images in which each position is masked, row by row \[L]; empty before the first mask.
+    pub(super) fn coverage_by_position(&self) -> &[f64] {
+        &self.coverage
+    }
+
     /// Mean binary entropy of the scores in nats, and the share of them outside 0.02..0.98.
     pub(super) fn of_scores(scores: &[f32]) -> (f64, f64) {
         let term = |p: f64| if p > 0.0 { -p * p.ln() } else { 0.0 };
@@ -145,6 +150,7 @@ mod tests {
         (0..20_000).for_each(|_| statistics.add_mask(&[true, false]));
         let (low, high) = statistics.coverage();
         assert!(low < 1e-3 && high > 0.999);
+        assert_eq!(statistics.coverage_by_position(), [high, low]);
     }
 
     #[test]
