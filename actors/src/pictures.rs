@@ -49,6 +49,7 @@ pub fn panel_of(trained: &Trained, split: Split, num_images: usize) -> Result<Rg
     let predicted = pretrain::reconstruct(&compute, model, theta, &batch.images, &scored.order);
 
     let shape = &model.config;
+    let objects = prepared.loader(split)?.object_patches(&indices, shape.patch);
     let (num_patches, num_values) = (shape.num_patches(), shape.image_values());
     let class_names = &dataset.info().class_names;
     let mut rows = Vec::with_capacity(batch.len());
@@ -66,7 +67,8 @@ pub fn panel_of(trained: &Trained, split: Split, num_images: usize) -> Result<Rg
                 None => format!("sample {}", batch.ids[number]),
             },
             image: pixels(image),
-            scores: scored.weights().map_or_else(|| vec![0.0; num_patches], |scores| scores[patches.clone()].to_vec()),
+            scores: scored.weights().map(|scores| scores[patches.clone()].to_vec()),
+            object: objects.as_ref().map(|objects| objects[patches.clone()].to_vec()),
             mask: patches.map(|patch| scored.order.is_masked(patch)).collect(),
             reconstruction: pixels(&undo_target(predicted, image, shape)),
         });
@@ -77,6 +79,8 @@ pub fn panel_of(trained: &Trained, split: Split, num_images: usize) -> Result<Rg
     ];
     if prepared.method.baseline {
         notes.push("random masks: there are no scores".to_owned());
+    } else if objects.is_some() {
+        notes.push("green outline: the patches of the object".to_owned());
     }
     let shape = PanelShape { image: shape.image, patch: shape.patch, channels: shape.channels };
     compose(shape, &rows, &notes).map_err(|error| CliError::new(exit_code::INTERNAL, format!("panel: {error}")))

@@ -50,6 +50,15 @@ impl Payload for ImageBatch {
     }
 }
 
+/// The fixed samples whose masks are logged over a run.
+#[derive(Debug, Clone)]
+pub struct Panel {
+    /// The samples, not augmented.
+    pub batch: ImageBatch,
+    /// Whether each patch holds a part of the sample's object, [samples, L]; none where the data does not know.
+    pub objects: Option<Vec<bool>>,
+}
+
 /// The labelled batches of one outer iteration.
 #[derive(Debug, Clone)]
 pub struct LabelledPair {

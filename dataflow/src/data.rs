@@ -6,6 +6,7 @@ use mlomae_model::{Arena, ModelConfig, ModelError};
 use mlomae_storage::dataset::{self, DataError, Dataset, Split};
 
 use crate::augment::{Normalisation, Preparation};
+use crate::batch::Panel;
 use crate::config::{Config, ConfigError};
 use crate::exit::StageError;
 use crate::method::{Method, model_config};
@@ -185,7 +186,9 @@ impl Data {
     /// When roles do not fit or a sample of the panel cannot be read.
     pub fn setup(&self, config: &Config, method: Method, state: TrainState) -> Result<Setup, SetupError> {
         let load = self.loader(config, &self.train, &method.arena)?;
-        let panel = load.samples(&load.plan().panel(Role::Validation, config.logs.panel_size))?;
+        let indices = load.plan().panel(Role::Validation, config.logs.panel_size);
+        let objects = load.object_patches(&indices, method.model.config.patch);
+        let panel = Panel { batch: load.samples(&indices)?, objects };
         Ok(Setup { method, load, state, panel, actors: config.actors.clone() })
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use mlomae_model::{Buffer, Compute, MaskInput, MaskNetKind, ModelError};
 
-use crate::batch::{ImageBatch, LabelledPair, ScoredBatch, Snapshot, batch_bytes};
+use crate::batch::{ImageBatch, LabelledPair, Panel, ScoredBatch, Snapshot, batch_bytes};
 use crate::config::ActorsConfig;
 use crate::counters::StageCounters;
 use crate::exit::Exit;
@@ -35,7 +35,7 @@ pub struct Setup {
     /// Where training starts.
     pub state: TrainState,
     /// Images whose masks are logged each time.
-    pub panel: ImageBatch,
+    pub panel: Panel,
     /// Workers and queues.
     pub actors: ActorsConfig,
 }

@@ -184,7 +184,8 @@ fn setup(config: &Config, memory: Memory, from: Option<&AssembledCheckpoint>) ->
     let load = stage(Arc::new(memory));
     let steps_per_epoch = load.plan().batches_per_epoch(Role::Pretrain);
     let method = Method::new(config, &model_config(config, 8, 1, 3), steps_per_epoch).expect("valid");
-    let panel = load.samples(&load.plan().panel(Role::Validation, 4)).expect("readable");
+    let batch = load.samples(&load.plan().panel(Role::Validation, 4)).expect("readable");
+    let panel = crate::batch::Panel { batch, objects: None };
     let state = match from {
         Some(checkpoint) => restore(&method, checkpoint),
         None => TrainState::fresh(&method),
@@ -331,7 +332,7 @@ fn a_panic_in_the_loader_loses_one_batch_and_the_run_ends_well() {
             let config = config(&variant, 2 * NUM_OUTER, &actors);
             // The panel is loaded before; a sample outside it strikes in a batch.
             let mut setup = setup(&config, Memory::new(100), None);
-            let panel: Vec<i64> = setup.panel.ids.to_vec();
+            let panel: Vec<i64> = setup.panel.batch.ids.to_vec();
             let poisoned = roles.indices(role).iter().copied().find(|index| !panel.contains(&(*index as i64)));
             let mut memory = Memory::new(100);
             memory.panics_at = poisoned;

@@ -34,6 +34,12 @@ pub struct LatestValues {
     pub finetune_loss: Option<f64>,
     /// L_v.
     pub validation_loss: Option<f64>,
+    /// How well the scores find the objects of the panel, where they are known: area under the ROC curve, 0.5 by chance.
+    pub object_score_auc: Option<f64>,
+    /// Share of the panel's object patches that are masked, where they are known.
+    pub object_mask_share: Option<f64>,
+    /// Share of the panel's other patches that are masked, where the objects are known.
+    pub background_mask_share: Option<f64>,
     /// Level-1 images a second.
     pub images_per_second: Option<f64>,
     /// Checkpoints written by this process.
@@ -190,6 +196,9 @@ impl RunSink {
                 (Level::Pretrain, "loss") => latest.pretrain_loss = Some(metric.value),
                 (Level::Finetune, "loss") => latest.finetune_loss = Some(metric.value),
                 (Level::Mask, "loss") => latest.validation_loss = Some(metric.value),
+                (Level::Mask, "object_score_auc") => latest.object_score_auc = Some(metric.value),
+                (Level::Mask, "object_mask_share") => latest.object_mask_share = Some(metric.value),
+                (Level::Mask, "background_mask_share") => latest.background_mask_share = Some(metric.value),
                 (Level::Pretrain, "images_per_second") => latest.images_per_second = Some(metric.value),
                 _ => {}
             }

@@ -17,5 +17,6 @@ mod readers;
 mod refusals;
 mod resume;
 mod same_weights;
+mod shipped;
 mod speed;
 mod top;

@@ -17,8 +17,8 @@ fn the_panel_is_a_png_that_shows_every_image_with_its_mask() {
         let count = num_images.to_string();
         place.succeed(&["visualize", "run", "-n", &count, "--out", "panel.png"]);
         let panel = image::load_from_memory(&read(&place.path("panel.png"))).expect("PNG").to_rgb8();
-        let height = GAP + LINE + num_images * (LINE + SIDE + GAP) + 3 * LINE + GAP;
-        assert_eq!(panel.height(), height, "a row for each image, a legend and two notes");
+        let height = GAP + LINE + num_images * (LINE + SIDE + GAP) + 4 * LINE + GAP;
+        assert_eq!(panel.height(), height, "a row for each image, a legend and three notes");
         assert!(panel.width() >= GAP + 4 * (SIDE + GAP), "four columns: {}", panel.width());
         for row in 0..num_images {
             let top = GAP + LINE + row * (LINE + SIDE + GAP) + LINE;
@@ -42,6 +42,22 @@ fn the_panel_is_a_png_that_shows_every_image_with_its_mask() {
     let again = read(&place.path("panel.png"));
     place.succeed(&["visualize", "run", "-n", "5"]);
     assert_eq!(again, read(&place.path("run/images/step-00000014.png")), "its own place, the same picture");
+}
+
+#[test]
+fn the_panel_of_random_masks_has_no_scores() {
+    let place = Place::new();
+    place.train("run", &["--set", "method.baseline=true"]);
+    place.succeed(&["visualize", "run", "-n", "2", "--out", "panel.png"]);
+    let panel = image::load_from_memory(&read(&place.path("panel.png"))).expect("PNG").to_rgb8();
+    assert_eq!(panel.height(), GAP + LINE + 2 * (LINE + SIDE + GAP) + 3 * LINE + GAP, "three notes and no legend");
+    let is_changed = |column: u32| {
+        (0..SIDE * SIDE).any(|at| {
+            let (x, y) = (GAP + at % SIDE, GAP + 2 * LINE + at / SIDE);
+            panel.get_pixel(x, y) != panel.get_pixel(x + column * (SIDE + GAP), y)
+        })
+    };
+    assert!(is_changed(1) && is_changed(2), "visible patches and the reconstruction");
 }
 
 #[test]

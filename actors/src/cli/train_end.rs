@@ -85,6 +85,11 @@ pub(super) fn print_summary(
         loss(latest.finetune_loss),
         loss(latest.validation_loss)
     )?;
+    if let (Some(object), Some(background)) = (latest.object_mask_share, latest.background_mask_share) {
+        let auc = latest.object_score_auc.map_or_else(String::new, |auc| format!("; scores find it with AUC {auc:.3}"));
+        let (object, background) = (100.0 * object, 100.0 * background);
+        writeln!(out, "object      {object:.0} % of its patches masked, {background:.0} % of the others{auc}")?;
+    }
     if let Some((trained, untrained)) = judged {
         writeln!(
             out,

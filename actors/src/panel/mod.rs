@@ -8,8 +8,29 @@ use image::{Rgb, RgbImage};
 
 use colors::heat;
 
-/// The columns of a row, from left to right.
-const COLUMNS: [&str; 4] = ["image", "scores", "visible", "reconstruction"];
+/// A column of the panel.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Column {
+    Image,
+    Scores,
+    Visible,
+    Reconstruction,
+}
+
+impl Column {
+    /// From left to right.
+    const ALL: [Self; 4] = [Self::Image, Self::Scores, Self::Visible, Self::Reconstruction];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Image => "image",
+            Self::Scores => "scores",
+            Self::Visible => "visible",
+            Self::Reconstruction => "reconstruction",
+        }
+    }
+}
+
 /// Side of a cell, in pixels: images are magnified by a whole factor to about this.
 const CELL_SIDE: usize = 160;
 /// Space between cells and at the edges, in pixels.
@@ -24,6 +45,10 @@ const INK: Rgb<u8> = Rgb([30, 30, 30]);
 const FAINT: Rgb<u8> = Rgb([120, 120, 120]);
 /// A masked patch: two greys in diagonal stripes, so that it cannot be taken for a grey image.
 const STRIPES: [Rgb<u8>; 2] = [Rgb([150, 150, 158]), Rgb([132, 132, 140])];
+
+/// The edge of a known object over the scores, and its width in pixels.
+const OUTLINE: Rgb<u8> = Rgb([0, 200, 120]);
+const OUTLINE_WIDTH: usize = 2;
 
 /// The images' common shape.
 #[derive(Debug, Clone, Copy)]
@@ -53,8 +78,10 @@ pub struct PanelRow {
     pub title: String,
     /// The image, [image, image, channels], 0 to 255.
     pub image: Vec<u8>,
-    /// The score of each patch, [grid * grid], row by row.
-    pub scores: Vec<f32>,
+    /// The score of each patch, [grid * grid], row by row; none for random masks.
+    pub scores: Option<Vec<f32>>,
+    /// Whether each patch holds a part of the image's object, [grid * grid], where that is known: outlined over the scores.
+    pub object: Option<Vec<bool>>,
     /// Whether each patch was masked, [grid * grid].
     pub mask: Vec<bool>,
     /// The decoder's image in the pixels of the dataset, [image, image, channels], 0 to 255. Only
@@ -96,7 +123,7 @@ pub enum PanelError {
 
 /// Composes the panel of `rows`. `notes` are lines of text below it.
 ///
-/// The heat map's colours span the finite scores of the whole panel; its legend gives their range.
+/// The heat map's colours span the finite scores of the whole panel; its legend gives their range. If no row has scores, there is neither.
 ///
 /// # Errors
 /// [`PanelError`] if an array does not have the length that `shape` asks for.
@@ -104,15 +131,17 @@ pub fn compose(shape: PanelShape, rows: &[PanelRow], notes: &[String]) -> Result
     check(shape, rows)?;
     let zoom = (CELL_SIDE / shape.image).max(1);
     let side = shape.image * zoom;
-    let columns_width = GAP + COLUMNS.len() * (side + GAP);
+    let has_scores = rows.iter().any(|row| row.scores.is_some());
+    let columns: Vec<Column> = Column::ALL.into_iter().filter(|c| has_scores || *c != Column::Scores).collect();
+    let columns_width = GAP + columns.len() * (side + GAP);
     let notes_width = notes.iter().map(|note| font::width(note)).max().unwrap_or(0) + 2 * GAP;
     let width = columns_width.max(notes_width).max(LEGEND.0 + 160 + 2 * GAP);
     let row_height = LINE + side + GAP;
-    let height = GAP + LINE + rows.len() * row_height + LINE * (1 + notes.len()) + GAP;
+    let height = GAP + LINE + rows.len() * row_height + LINE * (usize::from(has_scores) + notes.len()) + GAP;
     let mut canvas = Canvas { pixels: RgbImage::from_pixel(width as u32, height as u32, PAPER) };
     let left = |column: usize| GAP + column * (side + GAP);
-    for (column, name) in COLUMNS.iter().enumerate() {
-        canvas.text(left(column), GAP, name, INK);
+    for (place, column) in columns.iter().enumerate() {
+        canvas.text(left(place), GAP, column.name(), INK);
     }
     let range = score_range(rows);
     for (number, row) in rows.iter().enumerate() {
@@ -127,22 +156,26 @@ pub fn compose(shape: PanelShape, rows: &[PanelRow], notes: &[String]) -> Result
                 let patch = (y / zoom / shape.patch) * shape.grid() + x / zoom / shape.patch;
                 let image = color(&row.image, pixel, shape.channels);
                 let is_masked = row.mask[patch];
-                let cells = [
-                    image,
-                    heat(relative(row.scores[patch], range)),
-                    if is_masked { STRIPES[(x + y) / 4 % 2] } else { image },
-                    if is_masked { color(&row.reconstruction, pixel, shape.channels) } else { image },
-                ];
-                for (column, color) in cells.into_iter().enumerate() {
-                    canvas.put(left(column) + x, top + y, color);
+                for (place, column) in columns.iter().enumerate() {
+                    let color = match column {
+                        Column::Scores if is_edge(row, x, y, shape, zoom) => OUTLINE,
+                        Column::Scores => row.scores.as_ref().map_or(PAPER, |s| heat(relative(s[patch], range))),
+                        Column::Visible if is_masked => STRIPES[(x + y) / 4 % 2],
+                        Column::Reconstruction if is_masked => color(&row.reconstruction, pixel, shape.channels),
+                        Column::Image | Column::Visible | Column::Reconstruction => image,
+                    };
+                    canvas.put(left(place) + x, top + y, color);
                 }
             }
         }
     }
     let top = GAP + LINE + rows.len() * row_height;
-    canvas.legend(GAP, top, range);
+    if has_scores {
+        canvas.legend(GAP, top, range);
+    }
+    let top = top + LINE * usize::from(has_scores);
     for (number, note) in notes.iter().enumerate() {
-        canvas.text(GAP, top + LINE * (number + 1), note, FAINT);
+        canvas.text(GAP, top + LINE * number, note, FAINT);
     }
     Ok(canvas.pixels)
 }
@@ -159,7 +192,8 @@ fn check(shape: PanelShape, rows: &[PanelRow]) -> Result<(), PanelError> {
     for (row, arrays) in rows.iter().enumerate() {
         let lengths = [
             ("image", arrays.image.len(), shape.num_values()),
-            ("scores", arrays.scores.len(), num_patches),
+            ("scores", arrays.scores.as_ref().map_or(num_patches, Vec::len), num_patches),
+            ("object", arrays.object.as_ref().map_or(num_patches, Vec::len), num_patches),
             ("mask", arrays.mask.len(), num_patches),
             ("reconstruction", arrays.reconstruction.len(), shape.num_values()),
         ];
@@ -172,9 +206,28 @@ fn check(shape: PanelShape, rows: &[PanelRow]) -> Result<(), PanelError> {
     Ok(())
 }
 
+/// Whether the pixel (`x`, `y`) of a magnified cell lies in an object's patch and next to another.
+fn is_edge(row: &PanelRow, x: usize, y: usize, shape: PanelShape, zoom: usize) -> bool {
+    let Some(object) = &row.object else { return false };
+    let (grid, side) = (shape.grid(), shape.patch * zoom);
+    let is_object = |x: usize, y: usize| object[y / side * grid + x / side];
+    // Beyond the image there is no object.
+    let is_other = |x: Option<usize>, y: Option<usize>| match (x, y) {
+        (Some(x), Some(y)) if x < grid * side && y < grid * side => !is_object(x, y),
+        _ => true,
+    };
+    let near = [
+        (x.checked_sub(OUTLINE_WIDTH), Some(y)),
+        (Some(x + OUTLINE_WIDTH), Some(y)),
+        (Some(x), y.checked_sub(OUTLINE_WIDTH)),
+        (Some(x), Some(y + OUTLINE_WIDTH)),
+    ];
+    is_object(x, y) && near.into_iter().any(|(x, y)| is_other(x, y))
+}
+
 /// Least and greatest finite score; (0, 1) if there is none.
 fn score_range(rows: &[PanelRow]) -> (f32, f32) {
-    let finite = || rows.iter().flat_map(|row| &row.scores).copied().filter(|s| s.is_finite());
+    let finite = || rows.iter().filter_map(|row| row.scores.as_ref()).flatten().copied().filter(|s| s.is_finite());
     match (finite().reduce(f32::min), finite().reduce(f32::max)) {
         (Some(low), Some(high)) => (low, high),
         _ => (0.0, 1.0),

@@ -7,7 +7,8 @@ fn row() -> PanelRow {
     PanelRow {
         title: "sample 7, ankle boot".to_owned(),
         image: [200, 10, 10].repeat(32 * 32),
-        scores: (0..16).map(|patch| 1.0 - patch as f32 / 15.0).collect(),
+        scores: Some((0..16).map(|patch| 1.0 - patch as f32 / 15.0).collect()),
+        object: None,
         mask: (0..16).map(|patch| patch < 8).collect(),
         reconstruction: [10, 10, 200].repeat(32 * 32),
     }
@@ -48,7 +49,8 @@ fn grey_images_are_grey() {
     let row = PanelRow {
         title: String::new(),
         image: vec![77; 28 * 28],
-        scores: vec![0.5; 49],
+        scores: Some(vec![0.5; 49]),
+        object: None,
         mask: vec![false; 49],
         reconstruction: vec![0; 28 * 28],
     };
@@ -59,7 +61,7 @@ fn grey_images_are_grey() {
 #[test]
 fn arrays_of_wrong_length_are_named() {
     let mut wrong = row();
-    wrong.scores.pop();
+    wrong.scores.as_mut().expect("scores").pop();
     let error = compose(SHAPE, &[row(), wrong], &[]).expect_err("15 scores for 16 patches");
     assert_eq!(error.to_string(), "row 1: scores must have 16 values, not 15");
     assert_eq!(compose(SHAPE, &[], &[]), Err(PanelError::Empty));
@@ -70,12 +72,43 @@ fn arrays_of_wrong_length_are_named() {
 #[test]
 fn scores_that_are_no_numbers_do_not_spoil_the_scale() {
     let mut odd = row();
-    odd.scores[0] = f32::NAN;
-    odd.scores[1] = f32::INFINITY;
+    let scores = odd.scores.as_mut().expect("scores");
+    (scores[0], scores[1]) = (f32::NAN, f32::INFINITY);
     let panel = compose(SHAPE, &[odd], &[]).expect("the arrays fit");
     assert_eq!(Rgb(at(&panel, 1, 0, 0)), heat(f32::NAN));
     assert_eq!(Rgb(at(&panel, 1, 0, 1)), heat(1.0));
     assert_eq!(Rgb(at(&panel, 1, 3, 3)), heat(0.0));
+}
+
+#[test]
+fn without_scores_there_is_no_column_of_them_and_no_legend() {
+    let notes = ["random masks".to_owned()];
+    let with = compose(SHAPE, &[row()], &notes).expect("the arrays fit");
+    let without = compose(SHAPE, &[PanelRow { scores: None, ..row() }], &notes).expect("the arrays fit");
+    assert_eq!(with.height() - without.height(), LINE as u32);
+    assert_eq!(with.width() - without.width(), (CELL_SIDE + GAP) as u32);
+    assert!(STRIPES.contains(&Rgb(at(&without, 1, 0, 0))), "the second column shows what is visible");
+    assert_eq!(at(&without, 2, 0, 0), [10, 10, 200], "the third is the reconstruction");
+}
+
+#[test]
+fn a_known_object_is_outlined_over_the_scores() {
+    // The four patches in the middle.
+    let object = (0..16).map(|patch| matches!(patch, 5 | 6 | 9 | 10)).collect();
+    let panel = compose(SHAPE, &[PanelRow { object: Some(object), ..row() }], &[]).expect("the arrays fit");
+    let side = 8 * CELL_SIDE / 32;
+    let pixel = |column: usize, x: usize, y: usize| {
+        *panel.get_pixel((GAP + column * (CELL_SIDE + GAP) + x) as u32, (GAP + 2 * LINE + y) as u32)
+    };
+    for at in [side, 2 * side, 3 * side - 1] {
+        for (x, y) in [(side, at), (3 * side - 1, at), (at, side), (at, 3 * side - 1)] {
+            assert_eq!(pixel(1, x, y), OUTLINE, "{x} {y}");
+        }
+    }
+    for (x, y) in [(side - 1, side), (2 * side, 2 * side), (3 * side, 2 * side)] {
+        assert_ne!(pixel(1, x, y), OUTLINE, "{x} {y}");
+    }
+    assert_eq!(pixel(0, side, side), Rgb([200, 10, 10]), "the image is left as it is");
 }
 
 #[test]

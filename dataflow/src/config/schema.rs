@@ -95,8 +95,8 @@ const SYNONYMS: [(&str, &str); 14] = [
     ("queue_size", "queue_cap"),
 ];
 
-/// What was probably meant by the unknown key `name` in the section `prefix`: a key beside it, or
-/// the same name in another section.
+/// What was probably meant by the unknown key `name` in the section `prefix`: a key beside it, the
+/// same name in another section, or a name there that ends in it, as `head_dropout` in `dropout`.
 fn suggest_key(prefix: &str, name: &str, section: &Json) -> Option<String> {
     let siblings = section.get("properties").and_then(Json::as_object);
     let synonym = SYNONYMS.iter().find(|pair| pair.0 == name).map(|pair| pair.1);
@@ -112,7 +112,8 @@ fn suggest_key(prefix: &str, name: &str, section: &Json) -> Option<String> {
     let mut keys = Vec::new();
     leaf_keys(schema(), "", &mut keys);
     let last = |key: &str| key.rsplit('.').next().is_some_and(|last| last == name || Some(last) == synonym);
-    keys.iter().find(|key| last(key)).cloned()
+    let end = format!("_{name}");
+    keys.iter().find(|key| last(key)).or_else(|| keys.iter().find(|key| key.ends_with(&end))).cloned()
 }
 
 fn check_table(table: &Table, schema: &Json, prefix: &str, errors: &mut Vec<ConfigError>) {

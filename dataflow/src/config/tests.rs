@@ -31,6 +31,21 @@ fn every_shipped_configuration_resolves_and_comes_back_the_same() {
 }
 
 #[test]
+fn the_baseline_goes_over_every_configuration_and_changes_nothing_but_the_masks() {
+    let overlay = SHIPPED.iter().find(|(name, _)| *name == "baseline-random").expect("shipped").1;
+    for (name, text) in SHIPPED {
+        let inputs = ConfigInputs::default().layer(name, text).layer("baseline-random", overlay);
+        let mut config = Config::resolve(&inputs).unwrap_or_else(|errors| panic!("{name}: {errors:?}"));
+        assert!(config.method.baseline, "{name}");
+        let alone = of(text).expect("resolves");
+        (config.method, config.mask.explore) = (alone.method.clone(), alone.mask.explore);
+        assert_eq!(config, alone, "{name}");
+    }
+    let multitask = ConfigInputs::default().layer("multitask", "[method]\nmultitask = true");
+    assert!(Config::resolve(&multitask.layer("baseline-random", overlay)).is_ok());
+}
+
+#[test]
 fn nothing_given_is_the_default() {
     assert_eq!(of(""), Ok(Config::default()));
     assert_eq!(of("[model]\npreset = \"tiny\""), Ok(Config::default()));
@@ -89,6 +104,10 @@ fn unknown_keys_are_refused_with_a_suggestion() {
     );
     assert_eq!(lines("[mask]\nmask_ratio = 0.5"), ["mask.mask_ratio: unknown key; did you mean mask.ratio?"]);
     assert_eq!(lines("num_workers = 1"), ["num_workers: unknown key; did you mean actors.encoder.workers?"]);
+    assert_eq!(
+        lines("[finetune]\ndropout = 0.1"),
+        ["finetune.dropout: unknown key; did you mean method.head_dropout?"]
+    );
     assert_eq!(lines("zzz = 1"), ["zzz: unknown key"]);
 }
 

@@ -8,7 +8,7 @@ use mlomae_model::levels::optimizer::AdamW;
 use mlomae_model::levels::{hypergradient, pretrain, scoring};
 use mlomae_model::{Buffer, Compute, ParamSet, Params};
 
-use crate::batch::{ImageBatch, ScoredBatch, Snapshot};
+use crate::batch::{Panel, ScoredBatch, Snapshot};
 use crate::exit::StageError;
 use crate::memory::process_memory;
 use crate::method::Method;
@@ -18,7 +18,9 @@ use crate::slot::{SlotReader, SlotWriter};
 use crate::stage::{Flow, Interrupt, Lost, Stage, Wiring};
 use crate::stage_name::StageName;
 use crate::stages::score::{Shift, shift_before, slot_interrupt};
-use crate::stages::statistics::{MaskStatistics, check_loss, check_vector, internal};
+use crate::stages::statistics::{
+    MaskStatistics, ObjectStatistics, SaturationWatch, check_loss, check_vector, internal,
+};
 use crate::stop::StopLevel;
 
 /// Input of one level-1 step.
@@ -46,8 +48,9 @@ pub struct EncoderStage {
     theta: Params,
     optimizer: AdamW,
     last: Option<Arc<ScoredBatch>>,
-    panel: ImageBatch,
+    panel: Panel,
     statistics: MaskStatistics,
+    saturation: SaturationWatch,
     previous_masks: HashMap<i64, Vec<bool>>,
     last_step_at: Option<Instant>,
 }
@@ -55,7 +58,7 @@ pub struct EncoderStage {
 impl EncoderStage {
     /// An encoder at `theta` with its optimizer's state; the masks of `panel` are logged.
     #[must_use]
-    pub fn new(method: Method, compute: Compute, theta: Params, optimizer: AdamW, panel: ImageBatch) -> Self {
+    pub fn new(method: Method, compute: Compute, theta: Params, optimizer: AdamW, panel: Panel) -> Self {
         Self {
             method,
             compute,
@@ -64,6 +67,7 @@ impl EncoderStage {
             last: None,
             panel,
             statistics: MaskStatistics::default(),
+            saturation: SaturationWatch::default(),
             previous_masks: HashMap::new(),
             last_step_at: None,
         }
@@ -136,6 +140,19 @@ impl EncoderStage {
             }
             self.previous_masks.insert(*id, mask);
         }
+        let scores = batch.scored.weights().map(MaskStatistics::of_scores);
+        if let Some((_, saturation)) = scores
+            && self.saturation.has_become_saturated(saturation)
+        {
+            tracing::warn!(
+                kind = "scores_saturated",
+                stage = %StageName::Encoder,
+                step = step + 1,
+                "scores have saturated, so masks hardly change any more; lower policy.lr, raise mask.explore or \
+                 set mask.input to \"pixels\": {:.0} % of them lie outside 0.02..0.98",
+                100.0 * saturation
+            );
+        }
         if !self.method.metrics_due(step + 1, 1) {
             return;
         }
@@ -144,8 +161,7 @@ impl EncoderStage {
         metric("loss", result.loss, "1");
         metric("lr", rate, "1");
         metric("grad_norm", hypergradient::norm(&self.compute, &result.gradient), "1");
-        if let Some(scores) = batch.scored.weights() {
-            let (entropy, saturation) = MaskStatistics::of_scores(scores);
+        if let Some((entropy, saturation)) = scores {
             metric("score_entropy", entropy, "nat");
             metric("score_saturation", saturation, "share");
         }
@@ -171,21 +187,41 @@ impl EncoderStage {
 
     /// Scores, masks and reconstructs the panel at the newest θ and the policy that was in use.
     fn record_panel(&self, step: u64, phi: &Params, policy_version: u64, recorder: &mut Recorder) {
-        if self.panel.is_empty() {
+        let Panel { batch: panel, objects } = &self.panel;
+        if panel.is_empty() {
             return;
         }
         let model = &self.method.model;
         // The panel's exploration and random masks are the same each time, so that only the policy makes a difference.
         let masker = self.method.masker(u64::MAX);
-        let images = &self.panel.images;
+        let images = &panel.images;
         let scored = if self.method.baseline {
-            scoring::random(model, self.panel.len(), &masker)
+            scoring::random(model, panel.len(), &masker)
         } else {
             scoring::score(&self.compute, model, &self.theta, phi, images, &masker)
         };
         let losses = pretrain::patch_losses(&self.compute, model, &self.theta, images, &scored.order);
         let (num_patches, grid) = (model.config.num_patches(), model.config.grid() as i16);
-        for (image, (&id, &label)) in self.panel.ids.iter().zip(self.panel.labels.iter()).enumerate() {
+        let side = model.config.grid();
+        for (position, share) in self.statistics.coverage_by_position().iter().enumerate() {
+            let name = format!("mask_coverage.{}.{}", position / side, position % side);
+            recorder.metric(self.method.moment(step + 1, Level::Pretrain), name, *share, "pretrain", "share");
+        }
+        if let Some(objects) = objects {
+            let masked: Vec<bool> = (0..objects.len()).map(|patch| scored.order.is_masked(patch)).collect();
+            let found = ObjectStatistics::of(objects, &masked, scored.weights(), num_patches);
+            let moment = self.method.moment(step + 1, Level::Mask);
+            for (name, value, unit) in [
+                ("object_score_auc", found.score_auc, "1"),
+                ("object_mask_share", found.object_share, "share"),
+                ("background_mask_share", found.background_share, "share"),
+            ] {
+                if let Some(value) = value {
+                    recorder.metric(moment, name, value, "validation", unit);
+                }
+            }
+        }
+        for (image, (&id, &label)) in panel.ids.iter().zip(panel.labels.iter()).enumerate() {
             let place = image * num_patches..(image + 1) * num_patches;
             recorder.push(RecordBody::Mask(Box::new(MaskRecord {
                 moment: self.method.moment(step + 1, Level::Pretrain),

@@ -135,6 +135,18 @@ impl LoadStage {
         self.fill(&planned, 0, 0, None, false)
     }
 
+    /// Which patches of `patch` by `patch` pixels hold the object of the given samples, [samples, L]. None unless the dataset knows its
+    /// objects and its images are not resized.
+    #[must_use]
+    pub fn object_patches(&self, indices: &[usize], patch: usize) -> Option<Vec<bool>> {
+        let side = self.preparation.side;
+        if self.dataset.info().image_size != Some((side, side)) {
+            return None;
+        }
+        let patches = indices.iter().map(|index| self.dataset.known_object_patches(*index, patch));
+        Some(patches.collect::<Option<Vec<_>>>()?.concat())
+    }
+
     fn load(&self, role: Role, seq: u64, outer: u64, planned: &PlannedBatch) -> Result<ImageBatch, StageError> {
         let augment = match role {
             Role::Pretrain => Some(Purpose::PretrainAugment),
