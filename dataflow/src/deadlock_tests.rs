@@ -56,6 +56,7 @@ impl Body {
             severity: Severity::Info,
             kind: "unit".into(),
             stage: Some(stage),
+            step: None,
             message: String::new(),
             fields: unit.into(),
         });
