@@ -65,13 +65,15 @@ impl Run {
         Ok(Start { run: Self { dir, record, clock: Clock::start() }, prepared, state, metrics })
     }
 
-    /// Takes up the run at `path` at its latest checkpoint, or at its beginning if it has none. The
-    /// configuration is the run's own, or `base` if given, with `changes` over it.
+    /// Takes up the run at `path` at its latest checkpoint, or at its beginning if it has none. If `path` is the folder
+    /// of one of a run's checkpoints, the run goes back to that one. The configuration is the run's own, or `base` if
+    /// given, with `changes` over it.
     ///
     /// # Errors
     /// If there is no such run, another process holds it, its files are damaged, the configuration does
     /// not fit them, or the metrics' address cannot be had.
     pub fn resume(path: &Path, base: Option<ConfigInputs>, mut changes: ConfigInputs) -> Result<Start, CliError> {
+        let (path, from) = run_and_checkpoint(path);
         let dir = RunDir::open_locked(path)?;
         let mut record = dir.record()?;
         // The directory may have been moved since; it stays where it is.
@@ -80,7 +82,8 @@ impl Run {
         changes.sets.push(format!("run.root={}", text(&root.to_string_lossy())));
         changes.sets.push(format!("run.id={}", text(&record.id)));
         checkpoint::clean(path)?;
-        let (prepared, state, wall_s) = if checkpoint::list(path)?.is_empty() {
+        let mut back_to = None;
+        let (prepared, state, wall_s) = if from.is_none() && checkpoint::list(path)?.is_empty() {
             let mut inputs = match base {
                 Some(base) => base,
                 None => ConfigInputs::default().layer(&dir.config().display().to_string(), &dir.read_config()?),
@@ -91,10 +94,17 @@ impl Run {
             let state = TrainState::fresh(&prepared.method);
             (prepared, state, 0.0)
         } else {
-            let Trained { prepared, state, wall_s, .. } = Trained::load(path, base, changes)?;
+            let Trained { prepared, state, step, wall_s, .. } = Trained::load(from.unwrap_or(path), base, changes)?;
+            back_to = from.map(|_| step);
             (prepared, state, wall_s)
         };
         let metrics = prometheus::bind(&prepared.config.telemetry)?;
+        if let Some(step) = back_to {
+            record.step = i64::try_from(step).unwrap_or(i64::MAX);
+            for aside in checkpoint::go_back(path, step)? {
+                tracing::warn!(kind = "checkpoint_aside", "a later checkpoint is set aside: {}", aside.display());
+            }
+        }
         let input = std::fs::read_to_string(dir.config_input()).unwrap_or_default();
         dir.write_configs(&config_toml(&prepared.config)?, &input)?;
         record.resume(VERSION);
@@ -230,6 +240,17 @@ fn log_policy(config: &Config) -> LogPolicy {
     }
 }
 
+/// The run that `path` is or is a checkpoint of, and that checkpoint.
+fn run_and_checkpoint(path: &Path) -> (&Path, Option<&Path>) {
+    let checkpoints = path.parent().filter(|parent| parent.ends_with("checkpoints"));
+    match checkpoints.and_then(Path::parent) {
+        Some(run) if checkpoint::step_of(path).is_some() => {
+            (if run.as_os_str().is_empty() { Path::new(".") } else { run }, Some(path))
+        }
+        _ => (path, None),
+    }
+}
+
 /// The configuration as it was given: all layers, then the settings, as comments say.
 fn as_given(inputs: &ConfigInputs) -> String {
     let mut text = String::new();
@@ -247,6 +268,7 @@ fn move_aside(path: &Path) -> Result<(), CliError> {
     if !path.exists() {
         return Ok(());
     }
+    RunDir::check_movable(path)?;
     // Held by another process, it is not ours to move. It may have been killed before it had a record.
     drop(RunLock::acquire(path)?);
     let name = path.file_name().unwrap_or_default().to_string_lossy();

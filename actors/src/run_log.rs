@@ -160,6 +160,7 @@ fn event_record(event: LoggedEvent) -> Record {
         severity,
         kind: event.kind.into(),
         stage: event.stage.parse().ok(),
+        step: None,
         message: event.message,
         fields: event.fields.into(),
     });
@@ -171,6 +172,7 @@ fn samples_dropped(num_dropped: u64) -> EventRecord {
         severity: Severity::Warning,
         kind: "samples_dropped".into(),
         stage: None,
+        step: None,
         message: format!("{num_dropped} rounds of samples were dropped, the log stage did not come for them"),
         fields: serde_json::Map::from_iter([("num_dropped".to_owned(), num_dropped.into())]).into(),
     }

@@ -6,7 +6,8 @@ use mlomae_dataflow::batch::ImageBatch;
 use mlomae_dataflow::config::Config;
 use mlomae_dataflow::data::Data;
 use mlomae_dataflow::method::Method;
-use mlomae_dataflow::run_sink::StaticState;
+use mlomae_dataflow::records::Level;
+use mlomae_dataflow::run_sink::{Latest, StaticState};
 use mlomae_dataflow::stages::load::LoadStage;
 use mlomae_storage::dataset::Split;
 
@@ -40,6 +41,9 @@ impl Prepared {
     /// If the data cannot be opened or read, or does not fit the configuration.
     pub fn new(config: Config, normalisation: Option<Normalisation>) -> Result<Self, CliError> {
         let data = Data::open(&config, normalisation)?;
+        for note in [Some(&data.train), data.test.as_ref()].into_iter().flatten().flat_map(|split| split.notes()) {
+            tracing::warn!(kind = "data_skipped", "{note}");
+        }
         let method = data.method(&config)?;
         let loader = |dataset| data.loader(&config, dataset, &method.arena);
         let load_train = loader(&data.train)?;
@@ -73,6 +77,13 @@ impl Prepared {
             serde_json::Value::Object(state) => Ok(state),
             _ => Ok(StaticState::new()),
         }
+    }
+
+    /// The newest numbers of a run that starts after `outer` outer iterations.
+    #[must_use]
+    pub fn latest(&self, outer: u64) -> Latest {
+        let moment = self.method.moment(outer * self.method.unroll, Level::Pretrain);
+        Latest::starting(moment.step, moment.epoch)
     }
 
     /// A hash of which sample has which role, in hexadecimal.

@@ -6,7 +6,7 @@ use mlomae_dataflow::augment::Normalisation;
 use mlomae_dataflow::config::{Config, ConfigInputs};
 use mlomae_dataflow::run_sink::CheckpointTensors;
 use mlomae_dataflow::state::TrainState;
-use mlomae_storage::checkpoint::{self, Checkpoint};
+use mlomae_storage::checkpoint::{self, Checkpoint, CheckpointError};
 use serde_json::Value;
 
 use crate::error::{CliError, exit_code};
@@ -36,7 +36,7 @@ impl Trained {
     /// opened or is no longer the same.
     pub fn load(path: &Path, base: Option<ConfigInputs>, overlay: ConfigInputs) -> Result<Self, CliError> {
         let folder = checkpoint::resolve(path)?;
-        let checkpoint = checkpoint::load(&folder)?;
+        let checkpoint = checkpoint::load(&folder).map_err(|error| with_way_out(&error, &folder))?;
         let mut inputs = match base {
             Some(base) => base,
             None => {
@@ -55,7 +55,7 @@ impl Trained {
                 prepared.fingerprint(),
                 folder.display()
             );
-            return Err(CliError::new(exit_code::BAD_DATA, line));
+            return Err(CliError::new(exit_code::CONFIG, line));
         }
         let state = TrainState::restore(&prepared.method, &CheckpointTensors(&checkpoint), &checkpoint.state)
             .map_err(|error| CliError::new(exit_code::BAD_DATA, format!("{error}: {}", folder.display())))?;
@@ -75,6 +75,16 @@ impl Trained {
         let checkpoints = self.folder.parent()?;
         (checkpoints.file_name()? == "checkpoints").then(|| checkpoints.parent())?
     }
+}
+
+/// A damaged checkpoint need not be the end: names an older one that is whole.
+fn with_way_out(error: &CheckpointError, folder: &Path) -> CliError {
+    let whole = checkpoint::step_of(folder).and_then(|step| checkpoint::older_whole(folder, step));
+    let line = match whole {
+        Some(whole) => format!("{error}; one before it is whole, name it instead: {}", whole.display()),
+        None => error.to_string(),
+    };
+    CliError::new(error.exit_code(), line)
 }
 
 fn lacks(folder: &Path, key: &str) -> CliError {

@@ -56,6 +56,7 @@ impl Body {
             severity: Severity::Info,
             kind: "unit".into(),
             stage: Some(stage),
+            step: None,
             message: String::new(),
             fields: unit.into(),
         });
@@ -199,12 +200,26 @@ impl Scene {
                 // Neighbours always, others now and then.
                 if from_place + 1 == place || rng.random_range(0..3) == 0 {
                     let capacity = rng.random_range(0..=4);
-                    edges.push(EdgeDecl { from: Some(from), to, capacity, payload_bytes: 8, kind: EdgeKind::Ordered });
+                    edges.push(EdgeDecl {
+                        from: Some(from),
+                        to,
+                        capacity,
+                        payload_bytes: 8,
+                        large_bytes: 0,
+                        kind: EdgeKind::Ordered,
+                    });
                 }
             }
         }
         let capacity = rng.random_range(0..=4);
-        let log = EdgeDecl { from: None, to: StageName::Log, capacity, payload_bytes: 8, kind: EdgeKind::FanIn };
+        let log = EdgeDecl {
+            from: None,
+            to: StageName::Log,
+            capacity,
+            payload_bytes: 8,
+            large_bytes: 0,
+            kind: EdgeKind::FanIn,
+        };
         edges.push(log);
         let mut stages: Vec<_> =
             names.iter().map(|&name| StageDecl { name, num_workers: rng.random_range(1..=4) }).collect();

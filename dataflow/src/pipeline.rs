@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use mlomae_model::layout::ParamSet;
 use mlomae_model::{Buffer, Compute, MaskInput, MaskNetKind, ModelError};
 
 use crate::batch::{ImageBatch, LabelledPair, Panel, ScoredBatch, Snapshot, batch_bytes};
@@ -12,7 +13,7 @@ use crate::exit::Exit;
 use crate::fault::FaultPlan;
 use crate::method::Method;
 use crate::ports::{EdgeGauge, FanInSender, OrderedEdge, WaitContext};
-use crate::records::Record;
+use crate::records::{ActorRecord, MaskRecord, Record};
 use crate::slot::slot;
 use crate::stage::{Flow, StageRunner};
 use crate::stage_name::StageName;
@@ -157,6 +158,7 @@ pub fn topology(method: &Method, actors: &ActorsConfig, batch_sizes: [usize; 3])
         to,
         capacity,
         payload_bytes,
+        large_bytes: 0,
         kind: EdgeKind::Ordered,
     };
     let cap = |name: StageName| actors.stage(name).queue_cap;
@@ -173,11 +175,46 @@ pub fn topology(method: &Method, actors: &ActorsConfig, batch_sizes: [usize; 3])
                 from: None,
                 to: Log,
                 capacity: 64 * cap(Log).max(1),
-                payload_bytes: size_of::<Record>(),
+                payload_bytes: row_bytes(method, pretrain),
+                large_bytes: part_bytes(method, actors),
                 kind: EdgeKind::FanIn,
             },
         ],
     )
+}
+
+/// The largest of the rows: the masks of an image, the loss of a batch, the figures of a worker.
+fn row_bytes(method: &Method, batch: usize) -> usize {
+    let boxed = size_of::<MaskRecord>().max(size_of::<ActorRecord>());
+    let patches = 9 * method.model.config.num_patches();
+    size_of::<Record>() + (boxed + patches).max(size_of::<serde_json::Value>() * batch)
+}
+
+/// Bytes of the parts of checkpoints on their way to the log stage and in it. What a stage records between two of its
+/// parts lies between them in the queue too, so that a full queue holds few of them.
+fn part_bytes(method: &Method, actors: &ActorsConfig) -> usize {
+    let number = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
+    let (unroll, lag) = (number(method.unroll).max(1), method.lag as usize);
+    // 0: never, but for the end of the run.
+    let every = match method.checkpoint.every_steps {
+        0 => u32::MAX as usize,
+        every => number(every),
+    };
+    let interval = (every / unroll).max(1) * unroll;
+    let num_rows = interval / number(method.metrics_every_steps).max(unroll);
+    let cap = |name: StageName| actors.stage(name).queue_cap;
+    // The encoder's parts wait for those of the stages that it is ahead of.
+    let ahead = (cap(StageName::Evaluator) + cap(StageName::Policy) + lag + 4) * unroll;
+    // Also one in the sender's hand, one in that of the log stage, the last words, and the interval that is cut.
+    let num_parts = |num_rows: usize| 64 * cap(StageName::Log).max(1) / (1 + num_rows) + 4 + ahead.div_ceil(interval);
+    let bytes = |set| 4 * method.model.layout(set).len;
+    let (theta, head, phi) = (bytes(ParamSet::Pretrain), bytes(ParamSet::Head), bytes(ParamSet::Mask));
+    let shifts = if method.multitask { (lag + 2) * theta } else { 0 };
+    // Weights and two moments; the policy's versions in flight and its last hypergradient.
+    let policy = (lag + 5) * phi + shifts;
+    // The control without a learned mask may have nothing to record of it.
+    let num_policy = num_parts(if method.baseline { 0 } else { num_rows });
+    num_parts(num_rows).saturating_mul(3 * (theta + head)).saturating_add(num_policy.saturating_mul(policy))
 }
 
 /// One worker of the pipeline, ready to run on a thread of its own.

@@ -267,6 +267,21 @@ fn serial_and_threaded_agree_to_the_bit_in_every_variant_at_any_workers_and_capa
 }
 
 #[test]
+fn the_bound_of_the_log_queue_covers_weights_and_moments() {
+    for variant in variants() {
+        let config = config(&variant, NUM_OUTER, &[]);
+        let bounds = setup(&config, Memory::new(100), None).topology().expect("a topology").bounds();
+        let bound = bounds.iter().find(|bound| bound.name == "all->log").expect("the log's edge").large_bytes;
+        for checkpoint in serial(&config).checkpoints {
+            let tensors = checkpoint.parts.iter().flat_map(|part| &part.tensors);
+            let bytes: usize = tensors.map(|tensors| 4 * tensors.values.len()).sum();
+            // One in the sender's hand, one queued, one in the hand of the log stage, the last words.
+            assert!(bound >= 4 * bytes, "{variant:?}: {bound}, a checkpoint has {bytes}");
+        }
+    }
+}
+
+#[test]
 fn the_lag_and_every_variant_change_the_result() {
     let results: Vec<_> = variants().iter().map(|variant| last(&serial(&config(variant, NUM_OUTER, &[])))).collect();
     let weights = |result: &[(String, Vec<u32>)]| {

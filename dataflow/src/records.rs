@@ -117,6 +117,8 @@ pub struct EventRecord {
     pub kind: Cow<'static, str>,
     /// The stage that it is about.
     pub stage: Option<StageName>,
+    /// Level-1 steps done at what it tells of, where that is not simply the time at which it was made.
+    pub step: Option<i64>,
     /// One line.
     pub message: String,
     /// Further fields, a JSON object.

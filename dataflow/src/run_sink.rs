@@ -1,5 +1,6 @@
 //! Where a run's records go: the Arrow logs and the checkpoints of its run directory.
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -49,6 +50,13 @@ pub struct LatestValues {
 }
 
 impl Latest {
+    /// The numbers of a run that starts after `step` level-1 steps, in `epoch`.
+    #[must_use]
+    pub fn starting(step: i64, epoch: i32) -> Self {
+        let values = LatestValues { step, epoch, ..LatestValues::default() };
+        Self { values: Arc::new(Mutex::new(values)) }
+    }
+
     /// The numbers now.
     #[must_use]
     pub fn get(&self) -> LatestValues {
@@ -63,6 +71,43 @@ impl Latest {
 /// What of `state.json` does not change over a run: an object.
 pub type StaticState = serde_json::Map<String, serde_json::Value>;
 
+/// Advances that are remembered: several times the second that a record may wait, of the fastest runs.
+const MAX_ADVANCES: usize = 16_384;
+
+/// When training reached a step.
+#[derive(Debug, Clone, Copy)]
+struct Advance {
+    at: SystemTime,
+    step: i64,
+    epoch: i32,
+}
+
+/// How far training was at which time: events and samples are written later than they are made.
+#[derive(Debug)]
+struct Advances(VecDeque<Advance>);
+
+impl Advances {
+    fn starting(step: i64, epoch: i32) -> Self {
+        Self(VecDeque::from([Advance { at: UNIX_EPOCH, step, epoch }]))
+    }
+
+    fn note(&mut self, at: SystemTime, step: i64, epoch: i32) {
+        if self.0.back().is_some_and(|newest| newest.step >= step) {
+            return;
+        }
+        if self.0.len() == MAX_ADVANCES {
+            self.0.pop_front();
+        }
+        self.0.push_back(Advance { at, step, epoch });
+    }
+
+    /// Step and epoch of the newest advance that `is_past`, else of the oldest that is remembered.
+    fn newest(&self, is_past: impl Fn(&Advance) -> bool) -> (i64, i32) {
+        let found = self.0.iter().rev().find(|advance| is_past(advance)).or_else(|| self.0.front());
+        found.map_or((0, 0), |advance| (advance.step, advance.epoch))
+    }
+}
+
 /// Writes records to a run directory.
 pub struct RunSink {
     run: PathBuf,
@@ -71,6 +116,7 @@ pub struct RunSink {
     keep: usize,
     state: StaticState,
     latest: Latest,
+    advances: Advances,
 }
 
 fn io(message: impl std::fmt::Display) -> StageError {
@@ -87,10 +133,12 @@ fn severity(severity: Severity) -> LogSeverity {
 
 impl RunSink {
     /// A sink for the run directory `run`; checkpoints get `state` beside what the stages say, and the newest `keep` stay.
+    /// The run starts at the step of `latest`.
     #[must_use]
     pub fn new(run: &Path, logs: LogWriter, keep: usize, state: StaticState, latest: Latest) -> Self {
-        let clock = logs.clock();
-        Self { run: run.to_path_buf(), logs: Some(logs), clock, keep, state, latest }
+        let (clock, start) = (logs.clock(), latest.get());
+        let advances = Advances::starting(start.step, start.epoch);
+        Self { run: run.to_path_buf(), logs: Some(logs), clock, keep, state, latest, advances }
     }
 
     fn stamp(&self, at: SystemTime) -> Stamp {
@@ -104,7 +152,7 @@ impl RunSink {
     }
 
     fn row(&self, record: Record) -> Option<LogRow> {
-        let stamp = self.stamp(record.at);
+        let (at, stamp) = (record.at, self.stamp(record.at));
         Some(match record.body {
             RecordBody::Metric(m) => LogRow::Metric(MetricRow {
                 stamp,
@@ -130,13 +178,13 @@ impl RunSink {
                 patch_loss: Some(m.patch_loss),
             }),
             RecordBody::Actor(a) => {
-                let latest = self.latest.get();
+                let (step, epoch) = self.advances.newest(|advance| advance.at <= at);
                 let seconds = |ns: u64| ns as f64 * 1e-9;
                 let c = &a.counters;
                 LogRow::Actor(ActorRow {
                     stamp,
-                    epoch: latest.epoch,
-                    step: latest.step,
+                    epoch,
+                    step,
                     level: None,
                     stage: a.stage.as_str().into(),
                     instance: a.instance,
@@ -154,11 +202,14 @@ impl RunSink {
                 })
             }
             RecordBody::Event(e) => {
-                let latest = self.latest.get();
+                let (step, epoch) = match e.step {
+                    Some(step) => (step, self.advances.newest(|advance| advance.step <= step).1),
+                    None => self.advances.newest(|advance| advance.at <= at),
+                };
                 LogRow::Event(EventRow {
                     stamp,
-                    epoch: latest.epoch,
-                    step: latest.step,
+                    epoch,
+                    step,
                     level: None,
                     severity: severity(e.severity),
                     kind: e.kind,
@@ -184,10 +235,11 @@ impl RunSink {
         })
     }
 
-    fn note(&self, record: &Record) {
+    fn note(&mut self, record: &Record) {
         let RecordBody::Metric(metric) = &record.body else {
             return self.latest.update(|latest| latest.num_rows += 1);
         };
+        self.advances.note(record.at, metric.moment.step, metric.moment.epoch);
         self.latest.update(|latest| {
             latest.num_rows += 1;
             let Moment { epoch, step, level } = metric.moment;
@@ -268,7 +320,8 @@ impl RecordSink for RunSink {
     }
 
     fn flush(&mut self) -> Result<(), StageError> {
-        self.logs()?.tick().map_err(io)
+        let logs = self.logs()?;
+        logs.flush().and_then(|()| logs.rotate()).map_err(io)
     }
 
     fn close(&mut self) -> Result<(), StageError> {
@@ -293,5 +346,66 @@ impl TensorSource for CheckpointTensors<'_> {
         };
         let tensor = tensors.iter().find(|tensor| tensor.name == name)?;
         Some((&tensor.shape, &tensor.values))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use mlomae_storage::logs::{LogContext, LogPolicy, TableReader};
+
+    use super::*;
+    use crate::records::{EventRecord, MetricRecord};
+
+    fn sink(run: &Path, latest: Latest) -> RunSink {
+        let context = LogContext {
+            run_id: "run".into(),
+            segment: 0,
+            patch_grid: (1, 1),
+            program_version: "0".into(),
+            clock: Clock::start(),
+        };
+        let logs = LogWriter::open(run, context, LogPolicy::default()).expect("logs");
+        RunSink::new(run, logs, 1, StaticState::new(), latest)
+    }
+
+    fn event(kind: &'static str, at: SystemTime, step: Option<i64>) -> Record {
+        let body = RecordBody::Event(EventRecord {
+            severity: Severity::Info,
+            kind: kind.into(),
+            stage: None,
+            step,
+            message: String::new(),
+            fields: serde_json::json!({}),
+        });
+        Record { at, body }
+    }
+
+    fn metric(at: SystemTime, step: i64) -> Record {
+        let moment = Moment { epoch: i32::try_from(step / 10).expect("small"), step, level: Level::Pretrain };
+        let body = MetricRecord { moment, name: "loss".into(), value: 1.0, split: "pretrain", unit: "1" };
+        Record { at, body: RecordBody::Metric(body) }
+    }
+
+    #[test]
+    fn events_are_stamped_with_the_step_at_their_time_and_flushed_at_once() {
+        let folder = tempfile::tempdir().expect("folder");
+        let mut sink = sink(folder.path(), Latest::starting(28, 2));
+        let begin = SystemTime::now();
+        let after = |seconds| begin + Duration::from_secs(seconds);
+        for step in 29..=42_i64 {
+            sink.write(metric(after(step.cast_unsigned()), step)).expect("written");
+        }
+        // They come late: training has gone on.
+        sink.write(event("resumed", begin, None)).expect("written");
+        sink.write(event("midway", after(35), None)).expect("written");
+        sink.write(event("late", after(99), None)).expect("written");
+        sink.write(event("checkpoint", after(99), Some(30))).expect("written");
+        sink.flush().expect("flushed");
+        // The sink is not closed, as after a kill.
+        let rows = TableReader::<EventRow>::new(folder.path()).poll().expect("readable");
+        let rows: Vec<_> = rows.iter().map(|row| (&*row.row.kind, row.row.step, row.row.epoch)).collect();
+        assert_eq!(rows, [("resumed", 28, 2), ("midway", 35, 3), ("late", 42, 4), ("checkpoint", 30, 3)]);
     }
 }

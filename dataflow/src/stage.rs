@@ -303,6 +303,7 @@ impl<S: Stage, W: Wiring<S>> StageRunner<S, W> {
             severity: Severity::Error,
             kind: "lost_batch".into(),
             stage: Some(S::NAME),
+            step: None,
             message: format!("{} {} panicked, its batch is lost: {}", S::NAME, self.instance, lost.message),
             fields: serde_json::json!({
                 "instance": self.instance,

@@ -27,6 +27,7 @@ fn said(kind: &'static str, number: u64) -> EventRecord {
         severity: Severity::Info,
         kind: kind.into(),
         stage: None,
+        step: None,
         message: String::new(),
         fields: number.into(),
     }

@@ -36,6 +36,8 @@ pub struct EdgeDecl {
     pub capacity: usize,
     /// Estimated bytes of one item.
     pub payload_bytes: usize,
+    /// Bytes that the few items that are much larger can take besides.
+    pub large_bytes: usize,
     /// How the items are joined.
     pub kind: EdgeKind,
 }
@@ -88,13 +90,15 @@ pub struct EdgeBound {
     pub num_in_hand: usize,
     /// Estimated bytes of one item.
     pub payload_bytes: usize,
+    /// Bytes that the few items that are much larger can take besides.
+    pub large_bytes: usize,
 }
 
 impl EdgeBound {
-    /// Bytes of a full edge, with one item in the hand of each blocked sender.
+    /// Bytes of a full edge, with one item in the hand of each blocked sender, and of its large items.
     #[must_use]
     pub const fn bytes(&self) -> usize {
-        (self.queue_cap + self.num_in_hand) * self.payload_bytes
+        ((self.queue_cap + self.num_in_hand) * self.payload_bytes).saturating_add(self.large_bytes)
     }
 }
 
@@ -102,11 +106,12 @@ impl fmt::Display for EdgeBound {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{:<20} ({} queued + {} in hand) x {} = {}",
+            "{:<20} ({} queued + {} in hand) x {} + {} = {}",
             self.name,
             self.queue_cap,
             self.num_in_hand,
             mebibytes(self.payload_bytes),
+            mebibytes(self.large_bytes),
             mebibytes(self.bytes())
         )
     }
@@ -206,6 +211,7 @@ impl Topology {
             },
             num_in_hand: self.num_senders(edge),
             payload_bytes: edge.payload_bytes,
+            large_bytes: edge.large_bytes,
         };
         self.edges.iter().map(bound).collect()
     }
@@ -254,7 +260,7 @@ mod tests {
     }
 
     fn edge(from: StageName, to: StageName) -> EdgeDecl {
-        EdgeDecl { from: Some(from), to, capacity: 2, payload_bytes: 1 << 20, kind: EdgeKind::Ordered }
+        EdgeDecl { from: Some(from), to, capacity: 2, payload_bytes: 1 << 20, large_bytes: 0, kind: EdgeKind::Ordered }
     }
 
     #[test]

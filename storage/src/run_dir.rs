@@ -15,6 +15,9 @@ pub const RUN_FORMAT: u32 = 1;
 
 const RECORD: &str = "run.json";
 const LOCK: &str = "run.lock";
+/// What a run directory may hold before its record is written.
+const BEFORE_RECORD: [&str; 8] =
+    [RECORD, LOCK, "config.toml", "config.input.toml", "logs", "checkpoints", "images", "report"];
 
 /// A run directory could not be made, opened or read.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +28,9 @@ pub enum RunDirError {
     /// The folder for a new run is there already.
     #[error("run directory: it exists already, choose another run id or resume it: `{}`", .0.display())]
     Exists(PathBuf),
+    /// The folder in the way of a new run is none itself.
+    #[error("run directory: no run, so it is not moved aside, choose another run id: `{}`", .0.display())]
+    NotMoved(PathBuf),
     /// There is no run here.
     #[error("run directory: no run (a folder with run.json) at `{}`", .0.display())]
     NoRun(PathBuf),
@@ -59,7 +65,7 @@ impl RunDirError {
             Self::NoRun(_) => 66,
             Self::Corrupt { .. } => 65,
             Self::BadId(_) => 78,
-            Self::Exists(_) | Self::InUse { .. } => 74,
+            Self::Exists(_) | Self::NotMoved(_) | Self::InUse { .. } => 74,
         }
     }
 }
@@ -280,6 +286,25 @@ impl RunDir {
         fsync_dir(&run.path)?;
         fsync_dir(parent(&run.path))?;
         Ok(run)
+    }
+
+    /// Refuses to move the folder at `path` aside unless it is a run, what is left of one that was killed before it had
+    /// a record, or empty.
+    pub fn check_movable(path: &Path) -> Result<(), RunDirError> {
+        if path.join(RECORD).is_file() {
+            return Ok(());
+        }
+        if !path.is_dir() {
+            return Err(RunDirError::NotMoved(path.to_path_buf()));
+        }
+        let names: Vec<String> = fs::read_dir(path)
+            .and_then(|entries| {
+                entries.map(|entry| entry.map(|e| e.file_name().to_string_lossy().into_owned())).collect()
+            })
+            .map_err(|e| FileError::new("read folder", path, e))?;
+        let is_known = |name: &String| BEFORE_RECORD.contains(&name.strip_suffix(".tmp").unwrap_or(name));
+        let is_left = names.iter().any(|name| name == LOCK) && names.iter().all(is_known);
+        if names.is_empty() || is_left { Ok(()) } else { Err(RunDirError::NotMoved(path.to_path_buf())) }
     }
 
     /// Opens a run for reading; it may be running.

@@ -75,3 +75,26 @@ fn a_torn_golden_file_is_bad_data() {
         assert!(lines.len() == 1 && lines[0].contains("torn.safetensors"), "{length}: {lines:?}");
     }
 }
+
+#[test]
+fn shapes_that_the_file_cannot_be_about_are_bad_data() {
+    let place = Place::new();
+    let whole = read(&fixture("golden/tiny.safetensors"));
+    let header_len = usize::try_from(u64::from_le_bytes(whole[..8].try_into().expect("8 bytes"))).expect("length");
+    let header: Value = serde_json::from_slice(&whole[8..8 + header_len]).expect("header");
+    let config: Value = serde_json::from_str(header["__metadata__"]["config"].as_str().expect("text")).expect("JSON");
+    let encoder = ["image", "patch", "channels", "dim", "depth", "heads", "batch"];
+    for name in encoder.into_iter().chain(["dec_dim", "dec_depth", "dec_heads", "mask_hidden", "classes"]) {
+        assert!(config[name].is_u64(), "{name}");
+        for value in [0u64, 1_000_000_000, u64::MAX] {
+            let (mut header, mut config) = (header.clone(), config.clone());
+            config[name] = value.into();
+            header["__metadata__"]["config"] = config.to_string().into();
+            let header = header.to_string().into_bytes();
+            let bytes = [&(header.len() as u64).to_le_bytes()[..], &header, &whole[8 + header_len..]].concat();
+            place.write("wrong.safetensors", &bytes);
+            let lines = place.fail(65, &["verify", "wrong.safetensors"]);
+            assert_eq!(lines.len(), 1, "{name} = {value}: {lines:?}");
+        }
+    }
+}

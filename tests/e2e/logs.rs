@@ -34,6 +34,13 @@ fn a_finished_run_is_sealed_and_exported_whole() {
 }
 
 #[test]
+fn nothing_is_made_for_a_run_that_is_not_there() {
+    let place = Place::new();
+    place.fail(66, &["logs", "export", "nowhere"]);
+    assert_eq!(file_names(&place.path("")), ["tiny.toml"]);
+}
+
+#[test]
 fn tail_prints_the_last_rows_of_each_table() {
     let place = Place::new();
     place.train("run", &[]);

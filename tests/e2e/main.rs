@@ -16,6 +16,7 @@ mod prometheus;
 mod readers;
 mod refusals;
 mod resume;
+mod run_dirs;
 mod same_weights;
 mod shipped;
 mod speed;

@@ -111,3 +111,31 @@ fn numbers_that_are_not_finite_end_the_run_with_the_last_good_checkpoint() {
     // It happens again at the same step.
     assert_eq!(place.fail(70, &["train", "--resume", "run", "--quiet"]), lines);
 }
+
+#[test]
+fn check_decodes_the_images_and_names_the_bad_ones() {
+    let place = Place::new();
+    assert!(place.succeed(&["check", "tiny.toml"]).contains("images     all 106 decoded"));
+    for split in ["train", "test"] {
+        for class in ["ant", "bee"] {
+            std::fs::create_dir_all(place.path(&format!("data/{split}/{class}"))).expect("folder");
+            for number in 0..40u8 {
+                let image = image::GrayImage::from_fn(16, 16, |x, y| image::Luma([number + (x * y) as u8]));
+                image.save(place.path(&format!("data/{split}/{class}/{number:02}.png"))).expect("saved");
+            }
+        }
+    }
+    let args = ["check", "tiny.toml", "--set", "data.path=data", "--set", "data.format=image-folder"];
+    let normalised = ["--set", "data.mean=[0.5]", "--set", "data.std=[0.25]"];
+    assert!(place.succeed(&args).contains("images     all 160 decoded"));
+    let bad = ["data/train/ant/07.png", "data/train/bee/31.png", "data/test/bee/20.png"];
+    for name in bad {
+        let bytes = read(&place.path(name));
+        place.write(name, &bytes[..bytes.len() - 20]);
+    }
+    for settings in [&[][..], &normalised] {
+        let lines = place.fail(65, &[&args[..], settings].concat());
+        assert_eq!(lines.len(), 3, "{lines:?}");
+        assert!(bad.iter().all(|name| lines.iter().any(|line| line.contains(name))), "{lines:?}");
+    }
+}

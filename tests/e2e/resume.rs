@@ -81,10 +81,73 @@ fn a_damaged_checkpoint_is_refused_by_name() {
 }
 
 #[test]
+fn a_run_goes_back_to_an_older_checkpoint_when_the_newest_is_damaged() {
+    let place = Place::new();
+    place.train("straight", &[]);
+    place.train("run", &[]);
+    let steps = || file_names(&place.path("run/checkpoints"));
+    let newest = "run/checkpoints/step-00000014";
+    let older = steps().into_iter().rfind(|name| name.starts_with("step-") && !newest.ends_with(name.as_str()));
+    let older = older.expect("an older checkpoint");
+    std::fs::write(place.path(newest).join("mask.safetensors"), b"torn").expect("write");
+    let refusals = [
+        &["train", "--resume", "run"][..],
+        &["eval", "knn", "run"],
+        &["visualize", "run", "--out", "panel.png"],
+        &["train", "--resume", newest],
+    ];
+    for args in refusals {
+        let lines = place.fail(65, args);
+        assert!(lines.len() == 1 && lines[0].contains("mask.safetensors"), "{args:?}: {lines:?}");
+        assert!(lines[0].ends_with(&format!("run/checkpoints/{older}")), "{args:?}: {lines:?}");
+    }
+    let from = format!("run/checkpoints/{older}");
+    place.succeed(&["eval", "knn", &from]);
+    place.succeed(&["train", "--resume", &from, "--quiet"]);
+    place.assert_same_end("straight", "run");
+    assert_eq!(place.loss_steps("run"), (1..=14).collect::<Vec<_>>(), "neither a gap nor a repeat");
+    assert!(steps().contains(&"aside-step-00000014".to_owned()), "{:?}", steps());
+    place.succeed(&["train", "--resume", "run", "--quiet"]);
+}
+
+#[test]
+fn events_have_the_step_at_which_they_happened() {
+    let place = Place::new();
+    place.train("run", &["--max-steps", "4"]);
+    place.succeed(&["train", "--resume", "run", "--max-steps", "7", "--quiet"]);
+    let events = place.rows("run", "events");
+    let steps = |kind: &str| -> Vec<String> {
+        let rows = events.iter().filter(|row| row.contains(&format!(",{kind},")));
+        rows.map(|row| row.split(',').nth(5).expect("step").to_owned()).collect()
+    };
+    assert_eq!(steps("run_started"), ["0"]);
+    assert_eq!(steps("run_resumed"), ["8"]);
+    assert_eq!(steps("checkpoint"), ["6", "8", "12", "14"]);
+}
+
+#[test]
+fn a_run_that_is_killed_before_its_evaluation_is_not_finished() {
+    let place = Place::new();
+    let settings = ["--set", "data.synthetic.num_train=6000", "--set", "data.synthetic.num_test=3000"];
+    let mut running = place.start(&[&["train", "tiny.toml", "--quiet", "--run-dir", "run"][..], &settings].concat());
+    let last = place.path("run/checkpoints/step-00000014");
+    wait_for("the last checkpoint", || last.exists() || running.has_ended());
+    running.signal("KILL");
+    assert_eq!(running.end().code, None);
+    let record = place.run_record("run");
+    assert_eq!((&record["status"], &record["ended"]), (&"running".into(), &serde_json::Value::Null));
+    place.succeed(&["train", "--resume", "run", "--quiet"]);
+    assert_eq!(place.run_record("run")["status"], "finished");
+    assert_eq!(place.rows("run", "evals").len(), 2);
+}
+
+#[test]
 fn a_resumed_run_refuses_other_data() {
     let place = Place::new();
     place.train("run", &[]);
     let args = ["train", "--resume", "run", "--set", "data.synthetic.num_train=91", "--max-steps", "9"];
-    let lines = place.fail(65, &args);
+    let lines = place.fail(78, &args);
+    assert!(lines[0].contains("fingerprint"), "{lines:?}");
+    let lines = place.fail(78, &["train", "--resume", "run", "--set", "seed=99", "--max-steps", "9"]);
     assert!(lines[0].contains("fingerprint"), "{lines:?}");
 }

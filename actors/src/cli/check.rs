@@ -1,18 +1,30 @@
 //! `mlomae check`: everything that can be known to be wrong before a run.
 
+use mlomae_dataflow::augment::Normalisation;
 use mlomae_dataflow::config::{Config, ConfigInputs};
 use mlomae_dataflow::data::Data;
+use mlomae_dataflow::plan::Role;
+use mlomae_storage::dataset::Dataset;
 
 use super::Session;
+use super::bar::Bar;
 use super::config_args::ConfigArgs;
 use super::facts::{bytes_text, facts, topology_of};
-use crate::error::CliError;
+use crate::error::{CliError, exit_code};
 use crate::setup::Prepared;
+
+/// Values of images that are decoded at most, about: some ten seconds.
+const MAX_VALUES: usize = 1 << 29;
+/// Images that tell how large the others are.
+const NUM_PROBED: usize = 64;
+/// Bad images that are named at most.
+const MAX_BAD_LINES: usize = 20;
 
 /// Check a configuration with its data, and print sizes and memory bounds
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-All errors are printed at once, one line each, with the key, its value and what is allowed.
+All errors are printed at once, one line each, with the key, its value and what is allowed. The
+images of all roles are decoded, of large data an even share; the output says how many.
 
 Examples:
   mlomae check configs/cifar10.toml --set data.path=/data/cifar-10
@@ -29,15 +41,26 @@ impl Args {
             Ok(config) => config,
             Err(errors) => return Err(with_errors_of_data(errors.into(), &inputs)),
         };
-        let prepared = Prepared::new(config, None)?;
+        let bar = Bar::new(&session.terminal, "images");
+        let prepared = match Prepared::new(config.clone(), None) {
+            Ok(prepared) => prepared,
+            Err(error) => return Err(with_bad_images(error, config, &bar)),
+        };
+        let images = decode_images(&prepared, &bar)?;
+        drop(bar);
         for (name, text) in facts(&prepared)? {
             writeln!(session.out, "{name:<10} {text}")?;
         }
+        writeln!(session.out, "images     {images}")?;
         writeln!(session.out, "queues")?;
         for bound in topology_of(&prepared)?.bounds() {
+            let large = match bound.large_bytes {
+                0 => String::new(),
+                bytes => format!(", and parts of checkpoints, at most {}", bytes_text(bytes)),
+            };
             writeln!(
                 session.out,
-                "  {:<20} {:>3} items and {:>2} in hand, each about {}",
+                "  {:<20} {:>3} items and {:>2} in hand, each about {}{large}",
                 bound.name,
                 bound.queue_cap,
                 bound.num_in_hand,
@@ -50,6 +73,57 @@ impl Args {
         writeln!(session.out, "ok")?;
         Ok(())
     }
+}
+
+/// If an image of the normalisation is bad, others may be: names them all instead.
+fn with_bad_images(error: CliError, config: Config, bar: &Bar) -> CliError {
+    if error.exit_code() != exit_code::BAD_DATA {
+        return error;
+    }
+    let none = Normalisation { mean: vec![0.0; 3], std: vec![1.0; 3] };
+    match Prepared::new(config, Some(none)).map(|prepared| decode_images(&prepared, bar)) {
+        Ok(Err(all)) => all,
+        _ => error,
+    }
+}
+
+/// Decodes the images of all roles, of large data an even share of them, and says how many. Bad ones are errors by name.
+fn decode_images(prepared: &Prepared, bar: &Bar) -> Result<String, CliError> {
+    let data = &prepared.data;
+    let of_train = Role::ALL.iter().flat_map(|role| data.roles.indices(*role).iter());
+    let mut images: Vec<(&dyn Dataset, usize)> = of_train.map(|index| (data.train.as_ref(), *index)).collect();
+    if let Some(test) = &data.test {
+        images.extend((0..test.len()).map(|index| (test.as_ref(), index)));
+    }
+    // A few tell how large they are, and so how many there is time for.
+    let probed: Vec<usize> = images
+        .iter()
+        .step_by(images.len().div_ceil(NUM_PROBED).max(1))
+        .filter_map(|(split, index)| Some(split.sample(*index).ok()?.image.pixels.len()))
+        .collect();
+    let mean = probed.iter().sum::<usize>() / probed.len().max(1);
+    let step = images.len().saturating_mul(mean).div_ceil(MAX_VALUES).max(1);
+    let num_chosen = images.len().div_ceil(step);
+    let (mut lines, mut num_bad) = (Vec::new(), 0);
+    for (done, (split, index)) in images.iter().step_by(step).enumerate() {
+        bar.set("images", done, num_chosen);
+        if let Err(error) = split.sample(*index) {
+            num_bad += 1;
+            if num_bad <= MAX_BAD_LINES {
+                lines.push(error.to_string());
+            }
+        }
+    }
+    if num_bad > MAX_BAD_LINES {
+        lines.push(format!("{num_bad} of {num_chosen} decoded images are bad, {MAX_BAD_LINES} of them are named"));
+    }
+    if num_bad > 0 {
+        return Err(CliError::Failed { lines, exit_code: exit_code::BAD_DATA });
+    }
+    Ok(match step {
+        1 => format!("all {num_chosen} decoded"),
+        _ => format!("{num_chosen} of {} decoded, evenly spread; the others are not checked", images.len()),
+    })
 }
 
 /// Adds what is wrong with the data, if that can be told although other keys are wrong.

@@ -174,6 +174,7 @@ fn info(args: &InfoArgs, session: &mut Session<'_>) -> Result<(), CliError> {
                 "mean": summary.mean,
                 "std": summary.std,
                 "classes": classes,
+                "notes": split.notes(),
             }));
             continue;
         }
@@ -198,6 +199,9 @@ fn info(args: &InfoArgs, session: &mut Session<'_>) -> Result<(), CliError> {
         }
         if summary.num_unlabelled > 0 {
             writeln!(session.out, "  without a label {}", summary.num_unlabelled)?;
+        }
+        for note in split.notes() {
+            writeln!(session.out, "  note     {note}")?;
         }
         let width = summary.classes.iter().map(|class| class.0.chars().count()).max().unwrap_or(0);
         for (label, (name, num_samples)) in summary.classes.iter().enumerate() {

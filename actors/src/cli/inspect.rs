@@ -18,7 +18,7 @@ step-… folder.
 Examples:
   mlomae inspect runs/my-run
   mlomae inspect runs/my-run/checkpoints/step-00000200 --tensors
-  mlomae inspect latest --json | jq .state.outer")]
+  mlomae inspect latest --json | jq .state.outer_iteration")]
 pub(crate) struct Args {
     /// Checkpoint
     #[arg(value_name = "CHECKPOINT")]

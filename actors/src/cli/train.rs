@@ -4,13 +4,12 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use mlomae_dataflow::config::ConfigInputs;
-use mlomae_dataflow::run_sink::Latest;
 use mlomae_dataflow::stop::StopFlag;
 
 use super::Session;
 use super::config_args::ConfigArgs;
 use super::facts::facts;
-use super::run_arg::{DEFAULT_ROOT, find_run};
+use super::run_arg::find_run;
 use super::train_end::{final_judgement, print_summary};
 use crate::error::{CliError, check_outcome};
 use crate::prometheus::{self, ProbeSlot};
@@ -33,7 +32,8 @@ Examples:
 pub(crate) struct Args {
     #[command(flatten)]
     config: ConfigArgs,
-    /// Go on where RUN ended: a run directory, the id of a run below ./runs, or `latest` (the default)
+    /// Go on where RUN ended: a run directory, the id of a run below ./runs, or `latest` (the default); or go back to
+    /// RUN/checkpoints/step-…
     #[arg(long, value_name = "RUN", num_args = 0..=1, default_missing_value = "latest")]
     resume: Option<PathBuf>,
     /// Begin anew although the run directory exists; what is there is moved aside
@@ -63,7 +63,8 @@ impl Args {
         for (name, text) in facts(&prepared)? {
             tracing::info!(kind = "setup", what = name, "{name}: {text}");
         }
-        let (first_outer, latest) = (state.outer, Latest::default());
+        let first_outer = state.outer;
+        let latest = prepared.latest(first_outer);
         if first_outer >= prepared.method.total_outer {
             tracing::info!(
                 kind = "nothing_left",
@@ -99,24 +100,28 @@ impl Args {
             }
             Err(error) => (None, Err(error)),
         };
-        run.end(&result, latest.get().step);
         let Some(report) = report else {
+            run.end(&result, latest.get().step);
             return result;
         };
-        let judgement = match result {
-            Ok(()) if prepared.config.eval.at_end => final_judgement(&run, &prepared, &stop, &session.terminal),
-            _ => Ok(None),
+        // The run ends with its evaluation: what is killed before it is not finished.
+        let (judgement, result) = match result {
+            Ok(()) if prepared.config.eval.at_end => match final_judgement(&run, &prepared, &stop, &session.terminal) {
+                Ok(judgement) => (judgement, Ok(())),
+                Err(error) => (None, Err(error)),
+            },
+            result => (None, result),
         };
+        run.end(&result, latest.get().step);
         if !self.quiet {
-            let judged = judgement.as_ref().ok().and_then(Option::as_ref);
-            print_summary(session.out, &run, &prepared, &report, &latest, first_outer, judged, begin)?;
+            print_summary(session.out, &run, &prepared, &report, &latest, first_outer, judgement.as_ref(), begin)?;
         }
-        result.and(judgement.map(|_| ()))
+        result
     }
 
     /// Begins a run or takes one up.
     fn start(&self) -> Result<Start, CliError> {
-        let overlay = self.settings();
+        let overlay = self.settings()?;
         let Some(resume) = &self.resume else {
             let mut inputs = self.config.inputs()?;
             inputs.sets.extend(overlay);
@@ -148,19 +153,31 @@ impl Args {
     }
 
     /// The arguments that are settings by another name.
-    fn settings(&self) -> Vec<String> {
+    fn settings(&self) -> Result<Vec<String>, CliError> {
         let mut sets = Vec::new();
         let text = |text: &str| toml::Value::String(text.to_owned()).to_string();
         if let Some(num) = self.max_steps {
             sets.push(format!("train.outer_iterations={num}"));
         }
         if let Some(dir) = &self.run_dir {
-            let root = dir.parent().filter(|root| !root.as_os_str().is_empty());
-            let root = root.map_or_else(|| ".".into(), |root| root.to_string_lossy().into_owned());
-            let id = dir.file_name().map_or_else(|| DEFAULT_ROOT.into(), |id| id.to_string_lossy());
+            let (root, id) = root_and_id(dir)?;
             sets.push(format!("run.root={}", text(&root)));
             sets.push(format!("run.id={}", text(&id)));
         }
-        sets
+        Ok(sets)
     }
+}
+
+/// The folder that a run directory lies in, and its own name.
+fn root_and_id(dir: &Path) -> Result<(String, String), CliError> {
+    // `.` and `..` have no name of their own; the folder that they stand for has one.
+    let dir = match dir.file_name() {
+        Some(_) => Some(dir.to_owned()),
+        None => dir.canonicalize().ok().filter(|dir| dir.file_name().is_some()),
+    }
+    .ok_or_else(|| CliError::usage(format!("--run-dir needs a folder with a name: {}", dir.display())))?;
+    let root = dir.parent().filter(|root| !root.as_os_str().is_empty());
+    let root = root.map_or_else(|| ".".into(), Path::to_string_lossy).into_owned();
+    let id = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    Ok((root, id))
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use mlomae_model::ModelError;
 use mlomae_model::golden::{Check, Golden, GoldenTensor};
 use mlomae_storage::checkpoint::read_safetensors;
 
@@ -17,7 +18,7 @@ masks, gradients, hypergradients and the weights afterwards. Ends with exit code
 is further off than its limit.
 
 Examples:
-  mlomae verify tests/fixtures/golden-tiny.safetensors
+  mlomae verify tests/fixtures/golden/tiny.safetensors
   mlomae verify golden.safetensors --json | jq '.checks[] | select(.ok | not)'")]
 pub(crate) struct Args {
     /// Golden file
@@ -33,7 +34,14 @@ pub(crate) struct Args {
 
 impl Args {
     pub(crate) fn run(self, session: &mut Session<'_>) -> Result<(), CliError> {
-        let checks = read(&self.file)?.verify(self.threads.into())?;
+        let golden = read(&self.file)?;
+        let checks = golden.verify(self.threads.into()).map_err(|error| match error {
+            // The shapes are the file's, not the user's.
+            error @ ModelError::Config(_) => {
+                CliError::new(exit_code::BAD_DATA, format!("{error}: {}", self.file.display()))
+            }
+            error => error.into(),
+        })?;
         let num_failed = checks.iter().filter(|check| !check.ok).count();
         if self.json {
             let report = serde_json::json!({

@@ -73,8 +73,10 @@ pub struct Check {
     pub ok: bool,
 }
 
-/// Largest relative errors of a float32 implementation.
+/// Largest relative errors of a float32 implementation, and shapes beyond which none is computed.
 mod limits {
+    pub const IMAGE: usize = 1024;
+    pub const ATTENTION: usize = 1 << 28;
     pub const VALUE: f64 = 1e-5;
     pub const GRADIENT: f64 = 1e-4;
     pub const FINITE_DIFFERENCE: f64 = 1e-3;
@@ -88,6 +90,36 @@ impl Golden {
     pub fn parse_config(json: &str) -> Result<GoldenConfig, ModelError> {
         serde_json::from_str(json)
             .map_err(|error| ModelError::Config(format!("golden metadata `config` is not readable: {error}")))
+    }
+
+    /// Refuses shapes that the file cannot be about, before memory is taken for them: it holds all weights several times,
+    /// a tensor or more of each block, and the images.
+    fn check_shapes(&self) -> Result<(), ModelError> {
+        let c = &self.config;
+        let num_values: usize = self.tensors.values().map(|tensor| tensor.values.len()).sum();
+        let grid = c.image.checked_div(c.patch).unwrap_or(0);
+        let bounds: [(&str, &[usize], usize); 11] = [
+            ("image", &[c.image], limits::IMAGE),
+            ("depth", &[c.depth], self.tensors.len()),
+            ("dec_depth", &[c.dec_depth], self.tensors.len()),
+            ("the images", &[c.batch, c.channels, c.image, c.image], num_values),
+            ("the encoder", &[c.depth.max(1), c.dim, c.dim], num_values),
+            ("the decoder", &[c.dec_depth.max(1), c.dec_dim, c.dec_dim], num_values),
+            ("the patch embedding", &[c.channels, c.patch, c.patch, c.dim.max(c.dec_dim)], num_values),
+            ("the positions", &[grid, grid, c.dim.max(c.dec_dim)], num_values),
+            ("the masking network", &[grid, grid, c.dim, c.mask_hidden], num_values),
+            ("the head", &[c.classes, c.dim.max(1)], num_values),
+            ("the attention", &[c.batch, c.heads.max(c.dec_heads), grid * grid, grid * grid], limits::ATTENTION),
+        ];
+        for (name, factors, limit) in bounds {
+            let product = factors.iter().try_fold(1usize, |product, factor| product.checked_mul(*factor));
+            if product.is_none_or(|product| product > limit) {
+                let line =
+                    format!("golden metadata `config` does not fit the file: {name} {factors:?} is above {limit}");
+                return Err(ModelError::Config(line));
+            }
+        }
+        Ok(())
     }
 
     fn get(&self, name: &str) -> Result<&GoldenTensor, ModelError> {
@@ -130,6 +162,7 @@ impl Golden {
     /// # Errors
     /// When the file lacks a tensor or its shapes do not fit.
     pub fn verify(&self, num_threads: usize) -> Result<Vec<Check>, ModelError> {
+        self.check_shapes()?;
         let c = &self.config;
         let model = Model::new(&ModelConfig {
             image: c.image,

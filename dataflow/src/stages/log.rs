@@ -120,6 +120,7 @@ impl<K: RecordSink> LogStage<K> {
                 severity: Severity::Warning,
                 kind: "incomplete_checkpoint".into(),
                 stage: Some(StageName::Log),
+                step: None,
                 message: format!("no checkpoint after outer iteration {outer}: missing {}", missing.join(", ")),
                 fields: serde_json::json!({ "outer": outer, "missing": missing }),
             }))?;
@@ -149,6 +150,7 @@ impl<K: RecordSink> LogStage<K> {
             severity: Severity::Info,
             kind: "checkpoint".into(),
             stage: Some(StageName::Log),
+            step: i64::try_from(step).ok(),
             message: format!("checkpoint {name}"),
             fields: serde_json::json!({
                 "checkpoint": name,
@@ -272,6 +274,7 @@ impl<K: RecordSink> LogRunner<K> {
                     severity: Severity::Error,
                     kind: "lost_record".into(),
                     stage: Some(StageName::Log),
+                    step: None,
                     message: format!("{} panicked, one row of {table} may be lost: {message}", StageName::Log),
                     fields: serde_json::json!({ "table": table }),
                 }))

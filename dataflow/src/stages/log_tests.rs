@@ -64,6 +64,7 @@ fn event(kind: &'static str) -> Record {
         severity: Severity::Info,
         kind: kind.into(),
         stage: None,
+        step: None,
         message: String::new(),
         fields: serde_json::Value::Null,
     })

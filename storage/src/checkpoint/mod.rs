@@ -21,7 +21,7 @@ pub use error::CheckpointError;
 pub use layout::{expect_exact_layout, expect_layout};
 pub use safetensors_io::{NamedTensorAny, TensorData, read_safetensors};
 pub use state::CHECKPOINT_FORMAT;
-pub use store::{clean, list, load, resolve, save};
+pub use store::{clean, go_back, list, load, older_whole, resolve, save, step_of};
 
 use serde_json::Value;
 

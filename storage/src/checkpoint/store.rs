@@ -14,6 +14,8 @@ const LATEST: &str = "latest";
 const TMP: &str = ".tmp-";
 /// A checkpoint being replaced by another of its step.
 const OLD: &str = ".old-";
+/// A checkpoint that a run has gone back behind.
+const ASIDE: &str = "aside-";
 /// A checkpoint being removed.
 const DEL: &str = ".del-";
 
@@ -116,6 +118,37 @@ fn steps(root: &Path) -> Result<Vec<(u64, String)>, FileError> {
 pub fn list(run: &Path) -> Result<Vec<(u64, PathBuf)>, CheckpointError> {
     let root = run.join("checkpoints");
     Ok(steps(&root)?.into_iter().map(|(step, name)| (step, root.join(name))).collect())
+}
+
+/// The newest whole checkpoint of steps before `step`, beside the checkpoint's folder `dir`.
+pub fn older_whole(dir: &Path, step: u64) -> Option<PathBuf> {
+    let root = atomic::parent(dir);
+    let older = steps(root).ok()?.into_iter().rev().filter(|(other, _)| *other < step);
+    older.map(|(_, name)| root.join(name)).find(|dir| load(dir).is_ok())
+}
+
+/// The level-1 steps in the name of a checkpoint's folder, none if it has another name.
+pub fn step_of(dir: &Path) -> Option<u64> {
+    parse_step(&dir.file_name()?.to_string_lossy())
+}
+
+/// Makes the checkpoint of `step` the latest of `run`. Those of later steps are set aside as `aside-step-…`, which
+/// nothing reads. Returns their folders. Only for the process that holds the run.
+pub fn go_back(run: &Path, step: u64) -> Result<Vec<PathBuf>, CheckpointError> {
+    let root = run.join("checkpoints");
+    // The link first: a crash in between leaves checkpoints that it does not name.
+    point_latest(&root, &step_name(step))?;
+    let mut aside = Vec::new();
+    for (_, name) in steps(&root)?.into_iter().filter(|(other, _)| *other > step) {
+        let path = root.join(format!("{ASIDE}{name}"));
+        if path.exists() {
+            atomic::remove_dir_all(&path)?;
+        }
+        atomic::rename(&root.join(&name), &path)?;
+        aside.push(path);
+    }
+    atomic::fsync_dir(&root)?;
+    Ok(aside)
 }
 
 /// Finishes or takes back what an interrupted save left in `run`. Only for the process that holds the run.

@@ -85,6 +85,10 @@ fn files_of(folder: &Path, kind: Kind, split: Split, extension: &str) -> Result<
     if absent.is_empty() {
         return Ok(names.iter().map(|name| folder.join(name)).collect());
     }
+    if absent.len() < names.len() {
+        let reason = format!("the {split} split is incomplete, absent: {}", absent.join(", "));
+        return Err(DataError::malformed(folder, reason));
+    }
     let hint = format!("absent: {}", absent.join(", "));
     Err(DataError::NoSplit { path: folder.to_owned(), split: split.to_string(), hint })
 }

@@ -1,6 +1,5 @@
 //! A folder of PNG or JPEG files a class: `root/train/<class>/...` and `root/test/<class>/...`, or `root/<class>/...` alone.
 
-use std::collections::HashSet;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -25,6 +24,24 @@ struct FolderDataset {
     root: PathBuf,
     files: Vec<(PathBuf, i32)>,
     limits: DecodeLimits,
+    skipped: Skipped,
+}
+
+/// What was passed over in the class folders.
+#[derive(Debug, Default)]
+struct Skipped {
+    num_files: usize,
+    /// The first of them.
+    file: Option<PathBuf>,
+    num_links: usize,
+    link: Option<PathBuf>,
+}
+
+/// What is gathered from the class folders.
+#[derive(Debug, Default)]
+struct Found {
+    files: Vec<(PathBuf, i32)>,
+    skipped: Skipped,
 }
 
 fn is_image(path: &Path) -> bool {
@@ -99,26 +116,32 @@ pub(crate) fn open(path: &Path, spec: &DatasetSpec) -> Result<Arc<dyn Dataset>, 
     }
     let (folder, split) = split_folder(path, spec.split)?;
     let root = path.canonicalize().map_err(|e| DataError::read(path, e))?;
-    let mut classes = Vec::new();
-    for class in entries(&folder)? {
-        // Also judges a link before it is known to be a folder: outside of the root nothing is looked at.
-        inside(&class, &root)?;
-        if class.is_dir() {
-            classes.push(class);
-        }
-    }
-    let mut files = Vec::new();
-    for (label, class) in classes.iter().enumerate() {
-        let before = files.len();
+    let classes = class_folders(&folder, &root)?;
+    // The labels of both splits are those of the train split.
+    let train = match spec.split {
+        Split::Train => None,
+        Split::Test => split_folder(path, Split::Train).ok(),
+    };
+    let class_names = match &train {
+        Some((train, _)) => class_folders(train, &root)?.iter().map(|class| name_of(class)).collect(),
+        None => classes.iter().map(|class| name_of(class)).collect::<Vec<_>>(),
+    };
+    let mut found = Found::default();
+    for class in &classes {
+        let before = found.files.len();
+        let Some(label) = class_names.iter().position(|name| *name == name_of(class)) else {
+            return Err(DataError::malformed(class, "class folder without one of its name in the train split"));
+        };
         let label = i32::try_from(label).map_err(|_| DataError::malformed(&folder, "too many class folders"))?;
-        collect(class, &root, label, 0, &mut HashSet::new(), &mut files)?;
-        if files.len() == before {
+        collect(class, &root, label, 0, &mut found)?;
+        if found.files.len() == before {
             return Err(DataError::malformed(
                 class,
                 format!("class folder without images ({})", EXTENSIONS.join(", ")),
             ));
         }
     }
+    let Found { files, skipped } = found;
     if files.is_empty() {
         return Err(DataError::malformed(&folder, "no class folders with images"));
     }
@@ -131,15 +154,29 @@ pub(crate) fn open(path: &Path, spec: &DatasetSpec) -> Result<Arc<dyn Dataset>, 
         format: Format::ImageFolder.to_string(),
         split,
         num_samples: files.len(),
-        class_names: classes
-            .iter()
-            .map(|class| class.file_name().unwrap_or_default().to_string_lossy().into_owned())
-            .collect(),
+        class_names,
         label_column: None,
         image_size: survey.image_size(),
         channels: survey.channels(),
     };
-    Ok(Arc::new(FolderDataset { info, root, files, limits: spec.limits }))
+    Ok(Arc::new(FolderDataset { info, root, files, limits: spec.limits, skipped }))
+}
+
+fn name_of(class: &Path) -> String {
+    class.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// The class folders of a split, sorted by name.
+fn class_folders(folder: &Path, root: &Path) -> Result<Vec<PathBuf>, DataError> {
+    let mut classes = Vec::new();
+    for class in entries(folder)? {
+        // Also judges a link before it is known to be a folder: outside of the root nothing is looked at.
+        inside(&class, root)?;
+        if class.is_dir() {
+            classes.push(class);
+        }
+    }
+    Ok(classes)
 }
 
 /// Refuses a path that leads out of the canonical `root`, and gives the canonical path.
@@ -148,27 +185,23 @@ fn inside(path: &Path, root: &Path) -> Result<PathBuf, DataError> {
     if target.starts_with(root) { Ok(target) } else { Err(DataError::Escape { path: path.to_owned(), target }) }
 }
 
-/// Images of a class folder and the folders in it; a folder that links lead to twice is visited once.
-fn collect(
-    folder: &Path,
-    root: &Path,
-    label: i32,
-    depth: usize,
-    visited: &mut HashSet<PathBuf>,
-    files: &mut Vec<(PathBuf, i32)>,
-) -> Result<(), DataError> {
+/// Images of a class folder and the folders in it. Links to folders are not followed: they could lead to another class.
+fn collect(folder: &Path, root: &Path, label: i32, depth: usize, found: &mut Found) -> Result<(), DataError> {
     if depth > MAX_DEPTH {
         return Err(DataError::malformed(folder, format!("folders must be at most {MAX_DEPTH} deep")));
     }
-    if !visited.insert(inside(folder, root)?) {
-        return Ok(());
-    }
     for path in entries(folder)? {
         let target = inside(&path, root)?;
-        if target.is_dir() {
-            collect(&path, root, label, depth + 1, visited, files)?;
+        if target.is_dir() && path.is_symlink() {
+            found.skipped.num_links += 1;
+            found.skipped.link.get_or_insert(path);
+        } else if target.is_dir() {
+            collect(&path, root, label, depth + 1, found)?;
         } else if target.is_file() && is_image(&path) {
-            files.push((path, label));
+            found.files.push((path, label));
+        } else {
+            found.skipped.num_files += 1;
+            found.skipped.file.get_or_insert(path);
         }
     }
     Ok(())
@@ -189,6 +222,19 @@ fn read(path: &Path, root: &Path, limit: u64) -> Result<Vec<u8>, DataError> {
 impl Dataset for FolderDataset {
     fn info(&self) -> &DatasetInfo {
         &self.info
+    }
+
+    fn notes(&self) -> Vec<String> {
+        let Skipped { num_files, file, num_links, link } = &self.skipped;
+        let split = &self.info.split;
+        let known = EXTENSIONS.join(", ");
+        let files = file.as_ref().map(|first| {
+            format!("files skipped in the {split} split (not {known}): {num_files}, the first {}", first.display())
+        });
+        let links = link.as_ref().map(|first| {
+            format!("links to folders not followed in the {split} split: {num_links}, the first {}", first.display())
+        });
+        files.into_iter().chain(links).collect()
     }
 
     fn label(&self, index: usize) -> Result<Option<i32>, DataError> {

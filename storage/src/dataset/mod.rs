@@ -96,6 +96,11 @@ pub trait Dataset: Send + Sync {
     /// Decodes sample `index`.
     fn sample(&self, index: usize) -> Result<Sample, DataError>;
 
+    /// What its owner should know of the files, one line each: what was passed over.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Which patches of sample `index` hold its object, row by row over the grid of `patch` by `patch` pixels: known only of
     /// synthetic images.
     fn known_object_patches(&self, _index: usize, _patch: usize) -> Option<Vec<bool>> {

@@ -71,9 +71,13 @@ pub fn export(run: &Path, table: Table, format: ExportFormat, out: &Path) -> Res
 
 /// Exports every table as `<out>/<table>.<extension>`. Returns the files with their numbers of rows.
 pub fn export_all(run: &Path, format: ExportFormat, out: &Path) -> Result<Vec<(Table, PathBuf, u64)>, LogError> {
-    create_dir_all(out)?;
     let mut files = Vec::new();
     for table in Table::ALL {
+        if files.is_empty() {
+            // Nothing is made for a run that is not there.
+            Snapshot::take(run, table, 0)?;
+            create_dir_all(out)?;
+        }
         let path = out.join(format!("{table}.{}", format.extension()));
         let rows = export(run, table, format, &path)?;
         files.push((table, path, rows));

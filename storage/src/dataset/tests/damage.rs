@@ -139,7 +139,9 @@ fn wrong_shapes_are_refused() {
     let error = read_error(Format::CifarBin);
     assert!(error.ends_with("data_batch_2.bin: sample 2: label must be 0 to 9, not 200"), "{error}");
     std::fs::remove_file(root.join("data_batch_2.bin")).unwrap();
-    assert!(read_error(Format::CifarBin).ends_with("absent: data_batch_2.bin"));
+    let error = open(&spec(root, Format::CifarBin, Split::Train)).err().unwrap();
+    assert!(error.to_string().ends_with("the train split is incomplete, absent: data_batch_2.bin"), "{error}");
+    assert_eq!(error.exit_code(), 65, "an incomplete split is not an absent one");
 
     copy_folder(&fixture("cifar10-py2/cifar-10-batches-py"), root);
     let file = root.join("data_batch_1");
@@ -202,11 +204,16 @@ fn links_out_of_the_folder_are_refused() {
         assert!(matches!(error, DataError::Escape { .. }) && error.to_string().contains(link), "{error}");
         std::fs::remove_file(root.join(link)).unwrap();
     }
-    // Links inside are followed, also in circles; a file that turns into a link after opening is refused when it is read.
+    // Links to images inside are followed, those to folders are not: one to the split would lead to the other classes. A
+    // file that turns into a link after opening is refused when it is read.
     symlink(root.join("train/bee/1.png"), root.join("train/ant/y.png")).unwrap();
     symlink(root.join("train/ant"), root.join("train/ant/circle")).unwrap();
+    symlink(root.join("train"), root.join("train/ant/up")).unwrap();
     let dataset = open(&spec).unwrap();
     assert_eq!(dataset.len(), 5);
+    let notes = dataset.notes();
+    let start = "links to folders not followed in the train split: 2, the first ";
+    assert!(notes.len() == 2 && notes[1].starts_with(start) && notes[1].ends_with("ant/circle"), "{notes:?}");
     std::fs::remove_file(root.join("train/ant/0.png")).unwrap();
     symlink(secret.join("0.png"), root.join("train/ant/0.png")).unwrap();
     assert!(matches!(dataset.sample(0), Err(DataError::Escape { .. })));
@@ -216,6 +223,31 @@ fn links_out_of_the_folder_are_refused() {
     assert!(
         open(&spec).err().unwrap().to_string().ends_with("train/cow: class folder without images (png, jpg, jpeg)")
     );
+}
+
+#[test]
+fn what_an_image_folder_passes_over_is_told_and_a_class_of_the_test_split_alone_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    copy_folder(&fixture("image-folder"), root);
+    for name in ["a.webp", "b.bmp", ".hidden"] {
+        std::fs::write(root.join("train/ant").join(name), b"?").unwrap();
+    }
+    let notes = open(&spec(root, Format::Auto, Split::Train)).unwrap().notes();
+    let start = "files skipped in the train split (not png, jpg, jpeg): 3, the first ";
+    assert!(notes.len() == 1 && notes[0].starts_with(start) && notes[0].ends_with("a.webp"), "{notes:?}");
+    // A class before all others changes no label of the test split.
+    copy_folder(&root.join("train/ant"), &root.join("train/aardvark"));
+    let test = open(&spec(root, Format::Auto, Split::Test)).unwrap();
+    assert_eq!(test.info().class_names, ["aardvark", "ant", "bee"]);
+    assert_ne!(test.label(0).unwrap(), Some(0));
+    copy_folder(&root.join("train/ant"), &root.join("test/wasp"));
+    let error = open(&spec(root, Format::Auto, Split::Test)).err().unwrap();
+    assert!(
+        error.to_string().ends_with("test/wasp: class folder without one of its name in the train split"),
+        "{error}"
+    );
+    assert_eq!(error.exit_code(), 65);
 }
 
 #[test]
