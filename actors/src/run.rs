@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use mlomae_dataflow::config::{Config, ConfigInputs};
 use mlomae_dataflow::run_sink::{Latest, RunSink};
 use mlomae_dataflow::state::TrainState;
+use mlomae_model::kernels;
 use mlomae_storage::checkpoint;
 use mlomae_storage::logs::{Clock, EvalRow, Level, LogContext, LogPolicy, LogWriter};
 use mlomae_storage::run_dir::{RunDir, RunLock, RunRecord, RunStatus, new_run_id};
@@ -58,7 +59,7 @@ impl Run {
         let dir = RunDir::create(&root, &id)?;
         // The record makes the folder a run, so it comes after what a run needs to be taken up.
         dir.write_configs(&config_toml(&prepared.config)?, &as_given(inputs))?;
-        let record = RunRecord::begin(&id, VERSION, prepared.config.seed);
+        let record = RunRecord::begin(&id, VERSION, kernels::isa().name(), prepared.config.seed);
         dir.write_record(&record)?;
         tracing::info!(kind = "run_started", "run directory {}", dir.path().display());
         let state = TrainState::fresh(&prepared.method);
@@ -107,7 +108,9 @@ impl Run {
         }
         let input = std::fs::read_to_string(dir.config_input()).unwrap_or_default();
         dir.write_configs(&config_toml(&prepared.config)?, &input)?;
-        record.resume(VERSION);
+        let isa = kernels::isa().name();
+        let isa_before = std::mem::take(&mut record.host.isa);
+        record.resume(VERSION, isa);
         dir.write_record(&record)?;
         tracing::info!(
             kind = "run_resumed",
@@ -117,6 +120,12 @@ impl Run {
             path.display(),
             state.outer
         );
+        if !isa_before.is_empty() && isa_before != isa {
+            tracing::warn!(
+                kind = "isa_changed",
+                "the run computed with {isa_before} and goes on with {isa}, which rounds otherwise; `--isa {isa_before}` keeps its bits"
+            );
+        }
         Ok(Start { run: Self { dir, record, clock: Clock::resume(wall_s) }, prepared, state, metrics })
     }
 
@@ -126,7 +135,7 @@ impl Run {
     /// If it cannot be made.
     pub fn scratch(root: &Path, prepared: &Prepared) -> Result<Self, CliError> {
         let id = new_run_id("scratch");
-        let record = RunRecord::begin(&id, VERSION, prepared.config.seed);
+        let record = RunRecord::begin(&id, VERSION, kernels::isa().name(), prepared.config.seed);
         Ok(Self { dir: RunDir::create(root, &id)?, record, clock: Clock::start() })
     }
 

@@ -112,7 +112,7 @@ fn save(run: &Path, step: i64, wall_s: f64) -> Result<PathBuf, Failure> {
 
 fn make(root: &Path, mode: &str, steps: i64) -> Result<(), Failure> {
     let run = RunDir::create(root, &new_run_id(mode))?;
-    let mut record = RunRecord::begin(&run.id(), env!("CARGO_PKG_VERSION"), 42);
+    let mut record = RunRecord::begin(&run.id(), env!("CARGO_PKG_VERSION"), "", 42);
     run.write_record(&record)?;
     println!("{}", run.path().display());
     let clock = Clock::start();

@@ -117,17 +117,20 @@ pub struct Host {
     pub cpus: usize,
     /// System, kernel and architecture.
     pub os: String,
+    /// Instruction set that the process computes with, which decides how results are rounded; empty where nobody said.
+    pub isa: String,
 }
 
 impl Host {
-    /// This machine.
-    pub fn this() -> Self {
+    /// This machine, on which the process computes with the instruction set `isa`.
+    pub fn this(isa: &str) -> Self {
         let kernel = |file: &str| fs::read_to_string(Path::new("/proc/sys/kernel").join(file)).unwrap_or_default();
         let os = [std::env::consts::OS, kernel("osrelease").trim(), std::env::consts::ARCH].join(" ");
         Self {
             name: kernel("hostname").trim().to_string(),
             cpus: std::thread::available_parallelism().map_or(1, usize::from),
             os,
+            isa: isa.to_string(),
         }
     }
 }
@@ -178,8 +181,8 @@ pub struct RunRecord {
 }
 
 impl RunRecord {
-    /// The record of a run that begins now, in this process, on this machine.
-    pub fn begin(id: &str, program_version: &str, seed: u64) -> Self {
+    /// The record of a run that begins now, in this process, on this machine, computing with `isa`.
+    pub fn begin(id: &str, program_version: &str, isa: &str, seed: u64) -> Self {
         Self {
             format: RUN_FORMAT,
             id: id.to_string(),
@@ -194,7 +197,7 @@ impl RunRecord {
             ended: None,
             exit_code: None,
             parent: None,
-            host: Host::this(),
+            host: Host::this(isa),
             segment: 0,
             command: std::env::args().collect(),
             wall_s: 0.0,
@@ -203,15 +206,15 @@ impl RunRecord {
         }
     }
 
-    /// The same run, taken up again by this process on this machine: running, one segment later.
-    pub fn resume(&mut self, program_version: &str) {
+    /// The same run, taken up again by this process on this machine, computing with `isa`: running, one segment later.
+    pub fn resume(&mut self, program_version: &str, isa: &str) {
         self.status = RunStatus::Running;
         self.versions.program = program_version.to_string();
         self.versions.schema = crate::logs::SCHEMA_VERSION.to_string();
         self.ended = None;
         self.exit_code = None;
         self.error = None;
-        self.host = Host::this();
+        self.host = Host::this(isa);
         self.segment += 1;
         self.command = std::env::args().collect();
     }
@@ -468,7 +471,7 @@ mod tests {
         let run = RunDir::create(root.path(), &id).unwrap();
         assert!(matches!(RunDir::create(root.path(), &id), Err(RunDirError::Exists(_))));
         assert!(RunDir::open(run.path()).is_err(), "no record yet");
-        let mut record = RunRecord::begin(&id, "0.1.0", u64::MAX);
+        let mut record = RunRecord::begin(&id, "0.1.0", "avx2", u64::MAX);
         record.wall_s = 0.1 + 0.2;
         run.write_record(&record).unwrap();
         run.write_configs("a = 1\n", "# mine\n").unwrap();
@@ -484,7 +487,7 @@ mod tests {
         drop(run);
         assert_eq!(RunDir::open(&path).unwrap().status().unwrap(), RunStatus::Interrupted, "its process is gone");
         let run = RunDir::open_locked(&path).unwrap();
-        record.resume("0.2.0");
+        record.resume("0.2.0", "avx512");
         assert_eq!((record.segment, record.status), (1, RunStatus::Running));
         record.end(RunStatus::Failed, 74, Some("disk full".into()));
         run.write_record(&record).unwrap();
@@ -500,7 +503,7 @@ mod tests {
             [("b", "2026-01-01T00:00:00Z"), ("a", "2026-02-01T00:00:00Z"), ("c", "2025-01-01T00:00:00Z")]
         {
             let run = RunDir::create(root.path(), id).unwrap();
-            let record = RunRecord { started: started.into(), ..RunRecord::begin(id, "0", 1) };
+            let record = RunRecord { started: started.into(), ..RunRecord::begin(id, "0", "", 1) };
             run.write_record(&record).unwrap();
         }
         RunDir::create(root.path(), "z-without-record").unwrap();
@@ -522,7 +525,7 @@ mod tests {
             let error = run.record().unwrap_err();
             assert!(error.to_string().contains("run.json") && error.exit_code() == 65, "{error}");
         }
-        let mut record = serde_json::to_value(RunRecord::begin("x", "0", 1)).unwrap();
+        let mut record = serde_json::to_value(RunRecord::begin("x", "0", "", 1)).unwrap();
         record["format"] = 9.into();
         fs::write(&path, record.to_string()).unwrap();
         assert!(run.record().unwrap_err().to_string().contains("expected format 1, got 9"));

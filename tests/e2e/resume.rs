@@ -67,6 +67,31 @@ fn killed_and_resumed_equals_straight() {
 }
 
 #[test]
+fn an_instruction_set_is_recorded_kept_and_its_change_told() {
+    let place = Place::new();
+    let half = ["--set", "train.outer_iterations=4", "--max-steps", "2", "--isa", "portable"];
+    for run in ["kept", "changed"] {
+        place.train(run, &half);
+        assert_eq!(place.run_record(run)["host"]["isa"], "portable");
+    }
+    place.train("straight", &["--set", "train.outer_iterations=4", "--isa", "portable"]);
+    let resume = |run: &str, isa: &str| {
+        let ended = place.start(&["train", "--resume", run, "--set", "train.outer_iterations=4", "--isa", isa]).end();
+        assert_eq!(ended.code, Some(0), "{ended:#?}");
+        ended.err
+    };
+    assert!(!resume("kept", "portable").contains("rounds otherwise"));
+    place.assert_same_end("straight", "kept");
+    if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
+        let told = resume("changed", "avx2");
+        assert!(told.contains("computed with portable and goes on with avx2"), "{told}");
+        assert_eq!(place.run_record("changed")["host"]["isa"], "avx2");
+    }
+    let refused = place.fail(2, &["train", "tiny.toml", "--isa", "sse"]);
+    assert!(refused[0].contains("must be one of portable"), "{refused:?}");
+}
+
+#[test]
 fn a_damaged_checkpoint_is_refused_by_name() {
     let place = Place::new();
     place.train("run", &[]);

@@ -360,9 +360,6 @@ unsafe fn pack(s: Avx512, side: Side, outer: Range<usize>, depth: Range<usize>, 
     }
 }
 
-/// How far ahead a factor is fetched while it is packed, in values: more rows are read at a time than the processor follows by itself.
-const AHEAD: usize = 128;
-
 /// Two squares of 16 by 16, turned.
 #[repr(C, align(64))]
 struct Turned([f32; 2 * TILE_WORDS]);
@@ -378,12 +375,6 @@ unsafe fn pack_whole_tile(s: Avx512, side: Side, at: *const f32, turned: &mut Tu
     let second = TILE * side.depth;
     // SAFETY: by contract.
     unsafe {
-        let stored_step = side.outer.max(side.depth);
-        for r in 0..TILE {
-            let row = at.wrapping_add(r * stored_step + AHEAD);
-            s.prefetch(row);
-            s.prefetch(row.wrapping_add(second));
-        }
         let (from, second, row_step) = match side.lies_across() {
             None => (at, second, if side.rows_are_deep { side.depth } else { side.outer }),
             Some(step) => {

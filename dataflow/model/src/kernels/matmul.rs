@@ -190,6 +190,49 @@ mod tests {
         }
     }
 
+    /// Sums with their own size as the yardstick, Σ |a·b|: the error that `f32` may make in k roundings, whatever the sizes.
+    #[test]
+    fn products_are_as_accurate_as_f32_over_many_orders_of_magnitude() {
+        let (m, n, k) = (33, 40, 333);
+        let spread = |len: usize, seed: u64| -> Vec<f32> {
+            let (fractions, exponents) = (values(len, seed), values(len, seed + 100));
+            fractions.iter().zip(exponents).map(|(f, e)| f * (12.0 * e).exp2()).collect()
+        };
+        let (a, b) = (spread(m * k, 5), spread(k * n, 6));
+        each_isa(|isa| {
+            let mut c = vec![0.0; m * n];
+            let (x, y) = (Mat { data: &a, ld: k, trans: false }, Mat { data: &b, ld: n, trans: false });
+            matmul(&mut c, n, x, y, m, n, k, false);
+            let mut squares = 0.0;
+            for (at, c) in c.iter().enumerate() {
+                let terms = (0..k).map(|p| f64::from(a[at / n * k + p]) * f64::from(b[p * n + at % n]));
+                let (sum, size) = terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));
+                let error = (f64::from(*c) - sum).abs() / size;
+                assert!(error < 6e-7, "{isa:?}: element {at} is off by {error:.1e} of the sum's size");
+                squares += error * error;
+            }
+            let error = (squares / (m * n) as f64).sqrt();
+            println!("{isa:?}: root mean square of the errors {error:.1e}");
+            assert!(error < 9e-8, "{isa:?}: root mean square of the errors {error:.1e}");
+        });
+    }
+
+    #[test]
+    fn what_is_not_finite_shows_in_its_row_alone() {
+        let (m, n, k) = (40, 33, 50);
+        let (mut a, b) = (values(m * k, 1), values(k * n, 2));
+        (a[7 * k + 3], a[20 * k + 49]) = (f32::NAN, f32::INFINITY);
+        each_isa(|isa| {
+            let mut c = vec![0.0; m * n];
+            let (x, y) = (Mat { data: &a, ld: k, trans: false }, Mat { data: &b, ld: n, trans: false });
+            matmul(&mut c, n, x, y, m, n, k, false);
+            for (i, row) in c.chunks_exact(n).enumerate() {
+                let is_bad = i == 7 || i == 20;
+                assert!(row.iter().all(|v| v.is_finite() != is_bad), "{isa:?}: row {i}");
+            }
+        });
+    }
+
     #[test]
     fn epilogues_equal_their_sweeps() {
         use crate::kernels::elementwise::{add_bias, add_bias_residual, bias_gelu};
