@@ -75,7 +75,7 @@ fn told(place: &Place, run: &str) -> Vec<String> {
     let tail = |row: String| row.splitn(5, ',').nth(4).expect("columns").to_owned();
     let timeless = |row: &String| {
         let is_local = [",s", "/s", ",bytes"].iter().any(|unit| row.ends_with(unit));
-        !is_local && !row.contains(",mask_coverage_") && !row.contains(",mask_change,")
+        !is_local && !row.contains(",mask_coverage") && !row.contains(",mask_change,")
     };
     let mut told: Vec<_> = rows("metrics").map(tail).filter(timeless).chain(rows("masks").map(tail)).collect();
     told.sort();

@@ -70,22 +70,24 @@ fn killed_and_resumed_equals_straight() {
 fn an_instruction_set_is_recorded_kept_and_its_change_told() {
     let place = Place::new();
     let half = ["--set", "train.outer_iterations=4", "--max-steps", "2", "--isa", "portable"];
-    for run in ["kept", "changed"] {
+    for run in ["kept", "twin", "changed"] {
         place.train(run, &half);
         assert_eq!(place.run_record(run)["host"]["isa"], "portable");
     }
-    place.train("straight", &["--set", "train.outer_iterations=4", "--isa", "portable"]);
     let resume = |run: &str, isa: &str| {
         let ended = place.start(&["train", "--resume", run, "--set", "train.outer_iterations=4", "--isa", isa]).end();
         assert_eq!(ended.code, Some(0), "{ended:#?}");
         ended.err
     };
-    assert!(!resume("kept", "portable").contains("rounds otherwise"));
-    place.assert_same_end("straight", "kept");
+    for run in ["kept", "twin"] {
+        assert!(!resume(run, "portable").contains("rounds otherwise"));
+    }
+    place.assert_same_end("kept", "twin");
     if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
         let told = resume("changed", "avx2");
         assert!(told.contains("computed with portable and goes on with avx2"), "{told}");
         assert_eq!(place.run_record("changed")["host"]["isa"], "avx2");
+        assert_ne!(place.weights("kept"), place.weights("changed"), "otherwise nothing was chosen");
     }
     let refused = place.fail(2, &["train", "tiny.toml", "--isa", "sse"]);
     assert!(refused[0].contains("must be one of portable"), "{refused:?}");
