@@ -4,6 +4,7 @@ use std::fmt;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +16,8 @@ pub const RUN_FORMAT: u32 = 1;
 
 const RECORD: &str = "run.json";
 const LOCK: &str = "run.lock";
+/// How long a lock that is taken may be one that is only looked at.
+const PEEK: Duration = Duration::from_millis(250);
 /// What a run directory may hold before its record is written.
 const BEFORE_RECORD: [&str; 8] =
     [RECORD, LOCK, "config.toml", "config.input.toml", "logs", "checkpoints", "images", "report"];
@@ -231,7 +234,7 @@ impl RunRecord {
 /// Holds a run for one process; released when dropped, and by the system when the process dies.
 #[derive(Debug)]
 pub struct RunLock {
-    _file: File,
+    file: File,
 }
 
 impl RunLock {
@@ -240,7 +243,7 @@ impl RunLock {
         let path = run.join(LOCK);
         let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
         let mut file = open.map_err(|e| FileError::new("open", &path, e))?;
-        match file.try_lock() {
+        match try_for_a_moment(|| file.try_lock()) {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let mut pid = String::new();
@@ -253,13 +256,34 @@ impl RunLock {
         }
         let noted = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
         noted.map_err(|e| FileError::new("write", &path, e))?;
-        Ok(Self { _file: file })
+        Ok(Self { file })
     }
 
     /// Whether a process holds the run now.
     pub fn is_held(run: &Path) -> bool {
         let Ok(file) = File::open(run.join(LOCK)) else { return false };
-        matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))
+        let is_held = matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock));
+        let _ = file.unlock();
+        is_held
+    }
+}
+
+impl Drop for RunLock {
+    /// Gives the lock back itself: closing the file would not while a child that another thread has just forked still
+    /// has a copy of the descriptor, which is until it begins its program.
+    fn drop(&mut self) {
+        let _ = self.file.unlock();
+    }
+}
+
+/// Tries a lock again for [`PEEK`] while it is taken, since [`RunLock::is_held`] takes it for an instant.
+fn try_for_a_moment(lock: impl Fn() -> Result<(), TryLockError>) -> Result<(), TryLockError> {
+    let begin = Instant::now();
+    loop {
+        match lock() {
+            Err(TryLockError::WouldBlock) if begin.elapsed() < PEEK => std::thread::sleep(PEEK / 50),
+            other => return other,
+        }
     }
 }
 
@@ -461,6 +485,8 @@ fn check_id(id: &str) -> Result<(), RunDirError> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
     use super::*;
 
     #[test]
@@ -493,6 +519,37 @@ mod tests {
         run.write_record(&record).unwrap();
         assert_eq!(run.status().unwrap(), RunStatus::Failed);
         assert_eq!(run.record().unwrap().exit_code, Some(74));
+    }
+
+    #[test]
+    fn a_lock_given_back_is_free_though_a_forked_child_has_its_descriptor() {
+        let root = tempfile::tempdir().unwrap();
+        let lock = RunLock::acquire(root.path()).unwrap();
+        let of_child = lock.file.try_clone().unwrap();
+        assert!(RunLock::is_held(root.path()));
+        drop(lock);
+        assert!(!RunLock::is_held(root.path()));
+        drop(RunLock::acquire(root.path()).unwrap());
+        drop(of_child);
+    }
+
+    #[test]
+    fn who_only_looks_at_a_lock_keeps_nobody_from_it() {
+        let root = tempfile::tempdir().unwrap();
+        drop(RunLock::acquire(root.path()).unwrap());
+        let (is_over, num_looks) = (AtomicBool::new(false), AtomicU32::new(0));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    num_looks.fetch_add(u32::from(RunLock::is_held(root.path())), Ordering::Relaxed);
+                }
+            });
+            for _ in 0..300 {
+                drop(RunLock::acquire(root.path()).unwrap());
+            }
+            is_over.store(true, Ordering::Relaxed);
+        });
+        println!("{num_looks:?} looks found it held");
     }
 
     #[test]
