@@ -26,6 +26,14 @@ impl std::fmt::Debug for Arena {
     }
 }
 
+/// Values of a cache line: buffers begin with one, so that no vector of theirs straddles two.
+const LINE: usize = 16;
+
+/// The first value of `storage` that begins a cache line.
+fn first_of_line(storage: &[f32]) -> usize {
+    storage.as_ptr().align_offset(4 * LINE).min(LINE)
+}
+
 /// Rounds a length up to one of eight sizes per power of two, so that nearby sizes share storage at most 12.5 % too large.
 fn size_class(len: usize) -> usize {
     let len = len.max(64);
@@ -57,9 +65,9 @@ impl Arena {
         };
         let storage = reused.unwrap_or_else(|| {
             self.shared.allocated_bytes.fetch_add(4 * class as u64, Ordering::Relaxed);
-            vec![0.0; class]
+            vec![0.0; class + LINE]
         });
-        Buffer { storage, len, arena: Some(self.clone()) }
+        self.adopt(storage, len)
     }
 
     /// Storage for `len` zeros.
@@ -76,10 +84,11 @@ impl Arena {
         buffer
     }
 
-    /// Takes back storage that left through [`Buffer::into_storage`], of which the first `len` values are in use.
+    /// Takes back storage that left through [`Buffer::into_storage`] and held `len` values.
     pub(crate) fn adopt(&self, storage: Vec<f32>, len: usize) -> Buffer {
-        debug_assert!(storage.len() >= len);
-        Buffer { storage, len, arena: Some(self.clone()) }
+        let start = first_of_line(&storage);
+        debug_assert!(storage.len() >= start + len);
+        Buffer { storage, start, len, arena: Some(self.clone()) }
     }
 
     /// Bytes that were ever requested from the system: constant once training has warmed up.
@@ -92,6 +101,7 @@ impl Arena {
 #[derive(Debug, Default)]
 pub struct Buffer {
     storage: Vec<f32>,
+    start: usize,
     len: usize,
     arena: Option<Arena>,
 }
@@ -100,26 +110,28 @@ impl Buffer {
     /// A buffer that belongs to no arena.
     pub fn from_vec(storage: Vec<f32>) -> Self {
         let len = storage.len();
-        Buffer { storage, len, arena: None }
+        Buffer { storage, start: 0, len, arena: None }
     }
 
-    /// The storage itself, which may be longer than the buffer. [`Arena::adopt`] takes it back.
+    /// The storage itself, which is longer than the buffer. [`Arena::adopt`] takes it back.
     pub(crate) fn into_storage(mut self) -> Vec<f32> {
-        self.arena = None;
-        std::mem::take(&mut self.storage)
+        match self.arena.take() {
+            Some(_) => std::mem::take(&mut self.storage),
+            None => Arena::new().copy_of(&self).into_storage(),
+        }
     }
 }
 
 impl Deref for Buffer {
     type Target = [f32];
     fn deref(&self) -> &[f32] {
-        &self.storage[..self.len]
+        &self.storage[self.start..self.start + self.len]
     }
 }
 
 impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [f32] {
-        &mut self.storage[..self.len]
+        &mut self.storage[self.start..self.start + self.len]
     }
 }
 
@@ -143,9 +155,10 @@ impl Drop for Buffer {
         if let Some(arena) = self.arena.take() {
             let storage = std::mem::take(&mut self.storage);
             // Storage adopted from elsewhere may have any length; only whole size classes are worth keeping.
-            if !storage.is_empty() && storage.len() == size_class(storage.len()) {
+            let class = storage.len().saturating_sub(LINE);
+            if class > 0 && class == size_class(class) {
                 let mut free = arena.shared.free.lock().unwrap_or_else(PoisonError::into_inner);
-                free.entry(storage.len()).or_default().push(storage);
+                free.entry(class).or_default().push(storage);
             }
         }
     }
@@ -171,6 +184,23 @@ mod tests {
         assert_eq!(arena.allocated_bytes(), after_first);
         let (_a, _b) = (arena.take(1000), arena.take(1000));
         assert!(arena.allocated_bytes() > after_first);
+    }
+
+    #[test]
+    fn buffers_begin_with_a_cache_line_wherever_their_storage_was() {
+        let arena = Arena::new();
+        for len in [1, 100, 5000, 1 << 20] {
+            let mut buffer = arena.take(len);
+            buffer.fill(len as f32);
+            let place = buffer.as_ptr();
+            assert_eq!(place as usize % 64, 0);
+            let again = arena.adopt(buffer.into_storage(), len);
+            assert_eq!((again.as_ptr(), again.len()), (place, len));
+            assert!(again.iter().all(|v| *v == len as f32));
+        }
+        let bytes = arena.allocated_bytes();
+        let _all = [1, 100, 5000, 1 << 20].map(|len| arena.take(len));
+        assert_eq!(arena.allocated_bytes(), bytes, "storage came back");
     }
 
     #[test]

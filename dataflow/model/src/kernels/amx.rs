@@ -35,9 +35,6 @@ const STEP_WORDS: usize = PARTS * TILE_WORDS;
 const MIN_K: usize = 16;
 /// Longest block of k: a panel of B, 96 KiB, and the block of A share a second-level cache of 2 MiB.
 const MAX_KC: usize = 512;
-/// Steps of k in which all rows meet a panel of B before the next ones do: so much of it stays in a first-level cache of 48 KiB, beside
-/// what passes of A.
-const NEAR_STEPS: usize = 3;
 /// Rows of A that meet all panels of B in turn.
 const MAX_MC: usize = 256;
 /// Columns of B that are packed at a time.
@@ -122,7 +119,7 @@ pub(super) unsafe fn gemm(p: &Product) {
     let mc = split(p.m, MAX_MC, BLOCK);
     let panel = kc / STEP * 2 * STEP_WORDS;
     let (len_a, len_b) = (mc / BLOCK * panel, nc / BLOCK * panel);
-    with_scratch(len_a + len_b + mc * BLOCK, |scratch| {
+    with_scratch(len_a + len_b + 2 * BLOCK * BLOCK, |scratch| {
         let (a, rest) = scratch.split_at_mut(len_a);
         let (b, sums) = rest.split_at_mut(len_b);
         // SAFETY: is_there() comes with AVX-512, and the pieces of scratch have the lengths that blocks() wants.
@@ -131,7 +128,7 @@ pub(super) unsafe fn gemm(p: &Product) {
 }
 
 /// # Safety
-/// As [`gemm`]; `a` and `b` must hold a block of A and of B, and `sums` 32 columns of as many rows as that of A.
+/// As [`gemm`]; `a` and `b` must hold a block of A and of B, and `sums` two blocks of C.
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
 unsafe fn blocks(p: &Product, [mc, nc, kc]: [usize; 3], a: &mut [f32], b: &mut [f32], sums: &mut [f32]) {
     // SAFETY: the features of the token are those of this function.
@@ -152,36 +149,28 @@ unsafe fn blocks(p: &Product, [mc, nc, kc]: [usize; 3], a: &mut [f32], b: &mut [
                 unsafe { pack(s, Side::a(p.a), rows.clone(), depth.clone(), a) };
                 for j in cols.clone().step_by(BLOCK) {
                     let b = &b[(j - jc) / BLOCK * panel..][..panel];
-                    sums.fill(0.0);
-                    for first in (0..num_steps).step_by(NEAR_STEPS) {
-                        let chunk = first..num_steps.min(first + NEAR_STEPS);
-                        let is_whole = chunk.end == num_steps;
-                        let mut before = None;
-                        for (block, i) in rows.clone().step_by(BLOCK).enumerate() {
-                            let a = &a[block * panel + first * 2 * STEP_WORDS..][..chunk.len() * 2 * STEP_WORDS];
-                            let b = &b[first * 2 * STEP_WORDS..][..chunk.len() * 2 * STEP_WORDS];
-                            let sums = &mut sums[block * BLOCK * BLOCK..][..BLOCK * BLOCK];
-                            // SAFETY: both factors have the chunk's steps, and sums a block.
-                            unsafe { multiply(a.as_ptr(), b.as_ptr(), chunk.len(), sums.as_mut_ptr()) };
-                            if is_whole {
-                                let place = Place {
-                                    at: i * p.ldc + j,
-                                    col: j,
-                                    rows: BLOCK.min(rows.end - i),
-                                    cols: BLOCK.min(cols.end - j),
-                                };
-                                prefetch(s, p, place, place.rows, place.cols);
-                                // The tiles are still at work on this block while the one before is stored.
-                                if let Some((sums, place)) = before.replace((sums.as_ptr(), place)) {
-                                    // SAFETY: sums has a block, and the place lies in C.
-                                    unsafe { store_sums(s, sums, add, last, p, place) };
-                                }
-                            }
-                        }
-                        if let Some((sums, place)) = before {
-                            // SAFETY: as above.
+                    let mut before = None;
+                    for (block, i) in rows.clone().step_by(BLOCK).enumerate() {
+                        let a = &a[block * panel..][..panel];
+                        let sums = &mut sums[block % 2 * BLOCK * BLOCK..][..BLOCK * BLOCK];
+                        // SAFETY: both factors have these steps, and sums a block.
+                        unsafe { multiply(a.as_ptr(), b.as_ptr(), num_steps, sums.as_mut_ptr()) };
+                        let place = Place {
+                            at: i * p.ldc + j,
+                            col: j,
+                            rows: BLOCK.min(rows.end - i),
+                            cols: BLOCK.min(cols.end - j),
+                        };
+                        prefetch(s, p, place, place.rows, place.cols);
+                        // The tiles are still at work on this block while the one before is stored.
+                        if let Some((sums, place)) = before.replace((sums.as_ptr(), place)) {
+                            // SAFETY: sums has a block, and the place lies in C.
                             unsafe { store_sums(s, sums, add, last, p, place) };
                         }
+                    }
+                    if let Some((sums, place)) = before {
+                        // SAFETY: as above.
+                        unsafe { store_sums(s, sums, add, last, p, place) };
                     }
                 }
             }
@@ -243,19 +232,19 @@ impl Drop for Tiles {
     }
 }
 
-/// sums [32, 32] += a panel of A times a panel of B over `num_steps` steps of k. Smaller products come first where loads allow it.
+/// sums [32, 32] = a panel of A times a panel of B over `num_steps` steps of k. Smaller products come first where loads allow it.
 ///
 /// # Safety
-/// `a` and `b` must be readable for a panel of `num_steps` > 0 steps, `sums` accessible for 32 · 32 values; tiles must be configured.
+/// `a` and `b` must be readable for a panel of `num_steps` > 0 steps, `sums` writable for 32 · 32 values; tiles must be configured.
 #[inline(always)]
 unsafe fn multiply(a: *const f32, b: *const f32, num_steps: usize, sums: *mut f32) {
-    // SAFETY: the loop reads both panels step by step; 32 rows of 128 bytes are read before and written after it, all within the contract.
+    // SAFETY: the loop reads both panels step by step; 32 rows of 128 bytes are written after it, all within the contract.
     unsafe {
         asm!(
-            "tileloadd tmm0, [{sums} + {stride} * 2]",
-            "tileloadd tmm1, [{sums} + {stride} * 2 + 64]",
-            "tileloadd tmm2, [{sums} + {stride} * 2 + 2048]",
-            "tileloadd tmm3, [{sums} + {stride} * 2 + 2112]",
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
             "2:",
             // high · low
             "tileloadd tmm6, [{b} + {stride} + 2048]",
