@@ -173,7 +173,7 @@ impl Workload {
         };
         let result = evaluate_clean(compute, model, theta, head, data, data, ALPHA, None, step)?;
         *head = result.head.clone();
-        Ok(result.direction(&compute.arena))
+        Ok(result.direction(compute))
     }
 
     /// The hypergradient along `v` and the policy's step.

@@ -239,7 +239,7 @@ impl Golden {
 
         let along = |v: &[f32]| hypergradient::along(&compute, &model, &theta, v, &phi, x_p, &masker, c.alpha);
         let mask_layout = model.layout(ParamSet::Mask);
-        let summed = along(&clean.direction(&compute.arena));
+        let summed = along(&clean.direction(&compute));
         report.set("mask.hypergrad", mask_layout, &summed, limits::FINITE_DIFFERENCE)?;
         report.rename_last("mask.hypergrad (clean)");
         report.set("mask.hypergrad_exact", mask_layout, &summed, limits::FINITE_DIFFERENCE)?;

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use mlomae_model::levels::downstream::step_size;
-use mlomae_model::levels::hypergradient::{along, cosine, norm};
+use mlomae_model::levels::hypergradient::{along, cosine, norm, sum};
 use mlomae_model::levels::optimizer::AdamW;
 use mlomae_model::{Buffer, Compute, ParamSet, Params, kernels};
 
@@ -129,11 +129,7 @@ impl PolicyStage {
             along(compute, &method.model, &snapshot.theta, v, self.phi(), images, &last.masker, method.alpha)
         };
         match method.hypergradient {
-            Hypergradient::Clean => {
-                let mut v = method.arena.copy_of(v1);
-                kernels::add(&mut v, w);
-                (along(&v), None)
-            }
+            Hypergradient::Clean => (along(&sum(compute, v1, w)), None),
             Hypergradient::Published => {
                 let (mut g, g1) = (along(v1), along(w));
                 let norms = (norm(compute, &g), norm(compute, &g1));

@@ -5,13 +5,13 @@ use std::ops::Range;
 use rand_chacha::ChaCha8Rng;
 
 use super::Model;
+use super::hypergradient::sum;
 use super::scoring::patches;
-use crate::arena::{Arena, Buffer, Params};
+use crate::arena::{Buffer, Params};
 use crate::compute::{Compute, OrderedSum};
 use crate::dfdx_cpu::{CpuTensor, DfdxCpu};
 use crate::engine::Engine;
 use crate::error::ModelError;
-use crate::kernels;
 use crate::layout::ParamSet;
 use crate::nets::head::TaskGradient;
 
@@ -150,10 +150,8 @@ pub struct Evaluation {
 
 impl Evaluation {
     /// v1 + w.
-    pub fn direction(&self, arena: &Arena) -> Buffer {
-        let mut v = arena.copy_of(&self.v1);
-        kernels::add(&mut v, &self.w);
-        v
+    pub fn direction(&self, compute: &Compute) -> Buffer {
+        sum(compute, &self.v1, &self.w)
     }
 }
 

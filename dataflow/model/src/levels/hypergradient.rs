@@ -46,9 +46,24 @@ pub fn along(
 pub fn shifted(compute: &Compute, model: &Model, theta: &[f32], v: &[f32], epsilon: f64) -> Buffer {
     let mut out = compute.arena.take(theta.len());
     let encoder = model.vit.encoder_len;
-    kernels::scale_add(&mut out[..encoder], &theta[..encoder], epsilon as f32, &v[..encoder]);
+    add_scaled(compute, &mut out[..encoder], &theta[..encoder], epsilon as f32, &v[..encoder]);
     out[encoder..].copy_from_slice(&theta[encoder..]);
     out
+}
+
+/// a + b in fresh memory.
+pub fn sum(compute: &Compute, a: &[f32], b: &[f32]) -> Buffer {
+    let mut out = compute.arena.take(a.len());
+    add_scaled(compute, &mut out, a, 1.0, b);
+    out
+}
+
+/// out = x + alpha·v.
+fn add_scaled(compute: &Compute, out: &mut [f32], x: &[f32], alpha: f32, v: &[f32]) {
+    let spans = compute.spans(out.len());
+    compute.map_slices(out, &spans, |i, out| {
+        kernels::scale_add(out, &x[spans[i].clone()], alpha, &v[spans[i].clone()]);
+    });
 }
 
 /// ‖x‖₂, summed in f64 over fixed pieces.
