@@ -33,12 +33,10 @@ const TILE_WORDS: usize = TILE * TILE;
 const STEP_WORDS: usize = PARTS * TILE_WORDS;
 /// Shortest sum that is worth a tile.
 const MIN_K: usize = 16;
-/// Longest block of k: a panel of B, 96 KiB, and the block of A share a second-level cache of 2 MiB.
+/// Longest block of k: two panels of B, 96 KiB each, and the block of A share a second-level cache of 2 MiB.
 const MAX_KC: usize = 512;
-/// Rows of A that meet all panels of B in turn.
-const MAX_MC: usize = 256;
-/// Columns of B that are packed at a time.
-const MAX_NC: usize = 2048;
+/// Values of a block of A, whose rows meet all panels of B in turn: 768 KiB in parts.
+const MAX_A: usize = 1 << 17;
 
 /// Whether this machine has the tile unit and its kernel lets this process use it.
 pub(super) fn is_there() -> bool {
@@ -115,89 +113,180 @@ impl Side {
 /// As [`super::gemm::gemm`]; [`is_there`] must hold.
 pub(super) unsafe fn gemm(p: &Product) {
     let kc = split(p.k, MAX_KC, STEP);
-    let nc = split(p.n, MAX_NC, BLOCK);
-    let mc = split(p.m, MAX_MC, BLOCK);
+    let mc = split(p.m, MAX_A / kc, BLOCK);
     let panel = kc / STEP * 2 * STEP_WORDS;
-    let (len_a, len_b) = (mc / BLOCK * panel, nc / BLOCK * panel);
-    with_scratch(len_a + len_b + 2 * BLOCK * BLOCK, |scratch| {
-        let (a, rest) = scratch.split_at_mut(len_a);
-        let (b, sums) = rest.split_at_mut(len_b);
+    with_scratch((mc / BLOCK + 2) * panel + 2 * BLOCK * BLOCK, |scratch| {
+        let (a, rest) = scratch.split_at_mut(mc / BLOCK * panel);
+        let (b, sums) = rest.split_at_mut(2 * panel);
         // SAFETY: is_there() comes with AVX-512, and the pieces of scratch have the lengths that blocks() wants.
-        unsafe { blocks(p, [mc, nc, kc], a, b, sums) };
+        unsafe { blocks(p, [mc, kc], a, b, sums) };
     });
 }
 
+/// The tiles take their time over each step of k, in which the processor's other units do chores: they pack the panel of B behind this
+/// one, and with the first panel the rows of A behind these, and store the block of C before this one. Chores stand between the steps,
+/// few at a time, as the processor looks only some hundred instructions ahead.
+///
 /// # Safety
-/// As [`gemm`]; `a` and `b` must hold a block of A and of B, and `sums` two blocks of C.
+/// As [`gemm`]; `a` must hold a block of A, `b` two panels of B and `sums` two blocks of C.
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
-unsafe fn blocks(p: &Product, [mc, nc, kc]: [usize; 3], a: &mut [f32], b: &mut [f32], sums: &mut [f32]) {
+unsafe fn blocks(p: &Product, [mc, kc]: [usize; 2], a: &mut [f32], b: &mut [f32], sums: &mut [f32]) {
     // SAFETY: the features of the token are those of this function.
     let s = unsafe { Avx512::new() };
     let _tiles = Tiles::configure();
+    let mut turned = Turned([0.0; 2 * TILE_WORDS]);
+    let num_panels = p.n.div_ceil(BLOCK);
+    let (mut before, mut num_summed): (Option<Summed>, usize) = (None, 0);
     for pc in (0..p.k).step_by(kc) {
         let depth = pc..p.k.min(pc + kc);
         let (add, last) = (p.accumulate || pc > 0, depth.end == p.k);
         let num_steps = depth.len().div_ceil(STEP);
-        let panel = num_steps * 2 * STEP_WORDS;
-        for jc in (0..p.n).step_by(nc) {
-            let cols = jc..p.n.min(jc + nc);
-            // SAFETY: columns and depth lie in op(B), and b holds nc · kc values in parts.
-            unsafe { pack(s, Side::b(p.b), cols.clone(), depth.clone(), b) };
-            for ic in (0..p.m).step_by(mc) {
-                let rows = ic..p.m.min(ic + mc);
-                // SAFETY: as above, for op(A).
-                unsafe { pack(s, Side::a(p.a), rows.clone(), depth.clone(), a) };
-                for j in cols.clone().step_by(BLOCK) {
-                    let b = &b[(j - jc) / BLOCK * panel..][..panel];
-                    let mut before = None;
-                    for (block, i) in rows.clone().step_by(BLOCK).enumerate() {
-                        let a = &a[block * panel..][..panel];
-                        let sums = &mut sums[block % 2 * BLOCK * BLOCK..][..BLOCK * BLOCK];
-                        // SAFETY: both factors have these steps, and sums a block.
-                        unsafe { multiply(a.as_ptr(), b.as_ptr(), num_steps, sums.as_mut_ptr()) };
-                        let place = Place {
-                            at: i * p.ldc + j,
-                            col: j,
-                            rows: BLOCK.min(rows.end - i),
-                            cols: BLOCK.min(cols.end - j),
-                        };
-                        prefetch(s, p, place, place.rows, place.cols);
-                        // The tiles are still at work on this block while the one before is stored.
-                        if let Some((sums, place)) = before.replace((sums.as_ptr(), place)) {
-                            // SAFETY: sums has a block, and the place lies in C.
-                            unsafe { store_sums(s, sums, add, last, p, place) };
+        let len = num_steps * 2 * STEP_WORDS;
+        for ic in (0..p.m).step_by(mc) {
+            let rows = ic..p.m.min(ic + mc);
+            let num_blocks = rows.len().div_ceil(BLOCK);
+            let mut pack_a = Packer { side: Side::a(p.a), outer: rows.clone(), depth: depth.clone(), to: &mut *a };
+            let mut pack_b = Packer { side: Side::b(p.b), outer: 0..p.n, depth: depth.clone(), to: &mut *b };
+            // SAFETY: rows, columns and depth lie in the factors.
+            unsafe {
+                pack_a.pack(s, 0, 0, 0..2 * num_steps, &mut turned);
+                pack_b.pack(s, 0, 0, 0..2 * num_steps, &mut turned);
+            }
+            for panel in 0..num_panels {
+                for block in 0..num_blocks {
+                    let (i, j) = (ic + block * BLOCK, panel * BLOCK);
+                    let place =
+                        Place { at: i * p.ldc + j, col: j, rows: BLOCK.min(rows.end - i), cols: BLOCK.min(p.n - j) };
+                    let tiles_of_b = share(2 * num_steps, block, num_blocks);
+                    zero_tiles();
+                    for step in 0..num_steps {
+                        let at = step * 2 * STEP_WORDS;
+                        let from_a = &pack_a.to[block * len + at..][..2 * STEP_WORDS];
+                        let from_b = &pack_b.to[panel % 2 * len + at..][..2 * STEP_WORDS];
+                        // SAFETY: both factors have a step there.
+                        unsafe { add_step(from_a.as_ptr(), from_b.as_ptr()) };
+                        // SAFETY: as above; the places lie in C.
+                        unsafe {
+                            if panel == 0 && block + 1 < num_blocks {
+                                pack_a.pack(s, block + 1, block + 1, 2 * step..2 * step + 2, &mut turned);
+                            }
+                            if panel + 1 < num_panels {
+                                let tiles = share(tiles_of_b.len(), step, num_steps);
+                                let tiles = tiles_of_b.start + tiles.start..tiles_of_b.start + tiles.end;
+                                pack_b.pack(s, panel + 1, (panel + 1) % 2, tiles, &mut turned);
+                            }
+                            if let Some(before) = &before {
+                                before.store(s, p, share(BLOCK / ROWS, step, num_steps));
+                            }
                         }
+                        let rows = share(place.rows, step, num_steps);
+                        let at = place.at + rows.start * p.ldc;
+                        prefetch(s, p, Place { at, ..place }, rows.len(), place.cols);
                     }
-                    if let Some((sums, place)) = before {
-                        // SAFETY: as above.
-                        unsafe { store_sums(s, sums, add, last, p, place) };
-                    }
+                    let sums = &mut sums[num_summed % 2 * BLOCK * BLOCK..][..BLOCK * BLOCK];
+                    num_summed += 1;
+                    // SAFETY: sums has a block.
+                    unsafe { store_tiles(sums.as_mut_ptr()) };
+                    before = Some(Summed { sums: sums.as_ptr(), place, add, last });
+                }
+            }
+        }
+    }
+    if let Some(before) = before {
+        // SAFETY: as above.
+        unsafe { before.store(s, p, 0..BLOCK / ROWS) };
+    }
+}
+
+/// The share of `turn` in `num_turns` of `len` things.
+#[inline(always)]
+fn share(len: usize, turn: usize, num_turns: usize) -> Range<usize> {
+    len * turn / num_turns..len * (turn + 1) / num_turns
+}
+
+/// Panels of one factor over a stretch of k, packed bit by bit.
+struct Packer<'a> {
+    side: Side,
+    /// All rows of op(A) or columns of op(B) that have panels.
+    outer: Range<usize>,
+    depth: Range<usize>,
+    to: &'a mut [f32],
+}
+
+impl Packer<'_> {
+    /// Packs some of the tiles of the panel with number `panel` as the one at `place`: 32 rows of op(A) or columns of op(B), for each
+    /// step of 32 along k one tile a part for the first half and for the second. What lies outside is zero.
+    ///
+    /// # Safety
+    /// All elements must be readable.
+    #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
+    #[inline]
+    unsafe fn pack(&mut self, s: Avx512, panel: usize, place: usize, tiles: Range<usize>, turned: &mut Turned) {
+        let (side, num_steps) = (self.side, self.depth.len().div_ceil(STEP));
+        let first = self.outer.start + panel * BLOCK;
+        let num_outer = (self.outer.end - first).min(BLOCK);
+        let len = num_steps * 2 * STEP_WORDS;
+        let to = self.to[place * len..][..len].as_mut_ptr();
+        for number in tiles {
+            // Along the rows of what is stored, so that it is read in order.
+            let (half, step) =
+                if side.depth == 1 { (number / num_steps, number % num_steps) } else { (number % 2, number / 2) };
+            let (i, k) = (half * TILE, step * STEP);
+            // SAFETY: the tile lies in its panel; whole ones are readable, others as far as their counts say.
+            unsafe {
+                let at = side.ptr.wrapping_add((first + i) * side.outer + (self.depth.start + k) * side.depth);
+                let to = to.add(step * 2 * STEP_WORDS + half * STEP_WORDS);
+                if i + TILE <= num_outer && k + STEP <= self.depth.len() {
+                    pack_whole_tile(s, side, at, turned, to);
+                } else {
+                    let num_outer = num_outer.saturating_sub(i).min(TILE);
+                    let num_deep = [k, k + TILE].map(|k| self.depth.len().saturating_sub(k).min(TILE));
+                    pack_tile(s, side, at, num_outer, num_deep, turned, to);
                 }
             }
         }
     }
 }
 
-/// Writes a block of sums to its place in C, with what `p` asks for.
-///
-/// # Safety
-/// `sums` must be readable for a block, and the place must lie in C.
-#[inline(always)]
-unsafe fn store_sums(s: Avx512, sums: *const f32, add: bool, last: bool, p: &Product, place: Place) {
-    const ROWS: usize = 4;
-    // SAFETY: the contract is handed on, for some rows at a time.
-    unsafe {
-        if place.cols < BLOCK || !place.rows.is_multiple_of(ROWS) || (last && p.finish.is_long()) {
-            store_any(s, sums, BLOCK, add, last, p, place);
-            return;
-        }
-        for r in (0..place.rows).step_by(ROWS) {
-            let mut rows = [[s.splat(0.0); 2]; ROWS];
-            for (i, row) in rows.iter_mut().enumerate() {
-                let from = sums.add((r + i) * BLOCK);
-                *row = [s.load(from), s.load(from.add(TILE))];
+/// Rows of C that are stored at a time.
+const ROWS: usize = 4;
+
+/// A block of sums on its way to C.
+#[derive(Clone, Copy)]
+struct Summed {
+    sums: *const f32,
+    place: Place,
+    add: bool,
+    last: bool,
+}
+
+impl Summed {
+    /// Writes some groups of [`ROWS`] rows to their place in C, with what `p` asks for.
+    ///
+    /// # Safety
+    /// `sums` must be readable for a block, and the place must lie in C.
+    #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
+    #[inline]
+    unsafe fn store(&self, s: Avx512, p: &Product, groups: Range<usize>) {
+        let Summed { sums, place, add, last } = *self;
+        for group in groups {
+            let r = group * ROWS;
+            let num_rows = place.rows.saturating_sub(r).min(ROWS);
+            let place = Place { at: place.at + r * p.ldc, rows: num_rows, ..place };
+            // SAFETY: the contract is handed on, for some rows at a time.
+            unsafe {
+                let sums = sums.add(r * BLOCK);
+                if place.cols < BLOCK || num_rows < ROWS || (last && p.finish.is_long()) {
+                    store_any(s, sums, BLOCK, add, last, p, place);
+                    continue;
+                }
+                let mut rows = [[s.splat(0.0); 2]; ROWS];
+                for (i, row) in rows.iter_mut().enumerate() {
+                    let from = sums.add(i * BLOCK);
+                    *row = [s.load(from), s.load(from.add(TILE))];
+                }
+                store_whole(s, rows, add, last, p, place);
             }
-            store_whole(s, rows, add, last, p, Place { at: place.at + r * p.ldc, rows: ROWS, ..place });
         }
     }
 }
@@ -232,20 +321,31 @@ impl Drop for Tiles {
     }
 }
 
-/// sums [32, 32] = a panel of A times a panel of B over `num_steps` steps of k. Smaller products come first where loads allow it.
-///
-/// # Safety
-/// `a` and `b` must be readable for a panel of `num_steps` > 0 steps, `sums` writable for 32 · 32 values; tiles must be configured.
+/// Begins sums of zero in the four tiles that [`add_step`] adds to.
 #[inline(always)]
-unsafe fn multiply(a: *const f32, b: *const f32, num_steps: usize, sums: *mut f32) {
-    // SAFETY: the loop reads both panels step by step; 32 rows of 128 bytes are written after it, all within the contract.
+fn zero_tiles() {
+    // SAFETY: touches nothing but tiles, which the compiler never uses: they keep their values from one of these blocks to the next.
     unsafe {
         asm!(
             "tilezero tmm0",
             "tilezero tmm1",
             "tilezero tmm2",
             "tilezero tmm3",
-            "2:",
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            options(nostack, nomem, preserves_flags),
+        );
+    }
+}
+
+/// The tiles' sums += a step of a panel of A times one of a panel of B. Smaller products come first where loads allow it.
+///
+/// # Safety
+/// `a` and `b` must be readable for a step; tiles must be configured.
+#[inline(always)]
+unsafe fn add_step(a: *const f32, b: *const f32) {
+    // SAFETY: reads one step of each panel, as the contract allows; for the tiles see `zero_tiles`.
+    unsafe {
+        asm!(
             // high · low
             "tileloadd tmm6, [{b} + {stride} + 2048]",
             "tileloadd tmm4, [{a} + {stride}]",
@@ -292,60 +392,33 @@ unsafe fn multiply(a: *const f32, b: *const f32, num_steps: usize, sums: *mut f3
             "tdpbf16ps tmm1, tmm4, tmm7",
             "tdpbf16ps tmm2, tmm5, tmm6",
             "tdpbf16ps tmm3, tmm5, tmm7",
-            "add {a}, 6144",
-            "add {b}, 6144",
-            "dec {steps}",
-            "jnz 2b",
-            "tilestored [{sums} + {stride} * 2], tmm0",
-            "tilestored [{sums} + {stride} * 2 + 64], tmm1",
-            "tilestored [{sums} + {stride} * 2 + 2048], tmm2",
-            "tilestored [{sums} + {stride} * 2 + 2112], tmm3",
-            a = inout(reg) a => _,
-            b = inout(reg) b => _,
-            steps = inout(reg) num_steps => _,
+            a = in(reg) a,
+            b = in(reg) b,
             stride = in(reg) 4 * TILE,
-            sums = in(reg) sums,
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
             out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-            options(nostack),
+            options(nostack, readonly, preserves_flags),
         );
     }
 }
 
-/// Packs rows of op(A) or columns of op(B) over a stretch of k as panels of 32: for each step of 32, one tile a part for the first
-/// half and for the second. What lies outside is zero.
+/// sums [32, 32] = those of the tiles.
 ///
 /// # Safety
-/// All elements must be readable; `to` must hold them, in whole blocks, in parts.
-#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
-#[inline]
-unsafe fn pack(s: Avx512, side: Side, outer: Range<usize>, depth: Range<usize>, to: &mut [f32]) {
-    let (num_halves, num_steps) = (outer.len().div_ceil(BLOCK) * 2, depth.len().div_ceil(STEP));
-    assert!(to.len() >= num_halves * num_steps * STEP_WORDS);
-    let to = to.as_mut_ptr();
-    let whole = (outer.len() / TILE, depth.len() / STEP);
-    let num_tiles = num_halves * num_steps;
-    let mut turned = Turned([0.0; 2 * TILE_WORDS]);
-    for number in 0..num_tiles {
-        // Along the rows of what is stored, so that it is read in order.
-        let (half, step) = if side.depth == 1 {
-            (number / num_steps, number % num_steps)
-        } else {
-            (number % num_halves, number / num_halves)
-        };
-        let (i, k) = (half * TILE, step * STEP);
-        // SAFETY: the tile lies in `to`; whole ones are readable, others as far as their counts say.
-        unsafe {
-            let at = side.ptr.wrapping_add((outer.start + i) * side.outer + (depth.start + k) * side.depth);
-            let to = to.add((half / 2 * num_steps + step) * 2 * STEP_WORDS + half % 2 * STEP_WORDS);
-            if half < whole.0 && step < whole.1 {
-                pack_whole_tile(s, side, at, &mut turned, to);
-            } else {
-                let num_outer = outer.len().saturating_sub(i).min(TILE);
-                let num_deep = [k, k + TILE].map(|k| depth.len().saturating_sub(k).min(TILE));
-                pack_tile(s, side, at, num_outer, num_deep, &mut turned, to);
-            }
-        }
+/// `sums` must be writable for 32 · 32 values; tiles must be configured.
+#[inline(always)]
+unsafe fn store_tiles(sums: *mut f32) {
+    // SAFETY: writes 32 rows of 128 bytes, as the contract allows; for the tiles see `zero_tiles`.
+    unsafe {
+        asm!(
+            "tilestored [{sums} + {stride} * 2], tmm0",
+            "tilestored [{sums} + {stride} * 2 + 64], tmm1",
+            "tilestored [{sums} + {stride} * 2 + 2048], tmm2",
+            "tilestored [{sums} + {stride} * 2 + 2112], tmm3",
+            sums = in(reg) sums,
+            stride = in(reg) 4 * TILE,
+            options(nostack, preserves_flags),
+        );
     }
 }
 
