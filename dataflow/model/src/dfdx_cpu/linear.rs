@@ -126,7 +126,8 @@ impl DfdxCpu {
         out
     }
 
-    /// The MLP, which keeps the hidden layer before gelu alone: behind it, it is computed again in the sweep that computes its slope.
+    /// The MLP, which keeps the hidden layer before gelu alone: behind it, it is computed again with
+    /// its slope, in the product that gives its cotangent.
     pub(super) fn fused_mlp(
         &mut self,
         x: &CpuTensor,
@@ -155,16 +156,13 @@ impl DfdxCpu {
         let residual = residual.slot.clone();
         self.push(&out, move |grads, dy| {
             let arena = &second.arena;
-            let mut hidden = arena.take(pre.len());
-            let mut slope = pre;
-            kernels::gelu_with_slope(&mut slope, &mut hidden);
-            second.run(&dy, &hidden);
-            // The hidden layer has served; its memory takes its cotangent.
-            let mut dhidden = hidden;
+            let (mut dhidden, mut hidden) = (arena.take(pre.len()), pre);
             let (a, b) = second.input_factors(&dy);
             let (inputs, outputs) = (second.w.inputs, second.w.outputs);
-            kernels::matmul_with(&mut dhidden, inputs, a, b, second.rows, inputs, outputs, Epilogue::Times(&slope));
-            drop(slope);
+            let epilogue = Epilogue::GeluGrad(&mut hidden);
+            kernels::matmul_with(&mut dhidden, inputs, a, b, second.rows, inputs, outputs, epilogue);
+            second.run(&dy, &hidden);
+            drop(hidden);
             first.run(grads, &dhidden)?;
             match residual {
                 Some(residual) => residual.give(grads, arena, dy),

@@ -87,23 +87,6 @@ fn gelu_grad_on<S: Simd>(s: S, dy: &mut [f32], pre: &[f32]) {
     map!(s, dy, d, [x = pre], s.mul(d, math::gelu_slope(s, x)));
 }
 
-/// out = gelu(pre), and pre becomes gelu'(pre), by element.
-pub fn gelu_with_slope(pre: &mut [f32], out: &mut [f32]) {
-    same_len(pre.len(), out.len(), "gelu_with_slope");
-    dispatch!(gelu_with_slope_on(pre: &mut [f32], out: &mut [f32]))
-}
-#[inline(always)]
-fn gelu_with_slope_on<S: Simd>(s: S, pre: &mut [f32], out: &mut [f32]) {
-    sweep!(S, pre.len(), |i, w| {
-        // SAFETY: i + w is at most the length of both.
-        unsafe {
-            let x = s.load_n(pre.as_ptr().add(i), w);
-            s.store_n(out.as_mut_ptr().add(i), w, math::gelu(s, x));
-            s.store_n(pre.as_mut_ptr().add(i), w, math::gelu_slope(s, x));
-        }
-    });
-}
-
 /// y = max(y + bias, 0) on every row; y [rows, n], bias \[n].
 pub fn bias_relu(y: &mut [f32], bias: &[f32]) {
     num_rows(y.len(), bias.len(), "bias_relu");

@@ -33,14 +33,14 @@ pub(super) enum Finish {
     Bias { bias: *const f32, act: Act },
     /// + bias + residual, laid out as C.
     Residual { bias: *const f32, residual: *const f32 },
-    /// · factors, laid out as C.
-    Times { factors: *const f32 },
+    /// · gelu'(pre), which becomes gelu(pre) and is laid out as C.
+    GeluGrad { pre: *mut f32 },
 }
 
 impl Finish {
     /// Whether it is too long to be done in registers beside a tile.
     pub(super) fn is_long(&self) -> bool {
-        matches!(self, Finish::Bias { act: Act::Gelu | Act::GeluInto(_), .. } | Finish::Times { .. })
+        matches!(self, Finish::Bias { act: Act::Gelu | Act::GeluInto(_), .. } | Finish::GeluGrad { .. })
     }
 }
 
@@ -424,10 +424,10 @@ unsafe fn store_column<S: Simd>(
     j: usize,
     w: usize,
 ) {
-    let (bias, residual, factors, act) = match p.finish {
+    let (bias, residual, pre, act) = match p.finish {
         Finish::Bias { bias, act } if last => (Some(bias), None, None, act),
         Finish::Residual { bias, residual } if last => (Some(bias), Some(residual), None, Act::None),
-        Finish::Times { factors } if last => (None, None, Some(factors), Act::None),
+        Finish::GeluGrad { pre } if last => (None, None, Some(pre), Act::None),
         _ => (None, None, None, Act::None),
     };
     // SAFETY: the bias has a value for each column, and i and j are inside the place.
@@ -446,8 +446,10 @@ unsafe fn store_column<S: Simd>(
             if let Some(residual) = residual {
                 v = s.add(v, s.load_n(residual.add(here), w));
             }
-            if let Some(factors) = factors {
-                v = s.mul(v, s.load_n(factors.add(here), w));
+            if let Some(pre) = pre {
+                let (gelu, slope) = math::gelu_with_slope(s, s.load_n(pre.add(here), w));
+                s.store_n(pre.add(here), w, gelu);
+                v = s.mul(v, slope);
             }
             match act {
                 Act::None => s.store_n(c, w, v),
@@ -467,8 +469,10 @@ pub(super) fn prefetch<S: Simd>(s: S, p: &Product, place: Place, mr: usize, nr: 
     for i in 0..mr {
         for j in (0..nr).step_by(S::LANES) {
             s.prefetch(p.c.wrapping_add(place.at + i * p.ldc + j));
-            if let Finish::Residual { residual: other, .. } | Finish::Times { factors: other } = p.finish {
-                s.prefetch(other.wrapping_add(place.at + i * p.ldc + j));
+            match p.finish {
+                Finish::Residual { residual, .. } => s.prefetch(residual.wrapping_add(place.at + i * p.ldc + j)),
+                Finish::GeluGrad { pre } => s.prefetch(pre.wrapping_add(place.at + i * p.ldc + j)),
+                _ => {}
             }
         }
     }

@@ -54,9 +54,16 @@ pub(super) fn gelu<S: Simd>(s: S, x: S::V) -> S::V {
 /// Φ(x) + x·φ(x).
 #[inline(always)]
 pub(super) fn gelu_slope<S: Simd>(s: S, x: S::V) -> S::V {
+    gelu_with_slope(s, x).1
+}
+
+/// [`gelu`] and [`gelu_slope`].
+#[inline(always)]
+pub(super) fn gelu_with_slope<S: Simd>(s: S, x: S::V) -> (S::V, S::V) {
     const INV_SQRT_2PI: f32 = 0.398_942_3;
+    let share = s.add(half_erf(s, x), s.splat(0.5));
     let density = s.mul(exp_neg(s, s.mul(s.mul(x, x), s.splat(-0.5))), s.splat(INV_SQRT_2PI));
-    s.fma(x, density, s.add(half_erf(s, x), s.splat(0.5)))
+    (s.mul(s.max(s.splat(-LIMIT), x), share), s.fma(x, density, share))
 }
 
 /// 1 / (1 + e^-x).

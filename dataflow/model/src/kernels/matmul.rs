@@ -74,8 +74,8 @@ pub enum Epilogue<'a> {
         /// [m, n].
         residual: &'a [f32],
     },
-    /// c *= factors, by element \[m, n].
-    Times(&'a [f32]),
+    /// c *= gelu'(pre), and pre becomes gelu(pre), by element: the backward pass of [`Epilogue::BiasGeluKeep`], which keeps pre alone.
+    GeluGrad(&'a mut [f32]),
 }
 
 /// c = op(a)·op(b) as [`matmul`], then `epilogue`, without another sweep over c.
@@ -110,9 +110,9 @@ pub fn matmul_with(
             check_stored(residual.len(), ldc, m, n, "residual");
             Finish::Residual { bias: bias.as_ptr(), residual: residual.as_ptr() }
         }
-        Epilogue::Times(factors) => {
-            check_stored(factors.len(), ldc, m, n, "factors");
-            Finish::Times { factors: factors.as_ptr() }
+        Epilogue::GeluGrad(pre) => {
+            check_stored(pre.len(), ldc, m, n, "pre");
+            Finish::GeluGrad { pre: pre.as_mut_ptr() }
         }
     };
     run(c, ldc, a, b, m, n, k, false, finish);
@@ -235,7 +235,7 @@ mod tests {
 
     #[test]
     fn epilogues_equal_their_sweeps() {
-        use crate::kernels::elementwise::{add_bias, add_bias_residual, bias_gelu};
+        use crate::kernels::elementwise::{add_bias, add_bias_residual, bias_gelu, gelu_grad};
         for (m, n, k) in [(1, 1, 1), (13, 33, 5), (25, 65, 17), (30, 100, 1100), (24, 32, 600)] {
             let (a, w, bias, residual) = (values(m * k, 1), values(n * k, 2), values(n, 3), values(m * n, 4));
             let (a, w) = (Mat { data: &a, ld: k, trans: false }, Mat { data: &w, ld: k, trans: true });
@@ -252,9 +252,11 @@ mod tests {
                 assert_eq!(fused(Epilogue::Bias(&bias)), biased, "{isa:?}");
                 add_bias_residual(&mut summed, &bias, &residual);
                 assert_eq!(fused(Epilogue::BiasResidual { bias: &bias, residual: &residual }), summed, "{isa:?}");
-                let mut scaled = plain.clone();
-                scaled.iter_mut().zip(&residual).for_each(|(v, f)| *v *= f);
-                assert_eq!(fused(Epilogue::Times(&residual)), scaled, "{isa:?}");
+                let (mut scaled, mut pre, mut gelu) = (plain.clone(), residual.clone(), vec![0.0; m * n]);
+                gelu_grad(&mut scaled, &pre);
+                bias_gelu(&mut residual.clone(), &mut gelu, &vec![0.0; n]);
+                assert_eq!(fused(Epilogue::GeluGrad(&mut pre)), scaled, "{isa:?}");
+                assert_eq!(pre, gelu, "{isa:?}");
                 let (mut out, mut kept) = (vec![0.0; m * n], vec![f32::NAN; m * n]);
                 bias_gelu(&mut plain, &mut out, &bias);
                 assert_eq!(fused(Epilogue::BiasGelu(&bias)), out, "{isa:?}");
