@@ -78,7 +78,10 @@ impl Knob {
         match self.setting {
             Setting::Workers => stage.num_workers(),
             Setting::QueueCap => stage.queue_cap,
-            Setting::MicroBatch => whole_branch(config.train.grain, stage.micro_batch(batch, stage.num_workers())),
+            Setting::MicroBatch => {
+                let num_images = actors.micro_batch(self.stages[0], batch, stage.num_workers());
+                whole_branch(config.train.grain, num_images)
+            }
         }
     }
 

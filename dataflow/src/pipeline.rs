@@ -90,7 +90,7 @@ impl Setup {
         let compute = |threads: usize| Compute::new(threads, method.grain, method.arena.clone());
         let threads = |stage: StageName| actors.stage(stage).num_workers();
         let cut = |stage: StageName, compute: &Compute, batch: usize| {
-            compute.with_micro_batch(actors.stage(stage).micro_batch(batch, compute.num_threads()))
+            compute.with_micro_batch(actors.micro_batch(stage, batch, compute.num_threads()))
         };
         let levels = [StageName::Encoder, StageName::Evaluator, StageName::Policy];
         let [encoder, evaluator, policy] = if method.lag == 0 {

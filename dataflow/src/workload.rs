@@ -12,6 +12,7 @@ use mlomae_model::{Arena, Buffer, Compute, ModelError, ParamSet, Params};
 
 use crate::config::{Config, ConfigInputs, Preset, TrainConfig};
 use crate::method::model_config;
+use crate::stage_name::StageName;
 
 /// Side, channels and classes of the images: those of CIFAR-10.
 const IMAGE: (usize, usize, usize) = (32, 3, 10);
@@ -77,6 +78,9 @@ impl Lap {
 pub struct Workload {
     spec: WorkloadSpec,
     model: Model,
+    /// For passes over a part of the patches.
+    masked: Compute,
+    /// For passes over all of them.
     compute: Compute,
     values: [Params; 3],
     optimizers: [AdamW; 3],
@@ -106,13 +110,17 @@ impl Workload {
         let mut images = vec![0.0; batch * model.config.image_values()];
         normals(&mut images, 1.0, &mut tensor_rng(0, "images"));
         let grain = spec.grain();
-        let mut stage = config.actors.encoder.clone();
-        stage.micro_batch = micro_batch;
         let compute = Compute::new(num_threads, grain, Arena::new())?;
+        let mut actors = config.actors;
+        let mut cut = |stage: StageName| {
+            actors.stage_mut(stage).micro_batch = micro_batch;
+            compute.with_micro_batch(actors.micro_batch(stage, batch, num_threads))
+        };
         Ok(Self {
             values: ParamSet::ALL.map(|set| model.init(set, 1)),
             optimizers: ParamSet::ALL.map(|set| AdamW::new(AdamWConfig::default(), model.layout(set))),
-            compute: compute.with_micro_batch(stage.micro_batch(batch, num_threads)),
+            masked: cut(StageName::Encoder),
+            compute: cut(StageName::Evaluator),
             images,
             labels: (0..batch).map(|i| (i % num_classes) as i32).collect(),
             masker: Masker::by_score(),
@@ -127,10 +135,10 @@ impl Workload {
         &self.spec
     }
 
-    /// Images of a micro-batch.
+    /// Images of a micro-batch of levels 1 and 3, and of level 2.
     #[must_use]
-    pub fn micro_batch(&self) -> usize {
-        self.compute.micro_batch()
+    pub fn micro_batches(&self) -> [usize; 2] {
+        [self.masked.micro_batch(), self.compute.micro_batch()]
     }
 
     /// Bytes that the recycled memory has ever taken from the system: constant after the first iterations.
@@ -154,7 +162,7 @@ impl Workload {
     /// # Errors
     /// When the engine fails.
     pub fn pretrain(&mut self, scored: &Scored) -> Result<(), ModelError> {
-        let Self { model, compute, values: [theta, _, phi], optimizers, images, .. } = self;
+        let Self { model, masked: compute, values: [theta, _, phi], optimizers, images, .. } = self;
         let step = pretrain::gradient(compute, model, theta, phi, images, scored)?;
         *theta = optimizers[0].update(compute, theta, &step.gradient, 1e-4);
         Ok(())
@@ -178,7 +186,8 @@ impl Workload {
 
     /// The hypergradient along `v` and the policy's step.
     pub fn update_policy(&mut self, v: &[f32]) {
-        let Self { model, compute, values: [theta, _, phi], optimizers: [.., optimizer], images, masker, .. } = self;
+        let Self { model, masked: compute, values: [theta, _, phi], optimizers: [.., optimizer], .. } = self;
+        let Self { images, masker, .. } = self;
         let gradient = hypergradient::along(compute, model, theta, v, phi, images, masker, ALPHA);
         *phi = optimizer.update(compute, phi, &gradient, 1e-3);
     }

@@ -1,8 +1,8 @@
 //! What is known of a run before it starts, in lines for people.
 
-use mlomae_dataflow::config::StageConfig;
 use mlomae_dataflow::pipeline::topology;
 use mlomae_dataflow::plan::Role;
+use mlomae_dataflow::stage_name::StageName;
 use mlomae_dataflow::topology::Topology;
 use mlomae_model::layout::ParamSet;
 
@@ -119,13 +119,13 @@ fn activation_bytes(prepared: &Prepared) -> usize {
     let level_1 = model.depth * block(visible, model.dim, model.heads) + decoder;
     let level_2 = model.depth * block(all, model.dim, model.heads);
     let config = &prepared.config;
-    let pieces = |stage: &StageConfig, batch: usize| {
-        let threads = stage.num_workers();
-        threads * stage.micro_batch(batch, threads).max(config.train.grain)
+    let pieces = |stage: StageName, batch: usize| {
+        let threads = actors.stage(stage).num_workers();
+        threads * actors.micro_batch(stage, batch, threads).max(config.train.grain)
     };
     // The pass of level 2 keeps the whole finetune batch, and of the validation batch what its threads have in hand.
-    let validation = pieces(&actors.evaluator, config.policy.batch).min(config.policy.batch);
-    let level_1 = level_1 * pieces(&actors.encoder, config.pretrain.batch).min(config.pretrain.batch);
+    let validation = pieces(StageName::Evaluator, config.policy.batch).min(config.policy.batch);
+    let level_1 = level_1 * pieces(StageName::Encoder, config.pretrain.batch).min(config.pretrain.batch);
     let level_2 = level_2 * (config.finetune.batch + validation);
     4 * if prepared.method.lag == 0 { level_1.max(level_2) } else { level_1 + level_2 }
 }
