@@ -8,6 +8,8 @@ use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::kernels::pages::ask_for_huge_pages;
+
 /// A pool of `f32` storage, shared by all clones and usable from any thread.
 #[derive(Clone, Default)]
 pub struct Arena {
@@ -65,7 +67,9 @@ impl Arena {
         };
         let storage = reused.unwrap_or_else(|| {
             self.shared.allocated_bytes.fetch_add(4 * class as u64, Ordering::Relaxed);
-            vec![0.0; class + LINE]
+            let mut storage = vec![0.0; class + LINE];
+            ask_for_huge_pages(&mut storage);
+            storage
         });
         self.adopt(storage, len)
     }

@@ -16,6 +16,7 @@ mod gemm;
 mod math;
 pub mod matmul;
 pub mod norm;
+pub(crate) mod pages;
 pub mod patches;
 mod peak;
 pub mod reduce;
