@@ -37,6 +37,8 @@ const MIN_K: usize = 16;
 const MAX_KC: usize = 512;
 /// Values of a block of A, whose rows meet all panels of B in turn: 768 KiB in parts.
 const MAX_A: usize = 1 << 17;
+/// Values of panels of B that are kept for further blocks of A: 12 MiB in parts. More are packed again.
+const MAX_B: usize = 1 << 21;
 
 /// Whether this machine has the tile unit and its kernel lets this process use it.
 pub(super) fn is_there() -> bool {
@@ -115,11 +117,13 @@ pub(super) unsafe fn gemm(p: &Product) {
     let kc = split(p.k, MAX_KC, STEP);
     let mc = split(p.m, MAX_A / kc, BLOCK);
     let panel = kc / STEP * 2 * STEP_WORDS;
-    with_scratch((mc / BLOCK + 2) * panel + 2 * BLOCK * BLOCK, |scratch| {
+    let is_met_again = p.m > mc && p.n * kc <= MAX_B;
+    let kept = if is_met_again { p.n.div_ceil(BLOCK).max(2) } else { 2 };
+    with_scratch((mc / BLOCK + kept) * panel + 2 * BLOCK * BLOCK, |scratch| {
         let (a, rest) = scratch.split_at_mut(mc / BLOCK * panel);
-        let (b, sums) = rest.split_at_mut(2 * panel);
+        let (b, sums) = rest.split_at_mut(kept * panel);
         // SAFETY: is_there() comes with AVX-512, and the pieces of scratch have the lengths that blocks() wants.
-        unsafe { blocks(p, [mc, kc], a, b, sums) };
+        unsafe { blocks(p, [mc, kc, kept], a, b, sums) };
     });
 }
 
@@ -128,9 +132,9 @@ pub(super) unsafe fn gemm(p: &Product) {
 /// few at a time, as the processor looks only some hundred instructions ahead.
 ///
 /// # Safety
-/// As [`gemm`]; `a` must hold a block of A, `b` two panels of B and `sums` two blocks of C.
+/// As [`gemm`]; `a` must hold a block of A, `b` the `kept` panels of B, two or all of them, and `sums` two blocks of C.
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
-unsafe fn blocks(p: &Product, [mc, kc]: [usize; 2], a: &mut [f32], b: &mut [f32], sums: &mut [f32]) {
+unsafe fn blocks(p: &Product, [mc, kc, kept]: [usize; 3], a: &mut [f32], b: &mut [f32], sums: &mut [f32]) {
     // SAFETY: the features of the token are those of this function.
     let s = unsafe { Avx512::new() };
     let _tiles = Tiles::configure();
@@ -147,22 +151,25 @@ unsafe fn blocks(p: &Product, [mc, kc]: [usize; 2], a: &mut [f32], b: &mut [f32]
             let num_blocks = rows.len().div_ceil(BLOCK);
             let mut pack_a = Packer { side: Side::a(p.a), outer: rows.clone(), depth: depth.clone(), to: &mut *a };
             let mut pack_b = Packer { side: Side::b(p.b), outer: 0..p.n, depth: depth.clone(), to: &mut *b };
+            let is_b_packed = ic > 0 && kept >= num_panels;
             // SAFETY: rows, columns and depth lie in the factors.
             unsafe {
                 pack_a.pack(s, 0, 0, 0..2 * num_steps, &mut turned);
-                pack_b.pack(s, 0, 0, 0..2 * num_steps, &mut turned);
+                if !is_b_packed {
+                    pack_b.pack(s, 0, 0, 0..2 * num_steps, &mut turned);
+                }
             }
             for panel in 0..num_panels {
                 for block in 0..num_blocks {
                     let (i, j) = (ic + block * BLOCK, panel * BLOCK);
                     let place =
                         Place { at: i * p.ldc + j, col: j, rows: BLOCK.min(rows.end - i), cols: BLOCK.min(p.n - j) };
-                    let tiles_of_b = share(2 * num_steps, block, num_blocks);
+                    let next = (panel + 1) % kept;
                     zero_tiles();
                     for step in 0..num_steps {
                         let at = step * 2 * STEP_WORDS;
                         let from_a = &pack_a.to[block * len + at..][..2 * STEP_WORDS];
-                        let from_b = &pack_b.to[panel % 2 * len + at..][..2 * STEP_WORDS];
+                        let from_b = &pack_b.to[panel % kept * len + at..][..2 * STEP_WORDS];
                         // SAFETY: both factors have a step there.
                         unsafe { add_step(from_a.as_ptr(), from_b.as_ptr()) };
                         // SAFETY: as above; the places lie in C.
@@ -171,9 +178,13 @@ unsafe fn blocks(p: &Product, [mc, kc]: [usize; 2], a: &mut [f32], b: &mut [f32]
                                 pack_a.pack(s, block + 1, block + 1, 2 * step..2 * step + 2, &mut turned);
                             }
                             if panel + 1 < num_panels {
-                                let tiles = share(tiles_of_b.len(), step, num_steps);
-                                let tiles = tiles_of_b.start + tiles.start..tiles_of_b.start + tiles.end;
-                                pack_b.pack(s, panel + 1, (panel + 1) % 2, tiles, &mut turned);
+                                let turn = block * num_steps + step;
+                                if is_b_packed {
+                                    fetch(&pack_b.to[next * len..][..len], turn, num_blocks * num_steps);
+                                } else {
+                                    let tiles = share(2 * num_steps, turn, num_blocks * num_steps);
+                                    pack_b.pack(s, panel + 1, next, tiles, &mut turned);
+                                }
                             }
                             if let Some(before) = &before {
                                 before.store(s, p, share(BLOCK / ROWS, step, num_steps));
@@ -202,6 +213,15 @@ unsafe fn blocks(p: &Product, [mc, kc]: [usize; 2], a: &mut [f32], b: &mut [f32]
 #[inline(always)]
 fn share(len: usize, turn: usize, num_turns: usize) -> Range<usize> {
     len * turn / num_turns..len * (turn + 1) / num_turns
+}
+
+/// Asks for the share of `turn` in `num_turns` of a panel that was packed a while ago.
+#[inline(always)]
+fn fetch(panel: &[f32], turn: usize, num_turns: usize) {
+    for line in share(panel.len() / TILE, turn, num_turns) {
+        // SAFETY: a prefetch may have any address.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(panel.as_ptr().wrapping_add(line * TILE).cast()) };
+    }
 }
 
 /// Panels of one factor over a stretch of k, packed bit by bit.
