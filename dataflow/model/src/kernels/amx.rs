@@ -171,7 +171,13 @@ unsafe fn blocks(p: &Product, [mc, kc, kept]: [usize; 3], a: &mut [f32], b: &mut
                         let from_a = &pack_a.to[block * len + at..][..2 * STEP_WORDS];
                         let from_b = &pack_b.to[panel % kept * len + at..][..2 * STEP_WORDS];
                         // SAFETY: both factors have a step there.
-                        unsafe { add_step(from_a.as_ptr(), from_b.as_ptr()) };
+                        unsafe {
+                            if place.rows > TILE {
+                                add_step(from_a.as_ptr(), from_b.as_ptr());
+                            } else {
+                                add_upper_step(from_a.as_ptr(), from_b.as_ptr());
+                            }
+                        }
                         // SAFETY: as above; the places lie in C.
                         unsafe {
                             if panel == 0 && block + 1 < num_blocks {
@@ -235,7 +241,7 @@ struct Packer<'a> {
 
 impl Packer<'_> {
     /// Packs some of the tiles of the panel with number `panel` as the one at `place`: 32 rows of op(A) or columns of op(B), for each
-    /// step of 32 along k one tile a part for the first half and for the second. What lies outside is zero.
+    /// step of 32 along k one tile a part for the first half and for the second (not of A if that is empty). What lies outside is zero.
     ///
     /// # Safety
     /// All elements must be readable.
@@ -252,6 +258,10 @@ impl Packer<'_> {
             let (half, step) =
                 if side.depth == 1 { (number / num_steps, number % num_steps) } else { (number % 2, number / 2) };
             let (i, k) = (half * TILE, step * STEP);
+            if i >= num_outer && !side.rows_are_deep {
+                // Rows of A that `add_upper_step` does not read.
+                continue;
+            }
             // SAFETY: the tile lies in its panel; whole ones are readable, others as far as their counts say.
             unsafe {
                 let at = side.ptr.wrapping_add((first + i) * side.outer + (self.depth.start + k) * side.depth);
@@ -412,6 +422,51 @@ unsafe fn add_step(a: *const f32, b: *const f32) {
             "tdpbf16ps tmm1, tmm4, tmm7",
             "tdpbf16ps tmm2, tmm5, tmm6",
             "tdpbf16ps tmm3, tmm5, tmm7",
+            a = in(reg) a,
+            b = in(reg) b,
+            stride = in(reg) 4 * TILE,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack, readonly, preserves_flags),
+        );
+    }
+}
+
+/// As [`add_step`] where the lower 16 rows of A are of no interest.
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+unsafe fn add_upper_step(a: *const f32, b: *const f32) {
+    // SAFETY: as there.
+    unsafe {
+        asm!(
+            // high · low
+            "tileloadd tmm6, [{b} + {stride} + 2048]",
+            "tileloadd tmm4, [{a} + {stride}]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tileloadd tmm7, [{b} + {stride} + 5120]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            // high · middle
+            "tileloadd tmm6, [{b} + {stride} + 1024]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tileloadd tmm7, [{b} + {stride} + 4096]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            // high · high
+            "tileloadd tmm2, [{b} + {stride}]",
+            "tdpbf16ps tmm0, tmm4, tmm2",
+            "tileloadd tmm3, [{b} + {stride} + 3072]",
+            "tdpbf16ps tmm1, tmm4, tmm3",
+            // middle · high, middle · middle
+            "tileloadd tmm5, [{a} + {stride} + 1024]",
+            "tdpbf16ps tmm0, tmm5, tmm2",
+            "tdpbf16ps tmm1, tmm5, tmm3",
+            "tdpbf16ps tmm0, tmm5, tmm6",
+            "tdpbf16ps tmm1, tmm5, tmm7",
+            // low · high
+            "tileloadd tmm4, [{a} + {stride} + 2048]",
+            "tdpbf16ps tmm0, tmm4, tmm2",
+            "tdpbf16ps tmm1, tmm4, tmm3",
             a = in(reg) a,
             b = in(reg) b,
             stride = in(reg) 4 * TILE,
