@@ -101,6 +101,18 @@ impl Side {
         Side { ptr: b.ptr, outer: b.col, depth: b.row, rows_are_deep: true }
     }
 
+    /// Asks for the values of a tile.
+    #[inline(always)]
+    fn fetch_tile(&self, s: Avx512, at: *const f32) {
+        let (rows, row_step, second) = if self.outer == 1 { (STEP, self.depth, 0) } else { (TILE, self.outer, TILE) };
+        for r in 0..rows {
+            s.prefetch(at.wrapping_add(r * row_step));
+            if second > 0 {
+                s.prefetch(at.wrapping_add(r * row_step + second));
+            }
+        }
+    }
+
     /// The step between the rows of what is stored where they are the lanes of a tile.
     fn lies_across(&self) -> Option<usize> {
         let (lanes_adjoin, step) =
@@ -255,16 +267,23 @@ impl Packer<'_> {
         let to = self.to[place * len..][..len].as_mut_ptr();
         for number in tiles {
             // Along the rows of what is stored, so that it is read in order.
-            let (half, step) =
-                if side.depth == 1 { (number / num_steps, number % num_steps) } else { (number % 2, number / 2) };
+            let place = |number: usize| {
+                let (half, step) =
+                    if side.depth == 1 { (number / num_steps, number % num_steps) } else { (number % 2, number / 2) };
+                let (i, k) = (first + half * TILE, self.depth.start + step * STEP);
+                (half, step, side.ptr.wrapping_add(i * side.outer + k * side.depth))
+            };
+            let (half, step, at) = place(number);
             let (i, k) = (half * TILE, step * STEP);
+            if number + 1 < 2 * num_steps {
+                side.fetch_tile(s, place(number + 1).2);
+            }
             if i >= num_outer && !side.rows_are_deep {
                 // Rows of A that `add_upper_step` does not read.
                 continue;
             }
             // SAFETY: the tile lies in its panel; whole ones are readable, others as far as their counts say.
             unsafe {
-                let at = side.ptr.wrapping_add((first + i) * side.outer + (self.depth.start + k) * side.depth);
                 let to = to.add(step * 2 * STEP_WORDS + half * STEP_WORDS);
                 if i + TILE <= num_outer && k + STEP <= self.depth.len() {
                     pack_whole_tile(s, side, at, turned, to);
