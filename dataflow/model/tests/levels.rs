@@ -114,7 +114,7 @@ fn iterate(world: &World, compute: &Compute, explore: f64) -> (Buffer, [Buffer; 
     assert!(relative(&clean.v1, &published.v1) < 1e-3, "v1 {}", relative(&clean.v1, &published.v1));
     assert!(relative(&clean.w, &published.w) < 1e-5);
     let along = |v: &[f32]| hypergradient::along(compute, model, theta, v, phi, &x[0], &masker, alpha);
-    let summed = along(&clean.direction(&compute)).to_vec();
+    let summed = along(&clean.direction(compute)).to_vec();
     let (direct, indirect) = (along(&published.w), along(&published.v1));
     let both = direct.iter().zip(indirect.iter()).map(|(a, b)| a + b).collect();
     (level1.gradient, [clean.v1, clean.w], [summed, both])

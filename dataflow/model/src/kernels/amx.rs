@@ -141,7 +141,8 @@ pub(super) unsafe fn gemm(p: &Product) {
 
 /// The tiles take their time over each step of k, in which the processor's other units do chores: they pack the panel of B behind this
 /// one, and with the first panel the rows of A behind these, and store the block of C before this one. Chores stand between the steps,
-/// few at a time, as the processor looks only some hundred instructions ahead.
+/// few at a time, as the processor looks only some hundred instructions ahead. Epilogues cost next to nothing so (with gelu, 260 instead
+/// of 200 GFLOP/s), packing not much less than by itself; but panels that are packed when they are needed leave the cache to others.
 ///
 /// # Safety
 /// As [`gemm`]; `a` must hold a block of A, `b` the `kept` panels of B, two or all of them, and `sums` two blocks of C.
@@ -242,7 +243,7 @@ fn fetch(panel: &[f32], turn: usize, num_turns: usize) {
     }
 }
 
-/// Panels of one factor over a stretch of k, packed bit by bit.
+/// Panels of one factor over a stretch of k, packed little by little.
 struct Packer<'a> {
     side: Side,
     /// All rows of op(A) or columns of op(B) that have panels.
