@@ -186,8 +186,9 @@ impl Workload {
 
     /// The hypergradient along `v` and the policy's step.
     pub fn update_policy(&mut self, v: &[f32]) {
-        let Self { model, masked: compute, values: [theta, _, phi], optimizers: [.., optimizer], .. } = self;
-        let Self { images, masker, .. } = self;
+        let Self {
+            model, masked: compute, values: [theta, _, phi], optimizers: [.., optimizer], images, masker, ..
+        } = self;
         let gradient = hypergradient::along(compute, model, theta, v, phi, images, masker, ALPHA);
         *phi = optimizer.update(compute, phi, &gradient, 1e-3);
     }

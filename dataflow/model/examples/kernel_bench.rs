@@ -5,33 +5,13 @@
 use mlomae_model::kernels::attention::{AttentionShape, attention, attention_grad};
 use mlomae_model::kernels::matmul::{Epilogue, Mat, matmul, matmul_with};
 use mlomae_model::kernels::{adamw, elementwise as el, norm, patches, reduce};
+use mlomae_model::{Arena, Buffer};
 use std::time::Instant;
 
-/// Values that start on a cache line, as those of an arena do.
-struct Buffer {
-    values: Vec<f32>,
-    start: usize,
-}
-
 fn buffer(len: usize, value: impl Fn(usize) -> f32) -> Buffer {
-    let mut values = vec![0.0; len + 16];
-    let start = values.as_ptr().align_offset(64).min(16);
-    values[start..].iter_mut().enumerate().for_each(|(i, v)| *v = value(i));
-    values.truncate(start + len);
-    Buffer { values, start }
-}
-
-impl std::ops::Deref for Buffer {
-    type Target = [f32];
-    fn deref(&self) -> &[f32] {
-        &self.values[self.start..]
-    }
-}
-
-impl std::ops::DerefMut for Buffer {
-    fn deref_mut(&mut self) -> &mut [f32] {
-        &mut self.values[self.start..]
-    }
+    let mut values = Arena::new().take(len);
+    values.iter_mut().enumerate().for_each(|(i, v)| *v = value(i));
+    values
 }
 
 fn values(len: usize) -> Buffer {

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::kernels::pages::ask_for_huge_pages;
+use crate::kernels::scratch::LINE;
 
 /// A pool of `f32` storage, shared by all clones and usable from any thread.
 #[derive(Clone, Default)]
@@ -28,10 +29,7 @@ impl std::fmt::Debug for Arena {
     }
 }
 
-/// Values of a cache line: buffers begin with one, so that no vector of theirs straddles two.
-const LINE: usize = 16;
-
-/// The first value of `storage` that begins a cache line.
+/// The first value of `storage` that begins a cache line: buffers begin there, so that no vector of theirs straddles two.
 fn first_of_line(storage: &[f32]) -> usize {
     storage.as_ptr().align_offset(4 * LINE).min(LINE)
 }

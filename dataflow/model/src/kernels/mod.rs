@@ -20,7 +20,7 @@ pub(crate) mod pages;
 pub mod patches;
 mod peak;
 pub mod reduce;
-mod scratch;
+pub(crate) mod scratch;
 pub(crate) mod simd;
 #[cfg(test)]
 pub(crate) mod testing;

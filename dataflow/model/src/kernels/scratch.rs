@@ -7,7 +7,8 @@ use std::cell::RefCell;
 #[repr(C, align(64))]
 struct Line([f32; LINE]);
 
-const LINE: usize = 16;
+/// Values of a cache line.
+pub(crate) const LINE: usize = 16;
 
 /// Calls `f` with `len` values of this thread's scratch, aligned to a cache line; what they hold is left over from earlier calls.
 ///

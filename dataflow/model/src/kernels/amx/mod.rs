@@ -79,7 +79,7 @@ pub(super) unsafe fn gemm(p: &Product) {
 unsafe fn blocks(p: &Product, [mc, kc, kept]: [usize; 3], a: &mut [f32], b: &mut [f32], sums: &mut [f32]) {
     // SAFETY: the features of the token are those of this function.
     let s = unsafe { Avx512::new() };
-    let _tiles = Tiles::configure();
+    let unit = Tiles::configure();
     let mut turned = Turned::new();
     let num_panels = p.n.div_ceil(BLOCK);
     let (mut before, mut num_summed): (Option<Summed>, usize) = (None, 0);
@@ -107,7 +107,7 @@ unsafe fn blocks(p: &Product, [mc, kc, kept]: [usize; 3], a: &mut [f32], b: &mut
                     let place =
                         Place { at: i * p.ldc + j, col: j, rows: BLOCK.min(rows.end - i), cols: BLOCK.min(p.n - j) };
                     let next = (panel + 1) % kept;
-                    tiles::zero();
+                    unit.zero();
                     for step in 0..num_steps {
                         let at = step * 2 * STEP_WORDS;
                         let from_a = &pack_a.to[block * len + at..][..2 * STEP_WORDS];
@@ -115,9 +115,9 @@ unsafe fn blocks(p: &Product, [mc, kc, kept]: [usize; 3], a: &mut [f32], b: &mut
                         // SAFETY: both factors have a step there.
                         unsafe {
                             if place.rows > TILE {
-                                tiles::add_step(from_a.as_ptr(), from_b.as_ptr());
+                                unit.add_step(from_a.as_ptr(), from_b.as_ptr());
                             } else {
-                                tiles::add_upper_step(from_a.as_ptr(), from_b.as_ptr());
+                                unit.add_upper_step(from_a.as_ptr(), from_b.as_ptr());
                             }
                         }
                         // SAFETY: as above; the places lie in C.
@@ -145,7 +145,7 @@ unsafe fn blocks(p: &Product, [mc, kc, kept]: [usize; 3], a: &mut [f32], b: &mut
                     let sums = &mut sums[num_summed % 2 * BLOCK * BLOCK..][..BLOCK * BLOCK];
                     num_summed += 1;
                     // SAFETY: sums has a block.
-                    unsafe { tiles::store(sums.as_mut_ptr()) };
+                    unsafe { unit.store(sums.as_mut_ptr()) };
                     before = Some(Summed { sums: sums.as_ptr(), place, add, last });
                 }
             }

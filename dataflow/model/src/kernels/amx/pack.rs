@@ -79,19 +79,19 @@ impl Packer<'_> {
         let to = self.to[place * len..][..len].as_mut_ptr();
         for number in tiles {
             // Along the rows of what is stored, so that it is read in order.
-            let place = |number: usize| {
+            let find = |number: usize| {
                 let (half, step) =
                     if side.depth == 1 { (number / num_steps, number % num_steps) } else { (number % 2, number / 2) };
                 let (i, k) = (first + half * TILE, self.depth.start + step * STEP);
                 (half, step, side.ptr.wrapping_add(i * side.outer + k * side.depth))
             };
-            let (half, step, at) = place(number);
+            let (half, step, at) = find(number);
             let (i, k) = (half * TILE, step * STEP);
             if number + 1 < 2 * num_steps {
-                side.fetch_tile(s, place(number + 1).2);
+                side.fetch_tile(s, find(number + 1).2);
             }
             if i >= num_outer && !side.rows_are_deep {
-                // Rows of A that `add_upper_step` does not read.
+                // Rows of A that `Tiles::add_upper_step` does not read.
                 continue;
             }
             // SAFETY: the tile lies in its panel; whole ones are readable, others as far as their counts say.
