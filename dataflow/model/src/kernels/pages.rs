@@ -1,5 +1,8 @@
 //! Pages of large vectors.
 
+/// Bytes of a huge page where they have their usual size.
+pub(crate) const HUGE_PAGE: usize = 1 << 21;
+
 /// Asks the system to put fresh memory on huge pages (2 MiB): a first touch then costs one page fault for 512, and sweeps miss fewer
 /// translations. Values stay as they are, and a system that has none goes on without them.
 pub(crate) fn ask_for_huge_pages(values: &mut [f32]) {

@@ -2,25 +2,28 @@
 
 use std::cell::RefCell;
 
-/// A cache line, so that vectors read from scratch never straddle two.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([f32; LINE]);
+use super::pages::{HUGE_PAGE, ask_for_huge_pages};
 
-/// Values of a cache line.
+/// Values of a cache line: vectors read from scratch never straddle two.
 pub(crate) const LINE: usize = 16;
 
-/// Calls `f` with `len` values of this thread's scratch, aligned to a cache line; what they hold is left over from earlier calls.
+/// Calls `f` with `len` values of this thread's scratch, aligned to a cache line, or to a huge page if it is worth one; what they hold is
+/// left over from earlier calls.
 ///
 /// Kernels do not nest: a call inside `f` panics.
 pub(super) fn with_scratch<T>(len: usize, f: impl FnOnce(&mut [f32]) -> T) -> T {
-    thread_local!(static LINES: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) });
-    LINES.with_borrow_mut(|lines| {
-        let needed = len.div_ceil(LINE);
-        if lines.len() < needed {
-            lines.resize(needed, Line([0.0; LINE]));
+    thread_local!(static VALUES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) });
+    VALUES.with_borrow_mut(|values| {
+        let bytes = 4 * len;
+        let align = if bytes > HUGE_PAGE / 8 { HUGE_PAGE } else { 4 * LINE };
+        let room = bytes.next_multiple_of(align) + align;
+        if 4 * values.len() < room {
+            // What it holds need not be kept.
+            *values = Vec::new();
+            *values = vec![0.0; room / 4];
+            ask_for_huge_pages(values);
         }
-        // SAFETY: Line is LINE values without padding, there are at least `len` of them, and `lines` is borrowed for as long.
-        f(unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast::<f32>(), len) })
+        let start = values.as_ptr().align_offset(align);
+        f(&mut values[start..][..len])
     })
 }

@@ -9,17 +9,17 @@
 //! An element of C is a chain of additions in the order of k and of the six products, by blocks that depend on k alone: its bits depend
 //! neither on m and n nor on its place.
 
-use std::arch::x86_64::*;
-use std::ops::Range;
-
-use super::gemm::{Place, Product, prefetch, split, store_any, store_whole};
+use super::gemm::{Place, Product, split};
 use super::scratch::with_scratch;
-use super::simd::Simd;
 use super::x86::Avx512;
-use pack::{Packer, Side, Turned};
-use tiles::Tiles;
+use pack::{Across, Along, Nothing, Packing, Side};
+use queue::{Panels, Queue};
+use rows::{Rows, Summed};
+use tiles::{Beside, Tiles};
 
 mod pack;
+mod queue;
+mod rows;
 mod tiles;
 
 pub(super) use tiles::is_there;
@@ -42,6 +42,8 @@ const MIN_K: usize = 16;
 const MAX_KC: usize = 512;
 /// Values of a block of A, whose rows meet all panels of B in turn: 768 KiB in parts.
 const MAX_A: usize = 1 << 17;
+/// Panels of B that meet a panel of A in turn.
+const SWEEP: usize = 3;
 /// Values of panels of B that are kept for further blocks of A: 12 MiB in parts. More are packed again.
 const MAX_B: usize = 1 << 21;
 
@@ -59,8 +61,9 @@ pub(super) unsafe fn gemm(p: &Product) {
     let mc = split(p.m, MAX_A / kc, BLOCK);
     let panel = kc / STEP * 2 * STEP_WORDS;
     let is_met_again = p.m > mc && p.n * kc <= MAX_B;
-    let kept = if is_met_again { p.n.div_ceil(BLOCK).max(2) } else { 2 };
-    with_scratch((mc / BLOCK + kept) * panel + 2 * BLOCK * BLOCK, |scratch| {
+    let num_panels = p.n.div_ceil(BLOCK);
+    let kept = if is_met_again { num_panels } else { num_panels.min(2 * SWEEP) };
+    with_scratch((mc / BLOCK + kept) * panel + 2 * BLOCK * BLOCK + TILE_WORDS, |scratch| {
         let (a, rest) = scratch.split_at_mut(mc / BLOCK * panel);
         let (b, sums) = rest.split_at_mut(kept * panel);
         // SAFETY: is_there() comes with AVX-512, and the pieces of scratch have the lengths that blocks() wants.
@@ -68,148 +71,135 @@ pub(super) unsafe fn gemm(p: &Product) {
     });
 }
 
-/// The tiles take their time over each step of k, in which the processor's other units do chores: they pack the panel of B behind this
-/// one, and with the first panel the rows of A behind these, and store the block of C before this one. Chores stand between the steps,
-/// few at a time, as the processor looks only some hundred instructions ahead. Epilogues cost next to nothing so (with gelu, 260 instead
-/// of 200 GFLOP/s), packing not much less than by itself; but panels that are packed when they are needed leave the cache to others.
+/// The tiles take their time over each product, in which the processor's other units pack what comes next and store the block of C before
+/// this one. They do so a few instructions at a time between the single products, as the processor looks only some hundred instructions
+/// ahead: up to one tile packed in a step of 24 products, and two rows stored in six of them, cost next to nothing so, while beside whole
+/// steps nothing is hidden. [`SWEEP`] panels of B meet the rows of A together, so that A is not packed faster than that.
 ///
 /// # Safety
-/// As [`gemm`]; `a` must hold a block of A, `b` the `kept` panels of B, two or all of them, and `sums` two blocks of C.
+/// As [`gemm`]; `a` must hold a block of A, `b` the `kept` panels of B (all or twice [`SWEEP`]), and `sums` two blocks of C.
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
 unsafe fn blocks(p: &Product, [mc, kc, kept]: [usize; 3], a: &mut [f32], b: &mut [f32], sums: &mut [f32]) {
     // SAFETY: the features of the token are those of this function.
     let s = unsafe { Avx512::new() };
     let unit = Tiles::configure();
-    let mut turned = Turned::new();
     let num_panels = p.n.div_ceil(BLOCK);
-    let (mut before, mut num_summed): (Option<Summed>, usize) = (None, 0);
+    assert!(sums.len() >= 2 * BLOCK * BLOCK + TILE_WORDS);
+    let (a, b, sums) = (a.as_mut_ptr(), b.as_mut_ptr(), sums.as_mut_ptr());
+    let (mut rows, mut num_summed) = (Rows::new(s, p), 0);
     for pc in (0..p.k).step_by(kc) {
         let depth = pc..p.k.min(pc + kc);
         let (add, last) = (p.accumulate || pc > 0, depth.end == p.k);
         let num_steps = depth.len().div_ceil(STEP);
-        let len = num_steps * 2 * STEP_WORDS;
         for ic in (0..p.m).step_by(mc) {
-            let rows = ic..p.m.min(ic + mc);
-            let num_blocks = rows.len().div_ceil(BLOCK);
-            let mut pack_a = Packer { side: Side::a(p.a), outer: rows.clone(), depth: depth.clone(), to: &mut *a };
-            let mut pack_b = Packer { side: Side::b(p.b), outer: 0..p.n, depth: depth.clone(), to: &mut *b };
-            let is_b_packed = ic > 0 && kept >= num_panels;
-            // SAFETY: rows, columns and depth lie in the factors.
-            unsafe {
-                pack_a.pack(s, 0, 0, 0..2 * num_steps, &mut turned);
-                if !is_b_packed {
-                    pack_b.pack(s, 0, 0, 0..2 * num_steps, &mut turned);
+            let of_a = ic..p.m.min(ic + mc);
+            let has_b = ic > 0 && kept == num_panels;
+            let panels_a = Panels { side: Side::a(p.a), outer: of_a.clone(), to: a, num_places: mc / BLOCK };
+            let panels_b = Panels { side: Side::b(p.b), outer: 0..p.n, to: b, num_places: kept };
+            let mut queue = Queue::new(panels_a, panels_b, depth.clone(), SWEEP, has_b);
+            let num_blocks = queue.a.len();
+            for first in (0..num_panels).step_by(SWEEP) {
+                let sweep = first..num_panels.min(first + SWEEP);
+                queue.allow(first + 2 * SWEEP);
+                if has_b && sweep.end < num_panels {
+                    let len = (num_panels - sweep.end).min(SWEEP) * queue.panel_len();
+                    rows.ask_again(queue.packed_b(sweep.end), len, num_blocks * sweep.len() * num_steps * 4);
                 }
-            }
-            for panel in 0..num_panels {
                 for block in 0..num_blocks {
-                    let (i, j) = (ic + block * BLOCK, panel * BLOCK);
-                    let place =
-                        Place { at: i * p.ldc + j, col: j, rows: BLOCK.min(rows.end - i), cols: BLOCK.min(p.n - j) };
-                    let next = (panel + 1) % kept;
-                    unit.zero();
-                    for step in 0..num_steps {
-                        let at = step * 2 * STEP_WORDS;
-                        let from_a = &pack_a.to[block * len + at..][..2 * STEP_WORDS];
-                        let from_b = &pack_b.to[panel % kept * len + at..][..2 * STEP_WORDS];
-                        // SAFETY: both factors have a step there.
-                        unsafe {
-                            if place.rows > TILE {
-                                unit.add_step(from_a.as_ptr(), from_b.as_ptr());
-                            } else {
-                                unit.add_upper_step(from_a.as_ptr(), from_b.as_ptr());
-                            }
+                    for panel in sweep.clone() {
+                        let (i, j) = (ic + block * BLOCK, panel * BLOCK);
+                        let place = Place {
+                            at: i * p.ldc + j,
+                            col: j,
+                            rows: BLOCK.min(of_a.end - i),
+                            cols: BLOCK.min(p.n - j),
+                        };
+                        let is_half = place.rows <= TILE;
+                        while queue.needs(block, panel) {
+                            let Some(tile) = queue.take() else { break };
+                            // SAFETY: tiles lie in the factors and in the scratch.
+                            unsafe { tile.pack(s) };
                         }
-                        // SAFETY: as above; the places lie in C.
+                        let (from_a, from_b) = (queue.packed_a(block), queue.packed_b(panel));
+                        rows.begin(place, num_steps * if is_half { 2 } else { 4 });
+                        // SAFETY: both panels are packed; `sums` has room for a tile behind its two blocks.
                         unsafe {
-                            if panel == 0 && block + 1 < num_blocks {
-                                pack_a.pack(s, block + 1, block + 1, 2 * step..2 * step + 2, &mut turned);
-                            }
-                            if panel + 1 < num_panels {
-                                let turn = block * num_steps + step;
-                                if is_b_packed {
-                                    fetch(&pack_b.to[next * len..][..len], turn, num_blocks * num_steps);
-                                } else {
-                                    let tiles = share(2 * num_steps, turn, num_blocks * num_steps);
-                                    pack_b.pack(s, panel + 1, next, tiles, &mut turned);
-                                }
-                            }
-                            if let Some(before) = &before {
-                                before.store(s, p, share(BLOCK / ROWS, step, num_steps));
-                            }
+                            let awake = sums.add(2 * BLOCK * BLOCK);
+                            sum(s, &unit, is_half, [from_a, from_b], num_steps, &mut queue, &mut rows, awake);
                         }
-                        let rows = share(place.rows, step, num_steps);
-                        let at = place.at + rows.start * p.ldc;
-                        prefetch(s, p, Place { at, ..place }, rows.len(), place.cols);
+                        // SAFETY: as above; `sums` has two blocks.
+                        unsafe {
+                            let sums = sums.add(num_summed % 2 * BLOCK * BLOCK);
+                            num_summed += 1;
+                            unit.store(sums);
+                            rows.hand_over(Summed { sums, place, add, last });
+                        }
                     }
-                    let sums = &mut sums[num_summed % 2 * BLOCK * BLOCK..][..BLOCK * BLOCK];
-                    num_summed += 1;
-                    // SAFETY: sums has a block.
-                    unsafe { unit.store(sums.as_mut_ptr()) };
-                    before = Some(Summed { sums: sums.as_ptr(), place, add, last });
                 }
             }
         }
     }
-    if let Some(before) = before {
-        // SAFETY: as above.
-        unsafe { before.store(s, p, 0..BLOCK / ROWS) };
+    // SAFETY: as above.
+    unsafe { rows.finish() };
+}
+
+/// Sums a block of C in the tiles, and packs what is next in the queue beside it.
+///
+/// # Safety
+/// Both panels must have `num_steps` steps, the places of `queue` and `rows` must be accessible, and `awake` writable for a tile.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+unsafe fn sum(
+    s: Avx512,
+    unit: &Tiles,
+    is_half: bool,
+    [a, b]: [*const f32; 2],
+    num_steps: usize,
+    queue: &mut Queue,
+    rows: &mut Rows,
+    awake: *mut f32,
+) {
+    unit.zero();
+    for step in 0..num_steps {
+        let (a, b) = (a.wrapping_add(step * 2 * STEP_WORDS), b.wrapping_add(step * 2 * STEP_WORDS));
+        // SAFETY: by contract.
+        unsafe {
+            if step % 4 == 3 {
+                unit.keep_awake(awake);
+            }
+            match queue.take() {
+                Some(tile) if tile.is_whole() && !tile.side.lies_across() => {
+                    unit.add(is_half, a, b, &mut Chores { s, packing: Along::new(&tile), rows });
+                }
+                Some(tile) if tile.is_whole() => {
+                    unit.add(is_half, a, b, &mut Chores { s, packing: Across::new(s, &tile), rows });
+                }
+                tile => {
+                    unit.add(is_half, a, b, &mut Chores { s, packing: Nothing, rows });
+                    if let Some(tile) = tile {
+                        tile.pack(s);
+                    }
+                }
+            }
+        }
     }
 }
 
-/// The share of `turn` in `num_turns` of `len` things.
-#[inline(always)]
-fn share(len: usize, turn: usize, num_turns: usize) -> Range<usize> {
-    len * turn / num_turns..len * (turn + 1) / num_turns
+/// What is done beside a step.
+struct Chores<'a, 'b, P> {
+    s: Avx512,
+    packing: P,
+    rows: &'a mut Rows<'b>,
 }
 
-/// Asks for the share of `turn` in `num_turns` of a panel that was packed a while ago.
-#[inline(always)]
-fn fetch(panel: &[f32], turn: usize, num_turns: usize) {
-    for line in share(panel.len() / TILE, turn, num_turns) {
-        // SAFETY: a prefetch may have any address.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(panel.as_ptr().wrapping_add(line * TILE).cast()) };
-    }
-}
-
-/// Rows of C that are stored at a time.
-const ROWS: usize = 4;
-
-/// A block of sums on its way to C.
-#[derive(Clone, Copy)]
-struct Summed {
-    sums: *const f32,
-    place: Place,
-    add: bool,
-    last: bool,
-}
-
-impl Summed {
-    /// Writes some groups of [`ROWS`] rows to their place in C, with what `p` asks for.
-    ///
-    /// # Safety
-    /// `sums` must be readable for a block, and the place must lie in C.
-    #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
-    #[inline]
-    unsafe fn store(&self, s: Avx512, p: &Product, groups: Range<usize>) {
-        let Summed { sums, place, add, last } = *self;
-        for group in groups {
-            let r = group * ROWS;
-            let num_rows = place.rows.saturating_sub(r).min(ROWS);
-            let place = Place { at: place.at + r * p.ldc, rows: num_rows, ..place };
-            // SAFETY: the contract is handed on, for some rows at a time.
-            unsafe {
-                let sums = sums.add(r * BLOCK);
-                if place.cols < BLOCK || num_rows < ROWS || (last && p.finish.is_long()) {
-                    store_any(s, sums, BLOCK, add, last, p, place);
-                    continue;
-                }
-                let mut rows = [[s.splat(0.0); 2]; ROWS];
-                for (i, row) in rows.iter_mut().enumerate() {
-                    let from = sums.add(i * BLOCK);
-                    *row = [s.load(from), s.load(from.add(TILE))];
-                }
-                store_whole(s, rows, add, last, p, place);
+impl<P: Packing> Beside for Chores<'_, '_, P> {
+    #[inline(always)]
+    unsafe fn turn<const I: usize, const N: usize>(&mut self) {
+        // SAFETY: by contract.
+        unsafe {
+            self.packing.turn::<I, N>(self.s);
+            if I % 6 == 5 {
+                self.rows.turn();
             }
         }
     }

@@ -1,21 +1,23 @@
 //! Factors packed as tiles: every value as three bf16 parts.
 
 use std::arch::x86_64::*;
-use std::ops::Range;
 
 use super::super::gemm::Operand;
 use super::super::simd::Simd;
 use super::super::x86::Avx512;
-use super::{BLOCK, STEP, STEP_WORDS, TILE, TILE_WORDS};
+use super::{TILE, TILE_WORDS};
+
+/// Vectors that are turned together.
+const GROUP: usize = 4;
 
 /// One factor as its tiles see it: element (i, k) is at `ptr + i * outer + k * depth`, with i a row of op(A) or a column of op(B).
 #[derive(Clone, Copy)]
 pub(super) struct Side {
-    ptr: *const f32,
-    outer: usize,
-    depth: usize,
+    pub(super) ptr: *const f32,
+    pub(super) outer: usize,
+    pub(super) depth: usize,
     /// Whether the rows of a tile go along k (B), or its lanes (A).
-    rows_are_deep: bool,
+    pub(super) rows_are_deep: bool,
 }
 
 impl Side {
@@ -27,180 +29,231 @@ impl Side {
         Side { ptr: b.ptr, outer: b.col, depth: b.row, rows_are_deep: true }
     }
 
-    /// Asks for the values of a tile.
-    #[inline(always)]
-    fn fetch_tile(&self, s: Avx512, at: *const f32) {
-        let (rows, row_step, second) = if self.outer == 1 { (STEP, self.depth, 0) } else { (TILE, self.outer, TILE) };
-        for r in 0..rows {
-            s.prefetch(at.wrapping_add(r * row_step));
-            if second > 0 {
-                s.prefetch(at.wrapping_add(r * row_step + second));
-            }
-        }
+    /// From row to row of a tile, and from lane to lane; one of them is 1.
+    fn steps(&self) -> [usize; 2] {
+        if self.rows_are_deep { [self.depth, self.outer] } else { [self.outer, self.depth] }
     }
 
-    /// The step between the rows of what is stored where they are the lanes of a tile.
-    fn lies_across(&self) -> Option<usize> {
-        let (lanes_adjoin, step) =
-            if self.rows_are_deep { (self.outer == 1, self.outer) } else { (self.depth == 1, self.depth) };
-        (!lanes_adjoin).then_some(step)
+    /// Whether the lanes of a tile are apart and its rows adjoin in what is stored.
+    pub(super) fn lies_across(&self) -> bool {
+        self.steps()[1] != 1
     }
 }
 
-/// Panels of one factor over a stretch of k, packed little by little.
-pub(super) struct Packer<'a> {
+/// A tile that is to be packed: row r of each part's tile holds pairs of the values at r of two squares of 16 by 16, the second 16 steps
+/// of k behind the first. Which of k's steps make a pair does not matter, as both factors have the same.
+#[derive(Clone, Copy)]
+pub(super) struct Tile {
     pub(super) side: Side,
-    /// All rows of op(A) or columns of op(B) that have panels.
-    pub(super) outer: Range<usize>,
-    pub(super) depth: Range<usize>,
-    pub(super) to: &'a mut [f32],
+    /// Its first value.
+    pub(super) at: *const f32,
+    /// The first value of a tile of the same side that will be packed soon, and is asked for.
+    pub(super) ahead: *const f32,
+    /// How many rows of op(A) or columns of op(B) are there, and how many steps of k in each square. Zeros stand for the others.
+    pub(super) num_outer: usize,
+    pub(super) num_deep: [usize; 2],
+    pub(super) to: *mut f32,
 }
 
-impl Packer<'_> {
-    /// Packs some of the tiles of the panel with number `panel` as the one at `place`: 32 rows of op(A) or columns of op(B), for each
-    /// step of 32 along k one tile a part for the first half and for the second (not of A if that is empty). What lies outside is zero.
+impl Tile {
+    pub(super) fn is_whole(&self) -> bool {
+        self.num_outer == TILE && self.num_deep == [TILE; 2]
+    }
+
+    /// Packs all of it at once.
     ///
     /// # Safety
-    /// All elements must be readable.
+    /// The values that are there must be readable, and `to` writable for a tile of each part.
     #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
-    #[inline]
-    pub(super) unsafe fn pack(
-        &mut self,
-        s: Avx512,
-        panel: usize,
-        place: usize,
-        tiles: Range<usize>,
-        turned: &mut Turned,
-    ) {
-        let (side, num_steps) = (self.side, self.depth.len().div_ceil(STEP));
-        let first = self.outer.start + panel * BLOCK;
-        let num_outer = (self.outer.end - first).min(BLOCK);
-        let len = num_steps * 2 * STEP_WORDS;
-        let to = self.to[place * len..][..len].as_mut_ptr();
-        for number in tiles {
-            // Along the rows of what is stored, so that it is read in order.
-            let find = |number: usize| {
-                let (half, step) =
-                    if side.depth == 1 { (number / num_steps, number % num_steps) } else { (number % 2, number / 2) };
-                let (i, k) = (first + half * TILE, self.depth.start + step * STEP);
-                (half, step, side.ptr.wrapping_add(i * side.outer + k * side.depth))
-            };
-            let (half, step, at) = find(number);
-            let (i, k) = (half * TILE, step * STEP);
-            if number + 1 < 2 * num_steps {
-                side.fetch_tile(s, find(number + 1).2);
+    #[inline(never)]
+    pub(super) unsafe fn pack(&self, s: Avx512) {
+        // SAFETY: by contract.
+        unsafe {
+            match (self.is_whole(), self.side.lies_across()) {
+                (false, _) => self.pack_part(s),
+                (true, false) => Along::new(self).turn::<0, 1>(s),
+                (true, true) => {
+                    let mut packing = Across::new(s, self);
+                    packing.turn::<0, 4>(s);
+                    packing.turn::<1, 4>(s);
+                    packing.turn::<2, 4>(s);
+                    packing.turn::<3, 4>(s);
+                }
             }
-            if i >= num_outer && !side.rows_are_deep {
-                // Rows of A that `Tiles::add_upper_step` does not read.
-                continue;
-            }
-            // SAFETY: the tile lies in its panel; whole ones are readable, others as far as their counts say.
-            unsafe {
-                let to = to.add(step * 2 * STEP_WORDS + half * STEP_WORDS);
-                if i + TILE <= num_outer && k + STEP <= self.depth.len() {
-                    pack_whole_tile(s, side, at, turned, to);
+        }
+    }
+
+    /// As [`Tile::pack`], also of tiles that are not whole.
+    #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
+    #[inline(never)]
+    unsafe fn pack_part(&self, s: Avx512) {
+        let [row_step, lane_step] = self.side.steps();
+        for first in (0..TILE).step_by(GROUP) {
+            let mut rows = [[s.splat(0.0); GROUP]; 2];
+            for (i, rows) in rows.iter_mut().enumerate() {
+                let square = self.at.wrapping_add(i * TILE * self.side.depth + first * row_step);
+                let (num_rows, num_lanes) = if self.side.rows_are_deep {
+                    (self.num_deep[i], self.num_outer)
                 } else {
-                    let num_outer = num_outer.saturating_sub(i).min(TILE);
-                    let num_deep = [k, k + TILE].map(|k| self.depth.len().saturating_sub(k).min(TILE));
-                    pack_tile(s, side, at, num_outer, num_deep, turned, to);
+                    (self.num_outer, self.num_deep[i])
+                };
+                let num_rows = num_rows.saturating_sub(first).min(GROUP);
+                // SAFETY: only rows and lanes inside the counts are read.
+                unsafe {
+                    if lane_step == 1 {
+                        for (r, row) in rows[..num_rows].iter_mut().enumerate() {
+                            *row = s.load_n(square.wrapping_add(r * row_step), num_lanes);
+                        }
+                    } else {
+                        *rows = turn(|lane| {
+                            let keep = if lane < num_lanes { (1 << num_rows) - 1 } else { 0 };
+                            _mm_maskz_loadu_ps(keep, square.wrapping_add(lane * lane_step))
+                        });
+                    }
                 }
             }
-        }
-    }
-}
-
-/// Two squares of 16 by 16, turned.
-#[repr(C, align(64))]
-pub(super) struct Turned([f32; 2 * TILE_WORDS]);
-
-impl Turned {
-    pub(super) fn new() -> Self {
-        Turned([0.0; 2 * TILE_WORDS])
-    }
-}
-
-/// Packs the parts of one tile: row r holds pairs of the values at r of two squares of 16 by 16, the second 16 steps of k behind the
-/// first. Which of k's steps make a pair does not matter, as both factors have the same.
-///
-/// # Safety
-/// From `at`, 16 by 32 values must be readable; `to` must be writable for [`STEP_WORDS`].
-#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
-#[inline]
-unsafe fn pack_whole_tile(s: Avx512, side: Side, at: *const f32, turned: &mut Turned, to: *mut f32) {
-    let second = TILE * side.depth;
-    // SAFETY: by contract.
-    unsafe {
-        let (from, second, row_step) = match side.lies_across() {
-            None => (at, second, if side.rows_are_deep { side.depth } else { side.outer }),
-            Some(step) => {
-                let square = turned.0.as_mut_ptr();
-                s.transpose(at, step, TILE - 1, square, TILE);
-                s.transpose(at.add(second), step, TILE - 1, square.add(TILE_WORDS), TILE);
-                (square.cast_const(), TILE_WORDS, TILE)
+            let [x, y] = rows;
+            for (r, (x, y)) in x.into_iter().zip(y).enumerate() {
+                // SAFETY: by contract.
+                unsafe { store_pairs(x, y, self.to.add((first + r) * TILE)) };
             }
-        };
-        for r in 0..TILE {
-            let row = from.add(r * row_step);
-            store_pairs(s.load(row), s.load(row.add(second)), to.add(r * TILE));
         }
     }
 }
 
-/// As [`pack_whole_tile`] where only `num_outer` by `num_deep` values are there; zeros stand for the others.
-///
-/// # Safety
-/// From `at`, these values must be readable; `to` must be writable for [`STEP_WORDS`].
-#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
-#[inline(never)]
-unsafe fn pack_tile(
-    s: Avx512,
-    side: Side,
+/// A whole tile on its way, in the turns of one step.
+pub(super) trait Packing {
+    /// Does what is due in turn `I` of `N`.
+    ///
+    /// # Safety
+    /// As [`Tile::pack`]; turns must come in their order, on a processor with AVX-512.
+    unsafe fn turn<const I: usize, const N: usize>(&mut self, s: Avx512);
+}
+
+/// No tile.
+pub(super) struct Nothing;
+
+impl Packing for Nothing {
+    #[inline(always)]
+    unsafe fn turn<const I: usize, const N: usize>(&mut self, _s: Avx512) {}
+}
+
+/// A tile whose lanes adjoin in what is stored.
+pub(super) struct Along {
     at: *const f32,
-    num_outer: usize,
-    num_deep: [usize; 2],
-    turned: &mut Turned,
+    second: usize,
+    row_step: usize,
     to: *mut f32,
-) {
-    let squares = [at, at.wrapping_add(TILE * side.depth)];
-    let (rows, lanes) = if side.rows_are_deep { (num_deep, [num_outer; 2]) } else { ([num_outer; 2], num_deep) };
-    let (row_step, lane_step) = if side.rows_are_deep { (side.depth, side.outer) } else { (side.outer, side.depth) };
-    // SAFETY: only elements inside the counts are read; rows 0..16 of each part are written.
-    unsafe {
-        turned.0.fill(0.0);
-        let turned = turned.0.as_mut_ptr();
-        for i in 0..2 {
-            let turned = turned.add(i * TILE_WORDS);
-            if side.lies_across().is_none() {
-                for r in 0..rows[i] {
-                    s.store(turned.add(r * TILE), s.load_n(squares[i].add(r * row_step), lanes[i]));
-                }
-            } else if rows[i] == TILE && lanes[i] > 0 {
-                s.transpose(squares[i], lane_step, lanes[i] - 1, turned, TILE);
-                for r in 0..TILE {
-                    s.store(turned.add(r * TILE), s.keep(s.load(turned.add(r * TILE)), lanes[i]));
-                }
-            } else {
-                for r in 0..rows[i] {
-                    for l in 0..lanes[i] {
-                        *turned.add(r * TILE + l) = *squares[i].add(r * row_step + l * lane_step);
+    ahead: *const f32,
+}
+
+impl Along {
+    pub(super) fn new(tile: &Tile) -> Self {
+        let [row_step, _] = tile.side.steps();
+        Along { at: tile.at, second: TILE * tile.side.depth, row_step, to: tile.to, ahead: tile.ahead }
+    }
+}
+
+impl Packing for Along {
+    #[inline(always)]
+    unsafe fn turn<const I: usize, const N: usize>(&mut self, s: Avx512) {
+        for r in I * TILE / N..(I + 1) * TILE / N {
+            // SAFETY: by contract.
+            unsafe {
+                s.prefetch(self.ahead);
+                s.prefetch(self.ahead.wrapping_add(self.second));
+                store_pairs(s.load(self.at), s.load(self.at.wrapping_add(self.second)), self.to.add(r * TILE));
+            }
+            self.at = self.at.wrapping_add(self.row_step);
+            self.ahead = self.ahead.wrapping_add(self.row_step);
+        }
+    }
+}
+
+/// A tile whose rows adjoin in what is stored.
+pub(super) struct Across {
+    at: *const f32,
+    second: usize,
+    lane_step: usize,
+    to: *mut f32,
+    ahead: *const f32,
+    squares: [[__m512; GROUP]; 2],
+}
+
+impl Across {
+    pub(super) fn new(s: Avx512, tile: &Tile) -> Self {
+        let [_, lane_step] = tile.side.steps();
+        let squares = [[s.splat(0.0); GROUP]; 2];
+        Across { at: tile.at, second: TILE * tile.side.depth, lane_step, to: tile.to, ahead: tile.ahead, squares }
+    }
+}
+
+impl Packing for Across {
+    #[inline(always)]
+    unsafe fn turn<const I: usize, const N: usize>(&mut self, s: Avx512) {
+        // Each group of rows has the same number of turns, for its two squares and then its rows.
+        const STAGES: usize = 2 + GROUP;
+        let turns = N / (TILE / GROUP);
+        let turn_in_group = I % turns;
+        for stage in turn_in_group * STAGES / turns..(turn_in_group + 1) * STAGES / turns {
+            // SAFETY: by contract.
+            unsafe {
+                if stage < 2 {
+                    let square = self.at.wrapping_add(stage * self.second);
+                    let lane_step = self.lane_step;
+                    self.squares[stage] = turn(|lane| _mm_loadu_ps(square.wrapping_add(lane * lane_step)));
+                } else {
+                    let r = stage - 2;
+                    s.prefetch(self.ahead);
+                    s.prefetch(self.ahead.wrapping_add(self.second));
+                    self.ahead = self.ahead.wrapping_add(self.lane_step);
+                    store_pairs(self.squares[0][r], self.squares[1][r], self.to);
+                    self.to = self.to.add(TILE);
+                    if r + 1 == GROUP {
+                        self.at = self.at.wrapping_add(GROUP);
                     }
                 }
             }
         }
-        for r in 0..TILE {
-            store_pairs(s.load(turned.add(r * TILE)), s.load(turned.add(TILE_WORDS + r * TILE)), to.add(r * TILE));
+    }
+}
+
+/// [`GROUP`] vectors that lie across: `four(l)` has lane l of each.
+///
+/// # Safety
+/// The processor must have AVX-512.
+#[inline(always)]
+unsafe fn turn(four: impl Fn(usize) -> __m128) -> [__m512; GROUP] {
+    // SAFETY: by contract.
+    unsafe {
+        // Quarter q of vector j is what adjoins at lane 4 q + j: squares of four by four remain.
+        let mut x = [_mm512_setzero_ps(); GROUP];
+        for (j, x) in x.iter_mut().enumerate() {
+            let v = _mm512_castps128_ps512(four(j));
+            let v = _mm512_insertf32x4::<1>(v, four(4 + j));
+            let v = _mm512_insertf32x4::<2>(v, four(8 + j));
+            *x = _mm512_insertf32x4::<3>(v, four(12 + j));
         }
+        let (a, b) = (_mm512_unpacklo_ps(x[0], x[1]), _mm512_unpackhi_ps(x[0], x[1]));
+        let (c, d) = (_mm512_unpacklo_ps(x[2], x[3]), _mm512_unpackhi_ps(x[2], x[3]));
+        let (a, b) = (_mm512_castps_pd(a), _mm512_castps_pd(b));
+        let (c, d) = (_mm512_castps_pd(c), _mm512_castps_pd(d));
+        [
+            _mm512_castpd_ps(_mm512_unpacklo_pd(a, c)),
+            _mm512_castpd_ps(_mm512_unpackhi_pd(a, c)),
+            _mm512_castpd_ps(_mm512_unpacklo_pd(b, d)),
+            _mm512_castpd_ps(_mm512_unpackhi_pd(b, d)),
+        ]
     }
 }
 
 /// Writes one row of each part's tile: pairs of the parts of `x` (low half) and `y`.
 ///
 /// # Safety
-/// `to` must be writable for a vector at each part's tile.
-#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
-#[inline]
+/// `to` must be writable for a vector at each part's tile; the processor must have AVX-512.
+#[inline(always)]
 unsafe fn store_pairs(x: __m512, y: __m512, to: *mut f32) {
-    // SAFETY: the caller's token stands for these instructions.
+    // SAFETY: by contract.
     unsafe {
         let upper = _mm512_set1_epi32(0xffff_0000_u32 as i32);
         let half = _mm512_set1_epi32(0x8000);

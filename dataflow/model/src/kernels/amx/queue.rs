@@ -1,0 +1,170 @@
+//! Which panels are packed when.
+
+use std::ops::Range;
+
+use super::pack::{Side, Tile};
+use super::{BLOCK, STEP, STEP_WORDS, TILE};
+
+/// Panels of one factor over a stretch of k: 32 rows of op(A) or columns of op(B), for each step of 32 along k a tile a part for the first
+/// half and for the second (not of A if that is empty).
+pub(super) struct Panels {
+    pub(super) side: Side,
+    /// All rows of op(A) or columns of op(B) that have panels.
+    pub(super) outer: Range<usize>,
+    pub(super) to: *mut f32,
+    /// How many have room; further ones take the place of former ones.
+    pub(super) num_places: usize,
+}
+
+impl Panels {
+    pub(super) fn len(&self) -> usize {
+        self.outer.len().div_ceil(BLOCK)
+    }
+}
+
+/// The order in which the panels of one block of A and all of B are packed, which is that of their use: the first panels of each, the
+/// others of A, the others of B.
+///
+/// What changes from tile to tile are single words, which are read as they were written: the processor hands them on. A wider read would
+/// wait until the words reach the cache, which they do behind the tile unit.
+pub(super) struct Queue {
+    pub(super) a: Panels,
+    pub(super) b: Panels,
+    depth: Range<usize>,
+    num_steps: usize,
+    /// Panels of B before the second of A, if B is not packed already.
+    num_first: usize,
+    has_b: bool,
+    /// Behind the number of the last panel that may be packed by now.
+    limit: usize,
+    number: usize,
+    // Of the panel with that number:
+    side: Side,
+    num_outer: usize,
+    num_halves: usize,
+    start: *const f32,
+    to: *mut f32,
+    // The next tile:
+    half: usize,
+    step: usize,
+}
+
+impl Queue {
+    /// `sweep` panels of B are used in turn with those of A; `has_b` says that all of B is packed already.
+    pub(super) fn new(a: Panels, b: Panels, depth: Range<usize>, sweep: usize, has_b: bool) -> Self {
+        let num_first = if has_b { 0 } else { sweep.min(b.len()) };
+        let (side, start, to) = (a.side, std::ptr::null(), std::ptr::null_mut());
+        let num_steps = depth.len().div_ceil(STEP);
+        let (limit, number, num_outer, num_halves, half, step) = (0, 0, 0, 0, 0, 0);
+        let mut queue = Queue {
+            a,
+            b,
+            depth,
+            num_steps,
+            num_first,
+            has_b,
+            limit,
+            number,
+            side,
+            num_outer,
+            num_halves,
+            start,
+            to,
+            half,
+            step,
+        };
+        queue.begin();
+        queue
+    }
+
+    /// `f32` places of a panel.
+    pub(super) fn panel_len(&self) -> usize {
+        self.num_steps * 2 * STEP_WORDS
+    }
+
+    /// From now on, panels of B up to that of this number (not included) may be packed.
+    pub(super) fn allow(&mut self, num_panels_of_b: usize) {
+        self.limit = self.a.len() + if self.has_b { 0 } else { num_panels_of_b.min(self.b.len()) };
+    }
+
+    /// Where a panel of A lies once it is packed.
+    pub(super) fn packed_a(&self, panel: usize) -> *const f32 {
+        self.a.to.wrapping_add(panel % self.a.num_places * self.panel_len())
+    }
+
+    /// As [`Queue::packed_a`].
+    pub(super) fn packed_b(&self, panel: usize) -> *const f32 {
+        self.b.to.wrapping_add(panel % self.b.num_places * self.panel_len())
+    }
+
+    /// Whether tiles are left to pack before these panels of A and B can be used.
+    pub(super) fn needs(&self, a: usize, b: usize) -> bool {
+        let number_of_a = if a == 0 { 0 } else { self.num_first + a };
+        let number_of_b = if b < self.num_first { 1 + b } else { self.a.len() + b };
+        self.number <= number_of_a || (!self.has_b && self.number <= number_of_b)
+    }
+
+    /// The next tile, if one may be packed by now.
+    #[inline(always)]
+    pub(super) fn take(&mut self) -> Option<Tile> {
+        if self.number >= self.limit {
+            return None;
+        }
+        let (side, half, step, num_steps) = (self.side, self.half, self.step, self.num_steps);
+        let (i, k) = (half * TILE, step * STEP);
+        let at = self.start.wrapping_add(i * side.outer + k * side.depth);
+        // Along the rows of what is stored, so that it is read in order; what is asked for comes two tiles later.
+        let (next_half, next_step, ahead) = if side.depth == 1 {
+            let ahead = at.wrapping_add(2 * STEP);
+            let over = TILE * side.outer;
+            let ahead =
+                if step + 2 < num_steps { ahead } else { ahead.wrapping_add(over).wrapping_sub(num_steps * STEP) };
+            if step + 1 < num_steps { (half, step + 1, ahead) } else { (half + 1, 0, ahead) }
+        } else {
+            let ahead = if step + 1 < num_steps {
+                at.wrapping_add(STEP * side.depth)
+            } else {
+                self.start.wrapping_add(BLOCK + i)
+            };
+            if half + 1 < self.num_halves { (half + 1, step, ahead) } else { (0, step + 1, ahead) }
+        };
+        let tile = Tile {
+            side,
+            at,
+            ahead,
+            num_outer: self.num_outer.saturating_sub(i).min(TILE),
+            num_deep: [k, k + TILE].map(|k| self.depth.len().saturating_sub(k).min(TILE)),
+            to: self.to.wrapping_add(step * 2 * STEP_WORDS + half * STEP_WORDS),
+        };
+        (self.half, self.step) = (next_half, next_step);
+        if next_half == self.num_halves || next_step == num_steps {
+            self.number += 1;
+            self.begin();
+        }
+        Some(tile)
+    }
+
+    /// Begins the panel of this number, if there is one.
+    #[cold]
+    #[inline(never)]
+    fn begin(&mut self) {
+        (self.half, self.step) = (0, 0);
+        let (num_first, num_a) = (self.num_first, self.a.len());
+        let (panels, panel) = match self.number {
+            0 => (&self.a, 0),
+            number if number <= num_first => (&self.b, number - 1),
+            number if number < num_first + num_a => (&self.a, number - num_first),
+            number => (&self.b, number - num_a),
+        };
+        if panel >= panels.len() {
+            return;
+        }
+        let side = panels.side;
+        let first = panels.outer.start + panel * BLOCK;
+        self.side = side;
+        self.num_outer = (panels.outer.end - first).min(BLOCK);
+        self.num_halves = if side.rows_are_deep || self.num_outer > TILE { 2 } else { 1 };
+        self.start = side.ptr.wrapping_add(first * side.outer + self.depth.start * side.depth);
+        self.to = panels.to.wrapping_add(panel % panels.num_places * self.panel_len());
+    }
+}
