@@ -78,9 +78,6 @@ impl Lap {
 pub struct Workload {
     spec: WorkloadSpec,
     model: Model,
-    /// For passes over a part of the patches.
-    masked: Compute,
-    /// For passes over all of them.
     compute: Compute,
     values: [Params; 3],
     optimizers: [AdamW; 3],
@@ -112,15 +109,12 @@ impl Workload {
         let grain = spec.grain();
         let compute = Compute::new(num_threads, grain, Arena::new())?;
         let mut actors = config.actors;
-        let mut cut = |stage: StageName| {
-            actors.stage_mut(stage).micro_batch = micro_batch;
-            compute.with_micro_batch(actors.micro_batch(stage, batch, num_threads))
-        };
+        actors.stage_mut(StageName::Encoder).micro_batch = micro_batch;
+        let num_images = actors.micro_batch(StageName::Encoder, batch, num_threads);
         Ok(Self {
             values: ParamSet::ALL.map(|set| model.init(set, 1)),
             optimizers: ParamSet::ALL.map(|set| AdamW::new(AdamWConfig::default(), model.layout(set))),
-            masked: cut(StageName::Encoder),
-            compute: cut(StageName::Evaluator),
+            compute: compute.with_micro_batch(num_images),
             images,
             labels: (0..batch).map(|i| (i % num_classes) as i32).collect(),
             masker: Masker::by_score(),
@@ -135,10 +129,10 @@ impl Workload {
         &self.spec
     }
 
-    /// Images of a micro-batch of levels 1 and 3, and of level 2.
+    /// Images of a micro-batch.
     #[must_use]
-    pub fn micro_batches(&self) -> [usize; 2] {
-        [self.masked.micro_batch(), self.compute.micro_batch()]
+    pub fn micro_batch(&self) -> usize {
+        self.compute.micro_batch()
     }
 
     /// Bytes that the recycled memory has ever taken from the system: constant after the first iterations.
@@ -162,7 +156,7 @@ impl Workload {
     /// # Errors
     /// When the engine fails.
     pub fn pretrain(&mut self, scored: &Scored) -> Result<(), ModelError> {
-        let Self { model, masked: compute, values: [theta, _, phi], optimizers, images, .. } = self;
+        let Self { model, compute, values: [theta, _, phi], optimizers, images, .. } = self;
         let step = pretrain::gradient(compute, model, theta, phi, images, scored)?;
         *theta = optimizers[0].update(compute, theta, &step.gradient, 1e-4);
         Ok(())
@@ -186,9 +180,7 @@ impl Workload {
 
     /// The hypergradient along `v` and the policy's step.
     pub fn update_policy(&mut self, v: &[f32]) {
-        let Self {
-            model, masked: compute, values: [theta, _, phi], optimizers: [.., optimizer], images, masker, ..
-        } = self;
+        let Self { model, compute, values: [theta, _, phi], optimizers: [.., optimizer], images, masker, .. } = self;
         let gradient = hypergradient::along(compute, model, theta, v, phi, images, masker, ALPHA);
         *phi = optimizer.update(compute, phi, &gradient, 1e-3);
     }

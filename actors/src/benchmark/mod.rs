@@ -70,7 +70,7 @@ pub fn bench(
         }
     }
     let allocated_bytes = workload.allocated_bytes() - allocated_after_warm_up;
-    let micro_batches = workload.micro_batches();
+    let micro_batch = workload.micro_batch();
     // Before the pipeline, whose networks come on top of the workload's.
     let peak_bytes = process_memory().map_or(0, |(_, peak)| peak);
     drop(workload);
@@ -85,7 +85,7 @@ pub fn bench(
     };
     let pipeline =
         spec.lag.map(|lag| pipeline(&spec.workload, lag, stop, events).map(|found| (lag, found))).transpose()?;
-    Ok(BenchReport::new(&spec.workload, micro_batches, &laps, &peaks, peak_bytes, allocated_bytes, peer, pipeline))
+    Ok(BenchReport::new(&spec.workload, micro_batch, &laps, &peaks, peak_bytes, allocated_bytes, peer, pipeline))
 }
 
 /// The same networks in the whole pipeline, fed with generated images.

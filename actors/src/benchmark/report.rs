@@ -32,8 +32,8 @@ pub struct BenchReport {
     pub batch: usize,
     /// Compute threads.
     pub num_threads: usize,
-    /// Images of a micro-batch of levels 1 and 3, and of level 2.
-    pub micro_batches: [usize; 2],
+    /// Images of a micro-batch.
+    pub micro_batch: usize,
     /// Random masks instead of learned ones.
     pub baseline: bool,
     /// Instruction set of the kernels.
@@ -118,7 +118,7 @@ impl BenchReport {
     #[allow(clippy::too_many_arguments)]
     pub(super) fn new(
         spec: &WorkloadSpec,
-        micro_batches: [usize; 2],
+        micro_batch: usize,
         laps: &[Lap],
         peaks: &[f64],
         peak_bytes: u64,
@@ -134,7 +134,7 @@ impl BenchReport {
             preset: preset_name(spec.preset),
             batch: spec.batch,
             num_threads: spec.num_threads,
-            micro_batches,
+            micro_batch,
             baseline: spec.baseline,
             isa: kernels::isa().name().to_owned(),
             num_rounds: laps.len(),
@@ -173,13 +173,10 @@ fn mib(bytes: u64) -> f64 {
 impl fmt::Display for BenchReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let masks = if self.baseline { "random masks" } else { "learned masks" };
-        let [masked, whole] = self.micro_batches;
-        let images =
-            if masked == whole || self.baseline { masked.to_string() } else { format!("{masked} and {whole}") };
         writeln!(
             f,
-            "{}, batch {}, {masks}, f32 on {}, {} threads, micro-batches of {images}, {} rounds",
-            self.preset, self.batch, self.isa, self.num_threads, self.num_rounds
+            "{}, batch {}, {masks}, f32 on {}, {} threads, micro-batches of {}, {} rounds",
+            self.preset, self.batch, self.isa, self.num_threads, self.micro_batch, self.num_rounds
         )?;
         writeln!(f)?;
         let share = |ms: f64| 100.0 * ms / self.ms_outer;

@@ -18,21 +18,14 @@ pub struct StageConfig {
     #[schemars(range(min = 0, max = 8))]
     pub queue_cap: usize,
     /// `score`, `encoder`, `evaluator` and `policy`: images that a compute thread takes at a time,
-    /// rounded down to `train.grain` times a power of two. 0: at most 16 for `encoder` and `policy`
-    /// and 8 for the others, fewer where threads would be left without work. The other stages have
-    /// none.
+    /// rounded down to `train.grain` times a power of two. 0: at most 16, fewer where threads
+    /// would be left without work. The other stages have none.
     #[schemars(range(min = 0, max = 4096))]
     pub micro_batch: usize,
 }
 
-/// Images of an automatic micro-batch: enough to use packed weights well, few enough to stay in the caches. Where an encoder sees a
-/// part of the patches alone, they may be more.
-const fn automatic_micro_batch(stage: StageName) -> usize {
-    match stage {
-        StageName::Encoder | StageName::Policy => 16,
-        _ => 8,
-    }
-}
+/// Images of an automatic micro-batch: enough to use packed weights well, few enough to keep memory small.
+const AUTOMATIC_MICRO_BATCH: usize = 16;
 
 impl StageConfig {
     const fn new(workers: usize, queue_cap: usize) -> Self {
@@ -98,7 +91,7 @@ impl ActorsConfig {
     #[must_use]
     pub fn micro_batch(&self, name: StageName, batch: usize, num_threads: usize) -> usize {
         match self.stage(name).micro_batch {
-            0 => automatic_micro_batch(name).min(batch / num_threads.max(1)),
+            0 => AUTOMATIC_MICRO_BATCH.min(batch / num_threads.max(1)),
             num_images => num_images,
         }
     }

@@ -40,8 +40,8 @@ const STEP_WORDS: usize = PARTS * TILE_WORDS;
 const MIN_K: usize = 16;
 /// Longest block of k: two panels of B, 96 KiB each, and the block of A share a second-level cache of 2 MiB.
 const MAX_KC: usize = 512;
-/// Values of a block of A, whose rows meet all panels of B in turn: 768 KiB in parts.
-const MAX_A: usize = 1 << 17;
+/// Values of a block of A, whose rows meet all panels of B in turn: 576 KiB in parts.
+const MAX_A: usize = 96 << 10;
 /// Panels of B that meet a panel of A in turn.
 const SWEEP: usize = 3;
 /// Values of panels of B that are kept for further blocks of A: 12 MiB in parts. More are packed again.
@@ -100,7 +100,7 @@ unsafe fn blocks(p: &Product, [mc, kc, kept]: [usize; 3], a: &mut [f32], b: &mut
             let num_blocks = queue.a.len();
             for first in (0..num_panels).step_by(SWEEP) {
                 let sweep = first..num_panels.min(first + SWEEP);
-                queue.allow(first + 2 * SWEEP);
+                queue.allow(first + 2 * SWEEP, num_blocks * sweep.len() * num_steps);
                 if has_b && sweep.end < num_panels {
                     let len = (num_panels - sweep.end).min(SWEEP) * queue.panel_len();
                     rows.ask_again(queue.packed_b(sweep.end), len, num_blocks * sweep.len() * num_steps * 4);
@@ -167,7 +167,7 @@ unsafe fn sum(
             if step % 4 == 3 {
                 unit.keep_awake(awake);
             }
-            match queue.take() {
+            match queue.take_due() {
                 Some(tile) if tile.is_whole() && !tile.side.lies_across() => {
                     unit.add(is_half, a, b, &mut Chores { s, packing: Along::new(&tile), rows });
                 }

@@ -37,6 +37,10 @@ pub(super) struct Queue {
     has_b: bool,
     /// Behind the number of the last panel that may be packed by now.
     limit: usize,
+    /// So many tiles are spread over so many steps.
+    num_tiles: usize,
+    in_steps: usize,
+    owed: usize,
     number: usize,
     // Of the panel with that number:
     side: Side,
@@ -64,6 +68,9 @@ impl Queue {
             num_first,
             has_b,
             limit,
+            num_tiles: 0,
+            in_steps: 0,
+            owed: 0,
             number,
             side,
             num_outer,
@@ -82,9 +89,22 @@ impl Queue {
         self.num_steps * 2 * STEP_WORDS
     }
 
-    /// From now on, panels of B up to that of this number (not included) may be packed.
-    pub(super) fn allow(&mut self, num_panels_of_b: usize) {
+    /// From now on, panels of B up to that of this number (not included) may be packed, evenly over so many steps.
+    pub(super) fn allow(&mut self, num_panels_of_b: usize, num_steps: usize) {
         self.limit = self.a.len() + if self.has_b { 0 } else { num_panels_of_b.min(self.b.len()) };
+        let num_tiles = self.limit.saturating_sub(self.number) * 2 * self.num_steps;
+        (self.num_tiles, self.in_steps, self.owed) = (num_tiles, num_steps, 0);
+    }
+
+    /// The next tile, if one is due in this step.
+    #[inline(always)]
+    pub(super) fn take_due(&mut self) -> Option<Tile> {
+        self.owed += self.num_tiles;
+        if self.owed < self.in_steps {
+            return None;
+        }
+        self.owed -= self.in_steps;
+        self.take()
     }
 
     /// Where a panel of A lies once it is packed.
