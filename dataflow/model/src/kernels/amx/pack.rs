@@ -272,3 +272,49 @@ unsafe fn store_pairs(x: __m512, y: __m512, to: *mut f32) {
         _mm512_store_si512(to.add(2 * TILE_WORDS).cast(), pair(_mm512_castps_si512(x), _mm512_castps_si512(y)));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{PARTS, is_there};
+    use super::*;
+
+    #[repr(C, align(64))]
+    struct Packed([f32; PARTS * TILE_WORDS]);
+
+    /// The value that pair `half` of row `r` and lane `l` stands for: the sum of its bf16 parts.
+    fn value(packed: &Packed, r: usize, l: usize, half: u32) -> f64 {
+        let part = |p: usize| (packed.0[p * TILE_WORDS + r * TILE + l].to_bits() >> (16 * half)) << 16;
+        (0..PARTS).map(|p| f64::from(f32::from_bits(part(p)))).sum()
+    }
+
+    #[test]
+    fn tiles_hold_their_values_however_they_are_packed() {
+        if !is_there() {
+            return;
+        }
+        // SAFETY: is_there() comes with AVX-512.
+        let s = unsafe { Avx512::new() };
+        const LD: usize = 40;
+        let values: Vec<f32> = (0..40 * LD).map(|i| ((i * 7919) % 1013) as f32 * 1.37e-3 - 0.61).collect();
+        for (outer, depth, rows_are_deep) in [(LD, 1, false), (1, LD, false), (LD, 1, true), (1, LD, true)] {
+            let side = Side { ptr: values.as_ptr(), outer, depth, rows_are_deep };
+            for (num_outer, num_deep) in [(16, [16, 16]), (16, [16, 3]), (5, [16, 16]), (16, [9, 0]), (1, [1, 0])] {
+                let mut packed = [Packed([1.0; PARTS * TILE_WORDS]), Packed([1.0; PARTS * TILE_WORDS])];
+                for (to, whole) in packed.iter_mut().zip([true, false]) {
+                    let to = to.0.as_mut_ptr();
+                    let tile = Tile { side, at: side.ptr, ahead: side.ptr, num_outer, num_deep, to };
+                    // SAFETY: 16 by 32 values are there, and the tile's parts have room.
+                    unsafe { if whole { tile.pack(s) } else { tile.pack_part(s) } };
+                }
+                assert!(packed[0].0.iter().zip(&packed[1].0).all(|(a, b)| a.to_bits() == b.to_bits()));
+                for (r, l, half) in (0..16).flat_map(|r| (0..16).flat_map(move |l| [(r, l, 0), (r, l, 1)])) {
+                    let (i, k) = if rows_are_deep { (l, r) } else { (r, l) };
+                    let is_in = i < num_outer && k < num_deep[half as usize];
+                    let at = i * outer + (k + 16 * half as usize) * depth;
+                    let wanted = if is_in { f64::from(values[at]) } else { 0.0 };
+                    assert_eq!(value(&packed[0], r, l, half), wanted, "row {r} lane {l} half {half}");
+                }
+            }
+        }
+    }
+}

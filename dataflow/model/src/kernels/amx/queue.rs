@@ -188,3 +188,69 @@ impl Queue {
         self.to = panels.to.wrapping_add(panel % panels.num_places * self.panel_len());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    const SWEEP: usize = 3;
+
+    /// Takes tiles in the order of a product of `m` by `n`, and returns how many; none may come too late, twice, or over what is in use.
+    fn take_all(m: usize, n: usize, k: usize, num_places: usize, has_b: bool) -> usize {
+        let side = |rows_are_deep| Side { ptr: std::ptr::null(), outer: k, depth: 1, rows_are_deep };
+        let (at_a, at_b) = (std::ptr::null_mut(), std::ptr::without_provenance_mut(1 << 40));
+        let (num_blocks, num_panels) = (m.div_ceil(BLOCK), n.div_ceil(BLOCK));
+        let a = Panels { side: side(false), outer: 0..m, to: at_a, num_places: num_blocks };
+        let b = Panels { side: side(true), outer: 0..n, to: at_b, num_places };
+        let mut queue = Queue::new(a, b, 0..k, SWEEP, has_b);
+        let num_steps = k.div_ceil(STEP);
+        // The place of a tile and the source of what it holds now.
+        let mut held = std::collections::HashMap::new();
+        let mut sources = HashSet::new();
+        for first in (0..num_panels).step_by(SWEEP) {
+            let sweep = first..num_panels.min(first + SWEEP);
+            queue.allow(first + 2 * SWEEP, num_blocks * sweep.len() * num_steps);
+            for block in 0..num_blocks {
+                for panel in sweep.clone() {
+                    let mut take = |tile: Tile| {
+                        assert!(sources.insert((tile.side.rows_are_deep, tile.at)), "a tile came twice");
+                        held.insert(tile.to, (tile.side.rows_are_deep, tile.at));
+                    };
+                    while queue.needs(block, panel) {
+                        take(queue.take().expect("what is needed may be packed"));
+                    }
+                    (0..num_steps).filter_map(|_| queue.take_due()).for_each(take);
+                    // A half panel of A has no second half.
+                    let halves = if m - block * BLOCK > TILE { 2 } else { 1 };
+                    let used = [(false, queue.packed_a(block), block, halves), (true, queue.packed_b(panel), panel, 2)];
+                    for (is_b, packed, number, halves) in used.into_iter().take(if has_b { 1 } else { 2 }) {
+                        for (half, step) in (0..halves).flat_map(|half| (0..num_steps).map(move |step| (half, step))) {
+                            let to = packed.wrapping_add((2 * step + half) * STEP_WORDS).cast_mut();
+                            let i = number * BLOCK + half * TILE;
+                            let source = side(is_b).ptr.wrapping_add(i * k + step * STEP);
+                            assert_eq!(held.get(&to), Some(&(is_b, source)), "{m}x{n}x{k}: panel {number} of {is_b}");
+                        }
+                    }
+                }
+            }
+        }
+        assert!(queue.take().is_none());
+        sources.len()
+    }
+
+    #[test]
+    fn every_tile_is_packed_once_and_in_time() {
+        for (m, n) in [(1_usize, 1_usize), (16, 32), (33, 500), (520, 192), (70, 96), (300, 97), (17, 1000)] {
+            for k in [1_usize, 32, 33, 130] {
+                let steps = k.div_ceil(STEP);
+                let of_a = m.div_ceil(TILE) * steps;
+                let of_b = 2 * n.div_ceil(BLOCK) * steps;
+                let panels = n.div_ceil(BLOCK);
+                assert_eq!(take_all(m, n, k, panels.min(2 * SWEEP), false), of_a + of_b);
+                assert_eq!(take_all(m, n, k, panels, false), of_a + of_b);
+                assert_eq!(take_all(m, n, k, panels, true), of_a);
+            }
+        }
+    }
+}
