@@ -314,6 +314,7 @@ mod tests {
             |setting, stage| Knob { stages: vec![stage], setting, values: Vec::new() }.present(&config, &config.actors);
         assert_eq!(present(Setting::Workers, StageName::Encoder), 3);
         assert_eq!(present(Setting::MicroBatch, StageName::Encoder), 16);
+        assert_eq!(present(Setting::MicroBatch, StageName::Evaluator), 16);
         assert_eq!(present(Setting::QueueCap, StageName::Encoder), 2);
         assert!(present(Setting::Workers, StageName::Policy) > 0, "as many as there are cores");
     }

@@ -3,11 +3,12 @@
 /// Bytes of a huge page where they have their usual size.
 pub(crate) const HUGE_PAGE: usize = 1 << 21;
 
+/// Below it, too little of a vector would lie on whole huge pages, together with its neighbours.
+pub(crate) const WORTH_BYTES: usize = 1 << 18;
+
 /// Asks the system to put fresh memory on huge pages (2 MiB): a first touch then costs one page fault for 512, and sweeps miss fewer
 /// translations. Values stay as they are, and a system that has none goes on without them.
 pub(crate) fn ask_for_huge_pages(values: &mut [f32]) {
-    /// Below it, too little of a vector would lie on whole huge pages, together with its neighbours.
-    const WORTH_BYTES: usize = 1 << 18;
     #[cfg(target_os = "linux")]
     if size_of_val(values) >= WORTH_BYTES {
         const PAGE: usize = 4096;

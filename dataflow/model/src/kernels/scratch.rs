@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use super::pages::{HUGE_PAGE, ask_for_huge_pages};
+use super::pages::{HUGE_PAGE, WORTH_BYTES, ask_for_huge_pages};
 
 /// Values of a cache line: vectors read from scratch never straddle two.
 pub(crate) const LINE: usize = 16;
@@ -15,7 +15,7 @@ pub(super) fn with_scratch<T>(len: usize, f: impl FnOnce(&mut [f32]) -> T) -> T 
     thread_local!(static VALUES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) });
     VALUES.with_borrow_mut(|values| {
         let bytes = 4 * len;
-        let align = if bytes > HUGE_PAGE / 8 { HUGE_PAGE } else { 4 * LINE };
+        let align = if bytes >= WORTH_BYTES { HUGE_PAGE } else { 4 * LINE };
         let room = bytes.next_multiple_of(align) + align;
         if 4 * values.len() < room {
             // What it holds need not be kept.

@@ -38,12 +38,16 @@ const TILE_WORDS: usize = TILE * TILE;
 const STEP_WORDS: usize = PARTS * TILE_WORDS;
 /// Shortest sum that is worth a tile.
 const MIN_K: usize = 16;
-/// Longest block of k: two panels of B, 96 KiB each, and the block of A share a second-level cache of 2 MiB.
+/// Longest block of k: two sweeps of panels of B, up to 96 KiB each, and the block of A share a second-level cache of 2 MiB.
 const MAX_KC: usize = 512;
 /// Values of a block of A, whose rows meet all panels of B in turn: 576 KiB in parts.
 const MAX_A: usize = 96 << 10;
 /// Panels of B that meet a panel of A in turn.
 const SWEEP: usize = 3;
+/// Products between two turns of what is done for the rows of C.
+const ROWS_EVERY: usize = 6;
+/// Turns of that in a step.
+const ROW_TURNS: usize = 24 / ROWS_EVERY;
 /// Values of panels of B that are kept for further blocks of A: 12 MiB in parts. More are packed again.
 const MAX_B: usize = 1 << 21;
 
@@ -77,7 +81,7 @@ pub(super) unsafe fn gemm(p: &Product) {
 /// steps nothing is hidden. [`SWEEP`] panels of B meet the rows of A together, so that A is not packed faster than that.
 ///
 /// # Safety
-/// As [`gemm`]; `a` must hold a block of A, `b` the `kept` panels of B (all or twice [`SWEEP`]), and `sums` two blocks of C.
+/// As [`gemm`]; `a` must hold a block of A, `b` the `kept` panels of B (all or twice [`SWEEP`]), and `sums` two blocks of C and a tile.
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
 unsafe fn blocks(p: &Product, [mc, kc, kept]: [usize; 3], a: &mut [f32], b: &mut [f32], sums: &mut [f32]) {
     // SAFETY: the features of the token are those of this function.
@@ -103,7 +107,7 @@ unsafe fn blocks(p: &Product, [mc, kc, kept]: [usize; 3], a: &mut [f32], b: &mut
                 queue.allow(first + 2 * SWEEP, num_blocks * sweep.len() * num_steps);
                 if has_b && sweep.end < num_panels {
                     let len = (num_panels - sweep.end).min(SWEEP) * queue.panel_len();
-                    rows.ask_again(queue.packed_b(sweep.end), len, num_blocks * sweep.len() * num_steps * 4);
+                    rows.ask_again(queue.packed_b(sweep.end), len, num_blocks * sweep.len() * num_steps * ROW_TURNS);
                 }
                 for block in 0..num_blocks {
                     for panel in sweep.clone() {
@@ -121,7 +125,7 @@ unsafe fn blocks(p: &Product, [mc, kc, kept]: [usize; 3], a: &mut [f32], b: &mut
                             unsafe { tile.pack(s) };
                         }
                         let (from_a, from_b) = (queue.packed_a(block), queue.packed_b(panel));
-                        rows.begin(place, num_steps * if is_half { 2 } else { 4 });
+                        rows.begin(place, num_steps * if is_half { ROW_TURNS / 2 } else { ROW_TURNS });
                         // SAFETY: both panels are packed; `sums` has room for a tile behind its two blocks.
                         unsafe {
                             let awake = sums.add(2 * BLOCK * BLOCK);
@@ -198,7 +202,7 @@ impl<P: Packing> Beside for Chores<'_, '_, P> {
         // SAFETY: by contract.
         unsafe {
             self.packing.turn::<I, N>(self.s);
-            if I % 6 == 5 {
+            if I % ROWS_EVERY == ROWS_EVERY - 1 {
                 self.rows.turn();
             }
         }

@@ -191,10 +191,9 @@ impl Queue {
 
 #[cfg(test)]
 mod tests {
+    use super::super::SWEEP;
     use super::*;
-    use std::collections::HashSet;
-
-    const SWEEP: usize = 3;
+    use std::collections::{HashMap, HashSet};
 
     /// Takes tiles in the order of a product of `m` by `n`, and returns how many; none may come too late, twice, or over what is in use.
     fn take_all(m: usize, n: usize, k: usize, num_places: usize, has_b: bool) -> usize {
@@ -206,7 +205,7 @@ mod tests {
         let mut queue = Queue::new(a, b, 0..k, SWEEP, has_b);
         let num_steps = k.div_ceil(STEP);
         // The place of a tile and the source of what it holds now.
-        let mut held = std::collections::HashMap::new();
+        let mut held = HashMap::new();
         let mut sources = HashSet::new();
         for first in (0..num_panels).step_by(SWEEP) {
             let sweep = first..num_panels.min(first + SWEEP);
