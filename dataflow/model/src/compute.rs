@@ -1,19 +1,17 @@
 //! Data parallelism that never changes a bit.
 //!
 //! A batch consists of grains of a fixed number of images. Sums over a batch are taken over each grain first, and the grains' sums are
-//! added along one binary tree ([`Tree`]) that depends on the number of grains alone. Threads take micro-batches of 1, 2, 4, … grains,
+//! added along one binary tree ([`crate::sum::Tree`]) that depends on the number of grains alone. Threads take micro-batches of 1, 2, 4, … grains,
 //! which are whole branches of that tree: neither the number of threads nor the size of a micro-batch changes a bit.
 
 use std::any::Any;
-use std::collections::BTreeMap;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Mutex, MutexGuard, PoisonError};
 
-use crate::arena::{Arena, Buffer};
+use crate::arena::Arena;
 use crate::error::ModelError;
-use crate::kernels;
 
 /// Threads, recycled memory, grain and micro-batch of one stage.
 #[derive(Clone, Debug)]
@@ -285,80 +283,6 @@ impl<F, M> Once<F, M> {
     }
 }
 
-/// The one way in which the parts of a sum are added: a branch of n > 1 parts is its first 2ᵏ parts, 2ᵏ < n ≤ 2ᵏ⁺¹, plus the rest.
-///
-/// Aligned groups of 2ᵏ parts are branches, so sums within micro-batches and sums of micro-batches make the same tree.
-#[derive(Clone, Copy, Debug)]
-pub struct Tree;
-
-impl Tree {
-    /// Writes the sum of the parts `0..num` to `out`; `part` overwrites its target and is called once for each, in order.
-    pub fn sum(arena: &Arena, out: &mut [f32], num: usize, mut part: impl FnMut(usize, &mut [f32])) {
-        Self::branch(arena, out, 0..num, &mut part);
-    }
-
-    fn branch(arena: &Arena, out: &mut [f32], parts: Range<usize>, part: &mut impl FnMut(usize, &mut [f32])) {
-        match parts.len() {
-            0 => out.fill(0.0),
-            1 => part(parts.start, out),
-            num => {
-                let middle = parts.start + (num.next_power_of_two() >> 1);
-                Self::branch(arena, out, parts.start..middle, part);
-                let mut rest = arena.take(out.len());
-                Self::branch(arena, &mut rest, middle..parts.end, part);
-                kernels::add(out, &rest);
-            }
-        }
-    }
-}
-
-/// Adds vectors up along the [`Tree`] of their pieces, as they arrive in any order and from any thread.
-#[derive(Debug)]
-pub struct OrderedSum {
-    num: usize,
-    /// Branches whose other half has not arrived, by (level, place).
-    waiting: Mutex<BTreeMap<(u32, usize), Buffer>>,
-}
-
-impl OrderedSum {
-    /// A sum of `num` pieces.
-    pub fn new(num: usize) -> Self {
-        OrderedSum { num, waiting: Mutex::default() }
-    }
-
-    /// Adds piece `index`; memory goes back to the arena as soon as two halves of a branch are there.
-    pub fn add(&self, index: usize, piece: Buffer) {
-        let (mut level, mut place, mut sum) = (0, index, piece);
-        loop {
-            let sibling = place ^ 1;
-            // Where the sibling would begin behind the last piece, the branch is its parent.
-            if place > 0 || 1 << level < self.num {
-                if sibling << level < self.num {
-                    let mut waiting = lock(&self.waiting);
-                    let Some(other) = waiting.remove(&(level, sibling)) else {
-                        waiting.insert((level, place), sum);
-                        return;
-                    };
-                    drop(waiting);
-                    let (mut left, right) = if place < sibling { (sum, other) } else { (other, sum) };
-                    kernels::add(&mut left, &right);
-                    sum = left;
-                }
-            } else {
-                lock(&self.waiting).insert((level, place), sum);
-                return;
-            }
-            (level, place) = (level + 1, place / 2);
-        }
-    }
-
-    /// The sum, when all pieces have come.
-    pub fn finish(self) -> Option<Buffer> {
-        let waiting = self.waiting.into_inner().unwrap_or_else(PoisonError::into_inner);
-        waiting.into_iter().find(|((level, _), _)| 1 << level >= self.num).map(|(_, sum)| sum)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -396,54 +320,6 @@ mod tests {
             }));
             assert!(outcome.is_err());
             assert_eq!(compute.map(3, |i| i), [0, 1, 2]);
-        }
-    }
-
-    fn parts(num: usize) -> Vec<Vec<f32>> {
-        (0..num).map(|i| vec![0.1 * 10f32.powi(i as i32 % 7), 1e-3, -7.0 / (i as f32 + 1.0)]).collect()
-    }
-
-    #[test]
-    fn sums_do_not_depend_on_arrival() {
-        for num in 1..=9 {
-            let parts = parts(num);
-            let sum = |order: &mut dyn Iterator<Item = usize>| {
-                let s = OrderedSum::new(num);
-                order.for_each(|i| s.add(i, Buffer::from_vec(parts[i].clone())));
-                s.finish().unwrap().to_vec()
-            };
-            let straight = sum(&mut (0..num));
-            assert_eq!(straight, sum(&mut (0..num).rev()), "{num}");
-            assert_eq!(straight, sum(&mut (0..num).step_by(2).chain((1..num).step_by(2))), "{num}");
-        }
-    }
-
-    #[test]
-    fn branches_of_any_size_make_the_same_sum() {
-        let arena = Arena::new();
-        for num in 1..=23 {
-            let parts = parts(num);
-            let mut whole = [0.0; 3];
-            Tree::sum(&arena, &mut whole, num, |i, out| out.copy_from_slice(&parts[i]));
-            for size in [1, 2, 4, 8, 16] {
-                let pieces: Vec<Range<usize>> = (0..num).step_by(size).map(|i| i..(i + size).min(num)).collect();
-                let sum = OrderedSum::new(pieces.len());
-                for (i, piece) in pieces.into_iter().enumerate().rev() {
-                    let mut branch = arena.take(3);
-                    Tree::sum(&arena, &mut branch, piece.len(), |j, out| out.copy_from_slice(&parts[piece.start + j]));
-                    sum.add(i, branch);
-                }
-                assert_eq!(sum.finish().unwrap()[..], whole, "{num} parts in pieces of {size}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_sum_with_a_piece_missing_is_none() {
-        for came in [&[][..], &[0], &[0, 2], &[0, 1], &[2]] {
-            let sum = OrderedSum::new(3);
-            came.iter().for_each(|&i| sum.add(i, Buffer::from_vec(vec![1.0])));
-            assert!(sum.finish().is_none(), "{came:?}");
         }
     }
 

@@ -14,6 +14,7 @@ pub mod kernels;
 pub mod layout;
 pub mod levels;
 pub mod nets;
+pub mod sum;
 
 pub use arena::{Arena, Buffer, Params};
 pub use compute::Compute;

@@ -26,13 +26,13 @@ impl WeightGradient {
         let (w, grains) = (&self.w, self.grains);
         let Some(sink) = &self.sink else { return };
         let mut sink = sink.borrow_mut();
-        sink.sum(&self.arena, &w.weight, grains.num(), |grain, dw| {
+        sink.sum(&w.weight, grains.num(), |grain, dw| {
             let a = Mat { data: &dy[grains.values(grain, self.rows, w.outputs)], ld: w.outputs, trans: true };
             let b = Mat { data: &x[grains.values(grain, self.rows, w.inputs)], ld: w.inputs, trans: false };
             let num_rows = grains.rows(grain, self.rows).len();
             kernels::matmul(dw, w.inputs, a, b, w.outputs, w.inputs, num_rows, false);
         });
-        sink.sum(&self.arena, &w.bias, grains.num(), |grain, db| {
+        sink.sum(&w.bias, grains.num(), |grain, db| {
             kernels::bias_grad(db, &dy[grains.values(grain, self.rows, w.outputs)], false);
         });
     }
@@ -79,7 +79,7 @@ impl DfdxCpu {
         WeightGradient {
             w: *w,
             params: self.set(w.weight.set).clone(),
-            sink: self.sink(w.weight.set),
+            sink: self.sink(&[&w.weight, &w.bias]),
             rows,
             arena: self.arena.clone(),
             grains: self.grains,

@@ -15,11 +15,11 @@ use std::sync::Arc;
 use dfdx::tensor::Cpu;
 
 use crate::arena::{Arena, Buffer, Params};
-use crate::compute::Tree;
 use crate::engine::{AttentionShape, Engine, Gradients, NORM_EPS, TokenOrder, TokenWeights};
 use crate::error::ModelError;
 use crate::kernels;
 use crate::layout::{LinearWeights, NormWeights, ParamSet, Weight};
+use crate::sum::{OrderedSum, Tree};
 
 use tape::{Record, SharedSink, Sink, Slot};
 
@@ -45,6 +45,7 @@ pub struct DfdxCpu {
     arena: Arena,
     params: [Option<Params>; 3],
     sinks: [Option<SharedSink>; 3],
+    sums: [Option<(Arc<OrderedSum>, usize)>; 3],
     record: Option<Record>,
     grains: Grains,
 }
@@ -96,6 +97,7 @@ impl DfdxCpu {
             arena: arena.clone(),
             params: [None, None, None],
             sinks: [None, None, None],
+            sums: [None, None, None],
             record: None,
             grains: Grains { num_images: 1, grain: 1 },
         }
@@ -105,8 +107,17 @@ impl DfdxCpu {
         self.params[set.index()].as_ref().expect("invariant: networks bind their parameters before they run")
     }
 
-    fn sink(&self, set: ParamSet) -> Option<SharedSink> {
-        self.sinks[set.index()].clone()
+    /// Lets the gradient for `set` go, weight by weight and as soon as each is known, into `sum` as its vector `index`, instead of being
+    /// given by [`Engine::backward`]. For a set that is bound after this.
+    pub fn sum_into(&mut self, set: ParamSet, sum: &Arc<OrderedSum>, index: usize) {
+        self.sums[set.index()] = Some((sum.clone(), index));
+    }
+
+    /// Where the gradients of `weights`, all of one set, go; the operation that asks will write each of them once.
+    fn sink(&self, weights: &[&Weight]) -> Option<SharedSink> {
+        let sink = self.sinks[weights.first()?.set.index()].clone()?;
+        weights.iter().for_each(|weight| sink.borrow_mut().expect(weight));
+        Some(sink)
     }
 
     /// The output of an operation; it gets a slot when something behind it wants a gradient.
@@ -121,8 +132,9 @@ impl Engine for DfdxCpu {
     type Tensor = CpuTensor;
 
     fn bind(&mut self, set: ParamSet, values: &Params, gradient: bool) {
+        let sum = self.sums[set.index()].clone();
         self.sinks[set.index()] =
-            (gradient && self.record.is_some()).then(|| Sink::shared(self.arena.take(values.len())));
+            (gradient && self.record.is_some()).then(|| Sink::shared(&self.arena, values.len(), sum));
         self.params[set.index()] = Some(values.clone());
     }
 
@@ -169,7 +181,7 @@ impl Engine for DfdxCpu {
         let mut y = self.arena.take(x.values.len());
         let mut stats = self.arena.take(2 * x.rows);
         kernels::layer_norm(&mut y, &mut stats, &x.values, &params[w.gamma.range()], &params[w.beta.range()], NORM_EPS);
-        let sink = self.sink(w.gamma.set);
+        let sink = self.sink(&[&w.gamma, &w.beta]);
         let out = self.output(y, x.rows, x.columns, x.slot.is_some() || sink.is_some());
         let (x, w, arena, grains) = (x.clone(), *w, self.arena.clone(), self.grains);
         self.push(&out, move |grads, dy| {
@@ -187,8 +199,8 @@ impl Engine for DfdxCpu {
                     kernels::layer_norm_grad(dx, accumulate, Some(own.split_at_mut(w.dim)), dy, x, &stats[rows], gamma);
                 });
                 let mut sink = sink.borrow_mut();
-                sink.add(&w.gamma, &own[..w.dim]);
-                sink.add(&w.beta, &own[w.dim..]);
+                sink.add(&w.gamma, arena.copy_of(&own[..w.dim]));
+                sink.add(&w.beta, arena.copy_of(&own[w.dim..]));
             };
             match &x.slot {
                 Some(slot) => slot.accumulate(grads, &arena, backward)?,

@@ -1,19 +1,20 @@
 //! Slots and sinks: how our operations keep gradients on dfdx's tape.
 
 use std::cell::RefCell;
-use std::ops::Range;
+use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use dfdx::prelude::{Backward, OwnedTape, PutTape, Rank0, Tape, Tensor, ZerosTensor};
 use dfdx::tensor::{Cpu, CpuError, TensorFromVec};
 
 use super::{CpuTensor, DfdxCpu};
 use crate::arena::{Arena, Buffer};
-use crate::compute::Tree;
 use crate::engine::Gradients;
 use crate::error::ModelError;
 use crate::kernels;
 use crate::layout::Weight;
+use crate::sum::{OrderedSum, Tree};
 
 /// dfdx's gradients by tensor id.
 pub(super) type Grads = dfdx::tensor::Gradients<f32, Cpu>;
@@ -76,61 +77,77 @@ impl Slot {
     }
 }
 
-/// The flat gradient of one parameter set, of which each weight is written before it is added to.
+/// The gradient of one parameter set from one tape, weight by weight.
 pub(super) struct Sink {
-    values: Buffer,
-    written: Vec<Range<usize>>,
+    arena: Arena,
+    /// Where what is complete goes, and as the which vector.
+    sum: Arc<OrderedSum>,
+    index: usize,
+    /// Whether the sum is of this vector alone, for [`Engine::backward`](crate::engine::Engine::backward) to give.
+    is_own: bool,
+    /// By the place of the weight.
+    gradients: BTreeMap<usize, Partial>,
+}
+
+/// A weight's gradient on its way.
+#[derive(Default)]
+struct Partial {
+    /// Operations of the record that have not written to it.
+    num_expected: usize,
+    values: Option<Buffer>,
 }
 
 /// Operations on one tape share their sinks.
 pub(super) type SharedSink = Rc<RefCell<Sink>>;
 
 impl Sink {
-    pub(super) fn shared(values: Buffer) -> SharedSink {
-        Rc::new(RefCell::new(Sink { values, written: Vec::new() }))
+    /// A sink for a set of `len` values, into vector `sum.1` of `sum.0` if there is one.
+    pub(super) fn shared(arena: &Arena, len: usize, sum: Option<(Arc<OrderedSum>, usize)>) -> SharedSink {
+        let is_own = sum.is_none();
+        let (sum, index) = sum.unwrap_or_else(|| (Arc::new(OrderedSum::new(arena, 1, len)), 0));
+        Rc::new(RefCell::new(Sink { arena: arena.clone(), sum, index, is_own, gradients: BTreeMap::new() }))
     }
 
-    /// The weight's gradient, and whether it holds something already.
-    pub(super) fn slot(&mut self, weight: &Weight) -> (&mut [f32], bool) {
+    /// One more operation will write to the weight's gradient.
+    pub(super) fn expect(&mut self, weight: &Weight) {
+        self.gradients.entry(weight.range().start).or_default().num_expected += 1;
+    }
+
+    /// Adds `gradient` to the weight's, which goes on its way if no more is expected.
+    pub(super) fn add(&mut self, weight: &Weight, gradient: Buffer) {
         let range = weight.range();
-        let accumulate = self.written.contains(&range);
-        if !accumulate {
-            self.written.push(range.clone());
-        }
-        (&mut self.values[range], accumulate)
-    }
-
-    /// Adds `gradient` to the weight's.
-    pub(super) fn add(&mut self, weight: &Weight, gradient: &[f32]) {
-        match self.slot(weight) {
-            (slot, true) => kernels::add(slot, gradient),
-            (slot, false) => slot.copy_from_slice(gradient),
+        let partial = self.gradients.entry(range.start).or_default();
+        let total = match partial.values.take() {
+            Some(mut total) => {
+                kernels::add(&mut total, &gradient);
+                total
+            }
+            None => gradient,
+        };
+        if partial.num_expected == 1 {
+            self.gradients.remove(&range.start);
+            self.sum.add(self.index, range, total);
+        } else {
+            partial.num_expected = partial.num_expected.saturating_sub(1);
+            partial.values = Some(total);
         }
     }
 
     /// Adds the [`Tree`] sum of `num` parts to the weight's gradient; `part` overwrites its target.
-    pub(super) fn sum(&mut self, arena: &Arena, weight: &Weight, num: usize, part: impl FnMut(usize, &mut [f32])) {
-        match self.slot(weight) {
-            (slot, false) => Tree::sum(arena, slot, num, part),
-            (slot, true) => {
-                let mut sum = arena.take(slot.len());
-                Tree::sum(arena, &mut sum, num, part);
-                kernels::add(slot, &sum);
-            }
-        }
+    pub(super) fn sum(&mut self, weight: &Weight, num: usize, part: impl FnMut(usize, &mut [f32])) {
+        let mut sum = self.arena.take(weight.range().len());
+        Tree::sum(&self.arena, &mut sum, num, part);
+        self.add(weight, sum);
     }
 
-    /// The whole gradient: zero where nothing was written.
-    fn finish(&mut self) -> Buffer {
-        self.written.sort_by_key(|r| r.start);
-        let mut end = 0;
-        for range in &self.written {
-            self.values[end..range.start].fill(0.0);
-            end = range.end;
+    /// Lets what is left go; gives the whole gradient, zero where nothing was written, if it is not part of a sum.
+    fn finish(&mut self) -> Option<Buffer> {
+        for (start, partial) in std::mem::take(&mut self.gradients) {
+            if let Some(values) = partial.values {
+                self.sum.add(self.index, start..start + values.len(), values);
+            }
         }
-        self.values[end..].fill(0.0);
-        self.written.clear();
-        std::mem::take(&mut self.values)
+        self.is_own.then(|| self.sum.finish().unwrap_or_else(|| self.arena.zeros(self.sum.num_values())))
     }
 }
 
@@ -165,7 +182,7 @@ impl DfdxCpu {
         let finished = anchor.put_tape(tape).try_backward()?;
         let mut gradients = Gradients::default();
         for (slot, sink) in gradients.params.iter_mut().zip(&mut self.sinks) {
-            *slot = sink.take().map(|sink| sink.borrow_mut().finish());
+            *slot = sink.take().and_then(|sink| sink.borrow_mut().finish());
         }
         self.record = Some(Record { tape: OwnedTape::default(), finished: Some(finished) });
         Ok(gradients)

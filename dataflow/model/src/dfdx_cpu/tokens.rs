@@ -56,10 +56,10 @@ impl DfdxCpu {
                 }
             }
         }
-        let sink = self.sink(w.cls.set);
+        let sink = self.sink(&[&w.cls, &w.pos]);
         let out = self.output(x, batch * (1 + num_visible), dim, sink.is_some());
         if let Some(sink) = sink {
-            let (w, order, arena, grains) = (*w, order.cloned(), self.arena.clone(), self.grains);
+            let (w, order, grains) = (*w, order.cloned(), self.grains);
             let projection = self.weight_gradient(&w.proj, rows);
             self.push(&out, move |_, dx| {
                 let mut sink = sink.borrow_mut();
@@ -69,11 +69,11 @@ impl DfdxCpu {
                     out.copy_from_slice(&tokens[dim..]);
                 }
                 let image = |image: usize| &dx[image * (1 + num_visible) * dim..(image + 1) * (1 + num_visible) * dim];
-                sink.sum(&arena, &w.cls, grains.num(), |grain, dcls| {
+                sink.sum(&w.cls, grains.num(), |grain, dcls| {
                     dcls.fill(0.0);
                     grains.rows(grain, batch).for_each(|i| kernels::add(dcls, &image(i)[..dim]));
                 });
-                sink.sum(&arena, &w.pos, grains.num(), |grain, dpos| {
+                sink.sum(&w.pos, grains.num(), |grain, dpos| {
                     dpos.fill(0.0);
                     for i in grains.rows(grain, batch) {
                         kernels::add(&mut dpos[..dim], &image(i)[..dim]);
@@ -139,7 +139,7 @@ impl DfdxCpu {
                 kernels::add(out, if rank < num_visible { &source[(1 + rank) * dim..(2 + rank) * dim] } else { token });
             }
         }
-        let sink = self.sink(pos.set);
+        let sink = self.sink(&[mask_token, pos]);
         let out = self.output(y, batch * (1 + num_patches), dim, x.slot.is_some() || sink.is_some());
         let (slot, order, arena) = (x.slot.clone(), order.clone(), self.arena.clone());
         let (mask_token, pos, rows, grains) = (*mask_token, *pos, x.rows, self.grains);
@@ -151,13 +151,13 @@ impl DfdxCpu {
             };
             if let Some(sink) = sink {
                 let mut sink = sink.borrow_mut();
-                sink.sum(&arena, &mask_token, grains.num(), |grain, dtoken| {
+                sink.sum(&mask_token, grains.num(), |grain, dtoken| {
                     dtoken.fill(0.0);
                     let masked =
                         grains.rows(grain, batch).flat_map(|i| image(i).1).filter(|(_, rank)| *rank >= num_visible);
                     masked.for_each(|(cotangent, _)| kernels::add(dtoken, cotangent));
                 });
-                sink.sum(&arena, &pos, grains.num(), |grain, dpos| {
+                sink.sum(&pos, grains.num(), |grain, dpos| {
                     dpos.fill(0.0);
                     grains.rows(grain, batch).for_each(|i| kernels::add(dpos, image(i).0));
                 });

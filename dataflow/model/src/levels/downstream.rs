@@ -1,6 +1,7 @@
 //! The downstream task: features of whole images, level 2's step, and the vectors v0, w and v1 of level 3.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use rand_chacha::ChaCha8Rng;
 
@@ -8,12 +9,13 @@ use super::Model;
 use super::hypergradient::sum;
 use super::scoring::patches;
 use crate::arena::{Buffer, Params};
-use crate::compute::{Compute, OrderedSum};
+use crate::compute::Compute;
 use crate::dfdx_cpu::{CpuTensor, DfdxCpu};
 use crate::engine::Engine;
 use crate::error::ModelError;
 use crate::layout::ParamSet;
 use crate::nets::head::TaskGradient;
+use crate::sum::OrderedSum;
 
 /// Labelled images.
 #[derive(Clone, Copy, Debug)]
@@ -65,13 +67,13 @@ struct Passes<'a> {
     theta: &'a Params,
     images: &'a [f32],
     pieces: Vec<Range<usize>>,
-    sum: OrderedSum,
+    sum: Arc<OrderedSum>,
 }
 
 impl<'a> Passes<'a> {
     fn new(compute: &'a Compute, model: &'a Model, theta: &'a Params, images: &'a [f32]) -> Self {
         let pieces = compute.micro_batches(images.len() / model.config.image_values());
-        let sum = OrderedSum::new(pieces.len());
+        let sum = Arc::new(OrderedSum::new(&compute.arena, pieces.len(), theta.len()));
         Passes { compute, model, theta, images, pieces, sum }
     }
 
@@ -80,20 +82,17 @@ impl<'a> Passes<'a> {
         let (values, piece) = (self.model.config.image_values(), &self.pieces[i]);
         let images = &self.images[piece.start * values..piece.end * values];
         let mut engine = DfdxCpu::recording(&self.compute.arena, piece.len(), self.compute.grain());
+        engine.sum_into(ParamSet::Pretrain, &self.sum, i);
         let z = forward(&mut engine, self.compute, self.model, self.theta, images, true);
         let features = engine.values(&z).to_vec();
         (Pass { engine, z }, features)
     }
 
     /// Carries a cotangent of z `[images, dim]` back to θ.
-    fn backward(&self, i: usize, mut pass: Pass, dz: &[f64]) -> Result<(), ModelError> {
+    fn backward(&self, mut pass: Pass, dz: &[f64]) -> Result<(), ModelError> {
         let mut cotangent = self.compute.arena.take(dz.len());
         cotangent.iter_mut().zip(dz).for_each(|(d, &s)| *d = s as f32);
-        let mut gradients = pass.engine.backward(vec![(pass.z, cotangent)])?;
-        if let Some(gradient) = gradients.take(ParamSet::Pretrain) {
-            self.sum.add(i, gradient);
-        }
-        Ok(())
+        pass.engine.backward(vec![(pass.z, cotangent)]).map(drop)
     }
 
     /// The gradient of the whole batch, zero on the decoder and on frozen weights; empty for a batch without images.
@@ -200,7 +199,7 @@ pub fn evaluate_clean(
     let validate = |i: usize, HeadStep { c, .. }: &HeadStep| {
         let (pass, z_v) = v.forward(i);
         let share = task.share(c, &z_v, &validation.labels[v.pieces[i].clone()], None, validation.labels.len());
-        v.backward(i, pass, &share.features).map(|()| z_v)
+        v.backward(pass, &share.features).map(|()| z_v)
     };
     let differ = |HeadStep { z_f, c, .. }: &HeadStep, z_v: Vec<Result<Vec<f32>, ModelError>>| {
         let z_v = z_v.into_iter().collect::<Result<Vec<_>, _>>()?.concat();
@@ -212,7 +211,7 @@ pub fn evaluate_clean(
         Ok((differences.collect::<Vec<f64>>(), at_v))
     };
     let backward = |i: usize, pass: Pass, difference: &Result<(Vec<f64>, TaskGradient), ModelError>| match difference {
-        Ok((dz_f, _)) => f.backward(i, pass, &dz_f[f.pieces[i].start * dim..f.pieces[i].end * dim]),
+        Ok((dz_f, _)) => f.backward(pass, &dz_f[f.pieces[i].start * dim..f.pieces[i].end * dim]),
         // The error itself is in the second step's result.
         Err(_) => Ok(()),
     };
@@ -254,7 +253,7 @@ pub fn task_gradient(
     };
     let cotangent = |gradient: &TaskGradient, _: Vec<()>| gradient.features.clone();
     let backward = |i: usize, pass: Pass, dz: &Vec<f64>| {
-        passes.backward(i, pass, &dz[passes.pieces[i].start * dim..passes.pieces[i].end * dim])
+        passes.backward(pass, &dz[passes.pieces[i].start * dim..passes.pieces[i].end * dim])
     };
     let num = [passes.pieces.len(), 0];
     let (gradient, _, outcomes) = compute.phases(num, |i| passes.forward(i), step, |_, _| (), cotangent, backward);

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use super::Model;
 use super::scoring::{Scored, patches};
 use crate::arena::{Buffer, Params};
-use crate::compute::{Compute, OrderedSum};
+use crate::compute::Compute;
 use crate::config::MaskInput;
 use crate::dfdx_cpu::DfdxCpu;
 use crate::engine::{Engine, TokenOrder};
 use crate::error::ModelError;
 use crate::kernels::{self, Mat};
 use crate::layout::ParamSet;
+use crate::sum::OrderedSum;
 
 /// Result of a level-1 pass.
 #[derive(Debug)]
@@ -68,12 +69,13 @@ pub fn gradient(
     let batch = order.batch();
     let inverse = 1.0 / (batch * order.num_masked()) as f32;
     let pieces = compute.micro_batches(batch);
-    let sum = OrderedSum::new(pieces.len());
+    let sum = Arc::new(OrderedSum::new(&compute.arena, pieces.len(), theta.len()));
     let losses = compute.map(pieces.len(), |i| {
         let piece = pieces[i].clone();
         let images = &images[piece.start * c.image_values()..piece.end * c.image_values()];
         let rows = piece.start * num_patches..piece.end * num_patches;
         let mut e = DfdxCpu::recording(&compute.arena, piece.len(), compute.grain());
+        e.sum_into(ParamSet::Pretrain, &sum, i);
         e.bind(ParamSet::Pretrain, theta, true);
         let input = e.constant(patches(compute, model, images), rows.len(), c.patch_values());
         let pred = model.vit.reconstruct(&mut e, &input, &order.slice(piece));
@@ -84,10 +86,7 @@ pub fn gradient(
             *d = if order.is_masked(row) { weight * inverse } else { 0.0 };
         }
         let losses = loss.shared();
-        let mut gradients = e.backward(vec![(loss, cotangent)])?;
-        if let Some(gradient) = gradients.take(ParamSet::Pretrain) {
-            sum.add(i, gradient);
-        }
+        e.backward(vec![(loss, cotangent)])?;
         Ok::<_, ModelError>(losses)
     });
     let mut patch_loss = compute.arena.take(batch * num_patches);

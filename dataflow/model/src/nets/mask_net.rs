@@ -6,11 +6,12 @@
 use std::sync::Arc;
 
 use crate::arena::Buffer;
-use crate::compute::{Compute, OrderedSum};
+use crate::compute::Compute;
 use crate::config::{MaskInput, MaskNetKind, ModelConfig};
 use crate::kernels::{self, Mat};
 use crate::layout::{Layout, LinearWeights, ParamSet, SharedLayout};
 use crate::nets::init;
+use crate::sum::OrderedSum;
 
 /// Hidden units that one piece of the wide first layer covers.
 const UNITS_PER_PIECE: usize = 64;
@@ -149,7 +150,7 @@ impl MaskNet {
             }
             Form::Token { first, hidden, output, .. } => {
                 let pieces = compute.grains(trace.batch);
-                let sum = OrderedSum::new(pieces.len());
+                let sum = OrderedSum::new(&compute.arena, pieces.len(), self.layout.len);
                 let want_params = dparams.is_some();
                 let inputs = compute.map(pieces.len(), |i| {
                     let rows = pieces[i].len() * self.num_patches;
@@ -165,7 +166,7 @@ impl MaskNet {
                         linear_weight_gradient(&mut gradient, output, ds, h2, rows);
                         linear_weight_gradient(&mut gradient, hidden, &dh2, h1, rows);
                         linear_weight_gradient(&mut gradient, first, &dh1, &u, rows);
-                        sum.add(i, gradient);
+                        sum.add(i, 0..self.layout.len, gradient);
                     }
                     want_input.then(|| {
                         let du = linear_input_gradient(compute, params, first, &dh1, rows);
