@@ -38,6 +38,8 @@ pub struct BenchReport {
     pub baseline: bool,
     /// Instruction set of the kernels.
     pub isa: String,
+    /// What products are computed in.
+    pub arithmetic: String,
     /// Measured outer iterations.
     pub num_rounds: usize,
     /// Median milliseconds of an outer iteration, tensors in memory, without a pipeline.
@@ -137,6 +139,7 @@ impl BenchReport {
             micro_batch,
             baseline: spec.baseline,
             isa: kernels::isa().name().to_owned(),
+            arithmetic: kernels::isa().arithmetic().to_owned(),
             num_rounds: laps.len(),
             ms_outer,
             ms_outer_range: range(laps.iter().map(Lap::total_ms)),
@@ -175,8 +178,8 @@ impl fmt::Display for BenchReport {
         let masks = if self.baseline { "random masks" } else { "learned masks" };
         writeln!(
             f,
-            "{}, batch {}, {masks}, f32 on {}, {} threads, micro-batches of {}, {} rounds",
-            self.preset, self.batch, self.isa, self.num_threads, self.micro_batch, self.num_rounds
+            "{}, batch {}, {masks}, {} on {}, {} threads, micro-batches of {}, {} rounds",
+            self.preset, self.batch, self.arithmetic, self.isa, self.num_threads, self.micro_batch, self.num_rounds
         )?;
         writeln!(f)?;
         let share = |ms: f64| 100.0 * ms / self.ms_outer;

@@ -217,6 +217,39 @@ mod tests {
         });
     }
 
+    /// Where factors are rounded, an error is at most that of two roundings, comes near it, and a row still depends on nothing else.
+    #[test]
+    fn rounded_products_are_as_accurate_as_their_parts() {
+        use crate::kernels::{Isa, set_isa_for_tests};
+        let (m, n, k) = (61, 70, 333);
+        let (a, b) = (values(m * k, 5), values(k * n, 6));
+        let product = |rows: std::ops::Range<usize>| {
+            let mut c = vec![0.0; rows.len() * n];
+            let (x, y) =
+                (Mat { data: &a[rows.start * k..], ld: k, trans: false }, Mat { data: &b, ld: n, trans: false });
+            matmul(&mut c, n, x, y, rows.len(), n, k, false);
+            c
+        };
+        for (isa, bits) in [(Isa::AmxBf16x2, 16), (Isa::AmxBf16, 8)] {
+            if !set_isa_for_tests(Some(isa)) {
+                continue;
+            }
+            let c = product(0..m);
+            let mut largest = 0.0f64;
+            for (at, c) in c.iter().enumerate() {
+                let terms = (0..k).map(|p| f64::from(a[at / n * k + p]) * f64::from(b[p * n + at % n]));
+                let (sum, size) = terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));
+                largest = largest.max((f64::from(*c) - sum).abs() / size);
+            }
+            let bound = 2.0 * (-f64::from(bits)).exp2();
+            assert!(largest < bound && largest > bound / 100.0, "{isa:?}: error {largest:.1e} of {bound:.1e}");
+            for i in [0, 17, 60] {
+                assert_eq!(product(i..i + 1), c[i * n..(i + 1) * n], "{isa:?}: row {i}");
+            }
+        }
+        set_isa_for_tests(None);
+    }
+
     #[test]
     fn what_is_not_finite_shows_in_its_row_alone() {
         let (m, n, k) = (40, 33, 50);

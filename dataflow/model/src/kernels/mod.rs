@@ -48,11 +48,17 @@ pub enum Isa {
     Avx512,
     /// AVX-512, and products on the tile unit of AMX in the accuracy of `f32`.
     Amx,
+    /// As [`Isa::Amx`], but the factors of products keep 16 bits of their 24: half the work of the tile unit.
+    AmxBf16x2,
+    /// As [`Isa::Amx`], but the factors of products are rounded to bf16, 8 bits: a sixth of the work. Sums stay in `f32`.
+    AmxBf16,
 }
 
 impl Isa {
-    /// All of them, the plainest first.
+    /// All that compute in the accuracy of `f32`, the plainest first.
     pub const ALL: [Isa; 4] = [Isa::Portable, Isa::Avx2Fma, Isa::Avx512, Isa::Amx];
+    /// Those that round the factors of products, which are used only where they are asked for.
+    pub const ROUNDED: [Isa; 2] = [Isa::AmxBf16x2, Isa::AmxBf16];
 
     /// Its name in reports and on the command line.
     pub fn name(self) -> &'static str {
@@ -61,12 +67,28 @@ impl Isa {
             Isa::Avx2Fma => "avx2",
             Isa::Avx512 => "avx512",
             Isa::Amx => "amx",
+            Isa::AmxBf16x2 => "amx-bf16x2",
+            Isa::AmxBf16 => "amx-bf16",
         }
     }
 
     /// Whether this machine has it.
     pub fn is_here(self) -> bool {
-        self <= detect()
+        self.without_rounding() <= detect()
+    }
+
+    /// The same instructions in the accuracy of `f32`.
+    pub fn without_rounding(self) -> Isa {
+        if Isa::ROUNDED.contains(&self) { Isa::Amx } else { self }
+    }
+
+    /// What products are computed in.
+    pub fn arithmetic(self) -> &'static str {
+        match self {
+            Isa::AmxBf16x2 => "f32 with products in two parts of bf16",
+            Isa::AmxBf16 => "f32 with products in bf16",
+            _ => "f32",
+        }
     }
 }
 

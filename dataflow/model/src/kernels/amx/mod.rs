@@ -30,12 +30,12 @@ const TILE: usize = 16;
 const STEP: usize = 2 * TILE;
 /// Rows and columns of C that are summed at a time: two by two tiles.
 const BLOCK: usize = 2 * TILE;
-/// bf16 parts of an `f32`.
-const PARTS: usize = 3;
+/// bf16 parts of an `f32`, for which packed tiles have room; products may use fewer.
+const MAX_PARTS: usize = 3;
 /// `f32` places that a packed tile takes.
 const TILE_WORDS: usize = TILE * TILE;
 /// `f32` places that the parts of one step take for 16 rows or columns.
-const STEP_WORDS: usize = PARTS * TILE_WORDS;
+const STEP_WORDS: usize = MAX_PARTS * TILE_WORDS;
 /// Shortest sum that is worth a tile.
 const MIN_K: usize = 16;
 /// Longest block of k: two sweeps of panels of B, up to 96 KiB each, and the block of A share a second-level cache of 2 MiB.
@@ -46,21 +46,33 @@ const MAX_A: usize = 96 << 10;
 const SWEEP: usize = 3;
 /// Products between two turns of what is done for the rows of C.
 const ROWS_EVERY: usize = 6;
-/// Turns of that in a step.
-const ROW_TURNS: usize = 24 / ROWS_EVERY;
+/// Steps, by the number of parts, between two stores that keep the way from the tiles awake.
+const AWAKE_EVERY: [usize; MAX_PARTS + 1] = [1, 24, 8, 4];
 /// Values of panels of B that are kept for further blocks of A: 12 MiB in parts. More are packed again.
 const MAX_B: usize = 1 << 21;
+
+/// Products of tiles in a step of two by two tiles (`is_half`: of one by two), of values in so many parts.
+const fn num_products(parts: usize, is_half: bool) -> usize {
+    // Parts i and j, from 0, where i + j is less than their number.
+    let pairs = parts * (parts + 1) / 2;
+    if is_half { 2 * pairs } else { 4 * pairs }
+}
+
+/// Turns in a step of what is done for the rows of C.
+const fn num_row_turns(parts: usize, is_half: bool) -> usize {
+    num_products(parts, is_half).div_ceil(ROWS_EVERY)
+}
 
 /// Whether `p` should be computed here; depends on k alone, as its bits may depend on nothing else.
 pub(super) fn suits(p: &Product) -> bool {
     p.k >= MIN_K
 }
 
-/// Computes `p`.
+/// Computes `p`, with values in `PARTS` parts.
 ///
 /// # Safety
 /// As [`super::gemm::gemm`]; [`is_there`] must hold.
-pub(super) unsafe fn gemm(p: &Product) {
+pub(super) unsafe fn gemm<const PARTS: usize>(p: &Product) {
     let kc = split(p.k, MAX_KC, STEP);
     let mc = split(p.m, MAX_A / kc, BLOCK);
     let panel = kc / STEP * 2 * STEP_WORDS;
@@ -71,7 +83,7 @@ pub(super) unsafe fn gemm(p: &Product) {
         let (a, rest) = scratch.split_at_mut(mc / BLOCK * panel);
         let (b, sums) = rest.split_at_mut(kept * panel);
         // SAFETY: is_there() comes with AVX-512, and the pieces of scratch have the lengths that blocks() wants.
-        unsafe { blocks(p, [mc, kc, kept], a, b, sums) };
+        unsafe { blocks::<PARTS>(p, [mc, kc, kept], a, b, sums) };
     });
 }
 
@@ -83,7 +95,13 @@ pub(super) unsafe fn gemm(p: &Product) {
 /// # Safety
 /// As [`gemm`]; `a` must hold a block of A, `b` the `kept` panels of B (all or twice [`SWEEP`]), and `sums` two blocks of C and a tile.
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
-unsafe fn blocks(p: &Product, [mc, kc, kept]: [usize; 3], a: &mut [f32], b: &mut [f32], sums: &mut [f32]) {
+unsafe fn blocks<const PARTS: usize>(
+    p: &Product,
+    [mc, kc, kept]: [usize; 3],
+    a: &mut [f32],
+    b: &mut [f32],
+    sums: &mut [f32],
+) {
     // SAFETY: the features of the token are those of this function.
     let s = unsafe { Avx512::new() };
     let unit = Tiles::configure();
@@ -107,7 +125,8 @@ unsafe fn blocks(p: &Product, [mc, kc, kept]: [usize; 3], a: &mut [f32], b: &mut
                 queue.allow(first + 2 * SWEEP, num_blocks * sweep.len() * num_steps);
                 if has_b && sweep.end < num_panels {
                     let len = (num_panels - sweep.end).min(SWEEP) * queue.panel_len();
-                    rows.ask_again(queue.packed_b(sweep.end), len, num_blocks * sweep.len() * num_steps * ROW_TURNS);
+                    let num_turns = num_blocks * sweep.len() * num_steps * num_row_turns(PARTS, false);
+                    rows.ask_again(queue.packed_b(sweep.end), len, num_turns);
                 }
                 for block in 0..num_blocks {
                     for panel in sweep.clone() {
@@ -122,14 +141,14 @@ unsafe fn blocks(p: &Product, [mc, kc, kept]: [usize; 3], a: &mut [f32], b: &mut
                         while queue.needs(block, panel) {
                             let Some(tile) = queue.take() else { break };
                             // SAFETY: tiles lie in the factors and in the scratch.
-                            unsafe { tile.pack(s) };
+                            unsafe { tile.pack::<PARTS>(s) };
                         }
                         let (from_a, from_b) = (queue.packed_a(block), queue.packed_b(panel));
-                        rows.begin(place, num_steps * if is_half { ROW_TURNS / 2 } else { ROW_TURNS });
+                        rows.begin(place, num_steps * num_row_turns(PARTS, is_half));
                         // SAFETY: both panels are packed; `sums` has room for a tile behind its two blocks.
                         unsafe {
                             let awake = sums.add(2 * BLOCK * BLOCK);
-                            sum(s, &unit, is_half, [from_a, from_b], num_steps, &mut queue, &mut rows, awake);
+                            sum::<PARTS>(s, &unit, is_half, [from_a, from_b], num_steps, &mut queue, &mut rows, awake);
                         }
                         // SAFETY: as above; `sums` has two blocks.
                         unsafe {
@@ -153,7 +172,7 @@ unsafe fn blocks(p: &Product, [mc, kc, kept]: [usize; 3], a: &mut [f32], b: &mut
 /// Both panels must have `num_steps` steps, the places of `queue` and `rows` must be accessible, and `awake` writable for a tile.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-unsafe fn sum(
+unsafe fn sum<const PARTS: usize>(
     s: Avx512,
     unit: &Tiles,
     is_half: bool,
@@ -168,20 +187,20 @@ unsafe fn sum(
         let (a, b) = (a.wrapping_add(step * 2 * STEP_WORDS), b.wrapping_add(step * 2 * STEP_WORDS));
         // SAFETY: by contract.
         unsafe {
-            if step % 4 == 3 {
+            if step % AWAKE_EVERY[PARTS] == AWAKE_EVERY[PARTS] - 1 {
                 unit.keep_awake(awake);
             }
             match queue.take_due() {
                 Some(tile) if tile.is_whole() && !tile.side.lies_across() => {
-                    unit.add(is_half, a, b, &mut Chores { s, packing: Along::new(&tile), rows });
+                    unit.add::<PARTS>(is_half, a, b, &mut Chores { s, packing: Along::<PARTS>::new(&tile), rows });
                 }
                 Some(tile) if tile.is_whole() => {
-                    unit.add(is_half, a, b, &mut Chores { s, packing: Across::new(s, &tile), rows });
+                    unit.add::<PARTS>(is_half, a, b, &mut Chores { s, packing: Across::<PARTS>::new(s, &tile), rows });
                 }
                 tile => {
-                    unit.add(is_half, a, b, &mut Chores { s, packing: Nothing, rows });
+                    unit.add::<PARTS>(is_half, a, b, &mut Chores { s, packing: Nothing, rows });
                     if let Some(tile) = tile {
-                        tile.pack(s);
+                        tile.pack::<PARTS>(s);
                     }
                 }
             }
@@ -202,7 +221,7 @@ impl<P: Packing> Beside for Chores<'_, '_, P> {
         // SAFETY: by contract.
         unsafe {
             self.packing.turn::<I, N>(self.s);
-            if I % ROWS_EVERY == ROWS_EVERY - 1 {
+            if I % ROWS_EVERY == ROWS_EVERY - 1 || I + 1 == N {
                 self.rows.turn();
             }
         }

@@ -9,6 +9,8 @@ use super::{TILE, TILE_WORDS};
 
 /// Vectors that are turned together.
 const GROUP: usize = 4;
+/// A stage for each of the two squares of a group of rows, and then for each of its rows.
+const STAGES: usize = 2 + GROUP;
 
 /// One factor as its tiles see it: element (i, k) is at `ptr + i * outer + k * depth`, with i a row of op(A) or a column of op(B).
 #[derive(Clone, Copy)]
@@ -66,14 +68,14 @@ impl Tile {
     /// The values that are there must be readable, and `to` writable for a tile of each part.
     #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
     #[inline(never)]
-    pub(super) unsafe fn pack(&self, s: Avx512) {
+    pub(super) unsafe fn pack<const PARTS: usize>(&self, s: Avx512) {
         // SAFETY: by contract.
         unsafe {
             match (self.is_whole(), self.side.lies_across()) {
-                (false, _) => self.pack_part(s),
-                (true, false) => Along::new(self).turn::<0, 1>(s),
+                (false, _) => self.pack_part::<PARTS>(s),
+                (true, false) => Along::<PARTS>::new(self).turn::<0, 1>(s),
                 (true, true) => {
-                    let mut packing = Across::new(s, self);
+                    let mut packing = Across::<PARTS>::new(s, self);
                     packing.turn::<0, 4>(s);
                     packing.turn::<1, 4>(s);
                     packing.turn::<2, 4>(s);
@@ -86,7 +88,7 @@ impl Tile {
     /// As [`Tile::pack`], also of tiles that are not whole.
     #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
     #[inline(never)]
-    unsafe fn pack_part(&self, s: Avx512) {
+    unsafe fn pack_part<const PARTS: usize>(&self, s: Avx512) {
         let [row_step, lane_step] = self.side.steps();
         for first in (0..TILE).step_by(GROUP) {
             let mut rows = [[s.splat(0.0); GROUP]; 2];
@@ -115,7 +117,7 @@ impl Tile {
             let [x, y] = rows;
             for (r, (x, y)) in x.into_iter().zip(y).enumerate() {
                 // SAFETY: by contract.
-                unsafe { store_pairs(x, y, self.to.add((first + r) * TILE)) };
+                unsafe { store_pairs::<PARTS>(x, y, self.to.add((first + r) * TILE)) };
             }
         }
     }
@@ -139,7 +141,7 @@ impl Packing for Nothing {
 }
 
 /// A tile whose lanes adjoin in what is stored.
-pub(super) struct Along {
+pub(super) struct Along<const PARTS: usize> {
     at: *const f32,
     second: usize,
     row_step: usize,
@@ -147,14 +149,14 @@ pub(super) struct Along {
     ahead: *const f32,
 }
 
-impl Along {
+impl<const PARTS: usize> Along<PARTS> {
     pub(super) fn new(tile: &Tile) -> Self {
         let [row_step, _] = tile.side.steps();
         Along { at: tile.at, second: TILE * tile.side.depth, row_step, to: tile.to, ahead: tile.ahead }
     }
 }
 
-impl Packing for Along {
+impl<const PARTS: usize> Packing for Along<PARTS> {
     #[inline(always)]
     unsafe fn turn<const I: usize, const N: usize>(&mut self, s: Avx512) {
         for r in I * TILE / N..(I + 1) * TILE / N {
@@ -162,7 +164,7 @@ impl Packing for Along {
             unsafe {
                 s.prefetch(self.ahead);
                 s.prefetch(self.ahead.wrapping_add(self.second));
-                store_pairs(s.load(self.at), s.load(self.at.wrapping_add(self.second)), self.to.add(r * TILE));
+                store_pairs::<PARTS>(s.load(self.at), s.load(self.at.wrapping_add(self.second)), self.to.add(r * TILE));
             }
             self.at = self.at.wrapping_add(self.row_step);
             self.ahead = self.ahead.wrapping_add(self.row_step);
@@ -171,7 +173,7 @@ impl Packing for Along {
 }
 
 /// A tile whose rows adjoin in what is stored.
-pub(super) struct Across {
+pub(super) struct Across<const PARTS: usize> {
     at: *const f32,
     second: usize,
     lane_step: usize,
@@ -180,7 +182,7 @@ pub(super) struct Across {
     squares: [[__m512; GROUP]; 2],
 }
 
-impl Across {
+impl<const PARTS: usize> Across<PARTS> {
     pub(super) fn new(s: Avx512, tile: &Tile) -> Self {
         let [_, lane_step] = tile.side.steps();
         let squares = [[s.splat(0.0); GROUP]; 2];
@@ -188,30 +190,51 @@ impl Across {
     }
 }
 
-impl Packing for Across {
+impl<const PARTS: usize> Packing for Across<PARTS> {
     #[inline(always)]
     unsafe fn turn<const I: usize, const N: usize>(&mut self, s: Avx512) {
-        // Each group of rows has the same number of turns, for its two squares and then its rows.
-        const STAGES: usize = 2 + GROUP;
-        let turns = N / (TILE / GROUP);
-        let turn_in_group = I % turns;
-        for stage in turn_in_group * STAGES / turns..(turn_in_group + 1) * STAGES / turns {
-            // SAFETY: by contract.
-            unsafe {
-                if stage < 2 {
-                    let square = self.at.wrapping_add(stage * self.second);
-                    let lane_step = self.lane_step;
-                    self.squares[stage] = turn(|lane| _mm_loadu_ps(square.wrapping_add(lane * lane_step)));
-                } else {
-                    let r = stage - 2;
-                    s.prefetch(self.ahead);
-                    s.prefetch(self.ahead.wrapping_add(self.second));
-                    self.ahead = self.ahead.wrapping_add(self.lane_step);
-                    store_pairs(self.squares[0][r], self.squares[1][r], self.to);
-                    self.to = self.to.add(TILE);
-                    if r + 1 == GROUP {
-                        self.at = self.at.wrapping_add(GROUP);
-                    }
+        const GROUPS: usize = TILE / GROUP;
+        // SAFETY: by contract.
+        unsafe {
+            if N.is_multiple_of(GROUPS) {
+                // Each group has the same number of turns. (Numbers from which the compiler sees the stage; with those of the other
+                // case a product takes 1.02 to 1.06 of its time.)
+                let turns = N / GROUPS;
+                let turn_in_group = I % turns;
+                for stage in turn_in_group * STAGES / turns..(turn_in_group + 1) * STAGES / turns {
+                    self.stage(s, stage);
+                }
+            } else {
+                for stage in I * GROUPS * STAGES / N..(I + 1) * GROUPS * STAGES / N {
+                    self.stage(s, stage % STAGES);
+                }
+            }
+        }
+    }
+}
+
+impl<const PARTS: usize> Across<PARTS> {
+    /// Reads one of the two squares of a group of rows, or packs one of the rows.
+    ///
+    /// # Safety
+    /// As [`Packing::turn`].
+    #[inline(always)]
+    unsafe fn stage(&mut self, s: Avx512, stage: usize) {
+        // SAFETY: by contract.
+        unsafe {
+            if stage < 2 {
+                let square = self.at.wrapping_add(stage * self.second);
+                let lane_step = self.lane_step;
+                self.squares[stage] = turn(|lane| _mm_loadu_ps(square.wrapping_add(lane * lane_step)));
+            } else {
+                let r = stage - 2;
+                s.prefetch(self.ahead);
+                s.prefetch(self.ahead.wrapping_add(self.second));
+                self.ahead = self.ahead.wrapping_add(self.lane_step);
+                store_pairs::<PARTS>(self.squares[0][r], self.squares[1][r], self.to);
+                self.to = self.to.add(TILE);
+                if r + 1 == GROUP {
+                    self.at = self.at.wrapping_add(GROUP);
                 }
             }
         }
@@ -252,7 +275,7 @@ unsafe fn turn(four: impl Fn(usize) -> __m128) -> [__m512; GROUP] {
 /// # Safety
 /// `to` must be writable for a vector at each part's tile; the processor must have AVX-512.
 #[inline(always)]
-unsafe fn store_pairs(x: __m512, y: __m512, to: *mut f32) {
+unsafe fn store_pairs<const PARTS: usize>(x: __m512, y: __m512, to: *mut f32) {
     // SAFETY: by contract.
     unsafe {
         let upper = _mm512_set1_epi32(0xffff_0000_u32 as i32);
@@ -264,9 +287,15 @@ unsafe fn store_pairs(x: __m512, y: __m512, to: *mut f32) {
         let pair = |x: __m512i, y: __m512i| _mm512_ternarylogic_epi32::<0xf8>(_mm512_srli_epi32::<16>(x), y, upper);
         let (x_high, y_high) = (nearest(x), nearest(y));
         _mm512_store_si512(to.cast(), pair(x_high, y_high));
+        if PARTS == 1 {
+            return;
+        }
         let (x, y) = (rest(x, x_high), rest(y, y_high));
         let (x_middle, y_middle) = (nearest(x), nearest(y));
         _mm512_store_si512(to.add(TILE_WORDS).cast(), pair(x_middle, y_middle));
+        if PARTS == 2 {
+            return;
+        }
         // What is left has 8 bits.
         let (x, y) = (rest(x, x_middle), rest(y, y_middle));
         _mm512_store_si512(to.add(2 * TILE_WORDS).cast(), pair(_mm512_castps_si512(x), _mm512_castps_si512(y)));
@@ -275,36 +304,43 @@ unsafe fn store_pairs(x: __m512, y: __m512, to: *mut f32) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{PARTS, is_there};
+    use super::super::{MAX_PARTS, is_there};
     use super::*;
 
     #[repr(C, align(64))]
-    struct Packed([f32; PARTS * TILE_WORDS]);
+    struct Packed([f32; MAX_PARTS * TILE_WORDS]);
 
     /// The value that pair `half` of row `r` and lane `l` stands for: the sum of its bf16 parts.
-    fn value(packed: &Packed, r: usize, l: usize, half: u32) -> f64 {
+    fn value(packed: &Packed, num_parts: usize, r: usize, l: usize, half: u32) -> f64 {
         let part = |p: usize| (packed.0[p * TILE_WORDS + r * TILE + l].to_bits() >> (16 * half)) << 16;
-        (0..PARTS).map(|p| f64::from(f32::from_bits(part(p)))).sum()
+        (0..num_parts).map(|p| f64::from(f32::from_bits(part(p)))).sum()
     }
 
     #[test]
     fn tiles_hold_their_values_however_they_are_packed() {
-        if !is_there() {
-            return;
+        if is_there() {
+            tiles_hold::<3>(0.0);
+            tiles_hold::<2>(1.0 / f64::from(1 << 17));
+            tiles_hold::<1>(1.0 / f64::from(1 << 8));
         }
+    }
+
+    /// With an error of at most that share of each value, and not always of less than a thirtieth of it.
+    fn tiles_hold<const PARTS: usize>(error: f64) {
         // SAFETY: is_there() comes with AVX-512.
         let s = unsafe { Avx512::new() };
         const LD: usize = 40;
+        let mut largest = 0.0f64;
         let values: Vec<f32> = (0..40 * LD).map(|i| ((i * 7919) % 1013) as f32 * 1.37e-3 - 0.61).collect();
         for (outer, depth, rows_are_deep) in [(LD, 1, false), (1, LD, false), (LD, 1, true), (1, LD, true)] {
             let side = Side { ptr: values.as_ptr(), outer, depth, rows_are_deep };
             for (num_outer, num_deep) in [(16, [16, 16]), (16, [16, 3]), (5, [16, 16]), (16, [9, 0]), (1, [1, 0])] {
-                let mut packed = [Packed([1.0; PARTS * TILE_WORDS]), Packed([1.0; PARTS * TILE_WORDS])];
+                let mut packed = [Packed([1.0; MAX_PARTS * TILE_WORDS]), Packed([1.0; MAX_PARTS * TILE_WORDS])];
                 for (to, whole) in packed.iter_mut().zip([true, false]) {
                     let to = to.0.as_mut_ptr();
                     let tile = Tile { side, at: side.ptr, ahead: side.ptr, num_outer, num_deep, to };
                     // SAFETY: 16 by 32 values are there, and the tile's parts have room.
-                    unsafe { if whole { tile.pack(s) } else { tile.pack_part(s) } };
+                    unsafe { if whole { tile.pack::<PARTS>(s) } else { tile.pack_part::<PARTS>(s) } };
                 }
                 assert!(packed[0].0.iter().zip(&packed[1].0).all(|(a, b)| a.to_bits() == b.to_bits()));
                 for (r, l, half) in (0..16).flat_map(|r| (0..16).flat_map(move |l| [(r, l, 0), (r, l, 1)])) {
@@ -312,9 +348,12 @@ mod tests {
                     let is_in = i < num_outer && k < num_deep[half as usize];
                     let at = i * outer + (k + 16 * half as usize) * depth;
                     let wanted = if is_in { f64::from(values[at]) } else { 0.0 };
-                    assert_eq!(value(&packed[0], r, l, half), wanted, "row {r} lane {l} half {half}");
+                    let off = (value(&packed[0], PARTS, r, l, half) - wanted).abs();
+                    assert!(off <= error * wanted.abs(), "row {r} lane {l} half {half}: {off:e} off {wanted}");
+                    largest = largest.max(off / wanted.abs().max(f64::MIN_POSITIVE));
                 }
             }
         }
+        assert!(largest >= error / 30.0, "{PARTS} parts would have done with fewer");
     }
 }

@@ -64,13 +64,17 @@ impl<'a> Rows<'a> {
 
     /// Finishes what belongs to this block, and takes its sums to be stored beside the next.
     ///
+    /// Always a part of the caller: handed over in memory, `summed` would be read as it was not written, and wait for the tile unit
+    /// ([`super::queue::Queue`] says more; 1.04 of the time of a product).
+    ///
     /// # Safety
     /// As [`Rows::turn`].
-    #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
-    #[inline]
+    #[inline(always)]
     pub(super) unsafe fn hand_over(&mut self, summed: Summed) {
-        // SAFETY: by contract.
-        unsafe { self.store(BLOCK) };
+        if self.next < BLOCK {
+            // SAFETY: by contract.
+            unsafe { self.store(BLOCK) };
+        }
         self.before = Some(summed);
     }
 

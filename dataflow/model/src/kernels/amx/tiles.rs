@@ -154,24 +154,45 @@ impl Tiles {
     /// # Safety
     /// `a` and `b` must be readable for a step.
     #[inline(always)]
-    unsafe fn add_step(&self, a: *const f32, b: *const f32, beside: &mut impl Beside) {
+    unsafe fn add_step<const PARTS: usize>(&self, a: *const f32, b: *const f32, beside: &mut impl Beside) {
         // SAFETY: reads one step of each panel, as the contract allows.
         unsafe {
-            schedule!(self, a, b, beside, 24;
-                // high · low
-                load 6 b 2048, load 4 a 0, times 0 4 6, turn 0, load 7 b 5120, times 1 4 7, turn 1,
-                load 5 a 3072, times 2 5 6, turn 2, load 6 b 1024, times 3 5 7, turn 3,
-                // high · middle
-                load 7 b 4096, times 0 4 6, turn 4, times 2 5 6, turn 5, load 6 b 0, times 1 4 7, turn 6, times 3 5 7, turn 7,
-                // high · high
-                load 7 b 3072, times 0 4 6, turn 8, times 1 4 7, turn 9, load 4 a 1024, times 2 5 6, turn 10, times 3 5 7, turn 11,
-                // middle · high
-                load 5 a 4096, times 0 4 6, turn 12, times 1 4 7, turn 13, times 2 5 6, turn 14, load 6 b 1024, times 3 5 7, turn 15,
-                // middle · middle
-                load 7 b 4096, times 0 4 6, turn 16, times 1 4 7, turn 17, load 4 a 2048, times 2 5 6, turn 18, load 6 b 0, times 3 5 7, turn 19,
-                // low · high
-                load 5 a 5120, load 7 b 3072, times 0 4 6, turn 20, times 1 4 7, turn 21, times 2 5 6, turn 22, times 3 5 7, turn 23,
-            );
+            match PARTS {
+                1 => {
+                    schedule!(self, a, b, beside, 4;
+                        load 6 b 0, load 4 a 0, times 0 4 6, turn 0, load 7 b 3072, times 1 4 7, turn 1,
+                        load 5 a 3072, times 2 5 6, turn 2, times 3 5 7, turn 3,
+                    );
+                }
+                2 => {
+                    schedule!(self, a, b, beside, 12;
+                        // high · middle
+                        load 6 b 1024, load 4 a 0, times 0 4 6, turn 0, load 7 b 4096, times 1 4 7, turn 1,
+                        load 5 a 3072, times 2 5 6, turn 2, load 6 b 0, times 3 5 7, turn 3,
+                        // high · high
+                        load 7 b 3072, times 0 4 6, turn 4, times 1 4 7, turn 5, load 4 a 1024, times 2 5 6, turn 6, times 3 5 7, turn 7,
+                        // middle · high
+                        load 5 a 4096, times 0 4 6, turn 8, times 1 4 7, turn 9, times 2 5 6, turn 10, times 3 5 7, turn 11,
+                    );
+                }
+                _ => {
+                    schedule!(self, a, b, beside, 24;
+                        // high · low
+                        load 6 b 2048, load 4 a 0, times 0 4 6, turn 0, load 7 b 5120, times 1 4 7, turn 1,
+                        load 5 a 3072, times 2 5 6, turn 2, load 6 b 1024, times 3 5 7, turn 3,
+                        // high · middle
+                        load 7 b 4096, times 0 4 6, turn 4, times 2 5 6, turn 5, load 6 b 0, times 1 4 7, turn 6, times 3 5 7, turn 7,
+                        // high · high
+                        load 7 b 3072, times 0 4 6, turn 8, times 1 4 7, turn 9, load 4 a 1024, times 2 5 6, turn 10, times 3 5 7, turn 11,
+                        // middle · high
+                        load 5 a 4096, times 0 4 6, turn 12, times 1 4 7, turn 13, times 2 5 6, turn 14, load 6 b 1024, times 3 5 7, turn 15,
+                        // middle · middle
+                        load 7 b 4096, times 0 4 6, turn 16, times 1 4 7, turn 17, load 4 a 2048, times 2 5 6, turn 18, load 6 b 0, times 3 5 7, turn 19,
+                        // low · high
+                        load 5 a 5120, load 7 b 3072, times 0 4 6, turn 20, times 1 4 7, turn 21, times 2 5 6, turn 22, times 3 5 7, turn 23,
+                    );
+                }
+            }
         }
     }
 
@@ -180,21 +201,39 @@ impl Tiles {
     /// # Safety
     /// As there.
     #[inline(always)]
-    unsafe fn add_upper_step(&self, a: *const f32, b: *const f32, beside: &mut impl Beside) {
+    unsafe fn add_upper_step<const PARTS: usize>(&self, a: *const f32, b: *const f32, beside: &mut impl Beside) {
         // SAFETY: as there.
         unsafe {
-            schedule!(self, a, b, beside, 12;
-                // high · low
-                load 6 b 2048, load 4 a 0, times 0 4 6, turn 0, load 7 b 5120, times 1 4 7, turn 1,
-                // high · middle
-                load 6 b 1024, times 0 4 6, turn 2, load 7 b 4096, times 1 4 7, turn 3,
-                // high · high
-                load 2 b 0, times 0 4 2, turn 4, load 3 b 3072, times 1 4 3, turn 5,
-                // middle · high, middle · middle
-                load 5 a 1024, times 0 5 2, turn 6, times 1 5 3, turn 7, times 0 5 6, turn 8, times 1 5 7, turn 9,
-                // low · high
-                load 4 a 2048, times 0 4 2, turn 10, times 1 4 3, turn 11,
-            );
+            match PARTS {
+                1 => {
+                    schedule!(self, a, b, beside, 2;
+                        load 6 b 0, load 4 a 0, times 0 4 6, turn 0, load 7 b 3072, times 1 4 7, turn 1,
+                    );
+                }
+                2 => {
+                    schedule!(self, a, b, beside, 6;
+                        // high · middle
+                        load 6 b 1024, load 4 a 0, times 0 4 6, turn 0, load 7 b 4096, times 1 4 7, turn 1,
+                        // high · high, middle · high
+                        load 6 b 0, times 0 4 6, turn 2, load 7 b 3072, times 1 4 7, turn 3,
+                        load 5 a 1024, times 0 5 6, turn 4, times 1 5 7, turn 5,
+                    );
+                }
+                _ => {
+                    schedule!(self, a, b, beside, 12;
+                        // high · low
+                        load 6 b 2048, load 4 a 0, times 0 4 6, turn 0, load 7 b 5120, times 1 4 7, turn 1,
+                        // high · middle
+                        load 6 b 1024, times 0 4 6, turn 2, load 7 b 4096, times 1 4 7, turn 3,
+                        // high · high
+                        load 2 b 0, times 0 4 2, turn 4, load 3 b 3072, times 1 4 3, turn 5,
+                        // middle · high, middle · middle
+                        load 5 a 1024, times 0 5 2, turn 6, times 1 5 3, turn 7, times 0 5 6, turn 8, times 1 5 7, turn 9,
+                        // low · high
+                        load 4 a 2048, times 0 4 2, turn 10, times 1 4 3, turn 11,
+                    );
+                }
+            }
         }
     }
 
@@ -203,13 +242,19 @@ impl Tiles {
     /// # Safety
     /// As there.
     #[inline(always)]
-    pub(super) unsafe fn add(&self, is_half: bool, a: *const f32, b: *const f32, beside: &mut impl Beside) {
+    pub(super) unsafe fn add<const PARTS: usize>(
+        &self,
+        is_half: bool,
+        a: *const f32,
+        b: *const f32,
+        beside: &mut impl Beside,
+    ) {
         // SAFETY: the contract is handed on.
         unsafe {
             if is_half {
-                self.add_upper_step(a, b, beside);
+                self.add_upper_step::<PARTS>(a, b, beside);
             } else {
-                self.add_step(a, b, beside);
+                self.add_step::<PARTS>(a, b, beside);
             }
         }
     }
