@@ -280,13 +280,10 @@ macro_rules! dispatch {
             // SAFETY: the features of the token are those of this function.
             $f(unsafe { $crate::kernels::x86::Avx2Fma::new() }, $($arg),*)
         }
-        match $crate::kernels::isa() {
+        match $crate::kernels::isa().without_rounding() {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: isa() names only instruction sets that this machine has.
-            $crate::kernels::Isa::Avx512
-            | $crate::kernels::Isa::Amx
-            | $crate::kernels::Isa::AmxBf16x2
-            | $crate::kernels::Isa::AmxBf16 => unsafe { wide($($arg),*) },
+            $crate::kernels::Isa::Avx512 | $crate::kernels::Isa::Amx => unsafe { wide($($arg),*) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             $crate::kernels::Isa::Avx2Fma => unsafe { narrow($($arg),*) },
