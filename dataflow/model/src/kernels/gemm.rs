@@ -95,14 +95,11 @@ struct Sizes {
 /// All elements of the matrices must be accessible, those of C (and of `GeluInto`) exclusively.
 pub(super) unsafe fn gemm(p: &Product) {
     #[cfg(target_arch = "x86_64")]
-    if super::amx::suits(p) {
+    if let Some(num_parts) = super::isa().num_parts()
+        && super::amx::suits(p)
+    {
         // SAFETY: isa() names only what this machine has; the contract is handed on.
-        match super::isa() {
-            super::Isa::Amx => return unsafe { super::amx::gemm::<3>(p) },
-            super::Isa::AmxBf16x2 => return unsafe { super::amx::gemm::<2>(p) },
-            super::Isa::AmxBf16 => return unsafe { super::amx::gemm::<1>(p) },
-            _ => {}
-        }
+        return unsafe { super::amx::gemm(p, num_parts) };
     }
     let kc = split(p.k, MAX_KC, 8);
     let depth = (MAX_DEPTH / kc * kc).min(p.k.next_multiple_of(kc).max(kc));

@@ -82,6 +82,16 @@ impl Isa {
         if Isa::ROUNDED.contains(&self) { Isa::Amx } else { self }
     }
 
+    /// Parts of bf16 that stand for a factor of a product, where the tile unit computes it.
+    fn num_parts(self) -> Option<usize> {
+        match self {
+            Isa::Amx => Some(3),
+            Isa::AmxBf16x2 => Some(2),
+            Isa::AmxBf16 => Some(1),
+            _ => None,
+        }
+    }
+
     /// What products are computed in.
     pub fn arithmetic(self) -> &'static str {
         match self {

@@ -68,11 +68,24 @@ pub(super) fn suits(p: &Product) -> bool {
     p.k >= MIN_K
 }
 
-/// Computes `p`, with values in `PARTS` parts.
+/// Computes `p` with factors in so many parts, 1 to 3.
 ///
 /// # Safety
 /// As [`super::gemm::gemm`]; [`is_there`] must hold.
-pub(super) unsafe fn gemm<const PARTS: usize>(p: &Product) {
+pub(super) unsafe fn gemm(p: &Product, num_parts: usize) {
+    // SAFETY: the contract is handed on.
+    unsafe {
+        match num_parts {
+            1 => gemm_in::<1>(p),
+            2 => gemm_in::<2>(p),
+            _ => gemm_in::<MAX_PARTS>(p),
+        }
+    }
+}
+
+/// # Safety
+/// As [`gemm`].
+unsafe fn gemm_in<const PARTS: usize>(p: &Product) {
     let kc = split(p.k, MAX_KC, STEP);
     let mc = split(p.m, MAX_A / kc, BLOCK);
     let panel = kc / STEP * 2 * STEP_WORDS;
