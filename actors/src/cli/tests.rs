@@ -43,6 +43,14 @@ fn documented_lines_parse() {
 }
 
 #[test]
+fn instruction_sets_are_taken_where_they_are() {
+    for isa in Isa::ALL.into_iter().chain(Isa::ROUNDED) {
+        assert_eq!(parse_isa(isa.name()).is_ok(), isa.is_here(), "{}", isa.name());
+    }
+    assert!(parse_isa("sse").is_err_and(|line| line.starts_with("must be one of portable")));
+}
+
+#[test]
 fn wrong_lines_are_refused() {
     use clap::error::ErrorKind::{ArgumentConflict, InvalidSubcommand, InvalidValue, ValueValidation};
     for (line, expected) in [

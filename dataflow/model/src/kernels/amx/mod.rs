@@ -1,10 +1,10 @@
-//! Products on the tile unit of newer Intel processors (AMX), in the accuracy of `f32`.
+//! Products on the tile unit of newer Intel processors (AMX), in the accuracy of `f32` or, where that is asked for, of fewer bits.
 //!
 //! The unit multiplies bf16 and adds in `f32`, sixteen times as fast as fused additions of `f32` on the same core. A value of `f32` is
 //! the sum of three bf16 values (8 bits of its 24 each), so a product of two is the sum of nine products of bf16, of which the three
 //! smallest lie below 2⁻²⁵ of the whole, less than the rounding of one `f32`, and are left out. What six remain are summed in `f32`.
 //! Values of more than 3.389·10³⁸ (half a bf16 step below the largest `f32`) and infinite ones become NaN, and parts below 2⁻¹²⁶
-//! become zero.
+//! become zero. With two parts a factor has 16 bits and three products remain, with one part it is rounded to bf16.
 //!
 //! An element of C is a chain of additions in the order of k and of the six products, by blocks that depend on k alone: its bits depend
 //! neither on m and n nor on its place.
