@@ -387,6 +387,26 @@ fn row_picks_and_patch_loss() {
     });
 }
 
+/// A gradient goes on its way when the last operation that uses the weight has added to it, not before.
+#[test]
+fn a_weight_may_be_used_more_than_once() {
+    let (layout, w) = linear_layout(4, 4);
+    check(&Case {
+        name: "twice",
+        layout,
+        inputs: vec![(6, 4)],
+        fused: &|e, x| {
+            let hidden = e.linear(&x[0], &w);
+            e.linear_add(&hidden, &w, &x[0])
+        },
+        stock: &|_, mut x, w| {
+            let x = x.remove(0);
+            let residual = x.retaped::<OwnedTape<f32, Cpu>>();
+            stock_linear(stock_linear(x, &w[0], &w[1]), &w[0], &w[1]) + residual
+        },
+    });
+}
+
 #[test]
 fn plain_dfdx_code_joins_the_tape() {
     // A user's head in plain dfdx behind an operation of ours: tanh(x·Wᵀ + b) · u, summed.
