@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
 use crate::arena::{Arena, Buffer};
+use crate::compute::lock;
 use crate::kernels;
 
 /// The one way in which the parts of a sum are added: a branch of n > 1 parts is its first 2ᵏ parts, 2ᵏ < n ≤ 2ᵏ⁺¹, plus the rest.
@@ -170,10 +171,6 @@ impl OrderedSum {
         total[end..].fill(0.0);
         Some(total)
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -190,6 +190,15 @@ mod tests {
         }
     }
 
+    /// Errors of c [m, n] = a [m, k] · b [k, n], each as a share of Σ |a·b|.
+    fn errors<'a>(c: &'a [f32], a: &'a [f32], b: &'a [f32], n: usize, k: usize) -> impl Iterator<Item = f64> + 'a {
+        c.iter().enumerate().map(move |(at, c)| {
+            let terms = (0..k).map(|p| f64::from(a[at / n * k + p]) * f64::from(b[p * n + at % n]));
+            let (sum, size) = terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));
+            (f64::from(*c) - sum).abs() / size
+        })
+    }
+
     /// Sums with their own size as the yardstick, Σ |a·b|: the error that `f32` may make in k roundings, whatever the sizes.
     #[test]
     fn products_are_as_accurate_as_f32_over_many_orders_of_magnitude() {
@@ -204,10 +213,7 @@ mod tests {
             let (x, y) = (Mat { data: &a, ld: k, trans: false }, Mat { data: &b, ld: n, trans: false });
             matmul(&mut c, n, x, y, m, n, k, false);
             let mut squares = 0.0;
-            for (at, c) in c.iter().enumerate() {
-                let terms = (0..k).map(|p| f64::from(a[at / n * k + p]) * f64::from(b[p * n + at % n]));
-                let (sum, size) = terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));
-                let error = (f64::from(*c) - sum).abs() / size;
+            for (at, error) in errors(&c, &a, &b, n, k).enumerate() {
                 assert!(error < 6e-7, "{isa:?}: element {at} is off by {error:.1e} of the sum's size");
                 squares += error * error;
             }
@@ -235,12 +241,7 @@ mod tests {
                 continue;
             }
             let c = product(0..m);
-            let mut largest = 0.0f64;
-            for (at, c) in c.iter().enumerate() {
-                let terms = (0..k).map(|p| f64::from(a[at / n * k + p]) * f64::from(b[p * n + at % n]));
-                let (sum, size) = terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));
-                largest = largest.max((f64::from(*c) - sum).abs() / size);
-            }
+            let largest = errors(&c, &a, &b, n, k).fold(0.0, f64::max);
             let bound = 2.0 * (-f64::from(bits)).exp2();
             assert!(largest < bound && largest > bound / 100.0, "{isa:?}: error {largest:.1e} of {bound:.1e}");
             for i in [0, 17, 60] {

@@ -94,9 +94,9 @@ impl Isa {
 
     /// What products are computed in.
     pub fn arithmetic(self) -> &'static str {
-        match self {
-            Isa::AmxBf16x2 => "f32 with products in two parts of bf16",
-            Isa::AmxBf16 => "f32 with products in bf16",
+        match self.num_parts() {
+            Some(2) => "f32 with products in two parts of bf16",
+            Some(1) => "f32 with products in bf16",
             _ => "f32",
         }
     }

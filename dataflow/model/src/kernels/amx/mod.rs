@@ -46,8 +46,8 @@ const MAX_A: usize = 96 << 10;
 const SWEEP: usize = 3;
 /// Products between two turns of what is done for the rows of C.
 const ROWS_EVERY: usize = 6;
-/// Steps, by the number of parts, between two stores that keep the way from the tiles awake.
-const AWAKE_EVERY: [usize; MAX_PARTS + 1] = [1, 24, 8, 4];
+/// Products between two stores that keep the way from the tiles awake.
+const AWAKE_EVERY: usize = 96;
 /// Values of panels of B that are kept for further blocks of A: 12 MiB in parts. More are packed again.
 const MAX_B: usize = 1 << 21;
 
@@ -200,7 +200,7 @@ unsafe fn sum<const PARTS: usize>(
         let (a, b) = (a.wrapping_add(step * 2 * STEP_WORDS), b.wrapping_add(step * 2 * STEP_WORDS));
         // SAFETY: by contract.
         unsafe {
-            if step % AWAKE_EVERY[PARTS] == AWAKE_EVERY[PARTS] - 1 {
+            if (step + 1) % (AWAKE_EVERY / num_products(PARTS, false)) == 0 {
                 unit.keep_awake(awake);
             }
             match queue.take_due() {
