@@ -528,7 +528,7 @@ fn unquote(line: &[u8]) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// Text of protocol 0: latin1 with escapes of four (\\u) and eight (\\U) hexadecimal digits.
+/// Text of protocol 0: latin1 with escapes `\u` of four and `\U` of eight hexadecimal digits.
 fn raw_unicode(line: &[u8]) -> Option<String> {
     let mut text = String::with_capacity(line.len());
     let mut rest = line.iter().copied().peekable();
