@@ -61,22 +61,22 @@ pub struct Judge<'a> {
 
 impl<'a> Judge<'a> {
     /// Chooses at most `eval.max_train` labelled images of all roles of the train split, and at most
-    /// `eval.max_test` of the test split.
+    /// `eval.max_test` of the split that judges.
     ///
     /// # Errors
-    /// If there is no labelled test image, or a label cannot be read.
+    /// If no split judges, or a label cannot be read.
     pub fn new(prepared: &'a Prepared) -> Result<Self, CliError> {
         let (config, data) = (&prepared.config, &prepared.data);
         prepared.loader(Split::Test)?;
         let roles = Role::ALL.iter().flat_map(|role| data.roles.indices(*role).iter().copied());
         let train = choose(data.train.as_ref(), roles, config, config.eval.max_train, 1)?;
-        let test = match &data.test {
+        let test = match &data.test.dataset {
             Some(test) => choose(test.as_ref(), 0..test.len(), config, config.eval.max_test, 2)?,
             None => Vec::new(),
         };
         if test.is_empty() {
-            let line = format!("data: the test split of {} has no labels", data.train.info().name);
-            return Err(CliError::new(exit_code::BAD_DATA, line));
+            let line = format!("data: no images of {} can judge: {}", data.train.info().name, data.test.text);
+            return Err(CliError::new(exit_code::NO_INPUT, line));
         }
         let num_threads = std::thread::available_parallelism().map_or(1, usize::from);
         let compute = Compute::new(num_threads, config.train.grain, Arena::new())?;

@@ -22,9 +22,9 @@ const TARGET_EPS: f64 = 1e-6;
 pub fn panel_of(trained: &Trained, split: Split, num_images: usize) -> Result<RgbImage, CliError> {
     let prepared = &trained.prepared;
     let model = &prepared.method.model;
-    let dataset: &Arc<dyn Dataset> = match (split, &prepared.data.test) {
-        (Split::Test, Some(test)) => test,
-        (Split::Test, None) => return Err(prepared.loader(split).err().unwrap_or_else(no_images)),
+    let dataset: &Arc<dyn Dataset> = match (split, &prepared.data.test.dataset) {
+        (Split::Test | Split::Validation, Some(test)) => test,
+        (Split::Test | Split::Validation, None) => return Err(prepared.loader(split).err().unwrap_or_else(no_images)),
         (Split::Train, _) => &prepared.data.train,
     };
     let mut indices: Vec<usize> = (0..dataset.len()).collect();

@@ -193,6 +193,8 @@ impl Run {
     ) -> Result<(), CliError> {
         let mut writer = LogWriter::open(self.path(), self.log_context(prepared), log_policy(&prepared.config))?;
         let epoch = step.saturating_sub(1) / prepared.method.steps_per_epoch.max(1);
+        let split =
+            prepared.data.test.dataset.as_ref().map_or_else(|| "test".to_owned(), |test| test.info().split.clone());
         for (task, metric, judgement) in results {
             writer.eval(EvalRow {
                 stamp: self.clock.stamp(),
@@ -200,7 +202,7 @@ impl Run {
                 step: i64::try_from(step).unwrap_or(i64::MAX),
                 level: Level::Eval,
                 task: task.as_str().into(),
-                split: "test".into(),
+                split: split.clone().into(),
                 metric: (*metric).to_owned().into(),
                 value: judgement.accuracy,
                 n: i64::try_from(judgement.num_test).unwrap_or(i64::MAX),
@@ -211,15 +213,18 @@ impl Run {
         Ok(writer.close()?)
     }
 
-    /// Notes in `run.json` how the process ended. If that cannot be written, it is a warning: the
-    /// first error is the one to report.
-    pub fn end(&mut self, result: &Result<(), CliError>, step: i64) {
+    /// Notes in `run.json` how the process ended. A run whose training `is_trained` to its end is finished, although its
+    /// evaluation failed. If the record cannot be written, it is a warning: the first error is the one to report.
+    pub fn end(&mut self, result: &Result<(), CliError>, is_trained: bool, step: i64) {
         let (status, code, error) = match result {
             Ok(()) => (RunStatus::Finished, exit_code::OK, None),
             Err(error @ CliError::Failed { exit_code: 130 | 143, .. }) => {
                 (RunStatus::Interrupted, error.exit_code(), None)
             }
-            Err(error) => (RunStatus::Failed, error.exit_code(), Some(error.to_string())),
+            Err(error) => {
+                let status = if is_trained { RunStatus::Finished } else { RunStatus::Failed };
+                (status, error.exit_code(), Some(error.to_string()))
+            }
         };
         self.record.wall_s = self.clock.wall_s();
         self.record.step = self.record.step.max(step);

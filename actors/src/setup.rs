@@ -23,7 +23,7 @@ pub struct Prepared {
     pub method: Method,
     /// A loader of the train split, for its [`samples`](LoadStage::samples).
     pub load_train: LoadStage,
-    /// The same of the test split. None if there is none.
+    /// The same of the split that judges. None if there is none.
     pub load_test: Option<LoadStage>,
 }
 
@@ -41,13 +41,18 @@ impl Prepared {
     /// If the data cannot be opened or read, or does not fit the configuration.
     pub fn new(config: Config, normalisation: Option<Normalisation>) -> Result<Self, CliError> {
         let data = Data::open(&config, normalisation)?;
-        for note in [Some(&data.train), data.test.as_ref()].into_iter().flatten().flat_map(|split| split.notes()) {
+        for warning in &data.test.warnings {
+            tracing::warn!(kind = "test_split", "{warning}");
+        }
+        for note in
+            [Some(&data.train), data.test.dataset.as_ref()].into_iter().flatten().flat_map(|split| split.notes())
+        {
             tracing::warn!(kind = "data_skipped", "{note}");
         }
         let method = data.method(&config)?;
         let loader = |dataset| data.loader(&config, dataset, &method.arena);
         let load_train = loader(&data.train)?;
-        let load_test = data.test.as_ref().map(loader).transpose()?;
+        let load_test = data.test.dataset.as_ref().map(loader).transpose()?;
         Ok(Self { config, data, method, load_train, load_test })
     }
 
@@ -92,15 +97,18 @@ impl Prepared {
         format!("{:016x}", self.data.roles.fingerprint())
     }
 
-    /// The loader of a split.
+    /// The loader of the train split, or of the one that judges.
     ///
     /// # Errors
-    /// If there is no test split.
+    /// If none judges.
     pub fn loader(&self, split: Split) -> Result<&LoadStage, CliError> {
         match split {
             Split::Train => Ok(&self.load_train),
-            Split::Test => self.load_test.as_ref().ok_or_else(|| {
-                let line = format!("data: {} has no test split", self.data.train.info().name);
+            Split::Test | Split::Validation => self.load_test.as_ref().ok_or_else(|| {
+                let (name, reason) = (&self.data.train.info().name, &self.data.test.text);
+                let line = format!(
+                    "data: no images of {name} can judge, {reason}; data.test_split chooses: auto, test, validation, none"
+                );
                 CliError::new(exit_code::NO_INPUT, line)
             }),
         }

@@ -1,14 +1,16 @@
 //! The data of a run: opened splits, roles, and how images become what the networks see.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use mlomae_model::{Arena, ModelConfig, ModelError};
-use mlomae_storage::dataset::{self, DataError, Dataset, Split};
+use mlomae_storage::dataset::{self, DataError, Dataset, LabelOrigin, NameSource, Split};
 
 use crate::augment::{Normalisation, Preparation};
 use crate::batch::Panel;
 use crate::config::{Config, ConfigError};
 use crate::exit::StageError;
+use crate::held_out::TestRole;
 use crate::method::{Method, model_config};
 use crate::pipeline::Setup;
 use crate::plan::{EpochPlan, PlanError, Role, Roles, Shares};
@@ -20,8 +22,8 @@ use crate::state::TrainState;
 pub struct Data {
     /// The split that is divided into the roles pretrain, train and validation.
     pub train: Arc<dyn Dataset>,
-    /// The test role, which training never sees; none if the data has no test split.
-    pub test: Option<Arc<dyn Dataset>>,
+    /// The test role, which training never sees.
+    pub test: TestRole,
     /// Who learns from which samples of the train split.
     pub roles: Roles,
     /// Side of the square images that the networks see, in pixels.
@@ -45,13 +47,44 @@ pub enum SetupError {
     #[error(transparent)]
     Data(#[from] DataError),
     /// The data has no labels to learn a task from.
-    #[error("data: the downstream task needs labels of at least 2 classes, {name} has {num_classes}")]
+    #[error(
+        "data: the downstream task needs labels of at least 2 classes, {name} has images of {num_classes}: {labels}"
+    )]
     Classes {
         /// The data's name.
         name: String,
-        /// Its classes.
+        /// Classes with at least one image of the train split.
         num_classes: usize,
+        /// Which labels were looked at.
+        labels: String,
     },
+    /// What is taken for labels tells images apart, not classes.
+    #[error(
+        "data: the labels of {name} cannot be classes, {problem}: {labels}; data.label_column names another column"
+    )]
+    NoClasses {
+        /// The data's name.
+        name: String,
+        /// What speaks against it.
+        problem: String,
+        /// Which labels were looked at.
+        labels: String,
+    },
+    /// The split that shall judge cannot.
+    #[error("data.test_split = {wanted}: {problem} in {name} (allowed: auto, test, validation, none)")]
+    TestSplit {
+        /// The value of `data.test_split`.
+        wanted: &'static str,
+        /// What is wrong with that split.
+        problem: String,
+        /// The data's name.
+        name: String,
+        /// 66 if it is not there, 65 if it has no labels.
+        exit_code: u8,
+    },
+    /// The classes of the test role are not those of the train split.
+    #[error("{0}; data.test_split = \"none\" trains without it")]
+    TestClasses(DataError),
     /// The configuration does not fit the data.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
     Config(Vec<ConfigError>),
@@ -72,7 +105,9 @@ impl SetupError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Data(error) => error.exit_code(),
-            Self::Classes { .. } | Self::Plan(_) => 65,
+            Self::TestClasses(error) => error.exit_code(),
+            Self::TestSplit { exit_code, .. } => *exit_code,
+            Self::Classes { .. } | Self::NoClasses { .. } | Self::Plan(_) => 65,
             Self::Config(_) | Self::Model(_) => 78,
             Self::Sample(error) => error.exit_code(),
         }
@@ -88,16 +123,10 @@ impl Data {
     pub fn open(config: &Config, normalisation: Option<Normalisation>) -> Result<Self, SetupError> {
         let data = &config.data;
         let train = dataset::open(&data.dataset_spec(Split::Train))?;
-        let test = match dataset::open(&data.dataset_spec(Split::Test)) {
-            Ok(test) => Some(test),
-            Err(DataError::NoSplit { .. }) => None,
-            Err(error) => return Err(error.into()),
-        };
         let info = train.info();
-        if info.class_names.len() < 2 {
-            return Err(SetupError::Classes { name: info.name.clone(), num_classes: info.class_names.len() });
-        }
         let labels = (0..train.len()).map(|index| train.label(index)).collect::<Result<Vec<_>, _>>()?;
+        check_labels(train.as_ref(), &labels)?;
+        let test = TestRole::open(data, train.as_ref(), &labels)?;
         let shares = Shares {
             pretrain: data.pretrain_fraction,
             train: data.train_fraction,
@@ -190,6 +219,46 @@ impl Data {
         let objects = load.object_patches(&indices, method.model.config.patch);
         let panel = Panel { batch: load.samples(&indices)?, objects };
         Ok(Setup { method, load, state, panel, actors: config.actors.clone() })
+    }
+}
+
+/// Whether the labels of the train split can be a task's: several classes, and several images of them.
+fn check_labels(train: &dyn Dataset, labels: &[Option<i32>]) -> Result<(), SetupError> {
+    let (info, origin) = (train.info(), train.label_origin());
+    let name = info.name.clone();
+    let num_labelled = labels.iter().flatten().count();
+    let distinct: HashSet<i32> = labels.iter().copied().flatten().collect();
+    let num_classes = distinct.len();
+    let labels = labels_text(train, &origin, num_labelled);
+    if num_classes < 2 {
+        return Err(SetupError::Classes { name, num_classes, labels });
+    }
+    let refuse = |problem: String| Err(SetupError::NoClasses { name: name.clone(), problem, labels: labels.clone() });
+    // Names that the data declares may well be more than the images of a small part of it.
+    let is_declared = origin.names == NameSource::Declared;
+    if num_classes == num_labelled || (!is_declared && 2 * num_classes > num_labelled) {
+        return refuse(format!("{num_labelled} labelled images have {num_classes} different ones, as an index has"));
+    }
+    if !is_declared && info.class_names.len() > num_labelled {
+        let last = info.class_names.len() - 1;
+        return refuse(format!("they are numbers up to {last} of only {num_labelled} labelled images"));
+    }
+    Ok(())
+}
+
+/// Where the labels of the train split were looked for, and how many there are.
+fn labels_text(train: &dyn Dataset, origin: &LabelOrigin, num_labelled: usize) -> String {
+    let num_images = train.len();
+    match (&train.info().label_column, origin.not_taken.as_slice()) {
+        (Some(column), _) => {
+            let kind = origin.column_type.as_ref().map_or_else(String::new, |kind| format!(" ({kind})"));
+            format!("column {column}{kind} has a label in {num_labelled} of {num_images} rows")
+        }
+        (None, []) if num_labelled == 0 => "there is no label column".to_owned(),
+        (None, []) => format!("{num_labelled} of {num_images} images have a label"),
+        (None, columns) => {
+            format!("there is no label column, data.label_column names one of: {}", columns.join(", "))
+        }
     }
 }
 

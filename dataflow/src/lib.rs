@@ -13,6 +13,7 @@ mod deadlock_tests;
 pub mod evaluation;
 pub mod exit;
 pub mod fault;
+pub mod held_out;
 pub mod memory;
 pub mod method;
 pub mod pipeline;

@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use mlomae_storage::dataset::{self, ConvertReport, DataError, Dataset, DatasetSpec, Format, Split, SyntheticSpec};
+use mlomae_storage::dataset::{
+    self, ConvertReport, DataError, Dataset, DatasetSpec, Format, NameSource, Split, SyntheticSpec,
+};
 
 use super::Session;
 use super::bar::Bar;
@@ -48,7 +50,7 @@ struct SourceArgs {
     #[arg(long, value_name = "NAME")]
     image_column: Option<String>,
     /// Only this split
-    #[arg(long, value_name = "train|test", value_parser = parse_split)]
+    #[arg(long, value_name = "train|test|validation", value_parser = parse_split)]
     split: Option<Split>,
 }
 
@@ -120,25 +122,36 @@ impl Args {
 }
 
 impl SourceArgs {
-    /// The splits that were asked for, or all that there are.
+    /// The splits that were asked for, or all that there are, the train split first.
     fn open(&self, path: Option<&Path>) -> Result<Vec<Arc<dyn Dataset>>, CliError> {
-        let open = |split| {
+        let open = |split, label_column: Option<&String>| {
             dataset::open(&DatasetSpec {
                 format: self.format,
                 path: path.map(Path::to_owned),
                 split,
-                label_column: self.label_column.clone(),
+                label_column: self.label_column.as_ref().or(label_column).cloned(),
+                label_column_optional: label_column.is_some(),
                 image_column: self.image_column.clone(),
                 ..DatasetSpec::default()
             })
         };
         if let Some(split) = self.split {
-            return Ok(vec![open(split)?]);
+            return Ok(vec![open(split, None)?]);
         }
-        match (open(Split::Train), open(Split::Test)) {
-            (Ok(train), Ok(test)) => Ok(vec![train, test]),
-            (Ok(one), Err(DataError::NoSplit { .. })) | (Err(DataError::NoSplit { .. }), Ok(one)) => Ok(vec![one]),
-            (Err(error), _) | (_, Err(error)) => Err(error.into()),
+        let (mut splits, mut absent): (Vec<Arc<dyn Dataset>>, _) = (Vec::new(), None);
+        for split in [Split::Train, Split::Test, Split::Validation] {
+            let column = splits.first().and_then(|train| train.info().label_column.clone());
+            match open(split, column.as_ref()) {
+                // The validation split may have stood in for a test split.
+                Ok(found) if splits.iter().any(|known| known.info().split == found.info().split) => {}
+                Ok(found) => splits.push(found),
+                Err(error @ DataError::NoSplit { .. }) => absent = absent.or(Some(error)),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        match absent {
+            Some(error) if splits.is_empty() => Err(error.into()),
+            _ => Ok(splits),
         }
     }
 
@@ -147,14 +160,37 @@ impl SourceArgs {
     }
 }
 
+/// The labels of all splits in the first one's classes; a split that cannot be mapped stays as it is, with a note that
+/// says why.
+fn in_classes_of_first(splits: Vec<Arc<dyn Dataset>>) -> Result<Vec<(Arc<dyn Dataset>, Vec<String>)>, CliError> {
+    let Some(train) = splits.first().cloned() else { return Ok(Vec::new()) };
+    let labels = (0..train.len()).map(|index| train.label(index)).collect::<Result<Vec<_>, _>>()?;
+    let mut mapped = vec![(train.clone(), Vec::new())];
+    for split in splits.into_iter().skip(1) {
+        mapped.push(match dataset::align(split.clone(), train.as_ref(), &labels) {
+            Ok(aligned) => (aligned.dataset, aligned.notes),
+            Err(error @ DataError::Classes { .. }) => (split, vec![error.to_string()]),
+            Err(error) => return Err(error.into()),
+        });
+    }
+    Ok(mapped)
+}
+
+/// A name without what would steer a terminal.
+fn printable(name: &str) -> String {
+    name.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() }).collect()
+}
+
 fn info(args: &InfoArgs, session: &mut Session<'_>) -> Result<(), CliError> {
     if args.path.is_none() && args.source.needs_path() {
         return Err(CliError::usage("data info needs a PATH, or --format embedded or synthetic"));
     }
-    let splits = args.source.open(args.path.as_deref())?;
+    let splits = in_classes_of_first(args.source.open(args.path.as_deref())?)?;
     let mut report = Vec::new();
-    for (number, split) in splits.iter().enumerate() {
+    for (number, (split, notes)) in splits.iter().enumerate() {
         let (info, summary) = (split.info(), dataset::summary(split.as_ref())?);
+        let notes: Vec<String> = split.notes().into_iter().chain(notes.iter().cloned()).collect();
+        let label_type = split.label_origin().column_type;
         if args.json {
             let classes: Vec<_> = summary
                 .classes
@@ -168,13 +204,14 @@ fn info(args: &InfoArgs, session: &mut Session<'_>) -> Result<(), CliError> {
                 "num_samples": summary.num_samples,
                 "num_unlabelled": summary.num_unlabelled,
                 "label_column": info.label_column,
+                "label_type": label_type,
                 "min_size": [summary.min_size.0, summary.min_size.1],
                 "max_size": [summary.max_size.0, summary.max_size.1],
                 "channels": summary.channels,
                 "mean": summary.mean,
                 "std": summary.std,
                 "classes": classes,
-                "notes": split.notes(),
+                "notes": notes,
             }));
             continue;
         }
@@ -194,17 +231,24 @@ fn info(args: &InfoArgs, session: &mut Session<'_>) -> Result<(), CliError> {
         writeln!(session.out, "  pixels   {sizes}, {kind}")?;
         writeln!(session.out, "  mean     {}", values(&summary.mean))?;
         writeln!(session.out, "  std      {}", values(&summary.std))?;
-        if let Some(column) = &info.label_column {
-            writeln!(session.out, "  labels   {column}, {} classes", summary.classes.len())?;
+        let num_classes = summary.classes.len();
+        match (&info.label_column, label_type) {
+            (Some(column), Some(kind)) => {
+                writeln!(session.out, "  labels   {} ({kind}), {num_classes} classes", printable(column))?;
+            }
+            (Some(column), None) => writeln!(session.out, "  labels   {column}, {num_classes} classes")?,
+            (None, _) if num_classes > 0 => writeln!(session.out, "  labels   {num_classes} classes")?,
+            (None, _) => writeln!(session.out, "  labels   none")?,
         }
         if summary.num_unlabelled > 0 {
             writeln!(session.out, "  without a label {}", summary.num_unlabelled)?;
         }
-        for note in split.notes() {
+        for note in notes {
             writeln!(session.out, "  note     {note}")?;
         }
-        let width = summary.classes.iter().map(|class| class.0.chars().count()).max().unwrap_or(0);
-        for (label, (name, num_samples)) in summary.classes.iter().enumerate() {
+        let classes: Vec<_> = summary.classes.iter().map(|(name, num)| (printable(name), num)).collect();
+        let width = classes.iter().map(|class| class.0.chars().count()).max().unwrap_or(0);
+        for (label, (name, num_samples)) in classes.iter().enumerate() {
             writeln!(session.out, "    {label:>4}  {name:<width$}  {num_samples}")?;
         }
     }
@@ -226,7 +270,17 @@ fn convert(args: &ConvertArgs, session: &mut Session<'_>) -> Result<(), CliError
         }
     };
     let mut reports = Vec::new();
-    for split in args.source.open(path)? {
+    let splits = args.source.open(path)?;
+    // Names that were gathered are the same in all files of the result; a list of the source is kept as it is.
+    let is_kept = splits.iter().all(|split| {
+        split.info().format == Format::HfParquet.as_str() && split.label_origin().names == NameSource::Declared
+    });
+    let splits =
+        if is_kept { splits.into_iter().map(|s| (s, Vec::new())).collect() } else { in_classes_of_first(splits)? };
+    for (split, notes) in splits {
+        for note in split.notes().into_iter().chain(notes) {
+            tracing::warn!(kind = "data_skipped", "{note}");
+        }
         let bar = Bar::new(&session.terminal, "converting");
         let mut progress = |done, all| bar.set("converting", done, all);
         reports.push(dataset::convert(split.as_ref(), out_dir, &mut progress)?);
@@ -251,9 +305,14 @@ fn synthetic(args: &SyntheticArgs, session: &mut Session<'_>) -> Result<(), CliE
 }
 
 fn print_reports(reports: &[ConvertReport], session: &mut Session<'_>) -> Result<(), CliError> {
-    for ConvertReport { path, num_samples, num_bytes } in reports {
+    for ConvertReport { path, num_samples, num_unlabelled, label_column, num_bytes } in reports {
         let mib = *num_bytes as f64 / f64::from(1 << 20);
-        writeln!(session.out, "{}  {num_samples} images, {mib:.1} MiB", path.display())?;
+        let labels = match (label_column, num_unlabelled) {
+            (None, _) => ", without labels".to_owned(),
+            (Some(_), 0) => String::new(),
+            (Some(_), num) => format!(", {num} of them without a label"),
+        };
+        writeln!(session.out, "{}  {num_samples} images{labels}, {mib:.1} MiB", path.display())?;
     }
     Ok(())
 }

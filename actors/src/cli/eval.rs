@@ -70,6 +70,7 @@ impl Args {
             None
         };
         drop(bar);
+        let split = trained.prepared.data.test.dataset.as_ref().map_or("test", |test| test.info().split.as_str());
         let Judgement { accuracy, num_train, num_test, seconds } = result;
         if self.json {
             let report = serde_json::json!({
@@ -79,6 +80,7 @@ impl Args {
                 "untrained_accuracy": untrained.map(|judgement| judgement.accuracy),
                 "num_train": num_train,
                 "num_test": num_test,
+                "split": split,
                 "seconds": seconds,
             });
             writeln!(session.out, "{report:#}")?;
@@ -86,7 +88,7 @@ impl Args {
         }
         writeln!(
             session.out,
-            "{} accuracy {:.2} % on {num_test} test images ({num_train} labelled train images, {}, {seconds:.1} s)",
+            "{} accuracy {:.2} % on {num_test} {split} images ({num_train} labelled train images, {}, {seconds:.1} s)",
             task.as_str(),
             100.0 * accuracy,
             trained.name()

@@ -20,7 +20,8 @@ pub(crate) fn facts(prepared: &Prepared) -> Result<Vec<Fact>, CliError> {
     let (config, data, method) = (&prepared.config, &prepared.data, &prepared.method);
     let model = &method.model.config;
     let info = data.train.info();
-    let num_test = data.test.as_ref().map_or(0, |test| test.len());
+    let num_test = data.test.dataset.as_ref().map_or(0, |test| test.len());
+    let column = info.label_column.as_ref().map_or_else(String::new, |column| format!(" of column {column}"));
     let kind = if data.channels == 1 { "grey" } else { "RGB" };
     let num = |role| data.roles.indices(role).len();
     let params = |set| count_text(method.model.layout(set).len);
@@ -30,7 +31,7 @@ pub(crate) fn facts(prepared: &Prepared) -> Result<Vec<Fact>, CliError> {
         (
             "data",
             format!(
-                "{} ({}), {} train and {num_test} test images, {side} x {side} {kind}, {} classes",
+                "{} ({}), {} train and {num_test} test images, {side} x {side} {kind}, {} classes{column}",
                 info.name,
                 info.format,
                 info.num_samples,
@@ -46,6 +47,13 @@ pub(crate) fn facts(prepared: &Prepared) -> Result<Vec<Fact>, CliError> {
                 num(Role::Train),
                 num(Role::Validation)
             ),
+        ),
+        (
+            "test",
+            match data.test.dataset {
+                Some(_) => data.test.text.clone(),
+                None => format!("none, {}: train ends without an evaluation", data.test.text),
+            },
         ),
         (
             "networks",

@@ -10,7 +10,7 @@ use super::Session;
 use super::config_args::ConfigArgs;
 use super::facts::facts;
 use super::run_arg::find_run;
-use super::train_end::{final_judgement, print_summary};
+use super::train_end::{judge_at_end, print_summary};
 use crate::error::{CliError, check_outcome};
 use crate::prometheus::{self, ProbeSlot};
 use crate::run::{Run, Start};
@@ -101,18 +101,19 @@ impl Args {
             Err(error) => (None, Err(error)),
         };
         let Some(report) = report else {
-            run.end(&result, latest.get().step);
+            run.end(&result, false, latest.get().step);
             return result;
         };
         // The run ends with its evaluation: what is killed before it is not finished.
+        let is_trained = result.is_ok();
         let (judgement, result) = match result {
-            Ok(()) if prepared.config.eval.at_end => match final_judgement(&run, &prepared, &stop, &session.terminal) {
+            Ok(()) if prepared.config.eval.at_end => match judge_at_end(&run, &prepared, &stop, &session.terminal) {
                 Ok(judgement) => (judgement, Ok(())),
                 Err(error) => (None, Err(error)),
             },
             result => (None, result),
         };
-        run.end(&result, latest.get().step);
+        run.end(&result, is_trained, latest.get().step);
         if !self.quiet {
             print_summary(session.out, &run, &prepared, &report, &latest, first_outer, judgement.as_ref(), begin)?;
         }

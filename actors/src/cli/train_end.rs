@@ -1,8 +1,10 @@
 //! The end of `mlomae train`: the encoder is judged, and a summary printed.
 
 use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
+use mlomae_dataflow::exit::panic_message;
 use mlomae_dataflow::run_sink::{CheckpointTensors, Latest};
 use mlomae_dataflow::state::TrainState;
 use mlomae_dataflow::stop::StopFlag;
@@ -22,7 +24,7 @@ use crate::timing::timing_tree;
 use crate::training::TrainingReport;
 
 /// The final encoder's k-NN accuracy beside that of an untrained one, also written to the `evals`
-/// table. None if the data has no test split.
+/// table. None if no split judges.
 ///
 /// # Errors
 /// If the checkpoint or the data cannot be read, or the result not be written; without a message if
@@ -33,7 +35,8 @@ pub(super) fn final_judgement(
     stop: &StopFlag,
     terminal: &Terminal,
 ) -> Result<Option<(Judgement, Judgement)>, CliError> {
-    if prepared.data.test.is_none() {
+    if prepared.data.test.dataset.is_none() {
+        tracing::warn!(kind = "evaluation_skipped", "k-NN is skipped, {}", prepared.data.test.text);
         return Ok(None);
     }
     let folder = checkpoint::resolve(run.path())?;
@@ -50,6 +53,35 @@ pub(super) fn final_judgement(
     let results = [(Task::Knn, "accuracy", trained), (Task::Knn, "accuracy_untrained", untrained)];
     run.write_evals(prepared, &name, loaded.step, &results)?;
     Ok(Some((trained, untrained)))
+}
+
+/// [`final_judgement`], whose failure costs nothing of the run: it says that the training is done and what can be done
+/// later. A panic is a failure too.
+///
+/// # Errors
+/// As [`final_judgement`], with the failure's own exit code.
+pub(super) fn judge_at_end(
+    run: &Run,
+    prepared: &Prepared,
+    stop: &StopFlag,
+    terminal: &Terminal,
+) -> Result<Option<(Judgement, Judgement)>, CliError> {
+    let judged = catch_unwind(AssertUnwindSafe(|| final_judgement(run, prepared, stop, terminal)));
+    let judged = judged.unwrap_or_else(|payload| {
+        let line = format!("internal error: {}", panic_message(payload.as_ref()));
+        Err(CliError::new(exit_code::INTERNAL, line))
+    });
+    judged.map_err(|error| match error {
+        CliError::Failed { lines, exit_code } if !lines.is_empty() => {
+            let path = run.path().display();
+            let line = format!(
+                "the training is finished and saved, but its evaluation failed: {}; `mlomae eval knn {path}` repeats it",
+                lines.join("; ")
+            );
+            CliError::new(exit_code, line)
+        }
+        other => other,
+    })
 }
 
 /// Prints what the process did, and the timing tree.
@@ -93,11 +125,14 @@ pub(super) fn print_summary(
     if let Some((trained, untrained)) = judged {
         writeln!(
             out,
-            "k-NN        {:.1} % of {} test images; {:.1} % with an untrained encoder",
+            "k-NN        {:.1} % of {} {} images; {:.1} % with an untrained encoder",
             100.0 * trained.accuracy,
             trained.num_test,
+            prepared.data.test.dataset.as_ref().map_or("test", |test| test.info().split.as_str()),
             100.0 * untrained.accuracy
         )?;
+    } else if prepared.data.test.dataset.is_none() {
+        writeln!(out, "k-NN        skipped, {}", prepared.data.test.text)?;
     }
     if let Ok(folder) = checkpoint::resolve(run.path()) {
         let name = folder.file_name().unwrap_or_default().to_string_lossy();

@@ -38,7 +38,10 @@ pub(crate) struct Args {
 }
 
 fn parse_split(text: &str) -> Result<Split, String> {
-    Split::parse(text).map_err(|error| error.to_string())
+    match Split::parse(text) {
+        Ok(split @ (Split::Train | Split::Test)) => Ok(split),
+        _ => Err("must be train, or test for the images that judge (data.test_split says which)".to_owned()),
+    }
 }
 
 impl Args {

@@ -29,6 +29,34 @@ pub enum DataFormat {
     Embedded,
 }
 
+/// Which split judges the encoder. Training never sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum TestSplit {
+    /// The test split if it has labels, else the validation split, else none; what departs from the test split is said.
+    #[default]
+    Auto,
+    /// The test split, which must have labels.
+    Test,
+    /// The validation split, which must have labels.
+    Validation,
+    /// None: training ends without an evaluation.
+    None,
+}
+
+impl TestSplit {
+    /// The name in configurations.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Test => "test",
+            Self::Validation => "validation",
+            Self::None => "none",
+        }
+    }
+}
+
 /// The data set and how it is divided and changed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -38,12 +66,16 @@ pub struct DataConfig {
     /// File or folder of the data set; not for `embedded` and `synthetic`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
-    /// Label column where the data has several. Without it: the one there is.
+    /// Label column of Parquet files, or CIFAR-100's `fine_label` or `coarse_label`. Without it: `label`, the one
+    /// `ClassLabel`, one of the usual names, or the only column of numbers or categories that is no index and no size.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label_column: Option<String>,
     /// Image column of Parquet files. Without it: `image`, `img`, or the only one there is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_column: Option<String>,
+    /// Split that judges the encoder, mapped to the train split's classes by name. `auto`: the test split if it has labels,
+    /// else the validation split, else none.
+    pub test_split: TestSplit,
     /// Side in pixels of the square images that the networks see; other sizes are resized.
     /// Without it: the side of the data's own images.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -86,6 +118,7 @@ impl Default for DataConfig {
             path: None,
             label_column: None,
             image_column: None,
+            test_split: TestSplit::default(),
             image: None,
             channels: None,
             max_samples: None,

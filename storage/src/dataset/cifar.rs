@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::classes::name_of_bytes;
 use super::detect::folder_with;
+use super::label_column;
 use super::pickle::{Pickle, Value};
 use super::raw::{Layout, RawDataset};
 use super::{DataError, Dataset, DatasetInfo, DatasetSpec, Format, Split, file_name, numbered_classes};
@@ -62,6 +64,7 @@ impl Kind {
             (Self::Cifar10, Split::Test) => vec![format!("test_batch{extension}")],
             (Self::Cifar100, Split::Train) => vec![format!("train{extension}")],
             (Self::Cifar100, Split::Test) => vec![format!("test{extension}")],
+            (_, Split::Validation) => Vec::new(),
         }
     }
 
@@ -72,7 +75,7 @@ impl Kind {
         allowed.iter().find(|name| **name == wanted).copied().ok_or_else(|| DataError::Column {
             path: path.to_owned(),
             problem: format!("no label field {wanted:?}"),
-            key: "label_column",
+            key: label_column::KEY,
             allowed: allowed.join(", "),
         })
     }
@@ -81,6 +84,10 @@ impl Kind {
 /// The paths of a split's files, with one error for what is absent.
 fn files_of(folder: &Path, kind: Kind, split: Split, extension: &str) -> Result<Vec<PathBuf>, DataError> {
     let names = kind.files(split, extension);
+    if names.is_empty() {
+        let hint = "cifar has the splits train and test".to_owned();
+        return Err(DataError::NoSplit { path: folder.to_owned(), split: split.to_string(), hint });
+    }
     let absent: Vec<_> = names.iter().filter(|name| !has(folder, name)).cloned().collect();
     if absent.is_empty() {
         return Ok(names.iter().map(|name| folder.join(name)).collect());
@@ -184,7 +191,7 @@ fn read_names(path: &Path, key: &str) -> Result<Vec<String>, DataError> {
     let pickle = Pickle::load(&bytes).map_err(|reason| DataError::malformed(path, reason))?;
     let wrong = || DataError::malformed(path, format!("{key} must be a list of strings"));
     let names = pickle.list(field(&pickle, key, path)?).ok_or_else(wrong)?;
-    let names = names.map(|name| pickle.bytes(name).map(|name| String::from_utf8_lossy(name).into_owned()));
+    let names = names.map(|name| pickle.bytes(name).map(name_of_bytes));
     names.collect::<Option<Vec<_>>>().ok_or_else(wrong)
 }
 

@@ -25,12 +25,17 @@ pub struct ConvertReport {
     pub path: PathBuf,
     /// Images in it.
     pub num_samples: usize,
+    /// Those of them without a label.
+    pub num_unlabelled: usize,
+    /// Where the labels went, none if the dataset has no labels at all.
+    pub label_column: Option<String>,
     /// Its size.
     pub num_bytes: u64,
 }
 
 /// Writes a split as `out_dir/<split>-00000-of-00001.parquet` with columns `image` (struct<bytes, path>, PNG) and the labels (int64, null
-/// for none, under the dataset's own column name or `label`), and the `huggingface` metadata. The file appears when it is whole; an
+/// for none, under the dataset's own column name or `label`), and the `huggingface` metadata with the classes' names. A dataset
+/// without any label gets no label column. The file appears when it is whole; an
 /// existing one is refused. `progress` is called with (images done, images in all) after every group of rows.
 pub fn convert(
     dataset: &dyn Dataset,
@@ -43,14 +48,25 @@ pub fn convert(
         return Err(DataError::Exists { path });
     }
     fs::create_dir_all(out_dir).map_err(|e| DataError::write(out_dir, e))?;
+    let mut num_unlabelled = 0;
+    for index in 0..dataset.len() {
+        num_unlabelled += usize::from(dataset.label(index)?.is_none());
+    }
+    // Nulls under a name would claim that the labels are known to be absent.
+    let label_column = match info.label_column.as_deref() {
+        None if num_unlabelled == dataset.len() => None,
+        column => Some(column.filter(|name| *name != "image").unwrap_or("label")),
+    };
     let unfinished = path.with_extension("parquet.tmp");
-    let written = write(dataset, &unfinished, progress).and_then(|()| publish(&unfinished, &path, out_dir));
+    let written =
+        write(dataset, label_column, &unfinished, progress).and_then(|()| publish(&unfinished, &path, out_dir));
     if written.is_err() {
         // The first error is the one to report; a leftover is not a dataset by its name.
         let _ = fs::remove_file(&unfinished);
     }
     let num_bytes = written?;
-    Ok(ConvertReport { path, num_samples: dataset.len(), num_bytes })
+    let label_column = label_column.map(str::to_owned);
+    Ok(ConvertReport { path, num_samples: dataset.len(), num_unlabelled, label_column, num_bytes })
 }
 
 /// Generates both splits of a synthetic dataset and writes them as [`convert`] does: training split first.
@@ -80,13 +96,15 @@ fn image_fields() -> Fields {
     Fields::from(vec![Field::new("bytes", DataType::Binary, true), Field::new("path", DataType::Utf8, true)])
 }
 
-fn write(dataset: &dyn Dataset, path: &Path, progress: &mut dyn FnMut(usize, usize)) -> Result<(), DataError> {
+fn write(
+    dataset: &dyn Dataset,
+    label_column: Option<&str>,
+    path: &Path,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<(), DataError> {
     let info = dataset.info();
-    let label_column = info.label_column.as_deref().filter(|name| *name != "image").unwrap_or("label");
-    let fields = vec![
-        Field::new("image", DataType::Struct(image_fields()), true),
-        Field::new(label_column, DataType::Int64, true),
-    ];
+    let mut fields = vec![Field::new("image", DataType::Struct(image_fields()), true)];
+    fields.extend(label_column.map(|name| Field::new(name, DataType::Int64, true)));
     let schema = Arc::new(Schema::new_with_metadata(fields, features::metadata(label_column, &info.class_names)));
     let failed = |e: &dyn std::fmt::Display| DataError::write(path, std::io::Error::other(e.to_string()));
     let properties = WriterProperties::builder()
@@ -110,7 +128,11 @@ fn write(dataset: &dyn Dataset, path: &Path, progress: &mut dyn FnMut(usize, usi
         let images: ArrayRef = Arc::new(BinaryArray::from_iter_values(images));
         let names: ArrayRef = Arc::new(StringArray::from(names));
         let images = StructArray::try_new(image_fields(), vec![images, names], None).map_err(|e| failed(&e))?;
-        let batch = RecordBatch::try_new(schema.clone(), vec![Arc::new(images), Arc::new(Int64Array::from(labels))]);
+        let mut columns: Vec<ArrayRef> = vec![Arc::new(images)];
+        if label_column.is_some() {
+            columns.push(Arc::new(Int64Array::from(labels)));
+        }
+        let batch = RecordBatch::try_new(schema.clone(), columns);
         writer.write(&batch.map_err(|e| failed(&e))?).map_err(|e| failed(&e))?;
         progress(end, total);
     }

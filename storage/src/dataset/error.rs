@@ -76,10 +76,24 @@ pub enum DataError {
         path: PathBuf,
         /// What is wrong.
         problem: String,
-        /// The setting that decides: `label_column` or `image_column`.
+        /// The setting that decides: `data.label_column` or `data.image_column`.
         key: &'static str,
         /// The columns that would do.
         allowed: String,
+    },
+    /// The classes of a file or split cannot be mapped by name to those of another.
+    #[error("{what}: classes cannot be mapped by name to those of {of}: {problem}; here: {has}; there: {wanted}")]
+    Classes {
+        /// The file or split.
+        what: String,
+        /// The file or split that it must agree with.
+        of: String,
+        /// What cannot be mapped.
+        problem: String,
+        /// The names of `what`.
+        has: String,
+        /// The names of `of`.
+        wanted: String,
     },
     /// A path inside the dataset leads out of its folder.
     #[error("{} leads out of the dataset's folder, to {}", path.display(), target.display())]

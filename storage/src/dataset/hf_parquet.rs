@@ -5,29 +5,29 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray};
-use arrow::compute::{CastOptions, cast_with_options};
-use arrow::datatypes::{DataType, Int64Type, Schema};
+use arrow::datatypes::{DataType, Schema};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
 use parquet::file::reader::ChunkReader;
 
 use crate::guard::guarded;
 
+use super::classes::LabelOrigin;
 use super::features::Features;
+use super::label_column::{self, LabelColumn, Labels};
 use super::raw::Survey;
 use super::resize::into_channels;
 use super::{
     DataError, Dataset, DatasetInfo, DatasetSpec, DecodeLimits, Format, Sample, Split, check_index, decode, file_name,
-    numbered_classes, pages,
+    pages,
 };
 
-/// More classes than this are taken for a mistaken label column.
-const MAX_CLASSES: i64 = 1 << 20;
 const ROWS_PER_BATCH: usize = 1024;
 
 /// A split held as encoded bytes.
 pub(crate) struct ParquetDataset {
     info: DatasetInfo,
+    origin: LabelOrigin,
     chunks: Vec<Chunk>,
     labels: Vec<Option<i32>>,
     limits: DecodeLimits,
@@ -43,8 +43,8 @@ struct Chunk {
 /// The columns to read, decided by the first file and binding for the others.
 struct Columns {
     image: String,
-    label: Option<String>,
-    class_names: Vec<String>,
+    /// The label column, or the columns that are not taken for one.
+    label: Result<LabelColumn, Vec<String>>,
 }
 
 /// What reading several files gathers.
@@ -52,7 +52,7 @@ struct Columns {
 struct Gathered {
     columns: Option<Columns>,
     chunks: Vec<Chunk>,
-    labels: Vec<Option<i32>>,
+    labels: Labels,
 }
 
 pub(crate) fn open(path: &Path, spec: &DatasetSpec) -> Result<Arc<dyn Dataset>, DataError> {
@@ -91,6 +91,7 @@ pub(crate) fn split_names(split: Split) -> &'static [&'static str] {
     match split {
         Split::Train => &["train"],
         Split::Test => &["test", "validation", "valid", "val"],
+        Split::Validation => &["validation", "valid", "val"],
     }
 }
 
@@ -108,7 +109,7 @@ fn split_of(name: &str) -> Option<(Split, &'static str)> {
 /// A file alone is the split that its name says, and otherwise the training split.
 fn single_file(path: &Path, wanted: Split) -> Result<String, DataError> {
     let (split, stored) = split_of(&file_name(path)).unwrap_or((Split::Train, "train"));
-    if split == wanted {
+    if split == wanted || split_names(wanted).contains(&stored) {
         return Ok(stored.to_owned());
     }
     let hint = format!(
@@ -193,19 +194,26 @@ impl Gathered {
         let metadata = ArrowReaderMetadata::load(&reader, ArrowReaderOptions::default()).map_err(|e| malformed(&e))?;
         let schema = metadata.schema().clone();
         let found = choose_columns(&schema, path, spec)?;
+        let name = |label: &Result<LabelColumn, _>| label.as_ref().ok().map(|label| label.name.clone());
+        if let Some(first) = &self.columns
+            && name(&first.label) != name(&found.label)
+        {
+            let text = |label| name(label).map_or_else(|| "absent".to_owned(), |name| format!("{name:?}"));
+            let (own, first) = (text(&found.label), text(&first.label));
+            return Err(DataError::malformed(
+                path,
+                format!("its label column is {own}, that of the first file {first}"),
+            ));
+        }
         let columns = self.columns.get_or_insert(found);
         let index_of = |name: &str| schema.index_of(name).map_err(|e| malformed(&e));
         let mut roots = vec![index_of(&columns.image)?];
-        if let Some(label) = &columns.label {
+        let label = columns.label.as_ref().ok().map(|label| label.name.as_str());
+        let features = features(&schema, path)?;
+        if let Some(label) = label {
             roots.push(index_of(label)?);
-            let features = features(&schema, path)?;
-            if features.names(label) != columns.class_names {
-                return Err(DataError::malformed(
-                    path,
-                    format!("class names of column {label:?} differ from the first file's"),
-                ));
-            }
         }
+        self.labels.begin(path, label.map_or(&[], |label| features.names(label)));
         let mask = ProjectionMask::roots(metadata.parquet_schema(), roots);
         pages::check(&reader, metadata.metadata(), &mask).map_err(|e| malformed(&e))?;
         let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(reader, metadata);
@@ -216,10 +224,8 @@ impl Gathered {
             let start = self.labels.len();
             let column =
                 |name: &str| batch.column_by_name(name).ok_or_else(|| malformed(&format!("no column {name:?}")));
-            match &columns.label {
-                Some(name) => read_labels(column(name)?, name, columns.class_names.len(), path, &mut self.labels)?,
-                None => self.labels.resize(start + batch.num_rows(), None),
-            }
+            let labels = label.map(|name| Ok::<_, DataError>((column(name)?, name))).transpose()?;
+            self.labels.add(labels, batch.num_rows())?;
             let images = encoded_bytes(column(&columns.image)?).ok_or_else(|| {
                 DataError::malformed(path, format!("column {:?} is no struct<bytes, path>", columns.image))
             })?;
@@ -240,10 +246,13 @@ impl Gathered {
         if self.labels.is_empty() {
             return Err(DataError::malformed(path, "no rows"));
         }
-        let mut class_names = columns.class_names;
-        if class_names.is_empty() {
-            class_names = numbered_classes(self.labels.iter().copied().flatten());
-        }
+        let column = columns.label.as_ref().ok();
+        let (class_names, names, labels) = self.labels.unify(column)?;
+        let origin = LabelOrigin {
+            names,
+            column_type: column.map(|column| column.type_text.clone()),
+            not_taken: columns.label.as_ref().err().cloned().unwrap_or_default(),
+        };
         let mut survey = Survey::default();
         for chunk in &self.chunks {
             for row in 0..chunk.images.len() {
@@ -254,13 +263,13 @@ impl Gathered {
             name,
             format: format.to_string(),
             split,
-            num_samples: self.labels.len(),
+            num_samples: labels.len(),
             class_names,
-            label_column: columns.label,
+            label_column: columns.label.ok().map(|column| column.name),
             image_size: survey.image_size(),
             channels: survey.channels(),
         };
-        Ok(Arc::new(ParquetDataset { info, chunks: self.chunks, labels: self.labels, limits: spec.limits }))
+        Ok(Arc::new(ParquetDataset { info, origin, chunks: self.chunks, labels, limits: spec.limits }))
     }
 }
 
@@ -286,7 +295,6 @@ fn choose_columns(schema: &Schema, path: &Path, spec: &DatasetSpec) -> Result<Co
         schema.fields().iter().filter(|field| accept(field.data_type())).map(|field| field.name().clone()).collect()
     };
     let images = of_kind(&is_image);
-    let integers = of_kind(&|kind| kind.is_integer() || *kind == DataType::Boolean);
     let refuse = |problem: String, key, allowed: &[String]| DataError::Column {
         path: path.to_owned(),
         problem,
@@ -295,7 +303,7 @@ fn choose_columns(schema: &Schema, path: &Path, spec: &DatasetSpec) -> Result<Co
     };
     let image = if let Some(wanted) = &spec.image_column {
         let found = images.contains(wanted).then(|| wanted.clone());
-        found.ok_or_else(|| refuse(format!("no image column {wanted:?}"), "image_column", &images))?
+        found.ok_or_else(|| refuse(format!("no image column {wanted:?}"), "data.image_column", &images))?
     } else if let Some(usual) = ["image", "img"].iter().find(|name| images.iter().any(|image| image == *name)) {
         (*usual).to_owned()
     } else {
@@ -303,60 +311,15 @@ fn choose_columns(schema: &Schema, path: &Path, spec: &DatasetSpec) -> Result<Co
         match (declared.as_slice(), images.as_slice()) {
             ([one], _) | (_, [one]) => one.clone(),
             (_, []) => {
-                return Err(refuse("no image column, a struct<bytes, path>".to_owned(), "image_column", &images));
+                return Err(refuse("no image column, a struct<bytes, path>".to_owned(), "data.image_column", &images));
             }
             _ => {
-                return Err(refuse("several image columns".to_owned(), "image_column", &images));
+                return Err(refuse("several image columns".to_owned(), "data.image_column", &images));
             }
         }
     };
-    let declared: Vec<_> =
-        features.class_labels.iter().map(|(name, _)| name).filter(|name| integers.contains(name)).cloned().collect();
-    let label = if let Some(wanted) = &spec.label_column {
-        let found = integers.contains(wanted).then(|| wanted.clone());
-        Some(found.ok_or_else(|| refuse(format!("no integer label column {wanted:?}"), "label_column", &integers))?)
-    } else if integers.iter().any(|name| name == "label") {
-        Some("label".to_owned())
-    } else {
-        match (declared.as_slice(), integers.as_slice()) {
-            ([one], _) | ([], [one]) => Some(one.clone()),
-            ([], []) => None,
-            ([], several) | (several, _) => {
-                return Err(refuse("several label columns".to_owned(), "label_column", several));
-            }
-        }
-    };
-    let class_names = label.as_deref().map(|label| features.names(label).to_vec()).unwrap_or_default();
-    Ok(Columns { image, label, class_names })
-}
-
-/// Appends a column's labels; null and -1 mean unlabelled.
-fn read_labels(
-    column: &ArrayRef,
-    name: &str,
-    num_classes: usize,
-    path: &Path,
-    labels: &mut Vec<Option<i32>>,
-) -> Result<(), DataError> {
-    let options = CastOptions { safe: false, ..CastOptions::default() };
-    let column = cast_with_options(column, &DataType::Int64, &options)
-        .map_err(|e| DataError::malformed(path, format!("label column {name:?}: {e}")))?;
-    let limit = if num_classes == 0 { MAX_CLASSES } else { num_classes as i64 };
-    for label in column.as_primitive::<Int64Type>() {
-        let label = match label {
-            None | Some(-1) => None,
-            Some(label) if (0..limit).contains(&label) => i32::try_from(label).ok(),
-            Some(label) => {
-                return Err(DataError::sample(
-                    path,
-                    labels.len(),
-                    format!("{name} must be -1 to {}, not {label}", limit - 1),
-                ));
-            }
-        };
-        labels.push(label);
-    }
-    Ok(())
+    let label = label_column::choose(schema, &features, &image, spec, path)?;
+    Ok(Columns { image, label })
 }
 
 /// The binary column inside an image column; a null struct makes its bytes null.
@@ -390,6 +353,22 @@ fn value(images: &ArrayRef, row: usize) -> Option<&[u8]> {
 impl Dataset for ParquetDataset {
     fn info(&self) -> &DatasetInfo {
         &self.info
+    }
+
+    fn label_origin(&self) -> LabelOrigin {
+        self.origin.clone()
+    }
+
+    fn notes(&self) -> Vec<String> {
+        let not_taken = &self.origin.not_taken;
+        if not_taken.is_empty() {
+            return Vec::new();
+        }
+        let (split, columns) = (&self.info.split, not_taken.join(", "));
+        vec![format!(
+            "no label column in the {split} split, not taken for one: {columns}; {} names one",
+            label_column::KEY
+        )]
     }
 
     fn label(&self, index: usize) -> Result<Option<i32>, DataError> {

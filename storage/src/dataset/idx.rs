@@ -66,6 +66,10 @@ fn split_of(name: &str) -> Option<Split> {
 }
 
 pub(crate) fn open(path: &Path, spec: &DatasetSpec) -> Result<Arc<dyn Dataset>, DataError> {
+    if spec.split == Split::Validation {
+        let hint = "idx has the splits train and test".to_owned();
+        return Err(DataError::NoSplit { path: path.to_owned(), split: spec.split.to_string(), hint });
+    }
     let (image_file, label_file) = find(path, spec.split)?;
     let images = read(&image_file)?;
     let (channels, height, width) = match images.shape[1..] {

@@ -5,6 +5,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::classes::name_of_bytes;
 use super::hf_parquet::split_names;
 use super::raw::Survey;
 use super::resize::into_channels;
@@ -70,7 +71,8 @@ fn subfolders(folder: &Path) -> Vec<PathBuf> {
 
 /// Folders named as the splits of a dataset, in `root`.
 fn split_folders(root: &Path) -> Vec<PathBuf> {
-    let names = Split::ALL.iter().flat_map(|&split| split_names(split));
+    // The names of the test split are those of the validation split too.
+    let names = [Split::Train, Split::Test].into_iter().flat_map(split_names);
     names.map(|name| root.join(name)).filter(|folder| folder.is_dir() && !subfolders(folder).is_empty()).collect()
 }
 
@@ -117,22 +119,15 @@ pub(crate) fn open(path: &Path, spec: &DatasetSpec) -> Result<Arc<dyn Dataset>, 
     let (folder, split) = split_folder(path, spec.split)?;
     let root = path.canonicalize().map_err(|e| DataError::read(path, e))?;
     let classes = class_folders(&folder, &root)?;
-    // The labels of both splits are those of the train split.
-    let train = match spec.split {
-        Split::Train => None,
-        Split::Test => split_folder(path, Split::Train).ok(),
-    };
-    let class_names = match &train {
-        Some((train, _)) => class_folders(train, &root)?.iter().map(|class| name_of(class)).collect(),
-        None => classes.iter().map(|class| name_of(class)).collect::<Vec<_>>(),
-    };
+    let class_names: Vec<String> = classes.iter().map(|class| name_of(class)).collect();
+    let mut distinct = class_names.clone();
+    distinct.sort();
+    if let Some(twice) = distinct.windows(2).find(|pair| pair[0] == pair[1]) {
+        return Err(DataError::malformed(&folder, format!("two class folders are both called {:?}", twice[0])));
+    }
     let mut found = Found::default();
-    for class in &classes {
+    for (class, label) in classes.iter().zip(0..) {
         let before = found.files.len();
-        let Some(label) = class_names.iter().position(|name| *name == name_of(class)) else {
-            return Err(DataError::malformed(class, "class folder without one of its name in the train split"));
-        };
-        let label = i32::try_from(label).map_err(|_| DataError::malformed(&folder, "too many class folders"))?;
         collect(class, &root, label, 0, &mut found)?;
         if found.files.len() == before {
             return Err(DataError::malformed(
@@ -162,8 +157,9 @@ pub(crate) fn open(path: &Path, spec: &DatasetSpec) -> Result<Arc<dyn Dataset>, 
     Ok(Arc::new(FolderDataset { info, root, files, limits: spec.limits, skipped }))
 }
 
+/// The class of a folder, by the bytes of its name: a name that is not UTF-8 stays a name of its own.
 fn name_of(class: &Path) -> String {
-    class.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    name_of_bytes(class.file_name().unwrap_or_default().as_encoded_bytes())
 }
 
 /// The class folders of a split, sorted by name.

@@ -1,6 +1,7 @@
 //! Labelled image datasets behind one trait: opened by [`open`], decoded on demand, u8 throughout.
 
 mod cifar;
+pub mod classes;
 pub mod convert;
 pub mod decode;
 mod detect;
@@ -10,6 +11,7 @@ mod features;
 mod hf_parquet;
 mod idx;
 mod image_folder;
+mod label_column;
 mod pages;
 mod pickle;
 mod raw;
@@ -24,6 +26,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
+pub use classes::{HeldOut, LabelOrigin, NameSource, align};
 pub use convert::{ConvertReport, convert, write_synthetic};
 pub use decode::{DecodeError, DecodeLimits};
 pub use error::DataError;
@@ -96,6 +99,11 @@ pub trait Dataset: Send + Sync {
     /// Decodes sample `index`.
     fn sample(&self, index: usize) -> Result<Sample, DataError>;
 
+    /// Where its labels and the names of its classes come from.
+    fn label_origin(&self) -> LabelOrigin {
+        LabelOrigin::default()
+    }
+
     /// What its owner should know of the files, one line each: what was passed over.
     fn notes(&self) -> Vec<String> {
         Vec::new()
@@ -154,7 +162,7 @@ choices! {
     Format, "data.format", {
         /// Whatever the files at the path look like.
         Auto = "auto",
-        /// Hugging Face Parquet: a struct<bytes, path> image column and integer labels.
+        /// Hugging Face Parquet: a struct<bytes, path> image column, and labels that are numbers or strings.
         HfParquet = "hf-parquet",
         /// CIFAR-10 or CIFAR-100, binary version.
         CifarBin = "cifar-bin",
@@ -176,8 +184,10 @@ choices! {
     Split, "split", {
         /// The part meant for learning.
         Train = "train",
-        /// The part held out.
+        /// The part held out; the validation part where there is no test part.
         Test = "test",
+        /// The part held out for decisions, and nothing else.
+        Validation = "validation",
     }
 }
 
@@ -190,8 +200,10 @@ pub struct DatasetSpec {
     pub path: Option<PathBuf>,
     /// Which part of it.
     pub split: Split,
-    /// The label column among several; default `label`, or the only one there is.
+    /// The label column among several; by default it is found by its declared meaning, its name and its type.
     pub label_column: Option<String>,
+    /// A Parquet file without the `label_column` is one without labels: a test split may lack it.
+    pub label_column_optional: bool,
     /// The image column of a Parquet file; default `image`, `img`, or the only one there is.
     pub image_column: Option<String>,
     /// Bounds on what a decoder may allocate.
@@ -215,6 +227,7 @@ impl Default for DatasetSpec {
             path: None,
             split: Split::Train,
             label_column: None,
+            label_column_optional: false,
             image_column: None,
             limits: DecodeLimits::default(),
             synthetic: SyntheticSpec::default(),
@@ -225,6 +238,10 @@ impl Default for DatasetSpec {
 /// Opens a split of a dataset. Labels and structure are checked here; images when they are decoded.
 pub fn open(spec: &DatasetSpec) -> Result<Arc<dyn Dataset>, DataError> {
     let path = match (spec.format, &spec.path) {
+        (format @ (Format::Synthetic | Format::Embedded), _) if spec.split == Split::Validation => {
+            let hint = "it has the splits train and test".to_owned();
+            return Err(DataError::NoSplit { path: format.as_str().into(), split: spec.split.to_string(), hint });
+        }
         (Format::Synthetic, _) => {
             return Ok(Arc::new(SyntheticDataset::new(&spec.synthetic, spec.split)?));
         }
@@ -248,6 +265,11 @@ pub fn open(spec: &DatasetSpec) -> Result<Arc<dyn Dataset>, DataError> {
         Format::ImageFolder => image_folder::open(path, spec),
         _ => hf_parquet::open(path, spec),
     }
+}
+
+/// Whether a split's stored name is that of a validation split.
+pub fn is_validation(split: &str) -> bool {
+    hf_parquet::split_names(Split::Validation).iter().any(|name| name.eq_ignore_ascii_case(split))
 }
 
 /// Last component of a path, for messages and names.

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::classes::{LabelOrigin, NameSource};
 use super::decode::Header;
 use super::{DataError, Dataset, DatasetInfo, Image, Sample, check_index};
 
@@ -89,6 +90,12 @@ impl RawDataset {
 impl Dataset for RawDataset {
     fn info(&self) -> &DatasetInfo {
         &self.info
+    }
+
+    fn label_origin(&self) -> LabelOrigin {
+        // IDX alone has no names at all, not even that of a field.
+        let names = if self.info.label_column.is_none() { NameSource::Numbers } else { NameSource::Declared };
+        LabelOrigin { names, ..LabelOrigin::default() }
     }
 
     fn label(&self, index: usize) -> Result<Option<i32>, DataError> {
