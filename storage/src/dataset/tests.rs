@@ -4,6 +4,7 @@ mod conversion;
 mod damage;
 mod formats;
 mod generated;
+mod labels;
 mod pixels;
 
 use std::path::{Path, PathBuf};

@@ -59,7 +59,7 @@ fn classes_and_splits_have_their_names() {
         assert_eq!((coarse.label(1).unwrap(), coarse.info().class_names[8].as_str()), (Some(8), "coarse_8"), "{name}");
         spec.label_column = Some("label".to_owned());
         assert!(
-            open(&spec).err().unwrap().to_string().ends_with("choose label_column from: fine_label, coarse_label"),
+            open(&spec).err().unwrap().to_string().ends_with("choose data.label_column from: fine_label, coarse_label"),
             "{name}"
         );
     }
@@ -81,14 +81,16 @@ fn parquet_labels_may_be_absent_and_several() {
     let mut spec = DatasetSpec::new(Format::HfParquet, Some(fixture("hf-zstd")), Split::Train);
     let message = open(&spec).err().unwrap().to_string();
     assert!(
-        message.ends_with("several label columns; choose label_column from: fine_label, coarse_label"),
+        message.ends_with(
+            "several label columns; choose data.label_column from: fine_label (int64), coarse_label (int64)"
+        ),
         "{message}"
     );
     spec.label_column = Some("coarse_label".to_owned());
     assert_eq!(open(&spec).unwrap().label(1).unwrap(), Some(8));
     spec.image_column = Some("picture".to_owned());
     let message = open(&spec).err().unwrap().to_string();
-    assert!(message.ends_with("no image column \"picture\"; choose image_column from: img"), "{message}");
+    assert!(message.ends_with("no image column \"picture\"; choose data.image_column from: img"), "{message}");
 
     // Without metadata the classes are numbers, and a null image is an error of its sample alone.
     let plain = open_fixture("hf-plain", Split::Train);
@@ -127,7 +129,7 @@ fn names_are_parsed_and_refused_with_the_choices() {
         Format::ALL.iter().all(|format| message.contains(format.as_str())) && message.ends_with("not \"imagenet\""),
         "{message}"
     );
-    assert!("validation".parse::<Split>().is_err());
+    assert!("valid".parse::<Split>().is_err());
 
     let error = open(&DatasetSpec::new(Format::Idx, None, Split::Train)).err().unwrap();
     assert_eq!(error.to_string(), "data.path must be a folder or file for format idx, not absent");
