@@ -70,12 +70,12 @@ impl<'a> Judge<'a> {
         prepared.loader(Split::Test)?;
         let roles = Role::ALL.iter().flat_map(|role| data.roles.indices(*role).iter().copied());
         let train = choose(data.train.as_ref(), roles, config, config.eval.max_train, 1)?;
-        let test = match &data.test.dataset {
+        let test = match &data.test {
             Some(test) => choose(test.as_ref(), 0..test.len(), config, config.eval.max_test, 2)?,
             None => Vec::new(),
         };
         if test.is_empty() {
-            let line = format!("data: no images of {} can judge: {}", data.train.info().name, data.test.text);
+            let line = format!("data: no images of {} can judge: {}", data.train.info().name, data.test_role.text);
             return Err(CliError::new(exit_code::NO_INPUT, line));
         }
         let num_threads = std::thread::available_parallelism().map_or(1, usize::from);

@@ -22,7 +22,7 @@ const TARGET_EPS: f64 = 1e-6;
 pub fn panel_of(trained: &Trained, split: Split, num_images: usize) -> Result<RgbImage, CliError> {
     let prepared = &trained.prepared;
     let model = &prepared.method.model;
-    let dataset: &Arc<dyn Dataset> = match (split, &prepared.data.test.dataset) {
+    let dataset: &Arc<dyn Dataset> = match (split, &prepared.data.test) {
         (Split::Test | Split::Validation, Some(test)) => test,
         (Split::Test | Split::Validation, None) => return Err(prepared.loader(split).err().unwrap_or_else(no_images)),
         (Split::Train, _) => &prepared.data.train,

@@ -193,8 +193,7 @@ impl Run {
     ) -> Result<(), CliError> {
         let mut writer = LogWriter::open(self.path(), self.log_context(prepared), log_policy(&prepared.config))?;
         let epoch = step.saturating_sub(1) / prepared.method.steps_per_epoch.max(1);
-        let split =
-            prepared.data.test.dataset.as_ref().map_or_else(|| "test".to_owned(), |test| test.info().split.clone());
+        let split = prepared.data.test.as_ref().map_or_else(|| "test".to_owned(), |test| test.info().split.clone());
         for (task, metric, judgement) in results {
             writer.eval(EvalRow {
                 stamp: self.clock.stamp(),

@@ -41,18 +41,16 @@ impl Prepared {
     /// If the data cannot be opened or read, or does not fit the configuration.
     pub fn new(config: Config, normalisation: Option<Normalisation>) -> Result<Self, CliError> {
         let data = Data::open(&config, normalisation)?;
-        for warning in &data.test.warnings {
+        for warning in &data.test_role.warnings {
             tracing::warn!(kind = "test_split", "{warning}");
         }
-        for note in
-            [Some(&data.train), data.test.dataset.as_ref()].into_iter().flatten().flat_map(|split| split.notes())
-        {
+        for note in [Some(&data.train), data.test.as_ref()].into_iter().flatten().flat_map(|split| split.notes()) {
             tracing::warn!(kind = "data_skipped", "{note}");
         }
         let method = data.method(&config)?;
         let loader = |dataset| data.loader(&config, dataset, &method.arena);
         let load_train = loader(&data.train)?;
-        let load_test = data.test.dataset.as_ref().map(loader).transpose()?;
+        let load_test = data.test.as_ref().map(loader).transpose()?;
         Ok(Self { config, data, method, load_train, load_test })
     }
 
@@ -105,7 +103,7 @@ impl Prepared {
         match split {
             Split::Train => Ok(&self.load_train),
             Split::Test | Split::Validation => self.load_test.as_ref().ok_or_else(|| {
-                let (name, reason) = (&self.data.train.info().name, &self.data.test.text);
+                let (name, reason) = (&self.data.train.info().name, &self.data.test_role.text);
                 let line = format!(
                     "data: no images of {name} can judge, {reason}; data.test_split chooses: auto, test, validation, none"
                 );

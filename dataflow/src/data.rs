@@ -22,8 +22,10 @@ use crate::state::TrainState;
 pub struct Data {
     /// The split that is divided into the roles pretrain, train and validation.
     pub train: Arc<dyn Dataset>,
-    /// The test role, which training never sees.
-    pub test: TestRole,
+    /// The split of the test role, which training never sees, in the train split's classes; none if nothing judges.
+    pub test: Option<Arc<dyn Dataset>>,
+    /// Which split has the test role, and why.
+    pub test_role: TestRole,
     /// Who learns from which samples of the train split.
     pub roles: Roles,
     /// Side of the square images that the networks see, in pixels.
@@ -59,9 +61,7 @@ pub enum SetupError {
         labels: String,
     },
     /// What is taken for labels tells images apart, not classes.
-    #[error(
-        "data: the labels of {name} cannot be classes, {problem}: {labels}; data.label_column names another column"
-    )]
+    #[error("data: the labels of {name} cannot be classes, {problem}: {labels}")]
     NoClasses {
         /// The data's name.
         name: String,
@@ -126,7 +126,7 @@ impl Data {
         let info = train.info();
         let labels = (0..train.len()).map(|index| train.label(index)).collect::<Result<Vec<_>, _>>()?;
         check_labels(train.as_ref(), &labels)?;
-        let test = TestRole::open(data, train.as_ref(), &labels)?;
+        let (test, test_role) = TestRole::open(data, train.as_ref(), &labels)?;
         let shares = Shares {
             pretrain: data.pretrain_fraction,
             train: data.train_fraction,
@@ -161,7 +161,7 @@ impl Data {
             (None, Some(mean), Some(std)) => Normalisation { mean: mean.clone(), std: std.clone() },
             _ => measure_normalisation(train.as_ref(), roles.indices(Role::Pretrain), channels)?,
         };
-        Ok(Self { train, test, roles, image, channels, normalisation })
+        Ok(Self { train, test, test_role, roles, image, channels, normalisation })
     }
 
     /// Number of classes.
@@ -252,7 +252,9 @@ fn labels_text(train: &dyn Dataset, origin: &LabelOrigin, num_labelled: usize) -
     match (&train.info().label_column, origin.not_taken.as_slice()) {
         (Some(column), _) => {
             let kind = origin.column_type.as_ref().map_or_else(String::new, |kind| format!(" ({kind})"));
-            format!("column {column}{kind} has a label in {num_labelled} of {num_images} rows")
+            format!(
+                "column {column}{kind} has a label in {num_labelled} of {num_images} rows; data.label_column names one"
+            )
         }
         (None, []) if num_labelled == 0 => "there is no label column".to_owned(),
         (None, []) => format!("{num_labelled} of {num_images} images have a label"),

@@ -7,12 +7,13 @@ use mlomae_storage::dataset::{self, DataError, Dataset, DatasetSpec, Split};
 use crate::config::{DataConfig, TestSplit};
 use crate::data::SetupError;
 
-/// The test role of a run.
-#[derive(Clone, Default)]
+/// A split that judges, if there is one: its labels are indices into the train split's classes.
+pub type Judge = Option<Arc<dyn Dataset>>;
+
+/// What is to be said of the test role of a run.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TestRole {
-    /// The split that judges; its labels are indices into the train split's classes. None if nothing judges.
-    pub dataset: Option<Arc<dyn Dataset>>,
-    /// Its images with a label, which alone judge.
+    /// Images with a label, which alone judge.
     pub num_labelled: usize,
     /// In a few words, which split it is and why, or why there is none.
     pub text: String,
@@ -26,8 +27,12 @@ impl TestRole {
     /// # Errors
     /// If a split that was asked for by name is absent or has no labels, if a split cannot be read, or if its classes cannot
     /// be mapped by name to those of the train split, whose labels are `train_labels`.
-    pub fn open(data: &DataConfig, train: &dyn Dataset, train_labels: &[Option<i32>]) -> Result<Self, SetupError> {
-        let open = |split| -> Result<Option<Self>, SetupError> {
+    pub fn open(
+        data: &DataConfig,
+        train: &dyn Dataset,
+        train_labels: &[Option<i32>],
+    ) -> Result<(Judge, Self), SetupError> {
+        let open = |split| -> Result<Option<Opened>, SetupError> {
             let mut spec = data.dataset_spec(split);
             if let Some(column) = &train.info().label_column {
                 spec = DatasetSpec { label_column: Some(column.clone()), label_column_optional: true, ..spec };
@@ -37,51 +42,63 @@ impl TestRole {
                 Err(DataError::NoSplit { .. }) => return Ok(None),
                 Err(error) => return Err(error.into()),
             };
-            Self::aligned(dataset, train, train_labels).map(Some)
+            Opened::aligned(dataset, train, train_labels).map(Some)
         };
         let wanted = data.test_split;
         let refuse = |problem: String, exit_code| {
             Err(SetupError::TestSplit { wanted: wanted.as_str(), problem, name: train.info().name.clone(), exit_code })
         };
-        let (split, is_split): (Split, fn(&Self) -> bool) = match wanted {
-            TestSplit::None => {
-                return Ok(Self { text: "data.test_split is none".to_owned(), ..Self::default() });
-            }
+        let (split, is_validation) = match wanted {
+            TestSplit::None => return Ok((None, Self::none("data.test_split is none".to_owned(), None))),
             TestSplit::Auto => return Self::automatic(open),
-            TestSplit::Test => (Split::Test, |role| !role.is_validation()),
-            TestSplit::Validation => (Split::Validation, Self::is_validation),
+            TestSplit::Test => (Split::Test, false),
+            TestSplit::Validation => (Split::Validation, true),
         };
-        match open(split)?.filter(is_split) {
-            None => refuse(format!("there is no {wanted} split", wanted = wanted.as_str()), 66),
-            Some(role) if role.num_labelled == 0 => refuse(format!("the {} split has no labels", wanted.as_str()), 65),
-            Some(role) => Ok(role),
+        match open(split)?.filter(|opened| opened.is_validation() == is_validation) {
+            None => refuse(format!("there is no {} split", wanted.as_str()), 66),
+            Some(opened) if opened.role.num_labelled == 0 => {
+                refuse(format!("the {} split has no labels", wanted.as_str()), 65)
+            }
+            Some(opened) => Ok((Some(opened.dataset), opened.role)),
         }
     }
 
     /// The test split, or else what can stand in for it.
-    fn automatic(open: impl Fn(Split) -> Result<Option<Self>, SetupError>) -> Result<Self, SetupError> {
+    fn automatic(open: impl Fn(Split) -> Result<Option<Opened>, SetupError>) -> Result<(Judge, Self), SetupError> {
         let without = "training ends without an evaluation";
-        let Some(mut test) = open(Split::Test)? else {
-            let text = "there is no test split".to_owned();
-            return Ok(Self { warnings: vec![format!("no test split: {without}")], text, ..Self::default() });
+        let (stand_in, reason) = match open(Split::Test)? {
+            None => return Ok((None, Self::none("there is no test split".to_owned(), Some(without)))),
+            Some(test) if test.is_validation() => (Some(test), "there is no test split"),
+            Some(test) if test.role.num_labelled == 0 => (open(Split::Validation)?, "the test split has no labels"),
+            Some(test) => return Ok((Some(test.dataset), test.role)),
         };
-        if test.num_labelled > 0 && !test.is_validation() {
-            return Ok(test);
+        let Some(Opened { dataset, mut role }) = stand_in else {
+            let text = format!("{reason}, and there is no validation split to stand in");
+            return Ok((None, Self::none(text, Some(without))));
+        };
+        if role.num_labelled == 0 {
+            let text = format!("{reason}, and the validation split has none either");
+            return Ok((None, Self::none(text, Some(without))));
         }
-        let reason = if test.is_validation() { "there is no test split" } else { "the test split has no labels" };
-        if test.num_labelled == 0 && !test.is_validation() {
-            test = open(Split::Validation)?.unwrap_or_default();
-        }
-        if test.num_labelled == 0 {
-            let text = format!("{reason}, and no validation split with labels stands in");
-            return Ok(Self { warnings: vec![format!("{text}: {without}")], text, ..Self::default() });
-        }
-        test.text = format!("{}, as {reason}", test.text);
-        test.warnings.insert(0, format!("{reason}: the validation split judges; data.test_split chooses"));
-        Ok(test)
+        role.text = format!("{}, as {reason}", role.text);
+        role.warnings.insert(0, format!("{reason}: the validation split judges; data.test_split chooses"));
+        Ok((Some(dataset), role))
     }
 
-    /// A split that is there, in the train split's classes.
+    /// Nothing judges; with a consequence that is worth a warning where nobody asked for it.
+    fn none(text: String, consequence: Option<&str>) -> Self {
+        let warnings = consequence.map(|consequence| format!("{text}: {consequence}")).into_iter().collect();
+        Self { num_labelled: 0, text, warnings }
+    }
+}
+
+/// A split that is there, in the train split's classes.
+struct Opened {
+    dataset: Arc<dyn Dataset>,
+    role: TestRole,
+}
+
+impl Opened {
     fn aligned(
         dataset: Arc<dyn Dataset>,
         train: &dyn Dataset,
@@ -98,11 +115,11 @@ impl TestRole {
             text = format!("{num_labelled} labelled of {text}");
             warnings.push(format!("only {text} judge, the others have no label"));
         }
-        Ok(Self { dataset: Some(aligned.dataset), num_labelled, text, warnings })
+        Ok(Self { dataset: aligned.dataset, role: TestRole { num_labelled, text, warnings } })
     }
 
-    /// Whether the data's validation split judges.
+    /// Whether it is the data's validation split.
     fn is_validation(&self) -> bool {
-        self.dataset.as_ref().is_some_and(|dataset| dataset::is_validation(&dataset.info().split))
+        dataset::is_validation(&self.dataset.info().split)
     }
 }

@@ -7,6 +7,7 @@ mod faults;
 mod fuzz;
 mod golden;
 mod kills;
+mod labels;
 mod logging;
 mod logs;
 mod luck;

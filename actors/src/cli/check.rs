@@ -67,7 +67,7 @@ impl Args {
                 bytes_text(bound.payload_bytes)
             )?;
         }
-        for warning in &prepared.data.test.warnings {
+        for warning in &prepared.data.test_role.warnings {
             writeln!(session.out, "note       {warning}")?;
         }
         writeln!(session.out, "ok")?;
@@ -92,7 +92,7 @@ fn decode_images(prepared: &Prepared, bar: &Bar) -> Result<String, CliError> {
     let data = &prepared.data;
     let of_train = Role::ALL.iter().flat_map(|role| data.roles.indices(*role).iter());
     let mut images: Vec<(&dyn Dataset, usize)> = of_train.map(|index| (data.train.as_ref(), *index)).collect();
-    if let Some(test) = &data.test.dataset {
+    if let Some(test) = &data.test {
         images.extend((0..test.len()).map(|index| (test.as_ref(), index)));
     }
     // A few tell how large they are, and so how many there is time for.

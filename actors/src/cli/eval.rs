@@ -70,7 +70,7 @@ impl Args {
             None
         };
         drop(bar);
-        let split = trained.prepared.data.test.dataset.as_ref().map_or("test", |test| test.info().split.as_str());
+        let split = trained.prepared.data.test.as_ref().map_or("test", |test| test.info().split.as_str());
         let Judgement { accuracy, num_train, num_test, seconds } = result;
         if self.json {
             let report = serde_json::json!({

@@ -20,7 +20,7 @@ pub(crate) fn facts(prepared: &Prepared) -> Result<Vec<Fact>, CliError> {
     let (config, data, method) = (&prepared.config, &prepared.data, &prepared.method);
     let model = &method.model.config;
     let info = data.train.info();
-    let num_test = data.test.dataset.as_ref().map_or(0, |test| test.len());
+    let num_test = data.test.as_ref().map_or(0, |test| test.len());
     let column = info.label_column.as_ref().map_or_else(String::new, |column| format!(" of column {column}"));
     let kind = if data.channels == 1 { "grey" } else { "RGB" };
     let num = |role| data.roles.indices(role).len();
@@ -50,9 +50,9 @@ pub(crate) fn facts(prepared: &Prepared) -> Result<Vec<Fact>, CliError> {
         ),
         (
             "test",
-            match data.test.dataset {
-                Some(_) => data.test.text.clone(),
-                None => format!("none, {}: train ends without an evaluation", data.test.text),
+            match data.test {
+                Some(_) => data.test_role.text.clone(),
+                None => format!("none, {}: train ends without an evaluation", data.test_role.text),
             },
         ),
         (

@@ -35,8 +35,8 @@ pub(super) fn final_judgement(
     stop: &StopFlag,
     terminal: &Terminal,
 ) -> Result<Option<(Judgement, Judgement)>, CliError> {
-    if prepared.data.test.dataset.is_none() {
-        tracing::warn!(kind = "evaluation_skipped", "k-NN is skipped, {}", prepared.data.test.text);
+    if prepared.data.test.is_none() {
+        tracing::warn!(kind = "evaluation_skipped", "k-NN is skipped, {}", prepared.data.test_role.text);
         return Ok(None);
     }
     let folder = checkpoint::resolve(run.path())?;
@@ -128,11 +128,11 @@ pub(super) fn print_summary(
             "k-NN        {:.1} % of {} {} images; {:.1} % with an untrained encoder",
             100.0 * trained.accuracy,
             trained.num_test,
-            prepared.data.test.dataset.as_ref().map_or("test", |test| test.info().split.as_str()),
+            prepared.data.test.as_ref().map_or("test", |test| test.info().split.as_str()),
             100.0 * untrained.accuracy
         )?;
-    } else if prepared.data.test.dataset.is_none() {
-        writeln!(out, "k-NN        skipped, {}", prepared.data.test.text)?;
+    } else if prepared.data.test.is_none() {
+        writeln!(out, "k-NN        skipped, {}", prepared.data.test_role.text)?;
     }
     if let Ok(folder) = checkpoint::resolve(run.path()) {
         let name = folder.file_name().unwrap_or_default().to_string_lossy();

@@ -356,7 +356,9 @@ fn class_folders_of_the_test_split_are_mapped_by_name() {
         std::fs::create_dir_all(target.parent().unwrap()).unwrap();
         std::fs::copy(fixture("images/rgb.png"), target).unwrap();
     };
-    ["train/ant/0.png", "train/bee/0.png", "train/cat/0.png", "test/cat/0.png", "test/bee/0.png"].map(add);
+    for path in ["train/ant/0.png", "train/bee/0.png", "train/cat/0.png", "test/cat/0.png", "test/bee/0.png"] {
+        add(path);
+    }
     let align_test = || {
         let train = open(&spec(made.path(), Format::Auto, Split::Train))?;
         align(open(&spec(made.path(), Format::Auto, Split::Test))?, &*train, &labels(&*train))
