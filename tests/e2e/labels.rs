@@ -20,16 +20,11 @@ fn with<'a>(data: &'a str, more: &[&'a str]) -> Vec<&'a str> {
 /// The k-NN accuracies at the end of a run: trained and untrained.
 fn accuracies(place: &Place, run: &str) -> Vec<f64> {
     let rows = place.rows(run, "evals");
-    rows.iter()
-        .map(|row| {
-            row.split(',')
-                .find_map(|field| {
-                    let value: f64 = field.parse().ok()?;
-                    (field.contains('.') && (0.0..=1.0).contains(&value)).then_some(value)
-                })
-                .unwrap_or(f64::NAN)
-        })
-        .collect()
+    let value = |row: &String| {
+        let mut fields = row.split(',').skip_while(|field| !field.starts_with("accuracy"));
+        fields.nth(1).and_then(|value| value.parse().ok()).expect("a value behind the metric's name")
+    };
+    rows.iter().map(value).collect()
 }
 
 fn knn(place: &Place, run: &str, more: &[&str]) -> Value {

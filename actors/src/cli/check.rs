@@ -136,13 +136,13 @@ fn with_errors_of_data(error: CliError, inputs: &ConfigInputs) -> CliError {
         && let CliError::Failed { lines: of_data, .. } = CliError::from(error)
     {
         // The other sections have their defaults here; what is said of them is not about the user's.
-        lines.extend(of_data.into_iter().filter(|line| !is_about_key(line)));
+        lines.extend(of_data.into_iter().filter(|line| !is_about_other_key(line)));
     }
     CliError::Failed { lines, exit_code }
 }
 
-fn is_about_key(line: &str) -> bool {
-    line.contains(" = ")
+fn is_about_other_key(line: &str) -> bool {
+    line.split_once(" = ").is_some_and(|(key, _)| !key.contains(' ') && !key.starts_with("data."))
 }
 
 /// The configuration with its `data` section and the defaults of all others.
@@ -157,4 +157,19 @@ fn data_alone(inputs: &ConfigInputs) -> Option<Config> {
         alone = alone.set(setting);
     }
     Config::resolve(&alone).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_about_other_key;
+
+    #[test]
+    fn what_is_wrong_with_the_data_is_said_beside_other_errors() {
+        assert!(is_about_other_key("model.patch = 5: does not divide the image's side 28 (allowed: 1, 2)"));
+        assert!(!is_about_other_key("data.test_split = test: the test split has no labels in x (allowed: auto)"));
+        assert!(!is_about_other_key(
+            "the test split of x: no class \"a\"; data.test_split = \"none\" trains without it"
+        ));
+        assert!(!is_about_other_key("x.parquet: no label column"));
+    }
 }

@@ -160,9 +160,12 @@ impl SourceArgs {
     }
 }
 
+/// A split, and what is to be said of it.
+type Noted = (Arc<dyn Dataset>, Vec<String>);
+
 /// The labels of all splits in the first one's classes; a split that cannot be mapped stays as it is, with a note that
 /// says why.
-fn in_classes_of_first(splits: Vec<Arc<dyn Dataset>>) -> Result<Vec<(Arc<dyn Dataset>, Vec<String>)>, CliError> {
+fn in_classes_of_first(splits: Vec<Arc<dyn Dataset>>) -> Result<Vec<Noted>, CliError> {
     let Some(train) = splits.first().cloned() else { return Ok(Vec::new()) };
     let labels = (0..train.len()).map(|index| train.label(index)).collect::<Result<Vec<_>, _>>()?;
     let mut mapped = vec![(train.clone(), Vec::new())];

@@ -21,7 +21,9 @@ use crate::training::{Observer, TrainingOptions, train};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 SIGINT or SIGTERM finishes the outer iteration, writes a checkpoint, seals the logs and exits with
-130 or 143; a second one leaves at once. Any interrupted run can be resumed, exactly.
+130 or 143; a second one leaves at once. Any interrupted run can be resumed, exactly. If nothing but
+the evaluation at the end fails, the run is finished all the same: the exit code is that of the
+failure (65 a bad image, 74 a disk), run.json keeps it, and `mlomae eval knn RUN` repeats it.
 
 Examples:
   mlomae train                                       embedded images, about two minutes

@@ -68,6 +68,8 @@ pub struct DataConfig {
     pub path: Option<PathBuf>,
     /// Label column of Parquet files, or CIFAR-100's `fine_label` or `coarse_label`. Without it: `label`, the one
     /// `ClassLabel`, one of the usual names, or the only column of numbers or categories that is no index and no size.
+    /// Strings are classes in the order of their numbers if all are whole numbers, else of their bytes; -1, null, NaN and
+    /// the empty string mean no label.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label_column: Option<String>,
     /// Image column of Parquet files. Without it: `image`, `img`, or the only one there is.

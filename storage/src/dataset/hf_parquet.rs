@@ -14,7 +14,7 @@ use crate::guard::guarded;
 
 use super::classes::LabelOrigin;
 use super::features::Features;
-use super::label_column::{self, LabelColumn, Labels};
+use super::label_column::{self, LabelColumn, Labels, Unified};
 use super::raw::Survey;
 use super::resize::into_channels;
 use super::{
@@ -247,9 +247,9 @@ impl Gathered {
             return Err(DataError::malformed(path, "no rows"));
         }
         let column = columns.label.as_ref().ok();
-        let (class_names, names, labels) = self.labels.unify(column)?;
+        let Unified { class_names, source, labels } = self.labels.unify(column)?;
         let origin = LabelOrigin {
-            names,
+            names: source,
             column_type: column.map(|column| column.type_text.clone()),
             not_taken: columns.label.as_ref().err().cloned().unwrap_or_default(),
         };

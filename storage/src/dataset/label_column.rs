@@ -1,7 +1,8 @@
 //! The label column of a Parquet file: which one it is, and its values as classes.
 //!
 //! It is found by what the file says of it (a `ClassLabel`), by its name and by its type. A column of numbers that is
-//! an index or a size, by its name or because every row has a value of its own, is never taken unasked.
+//! an index or a size, by its name or because every row has a value of its own, is never taken unasked. Columns that are
+//! declared or named go first, so that what else a file holds does not matter.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -207,6 +208,14 @@ pub(super) struct Labels {
     len: usize,
 }
 
+/// The labels of a split in one list of classes.
+pub(super) struct Unified {
+    pub class_names: Vec<String>,
+    /// Where the names come from.
+    pub source: NameSource,
+    pub labels: Vec<Option<i32>>,
+}
+
 /// The labels of one file in a list of its own.
 #[derive(Debug)]
 struct FileLabels {
@@ -262,7 +271,7 @@ impl Labels {
     /// # Errors
     /// [`DataError::Classes`] if a file's classes cannot be mapped by name; [`DataError::Column`] if a column that
     /// nothing but its type speaks for turns out to be an index.
-    pub fn unify(self, column: Option<&LabelColumn>) -> Result<(Vec<String>, NameSource, Vec<Option<i32>>), DataError> {
+    pub fn unify(self, column: Option<&LabelColumn>) -> Result<Unified, DataError> {
         let Self { files, len } = self;
         let mut names = Vec::new();
         let mut source = NameSource::Numbers;
@@ -315,7 +324,7 @@ impl Labels {
                 return Err(DataError::Column { path: first.path.clone(), problem, key: KEY, allowed: text });
             }
         }
-        Ok((names, source, labels))
+        Ok(Unified { class_names: names, source, labels })
     }
 }
 

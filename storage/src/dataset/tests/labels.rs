@@ -268,13 +268,14 @@ fn damaged_features_are_refused_and_damaged_hints_passed_over() {
 #[test]
 fn shards_are_mapped_by_name_to_the_first_that_lists_names() {
     let texts = || strings(&["bee", "cat", "ant"]);
-    let cases: [(&str, ArrayRef, Option<&[&str]>, ArrayRef, Option<&[&str]>); 4] = [
-        ("permuted", numbers(&[1, 2, 0]), Some(&NAMES), numbers(&[2, 0, 1]), Some(&["cat", "ant", "bee"])),
-        ("names and strings", numbers(&[1, 2, 0]), Some(&NAMES), texts(), None),
-        ("strings and names", texts(), None, numbers(&[1, 2, 0]), Some(&NAMES)),
-        ("strings", texts(), None, strings(&["bee", "cat", "ant"]), None),
+    type Shard<'a> = (ArrayRef, Option<&'a [&'a str]>);
+    let cases: [(&str, Shard<'_>, Shard<'_>); 4] = [
+        ("permuted", (numbers(&[1, 2, 0]), Some(&NAMES)), (numbers(&[2, 0, 1]), Some(&["cat", "ant", "bee"]))),
+        ("names and strings", (numbers(&[1, 2, 0]), Some(&NAMES)), (texts(), None)),
+        ("strings and names", (texts(), None), (numbers(&[1, 2, 0]), Some(&NAMES))),
+        ("strings", (texts(), None), (strings(&["bee", "cat", "ant"]), None)),
     ];
-    for (what, first, first_names, second, second_names) in cases {
+    for (what, (first, first_names), (second, second_names)) in cases {
         let made = Made::new();
         made.write("train-00000-of-00002.parquet", vec![("label", first)], first_names.map(|names| ("label", names)));
         made.write("train-00001-of-00002.parquet", vec![("label", second)], second_names.map(|names| ("label", names)));
