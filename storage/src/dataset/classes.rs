@@ -8,6 +8,8 @@ use super::{DataError, Dataset, DatasetInfo, Sample};
 
 /// Names of a list that a message shows at most.
 const MAX_SHOWN: usize = 12;
+/// Characters of a name that a message shows at most.
+const MAX_CHARS: usize = 48;
 
 /// Where the names of a split's classes come from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -160,12 +162,20 @@ pub(super) fn sort_values(names: &mut [String]) {
     }
 }
 
+/// A name for a message, in quotes and escaped, the beginning of a long one.
+pub(super) fn quoted(name: &str) -> String {
+    match name.char_indices().nth(MAX_CHARS) {
+        Some((end, _)) => format!("{:?}…", &name[..end]),
+        None => format!("{name:?}"),
+    }
+}
+
 /// Names for a message, in quotes and escaped, the first few of many.
 pub fn listed(names: &[String]) -> String {
     if names.is_empty() {
         return "(none)".to_owned();
     }
-    let shown: Vec<String> = names.iter().take(MAX_SHOWN).map(|name| format!("{name:?}")).collect();
+    let shown: Vec<String> = names.iter().take(MAX_SHOWN).map(|name| quoted(name)).collect();
     let rest = if names.len() > MAX_SHOWN { format!(", … ({} in all)", names.len()) } else { String::new() };
     format!("{}{rest}", shown.join(", "))
 }
@@ -272,5 +282,6 @@ mod tests {
         assert!(listed(&many).ends_with("\"11\", … (100 in all)"), "{}", listed(&many));
         assert_eq!(listed(&names("a \u{1b}[31m")), "\"a\", \"\\u{1b}[31m\"");
         assert_eq!(listed(&[]), "(none)");
+        assert_eq!(listed(&["é".repeat(1000)]), format!("\"{}\"…", "é".repeat(48)));
     }
 }

@@ -87,6 +87,9 @@ pub(super) fn choose(
         },
     };
     let take = |column: &Candidate<'_>, by_elimination| match Kind::of(column.kind) {
+        Some(_) if columns.iter().filter(|other| other.name == column.name).count() > 1 => {
+            Err(refuse(format!("two columns are called {:?}", column.name), Vec::new()))
+        }
         Some(_) => Ok(Ok(column.found(by_elimination))),
         None => {
             let problem =
@@ -361,7 +364,7 @@ impl FileLabels {
                     // pandas writes a missing whole number as NaN.
                     let value = value.filter(|value| !value.is_nan());
                     if let Some(value) = value.filter(|value| value.fract() != 0.0 || value.abs() >= 9e15) {
-                        return Err(self.refuse(format!("{name} must be a whole number, not {value}")));
+                        return Err(self.refuse(name, format!("a whole number, not {value}")));
                     }
                     self.push(value.map(|value| value as i64), name)?;
                 }
@@ -379,7 +382,9 @@ impl FileLabels {
         }
     }
 
-    fn refuse(&self, reason: String) -> DataError {
+    /// The value of the next row is no label.
+    fn refuse(&self, name: &str, reason: String) -> DataError {
+        let reason = format!("{} must be {reason}", name.escape_debug());
         DataError::sample(&self.path, self.start + self.labels.len(), reason)
     }
 
@@ -389,7 +394,7 @@ impl FileLabels {
             None | Some(-1) => None,
             Some(label) => {
                 let known = i32::try_from(label).ok().filter(|label| (0..limit as i64).contains(&i64::from(*label)));
-                Some(known.ok_or_else(|| self.refuse(format!("{name} must be -1 to {}, not {label}", limit - 1)))?)
+                Some(known.ok_or_else(|| self.refuse(name, format!("-1 to {}, not {label}", limit - 1)))?)
             }
         };
         self.labels.push(label);
@@ -403,14 +408,14 @@ impl FileLabels {
                 Some(label) => *label,
                 None if !self.declared.is_empty() => {
                     let allowed = classes::listed(&self.declared);
-                    return Err(self.refuse(format!("{name} must be one of {allowed}, not {value:?}")));
+                    return Err(self.refuse(name, format!("one of {allowed}, not {}", classes::quoted(value))));
                 }
                 None if self.values.len() < MAX_CLASSES => {
                     let label = i32::try_from(self.values.len()).unwrap_or(i32::MAX);
                     self.values.insert(value.to_owned(), label);
                     label
                 }
-                None => return Err(self.refuse(format!("{name} must have at most {MAX_CLASSES} different values"))),
+                None => return Err(self.refuse(name, format!("one of at most {MAX_CLASSES} different values"))),
             }),
         };
         self.labels.push(label);
