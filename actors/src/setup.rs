@@ -44,7 +44,7 @@ impl Prepared {
         for warning in &data.test_role.warnings {
             tracing::warn!(kind = "test_split", "{warning}");
         }
-        for note in [Some(&data.train), data.test.as_ref()].into_iter().flatten().flat_map(|split| split.notes()) {
+        for note in data.notes() {
             tracing::warn!(kind = "data_skipped", "{note}");
         }
         let method = data.method(&config)?;

@@ -164,6 +164,19 @@ impl Data {
         Ok(Self { train, test, test_role, roles, image, channels, normalisation })
     }
 
+    /// What the readers passed over, one line each.
+    #[must_use]
+    pub fn notes(&self) -> Vec<String> {
+        let mut notes = self.train.notes();
+        for note in self.test.iter().flat_map(|test| test.notes()) {
+            // Both splits tell of the folders around them.
+            if !notes.contains(&note) {
+                notes.push(note);
+            }
+        }
+        notes
+    }
+
     /// Number of classes.
     #[must_use]
     pub fn num_classes(&self) -> usize {

@@ -8,6 +8,7 @@ mod fuzz;
 mod golden;
 mod kills;
 mod labels;
+mod layouts;
 mod logging;
 mod logs;
 mod luck;

@@ -49,6 +49,9 @@ struct SourceArgs {
     /// Image column of a Parquet file where there are several
     #[arg(long, value_name = "NAME")]
     image_column: Option<String>,
+    /// Leaves out a split, folder or file by its name, or by a pattern of its path below PATH
+    #[arg(long, value_name = "PATTERN")]
+    exclude: Vec<String>,
     /// Only this split
     #[arg(long, value_name = "train|test|validation", value_parser = parse_split)]
     split: Option<Split>,
@@ -132,6 +135,7 @@ impl SourceArgs {
                 label_column: self.label_column.as_ref().or(label_column).cloned(),
                 label_column_optional: label_column.is_some(),
                 image_column: self.image_column.clone(),
+                exclude: self.exclude.clone(),
                 ..DatasetSpec::default()
             })
         };

@@ -1,5 +1,7 @@
 //! Relations between keys, which no single key's range can express.
 
+use mlomae_storage::dataset::check_exclude;
+
 use super::{Config, ConfigError, Crop, DataFormat, MaskInput, TelemetryConfig};
 use crate::stage_name::StageName;
 
@@ -124,6 +126,13 @@ impl Config {
                 "is given, but data.format reads no files",
                 "no data.path, or data.format = auto",
             ));
+        }
+        if !needs_path && !data.exclude.is_empty() {
+            let problem = "is given, but data.format reads no files";
+            errors.push(error("data.exclude", format!("{:?}", data.exclude), problem, "no data.exclude"));
+        }
+        if let Err(mlomae_storage::dataset::DataError::Setting { allowed, value, .. }) = check_exclude(&data.exclude) {
+            errors.push(error("data.exclude", value, "not an allowed value", &allowed));
         }
         for (key, channels) in
             [("data.channels", data.channels), ("data.synthetic.channels", Some(data.synthetic.channels))]

@@ -75,6 +75,9 @@ pub struct DataConfig {
     /// Image column of Parquet files. Without it: `image`, `img`, or the only one there is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_column: Option<String>,
+    /// Splits, folders and files that are left out: names, or patterns with `*` and `?`. One with a `/` is held against the
+    /// path relative to `data.path`, one without against every name; a Parquet file also has the name of its split.
+    pub exclude: Vec<String>,
     /// Split that judges the encoder, mapped to the train split's classes by name. `auto`: the test split if it has labels,
     /// else the validation split, else none.
     pub test_split: TestSplit,
@@ -120,6 +123,7 @@ impl Default for DataConfig {
             path: None,
             label_column: None,
             image_column: None,
+            exclude: Vec::new(),
             test_split: TestSplit::default(),
             image: None,
             channels: None,
@@ -229,6 +233,7 @@ impl DataConfig {
             split,
             label_column: self.label_column.clone(),
             image_column: self.image_column.clone(),
+            exclude: self.exclude.clone(),
             synthetic: SyntheticSpec { num_train, num_test, image, num_classes, seed, channels },
             ..DatasetSpec::default()
         }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::classes::name_of_bytes;
 use super::detect::folder_with;
 use super::label_column;
+use super::listing::Scope;
 use super::pickle::{Pickle, Value};
 use super::raw::{Layout, RawDataset};
 use super::{DataError, Dataset, DatasetInfo, DatasetSpec, Format, Split, file_name, numbered_classes};
@@ -28,31 +29,35 @@ struct Gathered {
     files: Vec<(PathBuf, usize)>,
 }
 
-fn has(folder: &Path, name: &str) -> bool {
-    folder.join(name).is_file()
+fn has(folder: &Path, name: &str, scope: &Scope) -> bool {
+    let file = folder.join(name);
+    file.is_file() && !scope.excludes(&file)
 }
 
 /// The folder with the files of the binary version.
-pub(crate) fn find_bin(path: &Path) -> Option<(PathBuf, Kind)> {
+pub(crate) fn find_bin(path: &Path, scope: &Scope) -> Option<(PathBuf, Kind)> {
     let folder = folder_with(path, &["cifar-10-batches-bin", "cifar-100-binary"], |folder| {
-        has(folder, "data_batch_1.bin")
-            || has(folder, "test_batch.bin")
-            || has(folder, "train.bin")
-            || has(folder, "test.bin")
+        has(folder, "data_batch_1.bin", scope)
+            || has(folder, "test_batch.bin", scope)
+            || has(folder, "train.bin", scope)
+            || has(folder, "test.bin", scope)
     })?;
-    let kind =
-        if has(&folder, "data_batch_1.bin") || has(&folder, "test_batch.bin") { Kind::Cifar10 } else { Kind::Cifar100 };
+    let kind = if has(&folder, "data_batch_1.bin", scope) || has(&folder, "test_batch.bin", scope) {
+        Kind::Cifar10
+    } else {
+        Kind::Cifar100
+    };
     Some((folder, kind))
 }
 
 /// The folder with the files of the python version.
-pub(crate) fn find_pickle(path: &Path) -> Option<(PathBuf, Kind)> {
+pub(crate) fn find_pickle(path: &Path, scope: &Scope) -> Option<(PathBuf, Kind)> {
     let folder = folder_with(path, &["cifar-10-batches-py", "cifar-100-python"], |folder| {
-        has(folder, "data_batch_1")
-            || has(folder, "test_batch")
-            || (has(folder, "meta") && (has(folder, "train") || has(folder, "test")))
+        has(folder, "data_batch_1", scope)
+            || has(folder, "test_batch", scope)
+            || (has(folder, "meta", scope) && (has(folder, "train", scope) || has(folder, "test", scope)))
     })?;
-    let kind = if has(&folder, "meta") { Kind::Cifar100 } else { Kind::Cifar10 };
+    let kind = if has(&folder, "meta", scope) { Kind::Cifar100 } else { Kind::Cifar10 };
     Some((folder, kind))
 }
 
@@ -82,13 +87,19 @@ impl Kind {
 }
 
 /// The paths of a split's files, with one error for what is absent.
-fn files_of(folder: &Path, kind: Kind, split: Split, extension: &str) -> Result<Vec<PathBuf>, DataError> {
+fn files_of(
+    folder: &Path,
+    kind: Kind,
+    split: Split,
+    extension: &str,
+    scope: &Scope,
+) -> Result<Vec<PathBuf>, DataError> {
     let names = kind.files(split, extension);
     if names.is_empty() {
         let hint = "cifar has the splits train and test".to_owned();
         return Err(DataError::NoSplit { path: folder.to_owned(), split: split.to_string(), hint });
     }
-    let absent: Vec<_> = names.iter().filter(|name| !has(folder, name)).cloned().collect();
+    let absent: Vec<_> = names.iter().filter(|name| !has(folder, name, scope)).cloned().collect();
     if absent.is_empty() {
         return Ok(names.iter().map(|name| folder.join(name)).collect());
     }
@@ -109,9 +120,9 @@ fn read(path: &Path) -> Result<Vec<u8>, DataError> {
     std::fs::read(path).map_err(|e| DataError::read(path, e))
 }
 
-pub(crate) fn open_bin(path: &Path, spec: &DatasetSpec) -> Result<Arc<dyn Dataset>, DataError> {
-    let found =
-        find_bin(path).ok_or_else(|| absent(path, spec, "data_batch_1.bin, test_batch.bin, train.bin or test.bin"))?;
+pub(crate) fn open_bin(path: &Path, spec: &DatasetSpec, scope: &Scope) -> Result<Arc<dyn Dataset>, DataError> {
+    let found = find_bin(path, scope)
+        .ok_or_else(|| absent(path, spec, "data_batch_1.bin, test_batch.bin, train.bin or test.bin"))?;
     let (folder, kind) = found;
     let column = kind.label_column(spec, path)?;
     // CIFAR-100 has the coarse label before the fine one.
@@ -119,7 +130,7 @@ pub(crate) fn open_bin(path: &Path, spec: &DatasetSpec) -> Result<Arc<dyn Datase
     let label_at = usize::from(column == "fine_label");
     let record_len = num_labels + IMAGE_LEN;
     let mut gathered = Gathered::default();
-    for file in files_of(&folder, kind, spec.split, ".bin")? {
+    for file in files_of(&folder, kind, spec.split, ".bin", scope)? {
         let bytes = read(&file)?;
         let records = bytes.chunks_exact(record_len);
         let rest = records.remainder().len();
@@ -148,7 +159,7 @@ pub(crate) fn open_bin(path: &Path, spec: &DatasetSpec) -> Result<Arc<dyn Datase
     } else {
         default_names(column)
     };
-    gathered.finish(path, Format::CifarBin, spec.split, class_names, column)
+    gathered.finish(path, Format::CifarBin, spec.split, class_names, column, scope)
 }
 
 /// As many numbers as the published dataset has classes.
@@ -160,9 +171,9 @@ fn default_names(column: &str) -> Vec<String> {
     }))
 }
 
-pub(crate) fn open_pickle(path: &Path, spec: &DatasetSpec) -> Result<Arc<dyn Dataset>, DataError> {
-    let (folder, kind) =
-        find_pickle(path).ok_or_else(|| absent(path, spec, "data_batch_1, test_batch, or meta with train or test"))?;
+pub(crate) fn open_pickle(path: &Path, spec: &DatasetSpec, scope: &Scope) -> Result<Arc<dyn Dataset>, DataError> {
+    let (folder, kind) = find_pickle(path, scope)
+        .ok_or_else(|| absent(path, spec, "data_batch_1, test_batch, or meta with train or test"))?;
     let column = kind.label_column(spec, path)?;
     let (labels_key, names_key) = match column {
         "fine_label" => ("fine_labels", "fine_label_names"),
@@ -170,12 +181,12 @@ pub(crate) fn open_pickle(path: &Path, spec: &DatasetSpec) -> Result<Arc<dyn Dat
         _ => ("labels", "label_names"),
     };
     let mut gathered = Gathered::default();
-    for file in files_of(&folder, kind, spec.split, "")? {
+    for file in files_of(&folder, kind, spec.split, "", scope)? {
         gathered.read_pickle(file, labels_key)?;
     }
     let meta = folder.join(if kind == Kind::Cifar10 { "batches.meta" } else { "meta" });
     let class_names = if meta.is_file() { read_names(&meta, names_key)? } else { default_names(column) };
-    gathered.finish(path, Format::CifarPickle, spec.split, class_names, column)
+    gathered.finish(path, Format::CifarPickle, spec.split, class_names, column, scope)
 }
 
 /// The value of a key of the pickled dict.
@@ -233,6 +244,7 @@ impl Gathered {
         split: Split,
         class_names: Vec<String>,
         column: &str,
+        scope: &Scope,
     ) -> Result<Arc<dyn Dataset>, DataError> {
         let info = DatasetInfo {
             name: file_name(path),
@@ -244,6 +256,7 @@ impl Gathered {
             image_size: Some((SIDE, SIDE)),
             channels: 3,
         };
-        Ok(Arc::new(RawDataset::new(info, Layout::Planes, self.pixels, self.labels, &self.files)?))
+        let dataset = RawDataset::new(info, Layout::Planes, self.pixels, self.labels, &self.files)?;
+        Ok(Arc::new(dataset.with_notes(scope.lines())))
     }
 }

@@ -31,6 +31,18 @@ pub enum DataError {
         /// What there is instead, and which names are looked for.
         hint: String,
     },
+    /// Several things could be meant.
+    #[error("{what} in {}; {remedy}: {candidates}", path.display())]
+    Ambiguous {
+        /// The dataset.
+        path: PathBuf,
+        /// What there are several of.
+        what: String,
+        /// What decides, with its key.
+        remedy: String,
+        /// Those that could be meant.
+        candidates: String,
+    },
     /// The operating system refused an operation.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {

@@ -5,9 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray};
-use arrow::datatypes::{DataType, Schema};
+use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
+use parquet::basic::Compression;
+use parquet::file::metadata::ParquetMetaData;
 use parquet::file::reader::ChunkReader;
 
 use crate::guard::guarded;
@@ -15,8 +17,11 @@ use crate::guard::guarded;
 use super::classes::LabelOrigin;
 use super::features::Features;
 use super::label_column::{self, LabelColumn, Labels, Unified};
+use super::listing::{Kind, Scope};
 use super::raw::Survey;
 use super::resize::into_channels;
+use super::shards;
+use super::splits::{Part, Shard, parts_of, strip_extension};
 use super::{
     DataError, Dataset, DatasetInfo, DatasetSpec, DecodeLimits, Format, Sample, Split, check_index, decode, file_name,
     pages,
@@ -31,6 +36,7 @@ pub(crate) struct ParquetDataset {
     chunks: Vec<Chunk>,
     labels: Vec<Option<i32>>,
     limits: DecodeLimits,
+    notes: Vec<String>,
 }
 
 /// One record batch of encoded images.
@@ -53,20 +59,29 @@ struct Gathered {
     columns: Option<Columns>,
     chunks: Vec<Chunk>,
     labels: Labels,
+    notes: Vec<String>,
 }
 
-pub(crate) fn open(path: &Path, spec: &DatasetSpec) -> Result<Arc<dyn Dataset>, DataError> {
+pub(crate) fn open(path: &Path, spec: &DatasetSpec, scope: &Scope) -> Result<Arc<dyn Dataset>, DataError> {
     let (split, files) = if path.is_file() {
         (single_file(path, spec.split)?, vec![path.to_owned()])
     } else {
-        shards(path, spec.split)?
+        shards::find(path, scope)?.choose(path, spec.split, scope)?
     };
     let mut gathered = Gathered::default();
     for file in &files {
+        match Kind::of_path(file)? {
+            Kind::File => {}
+            Kind::BrokenLink => return Err(DataError::malformed(file, "is a link that leads nowhere")),
+            _ => return Err(DataError::malformed(file, "is no regular file")),
+        }
         let reader = File::open(file).map_err(|e| DataError::read(file, e))?;
         gathered.read(reader, file, spec)?;
     }
-    let name = if path.is_file() { stem(&file_name(path)) } else { file_name(path) };
+    gathered.notes = scope.lines();
+    // The folder that was named, even where the files lie deeper.
+    let named = spec.path.as_deref().unwrap_or(path);
+    let name = if path.is_file() { stem(&file_name(path)) } else { file_name(named) };
     gathered.finish(name, Format::HfParquet, split, spec, path)
 }
 
@@ -83,98 +98,21 @@ pub(crate) fn open_bytes(
 }
 
 fn stem(name: &str) -> String {
-    name.strip_suffix(".parquet").unwrap_or(name).to_owned()
-}
-
-/// Names under which a split is stored, best first.
-pub(crate) fn split_names(split: Split) -> &'static [&'static str] {
-    match split {
-        Split::Train => &["train"],
-        Split::Test => &["test", "validation", "valid", "val"],
-        Split::Validation => &["validation", "valid", "val"],
-    }
-}
-
-/// Split of a file by its name: `train.parquet`, `train-00000-of-00002.parquet`, `train_0.parquet`.
-fn split_of(name: &str) -> Option<(Split, &'static str)> {
-    let stem = name.strip_suffix(".parquet")?;
-    Split::ALL.iter().find_map(|&split| {
-        let is_stored_as = |prefix: &&&str| {
-            stem.strip_prefix(**prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with(['-', '_', '.']))
-        };
-        split_names(split).iter().find(is_stored_as).map(|&name| (split, name))
-    })
+    strip_extension(name).unwrap_or(name).to_owned()
 }
 
 /// A file alone is the split that its name says, and otherwise the training split.
 fn single_file(path: &Path, wanted: Split) -> Result<String, DataError> {
-    let (split, stored) = split_of(&file_name(path)).unwrap_or((Split::Train, "train"));
-    if split == wanted || split_names(wanted).contains(&stored) {
-        return Ok(stored.to_owned());
+    let named = Shard::read(&file_name(path)).and_then(|shard| shard.named);
+    let stored = named.map_or(Part::Train, |named| named.part);
+    if parts_of(wanted).contains(&stored) {
+        return Ok(stored.as_str().to_owned());
     }
     let hint = format!(
-        "a single file holds one split, this one {stored}; give the folder with train-*.parquet and test-*.parquet"
+        "a single file holds one split, this one {}; give the folder with train-*.parquet and test-*.parquet",
+        stored.as_str()
     );
     Err(DataError::NoSplit { path: path.to_owned(), split: wanted.to_string(), hint })
-}
-
-/// Parquet files directly in a folder or in its `data` folder, sorted by name.
-pub(crate) fn parquet_files(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
-    for place in [folder.to_owned(), folder.join("data")] {
-        if !place.is_dir() {
-            continue;
-        }
-        let mut files = Vec::new();
-        for entry in place.read_dir().map_err(|e| DataError::read(&place, e))? {
-            let file = entry.map_err(|e| DataError::read(&place, e))?.path();
-            if file.extension().is_some_and(|ext| ext == "parquet") && file.is_file() {
-                files.push(file);
-            }
-        }
-        if !files.is_empty() {
-            files.sort();
-            return Ok(files);
-        }
-    }
-    Ok(Vec::new())
-}
-
-fn shards(folder: &Path, wanted: Split) -> Result<(String, Vec<PathBuf>), DataError> {
-    let all = parquet_files(folder)?;
-    for &stored in split_names(wanted) {
-        let files: Vec<_> = all
-            .iter()
-            .filter(|file| split_of(&file_name(file)).is_some_and(|(_, name)| name == stored))
-            .cloned()
-            .collect();
-        if !files.is_empty() {
-            check_shards(&files)?;
-            return Ok((stored.to_owned(), files));
-        }
-    }
-    let names: Vec<_> = split_names(wanted).iter().map(|name| format!("{name}-*.parquet")).collect();
-    let present: Vec<_> = all.iter().take(8).map(|file| file_name(file)).collect();
-    let present = if present.is_empty() { "no parquet files".to_owned() } else { present.join(", ") };
-    let hint = format!("looked for {} here and in data/, found {present}", names.join(", "));
-    Err(DataError::NoSplit { path: folder.to_owned(), split: wanted.to_string(), hint })
-}
-
-/// Files named `x-00000-of-00003` must be all there: a missing one would shift the ids and shrink the data unnoticed.
-fn check_shards(files: &[PathBuf]) -> Result<(), DataError> {
-    for file in files {
-        let name = stem(&file_name(file));
-        let Some((_, total)) = name.split_once("-of-") else {
-            continue;
-        };
-        let total = total.get(..5).and_then(|digits| digits.parse::<usize>().ok()).unwrap_or(files.len());
-        if total != files.len() {
-            return Err(DataError::malformed(
-                file,
-                format!("is one of {total} files by its name, but there are {}", files.len()),
-            ));
-        }
-    }
-    Ok(())
 }
 
 impl Gathered {
@@ -215,7 +153,9 @@ impl Gathered {
         }
         self.labels.begin(path, label.map_or(&[], |label| features.names(label)));
         let mask = ProjectionMask::roots(metadata.parquet_schema(), roots);
+        check_compression(metadata.metadata(), &mask).map_err(|e| malformed(&e))?;
         pages::check(&reader, metadata.metadata(), &mask).map_err(|e| malformed(&e))?;
+        let metadata = with_views(metadata, &columns.image);
         let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(reader, metadata);
         let batches =
             builder.with_batch_size(ROWS_PER_BATCH).with_projection(mask).build().map_err(|e| malformed(&e))?;
@@ -269,8 +209,56 @@ impl Gathered {
             image_size: survey.image_size(),
             channels: survey.channels(),
         };
-        Ok(Arc::new(ParquetDataset { info, origin, chunks: self.chunks, labels, limits: spec.limits }))
+        let notes = self.notes;
+        Ok(Arc::new(ParquetDataset { info, origin, chunks: self.chunks, labels, limits: spec.limits, notes }))
     }
+}
+
+/// Names a compression that is not read.
+fn check_compression(metadata: &ParquetMetaData, mask: &ProjectionMask) -> Result<(), String> {
+    for group in metadata.row_groups() {
+        for (leaf, column) in group.columns().iter().enumerate() {
+            if mask.leaf_included(leaf) && column.compression() == Compression::LZO {
+                let name = column.column_path().string();
+                let known = "none, snappy, gzip, brotli, lz4, lz4_raw or zstd";
+                return Err(format!("the compression of column {name} must be {known}, not lzo"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The same file with its images read as views (string views of Arrow): these point into the unpacked pages, so that a batch
+/// may hold more than the 2 GiB that 32-bit offsets reach, and a dictionary's entry is held once however many rows name it.
+fn with_views(metadata: ArrowReaderMetadata, image: &str) -> ArrowReaderMetadata {
+    let schema = metadata.schema();
+    let fields: Fields = schema
+        .fields()
+        .iter()
+        .map(|field| if field.name() == image { Arc::new(viewed(field)) } else { field.clone() })
+        .collect();
+    let schema: SchemaRef = Arc::new(Schema::new_with_metadata(fields, schema.metadata().clone()));
+    let options = ArrowReaderOptions::default().with_schema(schema);
+    // A schema that the decoder does not take as its own is left as it is; batches are then bounded by its offsets.
+    ArrowReaderMetadata::try_new(metadata.metadata().clone(), options).unwrap_or(metadata)
+}
+
+/// The field with binary views in the place of binary values.
+fn viewed(field: &Field) -> Field {
+    let kind = match field.data_type() {
+        kind if is_binary(kind) => DataType::BinaryView,
+        DataType::Struct(parts) => DataType::Struct(
+            parts
+                .iter()
+                .map(|part| match part.name().as_str() {
+                    "bytes" => Arc::new(viewed(part)),
+                    _ => part.clone(),
+                })
+                .collect(),
+        ),
+        kind => kind.clone(),
+    };
+    field.clone().with_data_type(kind)
 }
 
 fn features(schema: &Schema, path: &Path) -> Result<Features, DataError> {
@@ -279,7 +267,11 @@ fn features(schema: &Schema, path: &Path) -> Result<Features, DataError> {
 }
 
 fn is_binary(kind: &DataType) -> bool {
-    matches!(kind, DataType::Binary | DataType::LargeBinary | DataType::BinaryView)
+    match kind {
+        DataType::Binary | DataType::LargeBinary | DataType::BinaryView => true,
+        DataType::Dictionary(_, values) => is_binary(values),
+        _ => false,
+    }
 }
 
 fn is_image(kind: &DataType) -> bool {
@@ -361,14 +353,16 @@ impl Dataset for ParquetDataset {
 
     fn notes(&self) -> Vec<String> {
         let not_taken = &self.origin.not_taken;
+        let mut notes = self.notes.clone();
         if not_taken.is_empty() {
-            return Vec::new();
+            return notes;
         }
         let (split, columns) = (&self.info.split, not_taken.join(", "));
-        vec![format!(
+        notes.push(format!(
             "no label column in the {split} split, not taken for one: {columns}; {} names one",
             label_column::KEY
-        )]
+        ));
+        notes
     }
 
     fn label(&self, index: usize) -> Result<Option<i32>, DataError> {

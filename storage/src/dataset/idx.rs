@@ -8,7 +8,9 @@ use std::sync::Arc;
 use flate2::bufread::MultiGzDecoder;
 
 use super::detect::folder_with;
+use super::listing::{Kind, Scope};
 use super::raw::{Layout, RawDataset};
+use super::splits::{Part, named, parts_of};
 use super::{DataError, Dataset, DatasetInfo, DatasetSpec, Format, Split, file_name, numbered_classes};
 
 /// More values than this in one file are taken for a damaged header.
@@ -22,16 +24,15 @@ struct Tensor {
 }
 
 /// Image files in a folder, or in the `raw` folder that torchvision makes, sorted by name.
-pub(crate) fn image_files(path: &Path) -> Result<Vec<PathBuf>, DataError> {
+pub(crate) fn image_files(path: &Path, scope: &Scope) -> Result<Vec<PathBuf>, DataError> {
     let mut files = Vec::new();
     for place in subfolders().iter().map(|name| path.join(name)).chain([path.to_owned()]) {
-        let Ok(entries) = place.read_dir() else {
+        if !place.is_dir() {
             continue;
-        };
-        for entry in entries {
-            let file = entry.map_err(|e| DataError::read(&place, e))?.path();
-            if is_image_file(&file_name_of(&file)) && file.is_file() {
-                files.push(file);
+        }
+        for entry in scope.peek(&place)? {
+            if entry.kind == Kind::File && is_image_file(&entry.name()) {
+                files.push(entry.path);
             }
         }
     }
@@ -53,24 +54,14 @@ fn is_image_file(name: &str) -> bool {
     name.contains("images") && (name.ends_with("idx3-ubyte") || name.ends_with("idx4-ubyte"))
 }
 
-fn split_of(name: &str) -> Option<Split> {
+fn part_of(name: &str) -> Option<Part> {
     let prefix = &name[..name.find("images")?];
-    let has = |word: &str| prefix.split(['-', '_', '.']).any(|part| part == word);
-    if has("train") {
-        Some(Split::Train)
-    } else if has("t10k") || has("test") {
-        Some(Split::Test)
-    } else {
-        None
-    }
+    let is_test = prefix.split(['-', '_', '.']).any(|part| part.eq_ignore_ascii_case("t10k"));
+    if is_test { Some(Part::Test) } else { named(prefix).map(|named| named.part) }
 }
 
-pub(crate) fn open(path: &Path, spec: &DatasetSpec) -> Result<Arc<dyn Dataset>, DataError> {
-    if spec.split == Split::Validation {
-        let hint = "idx has the splits train and test".to_owned();
-        return Err(DataError::NoSplit { path: path.to_owned(), split: spec.split.to_string(), hint });
-    }
-    let (image_file, label_file) = find(path, spec.split)?;
+pub(crate) fn open(path: &Path, spec: &DatasetSpec, scope: &Scope) -> Result<Arc<dyn Dataset>, DataError> {
+    let (image_file, label_file) = find(path, spec.split, scope)?;
     let images = read(&image_file)?;
     let (channels, height, width) = match images.shape[1..] {
         [height, width] => (1, height, width),
@@ -95,31 +86,36 @@ pub(crate) fn open(path: &Path, spec: &DatasetSpec) -> Result<Arc<dyn Dataset>, 
     // A small split may lack a class: the other one knows it.
     let mut largest = labels.iter().copied().max().unwrap_or(0);
     let other = if spec.split == Split::Train { Split::Test } else { Split::Train };
-    if let Ok((_, other_labels)) = find(path, other) {
+    if let Ok((_, other_labels)) = find(path, other, scope) {
         largest = largest.max(read_labels(&other_labels)?.into_iter().max().unwrap_or(0));
     }
     let info = DatasetInfo {
         name: file_name(path),
         format: Format::Idx.to_string(),
-        split: spec.split.to_string(),
+        split: part_of(&file_name_of(&image_file)).map_or(spec.split.as_str(), Part::as_str).to_owned(),
         num_samples: labels.len(),
         class_names: numbered_classes(std::iter::once(largest)),
         label_column: None,
         image_size: Some((width, height)),
         channels,
     };
-    Ok(Arc::new(RawDataset::new(info, Layout::Interleaved, images.values, labels, &[(image_file, 0)])?))
+    let dataset = RawDataset::new(info, Layout::Interleaved, images.values, labels, &[(image_file, 0)])?;
+    Ok(Arc::new(dataset.with_notes(scope.lines())))
 }
 
 /// The image and label file of a split.
-fn find(path: &Path, split: Split) -> Result<(PathBuf, PathBuf), DataError> {
+fn find(path: &Path, split: Split, scope: &Scope) -> Result<(PathBuf, PathBuf), DataError> {
     let no_split = |hint: String| DataError::NoSplit { path: path.to_owned(), split: split.to_string(), hint };
     let wanted = if split == Split::Train { "train-images-idx3-ubyte[.gz]" } else { "t10k-images-idx3-ubyte[.gz]" };
     if path.is_file() {
         return Err(no_split(format!("idx needs the folder with {wanted} and its labels, not one file")));
     }
-    let all = image_files(path)?;
-    let of_split: Vec<_> = all.iter().filter(|file| split_of(&file_name_of(file)) == Some(split)).collect();
+    let all = image_files(path, scope)?;
+    let of_part = |part: Part| -> Vec<&PathBuf> {
+        all.iter().filter(|file| part_of(&file_name_of(file)) == Some(part)).collect()
+    };
+    let of_split =
+        parts_of(split).iter().map(|part| of_part(*part)).find(|files| !files.is_empty()).unwrap_or_default();
     // The same file plain and gzipped is one file; the plain one is faster.
     let plain_name = |file: &Path| file.with_file_name(file_name_of(file).trim_end_matches(".gz"));
     let images = match of_split.as_slice() {

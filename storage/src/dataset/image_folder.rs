@@ -1,14 +1,19 @@
 //! A folder of PNG or JPEG files a class: `root/train/<class>/...` and `root/test/<class>/...`, or `root/<class>/...` alone.
 
+use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::classes::name_of_bytes;
-use super::hf_parquet::split_names;
+use super::folder_layout::{Labels, Layout, SplitFolder, check_no_inner_splits, holds_image, layout};
+use super::listing::{Entry, Kind, Scope, name_of};
+use super::notes::escaped;
 use super::raw::Survey;
 use super::resize::into_channels;
+use super::splits::{Part, names_of};
 use super::{
     DataError, Dataset, DatasetInfo, DatasetSpec, DecodeLimits, Format, Sample, Split, check_index, decode, file_name,
 };
@@ -17,6 +22,8 @@ const EXTENSIONS: [&str; 3] = ["png", "jpg", "jpeg"];
 const MAX_DEPTH: usize = 16;
 /// Files whose headers decide the dataset's size and channels.
 const MAX_SURVEYED: usize = 4096;
+/// More bytes than this are no file of annotations.
+const MAX_ANNOTATIONS: u64 = 256 << 20;
 /// Enough for a header behind a usual EXIF segment.
 const HEADER_LEN: u64 = 128 << 10;
 
@@ -25,118 +32,52 @@ struct FolderDataset {
     root: PathBuf,
     files: Vec<(PathBuf, i32)>,
     limits: DecodeLimits,
-    skipped: Skipped,
+    notes: Vec<String>,
 }
 
-/// What was passed over in the class folders.
-#[derive(Debug, Default)]
-struct Skipped {
-    num_files: usize,
-    /// The first of them.
-    file: Option<PathBuf>,
-    num_links: usize,
-    link: Option<PathBuf>,
-}
-
-/// What is gathered from the class folders.
+/// What is gathered of a split.
 #[derive(Debug, Default)]
 struct Found {
+    split: String,
     files: Vec<(PathBuf, i32)>,
-    skipped: Skipped,
 }
 
-fn is_image(path: &Path) -> bool {
+pub(crate) fn is_image(path: &Path) -> bool {
     path.extension().is_some_and(|ext| EXTENSIONS.iter().any(|known| ext.eq_ignore_ascii_case(known)))
 }
 
-fn is_hidden(path: &Path) -> bool {
-    path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'))
+/// Why there is no split.
+fn no_split(path: &Path, wanted: Split, hint: String) -> DataError {
+    DataError::NoSplit { path: path.to_owned(), split: wanted.to_string(), hint }
 }
 
-/// Entries of a folder, sorted, without hidden ones.
-fn entries(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
-    let listing = folder.read_dir().map_err(|e| DataError::read(folder, e))?;
-    let mut paths = listing
-        .map(|entry| entry.map(|entry| entry.path()))
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|e| DataError::read(folder, e))?;
-    paths.retain(|path| !is_hidden(path));
-    paths.sort();
-    Ok(paths)
-}
-
-fn subfolders(folder: &Path) -> Vec<PathBuf> {
-    entries(folder).unwrap_or_default().into_iter().filter(|path| path.is_dir()).collect()
-}
-
-/// Folders named as the splits of a dataset, in `root`.
-fn split_folders(root: &Path) -> Vec<PathBuf> {
-    // The names of the test split are those of the validation split too.
-    let names = [Split::Train, Split::Test].into_iter().flat_map(split_names);
-    names.map(|name| root.join(name)).filter(|folder| folder.is_dir() && !subfolders(folder).is_empty()).collect()
-}
-
-/// True when some folder one or two levels down holds an image.
-pub(crate) fn has_class_folders(root: &Path) -> bool {
-    let holds_image = |folder: &PathBuf| entries(folder).is_ok_and(|paths| paths.iter().any(|path| is_image(path)));
-    let splits = split_folders(root);
-    if splits.is_empty() {
-        subfolders(root).iter().any(holds_image)
-    } else {
-        splits.iter().any(|split| subfolders(split).iter().any(holds_image))
-    }
-}
-
-/// The folder of a split and its stored name.
-fn split_folder(root: &Path, wanted: Split) -> Result<(PathBuf, String), DataError> {
-    if !root.is_dir() {
-        let hint = "image-folder needs a folder, not a file".to_owned();
-        return Err(DataError::NoSplit { path: root.to_owned(), split: wanted.to_string(), hint });
-    }
-    let splits = split_folders(root);
-    for name in split_names(wanted) {
-        if let Some(folder) = splits.iter().find(|folder| folder.ends_with(name)) {
-            return Ok((folder.clone(), (*name).to_owned()));
-        }
-    }
-    let hint = if !splits.is_empty() {
-        let present: Vec<_> = splits.iter().map(|folder| file_name(folder)).collect();
-        format!("looked for folders {}, found {}", split_names(wanted).join(", "), present.join(", "))
-    } else if wanted == Split::Train {
-        return Ok((root.to_owned(), "train".to_owned()));
-    } else {
-        "class folders directly in it are one split, train; make folders train/<class> and test/<class> for two"
-            .to_owned()
-    };
-    Err(DataError::NoSplit { path: root.to_owned(), split: wanted.to_string(), hint })
-}
-
-pub(crate) fn open(path: &Path, spec: &DatasetSpec) -> Result<Arc<dyn Dataset>, DataError> {
+pub(crate) fn open(path: &Path, spec: &DatasetSpec, scope: &Scope) -> Result<Arc<dyn Dataset>, DataError> {
     if let Some(column) = &spec.label_column {
         let allowed = "absent for image-folder, whose labels are its folders".to_owned();
         return Err(DataError::Setting { key: "label_column", allowed, value: format!("{column:?}") });
     }
-    let (folder, split) = split_folder(path, spec.split)?;
+    if !path.is_dir() {
+        return Err(no_split(path, spec.split, "image-folder needs a folder, not a file".to_owned()));
+    }
     let root = path.canonicalize().map_err(|e| DataError::read(path, e))?;
-    let classes = class_folders(&folder, &root)?;
-    let class_names: Vec<String> = classes.iter().map(|class| name_of(class)).collect();
+    let place = Place { root: &root, scope };
+    let Chosen { folder, part, classes, annotations } = place.chosen(path, spec.split)?;
+    let class_names: Vec<String> = classes.iter().map(|class| class_name(class)).collect();
     let mut distinct = class_names.clone();
     distinct.sort();
     if let Some(twice) = distinct.windows(2).find(|pair| pair[0] == pair[1]) {
         return Err(DataError::malformed(&folder, format!("two class folders are both called {:?}", twice[0])));
     }
-    let mut found = Found::default();
-    for (class, label) in classes.iter().zip(0..) {
-        let before = found.files.len();
-        collect(class, &root, label, 0, &mut found)?;
-        if found.files.len() == before {
-            return Err(DataError::malformed(
-                class,
-                format!("class folder without images ({})", EXTENSIONS.join(", ")),
-            ));
+    let mut found = Found { split: part.as_str().to_owned(), ..Found::default() };
+    if let Some(file) = annotations {
+        let label_of = |name: &OsStr| classes.iter().position(|class| class.file_name() == Some(name));
+        place.collect_annotated(&folder, &file, &label_of, &mut found)?;
+    } else {
+        for (label, class) in classes.iter().enumerate() {
+            place.collect(class, label_number(label, path)?, 0, &mut found)?;
         }
     }
-    let Found { files, skipped } = found;
+    let Found { files, split } = found;
     if files.is_empty() {
         return Err(DataError::malformed(&folder, "no class folders with images"));
     }
@@ -145,7 +86,8 @@ pub(crate) fn open(path: &Path, spec: &DatasetSpec) -> Result<Arc<dyn Dataset>, 
         survey.add(read(file, &root, HEADER_LEN).ok().and_then(|bytes| decode::header(&bytes, &spec.limits).ok()));
     }
     let info = DatasetInfo {
-        name: file_name(path),
+        // The folder that was named, even where the splits lie deeper.
+        name: file_name(spec.path.as_deref().unwrap_or(path)),
         format: Format::ImageFolder.to_string(),
         split,
         num_samples: files.len(),
@@ -154,53 +96,220 @@ pub(crate) fn open(path: &Path, spec: &DatasetSpec) -> Result<Arc<dyn Dataset>, 
         image_size: survey.image_size(),
         channels: survey.channels(),
     };
-    Ok(Arc::new(FolderDataset { info, root, files, limits: spec.limits, skipped }))
+    Ok(Arc::new(FolderDataset { info, root, files, limits: spec.limits, notes: scope.lines() }))
+}
+
+fn label_number(label: usize, path: &Path) -> Result<i32, DataError> {
+    i32::try_from(label).map_err(|_| DataError::malformed(path, "too many class folders"))
 }
 
 /// The class of a folder, by the bytes of its name: a name that is not UTF-8 stays a name of its own.
-fn name_of(class: &Path) -> String {
+fn class_name(class: &Path) -> String {
     name_of_bytes(class.file_name().unwrap_or_default().as_encoded_bytes())
 }
 
-/// The class folders of a split, sorted by name.
-fn class_folders(folder: &Path, root: &Path) -> Result<Vec<PathBuf>, DataError> {
-    let mut classes = Vec::new();
-    for class in entries(folder)? {
-        // Also judges a link before it is known to be a folder: outside of the root nothing is looked at.
-        inside(&class, root)?;
-        if class.is_dir() {
-            classes.push(class);
+/// A split with the folders whose names are its classes: its own, or the train split's where a file has the classes of its images.
+struct Chosen {
+    folder: PathBuf,
+    part: Part,
+    classes: Vec<PathBuf>,
+    annotations: Option<PathBuf>,
+}
+
+/// A dataset's canonical folder, which no link may leave, and what of it is looked at.
+struct Place<'a> {
+    root: &'a Path,
+    scope: &'a Scope,
+}
+
+impl Place<'_> {
+    /// The split that is wanted.
+    fn chosen(&self, path: &Path, wanted: Split) -> Result<Chosen, DataError> {
+        let scope = self.scope;
+        let of_train = |folder: &Path, classes| {
+            Ok(Chosen { folder: folder.to_owned(), part: Part::Train, classes, annotations: None })
+        };
+        let splits = match layout(path, scope)? {
+            Layout::Splits(splits) => splits,
+            Layout::Flat(folders) if wanted == Split::Train => {
+                check_no_inner_splits(path, &folders, scope)?;
+                return of_train(path, self.classes_of(folders)?);
+            }
+            Layout::Flat(_) => {
+                let hint = "class folders directly in it are one split, train; make folders train/<class> and \
+                    test/<class> for two";
+                return Err(no_split(path, wanted, hint.to_owned()));
+            }
+        };
+        let none = || format!("looked for folders {}, found {}", names_of(wanted), splits.present(scope));
+        let train = splits.train(scope)?;
+        let classes = match &train {
+            Some(train) => self.class_folders(&train.folder)?,
+            None if wanted == Split::Train => return Err(no_split(path, wanted, none())),
+            // A test split alone has classes of its own.
+            None => Vec::new(),
+        };
+        let names: Vec<&OsStr> = classes.iter().filter_map(|class| class.file_name()).collect();
+        // Who opens the train split is told what is wrong with the other.
+        let other = if wanted == Split::Train { Split::Test } else { wanted };
+        let (test, refused) = splits.held_out(other, &names, scope)?;
+        if let Some((train, test)) = train.as_ref().zip(test.as_ref()) {
+            self.check_apart(&train.folder, &test.folder)?;
+        }
+        match (train, test) {
+            (Some(train), _) if wanted == Split::Train => {
+                refused.into_iter().for_each(|line| scope.say(line));
+                of_train(&train.folder, classes)
+            }
+            (_, Some(SplitFolder { folder, part, labels })) => {
+                refused.into_iter().for_each(|line| scope.say(line));
+                let (classes, annotations) = match labels {
+                    Labels::Folders => (self.class_folders(&folder)?, None),
+                    Labels::Annotations(file) => (classes, Some(file)),
+                };
+                Ok(Chosen { folder, part, classes, annotations })
+            }
+            _ => Err(no_split(path, wanted, [none()].into_iter().chain(refused).collect::<Vec<_>>().join("; "))),
         }
     }
-    Ok(classes)
+
+    /// Two splits that are one folder by a link would be judged on what they learned.
+    fn check_apart(&self, train: &Path, test: &Path) -> Result<(), DataError> {
+        let (train_at, test_at) = (inside(train, self.root)?, inside(test, self.root)?);
+        if train_at.starts_with(&test_at) || test_at.starts_with(&train_at) {
+            return Err(DataError::malformed(test, format!("is a link into another split, {}", train_at.display())));
+        }
+        Ok(())
+    }
+
+    /// The class folders of a split, sorted by name.
+    fn class_folders(&self, folder: &Path) -> Result<Vec<PathBuf>, DataError> {
+        inside(folder, self.root)?;
+        let mut classes = Vec::new();
+        for entry in self.scope.entries(folder)? {
+            match entry.kind {
+                Kind::Folder => classes.push(entry.path),
+                Kind::File if is_image(&entry.path) => {
+                    self.scope.note("images outside of class folders left out", &entry.path);
+                }
+                Kind::File => {}
+                Kind::Special(_) | Kind::BrokenLink => self.note_odd(&entry),
+            }
+        }
+        self.classes_of(classes)
+    }
+
+    /// Those of a split's folders that are classes: no circles of links, no folders without images.
+    fn classes_of(&self, folders: Vec<PathBuf>) -> Result<Vec<PathBuf>, DataError> {
+        let (mut classes, mut places) = (Vec::new(), Vec::<(PathBuf, PathBuf)>::new());
+        for class in folders {
+            let is_link = class.is_symlink();
+            // A link out of the root is refused before anything there is looked at.
+            let target = if is_link { inside(&class, self.root)? } else { class.clone() };
+            let parent = class.parent().and_then(|parent| parent.canonicalize().ok());
+            if is_link && parent.is_some_and(|parent| parent.starts_with(&target)) {
+                self.scope.note("links to folders around them, not followed", &class);
+            } else if !holds_image(&class, self.scope) {
+                // One that cannot be read is no empty one.
+                self.scope.peek(&class)?;
+                self.scope.note("folders without images, no classes", &class);
+            } else {
+                if is_link || places.iter().any(|(of, _)| of.is_symlink()) {
+                    let target = inside(&class, self.root)?;
+                    let same = places.iter().find(|(_, other)| target.starts_with(other) || other.starts_with(&target));
+                    if let Some((other, _)) = same {
+                        let reason = format!("has the images of another class, {}", name_of(other));
+                        return Err(DataError::malformed(&class, reason));
+                    }
+                }
+                places.push((class.clone(), class.canonicalize().unwrap_or_else(|_| class.clone())));
+                classes.push(class);
+            }
+        }
+        Ok(classes)
+    }
+
+    fn note_odd(&self, entry: &Entry) {
+        match entry.kind {
+            Kind::Special(kind) => self.scope.note(&format!("skipped, a {kind} and no file"), &entry.path),
+            _ => self.scope.note("links that lead nowhere skipped", &entry.path),
+        }
+    }
+
+    /// Images of a class folder and the folders in it. Links to folders are not followed: they could lead to another class.
+    fn collect(&self, folder: &Path, label: i32, depth: usize, found: &mut Found) -> Result<(), DataError> {
+        if depth > MAX_DEPTH {
+            return Err(DataError::malformed(folder, format!("folders must be at most {MAX_DEPTH} deep")));
+        }
+        for entry in self.scope.entries(folder)? {
+            let path = &entry.path;
+            if entry.is_link && entry.kind != Kind::BrokenLink {
+                inside(path, self.root)?;
+            }
+            match entry.kind {
+                Kind::Folder if entry.is_link => {
+                    self.scope.note(&format!("links to folders not followed in the {} split", found.split), path);
+                }
+                Kind::Folder => self.collect(path, label, depth + 1, found)?,
+                Kind::File if is_image(path) => found.files.push((entry.path, label)),
+                Kind::File => {
+                    let known = EXTENSIONS.join(", ");
+                    self.scope.note(&format!("files skipped in the {} split (not {known})", found.split), path);
+                }
+                Kind::BrokenLink if is_image(path) => {
+                    return Err(DataError::malformed(path, "is a link that leads nowhere"));
+                }
+                Kind::Special(_) | Kind::BrokenLink => self.note_odd(&entry),
+            }
+        }
+        Ok(())
+    }
+
+    /// Images of a split whose classes are in a file: a name, a tab, its class, and what else there is (Tiny ImageNet's boxes).
+    fn collect_annotated(
+        &self,
+        folder: &Path,
+        file: &Path,
+        label_of: &dyn Fn(&OsStr) -> Option<usize>,
+        found: &mut Found,
+    ) -> Result<(), DataError> {
+        let bytes = read(file, self.root, MAX_ANNOTATIONS)?;
+        let text = str::from_utf8(&bytes).map_err(|e| DataError::malformed(file, e))?;
+        let mut labels = HashMap::new();
+        for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+            let refuse = |reason: String| DataError::malformed(file, format!("line {}: {reason}", number + 1));
+            let mut fields = line.split('\t').map(str::trim);
+            let (Some(name), Some(class)) = (fields.next(), fields.next()) else {
+                return Err(refuse(format!("must be an image's name, a tab and its class, not {}", escaped(line))));
+            };
+            let label = label_of(OsStr::new(class))
+                .ok_or_else(|| refuse(format!("class without a folder in the train split, {}", escaped(class))))?;
+            if labels.insert(name.to_owned(), label_number(label, folder)?).is_some() {
+                return Err(refuse(format!("a second line for {}", escaped(name))));
+            }
+        }
+        let mut images = Found { split: found.split.clone(), ..Found::default() };
+        let inner = folder.join("images");
+        self.collect(if inner.is_dir() { &inner } else { folder }, 0, 0, &mut images)?;
+        for (path, _) in images.files {
+            let label = labels.remove(&name_of(&path));
+            let label =
+                label.ok_or_else(|| DataError::malformed(&path, format!("has no line in {}", name_of(file))))?;
+            found.files.push((path, label));
+        }
+        match labels.into_keys().min() {
+            Some(absent) => {
+                Err(DataError::malformed(file, format!("names an image that is absent, {}", escaped(&absent))))
+            }
+            None => Ok(()),
+        }
+    }
 }
 
 /// Refuses a path that leads out of the canonical `root`, and gives the canonical path.
 fn inside(path: &Path, root: &Path) -> Result<PathBuf, DataError> {
     let target = path.canonicalize().map_err(|e| DataError::read(path, e))?;
     if target.starts_with(root) { Ok(target) } else { Err(DataError::Escape { path: path.to_owned(), target }) }
-}
-
-/// Images of a class folder and the folders in it. Links to folders are not followed: they could lead to another class.
-fn collect(folder: &Path, root: &Path, label: i32, depth: usize, found: &mut Found) -> Result<(), DataError> {
-    if depth > MAX_DEPTH {
-        return Err(DataError::malformed(folder, format!("folders must be at most {MAX_DEPTH} deep")));
-    }
-    for path in entries(folder)? {
-        let target = inside(&path, root)?;
-        if target.is_dir() && path.is_symlink() {
-            found.skipped.num_links += 1;
-            found.skipped.link.get_or_insert(path);
-        } else if target.is_dir() {
-            collect(&path, root, label, depth + 1, found)?;
-        } else if target.is_file() && is_image(&path) {
-            found.files.push((path, label));
-        } else {
-            found.skipped.num_files += 1;
-            found.skipped.file.get_or_insert(path);
-        }
-    }
-    Ok(())
 }
 
 /// At most `limit` bytes of a regular file inside the root.
@@ -221,16 +330,7 @@ impl Dataset for FolderDataset {
     }
 
     fn notes(&self) -> Vec<String> {
-        let Skipped { num_files, file, num_links, link } = &self.skipped;
-        let split = &self.info.split;
-        let known = EXTENSIONS.join(", ");
-        let files = file.as_ref().map(|first| {
-            format!("files skipped in the {split} split (not {known}): {num_files}, the first {}", first.display())
-        });
-        let links = link.as_ref().map(|first| {
-            format!("links to folders not followed in the {split} split: {num_links}, the first {}", first.display())
-        });
-        files.into_iter().chain(links).collect()
+        self.notes.clone()
     }
 
     fn label(&self, index: usize) -> Result<Option<i32>, DataError> {

@@ -8,14 +8,19 @@ mod detect;
 mod embedded;
 mod error;
 mod features;
+mod folder_layout;
 mod hf_parquet;
 mod idx;
 mod image_folder;
 mod label_column;
+mod listing;
+mod notes;
 mod pages;
 mod pickle;
 mod raw;
 pub mod resize;
+mod shards;
+mod splits;
 pub mod summary;
 pub mod synthetic;
 #[cfg(test)]
@@ -30,8 +35,11 @@ pub use classes::{HeldOut, LabelOrigin, NameSource, align};
 pub use convert::{ConvertReport, convert, write_synthetic};
 pub use decode::{DecodeError, DecodeLimits};
 pub use error::DataError;
+pub use listing::check_exclude;
 pub use summary::{Summary, summary};
 pub use synthetic::{SyntheticDataset, SyntheticSpec};
+
+use listing::{Kind, Scope};
 
 /// A decoded image: u8, rows from the top, `pixels` in (row, column, channel) order.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -206,6 +214,9 @@ pub struct DatasetSpec {
     pub label_column_optional: bool,
     /// The image column of a Parquet file; default `image`, `img`, or the only one there is.
     pub image_column: Option<String>,
+    /// Splits, folders and files that are left out: names, or patterns with `*`, `?` and `[…]`. One with a `/` is held against the path
+    /// relative to the dataset's folder, one without against every name on it; a Parquet file also has the name of its split.
+    pub exclude: Vec<String>,
     /// Bounds on what a decoder may allocate.
     pub limits: DecodeLimits,
     /// What `synthetic` generates.
@@ -229,6 +240,7 @@ impl Default for DatasetSpec {
             label_column: None,
             label_column_optional: false,
             image_column: None,
+            exclude: Vec::new(),
             limits: DecodeLimits::default(),
             synthetic: SyntheticSpec::default(),
         }
@@ -258,18 +270,24 @@ pub fn open(spec: &DatasetSpec) -> Result<Arc<dyn Dataset>, DataError> {
     if !path.exists() {
         return Err(DataError::NotFound { path: path.to_owned() });
     }
-    match if spec.format == Format::Auto { detect::detect(path)? } else { spec.format } {
-        Format::CifarBin => cifar::open_bin(path, spec),
-        Format::CifarPickle => cifar::open_pickle(path, spec),
-        Format::Idx => idx::open(path, spec),
-        Format::ImageFolder => image_folder::open(path, spec),
-        _ => hf_parquet::open(path, spec),
+    if let Kind::Special(kind) = Kind::at(path)? {
+        return Err(DataError::malformed(path, format!("a dataset is a folder or a file, not a {kind}")));
+    }
+    let (format, place) = detect::locate(path, spec.format, &spec.exclude)?;
+    // Notes and exclusions are about what the user named, even where the data lies deeper.
+    let scope = Scope::new(path, &spec.exclude)?;
+    match format {
+        Format::CifarBin => cifar::open_bin(&place, spec, &scope),
+        Format::CifarPickle => cifar::open_pickle(&place, spec, &scope),
+        Format::Idx => idx::open(&place, spec, &scope),
+        Format::ImageFolder => image_folder::open(&place, spec, &scope),
+        _ => hf_parquet::open(&place, spec, &scope),
     }
 }
 
 /// Whether a split's stored name is that of a validation split.
 pub fn is_validation(split: &str) -> bool {
-    hf_parquet::split_names(Split::Validation).iter().any(|name| name.eq_ignore_ascii_case(split))
+    splits::Part::Validation.words().iter().any(|name| name.eq_ignore_ascii_case(split))
 }
 
 /// Last component of a path, for messages and names.

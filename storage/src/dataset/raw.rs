@@ -51,6 +51,7 @@ pub(crate) struct RawDataset {
     pixels: Vec<u8>,
     labels: Vec<i32>,
     image_len: usize,
+    notes: Vec<String>,
 }
 
 impl RawDataset {
@@ -83,13 +84,22 @@ impl RawDataset {
                 format!("label must be 0 to {}, not {}", num_classes - 1, labels[sample]),
             ));
         }
-        Ok(Self { info, layout, pixels, labels, image_len })
+        Ok(Self { info, layout, pixels, labels, image_len, notes: Vec::new() })
+    }
+
+    /// The same with what its reader passed over.
+    pub fn with_notes(self, notes: Vec<String>) -> Self {
+        Self { notes, ..self }
     }
 }
 
 impl Dataset for RawDataset {
     fn info(&self) -> &DatasetInfo {
         &self.info
+    }
+
+    fn notes(&self) -> Vec<String> {
+        self.notes.clone()
     }
 
     fn label_origin(&self) -> LabelOrigin {

@@ -5,7 +5,9 @@ mod damage;
 mod formats;
 mod generated;
 mod labels;
+mod layouts;
 mod pixels;
+mod shards;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
