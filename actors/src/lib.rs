@@ -6,6 +6,8 @@
 
 pub mod benchmark;
 pub mod cli;
+pub mod continuity;
+pub mod data_place;
 pub mod error;
 pub mod eval;
 pub mod logging;
@@ -16,6 +18,7 @@ pub mod panic_hook;
 pub mod pictures;
 pub mod progress;
 pub mod prometheus;
+pub mod resumption;
 pub mod run;
 pub mod run_log;
 pub mod setup;

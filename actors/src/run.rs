@@ -7,24 +7,23 @@ use mlomae_dataflow::config::{Config, ConfigInputs};
 use mlomae_dataflow::run_sink::{Latest, RunSink};
 use mlomae_dataflow::state::TrainState;
 use mlomae_model::kernels;
-use mlomae_storage::checkpoint;
 use mlomae_storage::logs::{Clock, EvalRow, Level, LogContext, LogPolicy, LogWriter};
 use mlomae_storage::run_dir::{RunDir, RunLock, RunRecord, RunStatus, new_run_id};
 
+use crate::data_place;
 use crate::error::{CliError, exit_code};
 use crate::eval::{Judgement, Task};
 use crate::prometheus;
 use crate::setup::{Prepared, config_toml};
-use crate::trained::Trained;
 
-const VERSION: &str = env!("CARGO_PKG_VERSION");
+pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// A run directory that this process holds.
 #[derive(Debug)]
 pub struct Run {
-    dir: RunDir,
-    record: RunRecord,
-    clock: Clock,
+    pub(crate) dir: RunDir,
+    pub(crate) record: RunRecord,
+    pub(crate) clock: Clock,
 }
 
 /// A run that is ready to train.
@@ -38,6 +37,8 @@ pub struct Start {
     pub state: TrainState,
     /// Where its metrics are asked for, if they are wanted.
     pub metrics: Option<TcpListener>,
+    /// The evaluation of a run whose training and evaluation are done already.
+    pub judged: Option<(Judgement, Judgement)>,
 }
 
 impl Run {
@@ -50,9 +51,10 @@ impl Run {
     pub fn begin(inputs: &ConfigInputs, name: &str, restart: bool) -> Result<Start, CliError> {
         let mut config = Config::resolve(inputs)?;
         let id = config.run.id.get_or_insert_with(|| new_run_id(name)).clone();
+        let root = PathBuf::from(&config.run.root);
+        data_place::anchor(&mut config);
         let prepared = Prepared::new(config, None)?;
         let metrics = prometheus::bind(&prepared.config.telemetry)?;
-        let root = PathBuf::from(&prepared.config.run.root);
         if restart {
             move_aside(&root.join(&id))?;
         }
@@ -63,70 +65,7 @@ impl Run {
         dir.write_record(&record)?;
         tracing::info!(kind = "run_started", "run directory {}", dir.path().display());
         let state = TrainState::fresh(&prepared.method);
-        Ok(Start { run: Self { dir, record, clock: Clock::start() }, prepared, state, metrics })
-    }
-
-    /// Takes up the run at `path` at its latest checkpoint, or at its beginning if it has none. If `path` is the folder
-    /// of one of a run's checkpoints, the run goes back to that one. The configuration is the run's own, or `base` if
-    /// given, with `changes` over it.
-    ///
-    /// # Errors
-    /// If there is no such run, another process holds it, its files are damaged, the configuration does
-    /// not fit them, or the metrics' address cannot be had.
-    pub fn resume(path: &Path, base: Option<ConfigInputs>, mut changes: ConfigInputs) -> Result<Start, CliError> {
-        let (path, from) = run_and_checkpoint(path);
-        let dir = RunDir::open_locked(path)?;
-        let mut record = dir.record()?;
-        // The directory may have been moved since; it stays where it is.
-        let root = path.parent().filter(|root| !root.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let text = |text: &str| toml::Value::String(text.to_owned()).to_string();
-        changes.sets.push(format!("run.root={}", text(&root.to_string_lossy())));
-        changes.sets.push(format!("run.id={}", text(&record.id)));
-        checkpoint::clean(path)?;
-        let mut back_to = None;
-        let (prepared, state, wall_s) = if from.is_none() && checkpoint::list(path)?.is_empty() {
-            let mut inputs = match base {
-                Some(base) => base,
-                None => ConfigInputs::default().layer(&dir.config().display().to_string(), &dir.read_config()?),
-            };
-            inputs.layers.extend(changes.layers);
-            inputs.sets.extend(changes.sets);
-            let prepared = Prepared::new(Config::resolve(&inputs)?, None)?;
-            let state = TrainState::fresh(&prepared.method);
-            (prepared, state, 0.0)
-        } else {
-            let Trained { prepared, state, step, wall_s, .. } = Trained::load(from.unwrap_or(path), base, changes)?;
-            back_to = from.map(|_| step);
-            (prepared, state, wall_s)
-        };
-        let metrics = prometheus::bind(&prepared.config.telemetry)?;
-        if let Some(step) = back_to {
-            record.step = i64::try_from(step).unwrap_or(i64::MAX);
-            for aside in checkpoint::go_back(path, step)? {
-                tracing::warn!(kind = "checkpoint_aside", "a later checkpoint is set aside: {}", aside.display());
-            }
-        }
-        let input = std::fs::read_to_string(dir.config_input()).unwrap_or_default();
-        dir.write_configs(&config_toml(&prepared.config)?, &input)?;
-        let isa = kernels::isa().name();
-        let isa_before = std::mem::take(&mut record.host.isa);
-        record.resume(VERSION, isa);
-        dir.write_record(&record)?;
-        tracing::info!(
-            kind = "run_resumed",
-            outer = state.outer,
-            segment = record.segment,
-            "run directory {}, going on after outer iteration {}",
-            path.display(),
-            state.outer
-        );
-        if !isa_before.is_empty() && isa_before != isa {
-            tracing::warn!(
-                kind = "isa_changed",
-                "the run computed with {isa_before} and goes on with {isa}, which rounds otherwise; `--isa {isa_before}` keeps its bits"
-            );
-        }
-        Ok(Start { run: Self { dir, record, clock: Clock::resume(wall_s) }, prepared, state, metrics })
+        Ok(Start { run: Self { dir, record, clock: Clock::start() }, prepared, state, metrics, judged: None })
     }
 
     /// A run directory below `root` for a run that is not kept.
@@ -250,17 +189,6 @@ fn log_policy(config: &Config) -> LogPolicy {
         seal_rows: config.logs.rotate_rows,
         seal_age: std::time::Duration::from_secs_f64(config.logs.rotate_seconds),
         ..LogPolicy::default()
-    }
-}
-
-/// The run that `path` is or is a checkpoint of, and that checkpoint.
-fn run_and_checkpoint(path: &Path) -> (&Path, Option<&Path>) {
-    let checkpoints = path.parent().filter(|parent| parent.ends_with("checkpoints"));
-    match checkpoints.and_then(Path::parent) {
-        Some(run) if checkpoint::step_of(path).is_some() => {
-            (if run.as_os_str().is_empty() { Path::new(".") } else { run }, Some(path))
-        }
-        _ => (path, None),
     }
 }
 

@@ -1,6 +1,8 @@
 //! From a configuration to opened data, networks and loaders: what `check`, `train`, evaluations and
 //! pictures have in common.
 
+use std::sync::OnceLock;
+
 use mlomae_dataflow::augment::Normalisation;
 use mlomae_dataflow::batch::ImageBatch;
 use mlomae_dataflow::config::Config;
@@ -11,6 +13,7 @@ use mlomae_dataflow::run_sink::{Latest, StaticState};
 use mlomae_dataflow::stages::load::LoadStage;
 use mlomae_storage::dataset::Split;
 
+use crate::continuity::DataContent;
 use crate::error::{CliError, exit_code};
 
 /// Everything of a run that follows from its configuration and its data.
@@ -25,6 +28,7 @@ pub struct Prepared {
     pub load_train: LoadStage,
     /// The same of the split that judges. None if there is none.
     pub load_test: Option<LoadStage>,
+    content: OnceLock<DataContent>,
 }
 
 impl std::fmt::Debug for Prepared {
@@ -51,7 +55,7 @@ impl Prepared {
         let loader = |dataset| data.loader(&config, dataset, &method.arena);
         let load_train = loader(&data.train)?;
         let load_test = data.test.as_ref().map(loader).transpose()?;
-        Ok(Self { config, data, method, load_train, load_test })
+        Ok(Self { config, data, method, load_train, load_test, content: OnceLock::new() })
     }
 
     /// What of a checkpoint's state stays the same over the run.
@@ -74,6 +78,7 @@ impl Prepared {
             "normalisation": { "mean": normalisation.mean, "std": normalisation.std },
             "data": { "name": info.name, "num_samples": info.num_samples },
             "data_fingerprint": self.fingerprint(),
+            "data_content": self.content()?,
             "class_names": info.class_names,
         });
         match state {
@@ -87,6 +92,18 @@ impl Prepared {
     pub fn latest(&self, outer: u64) -> Latest {
         let moment = self.method.moment(outer * self.method.unroll, Level::Pretrain);
         Latest::starting(moment.step, moment.epoch)
+    }
+
+    /// What the splits hold, told once.
+    ///
+    /// # Errors
+    /// If a label cannot be told or a file is gone.
+    pub fn content(&self) -> Result<&DataContent, CliError> {
+        if let Some(content) = self.content.get() {
+            return Ok(content);
+        }
+        let content = DataContent::of(&self.config, self.data.train.as_ref(), self.data.test.as_deref())?;
+        Ok(self.content.get_or_init(|| content))
     }
 
     /// A hash of which sample has which role, in hexadecimal.

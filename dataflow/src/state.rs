@@ -53,6 +53,16 @@ pub enum StateError {
     /// A number of `state.json` is not there.
     #[error("checkpoint's state lacks the number {0}")]
     State(String),
+    /// A number of `state.json` cannot be.
+    #[error("checkpoint's state: {key} must be {allowed}, got {found}")]
+    Number {
+        /// Its place.
+        key: String,
+        /// What it may be.
+        allowed: String,
+        /// What it is.
+        found: String,
+    },
 }
 
 /// A tensor's shape and values.
@@ -88,6 +98,37 @@ pub fn read_flat(
     Ok(Arc::new(Buffer::from_vec(values)))
 }
 
+/// As [`read_flat`], of what a checkpoint need not have: none if there is no tensor of it at all. A part of it is an error.
+///
+/// # Errors
+/// As [`read_flat`].
+pub fn read_flat_if_any(
+    source: &dyn TensorSource,
+    file: CheckpointFile,
+    prefix: &str,
+    layout: &SharedLayout,
+) -> Result<Option<Params>, StateError> {
+    let is_there = |name: &str| source.tensor(file, &format!("{prefix}{name}")).is_some();
+    if !layout.entries.iter().any(|entry| is_there(&entry.name)) {
+        return Ok(None);
+    }
+    read_flat(source, file, prefix, layout).map(Some)
+}
+
+/// The whole number at `place` of a state, which must be at most `max`.
+fn whole_number(state: &serde_json::Value, place: &[&str], max: u64) -> Result<u64, StateError> {
+    let value = place.iter().try_fold(state, |value, key| value.get(key));
+    let value = value.filter(|value| !value.is_null()).ok_or_else(|| StateError::State(place.join(".")))?;
+    value.as_u64().filter(|number| *number <= max).ok_or_else(|| StateError::Number {
+        key: place.join("."),
+        allowed: format!("a whole number from 0 to {max}"),
+        found: value.to_string(),
+    })
+}
+
+/// Outer iterations of a run at most, so that level-1 steps have room in an `i64`.
+const MAX_OUTER: u64 = 1_000_000_000;
+
 impl TrainState {
     /// The state before the first iteration.
     #[must_use]
@@ -110,11 +151,23 @@ impl TrainState {
     /// [`StateError`] names what does not fit.
     pub fn restore(method: &Method, source: &dyn TensorSource, state: &serde_json::Value) -> Result<Self, StateError> {
         let model = &method.model;
-        let number = |place: &[&str]| {
-            let value = place.iter().try_fold(state, |value, key| value.get(key)).and_then(serde_json::Value::as_u64);
-            value.ok_or_else(|| StateError::State(place.join(".")))
+        let outer = whole_number(state, &["outer_iteration"], MAX_OUTER)?;
+        // The step is kept beside it since steps are held against the log's; before, it followed.
+        let step = match state.get("step") {
+            Some(_) => whole_number(state, &["step"], u64::MAX)?,
+            None => outer * method.unroll,
         };
-        let outer = number(&["outer_iteration"])?;
+        if step != outer * method.unroll {
+            return Err(StateError::Number {
+                key: "step".to_owned(),
+                allowed: format!(
+                    "{}, as outer_iteration is {outer} and method.unroll {}",
+                    outer * method.unroll,
+                    method.unroll
+                ),
+                found: step.to_string(),
+            });
+        }
         let theta_layout = model.layout(ParamSet::Pretrain);
         let mask_layout = model.layout(ParamSet::Mask);
         let optimizer = |level: usize, stage: &str, set, prefix: &str| {
@@ -123,7 +176,9 @@ impl TrainState {
                 let flat = read_flat(source, CheckpointFile::Optimizer, &format!("{prefix}.{which}."), layout)?;
                 Ok(Arc::unwrap_or_clone(flat))
             };
-            let step = number(&[stage, "adamw_step"])?;
+            // A batch that was lost is a step less.
+            let max = if level == 0 { step } else { outer };
+            let step = whole_number(state, &[stage, "adamw_step"], max)?;
             Ok(AdamW::restored(method.adamw[level], layout, step, moment("m")?, moment("v")?))
         };
         let mut policies = VecDeque::new();
@@ -132,7 +187,7 @@ impl TrainState {
         for age in 0..usize::try_from(num_versions).unwrap_or(usize::MAX) {
             let shift = if method.multitask && outer > age as u64 {
                 let prefix = format!("policy.shift.{}", lag_prefix(age));
-                read_flat(source, CheckpointFile::Optimizer, &prefix, theta_layout).ok().map(Shift)
+                read_flat_if_any(source, CheckpointFile::Optimizer, &prefix, theta_layout)?.map(Shift)
             } else {
                 None
             };
@@ -149,8 +204,12 @@ impl TrainState {
                 optimizer(1, "evaluator", ParamSet::Head, "finetune")?,
                 optimizer(2, "policy", ParamSet::Mask, "policy")?,
             ],
-            previous_hypergradient: read_flat(source, CheckpointFile::Optimizer, "policy.hypergradient.", mask_layout)
-                .ok(),
+            previous_hypergradient: read_flat_if_any(
+                source,
+                CheckpointFile::Optimizer,
+                "policy.hypergradient.",
+                mask_layout,
+            )?,
         })
     }
 

@@ -9,6 +9,7 @@ use mlomae_model::layout::ParamSet;
 use super::Session;
 use super::bar::Bar;
 use super::run_arg::{OverlayArgs, find_run};
+use crate::continuity::Purpose;
 use crate::error::CliError;
 use crate::eval::{Judge, Judgement, Task};
 use crate::trained::Trained;
@@ -49,7 +50,7 @@ enum TaskArg {
 impl Args {
     pub(crate) fn run(self, session: &mut Session<'_>) -> Result<(), CliError> {
         let overlay: ConfigInputs = self.overlay.inputs()?;
-        let trained = Trained::load(&find_run(&self.checkpoint)?, None, overlay)?;
+        let trained = Trained::load(&find_run(&self.checkpoint)?, None, overlay, Purpose::Judge)?;
         let task = match self.task {
             TaskArg::Knn => Task::Knn,
             TaskArg::Linear => Task::Linear,

@@ -10,9 +10,10 @@ use super::Session;
 use super::config_args::ConfigArgs;
 use super::facts::facts;
 use super::run_arg::find_run;
-use super::train_end::{judge_at_end, print_summary};
+use super::train_end::{judge_at_end, print_finished, print_summary};
 use crate::error::{CliError, check_outcome};
 use crate::prometheus::{self, ProbeSlot};
+use crate::resumption::Resumed;
 use crate::run::{Run, Start};
 use crate::signals::SignalWatcher;
 use crate::training::{Observer, TrainingOptions, train};
@@ -30,6 +31,7 @@ Examples:
   mlomae train configs/cifar10.toml --set data.path=/data/cifar-10 --max-steps 200
   mlomae train --resume runs/my-run
   mlomae train --resume runs/my-run --set train.outer_iterations=1000
+  mlomae train --resume runs/my-run --set data.path=/data/moved-here
   mlomae train --serial --quiet                      one thread, no actors, the same weights to the bit")]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -38,6 +40,9 @@ pub(crate) struct Args {
     /// RUN/checkpoints/step-…
     #[arg(long, value_name = "RUN", num_args = 0..=1, default_missing_value = "latest")]
     resume: Option<PathBuf>,
+    /// Go on although the data are others than those that the run was trained on
+    #[arg(long, requires = "resume")]
+    accept_changed_data: bool,
     /// Begin anew although the run directory exists; what is there is moved aside
     #[arg(long, conflicts_with = "resume")]
     restart: bool,
@@ -61,7 +66,16 @@ impl Args {
         let stop = StopFlag::new();
         let terminal = session.terminal.clone();
         let _signals = SignalWatcher::start(stop.clone(), move || terminal.clear())?;
-        let Start { mut run, prepared, state, metrics } = self.start()?;
+        let Start { mut run, prepared, state, metrics, judged } = match self.start()? {
+            Resumed::Ready(start) => *start,
+            Resumed::Finished(finished) => {
+                tracing::info!(
+                    kind = "nothing_left",
+                    "finished, nothing is left to do; more with --set train.outer_iterations=N"
+                );
+                return if self.quiet { Ok(()) } else { print_finished(session.out, &finished) };
+            }
+        };
         for (name, text) in facts(&prepared)? {
             tracing::info!(kind = "setup", what = name, "{name}: {text}");
         }
@@ -109,6 +123,7 @@ impl Args {
         // The run ends with its evaluation: what is killed before it is not finished.
         let is_trained = result.is_ok();
         let (judgement, result) = match result {
+            Ok(()) if judged.is_some() => (judged, Ok(())),
             Ok(()) if prepared.config.eval.at_end => match judge_at_end(&run, &prepared, &stop, &session.terminal) {
                 Ok(judgement) => (judgement, Ok(())),
                 Err(error) => (None, Err(error)),
@@ -116,21 +131,23 @@ impl Args {
             result => (None, result),
         };
         run.end(&result, is_trained, latest.get().step);
+        let num_evals = if judged.is_none() && judgement.is_some() { 2 } else { 0 };
         if !self.quiet {
-            print_summary(session.out, &run, &prepared, &report, &latest, first_outer, judgement.as_ref(), begin)?;
+            let judgement = judgement.as_ref();
+            print_summary(session.out, &run, &prepared, &report, &latest, first_outer, judgement, num_evals, begin)?;
         }
         result
     }
 
     /// Begins a run or takes one up.
-    fn start(&self) -> Result<Start, CliError> {
+    fn start(&self) -> Result<Resumed, CliError> {
         let overlay = self.settings()?;
         let Some(resume) = &self.resume else {
             let mut inputs = self.config.inputs()?;
             inputs.sets.extend(overlay);
             let name = self.config.config.as_deref().and_then(Path::file_stem);
             let name = name.map_or_else(|| "quickstart".into(), |name| name.to_string_lossy());
-            return Run::begin(&inputs, &name, self.restart);
+            return Ok(Resumed::Ready(Box::new(Run::begin(&inputs, &name, self.restart)?)));
         };
         if resume.extension().is_some_and(|extension| extension == "toml") {
             let line = format!(
@@ -152,7 +169,7 @@ impl Args {
             (Some(base), true) => Run::latest_of(base, &changes)?,
             _ => find_run(resume)?,
         };
-        Run::resume(&path, base, changes)
+        Run::resume(&path, base, changes, self.accept_changed_data)
     }
 
     /// The arguments that are settings by another name.

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::time::Instant;
 
 use mlomae_dataflow::exit::panic_message;
@@ -16,6 +17,7 @@ use super::facts::count_text;
 use crate::error::{CliError, exit_code};
 use crate::eval::{Judge, Judgement, Task};
 use crate::progress::duration_text;
+use crate::resumption::Finished;
 use crate::run::Run;
 use crate::run_log::RowCounts;
 use crate::setup::Prepared;
@@ -94,6 +96,7 @@ pub(super) fn print_summary(
     latest: &Latest,
     first_outer: u64,
     judged: Option<&(Judgement, Judgement)>,
+    num_evals: u64,
     begin: Instant,
 ) -> Result<(), CliError> {
     let latest = latest.get();
@@ -122,6 +125,35 @@ pub(super) fn print_summary(
         let (object, background) = (100.0 * object, 100.0 * background);
         writeln!(out, "object      {object:.0} % of its patches masked, {background:.0} % of the others{auc}")?;
     }
+    print_judgement(out, run.path(), prepared, judged)?;
+    let mut rows = report.rows.get();
+    rows[4] += num_evals;
+    let rows = RowCounts::TABLES.iter().zip(rows).map(|(table, num)| format!("{table} {num}"));
+    writeln!(out, "log rows    {}", rows.collect::<Vec<_>>().join(", "))?;
+    if report.outcome.num_restarts() > 0 {
+        writeln!(out, "restarts    {}, see the events table", report.outcome.num_restarts())?;
+    }
+    if !report.samples.is_empty() {
+        writeln!(out, "\n{}", timing_tree(&report.samples))?;
+    }
+    Ok(())
+}
+
+/// Prints how a run ended that had ended before.
+pub(super) fn print_finished(out: &mut dyn Write, finished: &Finished) -> Result<(), CliError> {
+    let Finished { prepared, dir, outer, step, judged } = finished;
+    writeln!(out, "run         {}", dir.path().display())?;
+    writeln!(out, "iterations  {outer} of {} outer, {step} level-1 steps; finished", prepared.method.total_outer)?;
+    print_judgement(out, dir.path(), prepared, judged.as_ref())
+}
+
+/// Prints the evaluation at the end, and the checkpoint that it was of.
+fn print_judgement(
+    out: &mut dyn Write,
+    run: &Path,
+    prepared: &Prepared,
+    judged: Option<&(Judgement, Judgement)>,
+) -> Result<(), CliError> {
     if let Some((trained, untrained)) = judged {
         writeln!(
             out,
@@ -134,19 +166,9 @@ pub(super) fn print_summary(
     } else if prepared.data.test.is_none() {
         writeln!(out, "k-NN        skipped, {}", prepared.data.test_role.text)?;
     }
-    if let Ok(folder) = checkpoint::resolve(run.path()) {
+    if let Ok(folder) = checkpoint::resolve(run) {
         let name = folder.file_name().unwrap_or_default().to_string_lossy();
         writeln!(out, "checkpoint  checkpoints/{name}")?;
-    }
-    let mut rows = report.rows.get();
-    rows[4] += if judged.is_some() { 2 } else { 0 };
-    let rows = RowCounts::TABLES.iter().zip(rows).map(|(table, num)| format!("{table} {num}"));
-    writeln!(out, "log rows    {}", rows.collect::<Vec<_>>().join(", "))?;
-    if report.outcome.num_restarts() > 0 {
-        writeln!(out, "restarts    {}, see the events table", report.outcome.num_restarts())?;
-    }
-    if !report.samples.is_empty() {
-        writeln!(out, "\n{}", timing_tree(&report.samples))?;
     }
     Ok(())
 }

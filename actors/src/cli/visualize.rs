@@ -7,6 +7,7 @@ use mlomae_storage::dataset::Split;
 
 use super::Session;
 use super::run_arg::{OverlayArgs, find_run};
+use crate::continuity::Purpose;
 use crate::error::CliError;
 use crate::pictures::panel_of;
 use crate::trained::Trained;
@@ -47,7 +48,7 @@ fn parse_split(text: &str) -> Result<Split, String> {
 impl Args {
     pub(crate) fn run(self, session: &mut Session<'_>) -> Result<(), CliError> {
         let overlay: ConfigInputs = self.overlay.inputs()?;
-        let trained = Trained::load(&find_run(&self.checkpoint)?, None, overlay)?;
+        let trained = Trained::load(&find_run(&self.checkpoint)?, None, overlay, Purpose::Judge)?;
         let panel = panel_of(&trained, self.split, self.num_images.into())?;
         let out = match (self.out, trained.run()) {
             (Some(out), _) => out,

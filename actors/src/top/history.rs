@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use mlomae_dataflow::config::{Config, ConfigInputs};
 use mlomae_dataflow::stage_name::StageName;
-use mlomae_storage::logs::{ActorRow, EventRow, Level, MetricRow, Severity, TableReader};
+use mlomae_storage::logs::{Abandoned, ActorRow, EventRow, Level, MetricRow, Severity, TableReader};
 use mlomae_storage::run_dir::{RunDir, RunLock, RunRecord, RunStatus};
 
 use crate::error::CliError;
@@ -142,6 +142,8 @@ pub struct History {
     actors: TableReader<ActorRow>,
     metrics: TableReader<MetricRow>,
     events: TableReader<EventRow>,
+    /// What the run went back behind: its samples do not count.
+    abandoned: Abandoned,
     /// The workers of each segment.
     pub tracks: BTreeMap<(i32, WorkerKey), Track>,
     /// Losses of the levels pretrain, finetune and mask by level-1 steps done.
@@ -220,6 +222,7 @@ impl History {
             actors: TableReader::new(run),
             metrics: TableReader::new(run),
             events: TableReader::new(run),
+            abandoned: Abandoned::default(),
             tracks: BTreeMap::new(),
             losses: Default::default(),
             step: 0,
@@ -240,7 +243,21 @@ impl History {
         // Looked at before the rows: what is written before the end is seen after it.
         self.is_running = RunLock::is_held(&self.path);
         self.record = RunDir::open(&self.path)?.record()?;
+        let events = self.events.poll()?;
+        let mut went_back = false;
+        for event in &events {
+            went_back |= self.abandoned.note(event);
+        }
+        if went_back && (self.step > 0 || !self.tracks.is_empty()) {
+            // It happened while we looked: what was read is no longer the run's history.
+            let fresh = Self::open(&self.path)?;
+            *self = fresh;
+            return Ok(());
+        }
         for sample in self.actors.poll()? {
+            if self.abandoned.has(sample.segment, sample.row.step) {
+                continue;
+            }
             // Stages of a later version of the program are not known here.
             if let Ok(stage) = sample.row.stage.parse() {
                 self.tracks.entry((sample.segment, (stage, sample.row.instance))).or_default().push(sample.row);
@@ -249,7 +266,8 @@ impl History {
         for metric in self.metrics.poll()? {
             self.add_metric(&metric.row);
         }
-        let events = self.events.poll()?.into_iter().map(|event| event.row);
+        // Warnings stay, whichever history they are of.
+        let events = events.into_iter().map(|event| event.row);
         self.warnings.extend(events.filter(|event| event.severity >= Severity::Warn));
         Ok(())
     }
@@ -294,14 +312,14 @@ impl History {
         self.tracks.iter().filter(move |((of, _), _)| *of == segment).map(|((_, worker), track)| (*worker, track))
     }
 
-    /// Outer iterations whose policy update is done. Without logged updates (random masks, sparse metrics) the first
-    /// segment's items tell, then level 1's steps.
+    /// Outer iterations whose policy update is done. Without logged updates (random masks, sparse metrics) the policy's
+    /// items in all segments tell, then level 1's steps.
     #[must_use]
     pub fn num_outer_done(&self) -> u64 {
         let unroll = self.config.method.unroll.max(1);
         let logged = u64::try_from(self.policy_step).unwrap_or(0) / unroll;
-        let first = self.tracks.get(&(0, (StageName::Policy, 0))).and_then(Track::newest);
-        let counted = first.map_or(0, |row| u64::try_from(row.items).unwrap_or(0));
+        let updates = self.tracks.iter().filter(|((_, worker), _)| *worker == (StageName::Policy, 0));
+        let counted = updates.filter_map(|(_, track)| u64::try_from(track.newest()?.items).ok()).sum();
         match logged.max(counted) {
             0 => u64::try_from(self.step).unwrap_or(0) / unroll,
             done => done,

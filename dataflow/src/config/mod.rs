@@ -9,6 +9,7 @@ mod data;
 mod method;
 mod model;
 mod output;
+mod resume;
 mod run;
 mod schema;
 mod table;
@@ -26,6 +27,7 @@ pub use data::{AugmentConfig, Crop, DataConfig, DataFormat, SyntheticConfig, Tes
 pub use method::{DecayGroup, Hypergradient, LevelConfig, MethodConfig, Schedule};
 pub use model::{MaskConfig, MaskInput, MaskNet, ModelConfig, PosEmbed, Preset, PresetValues};
 pub use output::{CheckpointConfig, EvalConfig, LogsConfig};
+pub use resume::{KeyChange, OnResume, rules};
 pub use run::{PipelineConfig, RunConfig, TrainConfig};
 pub use schema::schema;
 pub use telemetry::TelemetryConfig;

@@ -54,7 +54,7 @@ pub(super) fn check(table: &Table) -> Vec<ConfigError> {
 }
 
 /// All dotted keys of a schema that hold values.
-fn leaf_keys(schema: &Json, prefix: &str, keys: &mut Vec<String>) {
+pub(super) fn leaf_keys(schema: &Json, prefix: &str, keys: &mut Vec<String>) {
     if let Some(properties) = schema.get("properties").and_then(Json::as_object) {
         for (name, inner) in properties {
             leaf_keys(inner, &join(prefix, name), keys);

@@ -370,6 +370,16 @@ impl Dataset for ParquetDataset {
         Ok(self.labels[index])
     }
 
+    fn files(&self) -> Vec<&Path> {
+        // A file inside the program has only a name.
+        if self.info.format == Format::Embedded.as_str() {
+            return Vec::new();
+        }
+        let mut files: Vec<&Path> = self.chunks.iter().map(|chunk| chunk.path.as_path()).collect();
+        files.dedup();
+        files
+    }
+
     fn sample(&self, index: usize) -> Result<Sample, DataError> {
         check_index(&self.info, index)?;
         let chunk = &self.chunks[self.chunks.partition_point(|chunk| chunk.start <= index) - 1];

@@ -333,6 +333,10 @@ impl Dataset for FolderDataset {
         self.notes.clone()
     }
 
+    fn files(&self) -> Vec<&Path> {
+        self.files.iter().map(|(path, _)| path.as_path()).collect()
+    }
+
     fn label(&self, index: usize) -> Result<Option<i32>, DataError> {
         check_index(&self.info, index)?;
         Ok(Some(self.files[index].1))

@@ -8,6 +8,7 @@ mod detect;
 mod embedded;
 mod error;
 mod features;
+pub mod fingerprint;
 mod folder_layout;
 mod hf_parquet;
 mod idx;
@@ -114,6 +115,11 @@ pub trait Dataset: Send + Sync {
 
     /// What its owner should know of the files, one line each: what was passed over.
     fn notes(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// The files that the split is read from, in their order; none of data that is generated or inside the program.
+    fn files(&self) -> Vec<&Path> {
         Vec::new()
     }
 

@@ -52,6 +52,7 @@ pub(crate) struct RawDataset {
     labels: Vec<i32>,
     image_len: usize,
     notes: Vec<String>,
+    files: Vec<PathBuf>,
 }
 
 impl RawDataset {
@@ -84,7 +85,8 @@ impl RawDataset {
                 format!("label must be 0 to {}, not {}", num_classes - 1, labels[sample]),
             ));
         }
-        Ok(Self { info, layout, pixels, labels, image_len, notes: Vec::new() })
+        let files = files.iter().map(|(path, _)| path.clone()).collect();
+        Ok(Self { info, layout, pixels, labels, image_len, notes: Vec::new(), files })
     }
 
     /// The same with what its reader passed over.
@@ -106,6 +108,10 @@ impl Dataset for RawDataset {
         // IDX alone has no names at all, not even that of a field.
         let names = if self.info.label_column.is_none() { NameSource::Numbers } else { NameSource::Declared };
         LabelOrigin { names, ..LabelOrigin::default() }
+    }
+
+    fn files(&self) -> Vec<&Path> {
+        self.files.iter().map(PathBuf::as_path).collect()
     }
 
     fn label(&self, index: usize) -> Result<Option<i32>, DataError> {

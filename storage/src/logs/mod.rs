@@ -6,6 +6,7 @@
 //! ```
 //! Stream n is sealed as part n. While both exist the part counts, so no row is ever seen twice.
 
+mod abandoned;
 mod columns;
 mod error;
 mod export;
@@ -27,6 +28,7 @@ mod fault_tests;
 #[cfg(test)]
 mod tests;
 
+pub use abandoned::{Abandoned, EVENT_WENT_BACK};
 pub use error::LogError;
 pub use export::{ExportFormat, export, export_all, print};
 pub use read::{ReadRow, Segmented, TableReader};

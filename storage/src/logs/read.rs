@@ -9,7 +9,7 @@ use arrow::datatypes::TimestampMicrosecondType;
 use arrow::datatypes::{ArrowPrimitiveType, Float32Type, Float64Type, Int16Type, Int32Type, Int64Type};
 
 use super::error::LogError;
-use super::rows::{ActorRow, EventRow, Level, MetricRow, Severity, Text};
+use super::rows::{ActorRow, EvalRow, EventRow, Level, MetricRow, Severity, Text};
 use super::schema::Table;
 use super::tail::Follow;
 use crate::clock::Stamp;
@@ -151,6 +151,26 @@ impl ReadRow for EventRow {
             stage: text(batch, "stage", row),
             message: text(batch, "message", row)?.into_owned(),
             fields: text(batch, "fields", row)?.into_owned(),
+        })
+    }
+}
+
+impl ReadRow for EvalRow {
+    const TABLE: Table = Table::Evals;
+
+    fn read(batch: &RecordBatch, row: usize) -> Option<Self> {
+        Some(Self {
+            stamp: stamp(batch, row)?,
+            epoch: number::<Int32Type>(batch, "epoch", row)?,
+            step: number::<Int64Type>(batch, "step", row)?,
+            level: level(batch, row)?,
+            task: text(batch, "task", row)?,
+            split: text(batch, "split", row)?,
+            metric: text(batch, "metric", row)?,
+            value: number::<Float64Type>(batch, "value", row)?,
+            n: number::<Int64Type>(batch, "n", row)?,
+            checkpoint: text(batch, "checkpoint", row)?.into_owned(),
+            seconds: number::<Float64Type>(batch, "seconds", row)?,
         })
     }
 }

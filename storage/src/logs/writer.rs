@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 
+use super::abandoned;
 use super::columns::{BatchBuilder, batch_bytes};
 use super::error::LogError;
 use super::live::LiveStream;
@@ -244,9 +245,14 @@ impl LogWriter {
 
     /// Opens the logs of a run that continues from a checkpoint at `step`: repairs, and takes back the rows of later
     /// steps from `metrics`, `masks` and `evals`, so that the sequence of steps has neither gap nor repeat.
+    ///
+    /// `actors` and `events` keep theirs, since that work was done. If any table had rows of later steps, an event
+    /// [`super::EVENT_WENT_BACK`] marks them: a row of an earlier segment than the event's, and of a later step than the event's,
+    /// belongs to a history that was abandoned ([`super::Abandoned`]).
     pub fn resume(run: &Path, ctx: LogContext, policy: LogPolicy, step: i64) -> Result<(Self, ResumeReport), LogError> {
         paths::create_dirs(run)?;
         let repair = repair::repair_unlocked(run)?;
+        let last_step = abandoned::last_step(run, step)?;
         let truncated = repair::truncate_sealed(run, step)?;
         let mut writer = Self::open_clean(run, &ctx, policy)?;
         if truncated.num_rows() > 0 {
@@ -262,6 +268,9 @@ impl LogWriter {
                 fields: truncated.to_json().to_string(),
             };
             writer.event(row)?;
+        }
+        if last_step > step {
+            writer.event(abandoned::went_back(ctx.clock.stamp(), ctx.segment, last_step, step))?;
         }
         Ok((writer, ResumeReport { repair, truncated }))
     }

@@ -1,0 +1,93 @@
+//! Rows of a history that was abandoned: a run went on from a checkpoint that was not its last step.
+//!
+//! `metrics`, `masks` and `evals` hold only the history that counts, since rows behind the checkpoint are taken back.
+//! `actors` and `events` say what was done, so theirs stay, and an event [`EVENT_WENT_BACK`] marks them: a row of an
+//! earlier segment than the event's, and of a later step than the event's, belongs to a history that was abandoned.
+
+use std::path::Path;
+
+use serde_json::json;
+
+use super::error::LogError;
+use super::paths;
+use super::read::{Segmented, TableReader};
+use super::rows::{ActorRow, EventRow, Severity};
+use super::schema::Table;
+use super::sealed::Part;
+use crate::clock::Stamp;
+
+/// Kind of the event of a run that went on from a step before its last one.
+pub const EVENT_WENT_BACK: &str = "went_back";
+
+/// Which rows belong to a history that was abandoned, by the events of a run that went back.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Abandoned {
+    /// Segment and step of each going back.
+    marks: Vec<(i32, i64)>,
+}
+
+impl Abandoned {
+    /// Takes note of an event; true if the run went back with it.
+    pub fn note(&mut self, event: &Segmented<EventRow>) -> bool {
+        let went_back = event.row.kind == EVENT_WENT_BACK;
+        if went_back {
+            self.marks.push((event.segment, event.row.step));
+        }
+        went_back
+    }
+
+    /// Whether a row of `segment` and `step` was abandoned later.
+    #[must_use]
+    pub fn has(&self, segment: i32, step: i64) -> bool {
+        self.marks.iter().any(|(of, to_step)| segment < *of && step > *to_step)
+    }
+}
+
+/// The event of segment `segment`, which goes on from `to_step` although the run had come to `from_step`.
+pub(super) fn went_back(stamp: Stamp, segment: i32, from_step: i64, to_step: i64) -> EventRow {
+    EventRow {
+        stamp,
+        epoch: 0,
+        step: to_step,
+        level: None,
+        severity: Severity::Info,
+        kind: EVENT_WENT_BACK.into(),
+        stage: Some("log".into()),
+        message: format!(
+            "went back from step {from_step} to step {to_step}: actors and events of segments before {segment} and steps \
+             after {to_step} belong to a history that was abandoned"
+        ),
+        fields: json!({ "from_step": from_step, "to_step": to_step, "segment": segment }).to_string(),
+    }
+}
+
+/// The greatest step of all rows that count, if it is greater than `step`, else anything up to it. All logs must be sealed.
+pub(super) fn last_step(run: &Path, step: i64) -> Result<i64, LogError> {
+    // The statistics of the files tell that there is nothing to be found, or where.
+    let greatest = |table: Table| -> Result<i64, LogError> {
+        let mut greatest = 0;
+        for number in paths::parts(run, table)? {
+            let part = Part::open(&paths::part_path(run, table, number), table)?;
+            greatest = greatest.max(if part.num_rows() > 0 { part.max_step().unwrap_or(i64::MAX) } else { 0 });
+        }
+        Ok(greatest)
+    };
+    // Nothing abandoned is left in these.
+    let mut last = greatest(Table::Metrics)?.max(greatest(Table::Masks)?);
+    if greatest(Table::Actors)?.max(greatest(Table::Events)?) <= step.max(last) {
+        return Ok(last);
+    }
+    let mut abandoned = Abandoned::default();
+    let events = TableReader::<EventRow>::new(run).poll()?;
+    for event in &events {
+        abandoned.note(event);
+    }
+    let actors = TableReader::<ActorRow>::new(run).poll()?;
+    let of_actors = actors.iter().map(|row| (row.segment, row.row.step));
+    for (segment, step) in events.iter().map(|row| (row.segment, row.row.step)).chain(of_actors) {
+        if !abandoned.has(segment, step) {
+            last = last.max(step);
+        }
+    }
+    Ok(last)
+}
