@@ -18,9 +18,12 @@ pub fn anchor(config: &mut Config) {
     }
 }
 
-/// The path as it is found from any folder; none if that is no UTF-8. Links are not followed: their owner may turn them.
-fn absolute(path: &Path) -> Option<PathBuf> {
-    std::path::absolute(path).ok().filter(|path| path.to_str().is_some())
+/// The path as it is found from any folder; none if that is no UTF-8. Links are not followed, since their owner may turn
+/// them, unless a `..` may lead out of one.
+pub fn absolute(path: &Path) -> Option<PathBuf> {
+    let goes_up = path.components().any(|part| part == Component::ParentDir);
+    let absolute = if goes_up { path.canonicalize() } else { std::path::absolute(path) };
+    absolute.ok().filter(|path| path.to_str().is_some())
 }
 
 /// Finds the data that a run's own configuration `config` names, although the run, or it and its data, may have been

@@ -16,7 +16,7 @@ use crate::eval::{Judgement, Task};
 use crate::prometheus;
 use crate::run::{Run, Start, VERSION};
 use crate::setup::{Prepared, config_toml};
-use crate::trained::Trained;
+use crate::trained::{Base, Trained};
 
 /// What became of a run that is taken up.
 #[derive(Debug)]
@@ -53,8 +53,9 @@ struct From {
 
 impl Run {
     /// Takes up the run at `path` at its latest checkpoint, or at its beginning if it has none. If `path` is the folder
-    /// of one of a run's checkpoints, the run goes back to that one. The configuration is the run's own, or `base` if
-    /// given, with `changes` over it. A finished run is left as it is.
+    /// of one of a run's checkpoints, the run goes back to that one. The configuration is `base` if given, else the run's
+    /// own as its last process had it, also one that was killed before it wrote a checkpoint, or, going back, that of
+    /// the checkpoint; with `changes` over it. A finished run is left as it is.
     ///
     /// # Errors
     /// If there is no such run, another process holds it, its files are damaged, a key is given that cannot take effect,
@@ -71,17 +72,24 @@ impl Run {
         checkpoint::clean(path)?;
         let (gives_root, gives_id) = (changes.gives("run.root"), changes.gives("run.id"));
         let latest = checkpoint::list(path)?.last().map(|(step, _)| *step);
+        let own = || -> Result<ConfigInputs, CliError> {
+            Ok(ConfigInputs::default().layer(&dir.config().display().to_string(), &dir.read_config()?))
+        };
+        // A checkpoint has a configuration too, so that a damaged file of the run's is no obstacle.
+        let before = own().ok().and_then(|own| Some((Config::resolve(&own).ok()?, own)));
         let is_begun = from.is_some() || latest.is_some();
         let From { mut prepared, state, step, wall_s, data_changed } = if is_begun {
             let purpose = Purpose::Resume { accept_changed_data };
+            let base = match (base, &before) {
+                (Some(base), _) => Base::Given(base),
+                (None, Some((_, own))) if from.is_none() => Base::Run(own.clone()),
+                (None, _) => Base::Own,
+            };
             let Trained { prepared, state, step, wall_s, data_changed, .. } =
                 Trained::load(from.unwrap_or(path), base, changes, purpose)?;
             From { prepared, state, step, wall_s, data_changed }
         } else {
             let is_given = base.is_some() || changes.gives("data.path");
-            let own = || -> Result<_, CliError> {
-                Ok(ConfigInputs::default().layer(&dir.config().display().to_string(), &dir.read_config()?))
-            };
             let mut inputs = base.map_or_else(own, Ok)?;
             inputs.layers.extend(changes.layers);
             inputs.sets.extend(changes.sets);
@@ -101,16 +109,8 @@ impl Run {
         stay_in_place(&mut prepared.config, root, &record.id, [gives_root, gives_id])?;
 
         let is_done = is_begun && state.outer == prepared.method.total_outer;
-        let before = dir
-            .read_config()
-            .ok()
-            .and_then(|text| Config::resolve(&ConfigInputs::default().layer("config.toml", &text)).ok());
-        let judged =
-            if is_done && !data_changed && before.is_some_and(|before| is_same(&before.eval, &prepared.config.eval)) {
-                recorded_judgement(path, step)?
-            } else {
-                None
-            };
+        let is_same_judge = before.is_some_and(|(before, _)| is_same(&before.eval, &prepared.config.eval));
+        let judged = if is_done && !data_changed && is_same_judge { recorded_judgement(path, step)? } else { None };
         let wants_judgement = prepared.config.eval.at_end && prepared.data.test.is_some();
         let has_judgement = judged.is_some() || !wants_judgement;
         if is_done && latest == Some(step) && record.status == RunStatus::Finished && has_judgement {
@@ -165,7 +165,8 @@ fn run_and_checkpoint(path: &Path) -> (&Path, Option<&Path>) {
 /// The directory of a run may have been moved, and stays where it is: refuses keys, where they are `given`, that name
 /// another place for it, and notes its own.
 fn stay_in_place(config: &mut Config, root: &Path, id: &str, given: [bool; 2]) -> Result<(), CliError> {
-    let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let is_there =
+        |other: &Path| other.canonicalize().is_ok_and(|other| root.canonicalize().is_ok_and(|root| root == other));
     let problem = "cannot take effect, the run stays where it is";
     let refuse = |key: &str, value: &str, allowed: &str| {
         let quoted = |text: &str| format!("\"{text}\"");
@@ -173,13 +174,14 @@ fn stay_in_place(config: &mut Config, root: &Path, id: &str, given: [bool; 2]) -
         CliError::from(vec![ConfigError { key, value, problem, allowed, suggestion: None }])
     };
     let [gives_root, gives_id] = given;
-    if gives_root && absolute(Path::new(&config.run.root)) != absolute(root) {
+    if gives_root && !is_there(Path::new(&config.run.root)) {
         return Err(refuse("run.root", &config.run.root, &root.to_string_lossy()));
     }
     if let Some(other) = config.run.id.as_deref().filter(|other| gives_id && *other != id) {
         return Err(refuse("run.id", other, id));
     }
-    config.run.root = absolute(root).to_string_lossy().into_owned();
+    let place = data_place::absolute(root).unwrap_or_else(|| root.to_owned());
+    config.run.root = place.to_string_lossy().into_owned();
     config.run.id = Some(id.to_owned());
     Ok(())
 }

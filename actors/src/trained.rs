@@ -32,6 +32,17 @@ pub struct Trained {
     pub data_changed: bool,
 }
 
+/// The configuration under the settings that a command gives.
+#[derive(Debug, Clone)]
+pub enum Base {
+    /// The checkpoint's own.
+    Own,
+    /// That of the run, which a process since may have changed.
+    Run(ConfigInputs),
+    /// Another one, given in this process.
+    Given(ConfigInputs),
+}
+
 /// The run directory that a checkpoint's folder lies in.
 fn run_of(folder: &Path) -> Option<&Path> {
     let checkpoints = folder.parent()?;
@@ -39,18 +50,13 @@ fn run_of(folder: &Path) -> Option<&Path> {
 }
 
 impl Trained {
-    /// Reads the checkpoint at `path` (see [`checkpoint::resolve`]) for `purpose`. The configuration is the
-    /// checkpoint's own, or `base` if given, with `overlay` over it: further layers and settings.
+    /// Reads the checkpoint at `path` (see [`checkpoint::resolve`]) for `purpose`. The configuration is `base` with
+    /// `overlay` over it: further layers and settings.
     ///
     /// # Errors
     /// If the checkpoint is damaged, of another version or another shape, a key is given that cannot take effect, or
     /// the data cannot be opened or are no longer the same.
-    pub fn load(
-        path: &Path,
-        base: Option<ConfigInputs>,
-        overlay: ConfigInputs,
-        purpose: Purpose,
-    ) -> Result<Self, CliError> {
+    pub fn load(path: &Path, base: Base, overlay: ConfigInputs, purpose: Purpose) -> Result<Self, CliError> {
         let folder = checkpoint::resolve(path)?;
         let checkpoint = checkpoint::load(&folder).map_err(|error| with_way_out(&error, &folder))?;
         if let Some(named) = checkpoint::step_of(&folder).filter(|named| *named != checkpoint.step) {
@@ -60,8 +66,11 @@ impl Trained {
         let own = text(&checkpoint, &folder, "config")?;
         let own = ConfigInputs::default().layer(&folder.join("state.json").display().to_string(), own);
         let recorded = Config::resolve(&own)?;
-        let is_given = base.is_some() || overlay.gives("data.path");
-        let mut inputs = base.unwrap_or(own);
+        let is_given = matches!(base, Base::Given(_)) || overlay.gives("data.path");
+        let mut inputs = match base {
+            Base::Own => own,
+            Base::Run(inputs) | Base::Given(inputs) => inputs,
+        };
         inputs.layers.extend(overlay.layers);
         inputs.sets.extend(overlay.sets);
         let mut config = Config::resolve(&inputs)?;

@@ -219,3 +219,7 @@ impl TrainState {
         &self.policies.back().expect("invariant: a policy has a version").phi
     }
 }
+
+#[cfg(test)]
+#[path = "state_tests.rs"]
+mod tests;

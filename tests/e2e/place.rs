@@ -50,6 +50,18 @@ impl Place {
         std::fs::write(self.path(name), bytes).expect("write");
     }
 
+    /// Copies a folder as it is, with its links.
+    pub fn copy(&self, from: &str, to: &str) {
+        let status = Command::new("cp").arg("-a").arg(self.path(from)).arg(self.path(to)).status();
+        assert!(status.expect("cp").success(), "{from} to {to}");
+    }
+
+    /// Runs the program in the folder `below`, to its end.
+    pub fn run_in(&self, below: &str, args: &[&str]) -> Ended {
+        let mut command = self.command(args);
+        Ended::of(command.current_dir(self.path(below)).output().expect("program starts"))
+    }
+
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mlomae-under-test"));
         command.args(args).current_dir(self.folder.path()).env_remove("RUST_LOG").stdin(Stdio::null());
@@ -88,6 +100,13 @@ impl Place {
         let lines: Vec<_> = lines.map(str::to_owned).collect();
         assert!(!lines.is_empty(), "{args:?}: {ended:#?}");
         lines
+    }
+
+    /// Runs the program, whose command line must be refused, and answers with what it says.
+    pub fn fail_usage(&self, args: &[&str]) -> String {
+        let ended = self.run(args);
+        assert_eq!(ended.code, Some(2), "{args:?}: {ended:#?}");
+        ended.err
     }
 
     /// Trains `tiny.toml` in the run directory `run`.

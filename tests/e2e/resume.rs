@@ -167,14 +167,3 @@ fn a_run_that_is_killed_before_its_evaluation_is_not_finished() {
     assert_eq!(place.run_record("run")["status"], "finished");
     assert_eq!(place.rows("run", "evals").len(), 2);
 }
-
-#[test]
-fn a_resumed_run_refuses_other_data() {
-    let place = Place::new();
-    place.train("run", &[]);
-    let args = ["train", "--resume", "run", "--set", "data.synthetic.num_train=91", "--max-steps", "9"];
-    let lines = place.fail(78, &args);
-    assert!(lines[0].contains("fingerprint"), "{lines:?}");
-    let lines = place.fail(78, &["train", "--resume", "run", "--set", "seed=99", "--max-steps", "9"]);
-    assert!(lines[0].contains("fingerprint"), "{lines:?}");
-}

@@ -12,7 +12,7 @@ use super::run_arg::{OverlayArgs, find_run};
 use crate::continuity::Purpose;
 use crate::error::CliError;
 use crate::eval::{Judge, Judgement, Task};
-use crate::trained::Trained;
+use crate::trained::{Base, Trained};
 
 /// Judge the encoder's features on the test split, which pretraining never saw
 #[derive(Debug, clap::Args)]
@@ -50,7 +50,7 @@ enum TaskArg {
 impl Args {
     pub(crate) fn run(self, session: &mut Session<'_>) -> Result<(), CliError> {
         let overlay: ConfigInputs = self.overlay.inputs()?;
-        let trained = Trained::load(&find_run(&self.checkpoint)?, None, overlay, Purpose::Judge)?;
+        let trained = Trained::load(&find_run(&self.checkpoint)?, Base::Own, overlay, Purpose::Judge)?;
         let task = match self.task {
             TaskArg::Knn => Task::Knn,
             TaskArg::Linear => Task::Linear,

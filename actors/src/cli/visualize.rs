@@ -10,7 +10,7 @@ use super::run_arg::{OverlayArgs, find_run};
 use crate::continuity::Purpose;
 use crate::error::CliError;
 use crate::pictures::panel_of;
-use crate::trained::Trained;
+use crate::trained::{Base, Trained};
 
 /// Write a PNG panel of images with their scores, masks and reconstructions
 #[derive(Debug, clap::Args)]
@@ -48,7 +48,7 @@ fn parse_split(text: &str) -> Result<Split, String> {
 impl Args {
     pub(crate) fn run(self, session: &mut Session<'_>) -> Result<(), CliError> {
         let overlay: ConfigInputs = self.overlay.inputs()?;
-        let trained = Trained::load(&find_run(&self.checkpoint)?, None, overlay, Purpose::Judge)?;
+        let trained = Trained::load(&find_run(&self.checkpoint)?, Base::Own, overlay, Purpose::Judge)?;
         let panel = panel_of(&trained, self.split, self.num_images.into())?;
         let out = match (self.out, trained.run()) {
             (Some(out), _) => out,

@@ -2,6 +2,7 @@
 
 mod conversion;
 mod damage;
+mod fingerprints;
 mod formats;
 mod generated;
 mod labels;

@@ -91,3 +91,23 @@ pub(super) fn last_step(run: &Path, step: i64) -> Result<i64, LogError> {
     }
     Ok(last)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_is_abandoned_by_a_later_segment_that_began_before_it() {
+        let mut abandoned = Abandoned::default();
+        let stamp = Stamp { ts_us: 0, wall_s: 0.0 };
+        let event = |segment, from, to| Segmented { segment, row: went_back(stamp, segment, from, to) };
+        assert!(abandoned.note(&event(1, 27, 20)) && abandoned.note(&event(3, 40, 10)));
+        let other = Segmented { segment: 9, row: EventRow { kind: "checkpoint".into(), ..went_back(stamp, 9, 9, 0) } };
+        assert!(!abandoned.note(&other));
+        for (segment, step, expected) in
+            [(0, 20, true), (0, 10, false), (0, 27, true), (1, 11, true), (2, 40, true), (2, 9, false), (3, 40, false)]
+        {
+            assert_eq!(abandoned.has(segment, step), expected, "{segment} {step}");
+        }
+    }
+}
