@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use mlomae_dataflow::exit::StageError;
 use mlomae_dataflow::records::{ActorRecord, EventRecord, Level, Moment, Record, RecordBody, Severity};
@@ -83,19 +83,37 @@ impl SampleQueue {
 /// Adds the program's own events and samples to the records on their way into `inner`.
 ///
 /// They are taken when the log stage flushes, about once a second, and once more at its end: nothing
-/// waits for them and none is lost.
+/// waits for them and none is lost. A sample's row gets the step that training had reached, so it is held back until
+/// the stages' records of that time have come too: after a checkpoint has been written there is a queue of them.
 #[derive(Debug)]
 pub struct RunLog<K> {
     inner: K,
     events: EventQueue,
     samples: SampleQueue,
+    /// Samples that were taken from the queue and not written yet.
+    held: VecDeque<Round>,
+    /// Time of the youngest metric that came.
+    youngest: SystemTime,
+    /// The next flush follows a checkpoint, behind which records may be waiting.
+    is_behind: bool,
     counts: RowCounts,
 }
+
+/// How long a sample waits for a younger record of a stage at most: where none comes, the stages are at rest.
+const MAX_HELD: Duration = Duration::from_secs(1);
 
 impl<K: RecordSink> RunLog<K> {
     /// A sink before `inner` that takes `events` along.
     pub fn new(inner: K, events: EventQueue) -> Self {
-        Self { inner, events, samples: SampleQueue::default(), counts: RowCounts::default() }
+        Self {
+            inner,
+            events,
+            samples: SampleQueue::default(),
+            held: VecDeque::new(),
+            youngest: SystemTime::UNIX_EPOCH,
+            is_behind: false,
+            counts: RowCounts::default(),
+        }
     }
 
     /// Where the samples are given.
@@ -110,17 +128,30 @@ impl<K: RecordSink> RunLog<K> {
         self.counts.clone()
     }
 
-    fn write_own(&mut self) -> Result<(), StageError> {
+    fn put(&mut self, record: Record) -> Result<(), StageError> {
+        self.counts.add(&record.body);
+        self.inner.write(record)
+    }
+
+    /// Writes the events that wait, and the samples whose step is known or, at the end, all of them.
+    fn write_own(&mut self, is_end: bool) -> Result<(), StageError> {
         for event in self.events.drain() {
-            self.write(event_record(event))?;
+            self.put(event_record(event))?;
         }
         let (rounds, num_dropped) = self.samples.drain();
         if num_dropped > 0 {
-            self.write(Record::event(samples_dropped(num_dropped)))?;
+            self.put(Record::event(samples_dropped(num_dropped)))?;
         }
-        for (at, samples) in rounds {
+        self.held.extend(rounds);
+        let is_behind = std::mem::take(&mut self.is_behind);
+        while let Some((at, samples)) = self.held.pop_front() {
+            let is_old = !is_behind && at.elapsed().is_ok_and(|age| age > MAX_HELD);
+            if !(is_end || at <= self.youngest || is_old) {
+                self.held.push_front((at, samples));
+                break;
+            }
             for sample in &samples {
-                self.write(Record { at, body: actor_record(sample) })?;
+                self.put(Record { at, body: actor_record(sample) })?;
             }
         }
         Ok(())
@@ -129,22 +160,26 @@ impl<K: RecordSink> RunLog<K> {
 
 impl<K: RecordSink> RecordSink for RunLog<K> {
     fn write(&mut self, record: Record) -> Result<(), StageError> {
-        self.counts.add(&record.body);
-        self.inner.write(record)
+        // The log stage's own records overtake those of the stages, whose metrics tell how far training was.
+        if matches!(record.body, RecordBody::Metric(_)) {
+            self.youngest = self.youngest.max(record.at);
+        }
+        self.put(record)
     }
 
     fn checkpoint(&mut self, checkpoint: &AssembledCheckpoint) -> Result<String, StageError> {
+        self.is_behind = true;
         self.inner.checkpoint(checkpoint)
     }
 
     fn flush(&mut self) -> Result<(), StageError> {
-        self.write_own()?;
+        self.write_own(false)?;
         self.inner.flush()
     }
 
     fn close(&mut self) -> Result<(), StageError> {
         // The logs are sealed even if the last rows cannot be written; the first error counts.
-        let written = self.write_own();
+        let written = self.write_own(true);
         let closed = self.inner.close();
         written.and(closed)
     }
@@ -192,4 +227,81 @@ fn actor_record(sample: &ActorSample) -> RecordBody {
         utilization: sample.utilization as f32,
         lag: sample.lag,
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use mlomae_dataflow::counters::StageCounters;
+    use mlomae_dataflow::records::MetricRecord;
+    use mlomae_dataflow::stage_name::StageName;
+
+    use super::*;
+    use crate::terminal::Terminal;
+    use crate::worker::WorkerId;
+
+    /// Says of every row whether it is a sample.
+    #[derive(Debug, Default)]
+    struct Rows(Vec<bool>);
+
+    impl RecordSink for Rows {
+        fn write(&mut self, record: Record) -> Result<(), StageError> {
+            self.0.push(matches!(record.body, RecordBody::Actor(_)));
+            Ok(())
+        }
+
+        fn checkpoint(&mut self, _: &AssembledCheckpoint) -> Result<String, StageError> {
+            Ok(String::new())
+        }
+
+        fn flush(&mut self) -> Result<(), StageError> {
+            Ok(())
+        }
+
+        fn close(&mut self) -> Result<(), StageError> {
+            Ok(())
+        }
+    }
+
+    fn metric(at: SystemTime) -> Record {
+        let moment = Moment { epoch: 0, step: 1, level: Level::Pretrain };
+        let body = MetricRecord { moment, name: "loss".into(), value: 1.0, split: "pretrain", unit: "1" };
+        Record { at, body: RecordBody::Metric(body) }
+    }
+
+    #[test]
+    fn a_sample_waits_for_the_records_of_its_time() {
+        let events =
+            crate::logging::init(crate::logging::LogFormat::Human, true, &Terminal::stderr()).expect("a filter");
+        let mut log = RunLog::new(Rows::default(), events);
+        let sample = ActorSample {
+            worker: WorkerId { stage: StageName::Encoder, instance: 0 },
+            counters: StageCounters::default().snapshot(),
+            queue_len: 0,
+            queue_cap: 0,
+            queue_bytes: 0,
+            utilization: 0.0,
+            lag: 0,
+        };
+        let num = |log: &RunLog<Rows>| log.inner.0.iter().filter(|is_sample| **is_sample).count();
+        let before = SystemTime::now();
+        log.samples().push(std::slice::from_ref(&sample));
+        let checkpoint = AssembledCheckpoint { outer: 1, step: 2, parts: Vec::new() };
+        log.checkpoint(&checkpoint).expect("noted");
+        log.write(metric(before)).expect("written");
+        log.flush().expect("flushed");
+        assert_eq!(num(&log), 0, "the records of its time are still on their way");
+        log.write(metric(SystemTime::now() + Duration::from_millis(1))).expect("written");
+        log.flush().expect("flushed");
+        assert_eq!(num(&log), 1);
+        // At rest it is written all the same, and at the end at once.
+        log.samples().push(std::slice::from_ref(&sample));
+        let long_ago = SystemTime::now() - 2 * MAX_HELD;
+        log.samples.rounds.lock().expect("unpoisoned").waiting[0].0 = long_ago;
+        log.youngest = SystemTime::UNIX_EPOCH;
+        log.flush().expect("flushed");
+        assert_eq!(num(&log), 2);
+        log.samples().push(std::slice::from_ref(&sample));
+        log.close().expect("closed");
+        assert_eq!(num(&log), 3);
+    }
 }

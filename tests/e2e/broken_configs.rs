@@ -86,14 +86,14 @@ fn a_checkpoint_that_does_not_fit_is_refused_by_name_and_nothing_is_touched() {
         num_refusals += 1;
     };
     for (setting, culprit) in [
-        ("model.dim=32", "must have shape"),
-        ("model.depth=2", "lacks tensor blocks.1"),
-        ("model.patch=8", "must have shape"),
-        ("mask.hidden=12", "must have shape [12, 256], got [10, 256]"),
-        ("mask.net=token-mlp", "must have shape"),
-        ("pipeline.lag=1", "lacks tensor lag1"),
+        ("model.dim=32", "model.dim = 32: cannot take effect"),
+        ("model.depth=2", "model.depth = 2: cannot take effect"),
+        ("model.patch=8", "model.patch = 8: cannot take effect"),
+        ("mask.hidden=12", "mask.hidden = 12: cannot take effect"),
+        ("mask.net=token-mlp", "mask.net = \"token-mlp\": cannot take effect"),
+        ("pipeline.lag=1", "pipeline.lag = 1: cannot be raised"),
     ] {
-        refused(&["--set", setting], 65, culprit);
+        refused(&["--set", setting], 78, culprit);
     }
     let latest = run.join("checkpoints/latest");
     for name in file_names(&latest) {

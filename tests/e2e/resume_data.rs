@@ -96,7 +96,7 @@ fn data_that_changed_are_refused_with_what_changed_and_accepted_if_wanted() {
 fn what_changes_no_training_is_told_and_the_run_goes_on() {
     let changes: [(&str, fn(&Path)); 2] = [
         ("test: 17 images, were 18", |data| std::fs::remove_file(data.join("test/ant/000.png")).expect("removed")),
-        ("train: file train/ant/0000.png, was train/ant/000.png, all images are the same", |data| {
+        ("train: names or lengths of files, all images are the same", |data| {
             std::fs::rename(data.join("train/ant/000.png"), data.join("train/ant/0000.png")).expect("renamed");
         }),
     ];
