@@ -172,9 +172,6 @@ pub struct RunRecord {
     /// The command line of its last process.
     #[serde(default)]
     pub command: Vec<String>,
-    /// The folder in which that was given; empty where nobody said.
-    #[serde(default)]
-    pub cwd: String,
     /// Seconds of running time up to the end of its last orderly ended process.
     #[serde(default)]
     pub wall_s: f64,
@@ -184,11 +181,6 @@ pub struct RunRecord {
     /// The error it failed with.
     #[serde(default)]
     pub error: Option<String>,
-}
-
-/// The folder in which the process was started.
-fn current_folder() -> String {
-    std::env::current_dir().map_or_else(|_| String::new(), |folder| folder.to_string_lossy().into_owned())
 }
 
 impl RunRecord {
@@ -211,7 +203,6 @@ impl RunRecord {
             host: Host::this(isa),
             segment: 0,
             command: std::env::args().collect(),
-            cwd: current_folder(),
             wall_s: 0.0,
             step: 0,
             error: None,
@@ -229,7 +220,6 @@ impl RunRecord {
         self.host = Host::this(isa);
         self.segment += 1;
         self.command = std::env::args().collect();
-        self.cwd = current_folder();
     }
 
     /// Ends it now.

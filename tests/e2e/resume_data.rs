@@ -8,7 +8,10 @@ use serde_json::{Value, json};
 
 use crate::place::Place;
 
-/// 90 + 16 images in three classes as a folder.
+/// A change of the data below a folder.
+type Edit = fn(&Path);
+
+/// 90 + 18 images in three classes as a folder.
 fn write_folder(place: &Place, name: &str) {
     for (split, num) in [("train", 90), ("test", 18)] {
         for number in 0..num {
@@ -41,7 +44,7 @@ fn exchange(a: &Path, b: &Path) {
 
 #[test]
 fn data_that_changed_are_refused_with_what_changed_and_accepted_if_wanted() {
-    let changes: [(&str, fn(&Path)); 5] = [
+    let changes: [(&str, Edit); 5] = [
         ("train: 89 images, were 90", |data| std::fs::remove_file(data.join("train/cat/002.png")).expect("removed")),
         ("train: class 2 is \"dog\", was \"cat\"", |data| {
             for split in ["train", "test"] {
@@ -94,7 +97,7 @@ fn data_that_changed_are_refused_with_what_changed_and_accepted_if_wanted() {
 
 #[test]
 fn what_changes_no_training_is_told_and_the_run_goes_on() {
-    let changes: [(&str, fn(&Path)); 2] = [
+    let changes: [(&str, Edit); 2] = [
         ("test: 17 images, were 18", |data| std::fs::remove_file(data.join("test/ant/000.png")).expect("removed")),
         ("train: names or lengths of files, all images are the same", |data| {
             std::fs::rename(data.join("train/ant/000.png"), data.join("train/ant/0000.png")).expect("renamed");
