@@ -4,6 +4,8 @@
 //! drawn by a hash of its place), of small splits all of them. Names and times of folders do not count, so that data
 //! may be moved.
 
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::Path;
 
 use crc32fast::Hasher;
@@ -22,6 +24,8 @@ const MIN_SAMPLED: usize = 16;
 const MAX_SAMPLED: usize = 1024;
 /// Files that are kept by name at most; of more there is a sum.
 const MAX_LISTED: usize = 32;
+/// Bytes of listed files at most that are summed up: a tenth of a second, as they have just been read.
+const MAX_SUMMED: u64 = 512 << 20;
 /// Stands for the sum of an image that cannot be decoded.
 const UNREADABLE: &str = "--------";
 /// Letters of a sum in hexadecimal.
@@ -37,6 +41,9 @@ pub struct FileFingerprint {
     /// Parquet: rows of its row groups.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub row_groups: Vec<u64>,
+    /// CRC-32 of its bytes, in hexadecimal; none of large files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sum: Option<String>,
 }
 
 /// The content of one split.
@@ -58,7 +65,7 @@ pub struct Fingerprint {
     /// Their length together.
     #[serde(default)]
     pub num_bytes: u64,
-    /// CRC-32 of their names, lengths and row groups.
+    /// CRC-32 of their names, lengths, row groups and, of few and small files, bytes.
     #[serde(default)]
     pub files: String,
     /// The files, unless they are many.
@@ -77,7 +84,7 @@ pub enum Part {
     Labels,
     /// The images.
     Pixels,
-    /// Format, names, lengths and row groups of the files, which alone change no result.
+    /// Format, names, lengths, row groups and bytes of the files, which alone change no result.
     Files,
 }
 
@@ -125,12 +132,25 @@ fn row_groups(path: &Path) -> Vec<u64> {
         return Vec::new();
     }
     let read = || {
-        let file = std::fs::File::open(path).map_err(|error| error.to_string())?;
+        let file = File::open(path).map_err(|error| error.to_string())?;
         let reader = SerializedFileReader::new(file).map_err(|error| error.to_string())?;
         let groups = reader.metadata().row_groups();
         Ok(groups.iter().map(|group| u64::try_from(group.num_rows()).unwrap_or(0)).collect())
     };
     guarded(read, |reason| reason).unwrap_or_default()
+}
+
+fn sum_of_file(path: &Path) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    let (mut hasher, mut buffer) = (Hasher::new(), vec![0; 1 << 20]);
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => return Ok(hex(hasher)),
+            Ok(len) => hasher.update(&buffer[..len]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 fn files_of(
@@ -153,18 +173,25 @@ fn files_of(
         }
         (num_files, num_bytes) = (num_files + 1, num_bytes.saturating_add(bytes));
         if num_files <= MAX_LISTED {
-            listed.push(FileFingerprint { name: name.to_string_lossy().into_owned(), bytes, row_groups });
+            listed.push(FileFingerprint { name: name.to_string_lossy().into_owned(), bytes, row_groups, sum: None });
         }
     }
     if num_files > MAX_LISTED {
         listed.clear();
+    }
+    if num_bytes <= MAX_SUMMED {
+        for (file, path) in listed.iter_mut().zip(dataset.files()) {
+            let sum = sum_of_file(path).map_err(|error| DataError::read(path, error))?;
+            hasher.update(sum.as_bytes());
+            file.sum = Some(sum);
+        }
     }
     Ok((num_files, num_bytes, hex(hasher), listed))
 }
 
 impl Fingerprint {
     /// The fingerprint of `dataset`, which was opened at `root`. Decodes some four million pixel values at most, or 16 images; of
-    /// the files it looks at lengths and Parquet footers alone.
+    /// the files it looks at lengths and Parquet footers, and at the bytes of not more than 32 files of 512 MiB together.
     ///
     /// # Errors
     /// If a label cannot be told or a file is gone. An image that cannot be decoded is none.
@@ -257,6 +284,9 @@ impl Fingerprint {
             if before.row_groups != after.row_groups {
                 let (after_rows, before_rows) = (&after.row_groups, &before.row_groups);
                 return format!("{} has row groups {after_rows:?}, had {before_rows:?}", name(after));
+            }
+            if before.sum != after.sum {
+                return format!("bytes of {}", name(after));
             }
         }
         match (self.num_files == now.num_files, self.num_bytes == now.num_bytes) {

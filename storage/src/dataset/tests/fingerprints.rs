@@ -114,3 +114,26 @@ fn of_many_images_a_part_is_compared() {
     assert_eq!(print.changes(&of(1)), []);
     assert!(print.changes(&of(2)).iter().any(|change| change.part == Part::Pixels));
 }
+
+#[test]
+fn an_image_that_is_not_compared_cannot_change_unseen_in_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let images = |shade: u8| -> Vec<u8> {
+        let mut bytes = vec![0, 0, 8, 3, 0, 0, 0x13, 0x88, 0, 0, 0, 8, 0, 0, 0, 8];
+        bytes.extend((0..5000 * 64).map(|at| if at / 64 == 4321 { shade } else { (at % 251) as u8 }));
+        bytes
+    };
+    let put = |name: &str, shade: u8| {
+        let place = folder.path().join(name);
+        std::fs::create_dir(&place).unwrap();
+        std::fs::write(place.join("train-images-idx3-ubyte"), images(shade)).unwrap();
+        let labels = [&[0, 0, 8, 1, 0, 0, 0x13, 0x88][..], &[0, 1].repeat(2500)].concat();
+        std::fs::write(place.join("train-labels-idx1-ubyte"), labels).unwrap();
+        train(&place)
+    };
+    let (before, same, other) = (put("a", 1), put("b", 1), put("c", 2));
+    assert_eq!((before.num_samples, before.num_compared()), (5000, 1024));
+    assert_eq!(before.changes(&same), []);
+    let changes = before.changes(&other);
+    assert!(changes.iter().any(|change| change.part == Part::Files), "{changes:?}");
+}
