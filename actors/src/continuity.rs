@@ -40,17 +40,13 @@ impl DataContent {
         Ok(Self { train: of(train)?, test: test.map(of).transpose()? })
     }
 
-    /// The same of data that are not open yet.
+    /// The same of a train split that is not open yet, beside the known content of a test split.
     ///
     /// # Errors
-    /// Also if they cannot be opened.
-    pub fn open(config: &Config) -> Result<Self, DataError> {
-        let open = |split| dataset::open(&config.data.dataset_spec(split));
-        let test = match open(Split::Test) {
-            Err(DataError::NoSplit { .. }) => None,
-            test => Some(test?),
-        };
-        Self::of(config, open(Split::Train)?.as_ref(), test.as_deref())
+    /// Also if it cannot be opened.
+    pub fn open(config: &Config, test: Option<Fingerprint>) -> Result<Self, DataError> {
+        let train = dataset::open(&config.data.dataset_spec(Split::Train))?;
+        Ok(Self { test, ..Self::of(config, train.as_ref(), None)? })
     }
 }
 

@@ -94,7 +94,8 @@ impl Trained {
             Ok(prepared) => prepared,
             Err(error) => {
                 // If the data are others, that is the reason, and not what follows from it.
-                if let Some(now) = before.as_ref().and_then(|_| DataContent::open(&config).ok()) {
+                let train = |before: &DataContent| DataContent::open(&config, before.test.clone()).ok();
+                if let Some(now) = before.as_ref().and_then(train) {
                     compare(&now)?;
                 }
                 return Err(error);

@@ -7,7 +7,7 @@ use mlomae_dataflow::config::{OnResume, rules};
 use crate::place::{Ended, Place};
 
 /// Another valid value of every key than the one of the run.
-const OTHER: [(&str, &str); 107] = [
+const OTHER: [(&str, &str); 108] = [
     ("seed", "4"),
     ("run.root", "elsewhere"),
     ("run.id", "other"),
@@ -15,6 +15,7 @@ const OTHER: [(&str, &str); 107] = [
     ("data.path", "elsewhere"),
     ("data.label_column", "label"),
     ("data.image_column", "image"),
+    ("data.test_split", "none"),
     ("data.image", "32"),
     ("data.channels", "3"),
     ("data.max_samples", "80"),
@@ -117,9 +118,9 @@ const OTHER: [(&str, &str); 107] = [
     ("actors.log.micro_batch", "0"),
 ];
 
-/// Keys without a meaning for generated data, or in the run's setting.
-const WITHOUT_EFFECT: [&str; 4] =
-    ["data.label_column", "data.image_column", "data.augment.min_area", "data.synthetic.num_test"];
+/// Keys without a meaning for generated data, or in the run's setting, or for training.
+const WITHOUT_EFFECT: [&str; 5] =
+    ["data.label_column", "data.image_column", "data.test_split", "data.augment.min_area", "data.synthetic.num_test"];
 
 fn resume(place: &Place, run: &str, sets: &[String]) -> Ended {
     place.copy("base", run);

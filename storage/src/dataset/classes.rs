@@ -2,6 +2,7 @@
 //! are mapped by name, never by position, and what has no counterpart is refused with both lists.
 
 use std::collections::{HashMap, HashSet};
+use std::path::Path;
 use std::sync::Arc;
 
 use super::{DataError, Dataset, DatasetInfo, Sample};
@@ -230,6 +231,10 @@ impl Dataset for Relabelled {
 
     fn label_origin(&self) -> LabelOrigin {
         self.inner.label_origin()
+    }
+
+    fn files(&self) -> Vec<&Path> {
+        self.inner.files()
     }
 
     fn known_object_patches(&self, index: usize, patch: usize) -> Option<Vec<bool>> {
