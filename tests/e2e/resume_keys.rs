@@ -7,7 +7,7 @@ use mlomae_dataflow::config::{OnResume, rules};
 use crate::place::{Ended, Place};
 
 /// Another valid value of every key than the one of the run.
-const OTHER: [(&str, &str); 108] = [
+const OTHER: [(&str, &str); 109] = [
     ("seed", "4"),
     ("run.root", "elsewhere"),
     ("run.id", "other"),
@@ -15,6 +15,7 @@ const OTHER: [(&str, &str); 108] = [
     ("data.path", "elsewhere"),
     ("data.label_column", "label"),
     ("data.image_column", "image"),
+    ("data.exclude", "[\"x\"]"),
     ("data.test_split", "none"),
     ("data.image", "32"),
     ("data.channels", "3"),

@@ -96,11 +96,12 @@ const TOLD: [&str; 31] = [
 ];
 
 /// Keys that name the data.
-const DATA: [&str; 11] = [
+const DATA: [&str; 12] = [
     "data.format",
     "data.path",
     "data.label_column",
     "data.image_column",
+    "data.exclude",
     "data.test_split",
     "data.synthetic.num_train",
     "data.synthetic.num_test",
