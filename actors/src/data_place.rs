@@ -7,7 +7,7 @@ use mlomae_dataflow::config::Config;
 
 use crate::error::{CliError, exit_code};
 
-/// Makes the paths of a configuration that was given in this process absolute: they are meant relative to the current
+/// Makes the paths of a configuration absolute: those that were given in this process are meant relative to the current
 /// folder. A path that has no form in the configuration's text, which is UTF-8, stays as it is.
 pub fn anchor(config: &mut Config) {
     if let Some(path) = config.data.path.as_ref().filter(|path| path.exists()).and_then(|path| absolute(path)) {

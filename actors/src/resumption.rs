@@ -94,12 +94,11 @@ impl Run {
             inputs.layers.extend(changes.layers);
             inputs.sets.extend(changes.sets);
             let mut config = Config::resolve(&inputs)?;
-            if is_given {
-                data_place::anchor(&mut config);
-            } else {
+            if !is_given {
                 data_place::find(&mut config, Some(path))?;
             }
-            let prepared = Prepared::new(config, None)?;
+            let mut prepared = Prepared::new(config, None)?;
+            prepared.anchor()?;
             // Nothing is trained yet, so that every key takes effect.
             record.seed = prepared.config.seed;
             let state = TrainState::fresh(&prepared.method);

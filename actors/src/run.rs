@@ -52,8 +52,8 @@ impl Run {
         let mut config = Config::resolve(inputs)?;
         let id = config.run.id.get_or_insert_with(|| new_run_id(name)).clone();
         let root = PathBuf::from(&config.run.root);
-        data_place::anchor(&mut config);
-        let prepared = Prepared::new(config, None)?;
+        let mut prepared = Prepared::new(config, None)?;
+        prepared.anchor()?;
         let metrics = prometheus::bind(&prepared.config.telemetry)?;
         if restart {
             move_aside(&root.join(&id))?;

@@ -14,6 +14,7 @@ use mlomae_dataflow::stages::load::LoadStage;
 use mlomae_storage::dataset::Split;
 
 use crate::continuity::DataContent;
+use crate::data_place;
 use crate::error::{CliError, exit_code};
 
 /// Everything of a run that follows from its configuration and its data.
@@ -92,6 +93,17 @@ impl Prepared {
     pub fn latest(&self, outer: u64) -> Latest {
         let moment = self.method.moment(outer * self.method.unroll, Level::Pretrain);
         Latest::starting(moment.step, moment.epoch)
+    }
+
+    /// Makes the paths of the configuration absolute, as a run keeps them. Until then they are as they were given, and so
+    /// messages about the data name them.
+    ///
+    /// # Errors
+    /// As [`content`](Self::content), which is told of the places as they were given.
+    pub fn anchor(&mut self) -> Result<(), CliError> {
+        self.content()?;
+        data_place::anchor(&mut self.config);
+        Ok(())
     }
 
     /// What the splits hold, told once.

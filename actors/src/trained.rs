@@ -77,12 +77,9 @@ impl Trained {
         let effective = effective(&checkpoint, &folder)?;
         let outer = checkpoint.state.get("outer_iteration").and_then(Value::as_u64).unwrap_or(0);
         let keys = compare_keys(&recorded, &config, &effective, outer, purpose)?;
-        if is_given {
-            data_place::anchor(&mut config);
-        } else {
+        if !is_given {
             // The place of the run as it was recorded tells how its data lay to it.
-            let run = run_of(&folder);
-            data_place::find(&mut config, run)?;
+            data_place::find(&mut config, run_of(&folder))?;
         }
         let before = content(&checkpoint, &folder)?;
         let place = folder.display().to_string();
@@ -90,7 +87,7 @@ impl Trained {
             Some(before) => compare_data(before, now, &keys, purpose, &place),
             None => Ok(false),
         };
-        let prepared = match Prepared::new(config.clone(), Some(effective.normalisation)) {
+        let mut prepared = match Prepared::new(config.clone(), Some(effective.normalisation)) {
             Ok(prepared) => prepared,
             Err(error) => {
                 // If the data are others, that is the reason, and not what follows from it.
@@ -102,6 +99,7 @@ impl Trained {
             }
         };
         let mut data_changed = compare(prepared.content()?)?;
+        prepared.anchor()?;
         let fingerprint = text(&checkpoint, &folder, "data_fingerprint")?;
         if before.is_none() {
             data_changed |= compare_roles(fingerprint, &prepared, purpose, &place)?;
