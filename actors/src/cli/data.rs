@@ -16,7 +16,7 @@ use crate::error::CliError;
 #[command(after_help = "\
 Formats, told from the files unless --format says: hf-parquet (Hugging Face), cifar-bin and
 cifar-pickle (CIFAR-10 and CIFAR-100), idx (MNIST family, gzipped or not), image-folder (a folder
-of PNG or JPEG files for each class); embedded and synthetic need no path.
+of PNG, JPEG, WebP, BMP, TIFF or GIF files for each class); embedded and synthetic need no path.
 
 Examples:
   mlomae data info --format embedded

@@ -153,6 +153,12 @@ impl DataError {
         }
     }
 
+    /// Whether the encoded image of one sample is to blame, so that the other samples are as good as ever. A file that
+    /// cannot be read at all is not a bad image.
+    pub fn is_bad_image(&self) -> bool {
+        matches!(self, Self::Decode { .. })
+    }
+
     pub(crate) fn malformed(path: &Path, reason: impl ToString) -> Self {
         Self::Malformed { path: path.to_owned(), reason: reason.to_string() }
     }

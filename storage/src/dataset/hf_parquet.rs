@@ -23,7 +23,7 @@ use super::resize::into_channels;
 use super::shards;
 use super::splits::{Part, Shard, parts_of, strip_extension};
 use super::{
-    DataError, Dataset, DatasetInfo, DatasetSpec, DecodeLimits, Format, Sample, Split, check_index, decode, file_name,
+    DataError, Dataset, DatasetInfo, DatasetSpec, DecodeError, Decoder, Format, Sample, Split, check_index, file_name,
     pages,
 };
 
@@ -35,7 +35,7 @@ pub(crate) struct ParquetDataset {
     origin: LabelOrigin,
     chunks: Vec<Chunk>,
     labels: Vec<Option<i32>>,
-    limits: DecodeLimits,
+    decoder: Decoder,
     notes: Vec<String>,
 }
 
@@ -193,10 +193,13 @@ impl Gathered {
             column_type: column.map(|column| column.type_text.clone()),
             not_taken: columns.label.as_ref().err().cloned().unwrap_or_default(),
         };
-        let mut survey = Survey::default();
-        for chunk in &self.chunks {
+        let (decoder, mut survey) = (spec.decoder(), Survey::new(spec.channels));
+        'all: for chunk in &self.chunks {
             for row in 0..chunk.images.len() {
-                survey.add(value(&chunk.images, row).and_then(|bytes| decode::header(bytes, &spec.limits).ok()));
+                if survey.is_settled() {
+                    break 'all;
+                }
+                survey.add(value(&chunk.images, row).and_then(|bytes| decoder.header(bytes).ok()));
             }
         }
         let info = DatasetInfo {
@@ -210,7 +213,7 @@ impl Gathered {
             channels: survey.channels(),
         };
         let notes = self.notes;
-        Ok(Arc::new(ParquetDataset { info, origin, chunks: self.chunks, labels, limits: spec.limits, notes }))
+        Ok(Arc::new(ParquetDataset { info, origin, chunks: self.chunks, labels, decoder, notes }))
     }
 }
 
@@ -373,14 +376,9 @@ impl Dataset for ParquetDataset {
     fn sample(&self, index: usize) -> Result<Sample, DataError> {
         check_index(&self.info, index)?;
         let chunk = &self.chunks[self.chunks.partition_point(|chunk| chunk.start <= index) - 1];
-        let bytes = value(&chunk.images, index - chunk.start).ok_or_else(|| {
-            DataError::sample(&chunk.path, index, "the image is not stored in the file, its bytes are null")
-        })?;
-        let image = decode::decode(bytes, &self.limits).map_err(|source| DataError::Decode {
-            path: chunk.path.clone(),
-            sample: index,
-            source,
-        })?;
+        let bytes = value(&chunk.images, index - chunk.start);
+        let image = bytes.ok_or(DecodeError::Absent).and_then(|bytes| self.decoder.decode(bytes));
+        let image = image.map_err(|source| DataError::Decode { path: chunk.path.clone(), sample: index, source })?;
         Ok(Sample { id: index as i64, image: into_channels(image, self.info.channels), label: self.labels[index] })
     }
 }

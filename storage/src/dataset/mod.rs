@@ -33,8 +33,9 @@ use std::sync::Arc;
 
 pub use classes::{HeldOut, LabelOrigin, NameSource, align};
 pub use convert::{ConvertReport, convert, write_synthetic};
-pub use decode::{DecodeError, DecodeLimits};
+pub use decode::{DecodeError, DecodeLimits, Decoder};
 pub use error::DataError;
+pub use image_folder::MAX_SURVEYED;
 pub use listing::check_exclude;
 pub use summary::{Summary, summary};
 pub use synthetic::{SyntheticDataset, SyntheticSpec};
@@ -80,9 +81,10 @@ pub struct DatasetInfo {
     pub class_names: Vec<String>,
     /// Column or field that the labels come from, where the format has such names.
     pub label_column: Option<String>,
-    /// (width, height) of all images, none when they differ (an image folder above 4096 files is judged by 4096 of them).
+    /// (width, height) of all images, after they are turned; none when they differ, or when nobody looked at all of
+    /// them (an image folder of more files than [`MAX_SURVEYED`]).
     pub image_size: Option<(usize, usize)>,
-    /// Channels of every sample: 1 when all images are grey, else 3.
+    /// Channels of every sample: 1 when all images are known to be grey, else 3.
     pub channels: usize,
 }
 
@@ -178,7 +180,7 @@ choices! {
         CifarPickle = "cifar-pickle",
         /// The MNIST family's IDX files, gzipped or not.
         Idx = "idx",
-        /// One folder of PNG or JPEG files a class.
+        /// One folder of image files a class.
         ImageFolder = "image-folder",
         /// Generated: textured backgrounds with one shaped object.
         Synthetic = "synthetic",
@@ -219,6 +221,11 @@ pub struct DatasetSpec {
     pub exclude: Vec<String>,
     /// Bounds on what a decoder may allocate.
     pub limits: DecodeLimits,
+    /// Turns images as their EXIF orientation says; false leaves them as stored.
+    pub exif_orientation: bool,
+    /// 3 makes every sample of encoded images (Parquet, folders) RGB, whatever they are. Otherwise they decide, also
+    /// with 1: who wants grey of colour has to make it of [`Sample::image`].
+    pub channels: Option<usize>,
     /// What `synthetic` generates.
     pub synthetic: SyntheticSpec,
 }
@@ -227,6 +234,11 @@ impl DatasetSpec {
     /// A spec with default columns, limits and synthetic parameters.
     pub fn new(format: Format, path: Option<PathBuf>, split: Split) -> Self {
         Self { format, path, split, ..Self::default() }
+    }
+
+    /// What decodes its images.
+    fn decoder(&self) -> Decoder {
+        Decoder { limits: self.limits, exif_orientation: self.exif_orientation }
     }
 }
 
@@ -242,6 +254,8 @@ impl Default for DatasetSpec {
             image_column: None,
             exclude: Vec::new(),
             limits: DecodeLimits::default(),
+            exif_orientation: true,
+            channels: None,
             synthetic: SyntheticSpec::default(),
         }
     }
