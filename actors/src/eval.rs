@@ -38,9 +38,9 @@ impl Task {
 pub struct Judgement {
     /// Share of test images whose label was found.
     pub accuracy: f64,
-    /// Labelled images that were learnt from.
+    /// Labelled images that were learnt from, without bad ones that were passed over.
     pub num_train: usize,
-    /// Test images.
+    /// Test images, without bad ones that were passed over.
     pub num_test: usize,
     /// Time taken.
     pub seconds: f64,
@@ -114,6 +114,12 @@ impl<'a> Judge<'a> {
         };
         let train = features(Split::Train, &self.train, "train features")?;
         let test = features(Split::Test, &self.test, "test features")?;
+        for (split, features) in [("train", &train), ("test", &test)] {
+            if features.is_empty() {
+                let line = format!("data: none of the chosen images of the {split} split can be decoded");
+                return Err(CliError::new(exit_code::BAD_DATA, line));
+            }
+        }
         let num_classes = model.config.num_classes;
         let eval = &config.eval;
         let accuracy = match task {

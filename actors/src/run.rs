@@ -3,12 +3,14 @@
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 
+use mlomae_dataflow::bad_images::{IMAGE_SKIPPED, SkippedImage};
 use mlomae_dataflow::config::{Config, ConfigInputs};
 use mlomae_dataflow::run_sink::{Latest, RunSink};
+use mlomae_dataflow::stage_name::StageName;
 use mlomae_dataflow::state::TrainState;
 use mlomae_model::kernels;
 use mlomae_storage::checkpoint;
-use mlomae_storage::logs::{Clock, EvalRow, Level, LogContext, LogPolicy, LogWriter};
+use mlomae_storage::logs::{Clock, EvalRow, EventRow, Level, LogContext, LogPolicy, LogWriter, Severity};
 use mlomae_storage::run_dir::{RunDir, RunLock, RunRecord, RunStatus, new_run_id};
 
 use crate::error::{CliError, exit_code};
@@ -180,7 +182,9 @@ impl Run {
         Ok(RunSink::new(self.path(), writer, keep, prepared.static_state()?, latest))
     }
 
-    /// Writes results to the `evals` table of the run, whose logs are sealed otherwise.
+    /// Writes results to the `evals` table of the run, whose logs are sealed otherwise, and to `events` the bad images
+    /// that were
+    /// `skipped` on the way.
     ///
     /// # Errors
     /// If they cannot be written.
@@ -190,9 +194,23 @@ impl Run {
         checkpoint: &str,
         step: u64,
         results: &[(Task, &str, Judgement)],
+        skipped: &[SkippedImage],
     ) -> Result<(), CliError> {
         let mut writer = LogWriter::open(self.path(), self.log_context(prepared), log_policy(&prepared.config))?;
         let epoch = step.saturating_sub(1) / prepared.method.steps_per_epoch.max(1);
+        for SkippedImage { split, sample, message } in skipped {
+            writer.event(EventRow {
+                stamp: self.clock.stamp(),
+                epoch: i32::try_from(epoch).unwrap_or(i32::MAX),
+                step: i64::try_from(step).unwrap_or(i64::MAX),
+                level: Some(Level::Eval),
+                severity: Severity::Warn,
+                kind: IMAGE_SKIPPED.into(),
+                stage: Some(StageName::Load.as_str().into()),
+                message: format!("image skipped: {message}"),
+                fields: serde_json::json!({ "split": split, "sample": sample }).to_string(),
+            })?;
+        }
         let split = prepared.data.test.as_ref().map_or_else(|| "test".to_owned(), |test| test.info().split.clone());
         for (task, metric, judgement) in results {
             writer.eval(EvalRow {

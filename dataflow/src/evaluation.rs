@@ -60,6 +60,10 @@ impl Features {
         let mut all = Self { dim: model.config.dim, ..Self::default() };
         for (done, chunk) in indices.chunks(batch.max(1)).enumerate() {
             let images = loader.samples(chunk)?;
+            // All of them bad images that are passed over.
+            if images.is_empty() {
+                continue;
+            }
             let z = features(compute, model, theta, &images.images);
             for (row, &label) in z.chunks_exact(all.dim).zip(images.labels.iter()).filter(|(_, label)| **label >= 0) {
                 all.values.extend_from_slice(row);

@@ -4,6 +4,7 @@
 //! ports of [`ports`]) and in the serial executor, with the same results to the bit.
 
 pub mod augment;
+pub mod bad_images;
 pub mod batch;
 pub mod config;
 pub mod counters;

@@ -81,6 +81,7 @@ impl Args {
                 "num_train": num_train,
                 "num_test": num_test,
                 "split": split,
+                "num_skipped": trained.prepared.data.bad_images.skipped().len(),
                 "seconds": seconds,
             });
             writeln!(session.out, "{report:#}")?;
@@ -95,6 +96,9 @@ impl Args {
         )?;
         if let Some(untrained) = untrained {
             writeln!(session.out, "{:.2} % with an untrained encoder", 100.0 * untrained.accuracy)?;
+        }
+        if let Some(counts) = trained.prepared.data.bad_images.counts_text() {
+            writeln!(session.out, "bad images skipped: {counts}")?;
         }
         Ok(())
     }

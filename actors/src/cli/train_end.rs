@@ -44,6 +44,7 @@ pub(super) fn final_judgement(
     let state = TrainState::restore(&prepared.method, &CheckpointTensors(&loaded), &loaded.state)
         .map_err(|error| CliError::new(exit_code::BAD_DATA, format!("{error}: {}", folder.display())))?;
     let judge = Judge::new(prepared)?;
+    let skipped_before = prepared.data.bad_images.skipped();
     let bar = Bar::new(terminal, "k-NN");
     let mut progress = |name, done, all| bar.set(name, done, all);
     let trained = judge.judge(Task::Knn, &state.theta, stop, &mut progress)?;
@@ -51,7 +52,10 @@ pub(super) fn final_judgement(
     let untrained = judge.judge(Task::Knn, &fresh, stop, &mut progress)?;
     let name = folder.file_name().unwrap_or_default().to_string_lossy();
     let results = [(Task::Knn, "accuracy", trained), (Task::Knn, "accuracy_untrained", untrained)];
-    run.write_evals(prepared, &name, loaded.step, &results)?;
+    // The log stage has ended: what it can no longer write is written with the results.
+    let mut skipped = prepared.data.bad_images.skipped();
+    skipped.retain(|image| !skipped_before.contains(image));
+    run.write_evals(prepared, &name, loaded.step, &results, &skipped)?;
     Ok(Some((trained, untrained)))
 }
 
@@ -133,6 +137,9 @@ pub(super) fn print_summary(
         )?;
     } else if prepared.data.test.is_none() {
         writeln!(out, "k-NN        skipped, {}", prepared.data.test_role.text)?;
+    }
+    if let Some(counts) = prepared.data.bad_images.counts_text() {
+        writeln!(out, "skipped     bad images: {counts}; events name them")?;
     }
     if let Ok(folder) = checkpoint::resolve(run.path()) {
         let name = folder.file_name().unwrap_or_default().to_string_lossy();
