@@ -315,7 +315,7 @@ fn inside(path: &Path, root: &Path) -> Result<PathBuf, DataError> {
 /// At most `limit` bytes of a regular file inside the root.
 fn read(path: &Path, root: &Path, limit: u64) -> Result<Vec<u8>, DataError> {
     let target = inside(path, root)?;
-    if !target.is_file() {
+    if !target.metadata().map_err(|e| DataError::read(path, e))?.is_file() {
         return Err(DataError::malformed(path, "is no regular file any more"));
     }
     let mut bytes = Vec::new();
