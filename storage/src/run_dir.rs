@@ -269,7 +269,11 @@ impl RunDir {
         }
         // Before the lock, which makes a file, and once more when nobody else can change it.
         Self::check_movable(path)?;
-        let _lock = RunLock::acquire(path)?;
+        let _lock = match RunLock::acquire(path) {
+            // Another process has moved it in between.
+            Err(RunDirError::File(error)) if error.is_missing() => return Ok(None),
+            other => other?,
+        };
         Self::check_movable(path)?;
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let aside = (1..)

@@ -24,7 +24,7 @@ use crate::checkpoint::{self, CheckpointRef, TensorRef};
 use crate::run_dir::{RunDir, RunRecord, RunStatus};
 
 /// States that are looked at.
-const NUM_STATES: u64 = 1_200;
+const NUM_STATES: u64 = 500;
 
 enum Node {
     File { durable: Vec<u8>, current: Vec<u8> },

@@ -94,7 +94,12 @@ impl Snapshot {
         }
         // A new part is listed after it is there, and a replaced or removed one before: this list knows what was opened.
         let sums = Sums::read(run)?;
-        if !sealed.iter().all(Sealed::is_in_place) || !paths::parts(run, table)?.starts_with(&parts) {
+        // Numbers are not used twice: a stream that is still there was neither sealed nor taken back so far.
+        let streams = paths::streams(run, table)?;
+        let is_same = sealed.iter().all(Sealed::is_in_place)
+            && live.iter().all(|(number, _)| streams.contains(number))
+            && paths::parts(run, table)?.starts_with(&parts);
+        if !is_same {
             return Ok(None);
         }
         let is_missing = |number: &u64| {

@@ -30,7 +30,7 @@ impl RunLock {
         let path = run.join(LOCK);
         for _ in 0..MAX_MOVES {
             let open = open_plain(&path, OpenOptions::new().read(true).write(true).create(true).truncate(false));
-            let mut file = open.map_err(|e| FileError::new("open", &path, e))?;
+            let mut file = open.map_err(|e| FileError::new("lock", &path, e))?;
             match try_for_a_moment(|| file.try_lock()) {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => {
