@@ -123,7 +123,7 @@ impl<'a> Judge<'a> {
         let num_classes = model.config.num_classes;
         let eval = &config.eval;
         let accuracy = match task {
-            Task::Knn => knn_accuracy(&train, &test, num_classes, eval.knn_k, eval.knn_temperature),
+            Task::Knn => knn_accuracy(&self.compute, &train, &test, num_classes, eval.knn_k, eval.knn_temperature),
             Task::Linear => {
                 let probe = LinearProbe {
                     epochs: eval.linear_epochs,

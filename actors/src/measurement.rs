@@ -131,12 +131,13 @@ pub fn measure(
     let images_per_outer = method.unroll * prepared.config.pretrain.batch as u64;
     let stretch = thread::scope(|scope| {
         let (own_stop, stop) = (&own_stop, stop);
-        let watcher = scope.spawn(move || {
+        let watch = move || {
             let counters = receiver.recv().ok()?;
             let stretch = watch(&counters, limits, || stop.reason().is_some() || own_stop.reason().is_some());
             own_stop.request(StopReason::Enough);
             stretch
-        });
+        };
+        let watcher = thread::Builder::new().spawn_scoped(scope, watch).map_err(|error| CliError::no_thread(&error))?;
         let trained = train(prepared, state, sink, options);
         // Ends the watcher if the training ended by itself.
         own_stop.request(StopReason::Enough);

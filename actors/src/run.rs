@@ -11,7 +11,7 @@ use mlomae_dataflow::state::TrainState;
 use mlomae_model::kernels;
 use mlomae_storage::checkpoint;
 use mlomae_storage::logs::{Clock, EvalRow, EventRow, Level, LogContext, LogPolicy, LogWriter, Severity};
-use mlomae_storage::run_dir::{RunDir, RunLock, RunRecord, RunStatus, new_run_id};
+use mlomae_storage::run_dir::{RunDir, RunRecord, RunStatus, new_run_id};
 
 use crate::error::{CliError, exit_code};
 use crate::eval::{Judgement, Task};
@@ -55,8 +55,8 @@ impl Run {
         let prepared = Prepared::new(config, None)?;
         let metrics = prometheus::bind(&prepared.config.telemetry)?;
         let root = PathBuf::from(&prepared.config.run.root);
-        if restart {
-            move_aside(&root.join(&id))?;
+        if restart && let Some(aside) = RunDir::move_aside(&root.join(&id))? {
+            tracing::info!(kind = "run_moved", "moved the run in the way to {}", aside.display());
         }
         let dir = RunDir::create(&root, &id)?;
         // The record makes the folder a run, so it comes after what a run needs to be taken up.
@@ -108,7 +108,7 @@ impl Run {
                 tracing::warn!(kind = "checkpoint_aside", "a later checkpoint is set aside: {}", aside.display());
             }
         }
-        let input = std::fs::read_to_string(dir.config_input()).unwrap_or_default();
+        let input = dir.read_config_input()?;
         dir.write_configs(&config_toml(&prepared.config)?, &input)?;
         let isa = kernels::isa().name();
         let isa_before = std::mem::take(&mut record.host.isa);
@@ -176,7 +176,12 @@ impl Run {
         let writer = if self.record.segment == 0 {
             LogWriter::open(self.path(), context, policy)?
         } else {
-            LogWriter::resume(self.path(), context, policy, step)?.0
+            let (writer, report) = LogWriter::resume(self.path(), context, policy, step)?;
+            for part in report.repair.damaged {
+                // The repair has put it into the events itself.
+                tracing::warn!(target: "mlomae_progress", kind = "log_damage", "{part}");
+            }
+            writer
         };
         let keep = prepared.config.checkpoint.keep;
         Ok(RunSink::new(self.path(), writer, keep, prepared.static_state()?, latest))
@@ -292,22 +297,4 @@ fn as_given(inputs: &ConfigInputs) -> String {
         text += &format!("# --set {setting}\n");
     }
     text
-}
-
-/// Renames a directory that is in the way of a new run to `<name>.before-N`.
-fn move_aside(path: &Path) -> Result<(), CliError> {
-    if !path.exists() {
-        return Ok(());
-    }
-    RunDir::check_movable(path)?;
-    // Held by another process, it is not ours to move. It may have been killed before it had a record.
-    drop(RunLock::acquire(path)?);
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let aside = (1..)
-        .map(|number: u32| path.with_file_name(format!("{name}.before-{number}")))
-        .find(|aside| !aside.exists())
-        .unwrap_or_else(|| path.with_extension("before"));
-    std::fs::rename(path, &aside).map_err(|error| CliError::file("rename", path, &error))?;
-    tracing::info!(kind = "run_moved", "moved the run in the way to {}", aside.display());
-    Ok(())
 }

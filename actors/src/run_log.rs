@@ -2,6 +2,7 @@
 //! itself has to say: its logged events and the telemetry's samples.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
@@ -85,17 +86,28 @@ impl SampleQueue {
 /// They are taken when the log stage flushes, about once a second, and once more at its end: nothing
 /// waits for them and none is lost.
 #[derive(Debug)]
-pub struct RunLog<K> {
+pub struct RunLog<K: RecordSink> {
     inner: K,
     events: EventQueue,
     samples: SampleQueue,
     counts: RowCounts,
+    is_closed: bool,
+}
+
+impl<K: RecordSink> Drop for RunLog<K> {
+    /// Seals the logs of a run that never came to its end: one that could not be begun, or whose log stage gave up.
+    fn drop(&mut self) {
+        if !self.is_closed {
+            // What led here is the error to report; what is left unsealed is for a repair.
+            let _ = catch_unwind(AssertUnwindSafe(|| self.close()));
+        }
+    }
 }
 
 impl<K: RecordSink> RunLog<K> {
     /// A sink before `inner` that takes `events` along.
     pub fn new(inner: K, events: EventQueue) -> Self {
-        Self { inner, events, samples: SampleQueue::default(), counts: RowCounts::default() }
+        Self { inner, events, samples: SampleQueue::default(), counts: RowCounts::default(), is_closed: false }
     }
 
     /// Where the samples are given.
@@ -143,6 +155,7 @@ impl<K: RecordSink> RecordSink for RunLog<K> {
     }
 
     fn close(&mut self) -> Result<(), StageError> {
+        self.is_closed = true;
         // The logs are sealed even if the last rows cannot be written; the first error counts.
         let written = self.write_own();
         let closed = self.inner.close();

@@ -35,8 +35,7 @@ impl Trained {
     /// If the checkpoint is damaged, of another version or another shape, or if its data cannot be
     /// opened or is no longer the same.
     pub fn load(path: &Path, base: Option<ConfigInputs>, overlay: ConfigInputs) -> Result<Self, CliError> {
-        let folder = checkpoint::resolve(path)?;
-        let checkpoint = checkpoint::load(&folder).map_err(|error| with_way_out(&error, &folder))?;
+        let (folder, checkpoint) = load_newest(path)?;
         let mut inputs = match base {
             Some(base) => base,
             None => {
@@ -74,6 +73,20 @@ impl Trained {
     pub fn run(&self) -> Option<&Path> {
         let checkpoints = self.folder.parent()?;
         (checkpoints.file_name()? == "checkpoints").then(|| checkpoints.parent())?
+    }
+}
+
+/// Reads the checkpoint that `path` means. A run at work may have removed it in between: then it means another one.
+fn load_newest(path: &Path) -> Result<(PathBuf, Checkpoint), CliError> {
+    let mut folder = checkpoint::resolve(path)?;
+    loop {
+        match checkpoint::load(&folder) {
+            Ok(checkpoint) => return Ok((folder, checkpoint)),
+            Err(error) => match checkpoint::resolve(path) {
+                Ok(newer) if newer != folder => folder = newer,
+                _ => return Err(with_way_out(&error, &folder)),
+            },
+        }
     }
 }
 

@@ -210,10 +210,10 @@ pub fn tune(
     let mut at = |actors: &ActorsConfig, what: &str| {
         progress(&SweepProgress { what: what.to_owned(), spent: begin.elapsed() });
         prepared.config.actors = actors.clone();
-        let peak = || kernels::peak_gflops(num_cores, PEAK_SECONDS);
-        let before = peak();
+        let peak = || kernels::peak_gflops(num_cores, PEAK_SECONDS).map_err(|error| CliError::no_thread(&error));
+        let before = peak()?;
         let measurement = measure(&prepared, limits, stop, events)?;
-        let speed = measurement.outer_per_second() / f64::midpoint(before, peak());
+        let speed = measurement.outer_per_second() / f64::midpoint(before, peak()?);
         Ok::<_, CliError>(Turn { measurement, speed })
     };
     let start = at(&configured, "as configured")?.measurement;

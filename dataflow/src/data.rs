@@ -111,6 +111,7 @@ impl SetupError {
             Self::TestClasses(error) => error.exit_code(),
             Self::TestSplit { exit_code, .. } => *exit_code,
             Self::Classes { .. } | Self::NoClasses { .. } | Self::Plan(_) => 65,
+            Self::Model(ModelError::Threads { .. }) => 74,
             Self::Config(_) | Self::Model(_) => 78,
             Self::Sample(error) => error.exit_code(),
         }

@@ -6,4 +6,5 @@ pub mod clock;
 pub mod dataset;
 mod guard;
 pub mod logs;
+pub mod out_file;
 pub mod run_dir;

@@ -5,6 +5,7 @@ mod broken_configs;
 mod data;
 mod disk;
 mod faults;
+mod files;
 mod fuzz;
 mod golden;
 mod kills;

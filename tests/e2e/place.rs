@@ -50,7 +50,7 @@ impl Place {
         std::fs::write(self.path(name), bytes).expect("write");
     }
 
-    fn command(&self, args: &[&str]) -> Command {
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mlomae-under-test"));
         command.args(args).current_dir(self.folder.path()).env_remove("RUST_LOG").stdin(Stdio::null());
         command
@@ -194,7 +194,7 @@ pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 impl Ended {
-    fn of(output: Output) -> Self {
+    pub(crate) fn of(output: Output) -> Self {
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
         Self { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
     }

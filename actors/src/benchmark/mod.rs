@@ -61,10 +61,12 @@ pub fn bench(
             allocated_after_warm_up = workload.allocated_bytes();
         }
         // The machine's speed changes with its neighbours, so the peak is measured around each iteration.
-        let peak = || kernels::peak_gflops(spec.workload.num_threads, PEAK_SECONDS);
-        let before = peak();
+        let peak = || {
+            kernels::peak_gflops(spec.workload.num_threads, PEAK_SECONDS).map_err(|error| CliError::no_thread(&error))
+        };
+        let before = peak()?;
         laps.push(workload.step()?);
-        peaks.push(f64::midpoint(before, peak()));
+        peaks.push(f64::midpoint(before, peak()?));
         if let Some(peer) = &mut peer {
             peer_laps.push(peer.step()?);
         }

@@ -1,9 +1,11 @@
 //! `mlomae train`: a run from its configuration to its summary.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use mlomae_dataflow::config::ConfigInputs;
+use mlomae_dataflow::exit::panic_message;
 use mlomae_dataflow::stop::StopFlag;
 
 use super::Session;
@@ -11,7 +13,7 @@ use super::config_args::ConfigArgs;
 use super::facts::facts;
 use super::run_arg::find_run;
 use super::train_end::{judge_at_end, print_summary};
-use crate::error::{CliError, check_outcome};
+use crate::error::{CliError, check_outcome, exit_code};
 use crate::prometheus::{self, ProbeSlot};
 use crate::run::{Run, Start};
 use crate::signals::SignalWatcher;
@@ -109,10 +111,18 @@ impl Args {
         // The run ends with its evaluation: what is killed before it is not finished.
         let is_trained = result.is_ok();
         let (judgement, result) = match result {
-            Ok(()) if prepared.config.eval.at_end => match judge_at_end(&run, &prepared, &stop, &session.terminal) {
-                Ok(judgement) => (judgement, Ok(())),
-                Err(error) => (None, Err(error)),
-            },
+            Ok(()) if prepared.config.eval.at_end => {
+                // Whatever happens, the record says how the run ended.
+                let judge = || judge_at_end(&run, &prepared, &stop, &session.terminal);
+                let judged = catch_unwind(AssertUnwindSafe(judge)).unwrap_or_else(|payload| {
+                    let message = panic_message(payload.as_ref());
+                    Err(CliError::new(exit_code::INTERNAL, format!("internal error: {message}")))
+                });
+                match judged {
+                    Ok(judgement) => (judgement, Ok(())),
+                    Err(error) => (None, Err(error)),
+                }
+            }
             result => (None, result),
         };
         run.end(&result, is_trained, latest.get().step);

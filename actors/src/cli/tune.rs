@@ -6,7 +6,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use mlomae_dataflow::stage_name::StageName;
 use mlomae_dataflow::stop::StopFlag;
-use mlomae_storage::atomic::write_atomic;
+use mlomae_storage::out_file::{is_stdout, write_out};
 
 use super::Session;
 use super::config_args::ConfigArgs;
@@ -32,7 +32,7 @@ pub(crate) struct Args {
     /// Seconds to spend, about
     #[arg(long, value_name = "SECONDS", default_value_t = 180, value_parser = clap::value_parser!(u32).range(1..=86_400))]
     budget: u32,
-    /// Where the overlay is written
+    /// Where the overlay is written, `-` for stdout, which then has nothing else
     #[arg(long, value_name = "FILE", default_value = "tuned.toml")]
     out: PathBuf,
 }
@@ -62,7 +62,10 @@ impl Args {
             bar.finish_and_clear();
         }
         let tuning = tuning?;
-        writeln!(session.out, "{}", table(&tuning))?;
+        let is_stdout = is_stdout(&self.out);
+        if !is_stdout {
+            writeln!(session.out, "{}", table(&tuning))?;
+        }
         let header = [
             format!("Workers, micro-batches and queues for {name} with pipeline.lag = {lag}, found by mlomae tune."),
             format!(
@@ -71,8 +74,10 @@ impl Args {
                 verdict(&tuning)
             ),
         ];
-        write_atomic(&self.out, overlay(&tuning.actors, &header).as_bytes())?;
-        writeln!(session.out, "written to {0}: mlomae train {name} --config-overlay {0}", self.out.display())?;
+        write_out(&self.out, overlay(&tuning.actors, &header).as_bytes())?;
+        if !is_stdout {
+            writeln!(session.out, "written to {0}: mlomae train {name} --config-overlay {0}", self.out.display())?;
+        }
         Ok(())
     }
 }

@@ -45,7 +45,7 @@ impl Compute {
                 .num_threads(num_threads)
                 .thread_name(|i| format!("compute-{i}"))
                 .build()
-                .map_err(|error| ModelError::Config(format!("cannot start {num_threads} compute threads: {error}")))?;
+                .map_err(|error| ModelError::Threads { num_threads, cause: error.to_string() })?;
             Some(Arc::new(pool))
         };
         let grain = grain.max(1);

@@ -113,7 +113,9 @@ fn write(
         .set_column_dictionary_enabled("image.bytes".into(), false)
         .set_created_by(concat!("mlomae ", env!("CARGO_PKG_VERSION")).to_owned())
         .build();
-    let file = File::create(path).map_err(|e| DataError::write(path, e))?;
+    // A leftover goes, and if it is a link, not what it leads to.
+    let _ = fs::remove_file(path);
+    let file = File::create_new(path).map_err(|e| DataError::write(path, e))?;
     let mut writer = ArrowWriter::try_new(file, schema.clone(), Some(properties)).map_err(|e| failed(&e))?;
     let total = dataset.len();
     for start in (0..total).step_by(ROWS_PER_GROUP) {

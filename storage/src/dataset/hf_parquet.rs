@@ -1,6 +1,5 @@
 //! Hugging Face Parquet: encoded images stay as they are in Arrow arrays and are decoded on demand.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -22,6 +21,7 @@ use super::raw::Survey;
 use super::resize::into_channels;
 use super::shards;
 use super::splits::{Part, Shard, parts_of, strip_extension};
+use super::watched::WatchedFile;
 use super::{
     DataError, Dataset, DatasetInfo, DatasetSpec, DecodeError, Decoder, Format, Sample, Split, check_index, file_name,
     pages,
@@ -75,8 +75,9 @@ pub(crate) fn open(path: &Path, spec: &DatasetSpec, scope: &Scope) -> Result<Arc
             Kind::BrokenLink => return Err(DataError::malformed(file, "is a link that leads nowhere")),
             _ => return Err(DataError::malformed(file, "is no regular file")),
         }
-        let reader = File::open(file).map_err(|e| DataError::read(file, e))?;
-        gathered.read(reader, file, spec)?;
+        let reader = WatchedFile::open(file)?;
+        let read = gathered.read(reader.clone(), file, spec);
+        reader.explain(read, file)?;
     }
     gathered.notes = scope.lines();
     // The folder that was named, even where the files lie deeper.
@@ -95,6 +96,16 @@ pub(crate) fn open_bytes(
     let mut gathered = Gathered::default();
     gathered.read(bytes, path, spec)?;
     gathered.finish(name.to_owned(), Format::Embedded, spec.split.to_string(), spec, path)
+}
+
+/// Reads one file as [`open`] does.
+#[cfg(test)]
+pub(super) fn read_for_tests<R: ChunkReader + 'static>(
+    reader: R,
+    path: &Path,
+    spec: &DatasetSpec,
+) -> Result<(), DataError> {
+    Gathered::default().read(reader, path, spec)
 }
 
 fn stem(name: &str) -> String {

@@ -162,6 +162,8 @@ fn read(path: &Path) -> Result<Tensor, DataError> {
 fn read_tensor(source: &mut dyn Read, path: &Path) -> Result<Tensor, DataError> {
     let damaged = |what: &str, e: std::io::Error| match e.kind() {
         std::io::ErrorKind::UnexpectedEof => DataError::malformed(path, format!("truncated in its {what}")),
+        // What the system says is no word about the data.
+        _ if e.raw_os_error().is_some() => DataError::read(path, e),
         std::io::ErrorKind::InvalidInput | std::io::ErrorKind::InvalidData => {
             DataError::malformed(path, format!("damaged gzip data: {e}"))
         }

@@ -340,7 +340,7 @@ fn survey(files: &[(PathBuf, i32)], root: &Path, spec: &DatasetSpec) -> Survey {
 /// A regular file inside the root.
 fn open_inside(path: &Path, root: &Path) -> Result<File, DataError> {
     let target = inside(path, root)?;
-    if !target.is_file() {
+    if !target.metadata().map_err(|e| DataError::read(path, e))?.is_file() {
         return Err(DataError::malformed(path, "is no regular file any more"));
     }
     File::open(&target).map_err(|e| DataError::read(path, e))

@@ -25,6 +25,7 @@ pub mod summary;
 pub mod synthetic;
 #[cfg(test)]
 mod tests;
+mod watched;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -281,7 +282,7 @@ pub fn open(spec: &DatasetSpec) -> Result<Arc<dyn Dataset>, DataError> {
             });
         }
     };
-    if !path.exists() {
+    if !path.try_exists().map_err(|e| DataError::read(path, e))? {
         return Err(DataError::NotFound { path: path.to_owned() });
     }
     if let Kind::Special(kind) = Kind::at(path)? {

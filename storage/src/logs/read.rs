@@ -11,6 +11,7 @@ use arrow::datatypes::{ArrowPrimitiveType, Float32Type, Float64Type, Int16Type, 
 use super::error::LogError;
 use super::rows::{ActorRow, EventRow, Level, MetricRow, Severity, Text};
 use super::schema::Table;
+use super::sealed::DamagedPart;
 use super::tail::Follow;
 use crate::clock::Stamp;
 
@@ -44,6 +45,11 @@ impl<R: ReadRow> TableReader<R> {
     #[must_use]
     pub fn new(run: &Path) -> Self {
         Self { follow: Follow::from_start(run, R::TABLE), row: PhantomData }
+    }
+
+    /// The damaged parts that were met since the last call: their rows are passed over.
+    pub fn take_damaged(&mut self) -> Vec<DamagedPart> {
+        self.follow.take_damaged()
     }
 
     /// The rows since the last call, at first all. Returns at once; wait between calls.

@@ -1,11 +1,16 @@
-//! The sealed tier: whole Parquet files.
+//! The sealed tier: whole Parquet files, each with a sum of its own and one in the list.
+//!
+//! The key-value `mlomae.crc32` of a part is the CRC-32 of the file with that value's eight digits taken as zeros, so that
+//! a part can be checked alone. The list `logs/sums.jsonl` has the CRC-32 of the file as it is.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::path::Path;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
+use bytes::Bytes;
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
 use parquet::basic::{Compression, ZstdLevel};
@@ -14,8 +19,10 @@ use parquet::file::properties::WriterProperties;
 use parquet::file::statistics::Statistics;
 
 use super::error::LogError;
-use super::schema::{Table, recognise};
-use crate::atomic::{AtomicFile, FileError};
+use super::paths::part_path;
+use super::schema::{SchemaMeta, Table, recognise};
+use super::sums::{self, PartSum, Sums};
+use crate::atomic::{self, FileError, open_plain};
 use crate::guard::guarded;
 
 /// Key-value of a part: the number of the live stream it was sealed from.
@@ -24,6 +31,13 @@ pub(crate) const KEY_STREAM: &str = "mlomae.stream";
 pub(crate) const KEY_LOST_BYTES: &str = "mlomae.lost_bytes";
 /// Key-value of an events part made by a repair: the streams whose repair it reports, comma-separated.
 pub(crate) const KEY_REPAIRED: &str = "mlomae.repaired";
+/// Key-value of a part: its own sum.
+const KEY_CRC32: &str = "mlomae.crc32";
+/// Key-value of a part that must have a sum of its own, so that no altered byte can make it look like one of a version
+/// that wrote none.
+const KEY_SUMMED: &str = "mlomae.summed";
+/// The sum before it is known, and what it counts as in itself.
+const NO_CRC32: &[u8; 8] = b"00000000";
 
 fn properties(schema: &SchemaRef, extra: &[(&str, String)]) -> WriterProperties {
     let mut pairs: Vec<KeyValue> = schema.metadata().iter().map(|(k, v)| KeyValue::new(k.clone(), v.clone())).collect();
@@ -37,33 +51,113 @@ fn properties(schema: &SchemaRef, extra: &[(&str, String)]) -> WriterProperties 
         .build()
 }
 
-/// Writes batches to `path`, which appears only when it is whole and on the disk.
+/// Writes batches to `out`, which is given back; zero batches make a file of zero rows. Returns the number of rows too.
 ///
-/// `next` yields the batches; zero batches make a file of zero rows. Returns the number of rows.
-pub(crate) fn write_parquet(
+/// `path` is for errors.
+pub(crate) fn write_parquet<W: Write + Send>(
+    out: W,
     path: &Path,
     schema: &SchemaRef,
     extra: &[(&str, String)],
     batches: impl Iterator<Item = Result<RecordBatch, LogError>>,
-) -> Result<u64, LogError> {
+) -> Result<(W, u64), LogError> {
     let wrap = |source| LogError::Parquet { path: path.to_path_buf(), source };
-    let file = AtomicFile::create(path)?;
     let mut writer =
-        ArrowWriter::try_new(file, SchemaRef::clone(schema), Some(properties(schema, extra))).map_err(wrap)?;
+        ArrowWriter::try_new(out, SchemaRef::clone(schema), Some(properties(schema, extra))).map_err(wrap)?;
     let mut rows = 0;
     for batch in batches {
         let batch = batch?;
         rows += batch.num_rows() as u64;
         writer.write(&batch).map_err(wrap)?;
     }
-    writer.into_inner().map_err(wrap)?.commit()?;
-    Ok(rows)
+    Ok((writer.into_inner().map_err(wrap)?, rows))
 }
 
-/// A sealed part, opened: its schema and key-values.
+/// Writes a part, which appears only when it is whole and on the disk, and lists it. One that is there is replaced.
+pub(crate) fn write_part(
+    run: &Path,
+    table: Table,
+    number: u64,
+    schema: &SchemaRef,
+    extra: &[(&str, String)],
+    batches: impl Iterator<Item = Result<RecordBatch, LogError>>,
+) -> Result<(), LogError> {
+    let path = part_path(run, table, number);
+    let mut extra = extra.to_vec();
+    extra.push((KEY_CRC32, String::from_utf8_lossy(NO_CRC32).into_owned()));
+    extra.push((KEY_SUMMED, "crc32".to_owned()));
+    // Parts are sealed by a limit of their size, so one fits into memory.
+    let (mut bytes, rows) = write_parquet(Vec::new(), &path, schema, &extra, batches)?;
+    if let Some(at) = crc32_place(&bytes) {
+        let crc32 = format!("{:08x}", crc32fast::hash(&bytes));
+        bytes[at..at + NO_CRC32.len()].copy_from_slice(crc32.as_bytes());
+    }
+    let line = [(table, number, Some(PartSum { rows, bytes: bytes.len() as u64, crc32: crc32fast::hash(&bytes) }))];
+    let replaces = std::fs::symlink_metadata(&path).is_ok();
+    if replaces {
+        sums::append(run, &line)?;
+    }
+    atomic::write_atomic(&path, &bytes)?;
+    if replaces { Ok(()) } else { Ok(sums::append(run, &line)?) }
+}
+
+/// Where the digits of a part's own sum stand: in its footer, behind their key and Thrift's type and length.
+fn crc32_place(bytes: &[u8]) -> Option<usize> {
+    let (_, tail) = bytes.split_last_chunk::<8>()?;
+    let footer_bytes = u32::from_le_bytes([tail[0], tail[1], tail[2], tail[3]]) as usize;
+    let footer = bytes.len().checked_sub(8)?.checked_sub(footer_bytes)?;
+    let key = [KEY_CRC32.as_bytes(), &[0x18, 8]].concat();
+    // The key-values stand behind all that comes from rows.
+    let at = bytes[footer..].windows(key.len()).rposition(|window| window == key)?;
+    let digits = footer + at + key.len();
+    (digits + NO_CRC32.len() <= bytes.len()).then_some(digits)
+}
+
+/// Checks a part against its own sum; true if it has none.
+fn fits_itself(bytes: &[u8]) -> bool {
+    let Some(at) = crc32_place(bytes) else { return true };
+    let (before, rest) = bytes.split_at(at);
+    let (digits, after) = rest.split_at(NO_CRC32.len());
+    let mut hasher = crc32fast::Hasher::new();
+    [before, NO_CRC32, after].iter().for_each(|piece| hasher.update(piece));
+    format!("{:08x}", hasher.finalize()).as_bytes() == digits
+}
+
+/// A part that cannot be used, or is not there any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DamagedPart {
+    /// Its table.
+    pub table: Table,
+    /// Its number.
+    pub number: u64,
+    /// Where it is, or should be.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub reason: String,
+    /// The rows that are lost with it, if the list of parts says.
+    pub num_rows: Option<u64>,
+    /// What a repair renamed it to.
+    pub set_aside: Option<PathBuf>,
+}
+
+impl std::fmt::Display for DamagedPart {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.num_rows {
+            Some(rows) => write!(f, "{rows} rows of table {} are lost: ", self.table)?,
+            None => write!(f, "rows of table {} are lost: ", self.table)?,
+        }
+        write!(f, "{}: `{}`", self.reason, self.path.display())?;
+        self.set_aside.as_ref().map_or(Ok(()), |aside| write!(f, ", set aside as `{}`", aside.display()))
+    }
+}
+
+/// A sealed part, opened and checked: its schema and key-values.
 pub(crate) struct Part {
-    file: File,
+    bytes: Bytes,
     metadata: ArrowReaderMetadata,
+    meta: SchemaMeta,
+    /// Whether the list has it.
+    pub(crate) is_listed: bool,
     /// Key-values of the file.
     pub(crate) pairs: HashMap<String, String>,
 }
@@ -72,16 +166,71 @@ fn corrupt(path: &Path, reason: impl ToString) -> LogError {
     LogError::Corrupt { path: path.to_path_buf(), reason: reason.to_string() }
 }
 
+/// Opens a part's file, which is then the same whatever happens to its name.
+pub(crate) fn open_file(path: &Path) -> Result<File, FileError> {
+    open_plain(path, OpenOptions::new().read(true)).map_err(|e| FileError::new("open", path, e))
+}
+
+fn read_from_start(mut file: &File) -> io::Result<Vec<u8>> {
+    file.seek(SeekFrom::Start(0))?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).map(|_| bytes)
+}
+
 impl Part {
-    /// Opens a part and checks that it holds `table`.
-    pub(crate) fn open(path: &Path, table: Table) -> Result<Self, LogError> {
-        let file = File::open(path).map_err(|e| FileError::new("open", path, e))?;
-        let load = || ArrowReaderMetadata::load(&file, ArrowReaderOptions::default()).map_err(|e| corrupt(path, e));
+    /// Opens the part of `table` with a number.
+    pub(crate) fn open(run: &Path, table: Table, number: u64, sums: &Sums) -> Result<Self, LogError> {
+        let path = part_path(run, table, number);
+        Self::of_file(&open_file(&path)?, &path, table, number, sums)
+    }
+
+    /// Reads an open file and checks that it is a part of `table`, the one of its number, and whole.
+    ///
+    /// A file that cannot be read is a [`LogError::File`]; [`LogError::Corrupt`] is what the bytes tell.
+    pub(crate) fn of_file(file: &File, path: &Path, table: Table, number: u64, sums: &Sums) -> Result<Self, LogError> {
+        let bytes = read_from_start(file).map_err(|e| FileError::new("read", path, e))?;
+        let num_bytes = bytes.len() as u64;
+        let fits = sums.fits(table, number, num_bytes, crc32fast::hash(&bytes));
+        if fits == Some(false) {
+            let reason = match sums.newest(table, number) {
+                Some(sum) if sum.bytes != num_bytes => format!("it has {num_bytes} of {} bytes", sum.bytes),
+                _ => "it was altered, its checksum does not fit".to_owned(),
+            };
+            return Err(corrupt(path, reason));
+        }
+        let is_listed = fits == Some(true);
+        let has_own_sum = crc32_place(&bytes).is_some();
+        if !is_listed && !fits_itself(&bytes) {
+            return Err(corrupt(path, "it was altered, its checksum does not fit"));
+        }
+        match Self::parse(Bytes::from(bytes), path, table, is_listed) {
+            Err(LogError::Corrupt { path, reason }) if is_listed || has_own_sum => {
+                Err(LogError::Foreign { path, reason })
+            }
+            Ok(part) if !is_listed && !has_own_sum && part.pairs.contains_key(KEY_SUMMED) => {
+                Err(corrupt(path, "it was altered, its checksum is gone"))
+            }
+            other => other,
+        }
+    }
+
+    fn parse(bytes: Bytes, path: &Path, table: Table, is_listed: bool) -> Result<Self, LogError> {
+        let load = || ArrowReaderMetadata::load(&bytes, ArrowReaderOptions::default()).map_err(|e| corrupt(path, e));
         let metadata = guarded(load, |reason| corrupt(path, reason))?;
-        recognise(table, metadata.schema()).map_err(|e| corrupt(path, e))?;
+        let meta = recognise(table, metadata.schema()).map_err(|e| corrupt(path, e))?;
         let pairs = metadata.metadata().file_metadata().key_value_metadata();
         let pairs = pairs.into_iter().flatten().filter_map(|p| Some((p.key.clone(), p.value.clone()?))).collect();
-        Ok(Self { file, metadata, pairs })
+        Ok(Self { bytes, metadata, meta, is_listed, pairs })
+    }
+
+    /// What the part says of its run.
+    pub(crate) fn meta(&self) -> &SchemaMeta {
+        &self.meta
+    }
+
+    /// The line that the part would have in the list.
+    pub(crate) fn sum(&self) -> PartSum {
+        PartSum { rows: self.num_rows(), bytes: self.bytes.len() as u64, crc32: crc32fast::hash(&self.bytes) }
     }
 
     /// The Arrow schema with its metadata.
@@ -112,7 +261,7 @@ impl Part {
     /// All batches.
     pub(crate) fn read(self, path: &Path) -> Result<Vec<RecordBatch>, LogError> {
         let decode = || {
-            let reader = ParquetRecordBatchReaderBuilder::new_with_metadata(self.file, self.metadata)
+            let reader = ParquetRecordBatchReaderBuilder::new_with_metadata(self.bytes, self.metadata)
                 .with_batch_size(8192)
                 .build()
                 .map_err(|e| corrupt(path, e))?;
