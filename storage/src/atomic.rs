@@ -7,6 +7,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+use crate::unfinished::Unfinished;
+
 /// Unit tests make thousands of directories and pull no plug: there only the disk's own part is left out.
 const SYNCS: bool = !cfg!(test);
 
@@ -162,6 +164,8 @@ pub struct AtomicFile {
     path: PathBuf,
     tmp: PathBuf,
     file: Option<File>,
+    /// Last, so that the temporary file is gone when it is no longer noted.
+    _unfinished: Unfinished,
 }
 
 impl AtomicFile {
@@ -170,8 +174,9 @@ impl AtomicFile {
         let mut name = path.as_os_str().to_os_string();
         name.push(".tmp");
         let tmp = PathBuf::from(name);
+        let unfinished = Unfinished::note(&tmp);
         let file = step("create", &tmp, || File::create(&tmp))?;
-        Ok(Self { path: path.to_path_buf(), tmp, file: Some(file) })
+        Ok(Self { path: path.to_path_buf(), tmp, file: Some(file), _unfinished: unfinished })
     }
 
     /// Writes all bytes.

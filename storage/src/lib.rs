@@ -7,3 +7,4 @@ pub mod dataset;
 mod guard;
 pub mod logs;
 pub mod run_dir;
+pub mod unfinished;
