@@ -243,10 +243,14 @@ impl Run {
         Ok(writer.close()?)
     }
 
-    /// Notes in `run.json` how the process ended. A run whose training `is_trained` to its end is finished, although its
-    /// evaluation failed. If the record cannot be written, it is a warning: the first error is the one to report.
-    pub fn end(&mut self, result: &Result<(), CliError>, is_trained: bool, step: i64) {
-        let (status, code, error) = match result {
+    /// Notes in `run.json` how the process ended, and answers with that end. A run whose training `is_trained` to its end
+    /// is finished, although its evaluation failed. If the record cannot be written, that is the error to report where
+    /// there was none before, and a warning where there was.
+    ///
+    /// # Errors
+    /// That of `result`, or of writing.
+    pub fn end(&mut self, result: Result<(), CliError>, is_trained: bool, step: i64) -> Result<(), CliError> {
+        let (status, code, error) = match &result {
             Ok(()) => (RunStatus::Finished, exit_code::OK, None),
             Err(error) if error.is_by_signal() => (RunStatus::Interrupted, error.exit_code(), None),
             Err(error) => {
@@ -257,8 +261,13 @@ impl Run {
         self.record.wall_s = self.clock.wall_s();
         self.record.step = self.record.step.max(step);
         self.record.end(status, code.into(), error);
-        if let Err(error) = self.dir.write_record(&self.record) {
-            tracing::warn!(kind = "run_record", "{error}");
+        match (self.dir.write_record(&self.record), result) {
+            (Err(error), Ok(())) => Err(error.into()),
+            (Err(error), result) => {
+                tracing::warn!(kind = "run_record", "{error}");
+                result
+            }
+            (Ok(()), result) => result,
         }
     }
 

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use mlomae_dataflow::checkpoint_request::CheckpointRequest;
 use mlomae_dataflow::config::ConfigInputs;
+use mlomae_dataflow::stages::log::RecordSink;
 use mlomae_dataflow::stop::{StopFlag, StopReason};
 
 use super::Session;
@@ -77,11 +78,7 @@ impl Args {
         let first_outer = state.outer;
         let facts = match facts(&prepared) {
             Ok(facts) => facts,
-            Err(error) => {
-                let result = Err(error);
-                run.end(&result, false, 0);
-                return result;
-            }
+            Err(error) => return run.end(Err(error), false, 0),
         };
         for (name, text) in facts {
             tracing::info!(kind = "setup", what = name, "{name}: {text}");
@@ -111,12 +108,21 @@ impl Args {
             faults: session.faults.clone(),
         };
         let sink = || {
-            // Repairing the logs of a long run takes its time, and survives being cut off.
-            let last_words = run.last_words(latest.get().step);
-            let sink =
-                at_once(&session.signals, &stop, last_words, || run.sink(&prepared, first_outer, latest.clone()));
-            session.signals.end_gracefully(&stop);
-            sink
+            let open = || run.sink(&prepared, first_outer, latest.clone());
+            let mut sink = if self.resume.is_some() {
+                // Repairing the logs of a long run takes its time, and survives being cut off.
+                let last_words = run.last_words(latest.get().step);
+                let sink = at_once(&session.signals, &stop, last_words, open);
+                session.signals.end_gracefully(&stop);
+                sink
+            } else {
+                open()
+            }?;
+            // A checkpoint of what the run has begun with is worth no time.
+            match stop.reason() {
+                Some(reason) => sink.close().map_err(CliError::from).and(Err(CliError::silent(reason.exit_code()))),
+                None => Ok(sink),
+            }
         };
         let (_server, result) = match server {
             Ok(server) => (server, sink().and_then(|sink| train(&prepared, state, sink, options))),
@@ -130,8 +136,7 @@ impl Args {
             Err(error) => (None, Err(error)),
         };
         let Some(report) = report else {
-            run.end(&result, false, latest.get().step);
-            return result;
+            return run.end(result, false, latest.get().step);
         };
         // The run ends with its evaluation: what is killed before it is not finished.
         let is_trained = result.is_ok();
@@ -154,7 +159,7 @@ impl Args {
             }
             result => (None, result),
         };
-        run.end(&result, is_trained, latest.get().step);
+        let result = run.end(result, is_trained, latest.get().step);
         let printed = if self.quiet {
             Ok(())
         } else {

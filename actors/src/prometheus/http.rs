@@ -24,8 +24,10 @@ impl Status {
     /// By the bytes that have come so far; none while the head is neither whole nor too long.
     pub(super) fn of(bytes: &[u8]) -> Option<Self> {
         // Empty lines before a request are to be ignored (RFC 9112, 2.2).
-        let begin = bytes.iter().position(|byte| !matches!(byte, b'\r' | b'\n'));
-        let bytes = &bytes[begin.unwrap_or(bytes.len().min(MAX_HEAD_BYTES))..];
+        let Some(begin) = bytes.iter().position(|byte| !matches!(byte, b'\r' | b'\n')) else {
+            return (bytes.len() > MAX_HEAD_BYTES).then_some(Self::HeadTooLarge);
+        };
+        let bytes = &bytes[begin..];
         match bytes.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
             Some(end) if end <= MAX_HEAD_BYTES => Some(Self::of_head(&bytes[..end])),
             None if bytes.len() <= MAX_HEAD_BYTES => None,

@@ -279,18 +279,15 @@ mod tests {
     }
 
     #[test]
-    fn a_thousand_clients_at_once_leave_room_for_one_that_asks() {
+    fn hundreds_of_idle_clients_leave_room_for_one_that_asks() {
         let (address, _server) = server();
         let mut idle = Vec::new();
-        for number in 0..1000 {
-            // The test's own limit of open files may be lower.
-            let Ok(client) = TcpStream::connect(address) else { break };
-            idle.push(client);
-            if number % 100 == 0 {
+        for number in 0..300 {
+            idle.push(TcpStream::connect(address).expect("connects"));
+            if number % 50 == 0 {
                 assert!(ask(address, GET).ends_with("a 1\n"), "beside {number}");
             }
         }
-        assert!(idle.len() >= 200, "{}", idle.len());
         let answers: Vec<_> = (0..8).map(|_| thread::spawn(move || ask(address, GET))).collect();
         for answer in answers {
             assert!(answer.join().expect("answered").ends_with("a 1\n"));
