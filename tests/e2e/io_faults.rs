@@ -189,6 +189,9 @@ fn check(what: &str, ended: &Ended, hits: &[Hit], tally: &Tally) {
             let must_be_told = ["write", "fsync", "rename", "truncate", "mkdir", "symlink"];
             let is_told = ended.err.contains("warn");
             assert!(is_harmless || is_told || !must_be_told.contains(&&*hits[0].call), "untold: {}", context());
+            if !is_harmless {
+                println!("survived: {what}: {hits:?}");
+            }
             if is_harmless {
                 "no harm"
             } else if is_told {
