@@ -272,7 +272,6 @@ impl Run {
     }
 
     /// What notes in `run.json` that a signal ended the process after `step` level-1 steps, for when it leaves at once.
-    #[must_use]
     pub fn last_words(&self, step: i64) -> impl FnOnce(StopReason) + Send + 'static {
         let (path, mut record, clock) = (self.path().to_owned(), self.record.clone(), self.clock);
         move |reason| {

@@ -71,7 +71,6 @@ const CALLS: [(&str, &[i32]); 11] = [
 /// One call, or all from one on.
 #[derive(Debug, Clone)]
 struct Fault {
-    path: String,
     call: &'static str,
     at: u64,
     is_lasting: bool,
@@ -94,13 +93,13 @@ type Tally = Mutex<BTreeMap<(String, i32), BTreeMap<String, u64>>>;
 
 impl Fault {
     /// Of the calls that a run makes; none if there are none of the drawn kind.
-    fn draw(luck: &mut Luck, path: &str, counts: &Counts) -> Option<Self> {
+    fn draw(luck: &mut Luck, counts: &Counts) -> Option<Self> {
         let (call, errors) = CALLS[luck.below(CALLS.len() as u64) as usize];
         let num = counts.get(call).copied().filter(|num| *num > 0)?;
         let errno = errors[luck.below(errors.len() as u64) as usize];
         // Without end, an interrupted call would be tried for ever.
         let is_lasting = luck.below(3) == 0 && errno != EINTR && errno != PART;
-        Some(Self { path: path.to_owned(), call, at: luck.below(num), is_lasting, errno })
+        Some(Self { call, at: luck.below(num), is_lasting, errno })
     }
 
     /// Whether the program need not notice.
@@ -240,7 +239,7 @@ fn fail_and_resume(
     for attempt in 0..2 {
         let (path, counts) = &counts[usize::from(luck.below(5) == 0)];
         let path = if path == "straight" { run } else { path };
-        let Some(fault) = Fault::draw(luck, path, counts) else { continue };
+        let Some(fault) = Fault::draw(luck, counts) else { continue };
         let before = newest_step(place, run);
         let has_record = place.path(run).join("run.json").exists();
         let mut args = TRAIN.to_vec();
@@ -359,7 +358,7 @@ fn commands_whose_input_and_output_fail_say_so() {
         num_runs += 1;
         assert!(num_runs < 20 * NUM_FAULTS_OF_READERS, "the faults do not come to pass");
         let (args, path, counts) = &counts[luck.below(counts.len() as u64) as usize];
-        let Some(fault) = Fault::draw(&mut luck, path, counts) else { continue };
+        let Some(fault) = Fault::draw(&mut luck, counts) else { continue };
         clean();
         let (ended, hits) = shim.run(&place, "reader", path, Some(&fault), args);
         check(&format!("{args:?} {fault:?}"), &ended, &hits, &tally);
@@ -378,7 +377,7 @@ fn commands_whose_input_and_output_fail_say_so() {
 #[test]
 fn a_fault_shows_in_the_shims_log() {
     let (place, shim) = (with_dataset(), Shim::compile());
-    let fault = Fault { path: "dataset".into(), call: "open", at: 0, is_lasting: true, errno: EIO };
+    let fault = Fault { call: "open", at: 0, is_lasting: true, errno: EIO };
     let (ended, hits) = shim.run(&place, "log", "dataset", Some(&fault), &["data", "info", "dataset"]);
     assert_eq!(ended.code, Some(74), "{ended:#?}");
     assert!(!hits.is_empty() && hits.iter().all(|hit| hit.call == "open" && hit.errno == EIO), "{hits:?}");

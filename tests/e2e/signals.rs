@@ -52,9 +52,10 @@ fn checkpoints_on_demand_change_nothing_but_that_they_are_there() {
         ("random", &["--set", "method.baseline=true"]),
     ] {
         let (straight, asked) = (format!("straight-{variant}"), format!("asked-{variant}"));
-        place.succeed(&with(&with(&LONG, more), &["--quiet", "--run-dir", &straight]));
-        assert_eq!(checkpoints(&place, &straight), ["step-00001200"]);
-        let mut running = place.start(&with(&with(&LONG, more), &["--quiet", "--run-dir", &asked]));
+        let more = [more, &["--set", "train.outer_iterations=200"]].concat();
+        place.succeed(&with(&with(&LONG, &more), &["--quiet", "--run-dir", &straight]));
+        assert_eq!(checkpoints(&place, &straight), ["step-00000400"]);
+        let mut running = place.start(&with(&with(&LONG, &more), &["--quiet", "--run-dir", &asked]));
         // The run watches signals before it makes its directory, so that the first may come before training begins.
         wait_for("the run directory", || place.path(&asked).exists() || running.has_ended());
         let (mut num_asked, mut num_seen, mut last) = (0, 0, Vec::new());
@@ -63,7 +64,7 @@ fn checkpoints_on_demand_change_nothing_but_that_they_are_there() {
                 running.signal("USR1");
                 num_asked += 1;
             }
-            std::thread::sleep(luck.part_of(Duration::from_millis(60)));
+            std::thread::sleep(luck.part_of(Duration::from_millis(120)));
             let now = checkpoints(&place, &asked);
             num_seen += u32::from(now != last);
             last = now;

@@ -3,7 +3,7 @@
  * chosen files fail as a bad disk, a full one or a signal would. The environment says which:
  *
  *   IO_FAULT_PATH   calls on paths that contain this text, and on descriptors opened from them
- *   IO_FAULT_CALL   open read write fsync rename close truncate unlink mkdir symlink list
+ *   IO_FAULT_CALL   open read write fsync rename close truncate unlink mkdir symlink list stat
  *   IO_FAULT_AT     the first that fails, counted from 0 over these calls
  *   IO_FAULT_NUM    how many fail in a row from there on
  *   IO_FAULT_ERRNO  the error; 0: the call succeeds for a part of the bytes only (short read, short write)
@@ -26,9 +26,9 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum call { OPEN, READ, WRITE, FSYNC, RENAME, CLOSE, TRUNCATE, UNLINK, MKDIR, SYMLINK, LIST, NUM_CALLS };
+enum call { OPEN, READ, WRITE, FSYNC, RENAME, CLOSE, TRUNCATE, UNLINK, MKDIR, SYMLINK, LIST, STAT, NUM_CALLS };
 static const char *const NAMES[NUM_CALLS] = {"open",     "read",   "write", "fsync",   "rename", "close",
-                                             "truncate", "unlink", "mkdir", "symlink", "list"};
+                                             "truncate", "unlink", "mkdir", "symlink", "list", "stat"};
 #define MAX_FDS 65536
 static _Atomic unsigned char watched[MAX_FDS];
 static atomic_long counts[NUM_CALLS];
@@ -277,6 +277,13 @@ struct dirent64 *readdir64(DIR *dir) {
 int closedir(DIR *dir) {
     watch(dirfd(dir), 0);
     return REAL(closedir)(dir);
+}
+
+int statx(int dir, const char *path, int flags, unsigned mask, struct statx *result) {
+    /* Of an open descriptor nothing can fail in practice. */
+    int error = fault(STAT, path[0] != 0 && is_at(dir, path), path);
+    if (error > 0) FAIL(error);
+    return REAL(statx)(dir, path, flags, mask, result);
 }
 
 __attribute__((destructor)) static void count(void) {

@@ -201,12 +201,13 @@ thread_local! {
 }
 
 /// Marks its thread as one that is at work for a [`Compute`], until it is dropped.
-struct Inside;
+struct Inside {
+    was_inside: bool,
+}
 
 impl Inside {
     fn enter() -> Self {
-        IS_INSIDE.set(true);
-        Self
+        Self { was_inside: IS_INSIDE.replace(true) }
     }
 
     fn is_here() -> bool {
@@ -216,7 +217,7 @@ impl Inside {
 
 impl Drop for Inside {
     fn drop(&mut self) {
-        IS_INSIDE.set(false);
+        IS_INSIDE.set(self.was_inside);
     }
 }
 
