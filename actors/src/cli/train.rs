@@ -26,7 +26,7 @@ Signals:
   INT, TERM   finish the outer iteration, write a checkpoint, seal the logs and exit with 130 or 143;
               the second of them leaves at once
   USR1        writes a checkpoint at the end of the outer iteration and goes on; several that come
-              meanwhile count as one (Slurm: --signal=USR1@120)
+              meanwhile are one, and it counts among checkpoint.keep (Slurm: --signal=USR1@120)
   USR2, HUP, XCPU
               end like TERM, with 140, 129 and 152, so that a job script can tell and requeue; repeated
               ones are no haste. HUP is ignored if it was at the start, as under nohup
