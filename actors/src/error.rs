@@ -9,6 +9,7 @@ use mlomae_dataflow::config::ConfigError;
 use mlomae_dataflow::data::SetupError;
 use mlomae_dataflow::exit::StageError;
 use mlomae_dataflow::plan::PlanError;
+use mlomae_dataflow::stop::StopReason;
 use mlomae_model::ModelError;
 use mlomae_storage::atomic::FileError;
 use mlomae_storage::checkpoint::CheckpointError;
@@ -91,6 +92,15 @@ impl CliError {
             Self::Failed { exit_code, .. } => *exit_code,
             Self::BrokenPipe => exit_code::OK,
         }
+    }
+}
+
+impl CliError {
+    /// Whether a signal asked for the end, which is no error.
+    #[must_use]
+    pub fn is_by_signal(&self) -> bool {
+        let by_signal = StopReason::ALL.into_iter().filter(|reason| reason.is_signal()).map(StopReason::exit_code);
+        matches!(self, Self::Failed { exit_code, .. } if by_signal.into_iter().any(|code| code == *exit_code))
     }
 }
 

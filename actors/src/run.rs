@@ -8,6 +8,7 @@ use mlomae_dataflow::config::{Config, ConfigInputs};
 use mlomae_dataflow::run_sink::{Latest, RunSink};
 use mlomae_dataflow::stage_name::StageName;
 use mlomae_dataflow::state::TrainState;
+use mlomae_dataflow::stop::StopReason;
 use mlomae_model::kernels;
 use mlomae_storage::checkpoint;
 use mlomae_storage::logs::{Clock, EvalRow, EventRow, Level, LogContext, LogPolicy, LogWriter, Severity};
@@ -45,15 +46,22 @@ pub struct Start {
 impl Run {
     /// Makes a new run from `inputs`; `name` becomes a part of its id unless `run.id` is given. With
     /// `restart` a directory in the way is moved aside. Nothing is made if the configuration or its data
-    /// are wrong or the metrics' address cannot be had.
+    /// are wrong or the metrics' address cannot be had. `before_changes` is called before anything is made.
     ///
     /// # Errors
     /// In these cases, or if the directory is in the way or cannot be made.
-    pub fn begin(inputs: &ConfigInputs, name: &str, restart: bool) -> Result<Start, CliError> {
+    pub fn begin(
+        inputs: &ConfigInputs,
+        name: &str,
+        restart: bool,
+        before_changes: &dyn Fn(),
+    ) -> Result<Start, CliError> {
         let mut config = Config::resolve(inputs)?;
         let id = config.run.id.get_or_insert_with(|| new_run_id(name)).clone();
         let prepared = Prepared::new(config, None)?;
         let metrics = prometheus::bind(&prepared.config.telemetry)?;
+        let state = TrainState::fresh(&prepared.method);
+        before_changes();
         let root = PathBuf::from(&prepared.config.run.root);
         if restart && let Some(aside) = RunDir::move_aside(&root.join(&id))? {
             tracing::info!(kind = "run_moved", "moved the run in the way to {}", aside.display());
@@ -64,18 +72,22 @@ impl Run {
         let record = RunRecord::begin(&id, VERSION, kernels::isa().name(), prepared.config.seed);
         dir.write_record(&record)?;
         tracing::info!(kind = "run_started", "run directory {}", dir.path().display());
-        let state = TrainState::fresh(&prepared.method);
         Ok(Start { run: Self { dir, record, clock: Clock::start() }, prepared, state, metrics })
     }
 
     /// Takes up the run at `path` at its latest checkpoint, or at its beginning if it has none. If `path` is the folder
     /// of one of a run's checkpoints, the run goes back to that one. The configuration is the run's own, or `base` if
-    /// given, with `changes` over it.
+    /// given, with `changes` over it. `before_changes` is called before anything is changed but what an interrupted save left.
     ///
     /// # Errors
     /// If there is no such run, another process holds it, its files are damaged, the configuration does
     /// not fit them, or the metrics' address cannot be had.
-    pub fn resume(path: &Path, base: Option<ConfigInputs>, mut changes: ConfigInputs) -> Result<Start, CliError> {
+    pub fn resume(
+        path: &Path,
+        base: Option<ConfigInputs>,
+        mut changes: ConfigInputs,
+        before_changes: &dyn Fn(),
+    ) -> Result<Start, CliError> {
         let (path, from) = run_and_checkpoint(path);
         let dir = RunDir::open_locked(path)?;
         let mut record = dir.record()?;
@@ -102,6 +114,7 @@ impl Run {
             (prepared, state, wall_s)
         };
         let metrics = prometheus::bind(&prepared.config.telemetry)?;
+        before_changes();
         if let Some(step) = back_to {
             record.step = i64::try_from(step).unwrap_or(i64::MAX);
             for aside in checkpoint::go_back(path, step)? {
@@ -235,14 +248,16 @@ impl Run {
         Ok(writer.close()?)
     }
 
-    /// Notes in `run.json` how the process ended. A run whose training `is_trained` to its end is finished, although its
-    /// evaluation failed. If the record cannot be written, it is a warning: the first error is the one to report.
-    pub fn end(&mut self, result: &Result<(), CliError>, is_trained: bool, step: i64) {
-        let (status, code, error) = match result {
+    /// Notes in `run.json` how the process ended, and answers with that end. A run whose training `is_trained` to its end
+    /// is finished, although its evaluation failed. If the record cannot be written, that is the error to report where
+    /// there was none before, and a warning where there was.
+    ///
+    /// # Errors
+    /// That of `result`, or of writing.
+    pub fn end(&mut self, result: Result<(), CliError>, is_trained: bool, step: i64) -> Result<(), CliError> {
+        let (status, code, error) = match &result {
             Ok(()) => (RunStatus::Finished, exit_code::OK, None),
-            Err(error @ CliError::Failed { exit_code: 130 | 143, .. }) => {
-                (RunStatus::Interrupted, error.exit_code(), None)
-            }
+            Err(error) if error.is_by_signal() => (RunStatus::Interrupted, error.exit_code(), None),
             Err(error) => {
                 let status = if is_trained { RunStatus::Finished } else { RunStatus::Failed };
                 (status, error.exit_code(), Some(error.to_string()))
@@ -251,8 +266,26 @@ impl Run {
         self.record.wall_s = self.clock.wall_s();
         self.record.step = self.record.step.max(step);
         self.record.end(status, code.into(), error);
-        if let Err(error) = self.dir.write_record(&self.record) {
-            tracing::warn!(kind = "run_record", "{error}");
+        match (self.dir.write_record(&self.record), result) {
+            (Err(error), Ok(())) => Err(error.into()),
+            (Err(error), result) => {
+                tracing::warn!(kind = "run_record", "{error}");
+                result
+            }
+            (Ok(()), result) => result,
+        }
+    }
+
+    /// What notes in `run.json` that a signal ended the process after `step` level-1 steps, for when it leaves at once.
+    pub fn last_words(&self, step: i64) -> impl FnOnce(StopReason) + Send + 'static {
+        let (path, mut record, clock) = (self.path().to_owned(), self.record.clone(), self.clock);
+        move |reason| {
+            record.wall_s = clock.wall_s();
+            record.step = record.step.max(step);
+            record.end(RunStatus::Interrupted, reason.exit_code().into(), None);
+            if let Err(error) = RunDir::open(&path).and_then(|dir| dir.write_record(&record)) {
+                tracing::warn!(kind = "run_record", "{error}");
+            }
         }
     }
 

@@ -6,6 +6,7 @@
 pub mod augment;
 pub mod bad_images;
 pub mod batch;
+pub mod checkpoint_request;
 pub mod config;
 pub mod counters;
 pub mod data;

@@ -15,6 +15,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use crate::unfinished::Unfinished;
 #[cfg(test)]
 use record::{Op, note};
 
@@ -284,6 +285,8 @@ pub struct AtomicFile {
     path: PathBuf,
     tmp: PathBuf,
     file: Option<File>,
+    /// Last, so that the temporary file is gone when it is no longer noted.
+    _unfinished: Unfinished,
 }
 
 impl AtomicFile {
@@ -297,8 +300,9 @@ impl AtomicFile {
             check_plain(&tmp).map_err(|e| FileError::new("create", &tmp, e))?;
             remove_file(&tmp)?;
         }
+        let unfinished = Unfinished::note(&tmp);
         let file = create_new(&tmp)?;
-        Ok(Self { path: path.to_path_buf(), tmp, file: Some(file) })
+        Ok(Self { path: path.to_path_buf(), tmp, file: Some(file), _unfinished: unfinished })
     }
 
     /// Writes all bytes.

@@ -8,3 +8,4 @@ mod guard;
 pub mod logs;
 pub mod out_file;
 pub mod run_dir;
+pub mod unfinished;

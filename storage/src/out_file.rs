@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use crate::atomic::{FileError, fsync_dir, parent};
 use crate::clock::unix_us;
+use crate::unfinished::Unfinished;
 
 /// An output that is being written. Dropped without [`OutFile::commit`], it leaves nothing half-done behind.
 #[derive(Debug)]
@@ -33,6 +34,8 @@ enum Sink {
     Replace {
         tmp: PathBuf,
         file: File,
+        /// A process that is made to leave removes it.
+        _unfinished: Unfinished,
     },
     Done,
 }
@@ -76,9 +79,10 @@ impl OutFile {
             return Err(FileError::new("write", path, io::ErrorKind::IsADirectory.into()));
         }
         let tmp = parent(path).join(format!(".mlomae-{}-{}.tmp", std::process::id(), unix_us()));
+        let unfinished = Unfinished::note(&tmp);
         let file = OpenOptions::new().write(true).create_new(true).open(&tmp);
         let file = file.map_err(failed("create"))?;
-        let out = out(Sink::Replace { tmp, file });
+        let out = out(Sink::Replace { tmp, file, _unfinished: unfinished });
         if let (Some(named), Sink::Replace { file, .. }) = (named, &out.sink) {
             file.set_permissions(named.permissions()).map_err(failed("create"))?;
         }
@@ -116,7 +120,7 @@ impl OutFile {
                     file.sync_all().map_err(failed("sync"))?;
                 }
             }
-            Sink::Replace { tmp, file } => {
+            Sink::Replace { tmp, file, .. } => {
                 file.sync_all().map_err(failed("sync"))?;
                 fs::rename(tmp, path).map_err(failed("rename"))?;
             }

@@ -7,7 +7,6 @@ use std::path::PathBuf;
 
 use mlomae_dataflow::config::{Config, ConfigInputs, Preset};
 use mlomae_dataflow::memory::process_memory;
-use mlomae_dataflow::stop::StopFlag;
 use mlomae_dataflow::workload::{Lap, Workload, WorkloadSpec};
 use mlomae_model::kernels;
 
@@ -40,10 +39,9 @@ const PEAK_SECONDS: f64 = 0.05;
 /// Measures; `progress` gets the rounds done and their number. Ours and the peer's iterations take turns.
 ///
 /// # Errors
-/// If threads cannot be started, or the peer cannot run, or a signal asks to stop.
+/// If threads cannot be started, or the peer cannot run.
 pub fn bench(
     spec: &BenchSpec,
-    stop: &StopFlag,
     events: &EventQueue,
     mut progress: impl FnMut(usize, usize),
 ) -> Result<BenchReport, CliError> {
@@ -53,9 +51,6 @@ pub fn bench(
     let (mut laps, mut peer_laps, mut peaks) = (Vec::new(), Vec::new(), Vec::new());
     let mut allocated_after_warm_up = 0;
     for round in 0..num_rounds {
-        if let Some(reason) = stop.reason() {
-            return Err(CliError::Failed { lines: Vec::new(), exit_code: reason.exit_code() });
-        }
         progress(round, num_rounds);
         if round == NUM_WARM_UP {
             allocated_after_warm_up = workload.allocated_bytes();
@@ -85,13 +80,12 @@ pub fn bench(
         }
         None => None,
     };
-    let pipeline =
-        spec.lag.map(|lag| pipeline(&spec.workload, lag, stop, events).map(|found| (lag, found))).transpose()?;
+    let pipeline = spec.lag.map(|lag| pipeline(&spec.workload, lag, events).map(|found| (lag, found))).transpose()?;
     Ok(BenchReport::new(&spec.workload, micro_batch, &laps, &peaks, peak_bytes, allocated_bytes, peer, pipeline))
 }
 
 /// The same networks in the whole pipeline, fed with generated images.
-fn pipeline(workload: &WorkloadSpec, lag: u32, stop: &StopFlag, events: &EventQueue) -> Result<Measurement, CliError> {
+fn pipeline(workload: &WorkloadSpec, lag: u32, events: &EventQueue) -> Result<Measurement, CliError> {
     let WorkloadSpec { preset, batch, num_threads, micro_batch, baseline } = workload;
     let mut inputs = ConfigInputs::default()
         .set(&format!("model.preset={}", preset_name(*preset)))
@@ -113,7 +107,7 @@ fn pipeline(workload: &WorkloadSpec, lag: u32, stop: &StopFlag, events: &EventQu
             .set(&format!("actors.{stage}.micro_batch={micro_batch}"));
     }
     let prepared = Prepared::new(Config::resolve(&inputs)?, None)?;
-    measure(&prepared, Limits { num_warm_up: 2, min_outer: 5, min_seconds: 2.0 }, stop, events)
+    measure(&prepared, Limits { num_warm_up: 2, min_outer: 5, min_seconds: 2.0 }, events)
 }
 
 /// A preset's name on the command line.

@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use mlomae_dataflow::config::ConfigInputs;
-use mlomae_dataflow::stop::StopFlag;
 use mlomae_model::layout::ParamSet;
 
 use super::Session;
@@ -56,11 +55,9 @@ impl Args {
         };
         let judge = Judge::new(&trained.prepared)?;
         let bar = Bar::new(&session.terminal, task.as_str());
-        // Nothing is lost by a signal here, so that its default, which ends the process, will do.
-        let stop = StopFlag::new();
         let judge = |theta| {
             let mut progress = |name, done, all| bar.set(name, done, all);
-            judge.judge(task, theta, &stop, &mut progress)
+            judge.judge(task, theta, &mut progress)
         };
         let result = judge(&trained.state.theta)?;
         let untrained = if self.untrained {

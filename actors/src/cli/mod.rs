@@ -35,6 +35,7 @@ use mlomae_model::kernels::{self, Isa};
 use crate::error::{CliError, exit_code};
 use crate::logging::{self, EventQueue, LogFormat};
 use crate::panic_hook;
+use crate::signals::SignalWatcher;
 use crate::terminal::Terminal;
 
 const STYLES: Styles = Styles::styled()
@@ -54,7 +55,9 @@ Examples:
   duckdb -c \"SELECT * FROM 'runs/*/logs/metrics/*.parquet'\"
 
 Exit codes: 0 ok, 1 a verification failed, 2 usage, 65 bad data, 66 no input, 70 internal error
-or NaN, 74 I/O, 78 bad config, 130 and 143 stopped by SIGINT and SIGTERM.";
+or NaN, 74 I/O, 78 bad config, 129, 130, 140, 143 and 152 stopped by SIGHUP, SIGINT, SIGUSR2, SIGTERM
+and SIGXCPU. What each signal does to a run: mlomae train --help; other commands leave at once, without
+unfinished files, and go on after SIGUSR1.";
 
 /// Pretrains vision transformers with learned masking (MLO-MAE): a masked autoencoder whose masks
 /// are learned from a downstream task's validation loss.
@@ -110,6 +113,8 @@ pub(crate) struct Session<'a> {
     pub terminal: Terminal,
     /// Logged events, for the `events` table.
     pub events: EventQueue,
+    /// What signals do: leave at once, unless the command says otherwise.
+    pub signals: SignalWatcher,
     /// Faults that a training run shall survive; the program itself has none.
     pub faults: FaultPlan,
 }
@@ -156,7 +161,9 @@ fn execute(cli: Cli, faults: FaultPlan) -> Result<(), CliError> {
     let is_quiet = matches!(&cli.command, Command::Train(args) if args.quiet);
     let events = logging::init(cli.log_format, is_quiet, &terminal).map_err(CliError::usage)?;
     let mut out = BufWriter::new(io::stdout());
-    let mut session = Session { out: &mut out, terminal, events, faults };
+    let on_screen = terminal.clone();
+    let signals = SignalWatcher::start(move || on_screen.clear())?;
+    let mut session = Session { out: &mut out, terminal, events, signals, faults };
     let result = match cli.command {
         Command::Train(args) => args.run(&mut session),
         Command::Check(args) => args.run(&mut session),

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use mlomae_dataflow::stage_name::StageName;
-use mlomae_dataflow::stop::StopFlag;
 use mlomae_storage::out_file::{is_stdout, write_out};
 
 use super::Session;
@@ -13,7 +12,6 @@ use super::config_args::ConfigArgs;
 use crate::error::CliError;
 use crate::measurement::Measurement;
 use crate::setup::Prepared;
-use crate::signals::SignalWatcher;
 use crate::tuning::{Tuning, overlay, tune};
 
 /// Find the fastest workers, micro-batches and queues for a configuration on this machine
@@ -45,14 +43,11 @@ impl Args {
         config.checkpoint.every_steps = 1_000_000_000;
         config.eval.at_end = false;
         let name = self.config.config.as_deref().unwrap_or(Path::new("quickstart")).display().to_string();
-        let stop = StopFlag::new();
-        let terminal = session.terminal.clone();
-        let _signals = SignalWatcher::start(stop.clone(), move || terminal.clear())?;
         let lag = config.pipeline.lag;
         let prepared = Prepared::new(config, None)?;
         let budget = Duration::from_secs(u64::from(self.budget));
         let bar = bar(budget).map(|bar| session.terminal.bars().add(bar));
-        let tuning = tune(prepared, budget, &stop, &session.events, |progress| {
+        let tuning = tune(prepared, budget, &session.events, |progress| {
             if let Some(bar) = &bar {
                 bar.set_position(progress.spent.as_secs().min(u64::from(self.budget)));
                 bar.set_message(progress.what.clone());

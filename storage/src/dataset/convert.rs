@@ -14,6 +14,7 @@ use parquet::basic::Compression;
 use parquet::file::properties::WriterProperties;
 
 use super::{DataError, Dataset, Image, Split, SyntheticDataset, SyntheticSpec, features};
+use crate::unfinished::Unfinished;
 
 /// Rows written at once; the memory bound of a conversion.
 const ROWS_PER_GROUP: usize = 500;
@@ -58,6 +59,7 @@ pub fn convert(
         column => Some(column.filter(|name| *name != "image").unwrap_or("label")),
     };
     let unfinished = path.with_extension("parquet.tmp");
+    let _noted = Unfinished::note(&unfinished);
     let written =
         write(dataset, label_column, &unfinished, progress).and_then(|()| publish(&unfinished, &path, out_dir));
     if written.is_err() {
