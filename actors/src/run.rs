@@ -9,12 +9,15 @@ use mlomae_dataflow::run_sink::{Latest, RunSink};
 use mlomae_dataflow::stage_name::StageName;
 use mlomae_dataflow::state::TrainState;
 use mlomae_model::kernels;
+use mlomae_storage::atomic::read_at_most;
 use mlomae_storage::checkpoint;
+use mlomae_storage::escape::one_line;
 use mlomae_storage::logs::{Clock, EvalRow, EventRow, Level, LogContext, LogPolicy, LogWriter, Severity};
-use mlomae_storage::run_dir::{RunDir, RunLock, RunRecord, RunStatus, new_run_id};
+use mlomae_storage::run_dir::{MAX_CONFIG_BYTES, RunDir, RunLock, RunRecord, RunStatus, new_run_id};
 
 use crate::error::{CliError, exit_code};
 use crate::eval::{Judgement, Task};
+use crate::memory::Needs;
 use crate::prometheus;
 use crate::setup::{Prepared, config_toml};
 use crate::trained::Trained;
@@ -53,6 +56,7 @@ impl Run {
         let mut config = Config::resolve(inputs)?;
         let id = config.run.id.get_or_insert_with(|| new_run_id(name)).clone();
         let prepared = Prepared::new(config, None)?;
+        Needs::of_training(&prepared)?.check(prepared.config.run.memory_check)?;
         let metrics = prometheus::bind(&prepared.config.telemetry)?;
         let root = PathBuf::from(&prepared.config.run.root);
         if restart {
@@ -82,7 +86,10 @@ impl Run {
         // The directory may have been moved since; it stays where it is.
         let root = path.parent().filter(|root| !root.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let text = |text: &str| toml::Value::String(text.to_owned()).to_string();
-        changes.sets.push(format!("run.root={}", text(&root.to_string_lossy())));
+        // A configuration is UTF-8 text. Another name cannot be in it; the one that is there is of no use to a resume.
+        if let Some(root) = root.to_str() {
+            changes.sets.push(format!("run.root={}", text(root)));
+        }
         changes.sets.push(format!("run.id={}", text(&record.id)));
         checkpoint::clean(path)?;
         let mut back_to = None;
@@ -94,10 +101,12 @@ impl Run {
             inputs.layers.extend(changes.layers);
             inputs.sets.extend(changes.sets);
             let prepared = Prepared::new(Config::resolve(&inputs)?, None)?;
+            Needs::of_training(&prepared)?.check(prepared.config.run.memory_check)?;
             let state = TrainState::fresh(&prepared.method);
             (prepared, state, 0.0)
         } else {
             let Trained { prepared, state, step, wall_s, .. } = Trained::load(from.unwrap_or(path), base, changes)?;
+            Needs::of_training(&prepared)?.check(prepared.config.run.memory_check)?;
             back_to = from.map(|_| step);
             (prepared, state, wall_s)
         };
@@ -108,7 +117,9 @@ impl Run {
                 tracing::warn!(kind = "checkpoint_aside", "a later checkpoint is set aside: {}", aside.display());
             }
         }
-        let input = std::fs::read_to_string(dir.config_input()).unwrap_or_default();
+        // Only kept for people; a run without it goes on.
+        let input = read_at_most(&dir.config_input(), MAX_CONFIG_BYTES).unwrap_or_default();
+        let input = String::from_utf8(input).unwrap_or_default();
         dir.write_configs(&config_toml(&prepared.config)?, &input)?;
         let isa = kernels::isa().name();
         let isa_before = std::mem::take(&mut record.host.isa);
@@ -286,10 +297,10 @@ fn run_and_checkpoint(path: &Path) -> (&Path, Option<&Path>) {
 fn as_given(inputs: &ConfigInputs) -> String {
     let mut text = String::new();
     for (name, layer) in &inputs.layers {
-        text += &format!("# {name}\n{}\n", layer.trim_end());
+        text += &format!("# {}\n{}\n", one_line(name), layer.trim_end());
     }
     for setting in &inputs.sets {
-        text += &format!("# --set {setting}\n");
+        text += &format!("# --set {}\n", one_line(setting));
     }
     text
 }
@@ -302,9 +313,13 @@ fn move_aside(path: &Path) -> Result<(), CliError> {
     RunDir::check_movable(path)?;
     // Held by another process, it is not ours to move. It may have been killed before it had a record.
     drop(RunLock::acquire(path)?);
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let name = |number: u32| {
+        let mut name = path.file_name().unwrap_or_default().to_owned();
+        name.push(format!(".before-{number}"));
+        name
+    };
     let aside = (1..)
-        .map(|number: u32| path.with_file_name(format!("{name}.before-{number}")))
+        .map(|number| path.with_file_name(name(number)))
         .find(|aside| !aside.exists())
         .unwrap_or_else(|| path.with_extension("before"));
     std::fs::rename(path, &aside).map_err(|error| CliError::file("rename", path, &error))?;

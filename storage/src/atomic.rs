@@ -7,6 +7,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+use crate::{input, machine_memory};
+
 /// Unit tests make thousands of directories and pull no plug: there only the disk's own part is left out.
 const SYNCS: bool = !cfg!(test);
 
@@ -28,10 +30,14 @@ impl FileError {
         Self { op, path: path.to_path_buf(), source }
     }
 
-    /// 66 for an input that is missing, 74 for any other I/O error.
+    /// 66 for an input that is missing or no file, 65 for one that is too large, 74 for any other I/O error.
     pub fn exit_code(&self) -> u8 {
         let is_input = matches!(self.op, "read" | "open" | "list" | "resolve");
-        if is_input && self.is_missing() { 66 } else { 74 }
+        match input::refusal_code(&self.source) {
+            Some(code) => code,
+            None if is_input && self.is_missing() => 66,
+            None => 74,
+        }
     }
 
     /// True when the file or folder does not exist.
@@ -108,9 +114,14 @@ pub fn symlink(target: &Path, link: &Path) -> Result<(), FileError> {
     step("link", link, || std::os::unix::fs::symlink(target, link))
 }
 
-/// Reads a whole file.
+/// Reads a whole regular file, which may take half of the memory that is left.
 pub fn read(path: &Path) -> Result<Vec<u8>, FileError> {
-    fs::read(path).map_err(|e| FileError::new("read", path, e))
+    read_at_most(path, machine_memory::available().num_bytes / 2)
+}
+
+/// Reads a whole regular file of at most `max_bytes`.
+pub fn read_at_most(path: &Path, max_bytes: u64) -> Result<Vec<u8>, FileError> {
+    input::read_at_most(path, max_bytes).map_err(|e| FileError::new("read", path, e))
 }
 
 /// Brings a folder's entries (names, renames, removals) to the disk.

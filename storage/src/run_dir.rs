@@ -8,11 +8,18 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::atomic::{FileError, create_dir_all, fsync_dir, parent, read, write_atomic};
+use crate::atomic::{FileError, create_dir_all, fsync_dir, parent, read_at_most, write_atomic};
 use crate::clock::{compact, rfc3339, unix_us};
+use crate::escape::os_text;
+use crate::input::open_regular;
 
 /// Version of `run.json`.
 pub const RUN_FORMAT: u32 = 1;
+
+/// The largest configuration file that is read: the shipped ones have some kilobytes.
+pub const MAX_CONFIG_BYTES: u64 = 16 << 20;
+/// The largest `run.json`: it holds a command line.
+const MAX_RECORD_BYTES: u64 = 16 << 20;
 
 const RECORD: &str = "run.json";
 const LOCK: &str = "run.lock";
@@ -169,7 +176,8 @@ pub struct RunRecord {
     /// How many times it has been resumed: the `segment` of its newest log rows.
     #[serde(default)]
     pub segment: i32,
-    /// The command line of its last process.
+    /// The command line of its last process, program first. An argument need not be UTF-8: each byte of it that belongs to
+    /// no UTF-8 sequence is written as `\xNN`, each backslash as `\\`.
     #[serde(default)]
     pub command: Vec<String>,
     /// Seconds of running time up to the end of its last orderly ended process.
@@ -181,6 +189,11 @@ pub struct RunRecord {
     /// The error it failed with.
     #[serde(default)]
     pub error: Option<String>,
+}
+
+/// The arguments of this process as [`RunRecord::command`] has them.
+fn command_line() -> Vec<String> {
+    std::env::args_os().map(|argument| os_text(&argument)).collect()
 }
 
 impl RunRecord {
@@ -202,7 +215,7 @@ impl RunRecord {
             parent: None,
             host: Host::this(isa),
             segment: 0,
-            command: std::env::args().collect(),
+            command: command_line(),
             wall_s: 0.0,
             step: 0,
             error: None,
@@ -219,7 +232,7 @@ impl RunRecord {
         self.error = None;
         self.host = Host::this(isa);
         self.segment += 1;
-        self.command = std::env::args().collect();
+        self.command = command_line();
     }
 
     /// Ends it now.
@@ -248,7 +261,7 @@ impl RunLock {
             Err(TryLockError::WouldBlock) => {
                 let mut pid = String::new();
                 // Only for the message.
-                let _ = file.read_to_string(&mut pid);
+                let _ = Read::by_ref(&mut file).take(32).read_to_string(&mut pid);
                 let pid = pid.trim().parse().unwrap_or(0);
                 return Err(RunDirError::InUse { path: run.to_path_buf(), pid });
             }
@@ -261,7 +274,7 @@ impl RunLock {
 
     /// Whether a process holds the run now.
     pub fn is_held(run: &Path) -> bool {
-        let Ok(file) = File::open(run.join(LOCK)) else { return false };
+        let Ok(file) = open_regular(&run.join(LOCK)) else { return false };
         let is_held = matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock));
         let _ = file.unlock();
         is_held
@@ -425,7 +438,8 @@ impl RunDir {
     /// Reads the resolved config.
     pub fn read_config(&self) -> Result<String, RunDirError> {
         let path = self.config();
-        String::from_utf8(read(&path)?).map_err(|e| RunDirError::Corrupt { path, reason: e.utf8_error().to_string() })
+        String::from_utf8(read_at_most(&path, MAX_CONFIG_BYTES)?)
+            .map_err(|e| RunDirError::Corrupt { path, reason: e.utf8_error().to_string() })
     }
 
     /// Writes `run.json`, by rename.
@@ -440,7 +454,7 @@ impl RunDir {
     /// Reads `run.json` as it is.
     pub fn record(&self) -> Result<RunRecord, RunDirError> {
         let path = self.path.join(RECORD);
-        let bytes = match read(&path) {
+        let bytes = match read_at_most(&path, MAX_RECORD_BYTES) {
             Err(error) if error.is_missing() => return Err(RunDirError::NoRun(self.path.clone())),
             other => other?,
         };

@@ -22,7 +22,7 @@ fn spoilt_images(place: &Place, every: usize) -> (usize, usize) {
             let png = encode_png(&sample.image).expect("encoded");
             let (is_bad, num) = match split {
                 Split::Train => (index % every == every / 2, &mut num_spoilt.0),
-                Split::Test => (index == 5, &mut num_spoilt.1),
+                Split::Test | Split::Validation => (index == 5, &mut num_spoilt.1),
             };
             *num += usize::from(is_bad);
             let bytes = match index % 3 {

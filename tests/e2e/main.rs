@@ -10,6 +10,7 @@ mod golden;
 mod kills;
 mod labels;
 mod layouts;
+mod lies;
 mod logging;
 mod logs;
 mod luck;

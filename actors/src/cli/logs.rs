@@ -103,8 +103,11 @@ fn export(args: &ExportArgs, session: &mut Session<'_>) -> Result<(), CliError> 
             vec![(table, out, num_rows)]
         }
         None => {
-            let name = run.file_name().map_or_else(|| "run".into(), |name| name.to_string_lossy());
-            let default = || PathBuf::from(format!("{name}-logs"));
+            let default = || {
+                let mut name = run.file_name().unwrap_or("run".as_ref()).to_owned();
+                name.push("-logs");
+                PathBuf::from(name)
+            };
             let out = args.out.clone().unwrap_or_else(default);
             logs::export_all(&run, args.format, &out)?
         }

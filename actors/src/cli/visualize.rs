@@ -8,6 +8,7 @@ use mlomae_storage::dataset::Split;
 use super::Session;
 use super::run_arg::{OverlayArgs, find_run};
 use crate::error::CliError;
+use crate::memory::Needs;
 use crate::pictures::panel_of;
 use crate::trained::Trained;
 
@@ -48,6 +49,8 @@ impl Args {
     pub(crate) fn run(self, session: &mut Session<'_>) -> Result<(), CliError> {
         let overlay: ConfigInputs = self.overlay.inputs()?;
         let trained = Trained::load(&find_run(&self.checkpoint)?, None, overlay)?;
+        let needs = Needs::of_pictures(&trained.prepared, self.num_images.into());
+        needs.check(trained.prepared.config.run.memory_check)?;
         let panel = panel_of(&trained, self.split, self.num_images.into())?;
         let out = match (self.out, trained.run()) {
             (Some(out), _) => out,

@@ -23,6 +23,8 @@ mod text;
 mod writer;
 
 #[cfg(test)]
+mod bomb_tests;
+#[cfg(test)]
 mod fault_tests;
 #[cfg(test)]
 mod tests;

@@ -30,6 +30,11 @@ impl Follow {
         Self { run: run.to_path_buf(), table, number: 0, done: 0 }
     }
 
+    /// The run directory.
+    pub(crate) fn run(&self) -> &Path {
+        &self.run
+    }
+
     /// Follows `table` from now on; the rows so far are skipped.
     pub fn new(run: &Path, table: Table) -> Result<Self, LogError> {
         Ok(Self::last(run, table, 0)?.0)
