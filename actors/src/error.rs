@@ -14,6 +14,7 @@ use mlomae_model::ModelError;
 use mlomae_storage::atomic::FileError;
 use mlomae_storage::checkpoint::CheckpointError;
 use mlomae_storage::dataset::DataError;
+use mlomae_storage::input::refusal_code;
 use mlomae_storage::logs::LogError;
 use mlomae_storage::run_dir::RunDirError;
 
@@ -82,7 +83,8 @@ impl CliError {
         if error.kind() == io::ErrorKind::NotFound && action == "read" {
             return Self::new(exit_code::NO_INPUT, format!("no such file: {}", path.display()));
         }
-        Self::new(exit_code::IO, format!("cannot {action} {}: {error}", path.display()))
+        let exit_code = refusal_code(error).unwrap_or(exit_code::IO);
+        Self::new(exit_code, format!("cannot {action} {}: {error}", path.display()))
     }
 
     /// The process's exit code.

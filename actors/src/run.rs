@@ -11,11 +11,13 @@ use mlomae_dataflow::state::TrainState;
 use mlomae_dataflow::stop::StopReason;
 use mlomae_model::kernels;
 use mlomae_storage::checkpoint;
+use mlomae_storage::escape::one_line;
 use mlomae_storage::logs::{Clock, EvalRow, EventRow, Level, LogContext, LogPolicy, LogWriter, Severity};
 use mlomae_storage::run_dir::{RunDir, RunRecord, RunStatus, new_run_id};
 
 use crate::error::{CliError, exit_code};
 use crate::eval::{Judgement, Task};
+use crate::memory::Needs;
 use crate::prometheus;
 use crate::setup::{Prepared, config_toml};
 use crate::trained::Trained;
@@ -59,6 +61,7 @@ impl Run {
         let mut config = Config::resolve(inputs)?;
         let id = config.run.id.get_or_insert_with(|| new_run_id(name)).clone();
         let prepared = Prepared::new(config, None)?;
+        Needs::of_training(&prepared)?.check(prepared.config.run.memory_check)?;
         let metrics = prometheus::bind(&prepared.config.telemetry)?;
         let state = TrainState::fresh(&prepared.method);
         before_changes();
@@ -94,7 +97,10 @@ impl Run {
         // The directory may have been moved since; it stays where it is.
         let root = path.parent().filter(|root| !root.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let text = |text: &str| toml::Value::String(text.to_owned()).to_string();
-        changes.sets.push(format!("run.root={}", text(&root.to_string_lossy())));
+        // A configuration is UTF-8 text. Another name cannot be in it; the one that is there is of no use to a resume.
+        if let Some(root) = root.to_str() {
+            changes.sets.push(format!("run.root={}", text(root)));
+        }
         changes.sets.push(format!("run.id={}", text(&record.id)));
         checkpoint::clean(path)?;
         let mut back_to = None;
@@ -106,10 +112,12 @@ impl Run {
             inputs.layers.extend(changes.layers);
             inputs.sets.extend(changes.sets);
             let prepared = Prepared::new(Config::resolve(&inputs)?, None)?;
+            Needs::of_training(&prepared)?.check(prepared.config.run.memory_check)?;
             let state = TrainState::fresh(&prepared.method);
             (prepared, state, 0.0)
         } else {
             let Trained { prepared, state, step, wall_s, .. } = Trained::load(from.unwrap_or(path), base, changes)?;
+            Needs::of_training(&prepared)?.check(prepared.config.run.memory_check)?;
             back_to = from.map(|_| step);
             (prepared, state, wall_s)
         };
@@ -324,10 +332,10 @@ fn run_and_checkpoint(path: &Path) -> (&Path, Option<&Path>) {
 fn as_given(inputs: &ConfigInputs) -> String {
     let mut text = String::new();
     for (name, layer) in &inputs.layers {
-        text += &format!("# {name}\n{}\n", layer.trim_end());
+        text += &format!("# {}\n{}\n", one_line(name), layer.trim_end());
     }
     for setting in &inputs.sets {
-        text += &format!("# --set {setting}\n");
+        text += &format!("# --set {}\n", one_line(setting));
     }
     text
 }

@@ -4,12 +4,12 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use mlomae_model::{Arena, ModelConfig, ModelError};
-use mlomae_storage::dataset::{self, DataError, Dataset, LabelOrigin, NameSource, Split};
+use mlomae_storage::dataset::{self, DataError, Dataset, DatasetSpec, LabelOrigin, NameSource, Split};
 
 use crate::augment::{Normalisation, Preparation};
 use crate::bad_images::BadImages;
 use crate::batch::Panel;
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, MemoryCheck};
 use crate::exit::StageError;
 use crate::held_out::TestRole;
 use crate::method::{Method, model_config};
@@ -126,11 +126,12 @@ impl Data {
     /// [`SetupError`]; all errors of the configuration at once.
     pub fn open(config: &Config, normalisation: Option<Normalisation>) -> Result<Self, SetupError> {
         let data = &config.data;
-        let train = dataset::open(&data.dataset_spec(Split::Train))?;
+        let max_resident_bytes = (config.run.memory_check == MemoryCheck::Warn).then_some(u64::MAX);
+        let train = dataset::open(&DatasetSpec { max_resident_bytes, ..data.dataset_spec(Split::Train) })?;
         let info = train.info();
         let labels = (0..train.len()).map(|index| train.label(index)).collect::<Result<Vec<_>, _>>()?;
         check_labels(train.as_ref(), &labels)?;
-        let (test, test_role) = TestRole::open(data, train.as_ref(), &labels)?;
+        let (test, test_role) = TestRole::open(data, train.as_ref(), &labels, max_resident_bytes)?;
         let shares = Shares {
             pretrain: data.pretrain_fraction,
             train: data.train_fraction,

@@ -11,11 +11,12 @@
 pub(crate) mod record;
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::unfinished::Unfinished;
+use crate::{input, machine_memory};
 #[cfg(test)]
 use record::{Op, note};
 
@@ -40,10 +41,14 @@ impl FileError {
         Self { op, path: path.to_path_buf(), source }
     }
 
-    /// 66 for an input that is missing, 74 for any other I/O error.
+    /// 66 for an input that is missing or no file, 65 for one that is too large, 74 for any other I/O error.
     pub fn exit_code(&self) -> u8 {
         let is_input = matches!(self.op, "read" | "open" | "list" | "resolve");
-        if is_input && self.is_missing() { 66 } else { 74 }
+        match input::refusal_code(&self.source) {
+            Some(code) => code,
+            None if is_input && self.is_missing() => 66,
+            None => 74,
+        }
     }
 
     /// True when the file or folder does not exist.
@@ -218,17 +223,27 @@ pub fn symlink(target: &Path, link: &Path) -> Result<(), FileError> {
     Ok(())
 }
 
-/// Reads a whole file.
+/// Reads a whole regular file, which may take half of the memory that is left.
 pub fn read(path: &Path) -> Result<Vec<u8>, FileError> {
-    fs::read(path).map_err(|e| FileError::new("read", path, e))
+    read_at_most(path, machine_memory::available().num_bytes / 2)
 }
 
-/// Reads a whole file of a run directory: a regular one, not through a link.
+/// Reads a whole regular file of at most `max_bytes`.
+pub fn read_at_most(path: &Path, max_bytes: u64) -> Result<Vec<u8>, FileError> {
+    input::read_at_most(path, max_bytes).map_err(|e| FileError::new("read", path, e))
+}
+
+/// Reads a whole file of a run directory, which may take half of the memory that is left: a regular one, not through a link.
 pub fn read_plain(path: &Path) -> Result<Vec<u8>, FileError> {
+    read_plain_at_most(path, machine_memory::available().num_bytes / 2)
+}
+
+/// Reads a whole file of a run directory, of at most `max_bytes`: a regular one, not through a link.
+pub fn read_plain_at_most(path: &Path, max_bytes: u64) -> Result<Vec<u8>, FileError> {
     let read = || {
-        let mut file = open_plain(path, OpenOptions::new().read(true))?;
-        let mut bytes = Vec::with_capacity(usize::try_from(file.metadata()?.len()).unwrap_or(0));
-        file.read_to_end(&mut bytes).map(|_| bytes)
+        let file = open_plain(path, OpenOptions::new().read(true))?;
+        let num_bytes = file.metadata()?.len();
+        input::read_to_end(file, num_bytes, max_bytes)
     };
     read().map_err(|e| FileError::new("read", path, e))
 }

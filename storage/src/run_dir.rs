@@ -9,14 +9,20 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::atomic::{self, FileError, create_dir_all, fsync_dir, open_plain, parent, read_plain, write_atomic};
+use crate::atomic::{self, FileError, create_dir_all, fsync_dir, open_plain, parent, read_plain_at_most, write_atomic};
 use crate::clock::{compact, rfc3339, unix_us};
+use crate::escape::os_text;
 
 use lock::LOCK;
 pub use lock::RunLock;
 
 /// Version of `run.json`.
 pub const RUN_FORMAT: u32 = 1;
+
+/// The largest configuration file that is read: the shipped ones have some kilobytes.
+pub const MAX_CONFIG_BYTES: u64 = 16 << 20;
+/// The largest `run.json`: it holds a command line.
+const MAX_RECORD_BYTES: u64 = 16 << 20;
 
 const RECORD: &str = "run.json";
 /// What a run directory may hold before its record is written.
@@ -170,7 +176,8 @@ pub struct RunRecord {
     /// How many times it has been resumed: the `segment` of its newest log rows.
     #[serde(default)]
     pub segment: i32,
-    /// The command line of its last process.
+    /// The command line of its last process, program first. An argument need not be UTF-8: each byte of it that belongs to
+    /// no UTF-8 sequence is written as `\xNN`, each backslash as `\\`.
     #[serde(default)]
     pub command: Vec<String>,
     /// Seconds of running time up to the end of its last orderly ended process.
@@ -182,6 +189,11 @@ pub struct RunRecord {
     /// The error it failed with.
     #[serde(default)]
     pub error: Option<String>,
+}
+
+/// The arguments of this process as [`RunRecord::command`] has them.
+fn command_line() -> Vec<String> {
+    std::env::args_os().map(|argument| os_text(&argument)).collect()
 }
 
 impl RunRecord {
@@ -203,7 +215,7 @@ impl RunRecord {
             parent: None,
             host: Host::this(isa),
             segment: 0,
-            command: std::env::args().collect(),
+            command: command_line(),
             wall_s: 0.0,
             step: 0,
             error: None,
@@ -220,7 +232,7 @@ impl RunRecord {
         self.error = None;
         self.host = Host::this(isa);
         self.segment += 1;
-        self.command = std::env::args().collect();
+        self.command = command_line();
     }
 
     /// Ends it now.
@@ -275,9 +287,13 @@ impl RunDir {
             other => other?,
         };
         Self::check_movable(path)?;
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let name = |number: u32| {
+            let mut name = path.file_name().unwrap_or_default().to_owned();
+            name.push(format!(".before-{number}"));
+            name
+        };
         let aside = (1..)
-            .map(|number: u32| path.with_file_name(format!("{name}.before-{number}")))
+            .map(|number| path.with_file_name(name(number)))
             .find(|aside| fs::symlink_metadata(aside).is_err())
             .unwrap_or_else(|| path.with_extension("before"));
         atomic::rename(path, &aside)?;
@@ -412,7 +428,7 @@ impl RunDir {
     }
 
     fn read_text(&self, path: PathBuf) -> Result<String, RunDirError> {
-        String::from_utf8(read_plain(&path)?)
+        String::from_utf8(read_plain_at_most(&path, MAX_CONFIG_BYTES)?)
             .map_err(|e| RunDirError::Corrupt { path, reason: e.utf8_error().to_string() })
     }
 
@@ -428,7 +444,7 @@ impl RunDir {
     /// Reads `run.json` as it is.
     pub fn record(&self) -> Result<RunRecord, RunDirError> {
         let path = self.path.join(RECORD);
-        let bytes = match read_plain(&path) {
+        let bytes = match read_plain_at_most(&path, MAX_RECORD_BYTES) {
             Err(error) if error.is_missing() => return Err(RunDirError::NoRun(self.path.clone())),
             other => other?,
         };

@@ -12,6 +12,7 @@ mod io_faults;
 mod kills;
 mod labels;
 mod layouts;
+mod lies;
 mod logging;
 mod logs;
 mod luck;

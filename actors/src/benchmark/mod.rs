@@ -13,6 +13,7 @@ use mlomae_model::kernels;
 use crate::error::{CliError, exit_code};
 use crate::logging::EventQueue;
 use crate::measurement::{Limits, Measurement, measure};
+use crate::memory::Needs;
 use crate::setup::Prepared;
 
 pub use peer::{Peer, PeerLap};
@@ -46,6 +47,8 @@ pub fn bench(
     mut progress: impl FnMut(usize, usize),
 ) -> Result<BenchReport, CliError> {
     let num_rounds = spec.num_rounds + NUM_WARM_UP;
+    // The networks of the pipeline that is measured last are those of all that is measured before.
+    Needs::of_training(&prepare(&spec.workload, spec.lag.unwrap_or(0))?)?.require()?;
     let mut peer = spec.python.as_deref().map(|python| Peer::start(python, &spec.workload)).transpose()?;
     let mut workload = Workload::new(spec.workload)?;
     let (mut laps, mut peer_laps, mut peaks) = (Vec::new(), Vec::new(), Vec::new());
@@ -86,6 +89,11 @@ pub fn bench(
 
 /// The same networks in the whole pipeline, fed with generated images.
 fn pipeline(workload: &WorkloadSpec, lag: u32, events: &EventQueue) -> Result<Measurement, CliError> {
+    let limits = Limits { num_warm_up: 2, min_outer: 5, min_seconds: 2.0 };
+    measure(&prepare(workload, lag)?, limits, events)
+}
+
+fn prepare(workload: &WorkloadSpec, lag: u32) -> Result<Prepared, CliError> {
     let WorkloadSpec { preset, batch, num_threads, micro_batch, baseline } = workload;
     let mut inputs = ConfigInputs::default()
         .set(&format!("model.preset={}", preset_name(*preset)))
@@ -106,8 +114,7 @@ fn pipeline(workload: &WorkloadSpec, lag: u32, events: &EventQueue) -> Result<Me
             .set(&format!("actors.{stage}.workers={num_threads}"))
             .set(&format!("actors.{stage}.micro_batch={micro_batch}"));
     }
-    let prepared = Prepared::new(Config::resolve(&inputs)?, None)?;
-    measure(&prepared, Limits { num_warm_up: 2, min_outer: 5, min_seconds: 2.0 }, events)
+    Prepared::new(Config::resolve(&inputs)?, None)
 }
 
 /// A preset's name on the command line.

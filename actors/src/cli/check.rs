@@ -12,6 +12,7 @@ use super::bar::Bar;
 use super::config_args::ConfigArgs;
 use super::facts::{bytes_text, facts, topology_of};
 use crate::error::{CliError, exit_code};
+use crate::memory::Needs;
 use crate::setup::Prepared;
 
 /// Values of images that are decoded at most, about: some ten seconds.
@@ -47,6 +48,7 @@ impl Args {
             Ok(prepared) => prepared,
             Err(error) => return Err(with_bad_images(error, config, &bar)),
         };
+        Needs::of_training(&prepared)?.check(prepared.config.run.memory_check)?;
         let images = decode_images(&prepared, &bar)?;
         drop(bar);
         for (name, text) in facts(&prepared)? {

@@ -10,6 +10,7 @@ use super::bar::Bar;
 use super::run_arg::{OverlayArgs, find_run};
 use crate::error::CliError;
 use crate::eval::{Judge, Judgement, Task};
+use crate::memory::Needs;
 use crate::trained::Trained;
 
 /// Judge the encoder's features on the test split, which pretraining never saw
@@ -49,6 +50,7 @@ impl Args {
     pub(crate) fn run(self, session: &mut Session<'_>) -> Result<(), CliError> {
         let overlay: ConfigInputs = self.overlay.inputs()?;
         let trained = Trained::load(&find_run(&self.checkpoint)?, None, overlay)?;
+        Needs::of_evaluation(&trained.prepared).check(trained.prepared.config.run.memory_check)?;
         let task = match self.task {
             TaskArg::Knn => Task::Knn,
             TaskArg::Linear => Task::Linear,

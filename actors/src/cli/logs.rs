@@ -105,8 +105,11 @@ fn export(args: &ExportArgs, session: &mut Session<'_>) -> Result<(), CliError> 
             vec![logs::export(&run, table, args.format, &out)?]
         }
         None => {
-            let name = run.file_name().map_or_else(|| "run".into(), |name| name.to_string_lossy());
-            let default = || PathBuf::from(format!("{name}-logs"));
+            let default = || {
+                let mut name = run.file_name().unwrap_or("run".as_ref()).to_owned();
+                name.push("-logs");
+                PathBuf::from(name)
+            };
             let out = args.out.clone().unwrap_or_else(default);
             if is_stdout(&out) {
                 return Err(CliError::usage("stdout takes one table, choose it with --table"));

@@ -20,6 +20,7 @@ mod tune;
 mod verify;
 mod visualize;
 
+use std::borrow::Cow;
 use std::ffi::OsString;
 use std::io::{self, BufWriter, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -31,12 +32,16 @@ use clap::{Parser, Subcommand};
 use mlomae_dataflow::exit::panic_message;
 use mlomae_dataflow::fault::FaultPlan;
 use mlomae_model::kernels::{self, Isa};
+use mlomae_storage::escape::{lines, one_line, shortened};
 
 use crate::error::{CliError, exit_code};
 use crate::logging::{self, EventQueue, LogFormat};
 use crate::panic_hook;
 use crate::signals::SignalWatcher;
 use crate::terminal::Terminal;
+
+/// Characters of an error that are printed: a file may have a hundred thousand columns to choose from.
+const MAX_LINE: usize = 1500;
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -132,7 +137,12 @@ pub fn run_with_faults(args: impl IntoIterator<Item = OsString>, faults: FaultPl
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are "errors" that go to stdout; a closed stdout is no trouble.
-            let _ = error.print();
+            let text = error.render().to_string();
+            let _ = match lines(&text) {
+                // It repeats an argument that a terminal would obey.
+                Cow::Owned(plain) => write!(io::stderr(), "{plain}"),
+                Cow::Borrowed(_) => error.print(),
+            };
             return ExitCode::from(if error.use_stderr() { exit_code::USAGE } else { exit_code::OK });
         }
     };
@@ -146,7 +156,7 @@ pub fn run_with_faults(args: impl IntoIterator<Item = OsString>, faults: FaultPl
     if let CliError::Failed { lines, .. } = &error {
         for line in lines {
             // Whoever closed stderr does not want to know.
-            let _ = writeln!(io::stderr(), "error: {line}");
+            let _ = writeln!(io::stderr(), "error: {}", one_line(&shortened(line, MAX_LINE)));
         }
     }
     ExitCode::from(error.exit_code())

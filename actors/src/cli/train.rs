@@ -7,6 +7,7 @@ use mlomae_dataflow::checkpoint_request::CheckpointRequest;
 use mlomae_dataflow::config::ConfigInputs;
 use mlomae_dataflow::stages::log::RecordSink;
 use mlomae_dataflow::stop::{StopFlag, StopReason};
+use mlomae_storage::escape::os_text;
 
 use super::Session;
 use super::config_args::ConfigArgs;
@@ -240,8 +241,11 @@ fn root_and_id(dir: &Path) -> Result<(String, String), CliError> {
         None => dir.canonicalize().ok().filter(|dir| dir.file_name().is_some()),
     }
     .ok_or_else(|| CliError::usage(format!("--run-dir needs a folder with a name: {}", dir.display())))?;
-    let root = dir.parent().filter(|root| !root.as_os_str().is_empty());
-    let root = root.map_or_else(|| ".".into(), Path::to_string_lossy).into_owned();
-    let id = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    Ok((root, id))
+    let root = dir.parent().filter(|root| !root.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let id = Path::new(dir.file_name().unwrap_or_default());
+    match (root.to_str(), id.to_str()) {
+        (Some(root), Some(id)) => Ok((root.to_owned(), id.to_owned())),
+        // The configuration keeps them, and is UTF-8.
+        _ => Err(CliError::usage(format!("--run-dir must be UTF-8 text: {}", os_text(dir.as_os_str())))),
+    }
 }

@@ -11,6 +11,7 @@ use super::Session;
 use super::config_args::ConfigArgs;
 use crate::error::CliError;
 use crate::measurement::Measurement;
+use crate::memory::Needs;
 use crate::setup::Prepared;
 use crate::tuning::{Tuning, overlay, tune};
 
@@ -45,6 +46,7 @@ impl Args {
         let name = self.config.config.as_deref().unwrap_or(Path::new("quickstart")).display().to_string();
         let lag = config.pipeline.lag;
         let prepared = Prepared::new(config, None)?;
+        Needs::of_training(&prepared)?.check(prepared.config.run.memory_check)?;
         let budget = Duration::from_secs(u64::from(self.budget));
         let bar = bar(budget).map(|bar| session.terminal.bars().add(bar));
         let tuning = tune(prepared, budget, &session.events, |progress| {

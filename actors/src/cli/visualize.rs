@@ -10,6 +10,7 @@ use mlomae_storage::out_file::{is_stdout, write_out};
 use super::Session;
 use super::run_arg::{OverlayArgs, find_run};
 use crate::error::CliError;
+use crate::memory::Needs;
 use crate::pictures::panel_of;
 use crate::trained::Trained;
 
@@ -50,6 +51,8 @@ impl Args {
     pub(crate) fn run(self, session: &mut Session<'_>) -> Result<(), CliError> {
         let overlay: ConfigInputs = self.overlay.inputs()?;
         let trained = Trained::load(&find_run(&self.checkpoint)?, None, overlay)?;
+        let needs = Needs::of_pictures(&trained.prepared, self.num_images.into());
+        needs.check(trained.prepared.config.run.memory_check)?;
         let panel = panel_of(&trained, self.split, self.num_images.into())?;
         let name = format!("{}.png", trained.name());
         let (out, is_of_run) = match (self.out, trained.run()) {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use super::safetensors_io::{FileSum, parse_f32, write_safetensors};
 use super::{Checkpoint, CheckpointError, CheckpointRef, NamedTensor, state};
 use crate::atomic::{self, FileError};
+use crate::machine_memory;
 
 const STATE: &str = "state.json";
 const LATEST: &str = "latest";
@@ -246,8 +247,13 @@ fn newest(root: &Path) -> Result<Option<PathBuf>, CheckpointError> {
 /// Reads a file of a checkpoint, naming it when it is not there. Checkpoints outside of runs may be made of links, as
 /// caches of downloads are.
 fn read(path: &Path) -> Result<Vec<u8>, CheckpointError> {
-    let read = if is_of_run(atomic::parent(path)) { atomic::read_plain(path) } else { atomic::read(path) };
-    match read {
+    read_at_most(path, machine_memory::available().num_bytes / 2)
+}
+
+fn read_at_most(path: &Path, max_bytes: u64) -> Result<Vec<u8>, CheckpointError> {
+    let is_of_run = is_of_run(atomic::parent(path));
+    let read = if is_of_run { atomic::read_plain_at_most } else { atomic::read_at_most };
+    match read(path, max_bytes) {
         Err(error) if error.is_missing() => Err(CheckpointError::MissingFile(path.to_path_buf())),
         other => Ok(other?),
     }
@@ -262,7 +268,7 @@ pub fn load(dir: &Path) -> Result<Checkpoint, CheckpointError> {
         resolve(dir)?
     };
     let state_path = dir.join(STATE);
-    let state = state::from_bytes(&state_path, &read(&state_path)?)?;
+    let state = state::from_bytes(&state_path, &read_at_most(&state_path, state::MAX_BYTES)?)?;
     let tensors = |name: &str| -> Result<Vec<NamedTensor>, CheckpointError> {
         let path = dir.join(name);
         let sum = state.files.get(name);

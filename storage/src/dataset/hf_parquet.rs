@@ -1,4 +1,7 @@
 //! Hugging Face Parquet: encoded images stay as they are in Arrow arrays and are decoded on demand.
+//!
+//! Images are read as views into the file's unpacked pages. So an image that a dictionary holds once and a thousand rows
+//! name takes its memory once, no offset overflows at 2 GiB, and what a file takes is known from its pages' headers.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,10 +27,12 @@ use super::splits::{Part, Shard, parts_of, strip_extension};
 use super::watched::WatchedFile;
 use super::{
     DataError, Dataset, DatasetInfo, DatasetSpec, DecodeError, Decoder, Format, Sample, Split, check_index, file_name,
-    pages,
+    footer, pages,
 };
 
 const ROWS_PER_BATCH: usize = 1024;
+/// Memory for a row beside its image: its view and its label.
+const ROW_BYTES: u64 = 32;
 
 /// A split held as encoded bytes.
 pub(crate) struct ParquetDataset {
@@ -37,6 +42,7 @@ pub(crate) struct ParquetDataset {
     labels: Vec<Option<i32>>,
     decoder: Decoder,
     notes: Vec<String>,
+    resident_bytes: u64,
 }
 
 /// One record batch of encoded images.
@@ -60,6 +66,7 @@ struct Gathered {
     chunks: Vec<Chunk>,
     labels: Labels,
     notes: Vec<String>,
+    resident_bytes: u64,
 }
 
 pub(crate) fn open(path: &Path, spec: &DatasetSpec, scope: &Scope) -> Result<Arc<dyn Dataset>, DataError> {
@@ -140,6 +147,7 @@ impl Gathered {
     ) -> Result<(), DataError> {
         let malformed =
             |e: &dyn std::fmt::Display| DataError::malformed(path, format!("not a readable parquet file: {e}"));
+        footer::check(&reader).map_err(|e| malformed(&e))?;
         let metadata = ArrowReaderMetadata::load(&reader, ArrowReaderOptions::default()).map_err(|e| malformed(&e))?;
         let schema = metadata.schema().clone();
         let found = choose_columns(&schema, path, spec)?;
@@ -156,20 +164,44 @@ impl Gathered {
         }
         let columns = self.columns.get_or_insert(found);
         let index_of = |name: &str| schema.index_of(name).map_err(|e| malformed(&e));
-        let mut roots = vec![index_of(&columns.image)?];
+        let image_root = index_of(&columns.image)?;
         let label = columns.label.as_ref().ok().map(|label| label.name.as_str());
         let features = features(&schema, path)?;
-        if let Some(label) = label {
-            roots.push(index_of(label)?);
-        }
+        let label_root = label.map(index_of).transpose()?;
         self.labels.begin(path, label.map_or(&[], |label| features.names(label)));
-        let mask = ProjectionMask::roots(metadata.parquet_schema(), roots);
-        check_compression(metadata.metadata(), &mask).map_err(|e| malformed(&e))?;
-        pages::check(&reader, metadata.metadata(), &mask).map_err(|e| malformed(&e))?;
+        let descriptor = metadata.parquet_schema();
+        let leaves_of = |root: Option<usize>| {
+            (0..descriptor.num_columns()).filter(move |&leaf| Some(descriptor.get_column_root_idx(leaf)) == root)
+        };
+        // Of the image column nothing but the bytes: the paths in it are of no use.
+        let is_bytes = |&leaf: &usize| match descriptor.column(leaf).path().parts() {
+            [_, part, ..] => part == "bytes",
+            _ => true,
+        };
+        let image_leaves: Vec<usize> = leaves_of(Some(image_root)).filter(is_bytes).collect();
+        let label_leaves: Vec<usize> = leaves_of(label_root).collect();
+        let pages = |leaves: &[usize]| {
+            let mask = ProjectionMask::leaves(descriptor, leaves.iter().copied());
+            check_compression(metadata.metadata(), &mask).map_err(|e| malformed(&e))?;
+            pages::check(&reader, metadata.metadata(), &mask).map_err(|e| malformed(&e))
+        };
+        let (extent, labels) = (pages(&image_leaves)?, pages(&label_leaves)?);
+        let num_rows =
+            metadata.metadata().row_groups().iter().map(|group| u64::try_from(group.num_rows()).unwrap_or(0));
+        let row_bytes = num_rows.fold(0, u64::saturating_add).saturating_mul(ROW_BYTES);
+        let budget = spec.budget();
+        let label_bytes = labels.value_bytes.max(row_bytes);
+        budget.check(path, extent.unpacked_bytes.saturating_add(extent.value_bytes).saturating_add(label_bytes))?;
+        let mask = ProjectionMask::leaves(descriptor, image_leaves.into_iter().chain(label_leaves));
         let metadata = with_views(metadata, &columns.image);
+        // Texts of labels are copied row by row, and so are images that share prefixes or are not read as views.
+        let is_copied = extent.shares_prefixes || !has_views(metadata.schema().field(image_root));
+        let rows_per_batch =
+            labels.batch_rows(if is_copied { extent.batch_rows(ROWS_PER_BATCH) } else { ROWS_PER_BATCH });
         let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(reader, metadata);
         let batches =
-            builder.with_batch_size(ROWS_PER_BATCH).with_projection(mask).build().map_err(|e| malformed(&e))?;
+            builder.with_batch_size(rows_per_batch).with_projection(mask).build().map_err(|e| malformed(&e))?;
+        let mut copied_bytes = 0_u64;
         for batch in batches {
             let batch = batch.map_err(|e| malformed(&e))?;
             let start = self.labels.len();
@@ -180,8 +212,14 @@ impl Gathered {
             let images = encoded_bytes(column(&columns.image)?).ok_or_else(|| {
                 DataError::malformed(path, format!("column {:?} is no struct<bytes, path>", columns.image))
             })?;
+            if is_copied {
+                copied_bytes = copied_bytes.saturating_add(images.get_array_memory_size() as u64);
+                // Half of it stays free for the next batch and what growing leaves behind.
+                budget.check(path, copied_bytes.saturating_mul(2))?;
+            }
             self.chunks.push(Chunk { start, images, path: path.to_owned() });
         }
+        self.resident_bytes += extent.unpacked_bytes.max(copied_bytes) + row_bytes;
         Ok(())
     }
 
@@ -224,7 +262,15 @@ impl Gathered {
             channels: survey.channels(),
         };
         let notes = self.notes;
-        Ok(Arc::new(ParquetDataset { info, origin, chunks: self.chunks, labels, decoder, notes }))
+        Ok(Arc::new(ParquetDataset {
+            info,
+            origin,
+            chunks: self.chunks,
+            labels,
+            decoder,
+            notes,
+            resident_bytes: self.resident_bytes,
+        }))
     }
 }
 
@@ -273,6 +319,14 @@ fn viewed(field: &Field) -> Field {
         kind => kind.clone(),
     };
     field.clone().with_data_type(kind)
+}
+
+/// Whether the images of a field are read as views.
+fn has_views(field: &Field) -> bool {
+    match field.data_type() {
+        DataType::Struct(parts) => parts.iter().any(|part| part.name() == "bytes" && has_views(part)),
+        kind => *kind == DataType::BinaryView,
+    }
 }
 
 fn features(schema: &Schema, path: &Path) -> Result<Features, DataError> {
@@ -377,6 +431,10 @@ impl Dataset for ParquetDataset {
             label_column::KEY
         ));
         notes
+    }
+
+    fn resident_bytes(&self) -> u64 {
+        self.resident_bytes
     }
 
     fn label(&self, index: usize) -> Result<Option<i32>, DataError> {

@@ -7,6 +7,8 @@ use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::input::open_regular;
+
 use super::classes::name_of_bytes;
 use super::decode::EXTENSIONS;
 use super::folder_layout::{Labels, Layout, SplitFolder, check_no_inner_splits, holds_image, layout};
@@ -340,10 +342,7 @@ fn survey(files: &[(PathBuf, i32)], root: &Path, spec: &DatasetSpec) -> Survey {
 /// A regular file inside the root.
 fn open_inside(path: &Path, root: &Path) -> Result<File, DataError> {
     let target = inside(path, root)?;
-    if !target.metadata().map_err(|e| DataError::read(path, e))?.is_file() {
-        return Err(DataError::malformed(path, "is no regular file any more"));
-    }
-    File::open(&target).map_err(|e| DataError::read(path, e))
+    open_regular(&target).map_err(|e| DataError::read(path, e))
 }
 
 /// At most `limit` bytes of a regular file inside the root.
@@ -356,6 +355,11 @@ fn read(path: &Path, root: &Path, limit: u64) -> Result<Vec<u8>, DataError> {
 impl Dataset for FolderDataset {
     fn info(&self) -> &DatasetInfo {
         &self.info
+    }
+
+    fn resident_bytes(&self) -> u64 {
+        let names = self.files.iter().map(|(path, _)| path.as_os_str().len() + size_of::<(PathBuf, i32)>());
+        names.sum::<usize>() as u64
     }
 
     fn notes(&self) -> Vec<String> {

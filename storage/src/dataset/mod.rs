@@ -9,13 +9,14 @@ mod embedded;
 mod error;
 mod features;
 mod folder_layout;
+pub(crate) mod footer;
 mod hf_parquet;
 mod idx;
 mod image_folder;
 mod label_column;
 mod listing;
 mod notes;
-mod pages;
+pub(crate) mod pages;
 mod pickle;
 mod raw;
 pub mod resize;
@@ -31,6 +32,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
+
+use crate::machine_memory::{self, Available, Limit};
 
 pub use classes::{HeldOut, LabelOrigin, NameSource, align};
 pub use convert::{ConvertReport, convert, write_synthetic};
@@ -118,6 +121,11 @@ pub trait Dataset: Send + Sync {
     /// What its owner should know of the files, one line each: what was passed over.
     fn notes(&self) -> Vec<String> {
         Vec::new()
+    }
+
+    /// Bytes of memory that it holds as long as it is open, about: images, labels, names of files.
+    fn resident_bytes(&self) -> u64 {
+        0
     }
 
     /// Which patches of sample `index` hold its object, row by row over the grid of `patch` by `patch` pixels: known only of
@@ -227,6 +235,8 @@ pub struct DatasetSpec {
     /// 3 makes every sample of encoded images (Parquet, folders) RGB, whatever they are. Otherwise they decide, also
     /// with 1: who wants grey of colour has to make it of [`Sample::image`].
     pub channels: Option<usize>,
+    /// Bytes of memory that the split may take; without it what the machine has free (see [`crate::machine_memory`]).
+    pub max_resident_bytes: Option<u64>,
     /// What `synthetic` generates.
     pub synthetic: SyntheticSpec,
 }
@@ -240,6 +250,36 @@ impl DatasetSpec {
     /// What decodes its images.
     fn decoder(&self) -> Decoder {
         Decoder { limits: self.limits, exif_orientation: self.exif_orientation }
+    }
+
+    /// The memory that the split may take from now on.
+    pub(crate) fn budget(&self) -> Budget {
+        match self.max_resident_bytes {
+            Some(max_bytes) => Budget { num_bytes: max_bytes, limit: None },
+            None => {
+                let Available { num_bytes, limit } = machine_memory::available();
+                Budget { num_bytes, limit: Some(limit) }
+            }
+        }
+    }
+}
+
+/// Memory that may be taken.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Budget {
+    num_bytes: u64,
+    /// What leaves no more; none for a bound that was asked for.
+    limit: Option<Limit>,
+}
+
+impl Budget {
+    /// Refuses to take `needed` bytes in all for the file or folder at `path` if there are not so many.
+    pub(crate) fn check(&self, path: &Path, needed: u64) -> Result<(), DataError> {
+        if needed <= self.num_bytes {
+            return Ok(());
+        }
+        let limit = self.limit.map_or_else(|| "its bound".to_owned(), |limit| limit.to_string());
+        Err(DataError::Memory { path: path.to_owned(), needed, available: self.num_bytes, limit })
     }
 }
 
@@ -257,6 +297,7 @@ impl Default for DatasetSpec {
             limits: DecodeLimits::default(),
             exif_orientation: true,
             channels: None,
+            max_resident_bytes: None,
             synthetic: SyntheticSpec::default(),
         }
     }

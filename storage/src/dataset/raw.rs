@@ -127,6 +127,10 @@ impl Dataset for RawDataset {
         LabelOrigin { names, ..LabelOrigin::default() }
     }
 
+    fn resident_bytes(&self) -> u64 {
+        (self.pixels.capacity() + 4 * self.labels.capacity()) as u64
+    }
+
     fn label(&self, index: usize) -> Result<Option<i32>, DataError> {
         check_index(&self.info, index)?;
         Ok(Some(self.labels[index]))

@@ -11,6 +11,7 @@ use parquet::errors::{ParquetError, Result as ParquetResult};
 use parquet::file::reader::{ChunkReader, Length};
 
 use super::DataError;
+use crate::input::open_regular;
 
 /// An open file of fixed length. Cloning shares the file and its first error.
 pub(super) struct WatchedFile<F = File> {
@@ -28,7 +29,7 @@ impl<F> Clone for WatchedFile<F> {
 impl WatchedFile {
     pub(super) fn open(path: &Path) -> Result<Self, DataError> {
         let open = || {
-            let file = File::open(path)?;
+            let file = open_regular(path)?;
             Ok((file.metadata()?.len(), file))
         };
         let (len, file) = open().map_err(|e| DataError::read(path, e))?;

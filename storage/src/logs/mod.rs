@@ -26,6 +26,8 @@ mod text;
 mod writer;
 
 #[cfg(test)]
+mod bomb_tests;
+#[cfg(test)]
 mod fault_tests;
 #[cfg(test)]
 mod power_tests;

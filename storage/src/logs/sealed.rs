@@ -5,14 +5,14 @@
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use arrow::array::RecordBatch;
-use arrow::datatypes::SchemaRef;
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
+use arrow::datatypes::{Int32Type, SchemaRef};
 use bytes::Bytes;
-use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
+use parquet::arrow::{ArrowWriter, ProjectionMask};
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::WriterProperties;
@@ -23,7 +23,10 @@ use super::paths::part_path;
 use super::schema::{SchemaMeta, Table, recognise};
 use super::sums::{self, PartSum, Sums};
 use crate::atomic::{self, FileError, open_plain};
+use crate::dataset::{footer, pages};
 use crate::guard::guarded;
+use crate::input;
+use crate::machine_memory::{self, bytes_text};
 
 /// Key-value of a part: the number of the live stream it was sealed from.
 pub(crate) const KEY_STREAM: &str = "mlomae.stream";
@@ -38,6 +41,13 @@ const KEY_CRC32: &str = "mlomae.crc32";
 const KEY_SUMMED: &str = "mlomae.summed";
 /// The sum before it is known, and what it counts as in itself.
 const NO_CRC32: &[u8; 8] = b"00000000";
+
+/// Rows that are decoded at once.
+const ROWS_PER_BATCH: usize = 8192;
+/// The rows of any part may take this much memory; in unit tests less, which is sooner filled.
+const MAX_PART_BYTES: u64 = if cfg!(test) { 64 << 20 } else { 2 << 30 };
+/// Those of a larger one may take this many times its size. Numbers shrink to a twentieth at most.
+const MAX_RATIO: u64 = 64;
 
 fn properties(schema: &SchemaRef, extra: &[(&str, String)]) -> WriterProperties {
     let mut pairs: Vec<KeyValue> = schema.metadata().iter().map(|(k, v)| KeyValue::new(k.clone(), v.clone())).collect();
@@ -173,8 +183,7 @@ pub(crate) fn open_file(path: &Path) -> Result<File, FileError> {
 
 fn read_from_start(mut file: &File) -> io::Result<Vec<u8>> {
     file.seek(SeekFrom::Start(0))?;
-    let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes).map(|_| bytes)
+    input::read_to_end(file, file.metadata()?.len(), machine_memory::available().num_bytes / 2)
 }
 
 impl Part {
@@ -215,6 +224,7 @@ impl Part {
     }
 
     fn parse(bytes: Bytes, path: &Path, table: Table, is_listed: bool) -> Result<Self, LogError> {
+        footer::check(&bytes).map_err(|e| corrupt(path, e))?;
         let load = || ArrowReaderMetadata::load(&bytes, ArrowReaderOptions::default()).map_err(|e| corrupt(path, e));
         let metadata = guarded(load, |reason| corrupt(path, reason))?;
         let meta = recognise(table, metadata.schema()).map_err(|e| corrupt(path, e))?;
@@ -258,15 +268,66 @@ impl Part {
         Some(max)
     }
 
-    /// All batches.
+    /// All batches. What they take is bounded before they are decoded, and texts, of which a dictionary says once what is in
+    /// a million rows, while they are.
     pub(crate) fn read(self, path: &Path) -> Result<Vec<RecordBatch>, LogError> {
+        let bound = max_bytes(self.bytes.len() as u64);
+        let refuse = |needed: u64| {
+            let (needed, bound) = (bytes_text(needed), bytes_text(bound));
+            corrupt(path, format!("its rows take {needed} of memory or more, at most {bound} are taken for them"))
+        };
         let decode = || {
+            let extent = pages::check(&self.bytes, self.metadata.metadata(), &ProjectionMask::all());
+            let extent = extent.map_err(|e| corrupt(path, e))?;
+            if extent.value_bytes > bound {
+                return Err(refuse(extent.value_bytes));
+            }
             let reader = ParquetRecordBatchReaderBuilder::new_with_metadata(self.bytes, self.metadata)
-                .with_batch_size(8192)
+                .with_batch_size(extent.batch_rows(ROWS_PER_BATCH))
                 .build()
                 .map_err(|e| corrupt(path, e))?;
-            reader.map(|batch| batch.map_err(|e| corrupt(path, e))).collect()
+            let (mut batches, mut num_bytes) = (Vec::new(), extent.value_bytes);
+            for batch in reader {
+                let batch = batch.map_err(|e| corrupt(path, e))?;
+                num_bytes = num_bytes.saturating_add(text_bytes(&batch));
+                if num_bytes > bound {
+                    return Err(refuse(num_bytes));
+                }
+                batches.push(batch);
+            }
+            Ok(batches)
         };
         guarded(decode, |reason| corrupt(path, reason))
     }
+}
+
+/// What the rows of a part of `file_bytes` may take: half of the memory that is left, and of that what no part of a real
+/// run comes near.
+fn max_bytes(file_bytes: u64) -> u64 {
+    let believable = MAX_PART_BYTES.max(file_bytes.saturating_mul(MAX_RATIO));
+    believable.min(machine_memory::available().num_bytes / 2)
+}
+
+/// Bytes of all texts of a batch, each counted in every row that has it.
+fn text_bytes(batch: &RecordBatch) -> u64 {
+    (0..batch.num_rows()).map(|row| row_text_bytes(batch, row)).fold(0, u64::saturating_add)
+}
+
+/// Bytes of the texts in a row.
+pub(crate) fn row_text_bytes(batch: &RecordBatch, row: usize) -> u64 {
+    let of_column = |column: &ArrayRef| {
+        if column.is_null(row) {
+            return 0;
+        }
+        if let Some(texts) = column.as_string_opt::<i32>() {
+            return texts.value_length(row).max(0) as u64;
+        }
+        let named = column.as_dictionary_opt::<Int32Type>().and_then(|dictionary| {
+            let key = usize::try_from(dictionary.keys().value(row)).ok()?;
+            let values = dictionary.values().as_string_opt::<i32>()?;
+            (key < values.len()).then(|| values.value_length(key).max(0) as u64)
+        });
+        named.unwrap_or(0)
+    };
+    batch.columns().iter().map(of_column).sum()
 }

@@ -44,6 +44,11 @@ impl Follow {
         damaged
     }
 
+    /// The run directory.
+    pub(crate) fn run(&self) -> &Path {
+        &self.run
+    }
+
     /// Follows `table` from now on; the rows so far are skipped.
     pub fn new(run: &Path, table: Table) -> Result<Self, LogError> {
         Ok(Self::last(run, table, 0)?.0)

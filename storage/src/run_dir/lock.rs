@@ -36,7 +36,7 @@ impl RunLock {
                 Err(TryLockError::WouldBlock) => {
                     let mut pid = String::new();
                     // Only for the message.
-                    let _ = file.read_to_string(&mut pid);
+                    let _ = Read::by_ref(&mut file).take(32).read_to_string(&mut pid);
                     let pid = pid.trim().parse().unwrap_or(0);
                     return Err(RunDirError::InUse { path: run.to_path_buf(), pid });
                 }
