@@ -9,10 +9,12 @@ use mlomae_dataflow::config::ConfigError;
 use mlomae_dataflow::data::SetupError;
 use mlomae_dataflow::exit::StageError;
 use mlomae_dataflow::plan::PlanError;
+use mlomae_dataflow::stop::StopReason;
 use mlomae_model::ModelError;
 use mlomae_storage::atomic::FileError;
 use mlomae_storage::checkpoint::CheckpointError;
 use mlomae_storage::dataset::DataError;
+use mlomae_storage::input::refusal_code;
 use mlomae_storage::logs::LogError;
 use mlomae_storage::run_dir::RunDirError;
 
@@ -32,7 +34,7 @@ pub mod exit_code {
     pub const NO_INPUT: u8 = 66;
     /// An internal error, or a number that is not finite.
     pub const INTERNAL: u8 = 70;
-    /// Reading or writing failed.
+    /// Reading or writing failed, or the system starts no more threads.
     pub const IO: u8 = 74;
     /// The configuration is bad.
     pub const CONFIG: u8 = 78;
@@ -69,13 +71,20 @@ impl CliError {
         Self::new(exit_code::USAGE, line)
     }
 
+    /// A thread that the system does not start.
+    #[must_use]
+    pub fn no_thread(error: &io::Error) -> Self {
+        Self::new(exit_code::IO, format!("cannot start a thread: {error}"))
+    }
+
     /// A file operation that failed: `cannot read configs/x.toml: reason`.
     #[must_use]
     pub fn file(action: &str, path: &Path, error: &io::Error) -> Self {
         if error.kind() == io::ErrorKind::NotFound && action == "read" {
             return Self::new(exit_code::NO_INPUT, format!("no such file: {}", path.display()));
         }
-        Self::new(exit_code::IO, format!("cannot {action} {}: {error}", path.display()))
+        let exit_code = refusal_code(error).unwrap_or(exit_code::IO);
+        Self::new(exit_code, format!("cannot {action} {}: {error}", path.display()))
     }
 
     /// The process's exit code.
@@ -85,6 +94,15 @@ impl CliError {
             Self::Failed { exit_code, .. } => *exit_code,
             Self::BrokenPipe => exit_code::OK,
         }
+    }
+}
+
+impl CliError {
+    /// Whether a signal asked for the end, which is no error.
+    #[must_use]
+    pub fn is_by_signal(&self) -> bool {
+        let by_signal = StopReason::ALL.into_iter().filter(|reason| reason.is_signal()).map(StopReason::exit_code);
+        matches!(self, Self::Failed { exit_code, .. } if by_signal.into_iter().any(|code| code == *exit_code))
     }
 }
 
@@ -142,13 +160,36 @@ macro_rules! from_errors_with_code {
     )+};
 }
 
-from_errors_with_code!(FileError, DataError, LogError, CheckpointError, RunDirError, StageError);
+from_errors_with_code!(DataError, CheckpointError, RunDirError, StageError);
+
+/// Errors of what writes outputs, whose reader may go.
+macro_rules! from_errors_of_outputs {
+    ($($error:ty),+) => {$(
+        impl From<$error> for CliError {
+            fn from(error: $error) -> Self {
+                if is_broken_pipe(&error) {
+                    return Self::BrokenPipe;
+                }
+                Self::new(error.exit_code(), error.to_string())
+            }
+        }
+    )+};
+}
+
+from_errors_of_outputs!(FileError, LogError);
+
+/// Whether a pipe without a reader is at the bottom of an error.
+fn is_broken_pipe(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    causes.any(|cause| cause.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe))
+}
 
 impl From<ModelError> for CliError {
     fn from(error: ModelError) -> Self {
         let exit_code = match &error {
             ModelError::Config(_) => exit_code::CONFIG,
             ModelError::Tensor { .. } => exit_code::BAD_DATA,
+            ModelError::Threads { .. } => exit_code::IO,
             ModelError::NonFinite { .. } | ModelError::Dfdx(_) => exit_code::INTERNAL,
         };
         Self::new(exit_code, error.to_string())
@@ -185,6 +226,17 @@ mod tests {
     fn a_broken_pipe_is_no_error() {
         assert_eq!(CliError::from(io::Error::from(io::ErrorKind::BrokenPipe)).exit_code(), 0);
         assert_eq!(CliError::from(io::Error::from(io::ErrorKind::StorageFull)).exit_code(), 74);
+    }
+
+    #[test]
+    fn a_reader_that_is_gone_is_found_below_the_libraries_errors() {
+        let pipe = || io::Error::from(io::ErrorKind::BrokenPipe);
+        let file = FileError::new("write", Path::new("out"), pipe());
+        assert_eq!(CliError::from(file).exit_code(), 0);
+        let full = FileError::new("write", Path::new("out"), io::ErrorKind::StorageFull.into());
+        assert_eq!(CliError::from(full).exit_code(), 74);
+        let log = LogError::File(FileError::new("write", Path::new("out"), pipe()));
+        assert_eq!(CliError::from(log).exit_code(), 0);
     }
 
     #[test]

@@ -6,7 +6,6 @@ use mlomae_dataflow::config::Config;
 use mlomae_dataflow::evaluation::{Features, LinearProbe, knn_accuracy, linear_accuracy};
 use mlomae_dataflow::plan::Role;
 use mlomae_dataflow::rng::{Purpose, keyed, shuffle};
-use mlomae_dataflow::stop::StopFlag;
 use mlomae_model::{Arena, Compute, Params};
 use mlomae_storage::dataset::{Dataset, Split};
 
@@ -38,9 +37,9 @@ impl Task {
 pub struct Judgement {
     /// Share of test images whose label was found.
     pub accuracy: f64,
-    /// Labelled images that were learnt from.
+    /// Labelled images that were learnt from, without bad ones that were passed over.
     pub num_train: usize,
-    /// Test images.
+    /// Test images, without bad ones that were passed over.
     pub num_test: usize,
     /// Time taken.
     pub seconds: f64,
@@ -86,14 +85,8 @@ impl<'a> Judge<'a> {
     /// Judges the encoder in `theta`.
     ///
     /// # Errors
-    /// If a sample cannot be read, or without a message if `stop` asks to leave.
-    pub fn judge(
-        &self,
-        task: Task,
-        theta: &Params,
-        stop: &StopFlag,
-        progress: Progress<'_>,
-    ) -> Result<Judgement, CliError> {
+    /// If a sample cannot be read.
+    pub fn judge(&self, task: Task, theta: &Params, progress: Progress<'_>) -> Result<Judgement, CliError> {
         let begin = Instant::now();
         let (config, model) = (&self.prepared.config, &self.prepared.method.model);
         let mut features = |split, indices: &[usize], name| {
@@ -101,9 +94,6 @@ impl<'a> Judge<'a> {
             let batch = config.eval.batch;
             let mut all = Features { dim: model.config.dim, ..Features::default() };
             for (number, part) in indices.chunks(batch).enumerate() {
-                if let Some(reason) = stop.reason() {
-                    return Err(CliError::silent(reason.exit_code()));
-                }
                 let mut no_report = |_, _| {};
                 let part = Features::extract(&self.compute, model, theta, loader, part, batch, &mut no_report)?;
                 all.values.extend(part.values);
@@ -114,10 +104,16 @@ impl<'a> Judge<'a> {
         };
         let train = features(Split::Train, &self.train, "train features")?;
         let test = features(Split::Test, &self.test, "test features")?;
+        for (split, features) in [("train", &train), ("test", &test)] {
+            if features.is_empty() {
+                let line = format!("data: none of the chosen images of the {split} split can be decoded");
+                return Err(CliError::new(exit_code::BAD_DATA, line));
+            }
+        }
         let num_classes = model.config.num_classes;
         let eval = &config.eval;
         let accuracy = match task {
-            Task::Knn => knn_accuracy(&train, &test, num_classes, eval.knn_k, eval.knn_temperature),
+            Task::Knn => knn_accuracy(&self.compute, &train, &test, num_classes, eval.knn_k, eval.knn_temperature),
             Task::Linear => {
                 let probe = LinearProbe {
                     epochs: eval.linear_epochs,

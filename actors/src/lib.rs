@@ -12,6 +12,7 @@ pub mod error;
 pub mod eval;
 pub mod logging;
 pub mod measurement;
+pub mod memory;
 pub mod outcome;
 pub mod panel;
 pub mod panic_hook;

@@ -1,6 +1,7 @@
 //! Logging: lines on stderr for people or machines, and every event forwarded to a bounded
 //! channel, from which the log stage writes the `events` table.
 
+use std::env::VarError;
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::sync::Arc;
@@ -8,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Instant, SystemTime};
 
 use crossbeam::channel::{Receiver, Sender, TrySendError, bounded};
+use mlomae_storage::escape::{one_line, os_text};
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
@@ -90,6 +92,7 @@ impl EventQueue {
 pub fn init(format: LogFormat, is_quiet: bool, terminal: &Terminal) -> Result<EventQueue, String> {
     let (layer, queue) = event_layer(EVENT_QUEUE_CAP);
     let filter = match std::env::var("RUST_LOG") {
+        Err(VarError::NotUnicode(text)) => return Err(format!("RUST_LOG is not UTF-8 text: {}", os_text(&text))),
         Ok(text) if !text.trim().is_empty() => EnvFilter::try_new(&text)
             .map_err(|error| format!("RUST_LOG is not a filter such as `info,mlomae=debug` ({error}): {text}"))?,
         _ => EnvFilter::new(if is_quiet { QUIET_FILTER } else { DEFAULT_FILTER }),
@@ -238,11 +241,11 @@ where
         let (begin, end) =
             if writer.has_ansi_escapes() { (format!("\x1b[{color}m"), "\x1b[0m") } else { (String::new(), "") };
         let seconds = self.begin.elapsed().as_secs_f64();
-        write!(writer, "{seconds:7.1}s {begin}{:<5}{end} {}", severity(level), fields.message)?;
+        write!(writer, "{seconds:7.1}s {begin}{:<5}{end} {}", severity(level), one_line(&fields.message))?;
         // The message says it all; what is a column for queries is noise for people.
         if level > Level::INFO {
             for (name, value) in &fields.others {
-                write!(writer, " {name}={value}")?;
+                write!(writer, " {name}={}", one_line(&value.to_string()))?;
             }
         }
         writeln!(writer)

@@ -10,6 +10,7 @@ use mlomae_dataflow::run_sink::Latest;
 use mlomae_dataflow::stage_name::StageName;
 use mlomae_dataflow::state::TrainState;
 use mlomae_dataflow::stop::{StopFlag, StopReason};
+use mlomae_storage::unfinished::Unfinished;
 use serde::Serialize;
 
 use crate::error::{CliError, check_outcome, exit_code};
@@ -96,18 +97,14 @@ impl Measurement {
 type Counted = Vec<(StageName, StageCounters)>;
 
 /// Trains from scratch until the limits are met, with logs and all, and measures the last stretch. `prepared` must have outer
-/// iterations enough. Ends early, with an answer only if something was measured, when `stop` asks for it.
+/// iterations enough.
 ///
 /// # Errors
 /// If the run cannot be made or ends by an error, or nothing was measured.
-pub fn measure(
-    prepared: &Prepared,
-    limits: Limits,
-    stop: &StopFlag,
-    events: &EventQueue,
-) -> Result<Measurement, CliError> {
+pub fn measure(prepared: &Prepared, limits: Limits, events: &EventQueue) -> Result<Measurement, CliError> {
     let scratch =
         tempfile::tempdir().map_err(|error| CliError::file("create folder", &std::env::temp_dir(), &error))?;
+    let _unfinished = Unfinished::note(scratch.path());
     // Recycled memory of another configuration would not fit.
     let method = prepared.data.method(&prepared.config)?;
     let state = TrainState::fresh(&method);
@@ -130,13 +127,14 @@ pub fn measure(
     };
     let images_per_outer = method.unroll * prepared.config.pretrain.batch as u64;
     let stretch = thread::scope(|scope| {
-        let (own_stop, stop) = (&own_stop, stop);
-        let watcher = scope.spawn(move || {
+        let own_stop = &own_stop;
+        let watch = move || {
             let counters = receiver.recv().ok()?;
-            let stretch = watch(&counters, limits, || stop.reason().is_some() || own_stop.reason().is_some());
+            let stretch = watch(&counters, limits, || own_stop.reason().is_some());
             own_stop.request(StopReason::Enough);
             stretch
-        });
+        };
+        let watcher = thread::Builder::new().spawn_scoped(scope, watch).map_err(|error| CliError::no_thread(&error))?;
         let trained = train(prepared, state, sink, options);
         // Ends the watcher if the training ended by itself.
         own_stop.request(StopReason::Enough);
@@ -144,10 +142,8 @@ pub fn measure(
         check_outcome(&trained?.outcome).map(|()| stretch)
     })?;
     let Some(Stretch { num_outer, seconds, stages }) = stretch else {
-        return Err(match stop.reason() {
-            Some(reason) => CliError::Failed { lines: Vec::new(), exit_code: reason.exit_code() },
-            None => CliError::new(exit_code::INTERNAL, "the run ended before a stretch of it was measured".to_owned()),
-        });
+        let line = "the run ended before a stretch of it was measured";
+        return Err(CliError::new(exit_code::INTERNAL, line));
     };
     Ok(Measurement { num_outer, seconds, num_images: num_outer * images_per_outer, stages })
 }

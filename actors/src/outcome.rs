@@ -135,7 +135,10 @@ impl PipelineEvent {
                 tracing::debug!(kind, "stopping, as the measurement has seen enough");
             }
             Self::Stopping { reason } => {
-                tracing::info!(kind, "{reason}: finishing the iteration, then a checkpoint; once more to leave at once")
+                tracing::info!(
+                    kind,
+                    "{reason}: finishing the iteration, then a checkpoint; a second SIGINT or SIGTERM leaves at once"
+                )
             }
             Self::StillRunning { workers } => {
                 tracing::warn!(kind, "still running: {}", join(workers));

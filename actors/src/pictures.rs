@@ -36,6 +36,11 @@ pub fn panel_of(trained: &Trained, split: Split, num_images: usize) -> Result<Rg
     }
 
     let batch = prepared.samples(split, &indices)?;
+    // Bad images that are passed over are not among them.
+    let indices: Vec<usize> = batch.ids.iter().filter_map(|id| usize::try_from(*id).ok()).collect();
+    if indices.is_empty() {
+        return Err(no_images());
+    }
     let compute = Compute::new(1, prepared.method.grain, Arena::new())?;
     let masker = prepared.method.masker(trained.step);
     let (theta, phi) = (&trained.state.theta, trained.state.phi());

@@ -13,6 +13,7 @@ use crate::continuity::Purpose;
 use crate::data_place;
 use crate::error::CliError;
 use crate::eval::{Judgement, Task};
+use crate::memory::Needs;
 use crate::prometheus;
 use crate::run::{Run, Start, VERSION};
 use crate::setup::{Prepared, config_toml};
@@ -59,12 +60,14 @@ impl Run {
     ///
     /// # Errors
     /// If there is no such run, another process holds it, its files are damaged, a key is given that cannot take effect,
-    /// the data are others (unless `accept_changed_data`), or the metrics' address cannot be had. Nothing is changed then.
+    /// the data are others (unless `accept_changed_data`), memory is too small, or the metrics' address cannot be had. Nothing is changed then.
+    /// `before_changes` is called before anything is changed but what an interrupted save left.
     pub fn resume(
         path: &Path,
         base: Option<ConfigInputs>,
         changes: ConfigInputs,
         accept_changed_data: bool,
+        before_changes: &dyn Fn(),
     ) -> Result<Resumed, CliError> {
         let (path, from) = run_and_checkpoint(path);
         let dir = RunDir::open_locked(path)?;
@@ -117,7 +120,9 @@ impl Run {
             return Ok(Resumed::Finished(Box::new(Finished { prepared, dir, outer, step, judged })));
         }
 
+        Needs::of_training(&prepared)?.check(prepared.config.run.memory_check)?;
         let metrics = prometheus::bind(&prepared.config.telemetry)?;
+        before_changes();
         if from.is_some() {
             for aside in checkpoint::go_back(path, step)? {
                 tracing::warn!(kind = "checkpoint_aside", "a later checkpoint is set aside: {}", aside.display());
@@ -125,7 +130,7 @@ impl Run {
         }
         // What a process that died, or went further than this checkpoint, had noted is no longer so.
         record.step = i64::try_from(step).unwrap_or(i64::MAX);
-        let input = std::fs::read_to_string(dir.config_input()).unwrap_or_default();
+        let input = dir.read_config_input()?;
         dir.write_configs(&config_toml(&prepared.config)?, &input)?;
         let isa = kernels::isa().name();
         let isa_before = std::mem::take(&mut record.host.isa);
@@ -179,8 +184,10 @@ fn stay_in_place(config: &mut Config, root: &Path, id: &str, given: [bool; 2]) -
     if let Some(other) = config.run.id.as_deref().filter(|other| gives_id && *other != id) {
         return Err(refuse("run.id", other, id));
     }
-    let place = data_place::absolute(root).unwrap_or_else(|| root.to_owned());
-    config.run.root = place.to_string_lossy().into_owned();
+    // A configuration is UTF-8 text. Another name cannot be in it; the one that is there is of no use to a resume.
+    if let Some(place) = data_place::absolute(root).as_deref().and_then(Path::to_str) {
+        config.run.root = place.to_owned();
+    }
     config.run.id = Some(id.to_owned());
     Ok(())
 }

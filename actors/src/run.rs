@@ -3,16 +3,20 @@
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 
+use mlomae_dataflow::bad_images::{IMAGE_SKIPPED, SkippedImage};
 use mlomae_dataflow::config::{Config, ConfigInputs};
 use mlomae_dataflow::run_sink::{Latest, RunSink};
+use mlomae_dataflow::stage_name::StageName;
 use mlomae_dataflow::state::TrainState;
+use mlomae_dataflow::stop::StopReason;
 use mlomae_model::kernels;
-use mlomae_storage::logs::{Clock, EvalRow, Level, LogContext, LogPolicy, LogWriter};
-use mlomae_storage::run_dir::{RunDir, RunLock, RunRecord, RunStatus, new_run_id};
+use mlomae_storage::escape::one_line;
+use mlomae_storage::logs::{Clock, EvalRow, EventRow, Level, LogContext, LogPolicy, LogWriter, Severity};
+use mlomae_storage::run_dir::{RunDir, RunRecord, RunStatus, new_run_id};
 
-use crate::data_place;
 use crate::error::{CliError, exit_code};
 use crate::eval::{Judgement, Task};
+use crate::memory::Needs;
 use crate::prometheus;
 use crate::setup::{Prepared, config_toml};
 
@@ -44,19 +48,27 @@ pub struct Start {
 impl Run {
     /// Makes a new run from `inputs`; `name` becomes a part of its id unless `run.id` is given. With
     /// `restart` a directory in the way is moved aside. Nothing is made if the configuration or its data
-    /// are wrong or the metrics' address cannot be had.
+    /// are wrong or the metrics' address cannot be had. `before_changes` is called before anything is made.
     ///
     /// # Errors
     /// In these cases, or if the directory is in the way or cannot be made.
-    pub fn begin(inputs: &ConfigInputs, name: &str, restart: bool) -> Result<Start, CliError> {
+    pub fn begin(
+        inputs: &ConfigInputs,
+        name: &str,
+        restart: bool,
+        before_changes: &dyn Fn(),
+    ) -> Result<Start, CliError> {
         let mut config = Config::resolve(inputs)?;
         let id = config.run.id.get_or_insert_with(|| new_run_id(name)).clone();
         let root = PathBuf::from(&config.run.root);
         let mut prepared = Prepared::new(config, None)?;
+        Needs::of_training(&prepared)?.check(prepared.config.run.memory_check)?;
         prepared.anchor()?;
         let metrics = prometheus::bind(&prepared.config.telemetry)?;
-        if restart {
-            move_aside(&root.join(&id))?;
+        let state = TrainState::fresh(&prepared.method);
+        before_changes();
+        if restart && let Some(aside) = RunDir::move_aside(&root.join(&id))? {
+            tracing::info!(kind = "run_moved", "moved the run in the way to {}", aside.display());
         }
         let dir = RunDir::create(&root, &id)?;
         // The record makes the folder a run, so it comes after what a run needs to be taken up.
@@ -64,7 +76,6 @@ impl Run {
         let record = RunRecord::begin(&id, VERSION, kernels::isa().name(), prepared.config.seed);
         dir.write_record(&record)?;
         tracing::info!(kind = "run_started", "run directory {}", dir.path().display());
-        let state = TrainState::fresh(&prepared.method);
         Ok(Start { run: Self { dir, record, clock: Clock::start() }, prepared, state, metrics, judged: None })
     }
 
@@ -113,13 +124,20 @@ impl Run {
         let writer = if self.record.segment == 0 {
             LogWriter::open(self.path(), context, policy)?
         } else {
-            LogWriter::resume(self.path(), context, policy, step)?.0
+            let (writer, report) = LogWriter::resume(self.path(), context, policy, step)?;
+            for part in report.repair.damaged {
+                // The repair has put it into the events itself.
+                tracing::warn!(target: "mlomae_progress", kind = "log_damage", "{part}");
+            }
+            writer
         };
         let keep = prepared.config.checkpoint.keep;
         Ok(RunSink::new(self.path(), writer, keep, prepared.static_state()?, latest))
     }
 
-    /// Writes results to the `evals` table of the run, whose logs are sealed otherwise.
+    /// Writes results to the `evals` table of the run, whose logs are sealed otherwise, and to `events` the bad images
+    /// that were
+    /// `skipped` on the way.
     ///
     /// # Errors
     /// If they cannot be written.
@@ -129,9 +147,23 @@ impl Run {
         checkpoint: &str,
         step: u64,
         results: &[(Task, &str, Judgement)],
+        skipped: &[SkippedImage],
     ) -> Result<(), CliError> {
         let mut writer = LogWriter::open(self.path(), self.log_context(prepared), log_policy(&prepared.config))?;
         let epoch = step.saturating_sub(1) / prepared.method.steps_per_epoch.max(1);
+        for SkippedImage { split, sample, message } in skipped {
+            writer.event(EventRow {
+                stamp: self.clock.stamp(),
+                epoch: i32::try_from(epoch).unwrap_or(i32::MAX),
+                step: i64::try_from(step).unwrap_or(i64::MAX),
+                level: Some(Level::Eval),
+                severity: Severity::Warn,
+                kind: IMAGE_SKIPPED.into(),
+                stage: Some(StageName::Load.as_str().into()),
+                message: format!("image skipped: {message}"),
+                fields: serde_json::json!({ "split": split, "sample": sample }).to_string(),
+            })?;
+        }
         let split = prepared.data.test.as_ref().map_or_else(|| "test".to_owned(), |test| test.info().split.clone());
         for (task, metric, judgement) in results {
             writer.eval(EvalRow {
@@ -151,14 +183,16 @@ impl Run {
         Ok(writer.close()?)
     }
 
-    /// Notes in `run.json` how the process ended. A run whose training `is_trained` to its end is finished, although its
-    /// evaluation failed. If the record cannot be written, it is a warning: the first error is the one to report.
-    pub fn end(&mut self, result: &Result<(), CliError>, is_trained: bool, step: i64) {
-        let (status, code, error) = match result {
+    /// Notes in `run.json` how the process ended, and answers with that end. A run whose training `is_trained` to its end
+    /// is finished, although its evaluation failed. If the record cannot be written, that is the error to report where
+    /// there was none before, and a warning where there was.
+    ///
+    /// # Errors
+    /// That of `result`, or of writing.
+    pub fn end(&mut self, result: Result<(), CliError>, is_trained: bool, step: i64) -> Result<(), CliError> {
+        let (status, code, error) = match &result {
             Ok(()) => (RunStatus::Finished, exit_code::OK, None),
-            Err(error @ CliError::Failed { exit_code: 130 | 143, .. }) => {
-                (RunStatus::Interrupted, error.exit_code(), None)
-            }
+            Err(error) if error.is_by_signal() => (RunStatus::Interrupted, error.exit_code(), None),
             Err(error) => {
                 let status = if is_trained { RunStatus::Finished } else { RunStatus::Failed };
                 (status, error.exit_code(), Some(error.to_string()))
@@ -167,8 +201,26 @@ impl Run {
         self.record.wall_s = self.clock.wall_s();
         self.record.step = self.record.step.max(step);
         self.record.end(status, code.into(), error);
-        if let Err(error) = self.dir.write_record(&self.record) {
-            tracing::warn!(kind = "run_record", "{error}");
+        match (self.dir.write_record(&self.record), result) {
+            (Err(error), Ok(())) => Err(error.into()),
+            (Err(error), result) => {
+                tracing::warn!(kind = "run_record", "{error}");
+                result
+            }
+            (Ok(()), result) => result,
+        }
+    }
+
+    /// What notes in `run.json` that a signal ended the process after `step` level-1 steps, for when it leaves at once.
+    pub fn last_words(&self, step: i64) -> impl FnOnce(StopReason) + Send + 'static {
+        let (path, mut record, clock) = (self.path().to_owned(), self.record.clone(), self.clock);
+        move |reason| {
+            record.wall_s = clock.wall_s();
+            record.step = record.step.max(step);
+            record.end(RunStatus::Interrupted, reason.exit_code().into(), None);
+            if let Err(error) = RunDir::open(&path).and_then(|dir| dir.write_record(&record)) {
+                tracing::warn!(kind = "run_record", "{error}");
+            }
         }
     }
 
@@ -196,28 +248,10 @@ fn log_policy(config: &Config) -> LogPolicy {
 fn as_given(inputs: &ConfigInputs) -> String {
     let mut text = String::new();
     for (name, layer) in &inputs.layers {
-        text += &format!("# {name}\n{}\n", layer.trim_end());
+        text += &format!("# {}\n{}\n", one_line(name), layer.trim_end());
     }
     for setting in &inputs.sets {
-        text += &format!("# --set {setting}\n");
+        text += &format!("# --set {}\n", one_line(setting));
     }
     text
-}
-
-/// Renames a directory that is in the way of a new run to `<name>.before-N`.
-fn move_aside(path: &Path) -> Result<(), CliError> {
-    if !path.exists() {
-        return Ok(());
-    }
-    RunDir::check_movable(path)?;
-    // Held by another process, it is not ours to move. It may have been killed before it had a record.
-    drop(RunLock::acquire(path)?);
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let aside = (1..)
-        .map(|number: u32| path.with_file_name(format!("{name}.before-{number}")))
-        .find(|aside| !aside.exists())
-        .unwrap_or_else(|| path.with_extension("before"));
-    std::fs::rename(path, &aside).map_err(|error| CliError::file("rename", path, &error))?;
-    tracing::info!(kind = "run_moved", "moved the run in the way to {}", aside.display());
-    Ok(())
 }

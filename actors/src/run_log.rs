@@ -2,6 +2,7 @@
 //! itself has to say: its logged events and the telemetry's samples.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -86,7 +87,7 @@ impl SampleQueue {
 /// waits for them and none is lost. A sample's row gets the step that training had reached, so it is held back until
 /// the stages' records of that time have come too: after a checkpoint has been written there is a queue of them.
 #[derive(Debug)]
-pub struct RunLog<K> {
+pub struct RunLog<K: RecordSink> {
     inner: K,
     events: EventQueue,
     samples: SampleQueue,
@@ -97,6 +98,17 @@ pub struct RunLog<K> {
     /// The next flush follows a checkpoint, behind which records may be waiting.
     is_behind: bool,
     counts: RowCounts,
+    is_closed: bool,
+}
+
+impl<K: RecordSink> Drop for RunLog<K> {
+    /// Seals the logs of a run that never came to its end: one that could not be begun, or whose log stage gave up.
+    fn drop(&mut self) {
+        if !self.is_closed {
+            // What led here is the error to report; what is left unsealed is for a repair.
+            let _ = catch_unwind(AssertUnwindSafe(|| self.close()));
+        }
+    }
 }
 
 /// How long a sample waits for a younger record of a stage at most: where none comes, the stages are at rest.
@@ -113,6 +125,7 @@ impl<K: RecordSink> RunLog<K> {
             youngest: SystemTime::UNIX_EPOCH,
             is_behind: false,
             counts: RowCounts::default(),
+            is_closed: false,
         }
     }
 
@@ -178,6 +191,7 @@ impl<K: RecordSink> RecordSink for RunLog<K> {
     }
 
     fn close(&mut self) -> Result<(), StageError> {
+        self.is_closed = true;
         // The logs are sealed even if the last rows cannot be written; the first error counts.
         let written = self.write_own(true);
         let closed = self.inner.close();

@@ -6,12 +6,13 @@
 //! disconnects flow downstream as the workers drop their ports, every worker acknowledges with its
 //! [`Exit`], and only then the actix system stops.
 
+use std::panic::catch_unwind;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use actix::prelude::*;
 use mlomae_dataflow::counters::StageCounters;
-use mlomae_dataflow::exit::Exit;
+use mlomae_dataflow::exit::{Exit, StageError, panic_message};
 use mlomae_dataflow::stage_name::StageName;
 use mlomae_dataflow::stop::{StopFlag, StopLevel, StopReason};
 
@@ -56,7 +57,7 @@ pub fn supervise(
     options: SupervisorOptions,
 ) -> Outcome {
     let (sender, receiver) = mpsc::channel();
-    let supervisor = Supervisor {
+    let mut supervisor = Supervisor {
         workers: Vec::new(),
         to_start: tasks,
         stop: stop.clone(),
@@ -70,7 +71,15 @@ pub fn supervise(
         reported_at: Instant::now(),
         outcome: Some(sender),
     };
-    let system = System::new();
+    let system = match catch_unwind(System::new) {
+        Ok(system) => system,
+        Err(payload) => {
+            stop.stop_now(StopReason::Error);
+            supervisor.seal_logs_here();
+            let message = format!("the actor system cannot be started: {}", panic_message(payload.as_ref()));
+            return Outcome::unsupervised(stop.reason(), message);
+        }
+    };
     system.block_on(async move {
         supervisor.start();
     });
@@ -112,18 +121,16 @@ impl Actor for Supervisor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        self.telemetry = self.telemetry_to_start.take().map(|telemetry| TelemetryActor::new(telemetry).start());
         // Back to front: whoever sends finds its receiver alive.
-        let mut tasks = std::mem::take(&mut self.to_start);
-        tasks.sort_by_key(|task| std::cmp::Reverse(task.id()));
-        for task in tasks {
-            self.workers.push(Supervised {
-                id: task.id(),
-                counters: task.counters(),
-                restarts_left: task.max_restarts(),
-                address: Some(Worker::spawn(task)),
-            });
+        self.to_start.sort_by_key(StageTask::id);
+        while let Some(task) = self.to_start.pop() {
+            let (id, counters, restarts_left) = (task.id(), task.counters(), task.max_restarts());
+            match Worker::spawn(task) {
+                Ok(address) => self.workers.push(Supervised { id, counters, restarts_left, address: Some(address) }),
+                Err((task, cause)) => self.cannot_start(id, task, &cause),
+            }
         }
+        self.telemetry = self.telemetry_to_start.take().map(|telemetry| TelemetryActor::new(telemetry).start());
         for index in 0..self.workers.len() {
             self.run_worker(index, ctx);
         }
@@ -133,6 +140,33 @@ impl Actor for Supervisor {
 }
 
 impl Supervisor {
+    /// Takes the pipeline down before it has begun, since a worker has no thread. What is not started yet is dropped, so
+    /// that its neighbours see their ports close.
+    fn cannot_start(&mut self, id: WorkerId, task: Option<StageTask>, cause: &str) {
+        let message = format!("cannot start the thread of {id}: {cause}");
+        let exit = Exit::Failed(StageError::Io { stage: id.stage, message });
+        self.stop.stop_now(StopReason::Error);
+        // Before the ports close: the log stage ends when all have, and this belongs into the logs.
+        self.emit(PipelineEvent::Fatal { worker: id, exit: exit.clone() });
+        self.exits.push(WorkerExit { worker: id, exit });
+        self.to_start.extend(task);
+        self.seal_logs_here();
+    }
+
+    /// Drops all tasks that have no thread; the log stage first says its last words, on this one.
+    fn seal_logs_here(&mut self) {
+        // It may hold a sender to the log stage.
+        self.telemetry_to_start = None;
+        let (log, others): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.to_start).into_iter().partition(|task| task.id().stage == StageName::Log);
+        drop(others);
+        for task in log {
+            let worker = task.id();
+            let exit = task.run_here();
+            self.exits.push(WorkerExit { worker, exit });
+        }
+    }
+
     fn run_worker(&mut self, index: usize, ctx: &mut Context<Self>) {
         let worker = &self.workers[index];
         let Some(address) = &worker.address else { return };

@@ -57,8 +57,7 @@ impl Trained {
     /// If the checkpoint is damaged, of another version or another shape, a key is given that cannot take effect, or
     /// the data cannot be opened or are no longer the same.
     pub fn load(path: &Path, base: Base, overlay: ConfigInputs, purpose: Purpose) -> Result<Self, CliError> {
-        let folder = checkpoint::resolve(path)?;
-        let checkpoint = checkpoint::load(&folder).map_err(|error| with_way_out(&error, &folder))?;
+        let (folder, checkpoint) = load_newest(path)?;
         if let Some(named) = checkpoint::step_of(&folder).filter(|named| *named != checkpoint.step) {
             let line = format!("checkpoint is of step {}, not of step {named}: {}", checkpoint.step, folder.display());
             return Err(CliError::new(exit_code::BAD_DATA, line));
@@ -127,6 +126,20 @@ impl Trained {
     #[must_use]
     pub fn run(&self) -> Option<&Path> {
         run_of(&self.folder)
+    }
+}
+
+/// Reads the checkpoint that `path` means. A run at work may have removed it in between: then it means another one.
+fn load_newest(path: &Path) -> Result<(PathBuf, Checkpoint), CliError> {
+    let mut folder = checkpoint::resolve(path)?;
+    loop {
+        match checkpoint::load(&folder) {
+            Ok(checkpoint) => return Ok((folder, checkpoint)),
+            Err(error) => match checkpoint::resolve(path) {
+                Ok(newer) if newer != folder => folder = newer,
+                _ => return Err(with_way_out(&error, &folder)),
+            },
+        }
     }
 }
 

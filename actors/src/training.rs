@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use mlomae_dataflow::exit::Exit;
 use mlomae_dataflow::fault::FaultPlan;
-use mlomae_dataflow::pipeline;
+use mlomae_dataflow::pipeline::{self, BuildError};
 use mlomae_dataflow::run_sink::{Latest, RunSink};
 use mlomae_dataflow::serial::SerialRun;
 use mlomae_dataflow::stage_name::StageName;
@@ -95,7 +95,7 @@ pub fn train(
         }
         Telemetry::new(probes, every, limit, move |samples| sample_queue.push(samples))
     };
-    let no_thread = |error| CliError::new(exit_code::INTERNAL, format!("cannot start a thread: {error}"));
+    let no_thread = |error: std::io::Error| CliError::no_thread(&error);
 
     let (outcome, samples) = if options.serial {
         let run = SerialRun::new(setup, sink, stop.clone())?;
@@ -113,7 +113,11 @@ pub fn train(
         drop((telemetry, display));
         (serial_outcome(exit, &stop), newest)
     } else {
-        let pipeline = pipeline::build_with_faults(setup, sink, &stop, &options.faults).map_err(internal)?;
+        let pipeline =
+            pipeline::build_with_faults(setup, sink, &stop, &options.faults).map_err(|error| match error {
+                BuildError::Model(error) => error.into(),
+                BuildError::Topology(error) => internal(error),
+            })?;
         // The log stage ends when all senders are gone; the telemetry's samples reach it by the sink.
         drop(pipeline.log);
         let lag = Arc::new(AtomicI32::new(i32::try_from(config.pipeline.lag).unwrap_or(i32::MAX)));

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use mlomae_dataflow::config::{ActorsConfig, Config};
 use mlomae_dataflow::stage_name::StageName;
-use mlomae_dataflow::stop::StopFlag;
 use mlomae_model::compute::whole_branch;
 use mlomae_model::kernels;
 
@@ -190,11 +189,10 @@ pub struct SweepProgress {
 /// Sweeps all knobs for about `budget`.
 ///
 /// # Errors
-/// If a run cannot be made or fails, or a signal asks to stop.
+/// If a run cannot be made or fails.
 pub fn tune(
     mut prepared: Prepared,
     budget: Duration,
-    stop: &StopFlag,
     events: &EventQueue,
     mut progress: impl FnMut(&SweepProgress),
 ) -> Result<Tuning, CliError> {
@@ -210,10 +208,10 @@ pub fn tune(
     let mut at = |actors: &ActorsConfig, what: &str| {
         progress(&SweepProgress { what: what.to_owned(), spent: begin.elapsed() });
         prepared.config.actors = actors.clone();
-        let peak = || kernels::peak_gflops(num_cores, PEAK_SECONDS);
-        let before = peak();
-        let measurement = measure(&prepared, limits, stop, events)?;
-        let speed = measurement.outer_per_second() / f64::midpoint(before, peak());
+        let peak = || kernels::peak_gflops(num_cores, PEAK_SECONDS).map_err(|error| CliError::no_thread(&error));
+        let before = peak()?;
+        let measurement = measure(&prepared, limits, events)?;
+        let speed = measurement.outer_per_second() / f64::midpoint(before, peak()?);
         Ok::<_, CliError>(Turn { measurement, speed })
     };
     let start = at(&configured, "as configured")?.measurement;

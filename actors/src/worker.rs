@@ -10,7 +10,7 @@ use std::thread;
 
 use actix::prelude::*;
 use mlomae_dataflow::counters::StageCounters;
-use mlomae_dataflow::exit::{Exit, catch_panic};
+use mlomae_dataflow::exit::{Exit, catch_panic, panic_message};
 use mlomae_dataflow::stage_name::StageName;
 
 use crate::outcome::PipelineEvent;
@@ -41,6 +41,11 @@ pub struct StageTask {
 }
 
 impl StageTask {
+    /// Runs the task on this thread, as a worker would for the last time.
+    pub(crate) fn run_here(mut self) -> Exit {
+        catch_panic(|| (self.body)())
+    }
+
     /// A task whose `body` is run until it exits, and again after a panic if the stage is
     /// restartable, at most `max_restarts` times.
     ///
@@ -105,16 +110,29 @@ pub(crate) struct Worker {
 impl Worker {
     /// Starts a thread for `task` and returns the address that it is commanded by.
     /// Needs a running actix system. The thread ends when the last address is dropped.
-    pub(crate) fn spawn(task: StageTask) -> Addr<Self> {
+    ///
+    /// # Errors
+    /// If the system starts no more threads: with the task, which has not begun, and the system's words.
+    pub(crate) fn spawn(task: StageTask) -> Result<Addr<Self>, (Option<StageTask>, String)> {
         let name = format!("mlomae-{}-{}", task.id.stage, task.id.instance);
         // The factory may be called again by actix, but a task exists once: the second worker
         // would have none and say so.
         let task = Arc::new(Mutex::new(Some(task)));
-        SyncArbiter::start_with_thread_builder(
-            1,
-            move || thread::Builder::new().name(name.clone()),
-            move || Self { task: task.lock().unwrap_or_else(PoisonError::into_inner).take() },
-        )
+        let take = |task: &Mutex<Option<StageTask>>| task.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let of_worker = Arc::clone(&task);
+        // Actix panics where a thread cannot be started.
+        let started = catch_unwind(AssertUnwindSafe(|| {
+            SyncArbiter::start_with_thread_builder(
+                1,
+                move || thread::Builder::new().name(name.clone()),
+                move || Self { task: take(&of_worker) },
+            )
+        }));
+        started.map_err(|payload| {
+            // One more try, for the reason alone.
+            let cause = thread::Builder::new().spawn(|| {}).err().map(|error| error.to_string());
+            (take(&task), cause.unwrap_or_else(|| panic_message(payload.as_ref())))
+        })
     }
 
     fn run(&mut self, restarts_left: u32) -> Exit {

@@ -4,11 +4,12 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use mlomae_model::{Arena, ModelConfig, ModelError};
-use mlomae_storage::dataset::{self, DataError, Dataset, LabelOrigin, NameSource, Split};
+use mlomae_storage::dataset::{self, DataError, Dataset, DatasetSpec, LabelOrigin, NameSource, Split};
 
 use crate::augment::{Normalisation, Preparation};
+use crate::bad_images::BadImages;
 use crate::batch::Panel;
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, MemoryCheck};
 use crate::exit::StageError;
 use crate::held_out::TestRole;
 use crate::method::{Method, model_config};
@@ -34,6 +35,8 @@ pub struct Data {
     pub channels: usize,
     /// Normalisation of the values.
     pub normalisation: Normalisation,
+    /// What is done about bad images, and which were passed over.
+    pub bad_images: BadImages,
 }
 
 impl std::fmt::Debug for Data {
@@ -108,6 +111,7 @@ impl SetupError {
             Self::TestClasses(error) => error.exit_code(),
             Self::TestSplit { exit_code, .. } => *exit_code,
             Self::Classes { .. } | Self::NoClasses { .. } | Self::Plan(_) => 65,
+            Self::Model(ModelError::Threads { .. }) => 74,
             Self::Config(_) | Self::Model(_) => 78,
             Self::Sample(error) => error.exit_code(),
         }
@@ -122,11 +126,12 @@ impl Data {
     /// [`SetupError`]; all errors of the configuration at once.
     pub fn open(config: &Config, normalisation: Option<Normalisation>) -> Result<Self, SetupError> {
         let data = &config.data;
-        let train = dataset::open(&data.dataset_spec(Split::Train))?;
+        let max_resident_bytes = (config.run.memory_check == MemoryCheck::Warn).then_some(u64::MAX);
+        let train = dataset::open(&DatasetSpec { max_resident_bytes, ..data.dataset_spec(Split::Train) })?;
         let info = train.info();
         let labels = (0..train.len()).map(|index| train.label(index)).collect::<Result<Vec<_>, _>>()?;
         check_labels(train.as_ref(), &labels)?;
-        let (test, test_role) = TestRole::open(data, train.as_ref(), &labels)?;
+        let (test, test_role) = TestRole::open(data, train.as_ref(), &labels, max_resident_bytes)?;
         let shares = Shares {
             pretrain: data.pretrain_fraction,
             train: data.train_fraction,
@@ -143,7 +148,10 @@ impl Data {
         }
         let num = |role| roles.indices(role).len();
         errors.extend(config.check_roles(num(Role::Pretrain), num(Role::Train), num(Role::Validation)));
-        let channels = data.channels.unwrap_or(info.channels);
+        // Colour anywhere is colour: a grey training split does not take it from the test split.
+        let of_test = test.as_ref().map_or(1, |test| test.info().channels);
+        let channels = data.channels.unwrap_or(info.channels.max(of_test));
+        let bad_images = BadImages::new(data.on_bad_image);
         if data.mean.as_ref().is_some_and(|mean| mean.len() != channels) {
             errors.push(ConfigError {
                 key: "data.mean, data.std".to_owned(),
@@ -159,9 +167,9 @@ impl Data {
         let normalisation = match (normalisation, &data.mean, &data.std) {
             (Some(normalisation), ..) => normalisation,
             (None, Some(mean), Some(std)) => Normalisation { mean: mean.clone(), std: std.clone() },
-            _ => measure_normalisation(train.as_ref(), roles.indices(Role::Pretrain), channels)?,
+            _ => measure_normalisation(train.as_ref(), roles.indices(Role::Pretrain), channels, &bad_images)?,
         };
-        Ok(Self { train, test, test_role, roles, image, channels, normalisation })
+        Ok(Self { train, test, test_role, roles, image, channels, normalisation, bad_images })
     }
 
     /// What the readers passed over, one line each.
@@ -219,7 +227,8 @@ impl Data {
             augment: config.data.augment.clone(),
         };
         let plan = self.plan(config)?;
-        Ok(LoadStage::new(dataset.clone(), plan, preparation, config.seed, config.method.unroll, arena.clone()))
+        let load = LoadStage::new(dataset.clone(), plan, preparation, config.seed, config.method.unroll, arena.clone());
+        Ok(load.with_bad_images(self.bad_images.clone()))
     }
 
     /// Everything that a run starts from.
@@ -228,7 +237,7 @@ impl Data {
     /// When roles do not fit or a sample of the panel cannot be read.
     pub fn setup(&self, config: &Config, method: Method, state: TrainState) -> Result<Setup, SetupError> {
         let load = self.loader(config, &self.train, &method.arena)?;
-        let indices = load.plan().panel(Role::Validation, config.logs.panel_size);
+        let indices = load.panel(Role::Validation, config.logs.panel_size)?;
         let objects = load.object_patches(&indices, method.model.config.patch);
         let panel = Panel { batch: load.samples(&indices)?, objects };
         Ok(Setup { method, load, state, panel, actors: config.actors.clone() })
@@ -292,6 +301,6 @@ fn image_side(config: &Config, train: &dyn Dataset) -> Result<usize, ConfigError
         (None, Some((width, height))) => {
             Err(refuse(format!("is missing, the images are not square ({width} x {height})")))
         }
-        (None, None) => Err(refuse("is missing, the images differ in size".to_owned())),
+        (None, None) => Err(refuse("is missing, the images differ in size, or are too many to look at all".to_owned())),
     }
 }

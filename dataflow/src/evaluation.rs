@@ -9,7 +9,6 @@ use mlomae_model::levels::downstream::features;
 use mlomae_model::levels::optimizer::{AdamW, AdamWConfig, Decay, Schedule};
 use mlomae_model::nets::Head;
 use mlomae_model::{Buffer, Compute, ParamSet, Params};
-use rayon::prelude::*;
 
 use crate::exit::StageError;
 use crate::rng::{Purpose, keyed, shuffle};
@@ -60,6 +59,10 @@ impl Features {
         let mut all = Self { dim: model.config.dim, ..Self::default() };
         for (done, chunk) in indices.chunks(batch.max(1)).enumerate() {
             let images = loader.samples(chunk)?;
+            // All of them bad images that are passed over.
+            if images.is_empty() {
+                continue;
+            }
             let z = features(compute, model, theta, &images.images);
             for (row, &label) in z.chunks_exact(all.dim).zip(images.labels.iter()).filter(|(_, label)| **label >= 0) {
                 all.values.extend_from_slice(row);
@@ -86,7 +89,14 @@ const QUERIES_AT_ONCE: usize = 64;
 /// Accuracy of weighted k-nearest neighbours by cosine similarity: each of the `k` nearest of `bank` votes for its label with the
 /// weight exp(similarity / temperature). Ties go to the lower label.
 #[must_use]
-pub fn knn_accuracy(bank: &Features, test: &Features, num_classes: usize, k: usize, temperature: f64) -> f64 {
+pub fn knn_accuracy(
+    compute: &Compute,
+    bank: &Features,
+    test: &Features,
+    num_classes: usize,
+    k: usize,
+    temperature: f64,
+) -> f64 {
     if bank.is_empty() || test.is_empty() {
         return 0.0;
     }
@@ -105,17 +115,16 @@ pub fn knn_accuracy(bank: &Features, test: &Features, num_classes: usize, k: usi
         }
         (0..num_classes).fold(0, |best, class| if votes[class] > votes[best] { class } else { best })
     };
-    let num_right: usize = test_rows
-        .par_chunks(QUERIES_AT_ONCE * dim)
-        .zip(test.labels.par_chunks(QUERIES_AT_ONCE))
-        .map(|(rows, labels)| {
-            let mut similarities = vec![0.0; labels.len() * num_bank];
-            let a = Mat { data: rows, ld: dim, trans: false };
-            let b = Mat { data: &bank_rows, ld: dim, trans: true };
-            matmul(&mut similarities, num_bank, a, b, labels.len(), num_bank, dim, false);
-            similarities.chunks_exact(num_bank).zip(labels).filter(|(row, label)| vote(row) == **label as usize).count()
-        })
-        .sum();
+    let pieces: Vec<_> = test_rows.chunks(QUERIES_AT_ONCE * dim).zip(test.labels.chunks(QUERIES_AT_ONCE)).collect();
+    let num_right = compute.map(pieces.len(), |piece| {
+        let (rows, labels) = pieces[piece];
+        let mut similarities = vec![0.0; labels.len() * num_bank];
+        let a = Mat { data: rows, ld: dim, trans: false };
+        let b = Mat { data: &bank_rows, ld: dim, trans: true };
+        matmul(&mut similarities, num_bank, a, b, labels.len(), num_bank, dim, false);
+        similarities.chunks_exact(num_bank).zip(labels).filter(|(row, label)| vote(row) == **label as usize).count()
+    });
+    let num_right: usize = num_right.into_iter().sum();
     num_right as f64 / test.len() as f64
 }
 
@@ -221,11 +230,11 @@ mod tests {
     fn both_evaluations_tell_signal_from_noise() {
         let probe = LinearProbe { epochs: 20, batch: 32, lr: 1e-2, weight_decay: 0.0, seed: 1 };
         let (bank, test) = (clusters(300, 0.5, 1), clusters(90, 0.5, 2));
-        assert!(knn_accuracy(&bank, &test, 3, 5, 0.07) > 0.98);
+        assert!(knn_accuracy(&Compute::serial(1), &bank, &test, 3, 5, 0.07) > 0.98);
         assert!(linear_accuracy(&bank, &test, 3, &probe, &mut |_, _| {}) > 0.98);
         let mut shuffled = bank;
         shuffle(&mut shuffled.labels, &mut keyed(3, Purpose::Eval, 0, 0));
-        assert!(knn_accuracy(&shuffled, &test, 3, 5, 0.07) < 0.6);
+        assert!(knn_accuracy(&Compute::serial(1), &shuffled, &test, 3, 5, 0.07) < 0.6);
         assert!(linear_accuracy(&shuffled, &test, 3, &probe, &mut |_, _| {}) < 0.7);
     }
 
@@ -233,7 +242,7 @@ mod tests {
     fn one_neighbour_is_the_nearest() {
         let bank = Features { dim: 2, values: vec![1.0, 0.0, 0.0, 1.0], labels: vec![0, 1] };
         let test = Features { dim: 2, values: vec![5.0, 1.0, 0.1, 0.3], labels: vec![0, 1] };
-        assert_eq!(knn_accuracy(&bank, &test, 2, 1, 0.07), 1.0);
-        assert_eq!(knn_accuracy(&bank, &test, 2, 100, 0.07), 1.0);
+        assert_eq!(knn_accuracy(&Compute::serial(1), &bank, &test, 2, 1, 0.07), 1.0);
+        assert_eq!(knn_accuracy(&Compute::serial(1), &bank, &test, 2, 100, 0.07), 1.0);
     }
 }

@@ -22,7 +22,7 @@ pub struct TestRole {
 }
 
 impl TestRole {
-    /// Opens the split that `data.test_split` asks for.
+    /// Opens the split that `data.test_split` asks for, which may take `max_resident_bytes`.
     ///
     /// # Errors
     /// If a split that was asked for by name is absent or has no labels, if a split cannot be read, or if its classes cannot
@@ -31,9 +31,10 @@ impl TestRole {
         data: &DataConfig,
         train: &dyn Dataset,
         train_labels: &[Option<i32>],
+        max_resident_bytes: Option<u64>,
     ) -> Result<(Judge, Self), SetupError> {
         let open = |split| -> Result<Option<Opened>, SetupError> {
-            let mut spec = data.dataset_spec(split);
+            let mut spec = DatasetSpec { max_resident_bytes, ..data.dataset_spec(split) };
             if let Some(column) = &train.info().label_column {
                 spec = DatasetSpec { label_column: Some(column.clone()), label_column_optional: true, ..spec };
             }

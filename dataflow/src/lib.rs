@@ -4,7 +4,9 @@
 //! ports of [`ports`]) and in the serial executor, with the same results to the bit.
 
 pub mod augment;
+pub mod bad_images;
 pub mod batch;
+pub mod checkpoint_request;
 pub mod config;
 pub mod counters;
 pub mod data;

@@ -9,6 +9,7 @@ use mlomae_model::levels::scoring::Masker;
 use mlomae_model::{Arena, ModelError};
 use rand_chacha::ChaCha8Rng;
 
+use crate::checkpoint_request::CheckpointRequest;
 use crate::config::{self, CheckpointConfig, Config, Hypergradient, LevelConfig};
 use crate::records::{Level, Moment};
 use crate::rng::{Purpose, keyed};
@@ -48,6 +49,8 @@ pub struct Method {
     pub grain: usize,
     /// When checkpoints are written.
     pub checkpoint: CheckpointConfig,
+    /// A checkpoint that is asked for beside them.
+    pub checkpoint_request: CheckpointRequest,
     /// Level-1 steps between rows of metrics.
     pub metrics_every_steps: u64,
     /// Level-1 steps between rows of the panel's masks; 0: never.
@@ -142,6 +145,7 @@ impl Method {
             steps_per_epoch,
             grain: config.train.grain,
             checkpoint: config.checkpoint.clone(),
+            checkpoint_request: CheckpointRequest::default(),
             metrics_every_steps: config.logs.metrics_every_steps,
             masks_every_steps: config.logs.masks_every_steps,
             arena: Arena::new(),
@@ -183,10 +187,10 @@ impl Method {
         Moment { epoch: i32::try_from(epoch).unwrap_or(i32::MAX), step: step.cast_signed(), level }
     }
 
-    /// Whether a checkpoint is due when `outer` outer iterations are done.
+    /// Whether a checkpoint is due when `outer` outer iterations are done, by the configuration or as one was asked for.
     #[must_use]
-    pub const fn checkpoint_due(&self, outer: u64) -> bool {
-        self.checkpoint.is_due(outer, self.unroll)
+    pub fn checkpoint_due(&self, outer: u64) -> bool {
+        self.checkpoint.is_due(outer, self.unroll) || self.checkpoint_request.is_marked(outer)
     }
 
     /// Whether the numbers of a level are logged after `step` level-1 steps, of which the last `span` are new.

@@ -254,10 +254,17 @@ impl EpochPlan {
     /// A fixed choice of `num` samples of `role` for the panel, ascending.
     #[must_use]
     pub fn panel(&self, role: Role, num: usize) -> Vec<usize> {
-        let mut indices = self.roles.indices(role).to_vec();
-        shuffle(&mut indices, &mut keyed(self.seed, Purpose::Panel, role as u64, 0));
+        let mut indices = self.panel_order(role);
         indices.truncate(num);
         indices.sort_unstable();
+        indices
+    }
+
+    /// All samples of `role` in the order in which the panel takes them.
+    #[must_use]
+    pub fn panel_order(&self, role: Role) -> Vec<usize> {
+        let mut indices = self.roles.indices(role).to_vec();
+        shuffle(&mut indices, &mut keyed(self.seed, Purpose::Panel, role as u64, 0));
         indices
     }
 

@@ -29,6 +29,8 @@ pub enum Purpose {
     Panel = 10,
     /// Evaluations.
     Eval = 11,
+    /// What takes a bad image's place, by epoch and sample.
+    Replacement = 12,
 }
 
 /// The generator of `purpose` for (`major`, `minor`), for example (epoch, sample id).

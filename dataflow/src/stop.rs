@@ -26,10 +26,21 @@ pub enum StopReason {
     Error = 3,
     /// A measurement has seen enough.
     Enough = 4,
+    /// SIGHUP: the terminal is gone.
+    HangUp = 5,
+    /// SIGUSR2: a scheduler is about to take the machine away.
+    Preempt = 6,
+    /// SIGXCPU: the processor time that is allowed is used up.
+    CpuTime = 7,
 }
 
 impl StopReason {
-    /// The exit code of a process that stopped for this reason.
+    /// All reasons, in the order of their bits.
+    pub const ALL: [Self; 7] =
+        [Self::Interrupt, Self::Terminate, Self::Error, Self::Enough, Self::HangUp, Self::Preempt, Self::CpuTime];
+
+    /// The exit code of a process that stopped for this reason: 128 and the signal's number, as a shell reports a
+    /// process that a signal ended.
     #[must_use]
     pub const fn exit_code(self) -> u8 {
         match self {
@@ -37,17 +48,20 @@ impl StopReason {
             Self::Terminate => 143,
             Self::Error => 70,
             Self::Enough => 0,
+            Self::HangUp => 129,
+            Self::Preempt => 140,
+            Self::CpuTime => 152,
         }
     }
 
-    const fn from_bits(bits: u8) -> Option<Self> {
-        match bits {
-            1 => Some(Self::Interrupt),
-            2 => Some(Self::Terminate),
-            3 => Some(Self::Error),
-            4 => Some(Self::Enough),
-            _ => None,
-        }
+    /// Whether a signal is the reason.
+    #[must_use]
+    pub const fn is_signal(self) -> bool {
+        !matches!(self, Self::Error | Self::Enough)
+    }
+
+    fn from_bits(bits: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| *reason as u8 == bits)
     }
 }
 
@@ -58,6 +72,9 @@ impl fmt::Display for StopReason {
             Self::Terminate => "SIGTERM",
             Self::Error => "error",
             Self::Enough => "end of a measurement",
+            Self::HangUp => "SIGHUP",
+            Self::Preempt => "SIGUSR2",
+            Self::CpuTime => "SIGXCPU",
         })
     }
 }
@@ -90,6 +107,11 @@ impl StopFlag {
     /// Asks every stage to leave its wait at once.
     pub fn stop_now(&self, reason: StopReason) {
         self.raise(reason, |_| StopLevel::Now);
+    }
+
+    /// Asks for a graceful stop, however often: a repetition is no haste.
+    pub fn stop_gracefully(&self, reason: StopReason) {
+        self.raise(reason, |level| level.max(StopLevel::Graceful));
     }
 
     /// The level that holds now.
@@ -148,6 +170,21 @@ mod tests {
         assert!(seen_by_a_stage.concerns(StopLevel::Now));
         assert_eq!(flag.reason(), Some(StopReason::Terminate));
         assert_eq!(flag.reason().map(StopReason::exit_code), Some(143));
+    }
+
+    #[test]
+    fn every_reason_is_kept_and_repetitions_are_no_haste() {
+        for reason in StopReason::ALL {
+            let flag = StopFlag::new();
+            flag.stop_gracefully(reason);
+            flag.stop_gracefully(StopReason::HangUp);
+            assert_eq!((flag.level(), flag.reason()), (StopLevel::Graceful, Some(reason)));
+            assert_eq!(reason.is_signal(), reason.to_string().starts_with("SIG"), "{reason}");
+            assert!(!reason.is_signal() || reason.exit_code() > 128, "{reason}");
+            flag.stop_now(StopReason::Error);
+            flag.stop_gracefully(reason);
+            assert_eq!((flag.level(), flag.reason()), (StopLevel::Now, Some(reason)), "the level never falls");
+        }
     }
 
     #[test]

@@ -10,10 +10,13 @@ fn run(dir: &Path, out: Option<&Path>) -> Result<(), LogError> {
     for stream in &report.streams {
         println!("{} {}: {} rows, {} bytes lost", stream.table, stream.number, stream.num_rows, stream.lost_bytes);
     }
+    for part in &report.damaged {
+        println!("{part}");
+    }
     if let Some(out) = out {
         for format in [ExportFormat::Parquet, ExportFormat::Csv, ExportFormat::ArrowIpc] {
-            for (_, path, rows) in export_all(dir, format, out)? {
-                println!("{}: {rows} rows", path.display());
+            for exported in export_all(dir, format, out)? {
+                println!("{}: {} rows", exported.path.display(), exported.num_rows);
             }
         }
     }

@@ -1,11 +1,24 @@
 //! Files that are either whole or absent: temporary file, fsync, rename, fsync of the folder.
 //!
-//! Every change this crate makes to a run directory goes through here, so that tests can fail, or copy the directory,
-//! at each single operation.
+//! Every change this crate makes to a run directory goes through here, so that tests can fail, record, or copy the
+//! directory at each single operation.
+//!
+//! No file here is opened through a symbolic link (`O_NOFOLLOW`), and none but a regular one: whoever can write into a
+//! run directory must not be able to turn a write, or a wait, elsewhere. The folders `logs`, `checkpoints`, `images` and
+//! `report` of a run, and all above it, may be links: people keep them on other disks.
+
+#[cfg(test)]
+pub(crate) mod record;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+
+use crate::unfinished::Unfinished;
+use crate::{input, machine_memory};
+#[cfg(test)]
+use record::{Op, note};
 
 /// Unit tests make thousands of directories and pull no plug: there only the disk's own part is left out.
 const SYNCS: bool = !cfg!(test);
@@ -28,10 +41,14 @@ impl FileError {
         Self { op, path: path.to_path_buf(), source }
     }
 
-    /// 66 for an input that is missing, 74 for any other I/O error.
+    /// 66 for an input that is missing or no file, 65 for one that is too large, 74 for any other I/O error.
     pub fn exit_code(&self) -> u8 {
         let is_input = matches!(self.op, "read" | "open" | "list" | "resolve");
-        if is_input && self.is_missing() { 66 } else { 74 }
+        match input::refusal_code(&self.source) {
+            Some(code) => code,
+            None if is_input && self.is_missing() => 66,
+            None => 74,
+        }
     }
 
     /// True when the file or folder does not exist.
@@ -47,14 +64,91 @@ fn step<T>(op: &'static str, path: &Path, action: impl FnOnce() -> io::Result<T>
     action().map_err(|e| FileError::new(op, path, e))
 }
 
-/// Makes a folder and its parents.
+/// What is said of a file that is not followed or not waited for.
+fn refused(what: &str) -> io::Error {
+    io::Error::other(format!("{what}, which is not followed within a run directory"))
+}
+
+/// Refuses what is no regular file, without opening it: a link, a device, a pipe.
+fn check_plain(path: &Path) -> io::Result<()> {
+    let kind = fs::symlink_metadata(path)?.file_type();
+    if kind.is_symlink() {
+        return Err(refused("it is a symbolic link"));
+    }
+    if kind.is_file() { Ok(()) } else { Err(io::Error::other("it is no regular file")) }
+}
+
+/// Opens a regular file, never through a link, and never waiting for the other end of a pipe.
+pub(crate) fn open_plain(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    let opened = options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path);
+    let file = match opened {
+        Ok(file) => file,
+        // The system's own words for a link are "too many levels of symbolic links".
+        Err(error) => {
+            return Err(check_plain(path).err().filter(|e| e.kind() == io::ErrorKind::Other).unwrap_or(error));
+        }
+    };
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is no regular file")) }
+}
+
+/// Makes a folder and its parents, and brings the entries of all that were missing to the disk.
 pub fn create_dir_all(path: &Path) -> Result<(), FileError> {
-    step("create folder", path, || fs::create_dir_all(path))
+    if path.is_dir() {
+        return Ok(());
+    }
+    let above = parent(path);
+    if above != path {
+        create_dir_all(above)?;
+    }
+    step("create folder", path, || match fs::create_dir(path) {
+        // Made by somebody else in between.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        other => other,
+    })?;
+    #[cfg(test)]
+    note(|| Op::CreateDir(path.into()));
+    fsync_dir(above)
+}
+
+/// Makes a folder that must not exist yet; its entry is not brought to the disk.
+pub fn create_dir(path: &Path) -> Result<(), FileError> {
+    step("create folder", path, || fs::create_dir(path))?;
+    #[cfg(test)]
+    note(|| Op::CreateDir(path.into()));
+    Ok(())
+}
+
+/// Makes a folder within a run directory; one that is there already must be none by a link.
+pub(crate) fn create_plain_dir(path: &Path) -> Result<(), FileError> {
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => Ok(()),
+        Ok(found) if found.is_symlink() => Err(FileError::new("open", path, refused("it is a symbolic link"))),
+        Ok(_) => Err(FileError::new("create folder", path, io::ErrorKind::AlreadyExists.into())),
+        Err(_) => {
+            create_dir(path)?;
+            fsync_dir(parent(path))
+        }
+    }
 }
 
 /// Creates a file that must not exist yet.
 pub fn create_new(path: &Path) -> Result<File, FileError> {
-    step("create", path, || OpenOptions::new().write(true).create_new(true).open(path))
+    let file = step("create", path, || OpenOptions::new().write(true).create_new(true).open(path))?;
+    #[cfg(test)]
+    note(|| Op::Create(path.into()));
+    Ok(file)
+}
+
+/// Opens a regular file to write behind its end, and creates it if it is missing; never through a link.
+pub(crate) fn append(path: &Path) -> Result<File, FileError> {
+    #[cfg(test)]
+    let is_new = fs::symlink_metadata(path).is_err();
+    let file = step("create", path, || open_plain(path, OpenOptions::new().append(true).create(true)))?;
+    #[cfg(test)]
+    if is_new {
+        note(|| Op::Create(path.into()));
+    }
+    Ok(file)
 }
 
 /// Writes all bytes at the file's position; a failure may leave some of them written.
@@ -65,7 +159,10 @@ pub fn write_all(file: &mut File, path: &Path, bytes: &[u8]) -> Result<(), FileE
         let _ = file.write_all(&bytes[..bytes.len() / 2]);
         return Err(FileError::new("write", path, error));
     }
-    file.write_all(bytes).map_err(|e| FileError::new("write", path, e))
+    file.write_all(bytes).map_err(|e| FileError::new("write", path, e))?;
+    #[cfg(test)]
+    note(|| Op::Write(path.into(), record::Contents(bytes.to_vec())));
+    Ok(())
 }
 
 /// Cuts the file back to `len` bytes and continues writing there.
@@ -73,27 +170,42 @@ pub fn truncate(file: &mut File, path: &Path, len: u64) -> Result<(), FileError>
     step("truncate", path, || {
         file.set_len(len)?;
         file.seek(SeekFrom::Start(len)).map(|_| ())
-    })
+    })?;
+    #[cfg(test)]
+    note(|| Op::Truncate(path.into(), len));
+    Ok(())
 }
 
 /// Brings a file's contents to the disk.
 pub fn sync(file: &File, path: &Path) -> Result<(), FileError> {
-    step("sync", path, || if SYNCS { file.sync_all() } else { Ok(()) })
+    step("sync", path, || if SYNCS { file.sync_all() } else { Ok(()) })?;
+    #[cfg(test)]
+    note(|| Op::Sync(path.into()));
+    Ok(())
 }
 
-/// Renames within one file system, replacing what is there.
+/// Renames within one file system, replacing what is there. A link is renamed itself, and replaced itself.
 pub fn rename(from: &Path, to: &Path) -> Result<(), FileError> {
-    step("rename", from, || fs::rename(from, to))
+    step("rename", from, || fs::rename(from, to))?;
+    #[cfg(test)]
+    note(|| Op::Rename(from.into(), to.into()));
+    Ok(())
 }
 
-/// Removes a file; a file that is already gone is no error.
+/// Removes a file or a link; a file that is already gone is no error.
 pub fn remove_file(path: &Path) -> Result<(), FileError> {
-    step("remove", path, || ignore_missing(fs::remove_file(path)))
+    step("remove", path, || ignore_missing(fs::remove_file(path)))?;
+    #[cfg(test)]
+    note(|| Op::Remove(path.into()));
+    Ok(())
 }
 
-/// Removes a folder with all it holds; a folder that is already gone is no error.
+/// Removes a folder with all it holds, or a link to one without what it holds; a folder that is already gone is no error.
 pub fn remove_dir_all(path: &Path) -> Result<(), FileError> {
-    step("remove", path, || ignore_missing(fs::remove_dir_all(path)))
+    step("remove", path, || ignore_missing(fs::remove_dir_all(path)))?;
+    #[cfg(test)]
+    note(|| Op::RemoveDirAll(path.into()));
+    Ok(())
 }
 
 fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
@@ -105,12 +217,35 @@ fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
 
 /// Makes a symbolic link that must not exist yet.
 pub fn symlink(target: &Path, link: &Path) -> Result<(), FileError> {
-    step("link", link, || std::os::unix::fs::symlink(target, link))
+    step("link", link, || std::os::unix::fs::symlink(target, link))?;
+    #[cfg(test)]
+    note(|| Op::Symlink(target.into(), link.into()));
+    Ok(())
 }
 
-/// Reads a whole file.
+/// Reads a whole regular file, which may take half of the memory that is left.
 pub fn read(path: &Path) -> Result<Vec<u8>, FileError> {
-    fs::read(path).map_err(|e| FileError::new("read", path, e))
+    read_at_most(path, machine_memory::available().num_bytes / 2)
+}
+
+/// Reads a whole regular file of at most `max_bytes`.
+pub fn read_at_most(path: &Path, max_bytes: u64) -> Result<Vec<u8>, FileError> {
+    input::read_at_most(path, max_bytes).map_err(|e| FileError::new("read", path, e))
+}
+
+/// Reads a whole file of a run directory, which may take half of the memory that is left: a regular one, not through a link.
+pub fn read_plain(path: &Path) -> Result<Vec<u8>, FileError> {
+    read_plain_at_most(path, machine_memory::available().num_bytes / 2)
+}
+
+/// Reads a whole file of a run directory, of at most `max_bytes`: a regular one, not through a link.
+pub fn read_plain_at_most(path: &Path, max_bytes: u64) -> Result<Vec<u8>, FileError> {
+    let read = || {
+        let file = open_plain(path, OpenOptions::new().read(true))?;
+        let num_bytes = file.metadata()?.len();
+        input::read_to_end(file, num_bytes, max_bytes)
+    };
+    read().map_err(|e| FileError::new("read", path, e))
 }
 
 /// Brings a folder's entries (names, renames, removals) to the disk.
@@ -118,7 +253,10 @@ pub fn fsync_dir(path: &Path) -> Result<(), FileError> {
     step("sync folder", path, || {
         let folder = File::open(path)?;
         if SYNCS { folder.sync_all() } else { Ok(()) }
-    })
+    })?;
+    #[cfg(test)]
+    note(|| Op::SyncDir(path.into()));
+    Ok(())
 }
 
 /// Names in a folder; a folder that is missing is empty.
@@ -162,6 +300,8 @@ pub struct AtomicFile {
     path: PathBuf,
     tmp: PathBuf,
     file: Option<File>,
+    /// Last, so that the temporary file is gone when it is no longer noted.
+    _unfinished: Unfinished,
 }
 
 impl AtomicFile {
@@ -170,8 +310,14 @@ impl AtomicFile {
         let mut name = path.as_os_str().to_os_string();
         name.push(".tmp");
         let tmp = PathBuf::from(name);
-        let file = step("create", &tmp, || File::create(&tmp))?;
-        Ok(Self { path: path.to_path_buf(), tmp, file: Some(file) })
+        // What an interrupted write left. Anything but a regular file was put there by somebody else.
+        if fs::symlink_metadata(&tmp).is_ok() {
+            check_plain(&tmp).map_err(|e| FileError::new("create", &tmp, e))?;
+            remove_file(&tmp)?;
+        }
+        let unfinished = Unfinished::note(&tmp);
+        let file = create_new(&tmp)?;
+        Ok(Self { path: path.to_path_buf(), tmp, file: Some(file), _unfinished: unfinished })
     }
 
     /// Writes all bytes.

@@ -1,23 +1,30 @@
 //! The run directory: one folder a run, its record, its config, its lock.
 
+mod lock;
+
 use std::fmt;
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{Read, Write};
+use std::fs::{self, OpenOptions};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::atomic::{FileError, create_dir_all, fsync_dir, parent, read, write_atomic};
+use crate::atomic::{self, FileError, create_dir_all, fsync_dir, open_plain, parent, read_plain_at_most, write_atomic};
 use crate::clock::{compact, rfc3339, unix_us};
+use crate::escape::os_text;
+
+use lock::LOCK;
+pub use lock::RunLock;
 
 /// Version of `run.json`.
 pub const RUN_FORMAT: u32 = 1;
 
+/// The largest configuration file that is read: the shipped ones have some kilobytes.
+pub const MAX_CONFIG_BYTES: u64 = 16 << 20;
+/// The largest `run.json`: it holds a command line.
+const MAX_RECORD_BYTES: u64 = 16 << 20;
+
 const RECORD: &str = "run.json";
-const LOCK: &str = "run.lock";
-/// How long a lock that is taken may be one that is only looked at.
-const PEEK: Duration = Duration::from_millis(250);
 /// What a run directory may hold before its record is written.
 const BEFORE_RECORD: [&str; 8] =
     [RECORD, LOCK, "config.toml", "config.input.toml", "logs", "checkpoints", "images", "report"];
@@ -169,7 +176,8 @@ pub struct RunRecord {
     /// How many times it has been resumed: the `segment` of its newest log rows.
     #[serde(default)]
     pub segment: i32,
-    /// The command line of its last process.
+    /// The command line of its last process, program first. An argument need not be UTF-8: each byte of it that belongs to
+    /// no UTF-8 sequence is written as `\xNN`, each backslash as `\\`.
     #[serde(default)]
     pub command: Vec<String>,
     /// Seconds of running time up to the end of its last orderly ended process.
@@ -181,6 +189,11 @@ pub struct RunRecord {
     /// The error it failed with.
     #[serde(default)]
     pub error: Option<String>,
+}
+
+/// The arguments of this process as [`RunRecord::command`] has them.
+fn command_line() -> Vec<String> {
+    std::env::args_os().map(|argument| os_text(&argument)).collect()
 }
 
 impl RunRecord {
@@ -202,7 +215,7 @@ impl RunRecord {
             parent: None,
             host: Host::this(isa),
             segment: 0,
-            command: std::env::args().collect(),
+            command: command_line(),
             wall_s: 0.0,
             step: 0,
             error: None,
@@ -219,7 +232,7 @@ impl RunRecord {
         self.error = None;
         self.host = Host::this(isa);
         self.segment += 1;
-        self.command = std::env::args().collect();
+        self.command = command_line();
     }
 
     /// Ends it now.
@@ -228,62 +241,6 @@ impl RunRecord {
         self.exit_code = Some(exit_code);
         self.error = error;
         self.ended = Some(rfc3339(unix_us()));
-    }
-}
-
-/// Holds a run for one process; released when dropped, and by the system when the process dies.
-#[derive(Debug)]
-pub struct RunLock {
-    file: File,
-}
-
-impl RunLock {
-    /// Takes the lock of the run directory `run`, without waiting.
-    pub fn acquire(run: &Path) -> Result<Self, RunDirError> {
-        let path = run.join(LOCK);
-        let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
-        let mut file = open.map_err(|e| FileError::new("open", &path, e))?;
-        match try_for_a_moment(|| file.try_lock()) {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let mut pid = String::new();
-                // Only for the message.
-                let _ = file.read_to_string(&mut pid);
-                let pid = pid.trim().parse().unwrap_or(0);
-                return Err(RunDirError::InUse { path: run.to_path_buf(), pid });
-            }
-            Err(TryLockError::Error(error)) => return Err(FileError::new("lock", &path, error).into()),
-        }
-        let noted = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
-        noted.map_err(|e| FileError::new("write", &path, e))?;
-        Ok(Self { file })
-    }
-
-    /// Whether a process holds the run now.
-    pub fn is_held(run: &Path) -> bool {
-        let Ok(file) = File::open(run.join(LOCK)) else { return false };
-        let is_held = matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock));
-        let _ = file.unlock();
-        is_held
-    }
-}
-
-impl Drop for RunLock {
-    /// Gives the lock back itself: closing the file would not while a child that another thread has just forked still
-    /// has a copy of the descriptor, which is until it begins its program.
-    fn drop(&mut self) {
-        let _ = self.file.unlock();
-    }
-}
-
-/// Tries a lock again for [`PEEK`] while it is taken, since [`RunLock::is_held`] takes it for an instant.
-fn try_for_a_moment(lock: impl Fn() -> Result<(), TryLockError>) -> Result<(), TryLockError> {
-    let begin = Instant::now();
-    loop {
-        match lock() {
-            Err(TryLockError::WouldBlock) if begin.elapsed() < PEEK => std::thread::sleep(PEEK / 50),
-            other => return other,
-        }
     }
 }
 
@@ -301,24 +258,53 @@ impl RunDir {
         check_id(run_id)?;
         create_dir_all(root)?;
         let path = root.join(run_id);
-        match fs::create_dir(&path) {
+        match atomic::create_dir(&path) {
             Ok(()) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Err(RunDirError::Exists(path)),
-            Err(error) => return Err(FileError::new("create folder", &path, error).into()),
+            Err(error) if error.source.kind() == ErrorKind::AlreadyExists => return Err(RunDirError::Exists(path)),
+            Err(error) => return Err(error.into()),
         }
         let run = Self { lock: Some(RunLock::acquire(&path)?), path };
         for dir in [run.logs(), run.checkpoints(), run.images(), run.report()] {
-            create_dir_all(&dir)?;
+            atomic::create_plain_dir(&dir)?;
         }
-        fsync_dir(&run.path)?;
         fsync_dir(parent(&run.path))?;
         Ok(run)
     }
 
+    /// Renames what is in the way of a new run to `<name>.before-N`, and returns that path; none if there is nothing.
+    ///
+    /// The run's lock is held until it is moved, so that a run at work stays where it is. Only runs, what is left of
+    /// those that were killed before they had a record, and empty folders are moved.
+    pub fn move_aside(path: &Path) -> Result<Option<PathBuf>, RunDirError> {
+        if !path.exists() {
+            return Ok(None);
+        }
+        // Before the lock, which makes a file, and once more when nobody else can change it.
+        Self::check_movable(path)?;
+        let _lock = match RunLock::acquire(path) {
+            // Another process has moved it in between.
+            Err(RunDirError::File(error)) if error.is_missing() => return Ok(None),
+            other => other?,
+        };
+        Self::check_movable(path)?;
+        let name = |number: u32| {
+            let mut name = path.file_name().unwrap_or_default().to_owned();
+            name.push(format!(".before-{number}"));
+            name
+        };
+        let aside = (1..)
+            .map(|number| path.with_file_name(name(number)))
+            .find(|aside| fs::symlink_metadata(aside).is_err())
+            .unwrap_or_else(|| path.with_extension("before"));
+        atomic::rename(path, &aside)?;
+        fsync_dir(parent(path))?;
+        Ok(Some(aside))
+    }
+
     /// Refuses to move the folder at `path` aside unless it is a run, what is left of one that was killed before it had
     /// a record, or empty.
-    pub fn check_movable(path: &Path) -> Result<(), RunDirError> {
-        if path.join(RECORD).is_file() {
+    fn check_movable(path: &Path) -> Result<(), RunDirError> {
+        if fs::symlink_metadata(path.join(RECORD)).is_ok_and(|record| record.is_file()) {
             return Ok(());
         }
         if !path.is_dir() {
@@ -336,17 +322,23 @@ impl RunDir {
 
     /// Opens a run for reading; it may be running.
     pub fn open(path: &Path) -> Result<Self, RunDirError> {
-        if !path.join(RECORD).is_file() {
-            return Err(RunDirError::NoRun(path.to_path_buf()));
+        let record = path.join(RECORD);
+        match open_plain(&record, OpenOptions::new().read(true)) {
+            Ok(_) => {}
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                return Err(RunDirError::NoRun(path.to_path_buf()));
+            }
+            Err(error) => return Err(FileError::new("open", &record, error).into()),
         }
         Ok(Self { path: path.to_path_buf(), lock: None })
     }
 
     /// Opens a run to continue it, and holds it for this process.
     pub fn open_locked(path: &Path) -> Result<Self, RunDirError> {
-        let mut run = Self::open(path)?;
-        run.lock = Some(RunLock::acquire(path)?);
-        Ok(run)
+        Self::open(path)?;
+        let lock = RunLock::acquire(path)?;
+        // Another process may have moved the run between the two.
+        Ok(Self { lock: Some(lock), ..Self::open(path)? })
     }
 
     /// Opens the newest run below `root` for reading, by the time it began; none if there is none.
@@ -424,8 +416,20 @@ impl RunDir {
 
     /// Reads the resolved config.
     pub fn read_config(&self) -> Result<String, RunDirError> {
-        let path = self.config();
-        String::from_utf8(read(&path)?).map_err(|e| RunDirError::Corrupt { path, reason: e.utf8_error().to_string() })
+        self.read_text(self.config())
+    }
+
+    /// Reads the config as it was given; empty if it is not there.
+    pub fn read_config_input(&self) -> Result<String, RunDirError> {
+        match self.read_text(self.config_input()) {
+            Err(RunDirError::File(error)) if error.is_missing() => Ok(String::new()),
+            other => other,
+        }
+    }
+
+    fn read_text(&self, path: PathBuf) -> Result<String, RunDirError> {
+        String::from_utf8(read_plain_at_most(&path, MAX_CONFIG_BYTES)?)
+            .map_err(|e| RunDirError::Corrupt { path, reason: e.utf8_error().to_string() })
     }
 
     /// Writes `run.json`, by rename.
@@ -440,7 +444,7 @@ impl RunDir {
     /// Reads `run.json` as it is.
     pub fn record(&self) -> Result<RunRecord, RunDirError> {
         let path = self.path.join(RECORD);
-        let bytes = match read(&path) {
+        let bytes = match read_plain_at_most(&path, MAX_RECORD_BYTES) {
             Err(error) if error.is_missing() => return Err(RunDirError::NoRun(self.path.clone())),
             other => other?,
         };
@@ -485,8 +489,6 @@ fn check_id(id: &str) -> Result<(), RunDirError> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-
     use super::*;
 
     #[test]
@@ -519,37 +521,6 @@ mod tests {
         run.write_record(&record).unwrap();
         assert_eq!(run.status().unwrap(), RunStatus::Failed);
         assert_eq!(run.record().unwrap().exit_code, Some(74));
-    }
-
-    #[test]
-    fn a_lock_given_back_is_free_though_a_forked_child_has_its_descriptor() {
-        let root = tempfile::tempdir().unwrap();
-        let lock = RunLock::acquire(root.path()).unwrap();
-        let of_child = lock.file.try_clone().unwrap();
-        assert!(RunLock::is_held(root.path()));
-        drop(lock);
-        assert!(!RunLock::is_held(root.path()));
-        drop(RunLock::acquire(root.path()).unwrap());
-        drop(of_child);
-    }
-
-    #[test]
-    fn who_only_looks_at_a_lock_keeps_nobody_from_it() {
-        let root = tempfile::tempdir().unwrap();
-        drop(RunLock::acquire(root.path()).unwrap());
-        let (is_over, num_looks) = (AtomicBool::new(false), AtomicU32::new(0));
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                while !is_over.load(Ordering::Relaxed) {
-                    num_looks.fetch_add(u32::from(RunLock::is_held(root.path())), Ordering::Relaxed);
-                }
-            });
-            for _ in 0..300 {
-                drop(RunLock::acquire(root.path()).unwrap());
-            }
-            is_over.store(true, Ordering::Relaxed);
-        });
-        println!("{num_looks:?} looks found it held");
     }
 
     #[test]

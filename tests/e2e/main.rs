@@ -1,14 +1,18 @@
 //! End-to-end tests: the program as a user runs it, from the command line to the files that it leaves.
 
+mod bad_images;
 mod broken_configs;
 mod data;
 mod disk;
 mod faults;
+mod files;
 mod fuzz;
 mod golden;
+mod io_faults;
 mod kills;
 mod labels;
 mod layouts;
+mod lies;
 mod logging;
 mod logs;
 mod luck;
@@ -24,5 +28,6 @@ mod resume_keys;
 mod run_dirs;
 mod same_weights;
 mod shipped;
+mod signals;
 mod speed;
 mod top;

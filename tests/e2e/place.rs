@@ -62,7 +62,7 @@ impl Place {
         Ended::of(command.current_dir(self.path(below)).output().expect("program starts"))
     }
 
-    fn command(&self, args: &[&str]) -> Command {
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mlomae-under-test"));
         command.args(args).current_dir(self.folder.path()).env_remove("RUST_LOG").stdin(Stdio::null());
         command
@@ -121,6 +121,23 @@ impl Place {
         let mut command = self.command(args);
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         Running { child: Some(command.spawn().expect("program starts")) }
+    }
+
+    /// Starts the program without waiting for it, with variables in its environment.
+    pub fn start_with(&self, variables: &[(&str, &str)], args: &[&str]) -> Running {
+        let mut command = self.command(args);
+        command.envs(variables.iter().copied()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Running { child: Some(command.spawn().expect("program starts")) }
+    }
+
+    /// Starts the program from a shell that has run `before`, as in `ulimit -f 9`, and without waiting for it.
+    pub fn start_in_shell(&self, before: &str, args: &[&str]) -> Running {
+        let program = env!("CARGO_BIN_EXE_mlomae-under-test");
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("{before}; exec \"$0\" \"$@\""), program]).args(args);
+        command.current_dir(self.folder.path()).env_remove("RUST_LOG").stdin(Stdio::null());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        Running { child: Some(command.spawn().expect("a shell")) }
     }
 
     /// Starts the program without waiting for it; what it says on stderr goes to a file.
@@ -213,14 +230,14 @@ pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 impl Ended {
-    fn of(output: Output) -> Self {
+    pub(crate) fn of(output: Output) -> Self {
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
         Self { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
     }
 }
 
 impl Running {
-    /// Sends `INT`, `TERM` or `KILL`.
+    /// Sends a signal by its name, as `INT`.
     pub fn signal(&self, name: &str) {
         let id = self.child.as_ref().expect("runs").id();
         let status = Command::new("sh").arg("-c").arg(format!("kill -{name} {id}")).status();
@@ -229,6 +246,11 @@ impl Running {
 
     pub fn has_ended(&mut self) -> bool {
         self.child.as_mut().expect("runs").try_wait().expect("wait").is_some()
+    }
+
+    /// Closes stdout's reader, as `head` does when it has seen enough.
+    pub fn close_stdout(&mut self) {
+        drop(self.child.as_mut().expect("runs").stdout.take());
     }
 
     /// Waits for the end.

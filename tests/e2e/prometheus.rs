@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
 
 use crate::place::{Place, Running, file_names, wait_for};
 
@@ -193,11 +194,20 @@ fn other_requests_are_refused_while_the_run_goes_on() {
         let answer = ask(address, request).expect("an answer");
         assert!(answer.starts_with(&format!("HTTP/1.1 {status}\r\n")), "{answer}");
     }
-    // Two silent clients, over their time and over the end of the run.
-    let _silent = TcpStream::connect(address).expect("connects");
+    let head = ask(address, "HEAD /metrics HTTP/1.0\r\n\r\n").expect("an answer");
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\n") && head.ends_with("\r\n\r\n"), "{head}");
+    // Silent clients by the hundred, over their time and over the end of the run, and slow ones.
+    let connect = |num: usize| -> Vec<_> { (0..num).map(|_| TcpStream::connect(address).expect("connects")).collect() };
+    let silent = connect(200);
+    for mut client in &silent[..50] {
+        client.write_all(b"GET /met").expect("sent");
+    }
+    let asked_at = Instant::now();
+    scrape(address).expect("metrics");
+    assert!(asked_at.elapsed() < Duration::from_secs(2), "{:?}", asked_at.elapsed());
     let begin = scrape(address).expect("metrics").get("mlomae_outer_iterations_total");
     wait_for("the run to go on", || scrape(address).expect("metrics").get("mlomae_outer_iterations_total") > begin);
-    let _silent = TcpStream::connect(address).expect("connects");
+    let _more = connect(100);
     running.signal("INT");
     assert_eq!(running.end().code, Some(130));
     assert_eq!(place.run_record("run")["status"], "interrupted");

@@ -56,8 +56,9 @@ fn duckdb_polars_and_pyarrow_open_finished_running_and_killed_runs() {
     // Small segments, so that some are sealed while others are open.
     let rotation = ["--set", "logs.rotate_rows=500", "--set", "checkpoint.every_steps=100"];
     let mut running = place.start(&[&long[..], &rotation].concat());
-    let second = place.path("killed/logs/metrics/part-000003.parquet");
-    wait_for("a sealed segment", || second.exists() || running.has_ended());
+    // The stream behind the third part: with it that part's own stream is gone, so that no row lies in two files.
+    let next = place.path("killed/logs/live/metrics-000004.arrows");
+    wait_for("a sealed segment", || next.exists() || running.has_ended());
     running.signal("KILL");
     assert_eq!(running.end().code, None);
     let text = check(&python, &["killed"], &place);

@@ -7,7 +7,7 @@ use mlomae_dataflow::config::{OnResume, rules};
 use crate::place::{Ended, Place};
 
 /// Another valid value of every key than the one of the run.
-const OTHER: [(&str, &str); 109] = [
+const OTHER: [(&str, &str); 112] = [
     ("seed", "4"),
     ("run.root", "elsewhere"),
     ("run.id", "other"),
@@ -16,6 +16,9 @@ const OTHER: [(&str, &str); 109] = [
     ("data.label_column", "label"),
     ("data.image_column", "image"),
     ("data.exclude", "[\"x\"]"),
+    ("data.exif_orientation", "false"),
+    ("data.on_bad_image", "skip"),
+    ("run.memory_check", "warn"),
     ("data.test_split", "none"),
     ("data.image", "32"),
     ("data.channels", "3"),

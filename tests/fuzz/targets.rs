@@ -17,7 +17,7 @@ use tempfile::TempDir;
 pub type Target = fn(&[u8]) -> bool;
 
 /// All targets with the names of their corpora.
-pub const TARGETS: [(&str, Target); 14] = [
+pub const TARGETS: [(&str, Target); 15] = [
     ("hf_parquet", hf_parquet),
     ("cifar10_bin", cifar10_bin),
     ("cifar100_bin", cifar100_bin),
@@ -26,7 +26,8 @@ pub const TARGETS: [(&str, Target); 14] = [
     ("cifar_pickle_meta", cifar_pickle_meta),
     ("idx_images", idx_images),
     ("idx_labels", idx_labels),
-    ("png_jpeg", png_jpeg),
+    ("png_jpeg", encoded_image),
+    ("webp_bmp_tiff_gif", encoded_image),
     ("image_folder", image_folder),
     ("checkpoint_state", checkpoint_state),
     ("checkpoint_tensors", checkpoint_tensors),
@@ -144,7 +145,8 @@ fn idx_labels(bytes: &[u8]) -> bool {
     damage("idx_labels_gz", "idx-gz", "train-labels-idx1-ubyte.gz", Format::Idx, bytes) || plain
 }
 
-fn png_jpeg(bytes: &[u8]) -> bool {
+/// One image of any format; the corpora begin with different ones.
+fn encoded_image(bytes: &[u8]) -> bool {
     let header = decode::header(bytes, &LIMITS);
     let image = decode::decode(bytes, &LIMITS);
     if let Ok(image) = &image {
@@ -152,6 +154,7 @@ fn png_jpeg(bytes: &[u8]) -> bool {
         assert!(image.width * image.height <= LIMITS.max_pixels);
         let header = header.expect("what can be decoded has a header");
         assert_eq!((header.width, header.height), (image.width, image.height));
+        assert_eq!(header.channels, image.channels);
     }
     image.is_ok()
 }

@@ -7,13 +7,13 @@ use std::path::PathBuf;
 
 use mlomae_dataflow::config::{Config, ConfigInputs, Preset};
 use mlomae_dataflow::memory::process_memory;
-use mlomae_dataflow::stop::StopFlag;
 use mlomae_dataflow::workload::{Lap, Workload, WorkloadSpec};
 use mlomae_model::kernels;
 
 use crate::error::{CliError, exit_code};
 use crate::logging::EventQueue;
 use crate::measurement::{Limits, Measurement, measure};
+use crate::memory::Needs;
 use crate::setup::Prepared;
 
 pub use peer::{Peer, PeerLap};
@@ -40,31 +40,31 @@ const PEAK_SECONDS: f64 = 0.05;
 /// Measures; `progress` gets the rounds done and their number. Ours and the peer's iterations take turns.
 ///
 /// # Errors
-/// If threads cannot be started, or the peer cannot run, or a signal asks to stop.
+/// If threads cannot be started, or the peer cannot run.
 pub fn bench(
     spec: &BenchSpec,
-    stop: &StopFlag,
     events: &EventQueue,
     mut progress: impl FnMut(usize, usize),
 ) -> Result<BenchReport, CliError> {
     let num_rounds = spec.num_rounds + NUM_WARM_UP;
+    // The networks of the pipeline that is measured last are those of all that is measured before.
+    Needs::of_training(&prepare(&spec.workload, spec.lag.unwrap_or(0))?)?.require()?;
     let mut peer = spec.python.as_deref().map(|python| Peer::start(python, &spec.workload)).transpose()?;
     let mut workload = Workload::new(spec.workload)?;
     let (mut laps, mut peer_laps, mut peaks) = (Vec::new(), Vec::new(), Vec::new());
     let mut allocated_after_warm_up = 0;
     for round in 0..num_rounds {
-        if let Some(reason) = stop.reason() {
-            return Err(CliError::Failed { lines: Vec::new(), exit_code: reason.exit_code() });
-        }
         progress(round, num_rounds);
         if round == NUM_WARM_UP {
             allocated_after_warm_up = workload.allocated_bytes();
         }
         // The machine's speed changes with its neighbours, so the peak is measured around each iteration.
-        let peak = || kernels::peak_gflops(spec.workload.num_threads, PEAK_SECONDS);
-        let before = peak();
+        let peak = || {
+            kernels::peak_gflops(spec.workload.num_threads, PEAK_SECONDS).map_err(|error| CliError::no_thread(&error))
+        };
+        let before = peak()?;
         laps.push(workload.step()?);
-        peaks.push(f64::midpoint(before, peak()));
+        peaks.push(f64::midpoint(before, peak()?));
         if let Some(peer) = &mut peer {
             peer_laps.push(peer.step()?);
         }
@@ -83,13 +83,17 @@ pub fn bench(
         }
         None => None,
     };
-    let pipeline =
-        spec.lag.map(|lag| pipeline(&spec.workload, lag, stop, events).map(|found| (lag, found))).transpose()?;
+    let pipeline = spec.lag.map(|lag| pipeline(&spec.workload, lag, events).map(|found| (lag, found))).transpose()?;
     Ok(BenchReport::new(&spec.workload, micro_batch, &laps, &peaks, peak_bytes, allocated_bytes, peer, pipeline))
 }
 
 /// The same networks in the whole pipeline, fed with generated images.
-fn pipeline(workload: &WorkloadSpec, lag: u32, stop: &StopFlag, events: &EventQueue) -> Result<Measurement, CliError> {
+fn pipeline(workload: &WorkloadSpec, lag: u32, events: &EventQueue) -> Result<Measurement, CliError> {
+    let limits = Limits { num_warm_up: 2, min_outer: 5, min_seconds: 2.0 };
+    measure(&prepare(workload, lag)?, limits, events)
+}
+
+fn prepare(workload: &WorkloadSpec, lag: u32) -> Result<Prepared, CliError> {
     let WorkloadSpec { preset, batch, num_threads, micro_batch, baseline } = workload;
     let mut inputs = ConfigInputs::default()
         .set(&format!("model.preset={}", preset_name(*preset)))
@@ -110,8 +114,7 @@ fn pipeline(workload: &WorkloadSpec, lag: u32, stop: &StopFlag, events: &EventQu
             .set(&format!("actors.{stage}.workers={num_threads}"))
             .set(&format!("actors.{stage}.micro_batch={micro_batch}"));
     }
-    let prepared = Prepared::new(Config::resolve(&inputs)?, None)?;
-    measure(&prepared, Limits { num_warm_up: 2, min_outer: 5, min_seconds: 2.0 }, stop, events)
+    Prepared::new(Config::resolve(&inputs)?, None)
 }
 
 /// A preset's name on the command line.

@@ -3,14 +3,12 @@
 use std::path::PathBuf;
 
 use mlomae_dataflow::config::Preset;
-use mlomae_dataflow::stop::StopFlag;
 use mlomae_dataflow::workload::WorkloadSpec;
 
 use super::Session;
 use super::bar::Bar;
 use crate::benchmark::{BenchSpec, bench};
 use crate::error::{CliError, exit_code};
-use crate::signals::SignalWatcher;
 
 /// Measure an outer iteration by level and stage, and beside PyTorch if a Python with torch is given
 #[derive(Debug, clap::Args)]
@@ -74,11 +72,8 @@ impl Args {
             python: self.peer,
             lag: (!self.no_pipeline).then_some(self.lag),
         };
-        let stop = StopFlag::new();
-        let terminal = session.terminal.clone();
-        let _signals = SignalWatcher::start(stop.clone(), move || terminal.clear())?;
         let bar = Bar::new(&session.terminal, "bench");
-        let report = bench(&spec, &stop, &session.events, |done, all| bar.set("bench", done, all))?;
+        let report = bench(&spec, &session.events, |done, all| bar.set("bench", done, all))?;
         drop(bar);
         if self.json {
             let json = serde_json::to_string_pretty(&report)

@@ -1,6 +1,7 @@
 //! `mlomae check`: everything that can be known to be wrong before a run.
 
 use mlomae_dataflow::augment::Normalisation;
+use mlomae_dataflow::bad_images::IMAGE_SKIPPED;
 use mlomae_dataflow::config::{Config, ConfigInputs};
 use mlomae_dataflow::data::Data;
 use mlomae_dataflow::plan::Role;
@@ -11,6 +12,7 @@ use super::bar::Bar;
 use super::config_args::ConfigArgs;
 use super::facts::{bytes_text, facts, topology_of};
 use crate::error::{CliError, exit_code};
+use crate::memory::Needs;
 use crate::setup::Prepared;
 
 /// Values of images that are decoded at most, about: some ten seconds.
@@ -46,6 +48,7 @@ impl Args {
             Ok(prepared) => prepared,
             Err(error) => return Err(with_bad_images(error, config, &bar)),
         };
+        Needs::of_training(&prepared)?.check(prepared.config.run.memory_check)?;
         let images = decode_images(&prepared, &bar)?;
         drop(bar);
         for (name, text) in facts(&prepared)? {
@@ -104,10 +107,18 @@ fn decode_images(prepared: &Prepared, bar: &Bar) -> Result<String, CliError> {
     let mean = probed.iter().sum::<usize>() / probed.len().max(1);
     let step = images.len().saturating_mul(mean).div_ceil(MAX_VALUES).max(1);
     let num_chosen = images.len().div_ceil(step);
-    let (mut lines, mut num_bad) = (Vec::new(), 0);
+    let (mut lines, mut num_bad, mut num_skipped) = (Vec::new(), 0, 0);
+    let skips = data.bad_images.are_skipped();
     for (done, (split, index)) in images.iter().step_by(step).enumerate() {
         bar.set("images", done, num_chosen);
         if let Err(error) = split.sample(*index) {
+            if skips && error.is_bad_image() {
+                num_skipped += 1;
+                if num_skipped <= MAX_BAD_LINES {
+                    tracing::warn!(kind = IMAGE_SKIPPED, "bad image, will be skipped: {error}");
+                }
+                continue;
+            }
             num_bad += 1;
             if num_bad <= MAX_BAD_LINES {
                 lines.push(error.to_string());
@@ -120,9 +131,17 @@ fn decode_images(prepared: &Prepared, bar: &Bar) -> Result<String, CliError> {
     if num_bad > 0 {
         return Err(CliError::Failed { lines, exit_code: exit_code::BAD_DATA });
     }
+    if num_skipped > 0 && num_skipped == num_chosen {
+        let line = format!("data: all {num_chosen} decoded images are bad");
+        return Err(CliError::new(exit_code::BAD_DATA, line));
+    }
+    let bad = match num_skipped {
+        0 => String::new(),
+        num => format!("; {num} of them are bad and will be skipped"),
+    };
     Ok(match step {
-        1 => format!("all {num_chosen} decoded"),
-        _ => format!("{num_chosen} of {} decoded, evenly spread; the others are not checked", images.len()),
+        1 => format!("all {num_chosen} decoded{bad}"),
+        _ => format!("{num_chosen} of {} decoded, evenly spread; the others are not checked{bad}", images.len()),
     })
 }
 

@@ -1,10 +1,17 @@
 //! The arguments that choose a configuration, common to several commands.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
+use clap::builder::TypedValueParser;
+use clap::error::ErrorKind;
+use clap::{Arg, Command};
 use mlomae_dataflow::config::{Config, ConfigInputs};
+use mlomae_storage::escape::os_text;
+use mlomae_storage::input::{Refusal, read_at_most, read_to_end, refusal};
+use mlomae_storage::run_dir::MAX_CONFIG_BYTES;
 
-use crate::error::CliError;
+use crate::error::{CliError, exit_code};
 
 /// A configuration file, overlays over it and single settings.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -16,8 +23,23 @@ pub(crate) struct ConfigArgs {
     #[arg(long, value_name = "FILE")]
     pub config_overlay: Vec<PathBuf>,
     /// Single setting, stronger than every file, as in --set pretrain.lr=1e-4; may be repeated.
-    #[arg(long, value_name = "KEY=VALUE")]
+    #[arg(long, value_name = "KEY=VALUE", value_parser = Setting)]
     pub set: Vec<String>,
+}
+
+/// Parses a setting, which is text: what is not UTF-8 has no place in a configuration.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Setting;
+
+impl TypedValueParser for Setting {
+    type Value = String;
+
+    fn parse_ref(&self, command: &Command, _: Option<&Arg>, value: &OsStr) -> Result<String, clap::Error> {
+        value.to_str().map(str::to_owned).ok_or_else(|| {
+            let line = format!("--set needs UTF-8 text; name a file by a link that is: {}\n", os_text(value));
+            clap::Error::raw(ErrorKind::InvalidUtf8, line).with_cmd(command)
+        })
+    }
 }
 
 impl ConfigArgs {
@@ -58,11 +80,23 @@ pub(crate) fn overlay_inputs(
     Ok(settings.iter().fold(inputs, |inputs, setting| inputs.set(setting)))
 }
 
+/// Reads a configuration: a regular file, or what a shell gives as one (`/dev/stdin`, `<(...)`).
 fn read(path: &Path) -> Result<String, CliError> {
-    let bytes = std::fs::read(path).map_err(|error| CliError::file("read", path, &error))?;
+    let is_given = path == Path::new("/dev/stdin") || path.starts_with("/dev/fd") || path.starts_with("/proc/self/fd");
+    let bytes = if is_given && !path.is_file() {
+        std::fs::File::open(path).and_then(|file| read_to_end(file, 0, MAX_CONFIG_BYTES))
+    } else {
+        read_at_most(path, MAX_CONFIG_BYTES)
+    };
+    let bytes = bytes.map_err(|error| match refusal(&error) {
+        Some(size @ Refusal::Size { .. }) => {
+            CliError::new(exit_code::CONFIG, format!("{}: a configuration {size}", path.display()))
+        }
+        _ => CliError::file("read", path, &error),
+    })?;
     String::from_utf8(bytes).map_err(|error| {
         let place = error.utf8_error().valid_up_to();
         let line = format!("{}: not UTF-8 text, first at byte {place}", path.display());
-        CliError::new(crate::error::exit_code::CONFIG, line)
+        CliError::new(exit_code::CONFIG, line)
     })
 }

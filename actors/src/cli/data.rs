@@ -6,6 +6,7 @@ use std::sync::Arc;
 use mlomae_storage::dataset::{
     self, ConvertReport, DataError, Dataset, DatasetSpec, Format, NameSource, Split, SyntheticSpec,
 };
+use mlomae_storage::escape::one_line;
 
 use super::Session;
 use super::bar::Bar;
@@ -16,7 +17,7 @@ use crate::error::CliError;
 #[command(after_help = "\
 Formats, told from the files unless --format says: hf-parquet (Hugging Face), cifar-bin and
 cifar-pickle (CIFAR-10 and CIFAR-100), idx (MNIST family, gzipped or not), image-folder (a folder
-of PNG or JPEG files for each class); embedded and synthetic need no path.
+of PNG, JPEG, WebP, BMP, TIFF or GIF files for each class); embedded and synthetic need no path.
 
 Examples:
   mlomae data info --format embedded
@@ -183,11 +184,6 @@ fn in_classes_of_first(splits: Vec<Arc<dyn Dataset>>) -> Result<Vec<Noted>, CliE
     Ok(mapped)
 }
 
-/// A name without what would steer a terminal.
-fn printable(name: &str) -> String {
-    name.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() }).collect()
-}
-
 fn info(args: &InfoArgs, session: &mut Session<'_>) -> Result<(), CliError> {
     if args.path.is_none() && args.source.needs_path() {
         return Err(CliError::usage("data info needs a PATH, or --format embedded or synthetic"));
@@ -233,7 +229,7 @@ fn info(args: &InfoArgs, session: &mut Session<'_>) -> Result<(), CliError> {
         };
         let values = |values: &[f64]| values.iter().map(|value| format!("{value:.4}")).collect::<Vec<_>>().join(" ");
         let kind = if summary.channels == 1 { "grey" } else { "RGB" };
-        writeln!(session.out, "{} ({}), {} split", info.name, info.format, info.split)?;
+        writeln!(session.out, "{} ({}), {} split", one_line(&info.name), info.format, info.split)?;
         writeln!(session.out, "  images   {}", summary.num_samples)?;
         writeln!(session.out, "  pixels   {sizes}, {kind}")?;
         writeln!(session.out, "  mean     {}", values(&summary.mean))?;
@@ -241,7 +237,7 @@ fn info(args: &InfoArgs, session: &mut Session<'_>) -> Result<(), CliError> {
         let num_classes = summary.classes.len();
         match (&info.label_column, label_type) {
             (Some(column), Some(kind)) => {
-                writeln!(session.out, "  labels   {} ({kind}), {num_classes} classes", printable(column))?;
+                writeln!(session.out, "  labels   {} ({kind}), {num_classes} classes", one_line(column))?;
             }
             (Some(column), None) => writeln!(session.out, "  labels   {column}, {num_classes} classes")?,
             (None, _) if num_classes > 0 => writeln!(session.out, "  labels   {num_classes} classes")?,
@@ -251,9 +247,9 @@ fn info(args: &InfoArgs, session: &mut Session<'_>) -> Result<(), CliError> {
             writeln!(session.out, "  without a label {}", summary.num_unlabelled)?;
         }
         for note in notes {
-            writeln!(session.out, "  note     {note}")?;
+            writeln!(session.out, "  note     {}", one_line(&note))?;
         }
-        let classes: Vec<_> = summary.classes.iter().map(|(name, num)| (printable(name), num)).collect();
+        let classes: Vec<_> = summary.classes.iter().map(|(name, num)| (one_line(name), num)).collect();
         let width = classes.iter().map(|class| class.0.chars().count()).max().unwrap_or(0);
         for (label, (name, num_samples)) in classes.iter().enumerate() {
             writeln!(session.out, "    {label:>4}  {name:<width$}  {num_samples}")?;

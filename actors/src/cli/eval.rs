@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use mlomae_dataflow::config::ConfigInputs;
-use mlomae_dataflow::stop::StopFlag;
 use mlomae_model::layout::ParamSet;
 
 use super::Session;
@@ -12,6 +11,7 @@ use super::run_arg::{OverlayArgs, find_run};
 use crate::continuity::Purpose;
 use crate::error::CliError;
 use crate::eval::{Judge, Judgement, Task};
+use crate::memory::Needs;
 use crate::trained::{Base, Trained};
 
 /// Judge the encoder's features on the test split, which pretraining never saw
@@ -51,17 +51,16 @@ impl Args {
     pub(crate) fn run(self, session: &mut Session<'_>) -> Result<(), CliError> {
         let overlay: ConfigInputs = self.overlay.inputs()?;
         let trained = Trained::load(&find_run(&self.checkpoint)?, Base::Own, overlay, Purpose::Judge)?;
+        Needs::of_evaluation(&trained.prepared).check(trained.prepared.config.run.memory_check)?;
         let task = match self.task {
             TaskArg::Knn => Task::Knn,
             TaskArg::Linear => Task::Linear,
         };
         let judge = Judge::new(&trained.prepared)?;
         let bar = Bar::new(&session.terminal, task.as_str());
-        // Nothing is lost by a signal here, so that its default, which ends the process, will do.
-        let stop = StopFlag::new();
         let judge = |theta| {
             let mut progress = |name, done, all| bar.set(name, done, all);
-            judge.judge(task, theta, &stop, &mut progress)
+            judge.judge(task, theta, &mut progress)
         };
         let result = judge(&trained.state.theta)?;
         let untrained = if self.untrained {
@@ -82,6 +81,7 @@ impl Args {
                 "num_train": num_train,
                 "num_test": num_test,
                 "split": split,
+                "num_skipped": trained.prepared.data.bad_images.skipped().len(),
                 "seconds": seconds,
             });
             writeln!(session.out, "{report:#}")?;
@@ -96,6 +96,9 @@ impl Args {
         )?;
         if let Some(untrained) = untrained {
             writeln!(session.out, "{:.2} % with an untrained encoder", 100.0 * untrained.accuracy)?;
+        }
+        if let Some(counts) = trained.prepared.data.bad_images.counts_text() {
+            writeln!(session.out, "bad images skipped: {counts}")?;
         }
         Ok(())
     }

@@ -2,11 +2,13 @@
 
 use mlomae_dataflow::pipeline::topology;
 use mlomae_dataflow::plan::Role;
-use mlomae_dataflow::stage_name::StageName;
 use mlomae_dataflow::topology::Topology;
 use mlomae_model::layout::ParamSet;
+use mlomae_storage::escape::one_line;
+use mlomae_storage::machine_memory;
 
 use crate::error::{CliError, exit_code};
+use crate::memory::Needs;
 use crate::setup::Prepared;
 
 /// A name and what is to be said of it.
@@ -25,14 +27,13 @@ pub(crate) fn facts(prepared: &Prepared) -> Result<Vec<Fact>, CliError> {
     let kind = if data.channels == 1 { "grey" } else { "RGB" };
     let num = |role| data.roles.indices(role).len();
     let params = |set| count_text(method.model.layout(set).len);
-    let topology = topology_of(prepared)?;
     let masks = if method.baseline { "random masks" } else { "learned masks" };
     Ok(vec![
         (
             "data",
             format!(
                 "{} ({}), {} train and {num_test} test images, {side} x {side} {kind}, {} classes{column}",
-                info.name,
+                one_line(&info.name),
                 info.format,
                 info.num_samples,
                 data.num_classes(),
@@ -84,15 +85,7 @@ pub(crate) fn facts(prepared: &Prepared) -> Result<Vec<Fact>, CliError> {
                 config.num_steps() as f64 / method.steps_per_epoch.max(1) as f64
             ),
         ),
-        (
-            "memory",
-            format!(
-                "weights, gradients and moments about {}, activations about {}, queues at most {}",
-                bytes_text(weight_bytes(prepared)),
-                bytes_text(activation_bytes(prepared)),
-                bytes_text(topology.bound_bytes())
-            ),
-        ),
+        ("memory", Needs::of_training(prepared)?.text()),
     ])
 }
 
@@ -104,38 +97,6 @@ pub(crate) fn topology_of(prepared: &Prepared) -> Result<Topology, CliError> {
     let batches = prepared.load_train.plan().batch_sizes();
     topology(&prepared.method, &prepared.config.actors, batches)
         .map_err(|error| CliError::new(exit_code::INTERNAL, format!("topology: {error}")))
-}
-
-/// Values, gradient and both moments of every set, and the versions that are held besides: a step
-/// writes the next one while snapshots hold the last.
-fn weight_bytes(prepared: &Prepared) -> usize {
-    let method = &prepared.method;
-    let len = |set| method.model.layout(set).len;
-    let lag = usize::try_from(method.lag).unwrap_or(usize::MAX);
-    4 * (len(ParamSet::Pretrain) * (6 + lag) + len(ParamSet::Head) * 5 + len(ParamSet::Mask) * (6 + lag))
-}
-
-/// What the largest recorded pass keeps for its backward pass, over all compute threads: about 15 vectors
-/// of the width for each token and block, and the attention weights.
-fn activation_bytes(prepared: &Prepared) -> usize {
-    let model = &prepared.method.model.config;
-    let actors = &prepared.config.actors;
-    let block = |tokens: usize, dim: usize, heads: usize| tokens * (15 * dim + heads * tokens);
-    let all = model.num_patches() + 1;
-    let visible = model.num_visible() + 1;
-    let decoder = model.dec_depth * block(all, model.dec_dim, model.dec_heads);
-    let level_1 = model.depth * block(visible, model.dim, model.heads) + decoder;
-    let level_2 = model.depth * block(all, model.dim, model.heads);
-    let config = &prepared.config;
-    let pieces = |stage: StageName, batch: usize| {
-        let threads = actors.stage(stage).num_workers();
-        threads * actors.micro_batch(stage, batch, threads).max(config.train.grain)
-    };
-    // The pass of level 2 keeps the whole finetune batch, and of the validation batch what its threads have in hand.
-    let validation = pieces(StageName::Evaluator, config.policy.batch).min(config.policy.batch);
-    let level_1 = level_1 * pieces(StageName::Encoder, config.pretrain.batch).min(config.pretrain.batch);
-    let level_2 = level_2 * (config.finetune.batch + validation);
-    4 * if prepared.method.lag == 0 { level_1.max(level_2) } else { level_1 + level_2 }
 }
 
 /// `812`, `4.2 k`, `1.7 M`.
@@ -150,13 +111,7 @@ pub(crate) fn count_text(number: usize) -> String {
 
 /// `12.3 MiB`.
 pub(crate) fn bytes_text(bytes: usize) -> String {
-    let bytes = bytes as f64;
-    let kib = 1024.0;
-    match bytes {
-        0.0..1048576.0 => format!("{:.1} KiB", bytes / kib),
-        1048576.0..1073741824.0 => format!("{:.1} MiB", bytes / kib.powi(2)),
-        _ => format!("{:.2} GiB", bytes / kib.powi(3)),
-    }
+    machine_memory::bytes_text(bytes as u64)
 }
 
 #[cfg(test)]

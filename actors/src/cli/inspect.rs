@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use mlomae_storage::checkpoint::{self, Checkpoint, NamedTensor};
+use mlomae_storage::escape::one_line;
 use serde_json::Value;
 
 use super::Session;
@@ -49,10 +50,16 @@ impl Args {
             return Ok(());
         }
         writeln!(session.out, "{}", folder.display())?;
-        writeln!(session.out, "  {:<16} {}, written by mlomae {}", "step", loaded.step, loaded.program_version)?;
+        writeln!(
+            session.out,
+            "  {:<16} {}, written by mlomae {}",
+            "step",
+            loaded.step,
+            one_line(&loaded.program_version)
+        )?;
         for (key, value) in loaded.state.as_object().into_iter().flatten().filter(|(key, _)| *key != "step") {
             if let Some(text) = short(value) {
-                writeln!(session.out, "  {key:<16} {text}")?;
+                writeln!(session.out, "  {:<16} {}", one_line(key), one_line(&text))?;
             }
         }
         for (name, tensors) in files(&loaded) {
@@ -65,14 +72,14 @@ impl Args {
                 num_values
             )?;
             if self.tensors {
-                let width = tensors.iter().map(|tensor| tensor.name.len()).max().unwrap_or(0);
+                let width = tensors.iter().map(|tensor| one_line(&tensor.name).len()).max().unwrap_or(0);
                 for tensor in tensors {
                     let Statistics { mean, std, max_abs } = statistics(&tensor.values);
                     let shape = format!("{:?}", tensor.shape);
                     writeln!(
                         session.out,
                         "    {:<width$}  {shape:<18} mean {mean:>10.3e}  std {std:>9.3e}  max {max_abs:>9.3e}",
-                        tensor.name
+                        one_line(&tensor.name)
                     )?;
                 }
             }

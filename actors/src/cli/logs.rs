@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use mlomae_storage::logs::{self, ExportFormat, Follow, Table};
+use mlomae_storage::logs::{self, DamagedPart, ExportFormat, Follow, Table};
+use mlomae_storage::out_file::is_stdout;
 use mlomae_storage::run_dir::RunLock;
 
 use super::Session;
 use super::run_arg::find_run;
-use crate::error::CliError;
+use crate::error::{CliError, exit_code};
 
 /// How often a followed table is looked at.
 const POLL: Duration = Duration::from_millis(500);
@@ -17,12 +18,14 @@ const POLL: Duration = Duration::from_millis(500);
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 RUN is a run directory, the id of a run below ./runs, or `latest`. The tables are metrics, masks,
-actors, events and evals. No command here disturbs a run that is still training.
+actors, events and evals. No command here disturbs a run that is still training. Parts that are
+damaged are named and passed over; an export that lacks rows for it ends with 65.
 
 Examples:
   mlomae logs tail latest --follow                   the events of the newest run as they come
   mlomae logs tail runs/my-run --table metrics -n 50
   mlomae logs export latest --table metrics --format csv --out metrics.csv
+  mlomae logs export latest --table evals --format csv --out - | column -ts,
   mlomae logs repair runs/killed                     seal what a killed run left open")]
 pub(crate) struct Args {
     #[command(subcommand)]
@@ -33,7 +36,7 @@ pub(crate) struct Args {
 enum Command {
     /// Write tables, sealed and open rows alike, as Parquet, CSV or Arrow IPC files
     Export(ExportArgs),
-    /// Seal the streams that a killed process left open, up to their damage
+    /// Seal the streams that a killed process left open, up to their damage, and set damaged parts aside
     Repair {
         /// Run directory
         #[arg(value_name = "RUN")]
@@ -54,7 +57,7 @@ struct ExportArgs {
     /// parquet, csv or arrow
     #[arg(long, default_value = "parquet", value_parser = parse_format)]
     format: ExportFormat,
-    /// The file, or without --table the folder; default: named after the table or run, in this folder
+    /// The file, `-` for stdout, or without --table the folder; default: named after the table or run, in this folder
     #[arg(long, value_name = "PATH")]
     out: Option<PathBuf>,
 }
@@ -99,27 +102,36 @@ fn export(args: &ExportArgs, session: &mut Session<'_>) -> Result<(), CliError> 
         Some(table) => {
             let default = || PathBuf::from(format!("{table}.{}", args.format.extension()));
             let out = args.out.clone().unwrap_or_else(default);
-            let num_rows = logs::export(&run, table, args.format, &out)?;
-            vec![(table, out, num_rows)]
+            vec![logs::export(&run, table, args.format, &out)?]
         }
         None => {
-            let name = run.file_name().map_or_else(|| "run".into(), |name| name.to_string_lossy());
-            let default = || PathBuf::from(format!("{name}-logs"));
+            let default = || {
+                let mut name = run.file_name().unwrap_or("run".as_ref()).to_owned();
+                name.push("-logs");
+                PathBuf::from(name)
+            };
             let out = args.out.clone().unwrap_or_else(default);
+            if is_stdout(&out) {
+                return Err(CliError::usage("stdout takes one table, choose it with --table"));
+            }
             logs::export_all(&run, args.format, &out)?
         }
     };
-    for (_, path, num_rows) in exported {
-        writeln!(session.out, "{}  {num_rows} rows", path.display())?;
+    for export in exported.iter().filter(|export| !is_stdout(&export.path)) {
+        writeln!(session.out, "{}  {} rows", export.path.display(), export.num_rows)?;
     }
-    Ok(())
+    let lines: Vec<_> = exported.iter().flat_map(|export| &export.damaged).map(DamagedPart::to_string).collect();
+    if lines.is_empty() { Ok(()) } else { Err(CliError::Failed { lines, exit_code: exit_code::BAD_DATA }) }
 }
 
 fn repair(run: &Path, session: &mut Session<'_>) -> Result<(), CliError> {
     let report = logs::repair(run)?;
-    if report.streams.is_empty() {
+    if report.is_empty() {
         writeln!(session.out, "nothing to repair")?;
         return Ok(());
+    }
+    for part in &report.damaged {
+        writeln!(session.out, "{part}")?;
     }
     for stream in &report.streams {
         let what = if stream.was_sealed { "was sealed already, removed" } else { "sealed" };
@@ -137,6 +149,7 @@ fn tail(args: &TailArgs, session: &mut Session<'_>) -> Result<(), CliError> {
     let run = find_run(&args.run)?;
     let (mut follow, lines) = Follow::last(&run, args.table, args.num_lines)?;
     print(&lines, session)?;
+    warn_of(follow.take_damaged());
     if !args.follow {
         return Ok(());
     }
@@ -144,10 +157,18 @@ fn tail(args: &TailArgs, session: &mut Session<'_>) -> Result<(), CliError> {
         // Looked at before the rows: what is written before the end is seen after it.
         let is_running = RunLock::is_held(&run);
         print(&follow.poll()?, session)?;
+        warn_of(follow.take_damaged());
         if !is_running {
             return Ok(());
         }
         std::thread::sleep(POLL);
+    }
+}
+
+/// Names parts whose rows a reader passes over.
+fn warn_of(damaged: Vec<DamagedPart>) {
+    for part in damaged {
+        tracing::warn!(kind = "log_damage", "{part}");
     }
 }
 

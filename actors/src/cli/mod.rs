@@ -20,6 +20,7 @@ mod tune;
 mod verify;
 mod visualize;
 
+use std::borrow::Cow;
 use std::ffi::OsString;
 use std::io::{self, BufWriter, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -31,11 +32,16 @@ use clap::{Parser, Subcommand};
 use mlomae_dataflow::exit::panic_message;
 use mlomae_dataflow::fault::FaultPlan;
 use mlomae_model::kernels::{self, Isa};
+use mlomae_storage::escape::{lines, one_line, shortened};
 
 use crate::error::{CliError, exit_code};
 use crate::logging::{self, EventQueue, LogFormat};
 use crate::panic_hook;
+use crate::signals::SignalWatcher;
 use crate::terminal::Terminal;
+
+/// Characters of an error that are printed: a file may have a hundred thousand columns to choose from.
+const MAX_LINE: usize = 1500;
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -54,7 +60,9 @@ Examples:
   duckdb -c \"SELECT * FROM 'runs/*/logs/metrics/*.parquet'\"
 
 Exit codes: 0 ok, 1 a verification failed, 2 usage, 65 bad data, 66 no input, 70 internal error
-or NaN, 74 I/O, 78 bad config, 130 and 143 stopped by SIGINT and SIGTERM.";
+or NaN, 74 I/O, 78 bad config, 129, 130, 140, 143 and 152 stopped by SIGHUP, SIGINT, SIGUSR2, SIGTERM
+and SIGXCPU. What each signal does to a run: mlomae train --help; other commands leave at once, without
+unfinished files, and go on after SIGUSR1.";
 
 /// Pretrains vision transformers with learned masking (MLO-MAE): a masked autoencoder whose masks
 /// are learned from a downstream task's validation loss.
@@ -110,6 +118,8 @@ pub(crate) struct Session<'a> {
     pub terminal: Terminal,
     /// Logged events, for the `events` table.
     pub events: EventQueue,
+    /// What signals do: leave at once, unless the command says otherwise.
+    pub signals: SignalWatcher,
     /// Faults that a training run shall survive; the program itself has none.
     pub faults: FaultPlan,
 }
@@ -127,7 +137,12 @@ pub fn run_with_faults(args: impl IntoIterator<Item = OsString>, faults: FaultPl
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are "errors" that go to stdout; a closed stdout is no trouble.
-            let _ = error.print();
+            let text = error.render().to_string();
+            let _ = match lines(&text) {
+                // It repeats an argument that a terminal would obey.
+                Cow::Owned(plain) => write!(io::stderr(), "{plain}"),
+                Cow::Borrowed(_) => error.print(),
+            };
             return ExitCode::from(if error.use_stderr() { exit_code::USAGE } else { exit_code::OK });
         }
     };
@@ -141,7 +156,7 @@ pub fn run_with_faults(args: impl IntoIterator<Item = OsString>, faults: FaultPl
     if let CliError::Failed { lines, .. } = &error {
         for line in lines {
             // Whoever closed stderr does not want to know.
-            let _ = writeln!(io::stderr(), "error: {line}");
+            let _ = writeln!(io::stderr(), "error: {}", one_line(&shortened(line, MAX_LINE)));
         }
     }
     ExitCode::from(error.exit_code())
@@ -156,7 +171,9 @@ fn execute(cli: Cli, faults: FaultPlan) -> Result<(), CliError> {
     let is_quiet = matches!(&cli.command, Command::Train(args) if args.quiet);
     let events = logging::init(cli.log_format, is_quiet, &terminal).map_err(CliError::usage)?;
     let mut out = BufWriter::new(io::stdout());
-    let mut session = Session { out: &mut out, terminal, events, faults };
+    let on_screen = terminal.clone();
+    let signals = SignalWatcher::start(move || on_screen.clear())?;
+    let mut session = Session { out: &mut out, terminal, events, signals, faults };
     let result = match cli.command {
         Command::Train(args) => args.run(&mut session),
         Command::Check(args) => args.run(&mut session),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use mlomae_dataflow::config::ConfigInputs;
 use mlomae_storage::run_dir::RunDir;
 
-use super::config_args::overlay_inputs;
+use super::config_args::{Setting, overlay_inputs};
 use crate::error::CliError;
 
 /// Where runs are kept unless the configuration says otherwise.
@@ -34,7 +34,7 @@ pub(crate) struct OverlayArgs {
     #[arg(long, value_name = "FILE")]
     pub config_overlay: Vec<PathBuf>,
     /// Single setting over the checkpoint's, as in --set data.path=/elsewhere; may be repeated.
-    #[arg(long, value_name = "KEY=VALUE")]
+    #[arg(long, value_name = "KEY=VALUE", value_parser = Setting)]
     pub set: Vec<String>,
 }
 

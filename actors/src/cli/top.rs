@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use console::Term;
-use mlomae_dataflow::stop::StopFlag;
 
 use super::Session;
 use super::run_arg::find_run;
@@ -17,8 +16,6 @@ use crate::top::render::render;
 
 /// How often the display is renewed.
 const REFRESH: Duration = Duration::from_secs(1);
-/// How often the end of the wait in between is looked for.
-const POLL: Duration = Duration::from_millis(50);
 
 /// Show the stages of a run, running or finished, from its logs
 #[derive(Debug, clap::Args)]
@@ -56,27 +53,25 @@ impl Args {
             return Ok(());
         }
         session.out.flush()?;
-        watch(&mut history)
+        watch(&mut history, &session.signals)
     }
 }
 
 /// Redraws in place. The last frame stays, with the cursor below it.
-fn watch(history: &mut History) -> Result<(), CliError> {
-    let stop = StopFlag::new();
-    let _signals = SignalWatcher::start(stop.clone(), || {
+fn watch(history: &mut History, signals: &SignalWatcher) -> Result<(), CliError> {
+    signals.leave_at_once(|_| {
         // Nothing can be done for a terminal that takes no more output.
         let _ = Term::stdout().show_cursor();
-    })?;
+    });
     let term = Term::buffered_stdout();
     term.hide_cursor()?;
-    let watched = redraw(history, &term, &stop);
+    let watched = redraw(history, &term);
     let shown = term.show_cursor().and_then(|()| term.flush());
     watched?;
-    shown?;
-    stop.reason().map_or(Ok(()), |reason| Err(CliError::silent(reason.exit_code())))
+    Ok(shown?)
 }
 
-fn redraw(history: &mut History, term: &Term, stop: &StopFlag) -> Result<(), CliError> {
+fn redraw(history: &mut History, term: &Term) -> Result<(), CliError> {
     let mut num_lines = 0;
     loop {
         let (height, width) = term.size();
@@ -90,14 +85,10 @@ fn redraw(history: &mut History, term: &Term, stop: &StopFlag) -> Result<(), Cli
             num_lines += 1;
         }
         term.flush()?;
-        let mut waited = Duration::ZERO;
-        while waited < REFRESH && stop.reason().is_none() {
-            std::thread::sleep(POLL);
-            waited += POLL;
-        }
-        if stop.reason().is_some() || !history.is_running {
+        if !history.is_running {
             return Ok(());
         }
+        std::thread::sleep(REFRESH);
         history.poll()?;
     }
 }

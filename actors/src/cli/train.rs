@@ -3,14 +3,17 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use mlomae_dataflow::checkpoint_request::CheckpointRequest;
 use mlomae_dataflow::config::ConfigInputs;
-use mlomae_dataflow::stop::StopFlag;
+use mlomae_dataflow::stages::log::RecordSink;
+use mlomae_dataflow::stop::{StopFlag, StopReason};
+use mlomae_storage::escape::os_text;
 
 use super::Session;
 use super::config_args::ConfigArgs;
 use super::facts::facts;
 use super::run_arg::find_run;
-use super::train_end::{judge_at_end, print_finished, print_summary};
+use super::train_end::{final_judgement, judge_at_end, print_finished, print_summary};
 use crate::error::{CliError, check_outcome};
 use crate::prometheus::{self, ProbeSlot};
 use crate::resumption::Resumed;
@@ -21,10 +24,20 @@ use crate::training::{Observer, TrainingOptions, train};
 /// Pretrain with learned masks, from a configuration or where a run ended
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-SIGINT or SIGTERM finishes the outer iteration, writes a checkpoint, seals the logs and exits with
-130 or 143; a second one leaves at once. Any interrupted run can be resumed, exactly. If nothing but
-the evaluation at the end fails, the run is finished all the same: the exit code is that of the
-failure (65 a bad image, 74 a disk), run.json keeps it, and `mlomae eval knn RUN` repeats it.
+Signals:
+  INT, TERM   finish the outer iteration, write a checkpoint, seal the logs and exit with 130 or 143;
+              the second of them leaves at once
+  USR1        writes a checkpoint at the end of the outer iteration and goes on; several that come
+              meanwhile are one, and it counts among checkpoint.keep (Slurm: --signal=USR1@120)
+  USR2, HUP, XCPU
+              end like TERM, with 140, 129 and 152, so that a job script can tell and requeue; repeated
+              ones are no haste. HUP is ignored if it was at the start, as under nohup
+  XFSZ        (ulimit -f) is an I/O error like a full disk
+Before the run directory is made, and during the evaluation at the end, signals leave at once: the
+checkpoint is safe, and USR1 is remembered until there is something to checkpoint. Any interrupted run
+can be resumed, exactly. If nothing but the evaluation at the end fails, the run is finished all the
+same: the exit code is that of the failure (65 a bad image, 74 a disk), run.json keeps it, and
+`mlomae eval knn RUN` repeats it.
 
 Examples:
   mlomae train                                       embedded images, about two minutes
@@ -63,10 +76,11 @@ pub(crate) struct Args {
 impl Args {
     pub(crate) fn run(self, session: &mut Session<'_>) -> Result<(), CliError> {
         let begin = Instant::now();
-        let stop = StopFlag::new();
-        let terminal = session.terminal.clone();
-        let _signals = SignalWatcher::start(stop.clone(), move || terminal.clear())?;
-        let Start { mut run, prepared, state, metrics, judged } = match self.start()? {
+        let (stop, request) = (StopFlag::new(), CheckpointRequest::default());
+        session.signals.ask_for_checkpoints(&request);
+        // Until the first change to the disk there is nothing to lose, so that signals leave at once.
+        let begun = self.start(&|| session.signals.end_gracefully(&stop))?;
+        let Start { mut run, mut prepared, state, metrics, judged } = match begun {
             Resumed::Ready(start) => *start,
             Resumed::Finished(finished) => {
                 tracing::info!(
@@ -76,10 +90,15 @@ impl Args {
                 return if self.quiet { Ok(()) } else { print_finished(session.out, &finished) };
             }
         };
-        for (name, text) in facts(&prepared)? {
+        prepared.method.checkpoint_request = request;
+        let first_outer = state.outer;
+        let facts = match facts(&prepared) {
+            Ok(facts) => facts,
+            Err(error) => return run.end(Err(error), false, 0),
+        };
+        for (name, text) in facts {
             tracing::info!(kind = "setup", what = name, "{name}: {text}");
         }
-        let first_outer = state.outer;
         let latest = prepared.latest(first_outer);
         if first_outer >= prepared.method.total_outer {
             tracing::info!(
@@ -104,7 +123,23 @@ impl Args {
             observer,
             faults: session.faults.clone(),
         };
-        let sink = || run.sink(&prepared, first_outer, latest.clone());
+        let sink = || {
+            let open = || run.sink(&prepared, first_outer, latest.clone());
+            let mut sink = if self.resume.is_some() {
+                // Repairing the logs of a long run takes its time, and survives being cut off.
+                let last_words = run.last_words(latest.get().step);
+                let sink = at_once(&session.signals, &stop, last_words, open);
+                session.signals.end_gracefully(&stop);
+                sink
+            } else {
+                open()
+            }?;
+            // A checkpoint of what the run has begun with is worth no time.
+            match stop.reason() {
+                Some(reason) => sink.close().map_err(CliError::from).and(Err(CliError::silent(reason.exit_code()))),
+                None => Ok(sink),
+            }
+        };
         let (_server, result) = match server {
             Ok(server) => (server, sink().and_then(|sink| train(&prepared, state, sink, options))),
             Err(error) => (None, Err(error)),
@@ -117,37 +152,60 @@ impl Args {
             Err(error) => (None, Err(error)),
         };
         let Some(report) = report else {
-            run.end(&result, false, latest.get().step);
-            return result;
+            return run.end(result, false, latest.get().step);
         };
         // The run ends with its evaluation: what is killed before it is not finished.
         let is_trained = result.is_ok();
         let (judgement, result) = match result {
             Ok(()) if judged.is_some() => (judged, Ok(())),
-            Ok(()) if prepared.config.eval.at_end => match judge_at_end(&run, &prepared, &stop, &session.terminal) {
-                Ok(judgement) => (judgement, Ok(())),
-                Err(error) => (None, Err(error)),
-            },
+            Ok(()) if prepared.config.eval.at_end => {
+                // The checkpoint is written and the logs are sealed: nothing is lost by leaving at once.
+                let last_words = run.last_words(latest.get().step);
+                let judge = || {
+                    let judge = || final_judgement(&run, &prepared, &session.terminal);
+                    let found = at_once(&session.signals, &stop, last_words, judge);
+                    session.signals.end_gracefully(&stop);
+                    found?.map(|found| found.write(&run, &prepared)).transpose()
+                };
+                let found = judge_at_end(&run, judge);
+                session.signals.end_gracefully(&stop);
+                match found {
+                    Ok(judgement) => (judgement, Ok(())),
+                    Err(error) => (None, Err(error)),
+                }
+            }
             result => (None, result),
         };
-        run.end(&result, is_trained, latest.get().step);
+        let result = run.end(result, is_trained, latest.get().step);
         let num_evals = if judged.is_none() && judgement.is_some() { 2 } else { 0 };
-        if !self.quiet {
-            let judgement = judgement.as_ref();
-            print_summary(session.out, &run, &prepared, &report, &latest, first_outer, judgement, num_evals, begin)?;
-        }
-        result
+        let printed = if self.quiet {
+            Ok(())
+        } else {
+            print_summary(
+                session.out,
+                &run,
+                &prepared,
+                &report,
+                &latest,
+                first_outer,
+                judgement.as_ref(),
+                num_evals,
+                begin,
+            )
+        };
+        // How the run ended counts for more than whether somebody reads its summary.
+        result.and(printed)
     }
 
-    /// Begins a run or takes one up.
-    fn start(&self) -> Result<Resumed, CliError> {
+    /// Begins a run or takes one up; calls `before_changes` before the first change to the disk.
+    fn start(&self, before_changes: &dyn Fn()) -> Result<Resumed, CliError> {
         let overlay = self.settings()?;
         let Some(resume) = &self.resume else {
             let mut inputs = self.config.inputs()?;
             inputs.sets.extend(overlay);
             let name = self.config.config.as_deref().and_then(Path::file_stem);
             let name = name.map_or_else(|| "quickstart".into(), |name| name.to_string_lossy());
-            return Ok(Resumed::Ready(Box::new(Run::begin(&inputs, &name, self.restart)?)));
+            return Ok(Resumed::Ready(Box::new(Run::begin(&inputs, &name, self.restart, before_changes)?)));
         };
         if resume.extension().is_some_and(|extension| extension == "toml") {
             let line = format!(
@@ -169,7 +227,7 @@ impl Args {
             (Some(base), true) => Run::latest_of(base, &changes)?,
             _ => find_run(resume)?,
         };
-        Run::resume(&path, base, changes, self.accept_changed_data)
+        Run::resume(&path, base, changes, self.accept_changed_data, before_changes)
     }
 
     /// The arguments that are settings by another name.
@@ -188,6 +246,20 @@ impl Args {
     }
 }
 
+/// Does `work` while signals leave at once, with `last_words`; not if one has raised `stop` already.
+fn at_once<T>(
+    signals: &SignalWatcher,
+    stop: &StopFlag,
+    last_words: impl FnOnce(StopReason) + Send + 'static,
+    work: impl FnOnce() -> Result<T, CliError>,
+) -> Result<T, CliError> {
+    signals.leave_at_once(last_words);
+    match stop.reason() {
+        Some(reason) => Err(CliError::silent(reason.exit_code())),
+        None => work(),
+    }
+}
+
 /// The folder that a run directory lies in, and its own name.
 fn root_and_id(dir: &Path) -> Result<(String, String), CliError> {
     // `.` and `..` have no name of their own; the folder that they stand for has one.
@@ -196,8 +268,11 @@ fn root_and_id(dir: &Path) -> Result<(String, String), CliError> {
         None => dir.canonicalize().ok().filter(|dir| dir.file_name().is_some()),
     }
     .ok_or_else(|| CliError::usage(format!("--run-dir needs a folder with a name: {}", dir.display())))?;
-    let root = dir.parent().filter(|root| !root.as_os_str().is_empty());
-    let root = root.map_or_else(|| ".".into(), Path::to_string_lossy).into_owned();
-    let id = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    Ok((root, id))
+    let root = dir.parent().filter(|root| !root.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let id = Path::new(dir.file_name().unwrap_or_default());
+    match (root.to_str(), id.to_str()) {
+        (Some(root), Some(id)) => Ok((root.to_owned(), id.to_owned())),
+        // The configuration keeps them, and is UTF-8.
+        _ => Err(CliError::usage(format!("--run-dir must be UTF-8 text: {}", os_text(dir.as_os_str())))),
+    }
 }

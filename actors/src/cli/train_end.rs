@@ -5,10 +5,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::Instant;
 
+use mlomae_dataflow::bad_images::SkippedImage;
 use mlomae_dataflow::exit::panic_message;
 use mlomae_dataflow::run_sink::{CheckpointTensors, Latest};
 use mlomae_dataflow::state::TrainState;
-use mlomae_dataflow::stop::StopFlag;
 use mlomae_model::layout::ParamSet;
 use mlomae_storage::checkpoint;
 
@@ -25,18 +25,38 @@ use crate::terminal::Terminal;
 use crate::timing::timing_tree;
 use crate::training::TrainingReport;
 
-/// The final encoder's k-NN accuracy beside that of an untrained one, also written to the `evals`
-/// table. None if no split judges.
+/// The k-NN accuracies of the final encoder and of an untrained one.
+pub(super) struct FinalJudgement {
+    trained: Judgement,
+    untrained: Judgement,
+    checkpoint: String,
+    step: u64,
+    /// Images that were passed over while judging.
+    skipped: Vec<SkippedImage>,
+}
+
+impl FinalJudgement {
+    /// Writes both to the `evals` table, and gives them.
+    ///
+    /// # Errors
+    /// If they cannot be written.
+    pub(super) fn write(self, run: &Run, prepared: &Prepared) -> Result<(Judgement, Judgement), CliError> {
+        let Self { trained, untrained, checkpoint, step, skipped } = self;
+        let results = [(Task::Knn, "accuracy", trained), (Task::Knn, "accuracy_untrained", untrained)];
+        run.write_evals(prepared, &checkpoint, step, &results, &skipped)?;
+        Ok((trained, untrained))
+    }
+}
+
+/// Judges the final encoder beside an untrained one. None if no split judges. Writes nothing.
 ///
 /// # Errors
-/// If the checkpoint or the data cannot be read, or the result not be written; without a message if
-/// `stop` asks to leave.
+/// If the checkpoint or the data cannot be read.
 pub(super) fn final_judgement(
     run: &Run,
     prepared: &Prepared,
-    stop: &StopFlag,
     terminal: &Terminal,
-) -> Result<Option<(Judgement, Judgement)>, CliError> {
+) -> Result<Option<FinalJudgement>, CliError> {
     if prepared.data.test.is_none() {
         tracing::warn!(kind = "evaluation_skipped", "k-NN is skipped, {}", prepared.data.test_role.text);
         return Ok(None);
@@ -46,30 +66,26 @@ pub(super) fn final_judgement(
     let state = TrainState::restore(&prepared.method, &CheckpointTensors(&loaded), &loaded.state)
         .map_err(|error| CliError::new(exit_code::BAD_DATA, format!("{error}: {}", folder.display())))?;
     let judge = Judge::new(prepared)?;
+    let skipped_before = prepared.data.bad_images.skipped();
     let bar = Bar::new(terminal, "k-NN");
     let mut progress = |name, done, all| bar.set(name, done, all);
-    let trained = judge.judge(Task::Knn, &state.theta, stop, &mut progress)?;
+    let trained = judge.judge(Task::Knn, &state.theta, &mut progress)?;
     let fresh = prepared.method.model.init(ParamSet::Pretrain, prepared.config.seed);
-    let untrained = judge.judge(Task::Knn, &fresh, stop, &mut progress)?;
-    let name = folder.file_name().unwrap_or_default().to_string_lossy();
-    let results = [(Task::Knn, "accuracy", trained), (Task::Knn, "accuracy_untrained", untrained)];
-    run.write_evals(prepared, &name, loaded.step, &results)?;
-    Ok(Some((trained, untrained)))
+    let untrained = judge.judge(Task::Knn, &fresh, &mut progress)?;
+    let checkpoint = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    // The log stage has ended: what it can no longer write is written with the results.
+    let mut skipped = prepared.data.bad_images.skipped();
+    skipped.retain(|image| !skipped_before.contains(image));
+    Ok(Some(FinalJudgement { trained, untrained, checkpoint, step: loaded.step, skipped }))
 }
 
-/// [`final_judgement`], whose failure costs nothing of the run: it says that the training is done and what can be done
+/// What `judge` answers, whose failure costs nothing of the run: it says that the training is done and what can be done
 /// later. A panic is a failure too.
 ///
 /// # Errors
-/// As [`final_judgement`], with the failure's own exit code.
-pub(super) fn judge_at_end(
-    run: &Run,
-    prepared: &Prepared,
-    stop: &StopFlag,
-    terminal: &Terminal,
-) -> Result<Option<(Judgement, Judgement)>, CliError> {
-    let judged = catch_unwind(AssertUnwindSafe(|| final_judgement(run, prepared, stop, terminal)));
-    let judged = judged.unwrap_or_else(|payload| {
+/// As `judge`, with the failure's own exit code.
+pub(super) fn judge_at_end<T>(run: &Run, judge: impl FnOnce() -> Result<T, CliError>) -> Result<T, CliError> {
+    let judged = catch_unwind(AssertUnwindSafe(judge)).unwrap_or_else(|payload| {
         let line = format!("internal error: {}", panic_message(payload.as_ref()));
         Err(CliError::new(exit_code::INTERNAL, line))
     });
@@ -165,6 +181,9 @@ fn print_judgement(
         )?;
     } else if prepared.data.test.is_none() {
         writeln!(out, "k-NN        skipped, {}", prepared.data.test_role.text)?;
+    }
+    if let Some(counts) = prepared.data.bad_images.counts_text() {
+        writeln!(out, "skipped     bad images: {counts}; events name them")?;
     }
     if let Ok(folder) = checkpoint::resolve(run) {
         let name = folder.file_name().unwrap_or_default().to_string_lossy();

@@ -5,15 +5,14 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use mlomae_dataflow::stage_name::StageName;
-use mlomae_dataflow::stop::StopFlag;
-use mlomae_storage::atomic::write_atomic;
+use mlomae_storage::out_file::{is_stdout, write_out};
 
 use super::Session;
 use super::config_args::ConfigArgs;
 use crate::error::CliError;
 use crate::measurement::Measurement;
+use crate::memory::Needs;
 use crate::setup::Prepared;
-use crate::signals::SignalWatcher;
 use crate::tuning::{Tuning, overlay, tune};
 
 /// Find the fastest workers, micro-batches and queues for a configuration on this machine
@@ -32,7 +31,7 @@ pub(crate) struct Args {
     /// Seconds to spend, about
     #[arg(long, value_name = "SECONDS", default_value_t = 180, value_parser = clap::value_parser!(u32).range(1..=86_400))]
     budget: u32,
-    /// Where the overlay is written
+    /// Where the overlay is written, `-` for stdout, which then has nothing else
     #[arg(long, value_name = "FILE", default_value = "tuned.toml")]
     out: PathBuf,
 }
@@ -45,14 +44,12 @@ impl Args {
         config.checkpoint.every_steps = 1_000_000_000;
         config.eval.at_end = false;
         let name = self.config.config.as_deref().unwrap_or(Path::new("quickstart")).display().to_string();
-        let stop = StopFlag::new();
-        let terminal = session.terminal.clone();
-        let _signals = SignalWatcher::start(stop.clone(), move || terminal.clear())?;
         let lag = config.pipeline.lag;
         let prepared = Prepared::new(config, None)?;
+        Needs::of_training(&prepared)?.check(prepared.config.run.memory_check)?;
         let budget = Duration::from_secs(u64::from(self.budget));
         let bar = bar(budget).map(|bar| session.terminal.bars().add(bar));
-        let tuning = tune(prepared, budget, &stop, &session.events, |progress| {
+        let tuning = tune(prepared, budget, &session.events, |progress| {
             if let Some(bar) = &bar {
                 bar.set_position(progress.spent.as_secs().min(u64::from(self.budget)));
                 bar.set_message(progress.what.clone());
@@ -62,7 +59,10 @@ impl Args {
             bar.finish_and_clear();
         }
         let tuning = tuning?;
-        writeln!(session.out, "{}", table(&tuning))?;
+        let is_stdout = is_stdout(&self.out);
+        if !is_stdout {
+            writeln!(session.out, "{}", table(&tuning))?;
+        }
         let header = [
             format!("Workers, micro-batches and queues for {name} with pipeline.lag = {lag}, found by mlomae tune."),
             format!(
@@ -71,8 +71,10 @@ impl Args {
                 verdict(&tuning)
             ),
         ];
-        write_atomic(&self.out, overlay(&tuning.actors, &header).as_bytes())?;
-        writeln!(session.out, "written to {0}: mlomae train {name} --config-overlay {0}", self.out.display())?;
+        write_out(&self.out, overlay(&tuning.actors, &header).as_bytes())?;
+        if !is_stdout {
+            writeln!(session.out, "written to {0}: mlomae train {name} --config-overlay {0}", self.out.display())?;
+        }
         Ok(())
     }
 }

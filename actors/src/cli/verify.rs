@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use mlomae_model::ModelError;
 use mlomae_model::golden::{Check, Golden, GoldenTensor};
 use mlomae_storage::checkpoint::read_safetensors;
+use mlomae_storage::escape::one_line;
+use mlomae_storage::machine_memory::{Available, available, bytes_text};
 
 use super::Session;
 use crate::error::{CliError, exit_code};
@@ -35,6 +37,7 @@ pub(crate) struct Args {
 impl Args {
     pub(crate) fn run(self, session: &mut Session<'_>) -> Result<(), CliError> {
         let golden = read(&self.file)?;
+        check_memory(&golden, &self.file)?;
         let checks = golden.verify(self.threads.into()).map_err(|error| match error {
             // The shapes are the file's, not the user's.
             error @ ModelError::Config(_) => {
@@ -66,6 +69,25 @@ impl Args {
     }
 }
 
+/// Refuses passes that this machine has no memory for: the file's metadata decides how much they keep.
+fn check_memory(golden: &Golden, path: &Path) -> Result<(), CliError> {
+    let c = &golden.config;
+    let tokens = c.image.checked_div(c.patch).unwrap_or(0).saturating_pow(2).saturating_add(1);
+    let block = |depth: usize, dim: usize, heads: usize| {
+        let vectors = 15_usize.saturating_mul(dim).saturating_add(heads.saturating_mul(tokens));
+        depth.saturating_mul(tokens).saturating_mul(vectors)
+    };
+    let kept = block(c.depth, c.dim, c.heads).saturating_add(block(c.dec_depth, c.dec_dim, c.dec_heads));
+    let needed = (c.batch.saturating_mul(kept) as u64).saturating_mul(4);
+    let Available { num_bytes, limit } = available();
+    if needed <= num_bytes {
+        return Ok(());
+    }
+    let (needed, left) = (bytes_text(needed), bytes_text(num_bytes));
+    let line = format!("its shapes need about {needed} of memory, {limit} leaves {left}: {}", path.display());
+    Err(CliError::new(exit_code::BAD_DATA, line))
+}
+
 /// Reads a golden file; integers become floats, as the model takes them.
 fn read(path: &Path) -> Result<Golden, CliError> {
     let (metadata, tensors) = read_safetensors(path)?;
@@ -84,9 +106,10 @@ fn read(path: &Path) -> Result<Golden, CliError> {
 
 /// A line each: quantity, relative error, limit, ok.
 fn table(checks: &[Check]) -> String {
-    let width = checks.iter().map(|check| check.quantity.chars().count()).max().unwrap_or(0).max(8);
+    let quantities = || checks.iter().map(|check| one_line(&check.quantity));
+    let width = quantities().map(|quantity| quantity.chars().count()).max().unwrap_or(0).max(8);
     let mut text = format!("{:<width$}  {:>14}  {:>8}  ok\n", "quantity", "relative error", "limit");
-    for Check { quantity, error, limit, ok } in checks {
+    for (Check { error, limit, ok, .. }, quantity) in checks.iter().zip(quantities()) {
         let ok = if *ok { "ok" } else { "FAILED" };
         text += &format!("{quantity:<width$}  {error:>14.2e}  {limit:>8.0e}  {ok}\n");
     }

@@ -3,12 +3,15 @@
 use std::path::PathBuf;
 
 use mlomae_dataflow::config::ConfigInputs;
+use mlomae_storage::atomic::write_atomic;
 use mlomae_storage::dataset::Split;
+use mlomae_storage::out_file::{is_stdout, write_out};
 
 use super::Session;
 use super::run_arg::{OverlayArgs, find_run};
 use crate::continuity::Purpose;
 use crate::error::CliError;
+use crate::memory::Needs;
 use crate::pictures::panel_of;
 use crate::trained::{Base, Trained};
 
@@ -25,7 +28,7 @@ pub(crate) struct Args {
     /// Checkpoint
     #[arg(value_name = "CHECKPOINT")]
     checkpoint: PathBuf,
-    /// The picture; default: images/<checkpoint>.png in the run directory
+    /// The picture, `-` for stdout; default: images/<checkpoint>.png in the run directory
     #[arg(long, value_name = "PNG")]
     out: Option<PathBuf>,
     /// Number of images, drawn by the run's seed
@@ -49,18 +52,27 @@ impl Args {
     pub(crate) fn run(self, session: &mut Session<'_>) -> Result<(), CliError> {
         let overlay: ConfigInputs = self.overlay.inputs()?;
         let trained = Trained::load(&find_run(&self.checkpoint)?, Base::Own, overlay, Purpose::Judge)?;
+        let needs = Needs::of_pictures(&trained.prepared, self.num_images.into());
+        needs.check(trained.prepared.config.run.memory_check)?;
         let panel = panel_of(&trained, self.split, self.num_images.into())?;
-        let out = match (self.out, trained.run()) {
-            (Some(out), _) => out,
-            (None, Some(run)) => run.join("images").join(format!("{}.png", trained.name())),
-            (None, None) => PathBuf::from(format!("{}.png", trained.name())),
+        let name = format!("{}.png", trained.name());
+        let (out, is_of_run) = match (self.out, trained.run()) {
+            (Some(out), _) => (out, false),
+            (None, Some(run)) => (run.join("images").join(name), true),
+            (None, None) => (PathBuf::from(name), false),
         };
         let mut png = std::io::Cursor::new(Vec::new());
         panel
             .write_to(&mut png, image::ImageFormat::Png)
             .map_err(|error| CliError::file("write", &out, &std::io::Error::other(error.to_string())))?;
-        mlomae_storage::atomic::write_atomic(&out, png.get_ref())?;
-        writeln!(session.out, "{}", out.display())?;
+        if is_of_run {
+            write_atomic(&out, png.get_ref())?;
+        } else {
+            write_out(&out, png.get_ref())?;
+        }
+        if !is_stdout(&out) {
+            writeln!(session.out, "{}", out.display())?;
+        }
         Ok(())
     }
 }

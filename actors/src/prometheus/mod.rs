@@ -4,6 +4,7 @@
 //! request reaches the training.
 
 mod exposition;
+mod http;
 mod server;
 
 use std::net::TcpListener;
@@ -14,7 +15,8 @@ use mlomae_dataflow::memory::process_memory;
 use mlomae_dataflow::run_sink::Latest;
 
 pub use exposition::{Figures, QueueSample, render};
-pub use server::{MetricsServer, PATH};
+pub use http::PATH;
+pub use server::MetricsServer;
 
 use crate::error::{CliError, exit_code};
 use crate::progress::ProgressFigures;

@@ -1,26 +1,30 @@
-//! The smallest HTTP/1.1 server that Prometheus can scrape: one thread, one client at a time, one
-//! answer to a connection.
+//! The smallest server that Prometheus can scrape: one thread that waits for nobody.
+//!
+//! Every connection is a small state that is looked at in turns (non-blocking event loop). None can hold up another or
+//! the end, whether it is silent, slow or never closes (slowloris); none may take longer than [`PATIENCE`], and of more
+//! than [`MAX_CLIENTS`] those go first that have been asked nothing for the longest time.
 
-use std::io::{self, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// The only path that is served.
-pub const PATH: &str = "/metrics";
+use super::http::{MAX_HEAD_BYTES, Status};
 
-/// Longest request line and header fields together.
-const MAX_HEAD_BYTES: usize = 8 << 10;
-/// What a refused client may have sent besides and is read, so that it gets to see the refusal.
+/// Connections at once.
+const MAX_CLIENTS: usize = 64;
+/// What a client may have sent besides its request and is read, so that it gets to see the answer, in bytes.
 const MAX_REST_BYTES: usize = 1 << 20;
 /// How long a client may take from its connection to its end.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How often the thread looks for a client and, while it serves one, for its own end.
+/// How often the thread looks for a client.
 const POLL: Duration = Duration::from_millis(50);
+/// How often it looks at those that it has.
+const POLL_CLIENTS: Duration = Duration::from_millis(2);
 
-/// Answers requests until it is dropped.
+/// Answers requests until it is dropped, which takes no longer than an answer.
 #[derive(Debug)]
 pub struct MetricsServer {
     ended: Arc<AtomicBool>,
@@ -33,17 +37,15 @@ impl MetricsServer {
     /// # Errors
     /// If no thread can be started.
     pub fn start(listener: TcpListener, body: impl Fn() -> String + Send + 'static) -> io::Result<Self> {
-        // An accept that waits could not be ended.
         listener.set_nonblocking(true)?;
         let ended = Arc::<AtomicBool>::default();
-        let server = Server { body, ended: Arc::clone(&ended) };
+        let has_ended = Arc::clone(&ended);
         let serve = move || {
-            while !server.ended.load(Ordering::Acquire) {
-                match listener.accept() {
-                    // What goes wrong with a client is the client's concern.
-                    Ok((client, _)) => drop(server.answer(client)),
-                    Err(_) => thread::park_timeout(POLL),
-                }
+            let mut clients = Clients::default();
+            while !has_ended.load(Ordering::Acquire) {
+                clients.accept(&listener);
+                clients.serve(&body);
+                thread::park_timeout(if clients.0.is_empty() { POLL } else { POLL_CLIENTS });
             }
         };
         let thread = thread::Builder::new().name("mlomae-metrics".to_owned()).spawn(serve)?;
@@ -62,168 +64,172 @@ impl Drop for MetricsServer {
     }
 }
 
-struct Server<B> {
-    body: B,
-    ended: Arc<AtomicBool>,
-}
+/// The connections, in the order in which they came.
+#[derive(Default)]
+struct Clients(Vec<Client>);
 
-impl<B: Fn() -> String> Server<B> {
-    fn answer(&self, mut client: TcpStream) -> io::Result<()> {
-        let deadline = Instant::now() + PATIENCE;
-        // On some systems it has inherited the listener's mode.
-        client.set_nonblocking(false)?;
-        client.set_read_timeout(Some(POLL))?;
-        client.set_write_timeout(Some(POLL))?;
-        let mut head = Vec::new();
-        let status = loop {
-            if let Some(end) = head.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
-                break if end > MAX_HEAD_BYTES { Status::HeadTooLarge } else { Status::of(&head[..end]) };
+impl Clients {
+    /// Takes in who waits, as many as there is room for in one turn; makes room where there is none.
+    fn accept(&mut self, listener: &TcpListener) {
+        for _ in 0..MAX_CLIENTS {
+            // What goes wrong with a client is the client's concern.
+            let Ok((stream, _)) = listener.accept() else { return };
+            if stream.set_nonblocking(true).is_err() {
+                continue;
             }
-            if head.len() > MAX_HEAD_BYTES {
-                break Status::HeadTooLarge;
+            if self.0.len() == MAX_CLIENTS {
+                let idle = self.0.iter().position(|client| matches!(client.phase, Phase::Reading));
+                self.0.remove(idle.unwrap_or(0));
             }
-            if self.read(&mut client, &mut head, deadline)? == 0 {
-                return Ok(());
+            let (bytes, deadline) = (Vec::new(), Instant::now() + PATIENCE);
+            let mut client = Client { stream, phase: Phase::Reading, bytes, deadline };
+            // Most have sent their request already; those are never in the way of the next.
+            if client.read_request().is_some() {
+                self.0.push(client);
             }
-        };
-        let answer = status.answer(&self.body);
-        self.write(&mut client, answer.as_bytes(), deadline)?;
-        client.shutdown(Shutdown::Write)?;
-        if status != Status::Ok {
-            // Closing over unread bytes would take the answer back.
-            let mut rest = Vec::new();
-            while rest.len() < MAX_REST_BYTES && self.read(&mut client, &mut rest, deadline)? > 0 {}
         }
-        Ok(())
     }
 
-    /// Appends what there is to `bytes`; 0 at the end of the stream.
-    fn read(&self, client: &mut TcpStream, bytes: &mut Vec<u8>, deadline: Instant) -> io::Result<usize> {
+    fn serve(&mut self, body: &dyn Fn() -> String) {
+        self.0.retain_mut(|client| client.go_on(body).is_some());
+    }
+}
+
+/// One connection.
+struct Client {
+    stream: TcpStream,
+    phase: Phase,
+    /// What has been read, or what is left to be written.
+    bytes: Vec<u8>,
+    deadline: Instant,
+}
+
+enum Phase {
+    /// The head of the request is not whole.
+    Reading,
+    /// The request is known and not answered.
+    Asked(Status),
+    /// Bytes of the answer are left.
+    Writing,
+    /// All is said. Closing over unread bytes would take the answer back, so so many are read before.
+    Draining(usize),
+}
+
+/// None when the connection is over.
+type Over = Option<()>;
+
+impl Client {
+    /// Does what can be done without waiting.
+    fn go_on(&mut self, body: &dyn Fn() -> String) -> Over {
+        if Instant::now() > self.deadline {
+            // Who began a request hears why there is no answer, if there is room to say it.
+            if matches!(self.phase, Phase::Reading) && !self.bytes.is_empty() {
+                let _ = self.stream.write(Status::Timeout.answer(String::new).as_bytes());
+            }
+            return None;
+        }
+        if matches!(self.phase, Phase::Reading) {
+            self.read_request()?;
+        }
+        if let Phase::Asked(status) = self.phase {
+            self.bytes = status.answer(body).into_bytes();
+            self.phase = Phase::Writing;
+        }
+        if matches!(self.phase, Phase::Writing) {
+            self.write_answer()?;
+        }
+        match self.phase {
+            Phase::Draining(num_read) => self.drain(num_read),
+            _ => Some(()),
+        }
+    }
+
+    fn read_request(&mut self) -> Over {
         let mut buffer = [0; 4096];
-        let num_read = self.within(deadline, || client.read(&mut buffer))?;
-        bytes.extend_from_slice(&buffer[..num_read]);
-        Ok(num_read)
-    }
-
-    fn write(&self, client: &mut TcpStream, mut bytes: &[u8], deadline: Instant) -> io::Result<()> {
-        while !bytes.is_empty() {
-            match self.within(deadline, || client.write(bytes))? {
-                0 => return Err(io::ErrorKind::WriteZero.into()),
-                num_written => bytes = &bytes[num_written..],
+        while self.bytes.len() <= MAX_HEAD_BYTES {
+            let Some(num_read) = tried(self.stream.read(&mut buffer))? else { return Some(()) };
+            if num_read == 0 {
+                return None;
+            }
+            self.bytes.extend_from_slice(&buffer[..num_read]);
+            if let Some(status) = Status::of(&self.bytes) {
+                self.phase = Phase::Asked(status);
+                return Some(());
             }
         }
-        Ok(())
+        // More than a head is long, of empty lines alone.
+        self.phase = Phase::Asked(Status::HeadTooLarge);
+        Some(())
     }
 
-    /// Repeats an operation that times out until the deadline or the server's end.
-    fn within<T>(&self, deadline: Instant, mut operation: impl FnMut() -> io::Result<T>) -> io::Result<T> {
-        loop {
-            if self.ended.load(Ordering::Acquire) || Instant::now() > deadline {
-                return Err(io::ErrorKind::TimedOut.into());
+    fn write_answer(&mut self) -> Over {
+        while !self.bytes.is_empty() {
+            let Some(num_written) = tried(self.stream.write(&self.bytes))? else { return Some(()) };
+            if num_written == 0 {
+                return None;
             }
-            match operation() {
-                Err(error)
-                    if matches!(
-                        error.kind(),
-                        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted
-                    ) => {}
-                result => return result,
+            self.bytes.drain(..num_written);
+        }
+        self.stream.shutdown(Shutdown::Write).ok()?;
+        self.phase = Phase::Draining(0);
+        Some(())
+    }
+
+    fn drain(&mut self, mut num_read: usize) -> Over {
+        let mut buffer = [0; 4096];
+        while num_read < MAX_REST_BYTES {
+            match tried(self.stream.read(&mut buffer))? {
+                Some(0) => return None,
+                Some(num) => num_read += num,
+                None => {
+                    self.phase = Phase::Draining(num_read);
+                    return Some(());
+                }
             }
         }
+        None
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Status {
-    Ok,
-    BadRequest,
-    NotFound,
-    MethodNotAllowed,
-    HeadTooLarge,
-}
-
-impl Status {
-    /// What a request deserves by its request line.
-    fn of(head: &[u8]) -> Self {
-        let line = head.split(|byte| *byte == b'\r').next().and_then(|line| std::str::from_utf8(line).ok());
-        let mut words = line.unwrap_or_default().split(' ');
-        let (Some(method), Some(target), Some("HTTP/1.1" | "HTTP/1.0"), None) =
-            (words.next(), words.next(), words.next(), words.next())
-        else {
-            return Self::BadRequest;
-        };
-        if target.split('?').next() != Some(PATH) {
-            Self::NotFound
-        } else if method == "GET" {
-            Self::Ok
-        } else {
-            Self::MethodNotAllowed
-        }
-    }
-
-    fn answer(self, body: impl Fn() -> String) -> String {
-        const TEXT: &str = "text/plain; charset=utf-8";
-        let (line, kind, body) = match self {
-            Self::Ok => ("200 OK", "text/plain; version=0.0.4; charset=utf-8", body()),
-            Self::BadRequest => ("400 Bad Request", TEXT, "not an HTTP/1.1 request\n".to_owned()),
-            Self::NotFound => ("404 Not Found", TEXT, format!("metrics are at {PATH}\n")),
-            Self::MethodNotAllowed => ("405 Method Not Allowed\r\nAllow: GET", TEXT, "only GET\n".to_owned()),
-            Self::HeadTooLarge => (
-                "431 Request Header Fields Too Large",
-                TEXT,
-                format!("a request has at most {MAX_HEAD_BYTES} bytes of header\n"),
-            ),
-        };
-        format!(
-            "HTTP/1.1 {line}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
-            body.len()
-        )
+/// What an operation answered, or that it would have to wait; none if the connection is broken.
+fn tried<T>(result: io::Result<T>) -> Option<Option<T>> {
+    match result {
+        Ok(value) => Some(Some(value)),
+        Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Some(None),
+        Err(_) => None,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::SocketAddr;
 
-    fn server() -> (std::net::SocketAddr, MetricsServer) {
+    const GET: &[u8] = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n";
+
+    fn server_of(body: impl Fn() -> String + Send + 'static) -> (SocketAddr, MetricsServer) {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("an address");
-        (address, MetricsServer::start(listener, || "a 1\n".to_owned()).expect("a thread"))
+        (address, MetricsServer::start(listener, body).expect("a thread"))
     }
 
-    fn ask(address: std::net::SocketAddr, request: &[u8]) -> String {
+    fn server() -> (SocketAddr, MetricsServer) {
+        server_of(|| "a 1\n".to_owned())
+    }
+
+    fn ask(address: SocketAddr, request: &[u8]) -> String {
         let mut client = TcpStream::connect(address).expect("connects");
+        client.set_read_timeout(Some(Duration::from_secs(20))).expect("a time");
         client.write_all(request).expect("sent");
         let mut answer = String::new();
         client.read_to_string(&mut answer).expect("answered");
         answer
     }
 
-    #[test]
-    fn only_a_get_of_the_metrics_is_answered_with_them() {
-        for (line, status) in [
-            ("GET /metrics HTTP/1.1", Status::Ok),
-            ("GET /metrics?name=x HTTP/1.0", Status::Ok),
-            ("POST /metrics HTTP/1.1", Status::MethodNotAllowed),
-            ("HEAD /metrics HTTP/1.1", Status::MethodNotAllowed),
-            ("GET / HTTP/1.1", Status::NotFound),
-            ("GET /metricsx HTTP/1.1", Status::NotFound),
-            ("GET /metrics/../etc HTTP/1.1", Status::NotFound),
-            ("GET /metrics HTTP/2.0", Status::BadRequest),
-            ("GET  /metrics HTTP/1.1", Status::BadRequest),
-            ("GET /metrics", Status::BadRequest),
-            ("", Status::BadRequest),
-            ("\u{16}\u{3}\u{1}", Status::BadRequest),
-        ] {
-            assert_eq!(Status::of(format!("{line}\r\nHost: a").as_bytes()), status, "{line:?}");
-        }
-        assert_eq!(Status::of(b"\xff\xfe /metrics HTTP/1.1"), Status::BadRequest);
-        let answer = Status::Ok.answer(|| "a 1\n".to_owned());
-        assert!(
-            answer.starts_with("HTTP/1.1 200 OK\r\n")
-                && answer.ends_with("Content-Length: 4\r\nConnection: close\r\n\r\na 1\n")
-        );
-        assert!(Status::MethodNotAllowed.answer(String::new).contains("\r\nAllow: GET\r\n"));
+    fn seconds_of(work: impl FnOnce()) -> f64 {
+        let begin = Instant::now();
+        work();
+        begin.elapsed().as_secs_f64()
     }
 
     #[test]
@@ -239,17 +245,67 @@ mod tests {
         assert!(answer.ends_with("\r\n\r\na 1\n"), "{answer}");
         let long = [b"GET /metrics HTTP/1.1\r\nX: ".to_vec(), vec![b'x'; 100 << 10]].concat();
         assert!(ask(address, &long).starts_with("HTTP/1.1 431 "));
+        assert!(ask(address, &[b"GET /".to_vec(), vec![b'x'; 100 << 10]].concat()).starts_with("HTTP/1.1 414 "));
+        assert!(ask(address, &b"\r\n".repeat(50 << 10)).starts_with("HTTP/1.1 431 "));
         assert!(ask(address, b"GET / HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 404 "));
+        let body = [b"POST /metrics HTTP/1.1\r\nContent-Length: 500000\r\n\r\n".to_vec(), vec![b'x'; 500_000]].concat();
+        assert!(ask(address, &body).starts_with("HTTP/1.1 405 "));
+        // The first of two requests at once is answered, and the connection closed.
+        assert_eq!(ask(address, &GET.repeat(2)).matches("HTTP/1.1 200 OK").count(), 1);
+        assert!(ask(address, b"HEAD /metrics HTTP/1.0\r\n\r\n").ends_with("Connection: close\r\n\r\n"));
     }
 
     #[test]
-    fn silent_clients_are_let_go_and_hold_up_neither_others_nor_the_end() {
+    fn silent_and_slow_clients_hold_up_neither_others_nor_the_end() {
         let (address, server) = server();
-        let mut silent = TcpStream::connect(address).expect("connects");
-        assert!(ask(address, b"GET /metrics HTTP/1.1\r\n\r\n").ends_with("a 1\n"), "after the silent one's time");
-        assert_eq!(silent.read(&mut [0]).expect("closed"), 0);
-        let _silent = TcpStream::connect(address).expect("connects");
-        drop(server);
+        let connect = || TcpStream::connect(address).expect("connects");
+        let mut silent: Vec<_> = (0..20).map(|_| connect()).collect();
+        // Slow ones, of which each goes on a byte at a time.
+        let slow: Vec<_> = (0..20).map(|_| connect()).collect();
+        for round in 0..5 {
+            slow.iter().for_each(|mut client| drop(client.write(&GET[round..=round])));
+            let seconds = seconds_of(|| assert!(ask(address, GET).ends_with("a 1\n")));
+            assert!(seconds < 1.5, "not after the others' time: {seconds} s");
+        }
+        let seconds = seconds_of(|| assert_eq!(silent[0].read(&mut [0]).expect("closed"), 0));
+        assert!(seconds < 10.0, "{seconds} s");
+        let mut answer = String::new();
+        (&slow[0]).read_to_string(&mut answer).expect("told and closed");
+        assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+        let _silent: Vec<_> = (0..20).map(|_| connect()).collect();
+        let seconds = seconds_of(|| drop(server));
+        assert!(seconds < 1.0, "the end waits for nobody: {seconds} s");
         assert!(TcpStream::connect(address).is_err(), "nobody listens any more");
+    }
+
+    #[test]
+    fn hundreds_of_idle_clients_leave_room_for_one_that_asks() {
+        let (address, _server) = server();
+        let mut idle = Vec::new();
+        for number in 0..300 {
+            idle.push(TcpStream::connect(address).expect("connects"));
+            if number % 50 == 0 {
+                assert!(ask(address, GET).ends_with("a 1\n"), "beside {number}");
+            }
+        }
+        let answers: Vec<_> = (0..8).map(|_| thread::spawn(move || ask(address, GET))).collect();
+        for answer in answers {
+            assert!(answer.join().expect("answered").ends_with("a 1\n"));
+        }
+    }
+
+    #[test]
+    fn who_does_not_read_the_answer_is_let_go() {
+        let (address, server) = server_of(|| "a 1\n".repeat(8 << 20));
+        let mut deaf = TcpStream::connect(address).expect("connects");
+        deaf.write_all(GET).expect("sent");
+        thread::sleep(Duration::from_millis(300));
+        assert!(ask(address, b"GET / HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 404 "), "the other is in nobody's way");
+        let seconds = seconds_of(|| drop(server));
+        assert!(seconds < 1.0, "{seconds} s");
+        let mut answer = Vec::new();
+        // Cut off: with an error or without, but not whole.
+        let _ = deaf.read_to_end(&mut answer);
+        assert!(answer.len() < 32 << 20, "{}", answer.len());
     }
 }

@@ -269,6 +269,10 @@ impl History {
         // Warnings stay, whichever history they are of.
         let events = events.into_iter().map(|event| event.row);
         self.warnings.extend(events.filter(|event| event.severity >= Severity::Warn));
+        let damaged = [self.actors.take_damaged(), self.metrics.take_damaged(), self.events.take_damaged()];
+        for part in damaged.iter().flatten() {
+            tracing::warn!(kind = "log_damage", "{part}");
+        }
         Ok(())
     }
 

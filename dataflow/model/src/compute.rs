@@ -5,6 +5,7 @@
 //! which are whole branches of that tree: neither the number of threads nor the size of a micro-batch changes a bit.
 
 use std::any::Any;
+use std::cell::Cell;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -45,7 +46,7 @@ impl Compute {
                 .num_threads(num_threads)
                 .thread_name(|i| format!("compute-{i}"))
                 .build()
-                .map_err(|error| ModelError::Config(format!("cannot start {num_threads} compute threads: {error}")))?;
+                .map_err(|error| ModelError::Threads { num_threads, cause: error.to_string() })?;
             Some(Arc::new(pool))
         };
         let grain = grain.max(1);
@@ -95,17 +96,27 @@ impl Compute {
         (0..len).step_by(piece.max(1)).map(|start| start..(start + piece).min(len)).collect()
     }
 
+    /// The threads for `num` pieces; none if the calling thread does them all: where there is but one, and where it is
+    /// in the middle of a piece or a step itself. There it would wait for threads that wait for it (deadlock).
+    fn threads_for(&self, num: usize) -> Option<&rayon::ThreadPool> {
+        self.pool.as_deref().filter(|_| num > 1 && !Inside::is_here())
+    }
+
     /// Runs `work(i)` for all `i < num`, results in order.
     ///
-    /// A panic in a piece is passed on to the caller after all threads have come to rest.
+    /// `work` may compute in turn, with any value of this type; that is done on the thread that is at it. A panic in a
+    /// piece is passed on to the caller after all threads have come to rest.
     pub fn map<R: Send>(&self, num: usize, work: impl Fn(usize) -> R + Sync) -> Vec<R> {
-        let Some(pool) = self.pool.as_ref().filter(|_| num > 1) else {
+        let Some(pool) = self.threads_for(num) else {
             return (0..num).map(work).collect();
         };
         let failure = Failure::default();
         let pieces = Pieces::new(num, &failure);
         let results = Places::new(num);
-        pool.broadcast(|_| pieces.each(|i| results.put(i, work(i))));
+        pool.broadcast(|_| {
+            let _inside = Inside::enter();
+            pieces.each(|i| results.put(i, work(i)));
+        });
         failure.rethrow();
         results.take()
     }
@@ -128,7 +139,8 @@ impl Compute {
     /// piece of the first kind on the thread that did its forward, because a tape cannot change threads.
     ///
     /// Only pieces of the first kind keep something (`S`) from one phase to the next. Returns the second step's result and those of the
-    /// backward passes. A panic in a piece is passed on to the caller after all threads have come to rest.
+    /// backward passes. Pieces and steps may compute in turn, as those of [`Compute::map`]: while one thread takes a step, the others wait
+    /// at a barrier and could not help it. A panic in a piece is passed on to the caller after all threads have come to rest.
     pub fn phases<S, Z: Send, A: Send + Sync, B: Send, M: Send + Sync, R: Send>(
         &self,
         num: [usize; 2],
@@ -138,7 +150,7 @@ impl Compute {
         second_step: impl FnOnce(&A, Vec<B>) -> M + Send,
         backward: impl Fn(usize, S, &M) -> R + Sync,
     ) -> (A, M, Vec<R>) {
-        let Some(pool) = self.pool.as_ref().filter(|_| num[0].max(num[1]) > 1) else {
+        let Some(pool) = self.threads_for(num[0].max(num[1])) else {
             let (states, outputs): (Vec<S>, Vec<Z>) = (0..num[0]).map(&forward).unzip();
             let first = first_step(outputs);
             let second = second_step(&first, (0..num[1]).map(|i| in_one_go(i, &first)).collect());
@@ -154,6 +166,7 @@ impl Compute {
         let first = Once::new(first_step);
         let second = Once::new(second_step);
         pool.broadcast(|_| {
+            let _inside = Inside::enter();
             let mut states: Vec<(usize, S)> = Vec::new();
             pieces[0].each(|i| {
                 let (state, output) = forward(i);
@@ -180,6 +193,31 @@ impl Compute {
         });
         failure.rethrow();
         (first.into_result(), second.into_result(), results.take())
+    }
+}
+
+thread_local! {
+    static IS_INSIDE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Marks its thread as one that is at work for a [`Compute`], until it is dropped.
+struct Inside {
+    was_inside: bool,
+}
+
+impl Inside {
+    fn enter() -> Self {
+        Self { was_inside: IS_INSIDE.replace(true) }
+    }
+
+    fn is_here() -> bool {
+        IS_INSIDE.get()
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        IS_INSIDE.set(self.was_inside);
     }
 }
 
@@ -322,6 +360,90 @@ mod tests {
             assert!(outcome.is_err());
             assert_eq!(compute.map(3, |i| i), [0, 1, 2]);
         }
+    }
+
+    /// Runs `body` on a thread of its own; a hang is a failure, not a wait.
+    fn within_a_minute<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> T {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        std::thread::spawn(move || sender.send(body()));
+        receiver.recv_timeout(std::time::Duration::from_secs(60)).expect("it hangs or has panicked")
+    }
+
+    /// A sum over pieces that each compute on `inner`, by maps and by phases.
+    fn nested(outer: &Compute, inner: &Compute) -> Vec<u64> {
+        let sum = |n: u64| inner.map(5, |i| n * i as u64).into_iter().sum::<u64>();
+        let phases = |n: u64| {
+            let (first, second, results) = inner.phases(
+                [3, 2],
+                |i| (i, sum(n + i as u64)),
+                |zs| zs.into_iter().sum::<u64>(),
+                |i, first| first + i as u64,
+                |first, others| first + others.into_iter().sum::<u64>(),
+                |i, state, second| second + (i + state) as u64,
+            );
+            first + second + results.into_iter().sum::<u64>()
+        };
+        let mut all = outer.map(7, |i| sum(i as u64) + phases(i as u64));
+        let (first, second, results) = outer.phases(
+            [4, 3],
+            |i| (sum(i as u64), phases(i as u64)),
+            |zs| phases(zs.into_iter().sum()),
+            |i, first| sum(first % 1000) + i as u64,
+            |first, others| sum(first % 1000) + phases(others.len() as u64),
+            |i, state, second| state + phases((second + i as u64) % 1000),
+        );
+        all.extend([first, second]);
+        all.extend(results);
+        all
+    }
+
+    #[test]
+    fn pieces_and_steps_may_compute_in_turn_on_the_same_threads_or_others() {
+        within_a_minute(|| {
+            let serial = Compute::serial(1);
+            let expected = nested(&serial, &serial);
+            for threads in [2, 3, 5] {
+                let [one, other] = [(); 2].map(|()| Compute::new(threads, 1, Arena::new()).unwrap());
+                for inner in [&one, &other, &serial] {
+                    assert_eq!(nested(&one, inner), expected, "{threads} threads");
+                }
+                assert_eq!(nested(&serial, &one), expected, "{threads} threads");
+            }
+        });
+    }
+
+    #[test]
+    fn a_panic_in_nested_work_leaves_the_threads_in_order() {
+        within_a_minute(|| {
+            let compute = Compute::new(2, 1, Arena::new()).unwrap();
+            for _ in 0..10 {
+                let step = || compute.map(4, |i| assert!(i != 2, "nested"));
+                let outcome = catch_unwind(AssertUnwindSafe(|| {
+                    compute.phases([4, 1], |i| ((), i), |_| step(), |i, _| i, |_, _| (), |_, (), ()| ())
+                }));
+                assert!(outcome.is_err());
+                // Still on both threads: each piece waits for the other.
+                let both = Barrier::new(2);
+                compute.map(2, |_| both.wait());
+            }
+        });
+    }
+
+    #[test]
+    fn phases_from_several_threads_at_once_take_turns() {
+        within_a_minute(|| {
+            let compute = Compute::new(3, 1, Arena::new()).unwrap();
+            let alone = nested(&compute, &compute);
+            std::thread::scope(|scope| {
+                for _ in 0..4 {
+                    scope.spawn(|| {
+                        for _ in 0..50 {
+                            assert_eq!(nested(&compute, &compute), alone);
+                        }
+                    });
+                }
+            });
+        });
     }
 
     #[test]

@@ -19,6 +19,14 @@ pub enum ModelError {
     /// The shapes of a configuration cannot be built.
     #[error("model configuration: {0}")]
     Config(String),
+    /// The system starts no more threads.
+    #[error("cannot start {num_threads} compute threads: {cause}")]
+    Threads {
+        /// How many were wanted.
+        num_threads: usize,
+        /// The system's words.
+        cause: String,
+    },
     /// A tensor is missing or has another shape than the network needs.
     #[error("tensor {name}: {problem}")]
     Tensor {

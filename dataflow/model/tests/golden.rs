@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::mpsc;
+use std::time::Duration;
 
 use mlomae_model::golden::{Golden, GoldenTensor};
 use safetensors::{Dtype, SafeTensors};
@@ -56,4 +58,38 @@ fn a_changed_weight_or_expectation_is_noticed() {
         let hit = checks.iter().find(|c| c.quantity.starts_with(quantity)).unwrap();
         assert!(!hit.ok, "{tensor}: {hit:?}");
     }
+}
+
+/// The file's like with a head above 2^18 values, whose optimizer shares its sweep among threads.
+fn with_a_wide_head() -> Golden {
+    const NUM_CLASSES: usize = 9_000;
+    let mut golden = load("tiny.safetensors");
+    let num_before = std::mem::replace(&mut golden.config.classes, NUM_CLASSES);
+    for (name, tensor) in &mut golden.tensors {
+        if name.ends_with(".head.weight") || name.ends_with(".head.bias") {
+            assert_eq!(tensor.shape[0], num_before, "{name}");
+            tensor.shape[0] = NUM_CLASSES;
+            let len = tensor.shape.iter().product();
+            tensor.values = tensor.values.iter().copied().cycle().take(len).collect();
+        }
+    }
+    golden
+}
+
+#[test]
+fn a_wide_head_is_verified_on_any_number_of_threads() {
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || {
+        let golden = with_a_wide_head();
+        for num_threads in [1, 2, 3] {
+            let checks = golden.verify(num_threads).unwrap();
+            let errors: Vec<_> = checks.into_iter().map(|check| (check.quantity, check.error.to_bits())).collect();
+            // The test may have given up.
+            let _ = sender.send(errors);
+        }
+    });
+    let next = || receiver.recv_timeout(Duration::from_secs(120)).expect("it hangs or has failed");
+    let (one, two, three) = (next(), next(), next());
+    assert!(one.len() > 20, "{one:?}");
+    assert!(one == two && one == three, "the number of threads changes nothing");
 }

@@ -57,6 +57,18 @@ impl TestSplit {
     }
 }
 
+/// What is done about an image that cannot be decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnBadImage {
+    /// The run ends with its file and sample (exit code 65).
+    #[default]
+    Refuse,
+    /// It is passed over: another image of its role takes its place, the same one whenever the run is repeated or
+    /// resumed; of evaluations it is left out. Named in the events, counted at the end.
+    Skip,
+}
+
 /// The data set and how it is divided and changed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -90,6 +102,11 @@ pub struct DataConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 3))]
     pub channels: Option<usize>,
+    /// Turns images as the EXIF orientation of JPEG, PNG and WebP, or the orientation tag of TIFF, says; false takes
+    /// the pixels as they are stored.
+    pub exif_orientation: bool,
+    /// What is done about an image that cannot be decoded: `refuse` or `skip`.
+    pub on_bad_image: OnBadImage,
     /// Uses only this many images of the training split, drawn by the seed.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1_000_000_000))]
@@ -127,6 +144,8 @@ impl Default for DataConfig {
             test_split: TestSplit::default(),
             image: None,
             channels: None,
+            exif_orientation: true,
+            on_bad_image: OnBadImage::default(),
             max_samples: None,
             pretrain_fraction: 0.6,
             train_fraction: 0.2,
@@ -234,6 +253,8 @@ impl DataConfig {
             label_column: self.label_column.clone(),
             image_column: self.image_column.clone(),
             exclude: self.exclude.clone(),
+            exif_orientation: self.exif_orientation,
+            channels: self.channels,
             synthetic: SyntheticSpec { num_train, num_test, image, num_classes, seed, channels },
             ..DatasetSpec::default()
         }

@@ -19,16 +19,17 @@ mod tests;
 
 use std::fmt;
 
+use mlomae_storage::escape::shortened;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use actors::{ActorsConfig, StageConfig};
-pub use data::{AugmentConfig, Crop, DataConfig, DataFormat, SyntheticConfig, TestSplit};
+pub use data::{AugmentConfig, Crop, DataConfig, DataFormat, OnBadImage, SyntheticConfig, TestSplit};
 pub use method::{DecayGroup, Hypergradient, LevelConfig, MethodConfig, Schedule};
 pub use model::{MaskConfig, MaskInput, MaskNet, ModelConfig, PosEmbed, Preset, PresetValues};
 pub use output::{CheckpointConfig, EvalConfig, LogsConfig};
 pub use resume::{KeyChange, OnResume, rules};
-pub use run::{PipelineConfig, RunConfig, TrainConfig};
+pub use run::{MemoryCheck, PipelineConfig, RunConfig, TrainConfig};
 pub use schema::schema;
 pub use telemetry::TelemetryConfig;
 
@@ -113,13 +114,16 @@ pub struct ConfigError {
     pub suggestion: Option<String>,
 }
 
+/// Characters of a key and of a value that a message repeats.
+const MAX_SHOWN: usize = 200;
+
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.key)?;
+        f.write_str(&shortened(&self.key, MAX_SHOWN))?;
         if !self.value.is_empty() {
-            write!(f, " = {}", self.value)?;
+            write!(f, " = {}", shortened(&self.value, MAX_SHOWN))?;
         }
-        write!(f, ": {}", self.problem)?;
+        write!(f, ": {}", shortened(&self.problem, 2 * MAX_SHOWN))?;
         if let Some(suggestion) = &self.suggestion {
             write!(f, "; did you mean {suggestion}?")?;
         }

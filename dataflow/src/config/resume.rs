@@ -18,7 +18,7 @@ pub enum OnResume {
 }
 
 /// Keys that take effect without a word.
-const FREE: [&str; 39] = [
+const FREE: [&str; 40] = [
     "train.outer_iterations",
     "actors.load.workers",
     "actors.load.queue_cap",
@@ -49,6 +49,7 @@ const FREE: [&str; 39] = [
     "logs.rotate_rows",
     "logs.rotate_seconds",
     "telemetry.prometheus",
+    "run.memory_check",
     "eval.at_end",
     "eval.knn_k",
     "eval.knn_temperature",
@@ -61,11 +62,12 @@ const FREE: [&str; 39] = [
 ];
 
 /// Keys that take effect and change results.
-const TOLD: [&str; 31] = [
+const TOLD: [&str; 32] = [
     "data.augment.crop",
     "data.augment.crop_padding",
     "data.augment.min_area",
     "data.augment.flip",
+    "data.on_bad_image",
     "mask.ratio",
     "mask.explore",
     "method.hypergradient",
@@ -96,12 +98,13 @@ const TOLD: [&str; 31] = [
 ];
 
 /// Keys that name the data.
-const DATA: [&str; 12] = [
+const DATA: [&str; 13] = [
     "data.format",
     "data.path",
     "data.label_column",
     "data.image_column",
     "data.exclude",
+    "data.exif_orientation",
     "data.test_split",
     "data.synthetic.num_train",
     "data.synthetic.num_test",
@@ -179,12 +182,12 @@ pub fn rules() -> impl Iterator<Item = (&'static str, OnResume)> {
 }
 
 impl Config {
-    /// The keys that `after` has other values of, without those of `[run]`: the place of a run is where it is.
+    /// The keys that `after` has other values of, without `run.root` and `run.id`: the place of a run is where it is.
     #[must_use]
     pub fn changed_keys(&self, after: &Self) -> Vec<KeyChange> {
         let (before, after) = (comparable(self), comparable(after));
         let shown = |value: Option<&Value>| value.map_or_else(|| "none".to_owned(), ToString::to_string);
-        let rules = rules().filter(|(key, _)| !key.starts_with("run."));
+        let rules = rules().filter(|(key, _)| !matches!(*key, "run.root" | "run.id"));
         let changed = rules.filter_map(|(key, rule)| {
             let (old, new) = (table::get(&before, key), table::get(&after, key));
             (old != new).then(|| KeyChange { key, rule, before: shown(old), after: shown(new) })

@@ -15,12 +15,26 @@ pub struct RunConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"))]
     pub id: Option<String>,
+    /// What happens if the run needs more memory than the machine, its cgroup and its resource limits leave: it is
+    /// refused before any is taken, or a warning is all. Data that do not fit are refused as well, unless it is `warn`.
+    pub memory_check: MemoryCheck,
 }
 
 impl Default for RunConfig {
     fn default() -> Self {
-        Self { root: "runs".into(), id: None }
+        Self { root: "runs".into(), id: None, memory_check: MemoryCheck::default() }
     }
+}
+
+/// What happens if there is too little memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum MemoryCheck {
+    /// The run does not begin.
+    #[default]
+    Refuse,
+    /// A warning, and the run begins: the system may end it.
+    Warn,
 }
 
 /// How long to train, and in what portions.

@@ -4,8 +4,36 @@ use toml::{Table, Value};
 
 use super::ConfigError;
 
+/// Names in a dotted key, and tables and lists in one another: what is deeper has no meaning here, and every operation goes
+/// down by recursion. The parser has a bound of its own, of 80 nested values with keys of 80 names each.
+const MAX_DEPTH: usize = 16;
+
+/// Whether tables and lists are nested more than `levels` deep.
+fn is_deeper(value: &Value, levels: usize) -> bool {
+    let Some(levels) = levels.checked_sub(1) else { return matches!(value, Value::Table(_) | Value::Array(_)) };
+    match value {
+        Value::Table(table) => table.values().any(|inner| is_deeper(inner, levels)),
+        Value::Array(items) => items.iter().any(|inner| is_deeper(inner, levels)),
+        _ => false,
+    }
+}
+
 /// Parses a whole file; the error names line and column.
 pub(super) fn parse(name: &str, text: &str) -> Result<Table, ConfigError> {
+    let table = parse_text(name, text)?;
+    match table.iter().find(|(_, value)| is_deeper(value, MAX_DEPTH)) {
+        Some((key, _)) => Err(ConfigError {
+            key: name.to_owned(),
+            value: String::new(),
+            problem: format!("the values of `{key}` are nested more than {MAX_DEPTH} deep"),
+            allowed: "sections with keys in them".into(),
+            suggestion: None,
+        }),
+        None => Ok(table),
+    }
+}
+
+fn parse_text(name: &str, text: &str) -> Result<Table, ConfigError> {
     text.parse::<Table>().map_err(|error| {
         let place = match error.span() {
             Some(span) => {
@@ -40,6 +68,9 @@ pub(super) fn parse_setting(setting: &str) -> Result<(Vec<String>, Value), Confi
     if path.iter().any(String::is_empty) {
         return Err(refuse("has an empty key"));
     }
+    if path.len() > MAX_DEPTH {
+        return Err(refuse(&format!("has a key of {} names, more than {MAX_DEPTH}", path.len())));
+    }
     let text = text.trim();
     let value = format!("value = {text}")
         .parse::<Table>()
@@ -48,6 +79,9 @@ pub(super) fn parse_setting(setting: &str) -> Result<(Vec<String>, Value), Confi
         .filter(|table| table.len() == 1)
         .and_then(|mut table| table.remove("value"))
         .unwrap_or_else(|| Value::String(text.to_owned()));
+    if is_deeper(&value, MAX_DEPTH) {
+        return Err(refuse(&format!("has a value that is nested more than {MAX_DEPTH} deep")));
+    }
     Ok((path, value))
 }
 

@@ -237,3 +237,50 @@ fn the_embedded_and_the_generated_data_open_as_configured() {
         assert_eq!(train.info().class_names.len(), num_classes);
     }
 }
+
+#[test]
+fn nothing_is_deep_enough_to_overflow_the_stack() {
+    let many = 60_000;
+    let settings = [
+        format!("{}a=1", "a.".repeat(many)),
+        format!("x={}", "[".repeat(many)),
+        format!("x={}1{}", "[".repeat(many), "]".repeat(many)),
+        format!("x={}", "{a=".repeat(many)),
+        format!("x={{{}a=1}}", "a.".repeat(many)),
+        format!("x={}1{}", "[".repeat(70), "]".repeat(70)),
+        // The parser's own bounds multiplied make some thousand levels, which the stack of the main thread has room for.
+        format!("x={}1{}", format!("{{{}a=", "a.".repeat(20)).repeat(20), "}".repeat(20)),
+    ];
+    for setting in &settings {
+        let errors = set(setting).expect_err("refused");
+        let line = errors[0].to_string();
+        assert!(errors.len() == 1 && line.len() < 2000, "{} of {} bytes", errors.len(), line.len());
+        let layers = [setting.clone(), format!("[{}a]", "a.".repeat(many)), "[a]\n".repeat(many)];
+        for text in layers {
+            let lines = lines(&text);
+            assert!(lines.len() == 1 && lines[0].starts_with("test.toml"), "{} lines", lines.len());
+            assert!(lines[0].len() < 2000);
+        }
+    }
+}
+
+#[test]
+fn malformed_settings_are_refused_in_one_line() {
+    for setting in [
+        "",
+        "=",
+        "=1",
+        "a",
+        "seed",
+        ".=1",
+        "a..b=1",
+        "seed.=1",
+        "seed=",
+        "seed==1",
+        "seed=1\npipeline.lag=1",
+        "\u{1b}[31m=1",
+    ] {
+        let errors = set(setting).expect_err(setting);
+        assert_eq!(errors.len(), 1, "{setting:?}: {errors:?}");
+    }
+}

@@ -96,6 +96,8 @@ impl EncoderStage {
                     message: "no batch of the outer iteration is left".into(),
                 })),
             });
+            // Before the snapshot leaves, so that the stages behind know of it when it reaches them.
+            self.method.checkpoint_request.take(outer + 1);
             if self.method.checkpoint_due(outer + 1) {
                 self.part(outer + 1, recorder);
             }

@@ -3,15 +3,16 @@
 use std::sync::Arc;
 
 use mlomae_model::Arena;
-use mlomae_storage::dataset::{DataError, Dataset};
+use mlomae_storage::dataset::{DataError, Dataset, Sample};
 
 use crate::augment::{Normalisation, Preparation};
+use crate::bad_images::BadImages;
 use crate::batch::{ImageBatch, LabelledPair};
 use crate::exit::StageError;
 use crate::plan::{EpochPlan, PlannedBatch, Role};
 use crate::ports::{Halt, OrderedSender, Payload, WaitContext};
 use crate::records::Recorder;
-use crate::rng::{Purpose, keyed};
+use crate::rng::{Purpose, below, keyed};
 use crate::stage::{Flow, Interrupt, Stage, Wiring};
 use crate::stage_name::StageName;
 use crate::stop::StopLevel;
@@ -19,18 +20,34 @@ use crate::stop::StopLevel;
 /// Images at most that the normalisation is computed from.
 pub const NUM_NORMALISATION_SAMPLES: usize = 2048;
 
-/// Mean and deviation over a fixed, evenly spaced part of the pretrain role.
+/// Images that are tried in a bad one's place. If half of a role were bad, one in a billion would find none.
+pub const MAX_REPLACEMENTS: usize = 32;
+
+/// Mean and deviation over a fixed, evenly spaced part of the pretrain role, without bad images that are passed over.
 ///
 /// # Errors
-/// The data set's.
+/// The data set's; that of the first image if all of the part are bad.
 pub fn measure_normalisation(
     dataset: &dyn Dataset,
     pretrain: &[usize],
     channels: usize,
+    bad_images: &BadImages,
 ) -> Result<Normalisation, DataError> {
     let num = pretrain.len().min(NUM_NORMALISATION_SAMPLES);
     let chosen = (0..num).map(|i| pretrain[i * pretrain.len() / num]);
-    Normalisation::of_images(chosen.map(|index| dataset.sample(index).map(|sample| sample.image)), channels)
+    let mut num_read = 0;
+    let read = chosen.filter_map(|index| bad_images.read(dataset, index).transpose());
+    let images =
+        read.map(|sample| sample.map(|sample| sample.image)).inspect(|image| num_read += usize::from(image.is_ok()));
+    let normalisation = Normalisation::of_images(images, channels)?;
+    match pretrain.first() {
+        Some(first) if num_read == 0 => Err(dataset.sample(*first).err().unwrap_or(DataError::OutOfRange {
+            name: dataset.info().name.clone(),
+            len: dataset.len(),
+            index: *first,
+        })),
+        _ => Ok(normalisation),
+    }
 }
 
 /// One unit of the load stage, numbered j·(k + 1) + i: the pretrain batches i = 0..k of outer
@@ -88,6 +105,7 @@ pub struct LoadStage {
     seed: u64,
     unroll: u64,
     arena: Arena,
+    bad_images: BadImages,
 }
 
 impl LoadStage {
@@ -102,7 +120,13 @@ impl LoadStage {
         unroll: u64,
         arena: Arena,
     ) -> Self {
-        Self { dataset, plan, preparation, seed, unroll, arena }
+        Self { dataset, plan, preparation, seed, unroll, arena, bad_images: BadImages::default() }
+    }
+
+    /// Does with bad images as `bad_images` says; otherwise they are refused.
+    #[must_use]
+    pub fn with_bad_images(self, bad_images: BadImages) -> Self {
+        Self { bad_images, ..self }
     }
 
     /// The plan.
@@ -126,13 +150,42 @@ impl LoadStage {
         self.load(role, seq, outer, &planned)
     }
 
-    /// The given samples without augmentation, as the panel and evaluations need them.
+    /// The given samples without augmentation, as the panel and evaluations need them. Bad images that are passed over
+    /// are left out, so that there may be fewer.
     ///
     /// # Errors
     /// An unreadable sample.
     pub fn samples(&self, indices: &[usize]) -> Result<ImageBatch, StageError> {
         let planned = PlannedBatch { epoch: 0, indices: indices.to_vec() };
-        self.fill(&planned, 0, 0, None, false)
+        self.fill(&planned, (0, 0), None, |index| self.read(index))
+    }
+
+    /// A fixed choice of `num` samples of `role` for the panel, ascending; good ones, where bad ones are passed over.
+    ///
+    /// # Errors
+    /// An unreadable sample.
+    pub fn panel(&self, role: Role, num: usize) -> Result<Vec<usize>, StageError> {
+        if !self.bad_images.are_skipped() {
+            return Ok(self.plan.panel(role, num));
+        }
+        let mut chosen = Vec::new();
+        for index in self.plan.panel_order(role).into_iter().take(num.saturating_mul(MAX_REPLACEMENTS)) {
+            if chosen.len() == num {
+                break;
+            }
+            if self.read(index)?.is_some() {
+                chosen.push(index);
+            }
+        }
+        if chosen.is_empty() && num > 0 {
+            return Err(StageError::Data {
+                stage: StageName::Load,
+                message: format!("too many bad images in the {role} role, there is none for the panel"),
+                exit_code: 65,
+            });
+        }
+        chosen.sort_unstable();
+        Ok(chosen)
     }
 
     /// Which patches of `patch` by `patch` pixels hold the object of the given samples, [samples, L]. None unless the dataset knows its
@@ -154,34 +207,72 @@ impl LoadStage {
             // The validation loss judges the masks, so its images are as they are.
             Role::Validation => None,
         };
-        self.fill(planned, seq, outer, augment, role != Role::Pretrain)
-    }
-
-    fn fill(
-        &self,
-        planned: &PlannedBatch,
-        seq: u64,
-        outer: u64,
-        augment: Option<Purpose>,
-        needs_labels: bool,
-    ) -> Result<ImageBatch, StageError> {
-        let num_values = self.preparation.num_values();
-        let mut images = self.arena.take(planned.indices.len() * num_values);
-        let mut ids = Vec::with_capacity(planned.indices.len());
-        let mut labels = Vec::with_capacity(planned.indices.len());
-        for (index, out) in planned.indices.iter().zip(images.chunks_exact_mut(num_values)) {
-            let sample = self.dataset.sample(*index).map_err(|error| data_error(&error))?;
-            if needs_labels && sample.label.is_none() {
+        let sample = |index| {
+            let sample = self.sample(role, planned.epoch, index)?;
+            if role != Role::Pretrain && sample.label.is_none() {
                 return Err(StageError::Data {
                     stage: StageName::Load,
                     message: format!("a labelled role needs labels, sample without one: {}", sample.id),
                     exit_code: 65,
                 });
             }
+            Ok(Some(sample))
+        };
+        self.fill(planned, (seq, outer), augment, sample)
+    }
+
+    fn read(&self, index: usize) -> Result<Option<Sample>, StageError> {
+        self.bad_images.read(self.dataset.as_ref(), index).map_err(|error| data_error(&error))
+    }
+
+    /// Sample `index` of `role`, or what takes its place: drawn from the role by the seed, the epoch and the sample, so
+    /// that every worker, run and resume draws the same.
+    fn sample(&self, role: Role, epoch: u64, index: usize) -> Result<Sample, StageError> {
+        if let Some(sample) = self.read(index)? {
+            return Ok(sample);
+        }
+        let candidates = self.plan.roles().indices(role);
+        let mut rng = keyed(self.seed, Purpose::Replacement, epoch, index as u64);
+        for _ in 0..MAX_REPLACEMENTS {
+            let other = candidates[below(&mut rng, candidates.len() as u64) as usize];
+            if let Some(sample) = self.read(other)? {
+                return Ok(sample);
+            }
+        }
+        let why = self.dataset.sample(index).err().map_or_else(String::new, |error| error.to_string());
+        Err(StageError::Data {
+            stage: StageName::Load,
+            message: format!(
+                "too many bad images in the {role} role, {MAX_REPLACEMENTS} drawn in place of one are bad too: {why}"
+            ),
+            exit_code: 65,
+        })
+    }
+
+    /// The planned samples as `sample` gives them, without those of which it gives none.
+    fn fill(
+        &self,
+        planned: &PlannedBatch,
+        (seq, outer): (u64, u64),
+        augment: Option<Purpose>,
+        sample: impl Fn(usize) -> Result<Option<Sample>, StageError>,
+    ) -> Result<ImageBatch, StageError> {
+        let num_values = self.preparation.num_values();
+        let mut images = self.arena.take(planned.indices.len() * num_values);
+        let mut ids = Vec::with_capacity(planned.indices.len());
+        let mut labels = Vec::with_capacity(planned.indices.len());
+        for index in &planned.indices {
+            let Some(sample) = sample(*index)? else { continue };
             let mut rng = augment.map(|purpose| keyed(self.seed, purpose, planned.epoch, sample.id.cast_unsigned()));
+            let out = &mut images[ids.len() * num_values..][..num_values];
             self.preparation.prepare(sample.image, rng.as_mut(), out);
             ids.push(sample.id);
             labels.push(sample.label.unwrap_or(-1));
+        }
+        if ids.len() < planned.indices.len() {
+            let mut fewer = self.arena.take(ids.len() * num_values);
+            fewer.copy_from_slice(&images[..ids.len() * num_values]);
+            images = fewer;
         }
         Ok(ImageBatch {
             seq,

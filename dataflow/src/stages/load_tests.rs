@@ -5,12 +5,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use mlomae_model::Arena;
-use mlomae_storage::dataset::{DataError, Dataset, DatasetInfo, Image, Sample};
+use mlomae_storage::dataset::{DataError, Dataset, DatasetInfo, DecodeError, Image, Sample};
 
 use super::load::{LoadPorts, LoadStage, LoadUnit, Loaded, measure_normalisation};
 use crate::augment::Preparation;
+use crate::bad_images::BadImages;
 use crate::batch::ImageBatch;
-use crate::config::{AugmentConfig, Crop};
+use crate::config::{AugmentConfig, Crop, OnBadImage};
 use crate::counters::StageCounters;
 use crate::exit::Exit;
 use crate::plan::{EpochPlan, Role, Roles, Shares};
@@ -28,6 +29,8 @@ pub(crate) struct Memory {
     pub(crate) panics_at: Option<usize>,
     has_panicked: AtomicBool,
     unlabelled: Option<usize>,
+    /// Samples whose images cannot be decoded.
+    pub(crate) bad: Vec<usize>,
 }
 
 impl Memory {
@@ -42,7 +45,7 @@ impl Memory {
             image_size: Some((8, 8)),
             channels: 1,
         };
-        Self { info, panics_at: None, has_panicked: AtomicBool::new(false), unlabelled: None }
+        Self { info, panics_at: None, has_panicked: AtomicBool::new(false), unlabelled: None, bad: Vec::new() }
     }
 }
 
@@ -59,6 +62,9 @@ impl Dataset for Memory {
         if self.panics_at == Some(index) && !self.has_panicked.swap(true, Ordering::SeqCst) {
             panic!("sample {index} is poisoned");
         }
+        if self.bad.contains(&index) {
+            return Err(DataError::Decode { path: "memory".into(), sample: index, source: DecodeError::Absent });
+        }
         let pixels = (0..64).map(|place| ((index * 31 + place * 7) % 256) as u8).collect();
         let image = Image { width: 8, height: 8, channels: 1, pixels };
         Ok(Sample { id: index as i64, image, label: self.label(index)? })
@@ -69,7 +75,8 @@ pub(crate) fn stage(dataset: Arc<Memory>) -> LoadStage {
     let labels: Vec<Option<i32>> = (0..dataset.len()).map(|index| Some(index as i32 % 3)).collect();
     let shares = Shares { pretrain: 0.6, train: 0.2, validation: 0.2 };
     let roles = Roles::split(&labels, shares, None, 1).expect("labels");
-    let normalisation = measure_normalisation(&Memory::new(dataset.len()), roles.indices(Role::Pretrain), 1);
+    let memory = Memory::new(dataset.len());
+    let normalisation = measure_normalisation(&memory, roles.indices(Role::Pretrain), 1, &BadImages::default());
     let preparation = Preparation {
         side: 8,
         channels: 1,
@@ -171,6 +178,44 @@ fn any_number_of_workers_and_any_capacity_gives_the_same_bits() {
             assert!(records.is_empty());
         }
     }
+}
+
+#[test]
+fn a_bad_image_is_replaced_from_its_own_role_by_the_same_one_at_any_number_of_workers() {
+    let with_bad = |bad: Vec<usize>, on_bad_image| {
+        let memory = Memory { bad, ..Memory::new(100) };
+        stage(Arc::new(memory)).with_bad_images(BadImages::new(on_bad_image))
+    };
+    let some = || with_bad((0..100).step_by(7).collect(), OnBadImage::Skip);
+    let bad_images = BadImages::new(OnBadImage::Skip);
+    let stage_with_bad = some().with_bad_images(bad_images.clone());
+    let wanted = serial(&stage_with_bad);
+    let skipped = bad_images.skipped();
+    assert!(!skipped.is_empty() && skipped.iter().all(|image| image.sample % 7 == 0), "{skipped:?}");
+    let good = serial(&stage(Arc::new(Memory::new(100))));
+    for (batch, before) in wanted.iter().flatten().zip(good.iter().flatten()) {
+        let roles = stage_with_bad.plan().roles();
+        let role = Role::ALL.into_iter().find(|role| roles.indices(*role).contains(&(before.0[0] as usize)));
+        let candidates = roles.indices(role.expect("a role"));
+        for (id, id_before) in batch.0.iter().zip(&before.0) {
+            assert!(id % 7 != 0 && candidates.contains(&(*id as usize)), "{id} for {id_before}");
+            assert!(id_before % 7 == 0 || id == id_before, "{id} for {id_before}: only bad images are replaced");
+        }
+    }
+    for num_workers in [1, 3] {
+        let (arrived, ..) = threaded(&some(), num_workers, 1, 0);
+        assert_eq!(arrived.into_iter().map(|unit| unit.expect("not lost")).collect::<Vec<_>>(), wanted);
+    }
+    // Refused otherwise, and if there is nothing else.
+    let all = |on_bad_image| with_bad((0..100).collect(), on_bad_image);
+    let refused = all(OnBadImage::Refuse).batch(Role::Pretrain, 0, 0).expect_err("bad").to_string();
+    assert!(refused.contains("bytes are null"), "{refused}");
+    let refused = all(OnBadImage::Skip).batch(Role::Pretrain, 0, 0).expect_err("bad").to_string();
+    assert!(refused.contains("too many bad images in the pretrain role"), "{refused}");
+    assert!(all(OnBadImage::Skip).samples(&[1, 2]).expect("none").is_empty());
+    // The panel is the first good ones.
+    let panel = some().panel(Role::Validation, 6).expect("readable");
+    assert!(panel.len() == 6 && panel.iter().all(|index| index % 7 != 0), "{panel:?}");
 }
 
 #[test]

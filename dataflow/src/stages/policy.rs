@@ -91,6 +91,7 @@ impl PolicyStage {
         if self.method.checkpoint_due(outer + 1) {
             self.part(outer + 1, recorder);
         }
+        self.method.checkpoint_request.forget(outer + 1);
     }
 
     fn part(&self, outer: u64, recorder: &mut Recorder) {

@@ -13,6 +13,9 @@ use crate::atomic::{self, FileError};
 /// Values converted at a time.
 const CHUNK: usize = 1 << 16;
 
+/// The largest header: some hundred thousand tensors.
+const MAX_HEADER_BYTES: u64 = 32 << 20;
+
 /// Length and CRC-32 of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct FileSum {
@@ -178,6 +181,12 @@ pub(super) fn parse(
     path: &Path,
     bytes: &[u8],
 ) -> Result<(HashMap<String, String>, Vec<NamedTensorAny>), CheckpointError> {
+    // The first number is the length of the header, which is JSON and takes many times its size when it is parsed.
+    let header_bytes = bytes.first_chunk().map_or(0, |len| u64::from_le_bytes(*len));
+    if header_bytes > MAX_HEADER_BYTES {
+        let reason = format!("no whole safetensors file: its header announces {header_bytes} bytes");
+        return Err(CheckpointError::corrupt(path, reason));
+    }
     let explain = |e: safetensors::SafeTensorError| {
         CheckpointError::corrupt(path, format!("no whole safetensors file ({} bytes): {e}", bytes.len()))
     };

@@ -14,6 +14,9 @@ use super::safetensors_io::FileSum;
 /// Version of the checkpoint's form.
 pub const CHECKPOINT_FORMAT: u64 = 1;
 
+/// The largest `state.json`, about a million names of classes; parsed, it may take twenty times as much.
+pub(super) const MAX_BYTES: u64 = 64 << 20;
+
 /// A parsed `state.json`.
 pub(super) struct State {
     pub(super) step: u64,
@@ -46,7 +49,12 @@ pub(super) fn to_bytes(
     let body = serde_json::to_string_pretty(&body).map_err(|e| CheckpointError::Invalid(e.to_string()))?;
     // The body without its opening brace continues the object of the first line.
     let rest = format!("{}\n", body.trim_start_matches('{').trim_start_matches('\n'));
-    Ok(format!("{{\"crc32\":\"{:08x}\",\n{rest}", crc32fast::hash(rest.as_bytes())).into_bytes())
+    let bytes = format!("{{\"crc32\":\"{:08x}\",\n{rest}", crc32fast::hash(rest.as_bytes())).into_bytes();
+    if bytes.len() as u64 > MAX_BYTES {
+        // It could not be read again.
+        return Err(CheckpointError::Invalid(format!("state.json may have {MAX_BYTES} bytes, not {}", bytes.len())));
+    }
+    Ok(bytes)
 }
 
 /// Parses and checks a `state.json`.

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::safetensors_io::{FileSum, parse_f32, write_safetensors};
 use super::{Checkpoint, CheckpointError, CheckpointRef, NamedTensor, state};
 use crate::atomic::{self, FileError};
+use crate::machine_memory;
 
 const STATE: &str = "state.json";
 const LATEST: &str = "latest";
@@ -45,7 +47,7 @@ pub fn save(run: &Path, step: u64, checkpoint: &CheckpointRef<'_>) -> Result<Pat
     }
     let dir = root.join(&name);
     let old = root.join(format!("{OLD}{name}"));
-    let replaces = dir.exists();
+    let replaces = fs::symlink_metadata(&dir).is_ok();
     if replaces {
         atomic::rename(&dir, &old)?;
     }
@@ -65,7 +67,7 @@ pub fn save(run: &Path, step: u64, checkpoint: &CheckpointRef<'_>) -> Result<Pat
 }
 
 fn write_files(tmp: &Path, step: u64, checkpoint: &CheckpointRef<'_>) -> Result<(), CheckpointError> {
-    atomic::create_dir_all(tmp)?;
+    atomic::create_dir(tmp)?;
     let groups = [
         ("model.safetensors", &checkpoint.model),
         ("head.safetensors", &checkpoint.head),
@@ -97,13 +99,18 @@ fn prune(root: &Path, keep: usize, current: &str) -> Result<(), CheckpointError>
     let steps = steps(root)?;
     // Those of steps behind the current one were left by a run that has gone back; they count among the newest.
     let removed = steps.len().saturating_sub(keep);
+    let mut renamed = Vec::new();
     for (_, name) in steps.into_iter().take(removed).filter(|(_, name)| name != current) {
         // Renamed first, so that a folder that lacks files is never taken for a checkpoint.
         let del = root.join(format!("{DEL}{name}"));
         atomic::rename(&root.join(&name), &del)?;
-        atomic::remove_dir_all(&del)?;
+        renamed.push(del);
     }
-    Ok(())
+    if !renamed.is_empty() {
+        // The new names must reach the disk before the first removal of a file does.
+        atomic::fsync_dir(root)?;
+    }
+    renamed.iter().try_for_each(|del| Ok(atomic::remove_dir_all(del)?))
 }
 
 /// Steps and names of the checkpoints in a folder, ascending.
@@ -173,34 +180,80 @@ pub fn clean(run: &Path) -> Result<(), CheckpointError> {
 }
 
 /// Finds a checkpoint's folder from a run directory (its latest), its `checkpoints`, a `step-…` folder, or `latest`.
+///
+/// `checkpoints` itself may be a link to a folder on another disk. `latest` must name a folder beside it, and no
+/// checkpoint of a run may be a link.
 pub fn resolve(path: &Path) -> Result<PathBuf, CheckpointError> {
-    if path.join(STATE).is_file() {
-        return fs::canonicalize(path).map_err(|e| FileError::new("resolve", path, e).into());
-    }
     let is_link = path.file_name().is_some_and(|name| name == LATEST);
+    if !is_link && path.join(STATE).is_file() {
+        if step_of(path).is_some() && is_of_run(path) {
+            check_no_link(path)?;
+        }
+        return canonical(path);
+    }
     let root = if is_link { atomic::parent(path).to_path_buf() } else { path.join("checkpoints") };
     let root = if root.is_dir() { root } else { path.to_path_buf() };
     newest(&root)?.ok_or_else(|| CheckpointError::NotFound(path.to_path_buf()))
 }
 
+fn canonical(path: &Path) -> Result<PathBuf, CheckpointError> {
+    fs::canonicalize(path).map_err(|e| FileError::new("resolve", path, e).into())
+}
+
+/// Whether a checkpoint's folder lies in a run directory.
+fn is_of_run(dir: &Path) -> bool {
+    dir.parent().is_some_and(|root| root.ends_with("checkpoints"))
+}
+
+fn check_no_link(dir: &Path) -> Result<(), CheckpointError> {
+    if fs::symlink_metadata(dir).is_ok_and(|found| found.is_symlink()) {
+        let refused = io::Error::other("it is a symbolic link, which is not followed within a run directory");
+        return Err(FileError::new("open", dir, refused).into());
+    }
+    Ok(())
+}
+
 /// The folder that `latest` names; without it, as after a crash at the first save, the newest that there is.
 fn newest(root: &Path) -> Result<Option<PathBuf>, CheckpointError> {
     let mut candidates = Vec::new();
-    if let Ok(target) = fs::read_link(root.join(LATEST)) {
-        candidates.push(root.join(&target));
-        // A crash while a checkpoint of the same step was replaced.
-        candidates.push(root.join(format!("{OLD}{}", target.display())));
+    let link = root.join(LATEST);
+    match fs::read_link(&link) {
+        Ok(target) => {
+            // A link that leads to nothing at all is left behind by who removed or moved checkpoints.
+            if let Ok(target) = fs::canonicalize(&link)
+                && (target.parent() != Some(&*canonical(root)?) || step_of(&target).is_none())
+            {
+                let reason = format!("it must name a checkpoint beside it: {}", target.display());
+                return Err(CheckpointError::corrupt(&link, reason));
+            }
+            let name = target.file_name().unwrap_or_default().to_string_lossy();
+            candidates.push(root.join(&*name));
+            // A crash while a checkpoint of the same step was replaced.
+            candidates.push(root.join(format!("{OLD}{name}")));
+        }
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput) => {}
+        Err(error) => return Err(FileError::new("read", &link, error).into()),
     }
     candidates.extend(steps(root)?.into_iter().rev().map(|(_, name)| root.join(name)));
-    match candidates.into_iter().find(|dir| dir.join(STATE).is_file()) {
-        Some(dir) => Ok(Some(fs::canonicalize(&dir).map_err(|e| FileError::new("resolve", &dir, e))?)),
-        None => Ok(None),
+    for dir in candidates {
+        if dir.join(STATE).is_file() {
+            check_no_link(&dir)?;
+            return canonical(&dir).map(Some);
+        }
     }
+    Ok(None)
 }
 
-/// Reads a file of a checkpoint, naming it when it is not there.
+/// Reads a file of a checkpoint, naming it when it is not there. Checkpoints outside of runs may be made of links, as
+/// caches of downloads are.
 fn read(path: &Path) -> Result<Vec<u8>, CheckpointError> {
-    match atomic::read(path) {
+    read_at_most(path, machine_memory::available().num_bytes / 2)
+}
+
+fn read_at_most(path: &Path, max_bytes: u64) -> Result<Vec<u8>, CheckpointError> {
+    let is_of_run = is_of_run(atomic::parent(path));
+    let read = if is_of_run { atomic::read_plain_at_most } else { atomic::read_at_most };
+    match read(path, max_bytes) {
         Err(error) if error.is_missing() => Err(CheckpointError::MissingFile(path.to_path_buf())),
         other => Ok(other?),
     }
@@ -215,7 +268,7 @@ pub fn load(dir: &Path) -> Result<Checkpoint, CheckpointError> {
         resolve(dir)?
     };
     let state_path = dir.join(STATE);
-    let state = state::from_bytes(&state_path, &read(&state_path)?)?;
+    let state = state::from_bytes(&state_path, &read_at_most(&state_path, state::MAX_BYTES)?)?;
     let tensors = |name: &str| -> Result<Vec<NamedTensor>, CheckpointError> {
         let path = dir.join(name);
         let sum = state.files.get(name);

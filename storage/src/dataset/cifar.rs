@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::input::{open_regular, read_to_end};
+
 use super::classes::name_of_bytes;
 use super::detect::folder_with;
 use super::label_column;
@@ -13,6 +15,8 @@ use super::{DataError, Dataset, DatasetInfo, DatasetSpec, Format, Split, file_na
 
 const SIDE: usize = 32;
 const IMAGE_LEN: usize = SIDE * SIDE * 3;
+/// The largest of the published files has 185 MB.
+const MAX_FILE_BYTES: u64 = 16 << 30;
 
 /// Which of the two datasets, told by the file names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,8 +120,12 @@ fn absent(path: &Path, spec: &DatasetSpec, wanted: &str) -> DataError {
     DataError::NoSplit { path: path.to_owned(), split: spec.split.to_string(), hint }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, DataError> {
-    std::fs::read(path).map_err(|e| DataError::read(path, e))
+/// The whole file, which takes its size in memory and as much again for what is made of it.
+fn read(path: &Path, spec: &DatasetSpec) -> Result<Vec<u8>, DataError> {
+    let file = open_regular(path).map_err(|e| DataError::read(path, e))?;
+    let num_bytes = file.metadata().map_err(|e| DataError::read(path, e))?.len();
+    spec.budget().check(path, num_bytes.saturating_mul(2))?;
+    read_to_end(file, num_bytes, MAX_FILE_BYTES).map_err(|e| DataError::read(path, e))
 }
 
 pub(crate) fn open_bin(path: &Path, spec: &DatasetSpec, scope: &Scope) -> Result<Arc<dyn Dataset>, DataError> {
@@ -131,7 +139,7 @@ pub(crate) fn open_bin(path: &Path, spec: &DatasetSpec, scope: &Scope) -> Result
     let record_len = num_labels + IMAGE_LEN;
     let mut gathered = Gathered::default();
     for file in files_of(&folder, kind, spec.split, ".bin", scope)? {
-        let bytes = read(&file)?;
+        let bytes = read(&file, spec)?;
         let records = bytes.chunks_exact(record_len);
         let rest = records.remainder().len();
         if rest > 0 || bytes.is_empty() {
@@ -154,7 +162,7 @@ pub(crate) fn open_bin(path: &Path, spec: &DatasetSpec, scope: &Scope) -> Result
         _ => "batches.meta.txt",
     });
     let class_names = if names_file.is_file() {
-        let text = String::from_utf8(read(&names_file)?).map_err(|e| DataError::malformed(&names_file, e))?;
+        let text = String::from_utf8(read(&names_file, spec)?).map_err(|e| DataError::malformed(&names_file, e))?;
         text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect()
     } else {
         default_names(column)
@@ -182,10 +190,10 @@ pub(crate) fn open_pickle(path: &Path, spec: &DatasetSpec, scope: &Scope) -> Res
     };
     let mut gathered = Gathered::default();
     for file in files_of(&folder, kind, spec.split, "", scope)? {
-        gathered.read_pickle(file, labels_key)?;
+        gathered.read_pickle(file, labels_key, spec)?;
     }
     let meta = folder.join(if kind == Kind::Cifar10 { "batches.meta" } else { "meta" });
-    let class_names = if meta.is_file() { read_names(&meta, names_key)? } else { default_names(column) };
+    let class_names = if meta.is_file() { read_names(&meta, names_key, spec)? } else { default_names(column) };
     gathered.finish(path, Format::CifarPickle, spec.split, class_names, column, scope)
 }
 
@@ -197,8 +205,8 @@ fn field<'a>(pickle: &'a Pickle<'_>, key: &str, path: &Path) -> Result<&'a Value
     })
 }
 
-fn read_names(path: &Path, key: &str) -> Result<Vec<String>, DataError> {
-    let bytes = read(path)?;
+fn read_names(path: &Path, key: &str, spec: &DatasetSpec) -> Result<Vec<String>, DataError> {
+    let bytes = read(path, spec)?;
     let pickle = Pickle::load(&bytes).map_err(|reason| DataError::malformed(path, reason))?;
     let wrong = || DataError::malformed(path, format!("{key} must be a list of strings"));
     let names = pickle.list(field(&pickle, key, path)?).ok_or_else(wrong)?;
@@ -207,8 +215,8 @@ fn read_names(path: &Path, key: &str) -> Result<Vec<String>, DataError> {
 }
 
 impl Gathered {
-    fn read_pickle(&mut self, path: PathBuf, labels_key: &str) -> Result<(), DataError> {
-        let bytes = read(&path)?;
+    fn read_pickle(&mut self, path: PathBuf, labels_key: &str, spec: &DatasetSpec) -> Result<(), DataError> {
+        let bytes = read(&path, spec)?;
         let pickle = Pickle::load(&bytes).map_err(|reason| DataError::malformed(&path, reason))?;
         let data = field(&pickle, "data", &path)?;
         let (shape, pixels) =

@@ -216,6 +216,10 @@ impl Dataset for Relabelled {
         &self.info
     }
 
+    fn resident_bytes(&self) -> u64 {
+        self.inner.resident_bytes()
+    }
+
     fn label(&self, index: usize) -> Result<Option<i32>, DataError> {
         Ok(self.mapped(self.inner.label(index)?))
     }

@@ -14,6 +14,7 @@ use parquet::basic::Compression;
 use parquet::file::properties::WriterProperties;
 
 use super::{DataError, Dataset, Image, Split, SyntheticDataset, SyntheticSpec, features};
+use crate::unfinished::Unfinished;
 
 /// Rows written at once; the memory bound of a conversion.
 const ROWS_PER_GROUP: usize = 500;
@@ -58,6 +59,7 @@ pub fn convert(
         column => Some(column.filter(|name| *name != "image").unwrap_or("label")),
     };
     let unfinished = path.with_extension("parquet.tmp");
+    let _noted = Unfinished::note(&unfinished);
     let written =
         write(dataset, label_column, &unfinished, progress).and_then(|()| publish(&unfinished, &path, out_dir));
     if written.is_err() {
@@ -113,7 +115,9 @@ fn write(
         .set_column_dictionary_enabled("image.bytes".into(), false)
         .set_created_by(concat!("mlomae ", env!("CARGO_PKG_VERSION")).to_owned())
         .build();
-    let file = File::create(path).map_err(|e| DataError::write(path, e))?;
+    // A leftover goes, and if it is a link, not what it leads to.
+    let _ = fs::remove_file(path);
+    let file = File::create_new(path).map_err(|e| DataError::write(path, e))?;
     let mut writer = ArrowWriter::try_new(file, schema.clone(), Some(properties)).map_err(|e| failed(&e))?;
     let total = dataset.len();
     for start in (0..total).step_by(ROWS_PER_GROUP) {

@@ -10,7 +10,7 @@ use super::{DataError, Format, cifar, idx};
 
 /// What is looked for, in this order, for the message when nothing is found.
 const LOOKED_FOR: &str = "*.parquet, data_batch_1.bin or train.bin of cifar, data_batch_1 or train and meta of cifar, \
-    *-images-idx3-ubyte, class folders of png or jpeg files";
+    *-images-idx3-ubyte, class folders of images (png, jpg, jpeg, jpe, jfif, webp, bmp, tif, tiff, gif)";
 /// Folders around a dataset, as archives unpack to them (`NAME/NAME/train`), that are entered at most.
 const MAX_WRAPPERS: usize = 4;
 /// How deep datasets beside each other are looked for (`data/CONFIG/train-…`).

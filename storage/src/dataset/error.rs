@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use super::decode::DecodeError;
+use crate::input::refusal_code;
+use crate::machine_memory::bytes_text;
 
 /// A dataset that cannot be opened, read or written.
 #[derive(Debug, thiserror::Error)]
@@ -115,6 +117,21 @@ pub enum DataError {
         /// Where it leads.
         target: PathBuf,
     },
+    /// Unpacked, the images of a file take more memory than there is.
+    #[error(
+        "{}: its images take {} of memory, {limit} leaves {}; read it in parts, or on a larger machine",
+        path.display(), bytes_text(*needed), bytes_text(*available)
+    )]
+    Memory {
+        /// The file or folder.
+        path: PathBuf,
+        /// Bytes that it takes.
+        needed: u64,
+        /// Bytes that there are.
+        available: u64,
+        /// What leaves no more.
+        limit: String,
+    },
     /// A sample number beyond the end.
     #[error("dataset {name} has {len} samples, no sample {index}")]
     OutOfRange {
@@ -147,10 +164,17 @@ impl DataError {
     /// Process exit code of this error: 65 bad data, 66 no input, 74 input or output failed.
     pub fn exit_code(&self) -> u8 {
         match self {
+            Self::Io { source, .. } if refusal_code(source).is_some() => refusal_code(source).unwrap_or(74),
             Self::NotFound { .. } | Self::Unrecognised { .. } | Self::NoSplit { .. } => 66,
             Self::Io { .. } | Self::Exists { .. } => 74,
             _ => 65,
         }
+    }
+
+    /// Whether the encoded image of one sample is to blame, so that the other samples are as good as ever. A file that
+    /// cannot be read at all is not a bad image.
+    pub fn is_bad_image(&self) -> bool {
+        matches!(self, Self::Decode { .. })
     }
 
     pub(crate) fn malformed(path: &Path, reason: impl ToString) -> Self {

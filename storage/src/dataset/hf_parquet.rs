@@ -1,6 +1,8 @@
 //! Hugging Face Parquet: encoded images stay as they are in Arrow arrays and are decoded on demand.
+//!
+//! Images are read as views into the file's unpacked pages. So an image that a dictionary holds once and a thousand rows
+//! name takes its memory once, no offset overflows at 2 GiB, and what a file takes is known from its pages' headers.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -22,12 +24,15 @@ use super::raw::Survey;
 use super::resize::into_channels;
 use super::shards;
 use super::splits::{Part, Shard, parts_of, strip_extension};
+use super::watched::WatchedFile;
 use super::{
-    DataError, Dataset, DatasetInfo, DatasetSpec, DecodeLimits, Format, Sample, Split, check_index, decode, file_name,
-    pages,
+    DataError, Dataset, DatasetInfo, DatasetSpec, DecodeError, Decoder, Format, Sample, Split, check_index, file_name,
+    footer, pages,
 };
 
 const ROWS_PER_BATCH: usize = 1024;
+/// Memory for a row beside its image: its view and its label.
+const ROW_BYTES: u64 = 32;
 
 /// A split held as encoded bytes.
 pub(crate) struct ParquetDataset {
@@ -35,8 +40,9 @@ pub(crate) struct ParquetDataset {
     origin: LabelOrigin,
     chunks: Vec<Chunk>,
     labels: Vec<Option<i32>>,
-    limits: DecodeLimits,
+    decoder: Decoder,
     notes: Vec<String>,
+    resident_bytes: u64,
 }
 
 /// One record batch of encoded images.
@@ -60,6 +66,7 @@ struct Gathered {
     chunks: Vec<Chunk>,
     labels: Labels,
     notes: Vec<String>,
+    resident_bytes: u64,
 }
 
 pub(crate) fn open(path: &Path, spec: &DatasetSpec, scope: &Scope) -> Result<Arc<dyn Dataset>, DataError> {
@@ -75,8 +82,9 @@ pub(crate) fn open(path: &Path, spec: &DatasetSpec, scope: &Scope) -> Result<Arc
             Kind::BrokenLink => return Err(DataError::malformed(file, "is a link that leads nowhere")),
             _ => return Err(DataError::malformed(file, "is no regular file")),
         }
-        let reader = File::open(file).map_err(|e| DataError::read(file, e))?;
-        gathered.read(reader, file, spec)?;
+        let reader = WatchedFile::open(file)?;
+        let read = gathered.read(reader.clone(), file, spec);
+        reader.explain(read, file)?;
     }
     gathered.notes = scope.lines();
     // The folder that was named, even where the files lie deeper.
@@ -95,6 +103,16 @@ pub(crate) fn open_bytes(
     let mut gathered = Gathered::default();
     gathered.read(bytes, path, spec)?;
     gathered.finish(name.to_owned(), Format::Embedded, spec.split.to_string(), spec, path)
+}
+
+/// Reads one file as [`open`] does.
+#[cfg(test)]
+pub(super) fn read_for_tests<R: ChunkReader + 'static>(
+    reader: R,
+    path: &Path,
+    spec: &DatasetSpec,
+) -> Result<(), DataError> {
+    Gathered::default().read(reader, path, spec)
 }
 
 fn stem(name: &str) -> String {
@@ -129,6 +147,7 @@ impl Gathered {
     ) -> Result<(), DataError> {
         let malformed =
             |e: &dyn std::fmt::Display| DataError::malformed(path, format!("not a readable parquet file: {e}"));
+        footer::check(&reader).map_err(|e| malformed(&e))?;
         let metadata = ArrowReaderMetadata::load(&reader, ArrowReaderOptions::default()).map_err(|e| malformed(&e))?;
         let schema = metadata.schema().clone();
         let found = choose_columns(&schema, path, spec)?;
@@ -145,20 +164,44 @@ impl Gathered {
         }
         let columns = self.columns.get_or_insert(found);
         let index_of = |name: &str| schema.index_of(name).map_err(|e| malformed(&e));
-        let mut roots = vec![index_of(&columns.image)?];
+        let image_root = index_of(&columns.image)?;
         let label = columns.label.as_ref().ok().map(|label| label.name.as_str());
         let features = features(&schema, path)?;
-        if let Some(label) = label {
-            roots.push(index_of(label)?);
-        }
+        let label_root = label.map(index_of).transpose()?;
         self.labels.begin(path, label.map_or(&[], |label| features.names(label)));
-        let mask = ProjectionMask::roots(metadata.parquet_schema(), roots);
-        check_compression(metadata.metadata(), &mask).map_err(|e| malformed(&e))?;
-        pages::check(&reader, metadata.metadata(), &mask).map_err(|e| malformed(&e))?;
+        let descriptor = metadata.parquet_schema();
+        let leaves_of = |root: Option<usize>| {
+            (0..descriptor.num_columns()).filter(move |&leaf| Some(descriptor.get_column_root_idx(leaf)) == root)
+        };
+        // Of the image column nothing but the bytes: the paths in it are of no use.
+        let is_bytes = |&leaf: &usize| match descriptor.column(leaf).path().parts() {
+            [_, part, ..] => part == "bytes",
+            _ => true,
+        };
+        let image_leaves: Vec<usize> = leaves_of(Some(image_root)).filter(is_bytes).collect();
+        let label_leaves: Vec<usize> = leaves_of(label_root).collect();
+        let pages = |leaves: &[usize]| {
+            let mask = ProjectionMask::leaves(descriptor, leaves.iter().copied());
+            check_compression(metadata.metadata(), &mask).map_err(|e| malformed(&e))?;
+            pages::check(&reader, metadata.metadata(), &mask).map_err(|e| malformed(&e))
+        };
+        let (extent, labels) = (pages(&image_leaves)?, pages(&label_leaves)?);
+        let num_rows =
+            metadata.metadata().row_groups().iter().map(|group| u64::try_from(group.num_rows()).unwrap_or(0));
+        let row_bytes = num_rows.fold(0, u64::saturating_add).saturating_mul(ROW_BYTES);
+        let budget = spec.budget();
+        let label_bytes = labels.value_bytes.max(row_bytes);
+        budget.check(path, extent.unpacked_bytes.saturating_add(extent.value_bytes).saturating_add(label_bytes))?;
+        let mask = ProjectionMask::leaves(descriptor, image_leaves.into_iter().chain(label_leaves));
         let metadata = with_views(metadata, &columns.image);
+        // Texts of labels are copied row by row, and so are images that share prefixes or are not read as views.
+        let is_copied = extent.shares_prefixes || !has_views(metadata.schema().field(image_root));
+        let rows_per_batch =
+            labels.batch_rows(if is_copied { extent.batch_rows(ROWS_PER_BATCH) } else { ROWS_PER_BATCH });
         let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(reader, metadata);
         let batches =
-            builder.with_batch_size(ROWS_PER_BATCH).with_projection(mask).build().map_err(|e| malformed(&e))?;
+            builder.with_batch_size(rows_per_batch).with_projection(mask).build().map_err(|e| malformed(&e))?;
+        let mut copied_bytes = 0_u64;
         for batch in batches {
             let batch = batch.map_err(|e| malformed(&e))?;
             let start = self.labels.len();
@@ -169,8 +212,14 @@ impl Gathered {
             let images = encoded_bytes(column(&columns.image)?).ok_or_else(|| {
                 DataError::malformed(path, format!("column {:?} is no struct<bytes, path>", columns.image))
             })?;
+            if is_copied {
+                copied_bytes = copied_bytes.saturating_add(images.get_array_memory_size() as u64);
+                // Half of it stays free for the next batch and what growing leaves behind.
+                budget.check(path, copied_bytes.saturating_mul(2))?;
+            }
             self.chunks.push(Chunk { start, images, path: path.to_owned() });
         }
+        self.resident_bytes += extent.unpacked_bytes.max(copied_bytes) + row_bytes;
         Ok(())
     }
 
@@ -193,10 +242,13 @@ impl Gathered {
             column_type: column.map(|column| column.type_text.clone()),
             not_taken: columns.label.as_ref().err().cloned().unwrap_or_default(),
         };
-        let mut survey = Survey::default();
-        for chunk in &self.chunks {
+        let (decoder, mut survey) = (spec.decoder(), Survey::new(spec.channels));
+        'all: for chunk in &self.chunks {
             for row in 0..chunk.images.len() {
-                survey.add(value(&chunk.images, row).and_then(|bytes| decode::header(bytes, &spec.limits).ok()));
+                if survey.is_settled() {
+                    break 'all;
+                }
+                survey.add(value(&chunk.images, row).and_then(|bytes| decoder.header(bytes).ok()));
             }
         }
         let info = DatasetInfo {
@@ -210,7 +262,15 @@ impl Gathered {
             channels: survey.channels(),
         };
         let notes = self.notes;
-        Ok(Arc::new(ParquetDataset { info, origin, chunks: self.chunks, labels, limits: spec.limits, notes }))
+        Ok(Arc::new(ParquetDataset {
+            info,
+            origin,
+            chunks: self.chunks,
+            labels,
+            decoder,
+            notes,
+            resident_bytes: self.resident_bytes,
+        }))
     }
 }
 
@@ -259,6 +319,14 @@ fn viewed(field: &Field) -> Field {
         kind => kind.clone(),
     };
     field.clone().with_data_type(kind)
+}
+
+/// Whether the images of a field are read as views.
+fn has_views(field: &Field) -> bool {
+    match field.data_type() {
+        DataType::Struct(parts) => parts.iter().any(|part| part.name() == "bytes" && has_views(part)),
+        kind => *kind == DataType::BinaryView,
+    }
 }
 
 fn features(schema: &Schema, path: &Path) -> Result<Features, DataError> {
@@ -365,6 +433,10 @@ impl Dataset for ParquetDataset {
         notes
     }
 
+    fn resident_bytes(&self) -> u64 {
+        self.resident_bytes
+    }
+
     fn label(&self, index: usize) -> Result<Option<i32>, DataError> {
         check_index(&self.info, index)?;
         Ok(self.labels[index])
@@ -383,14 +455,9 @@ impl Dataset for ParquetDataset {
     fn sample(&self, index: usize) -> Result<Sample, DataError> {
         check_index(&self.info, index)?;
         let chunk = &self.chunks[self.chunks.partition_point(|chunk| chunk.start <= index) - 1];
-        let bytes = value(&chunk.images, index - chunk.start).ok_or_else(|| {
-            DataError::sample(&chunk.path, index, "the image is not stored in the file, its bytes are null")
-        })?;
-        let image = decode::decode(bytes, &self.limits).map_err(|source| DataError::Decode {
-            path: chunk.path.clone(),
-            sample: index,
-            source,
-        })?;
+        let bytes = value(&chunk.images, index - chunk.start);
+        let image = bytes.ok_or(DecodeError::Absent).and_then(|bytes| self.decoder.decode(bytes));
+        let image = image.map_err(|source| DataError::Decode { path: chunk.path.clone(), sample: index, source })?;
         Ok(Sample { id: index as i64, image: into_channels(image, self.info.channels), label: self.labels[index] })
     }
 }

@@ -1,11 +1,12 @@
 //! IDX, the format of the MNIST family: big-endian shape, then u8 values; gzipped or not, which the signature tells.
 
-use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use flate2::bufread::MultiGzDecoder;
+
+use crate::input::open_regular;
 
 use super::detect::folder_with;
 use super::listing::{Kind, Scope};
@@ -15,6 +16,8 @@ use super::{DataError, Dataset, DatasetInfo, DatasetSpec, Format, Split, file_na
 
 /// More values than this in one file are taken for a damaged header.
 const MAX_VALUES: usize = 1 << 36;
+/// Deflate unpacks a byte to 1032 at most, so that a file's size says what it cannot hold.
+const MAX_GZIP_RATIO: u64 = 1032;
 const GZIP_SIGNATURE: [u8; 2] = [0x1F, 0x8B];
 
 /// Values of one IDX file.
@@ -62,7 +65,7 @@ fn part_of(name: &str) -> Option<Part> {
 
 pub(crate) fn open(path: &Path, spec: &DatasetSpec, scope: &Scope) -> Result<Arc<dyn Dataset>, DataError> {
     let (image_file, label_file) = find(path, spec.split, scope)?;
-    let images = read(&image_file)?;
+    let images = read(&image_file, spec)?;
     let (channels, height, width) = match images.shape[1..] {
         [height, width] => (1, height, width),
         [height, width, channels @ (1 | 3)] => (channels, height, width),
@@ -78,7 +81,7 @@ pub(crate) fn open(path: &Path, spec: &DatasetSpec, scope: &Scope) -> Result<Arc
         let reason = format!("image size must be 1 to {} pixels in all, not {width}x{height}", spec.limits.max_pixels);
         return Err(DataError::sample(&image_file, 0, reason));
     }
-    let labels = read_labels(&label_file)?;
+    let labels = read_labels(&label_file, spec)?;
     if labels.len() != images.shape[0] {
         let reason = format!("{} labels, but {} has {} images", labels.len(), image_file.display(), images.shape[0]);
         return Err(DataError::malformed(&label_file, reason));
@@ -87,7 +90,7 @@ pub(crate) fn open(path: &Path, spec: &DatasetSpec, scope: &Scope) -> Result<Arc
     let mut largest = labels.iter().copied().max().unwrap_or(0);
     let other = if spec.split == Split::Train { Split::Test } else { Split::Train };
     if let Ok((_, other_labels)) = find(path, other, scope) {
-        largest = largest.max(read_labels(&other_labels)?.into_iter().max().unwrap_or(0));
+        largest = largest.max(read_labels(&other_labels, spec)?.into_iter().max().unwrap_or(0));
     }
     let info = DatasetInfo {
         name: file_name(path),
@@ -143,8 +146,8 @@ fn find(path: &Path, split: Split, scope: &Scope) -> Result<(PathBuf, PathBuf), 
     labels.map(|labels| (images, labels)).ok_or_else(|| no_split(format!("no label file {}", names.join(" or "))))
 }
 
-fn read_labels(path: &Path) -> Result<Vec<i32>, DataError> {
-    let labels = read(path)?;
+fn read_labels(path: &Path, spec: &DatasetSpec) -> Result<Vec<i32>, DataError> {
+    let labels = read(path, spec)?;
     if labels.shape.len() != 1 {
         return Err(DataError::malformed(path, format!("labels must have shape [n], not {:?}", labels.shape)));
     }
@@ -152,16 +155,26 @@ fn read_labels(path: &Path) -> Result<Vec<i32>, DataError> {
 }
 
 /// Reads a whole file; exactly as many values as the header announces must follow it.
-fn read(path: &Path) -> Result<Tensor, DataError> {
-    let mut file = BufReader::new(File::open(path).map_err(|e| DataError::read(path, e))?);
+fn read(path: &Path, spec: &DatasetSpec) -> Result<Tensor, DataError> {
+    let file = open_regular(path).map_err(|e| DataError::read(path, e))?;
+    let file_bytes = file.metadata().map_err(|e| DataError::read(path, e))?.len();
+    let mut file = BufReader::new(file);
     let is_gzip =
         std::io::BufRead::fill_buf(&mut file).map_err(|e| DataError::read(path, e))?.starts_with(&GZIP_SIGNATURE);
-    if is_gzip { read_tensor(&mut MultiGzDecoder::new(file), path) } else { read_tensor(&mut file, path) }
+    if is_gzip {
+        let max_bytes = file_bytes.saturating_mul(MAX_GZIP_RATIO);
+        read_tensor(&mut MultiGzDecoder::new(file), path, spec, max_bytes)
+    } else {
+        read_tensor(&mut file, path, spec, file_bytes)
+    }
 }
 
-fn read_tensor(source: &mut dyn Read, path: &Path) -> Result<Tensor, DataError> {
+/// Reads a tensor from `source`, which has `max_bytes` at most.
+fn read_tensor(source: &mut dyn Read, path: &Path, spec: &DatasetSpec, max_bytes: u64) -> Result<Tensor, DataError> {
     let damaged = |what: &str, e: std::io::Error| match e.kind() {
         std::io::ErrorKind::UnexpectedEof => DataError::malformed(path, format!("truncated in its {what}")),
+        // What the system says is no word about the data.
+        _ if e.raw_os_error().is_some() => DataError::read(path, e),
         std::io::ErrorKind::InvalidInput | std::io::ErrorKind::InvalidData => {
             DataError::malformed(path, format!("damaged gzip data: {e}"))
         }
@@ -186,8 +199,12 @@ fn read_tensor(source: &mut dyn Read, path: &Path) -> Result<Tensor, DataError> 
     }
     let len = shape.iter().try_fold(1_usize, |len, &dim| len.checked_mul(dim)).filter(|&len| len <= MAX_VALUES);
     let len = len.ok_or_else(|| DataError::malformed(path, format!("unbelievable shape {shape:?}")))?;
-    // Grows with what there really is: a header cannot make it allocate.
+    // A file cut short is told by the sample at which it ends, but no room is made for what it cannot hold.
+    let capacity = u64::min(len as u64, max_bytes).saturating_add(1);
+    spec.budget().check(path, capacity)?;
     let mut values = Vec::new();
+    let no_memory = |_| DataError::read(path, std::io::ErrorKind::OutOfMemory.into());
+    values.try_reserve_exact(usize::try_from(capacity).unwrap_or(usize::MAX)).map_err(no_memory)?;
     source.take(len as u64 + 1).read_to_end(&mut values).map_err(|e| damaged("values", e))?;
     if values.len() < len {
         let sample_len = (len / shape[0].max(1)).max(1);

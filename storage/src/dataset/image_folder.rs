@@ -1,37 +1,41 @@
-//! A folder of PNG or JPEG files a class: `root/train/<class>/...` and `root/test/<class>/...`, or `root/<class>/...` alone.
+//! A folder of image files a class: `root/train/<class>/...` and `root/test/<class>/...`, or `root/<class>/...` alone.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::Read;
+use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::input::open_regular;
+
 use super::classes::name_of_bytes;
+use super::decode::EXTENSIONS;
 use super::folder_layout::{Labels, Layout, SplitFolder, check_no_inner_splits, holds_image, layout};
 use super::listing::{Entry, Kind, Scope, name_of};
 use super::notes::escaped;
 use super::raw::Survey;
 use super::resize::into_channels;
 use super::splits::{Part, names_of};
-use super::{
-    DataError, Dataset, DatasetInfo, DatasetSpec, DecodeLimits, Format, Sample, Split, check_index, decode, file_name,
-};
+use super::{DataError, Dataset, DatasetInfo, DatasetSpec, Decoder, Format, Sample, Split, check_index, file_name};
 
-const EXTENSIONS: [&str; 3] = ["png", "jpg", "jpeg"];
 const MAX_DEPTH: usize = 16;
-/// Files whose headers decide the dataset's size and channels.
-const MAX_SURVEYED: usize = 4096;
 /// More bytes than this are no file of annotations.
 const MAX_ANNOTATIONS: u64 = 256 << 20;
-/// Enough for a header behind a usual EXIF segment.
-const HEADER_LEN: u64 = 128 << 10;
+/// Files of a split whose headers are read at most, to know whether all images are grey and of one size. With more that
+/// look alike, they are taken for coloured and of unknown size: a few seconds of a local disk's time, a minute of a
+/// distant one's.
+pub const MAX_SURVEYED: usize = 1 << 18;
+/// Files whose headers are read before it is asked whether the others matter.
+const SURVEYED_AT_ONCE: usize = 1024;
+/// Threads that wait for a distant disk.
+const NUM_SURVEYORS: usize = 8;
 
 struct FolderDataset {
     info: DatasetInfo,
     root: PathBuf,
     files: Vec<(PathBuf, i32)>,
-    limits: DecodeLimits,
+    decoder: Decoder,
     notes: Vec<String>,
 }
 
@@ -81,10 +85,7 @@ pub(crate) fn open(path: &Path, spec: &DatasetSpec, scope: &Scope) -> Result<Arc
     if files.is_empty() {
         return Err(DataError::malformed(&folder, "no class folders with images"));
     }
-    let mut survey = Survey::default();
-    for (file, _) in files.iter().step_by(files.len().div_ceil(MAX_SURVEYED)) {
-        survey.add(read(file, &root, HEADER_LEN).ok().and_then(|bytes| decode::header(&bytes, &spec.limits).ok()));
-    }
+    let survey = survey(&files, &root, spec);
     let info = DatasetInfo {
         // The folder that was named, even where the splits lie deeper.
         name: file_name(spec.path.as_deref().unwrap_or(path)),
@@ -96,7 +97,7 @@ pub(crate) fn open(path: &Path, spec: &DatasetSpec, scope: &Scope) -> Result<Arc
         image_size: survey.image_size(),
         channels: survey.channels(),
     };
-    Ok(Arc::new(FolderDataset { info, root, files, limits: spec.limits, notes: scope.lines() }))
+    Ok(Arc::new(FolderDataset { info, root, files, decoder: spec.decoder(), notes: scope.lines() }))
 }
 
 fn label_number(label: usize, path: &Path) -> Result<i32, DataError> {
@@ -312,21 +313,53 @@ fn inside(path: &Path, root: &Path) -> Result<PathBuf, DataError> {
     if target.starts_with(root) { Ok(target) } else { Err(DataError::Escape { path: path.to_owned(), target }) }
 }
 
+/// Reads headers in the order of the files until no more can be learnt.
+fn survey(files: &[(PathBuf, i32)], root: &Path, spec: &DatasetSpec) -> Survey {
+    let (decoder, mut survey) = (spec.decoder(), Survey::new(spec.channels));
+    let header = |path: &Path| {
+        let file = open_inside(path, root).ok()?;
+        decoder.header_of(&mut BufReader::new(file)).ok()
+    };
+    for some in files[..files.len().min(MAX_SURVEYED)].chunks(SURVEYED_AT_ONCE) {
+        let each = some.len().div_ceil(NUM_SURVEYORS);
+        let headers = std::thread::scope(|scope| {
+            let read = |files: &[(PathBuf, i32)]| files.iter().map(|(path, _)| header(path)).collect::<Vec<_>>();
+            let readers: Vec<_> = some.chunks(each).map(|files| scope.spawn(move || read(files))).collect();
+            // A reader that panicked knows nothing of its files.
+            readers.into_iter().map(|reader| reader.join().unwrap_or_else(|_| vec![None])).collect::<Vec<_>>()
+        });
+        headers.into_iter().flatten().for_each(|header| survey.add(header));
+        if survey.is_settled() {
+            break;
+        }
+    }
+    if files.len() > MAX_SURVEYED {
+        survey.leave_out_the_rest();
+    }
+    survey
+}
+
+/// A regular file inside the root.
+fn open_inside(path: &Path, root: &Path) -> Result<File, DataError> {
+    let target = inside(path, root)?;
+    open_regular(&target).map_err(|e| DataError::read(path, e))
+}
+
 /// At most `limit` bytes of a regular file inside the root.
 fn read(path: &Path, root: &Path, limit: u64) -> Result<Vec<u8>, DataError> {
-    let target = inside(path, root)?;
-    if !target.is_file() {
-        return Err(DataError::malformed(path, "is no regular file any more"));
-    }
     let mut bytes = Vec::new();
-    let file = File::open(&target).map_err(|e| DataError::read(path, e))?;
-    file.take(limit).read_to_end(&mut bytes).map_err(|e| DataError::read(path, e))?;
+    open_inside(path, root)?.take(limit).read_to_end(&mut bytes).map_err(|e| DataError::read(path, e))?;
     Ok(bytes)
 }
 
 impl Dataset for FolderDataset {
     fn info(&self) -> &DatasetInfo {
         &self.info
+    }
+
+    fn resident_bytes(&self) -> u64 {
+        let names = self.files.iter().map(|(path, _)| path.as_os_str().len() + size_of::<(PathBuf, i32)>());
+        names.sum::<usize>() as u64
     }
 
     fn notes(&self) -> Vec<String> {
@@ -346,12 +379,15 @@ impl Dataset for FolderDataset {
         check_index(&self.info, index)?;
         let (path, label) = &self.files[index];
         // One byte more than allowed is enough for the decoder to refuse the rest.
-        let bytes = read(path, &self.root, self.limits.max_bytes as u64 + 1)?;
-        let image = decode::decode(&bytes, &self.limits).map_err(|source| DataError::Decode {
+        let bytes = read(path, &self.root, self.decoder.limits.max_bytes as u64 + 1)?;
+        let image = self.decoder.decode(&bytes).map_err(|source| DataError::Decode {
             path: path.clone(),
             sample: index,
             source,
         })?;
+        if image.channels > self.info.channels {
+            return Err(DataError::sample(path, index, "is in colour, while all images were grey at the beginning"));
+        }
         Ok(Sample { id: index as i64, image: into_channels(image, self.info.channels), label: Some(*label) })
     }
 }

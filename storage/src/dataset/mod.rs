@@ -10,13 +10,14 @@ mod error;
 mod features;
 pub mod fingerprint;
 mod folder_layout;
+pub(crate) mod footer;
 mod hf_parquet;
 mod idx;
 mod image_folder;
 mod label_column;
 mod listing;
 mod notes;
-mod pages;
+pub(crate) mod pages;
 mod pickle;
 mod raw;
 pub mod resize;
@@ -26,16 +27,20 @@ pub mod summary;
 pub mod synthetic;
 #[cfg(test)]
 mod tests;
+mod watched;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
+use crate::machine_memory::{self, Available, Limit};
+
 pub use classes::{HeldOut, LabelOrigin, NameSource, align};
 pub use convert::{ConvertReport, convert, write_synthetic};
-pub use decode::{DecodeError, DecodeLimits};
+pub use decode::{DecodeError, DecodeLimits, Decoder};
 pub use error::DataError;
+pub use image_folder::MAX_SURVEYED;
 pub use listing::check_exclude;
 pub use summary::{Summary, summary};
 pub use synthetic::{SyntheticDataset, SyntheticSpec};
@@ -81,9 +86,10 @@ pub struct DatasetInfo {
     pub class_names: Vec<String>,
     /// Column or field that the labels come from, where the format has such names.
     pub label_column: Option<String>,
-    /// (width, height) of all images, none when they differ (an image folder above 4096 files is judged by 4096 of them).
+    /// (width, height) of all images, after they are turned; none when they differ, or when nobody looked at all of
+    /// them (an image folder of more files than [`MAX_SURVEYED`]).
     pub image_size: Option<(usize, usize)>,
-    /// Channels of every sample: 1 when all images are grey, else 3.
+    /// Channels of every sample: 1 when all images are known to be grey, else 3.
     pub channels: usize,
 }
 
@@ -121,6 +127,11 @@ pub trait Dataset: Send + Sync {
     /// The files that the split is read from, in their order; none of data that is generated or inside the program.
     fn files(&self) -> Vec<&Path> {
         Vec::new()
+    }
+
+    /// Bytes of memory that it holds as long as it is open, about: images, labels, names of files.
+    fn resident_bytes(&self) -> u64 {
+        0
     }
 
     /// Which patches of sample `index` hold its object, row by row over the grid of `patch` by `patch` pixels: known only of
@@ -184,7 +195,7 @@ choices! {
         CifarPickle = "cifar-pickle",
         /// The MNIST family's IDX files, gzipped or not.
         Idx = "idx",
-        /// One folder of PNG or JPEG files a class.
+        /// One folder of image files a class.
         ImageFolder = "image-folder",
         /// Generated: textured backgrounds with one shaped object.
         Synthetic = "synthetic",
@@ -225,6 +236,13 @@ pub struct DatasetSpec {
     pub exclude: Vec<String>,
     /// Bounds on what a decoder may allocate.
     pub limits: DecodeLimits,
+    /// Turns images as their EXIF orientation says; false leaves them as stored.
+    pub exif_orientation: bool,
+    /// 3 makes every sample of encoded images (Parquet, folders) RGB, whatever they are. Otherwise they decide, also
+    /// with 1: who wants grey of colour has to make it of [`Sample::image`].
+    pub channels: Option<usize>,
+    /// Bytes of memory that the split may take; without it what the machine has free (see [`crate::machine_memory`]).
+    pub max_resident_bytes: Option<u64>,
     /// What `synthetic` generates.
     pub synthetic: SyntheticSpec,
 }
@@ -233,6 +251,41 @@ impl DatasetSpec {
     /// A spec with default columns, limits and synthetic parameters.
     pub fn new(format: Format, path: Option<PathBuf>, split: Split) -> Self {
         Self { format, path, split, ..Self::default() }
+    }
+
+    /// What decodes its images.
+    fn decoder(&self) -> Decoder {
+        Decoder { limits: self.limits, exif_orientation: self.exif_orientation }
+    }
+
+    /// The memory that the split may take from now on.
+    pub(crate) fn budget(&self) -> Budget {
+        match self.max_resident_bytes {
+            Some(max_bytes) => Budget { num_bytes: max_bytes, limit: None },
+            None => {
+                let Available { num_bytes, limit } = machine_memory::available();
+                Budget { num_bytes, limit: Some(limit) }
+            }
+        }
+    }
+}
+
+/// Memory that may be taken.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Budget {
+    num_bytes: u64,
+    /// What leaves no more; none for a bound that was asked for.
+    limit: Option<Limit>,
+}
+
+impl Budget {
+    /// Refuses to take `needed` bytes in all for the file or folder at `path` if there are not so many.
+    pub(crate) fn check(&self, path: &Path, needed: u64) -> Result<(), DataError> {
+        if needed <= self.num_bytes {
+            return Ok(());
+        }
+        let limit = self.limit.map_or_else(|| "its bound".to_owned(), |limit| limit.to_string());
+        Err(DataError::Memory { path: path.to_owned(), needed, available: self.num_bytes, limit })
     }
 }
 
@@ -248,6 +301,9 @@ impl Default for DatasetSpec {
             image_column: None,
             exclude: Vec::new(),
             limits: DecodeLimits::default(),
+            exif_orientation: true,
+            channels: None,
+            max_resident_bytes: None,
             synthetic: SyntheticSpec::default(),
         }
     }
@@ -273,7 +329,7 @@ pub fn open(spec: &DatasetSpec) -> Result<Arc<dyn Dataset>, DataError> {
             });
         }
     };
-    if !path.exists() {
+    if !path.try_exists().map_err(|e| DataError::read(path, e))? {
         return Err(DataError::NotFound { path: path.to_owned() });
     }
     if let Kind::Special(kind) = Kind::at(path)? {

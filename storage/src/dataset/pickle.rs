@@ -3,6 +3,10 @@
 
 use std::ops::Range;
 
+/// Instructions of a pickle at most: those of the largest CIFAR file are some hundred thousand. A byte of the input can make
+/// a value of fifty.
+const MAX_STEPS: usize = 1 << 23;
+
 /// A value; containers hold handles into the [`Pickle`] that made it.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Value {
@@ -140,13 +144,14 @@ type Step<T> = Result<T, String>;
 
 impl<'a> Machine<'a> {
     fn run(&mut self) -> Step<Handle> {
-        loop {
+        for _ in 0..MAX_STEPS {
             let opcode = self.take(1)?[0];
             if opcode == b'.' {
                 return self.pop();
             }
             self.step(opcode)?;
         }
+        Err(format!("more than {MAX_STEPS} pickle instructions"))
     }
 
     fn step(&mut self, opcode: u8) -> Step<()> {

@@ -13,9 +13,17 @@ pub(crate) struct Survey {
     differs: bool,
     coloured: bool,
     seen: bool,
+    /// Channels that were decided before.
+    decided: Option<usize>,
+    is_part: bool,
 }
 
 impl Survey {
+    /// Of a dataset whose samples are wanted with `channels`; only 3 decides anything.
+    pub fn new(channels: Option<usize>) -> Self {
+        Self { decided: channels.filter(|channels| *channels == 3), ..Self::default() }
+    }
+
     pub fn add(&mut self, header: Option<Header>) {
         let Some(header) = header else { return };
         let size = (header.width, header.height);
@@ -24,14 +32,25 @@ impl Survey {
         self.seen = true;
     }
 
+    /// True when no further image can change the outcome.
+    pub fn is_settled(&self) -> bool {
+        self.differs && (self.coloured || self.decided.is_some())
+    }
+
+    /// There are images that were not looked at: what is not settled then is not known.
+    pub fn leave_out_the_rest(&mut self) {
+        self.is_part = true;
+    }
+
     /// (width, height) when all were the same.
     pub fn image_size(&self) -> Option<(usize, usize)> {
-        self.size.filter(|_| !self.differs)
+        self.size.filter(|_| !self.differs && !self.is_part)
     }
 
     /// 1 when all were grey, else 3.
     pub fn channels(&self) -> usize {
-        if self.seen && !self.coloured { 1 } else { 3 }
+        let all_grey = self.seen && !self.coloured && !self.is_part;
+        self.decided.unwrap_or(if all_grey { 1 } else { 3 })
     }
 }
 
@@ -112,6 +131,10 @@ impl Dataset for RawDataset {
 
     fn files(&self) -> Vec<&Path> {
         self.files.iter().map(PathBuf::as_path).collect()
+    }
+
+    fn resident_bytes(&self) -> u64 {
+        (self.pixels.capacity() + 4 * self.labels.capacity()) as u64
     }
 
     fn label(&self, index: usize) -> Result<Option<i32>, DataError> {

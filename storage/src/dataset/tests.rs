@@ -1,5 +1,6 @@
 //! The readers against files of real writers (`tests/fixtures/readers/make.py`), against damage, and against each other.
 
+mod bombs;
 mod conversion;
 mod damage;
 mod fingerprints;

@@ -14,6 +14,7 @@ use super::read::{Segmented, TableReader};
 use super::rows::{ActorRow, EventRow, Severity};
 use super::schema::Table;
 use super::sealed::Part;
+use super::sums::Sums;
 use crate::clock::Stamp;
 
 /// Kind of the event of a run that went on from a step before its last one.
@@ -64,25 +65,33 @@ pub(super) fn went_back(stamp: Stamp, segment: i32, from_step: i64, to_step: i64
 /// The greatest step of all rows that count, if it is greater than `step`, else anything up to it. All logs must be sealed.
 pub(super) fn last_step(run: &Path, step: i64) -> Result<i64, LogError> {
     // The statistics of the files tell that there is nothing to be found, or where.
+    let sums = Sums::read(run)?;
     let greatest = |table: Table| -> Result<i64, LogError> {
         let mut greatest = 0;
         for number in paths::parts(run, table)? {
-            let part = Part::open(&paths::part_path(run, table, number), table)?;
+            let part = Part::open(run, table, number, &sums)?;
             greatest = greatest.max(if part.num_rows() > 0 { part.max_step().unwrap_or(i64::MAX) } else { 0 });
         }
         Ok(greatest)
     };
     // Nothing abandoned is left in these.
     let mut last = greatest(Table::Metrics)?.max(greatest(Table::Masks)?);
-    if greatest(Table::Actors)?.max(greatest(Table::Events)?) <= step.max(last) {
+    let of_all = greatest(Table::Actors)?.max(greatest(Table::Events)?);
+    if of_all <= step.max(last) {
         return Ok(last);
     }
+    let rows = TableReader::<EventRow>::new(run).poll().and_then(|events| {
+        let actors = TableReader::<ActorRow>::new(run).poll()?;
+        Ok((events, actors))
+    });
+    // Rows that memory cannot hold are no reason not to go on: one mark too many marks nothing that counts.
+    let Ok((events, actors)) = rows else {
+        return Ok(of_all);
+    };
     let mut abandoned = Abandoned::default();
-    let events = TableReader::<EventRow>::new(run).poll()?;
     for event in &events {
         abandoned.note(event);
     }
-    let actors = TableReader::<ActorRow>::new(run).poll()?;
     let of_actors = actors.iter().map(|row| (row.segment, row.row.step));
     for (segment, step) in events.iter().map(|row| (row.segment, row.row.step)).chain(of_actors) {
         if !abandoned.has(segment, step) {

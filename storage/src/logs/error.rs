@@ -28,6 +28,20 @@ pub enum LogError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A whole part of another version of this program.
+    #[error("logs: cannot read `{}`, which is whole: {reason}", path.display())]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// What this program does not understand.
+        reason: String,
+    },
+    /// The parts of a table were replaced again and again while they were being read.
+    #[error("logs: its parts keep changing, try again when the run is resumed or repaired: `{}`", path.display())]
+    Changing {
+        /// The table's folder.
+        path: PathBuf,
+    },
     /// A row does not fit its table.
     #[error("logs: table `{table}`, column `{column}`: expected {expected} values, got {got}")]
     WrongLength {
@@ -78,10 +92,10 @@ impl LogError {
         match self {
             Self::File(error) => error.exit_code(),
             Self::NoLogs { .. } => 66,
-            Self::Corrupt { .. } => 65,
+            Self::Corrupt { .. } | Self::Foreign { .. } => 65,
             Self::WrongLength { .. } | Self::Arrow { .. } => 70,
             Self::UnknownTable(_) | Self::UnknownFormat(_) => 2,
-            Self::InUse { .. } | Self::Parquet { .. } => 74,
+            Self::InUse { .. } | Self::Changing { .. } | Self::Parquet { .. } => 74,
         }
     }
 }

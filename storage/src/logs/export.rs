@@ -1,7 +1,6 @@
 //! A table as one file.
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -13,10 +12,11 @@ use arrow::ipc::writer::FileWriter;
 use super::columns::Vocabulary;
 use super::error::LogError;
 use super::schema::Table;
-use super::sealed::write_parquet;
+use super::sealed::{DamagedPart, write_parquet};
 use super::source::Snapshot;
 use super::text;
-use crate::atomic::{AtomicFile, create_dir_all};
+use crate::atomic::create_dir_all;
+use crate::out_file::OutFile;
 
 /// The form of an exported table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,44 +53,58 @@ impl FromStr for ExportFormat {
     }
 }
 
-/// Writes all rows of `table`, sealed and open, to the file `out`, which appears when it is whole. Returns their number.
+/// What an export wrote.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exported {
+    /// The table.
+    pub table: Table,
+    /// The file.
+    pub path: PathBuf,
+    /// Rows in it.
+    pub num_rows: u64,
+    /// Parts whose rows are not in it.
+    pub damaged: Vec<DamagedPart>,
+}
+
+/// Writes all rows of `table`, sealed and open, to `out`: see [`OutFile`]. Damaged parts are passed over.
 ///
 /// Works on a finished, a killed and a running run, and changes nothing in it.
-pub fn export(run: &Path, table: Table, format: ExportFormat, out: &Path) -> Result<u64, LogError> {
+pub fn export(run: &Path, table: Table, format: ExportFormat, out: &Path) -> Result<Exported, LogError> {
     let snapshot = Snapshot::take(run, table, 0)?;
     let schema = snapshot.schema.clone().ok_or_else(|| LogError::Corrupt {
         path: super::paths::table_dir(run, table),
-        reason: "the table has neither parts nor streams".into(),
+        reason: "the table has neither parts nor streams that can be read".into(),
     })?;
-    match format {
-        ExportFormat::Parquet => write_parquet(out, &schema, &[], batches(&snapshot, &schema)),
-        ExportFormat::Csv => write_csv(&snapshot, &schema, out),
-        ExportFormat::ArrowIpc => write_ipc(&snapshot, &schema, table, out),
-    }
+    let file = OutFile::create(out)?;
+    let mut damaged = snapshot.missing.clone();
+    let num_rows = match format {
+        ExportFormat::Parquet => {
+            let (file, rows) = write_parquet(file, out, &schema, &[], batches(&snapshot, &schema, &mut damaged))?;
+            file.commit()?;
+            rows
+        }
+        ExportFormat::Csv => write_csv(&snapshot, &schema, file, &mut damaged)?,
+        ExportFormat::ArrowIpc => write_ipc(&snapshot, &schema, table, file, &mut damaged)?,
+    };
+    Ok(Exported { table, path: out.to_path_buf(), num_rows, damaged })
 }
 
-/// Exports every table as `<out>/<table>.<extension>`. Returns the files with their numbers of rows.
-pub fn export_all(run: &Path, format: ExportFormat, out: &Path) -> Result<Vec<(Table, PathBuf, u64)>, LogError> {
-    let mut files = Vec::new();
-    for table in Table::ALL {
-        if files.is_empty() {
-            // Nothing is made for a run that is not there.
-            Snapshot::take(run, table, 0)?;
-            create_dir_all(out)?;
-        }
-        let path = out.join(format!("{table}.{}", format.extension()));
-        let rows = export(run, table, format, &path)?;
-        files.push((table, path, rows));
-    }
-    Ok(files)
+/// Exports every table as `<out>/<table>.<extension>`.
+pub fn export_all(run: &Path, format: ExportFormat, out: &Path) -> Result<Vec<Exported>, LogError> {
+    // Nothing is made for a run that is not there.
+    Snapshot::take(run, Table::Metrics, 0)?;
+    create_dir_all(out)?;
+    let path = |table| out.join(format!("{table}.{}", format.extension()));
+    Table::ALL.into_iter().map(|table| export(run, table, format, &path(table))).collect()
 }
 
 /// The batches of a snapshot under one schema, piece by piece.
 fn batches<'a>(
     snapshot: &'a Snapshot,
     schema: &'a SchemaRef,
+    damaged: &'a mut Vec<DamagedPart>,
 ) -> impl Iterator<Item = Result<RecordBatch, LogError>> + 'a {
-    snapshot.pieces.iter().flat_map(move |(_, piece)| match snapshot.read(piece) {
+    snapshot.pieces.iter().flat_map(move |(_, piece)| match snapshot.read(piece, damaged) {
         Ok(batches) => batches.into_iter().map(|b| conform(&b, schema)).collect::<Vec<_>>(),
         Err(error) => vec![Err(error)],
     })
@@ -109,13 +123,17 @@ fn conform(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, LogEr
     })
 }
 
-fn write_csv(snapshot: &Snapshot, schema: &SchemaRef, out: &Path) -> Result<u64, LogError> {
-    let mut file = AtomicFile::create(out)?;
+fn write_csv(
+    snapshot: &Snapshot,
+    schema: &SchemaRef,
+    mut file: OutFile,
+    damaged: &mut Vec<DamagedPart>,
+) -> Result<u64, LogError> {
     let names: Vec<&str> = schema.fields().iter().map(|f| f.name().as_str()).collect();
     let mut lines = names.join(",") + "\r\n";
     let mut value = String::new();
     let mut rows = 0;
-    for batch in batches(snapshot, schema) {
+    for batch in batches(snapshot, schema, damaged) {
         let batch = batch?;
         rows += batch.num_rows() as u64;
         for row in 0..batch.num_rows() {
@@ -138,18 +156,24 @@ fn write_csv(snapshot: &Snapshot, schema: &SchemaRef, out: &Path) -> Result<u64,
 }
 
 /// An IPC file allows one dictionary a column, so a first pass collects the vocabularies and a second one renumbers.
-fn write_ipc(snapshot: &Snapshot, schema: &SchemaRef, table: Table, out: &Path) -> Result<u64, LogError> {
+fn write_ipc(
+    snapshot: &Snapshot,
+    schema: &SchemaRef,
+    table: Table,
+    file: OutFile,
+    damaged: &mut Vec<DamagedPart>,
+) -> Result<u64, LogError> {
     let wrap = |source| LogError::Arrow { table, source };
     let mut vocabularies = BTreeMap::<usize, Vocabulary>::new();
-    for batch in batches(snapshot, schema) {
+    for batch in batches(snapshot, schema, damaged) {
         for (i, column) in batch?.columns().iter().enumerate().filter(|(_, c)| is_dictionary(c)) {
             renumber(column, vocabularies.entry(i).or_default()).map_err(wrap)?;
         }
     }
-    let file = AtomicFile::create(out)?;
     let mut writer = FileWriter::try_new(file, schema).map_err(wrap)?;
     let mut rows = 0;
-    for batch in batches(snapshot, schema) {
+    // The first pass has named what is damaged.
+    for batch in batches(snapshot, schema, &mut Vec::new()) {
         let batch = batch?;
         rows += batch.num_rows() as u64;
         let mut columns = batch.columns().to_vec();
@@ -181,20 +205,4 @@ fn renumber(column: &ArrayRef, vocabulary: &mut Vocabulary) -> Result<ArrayRef, 
         });
     }
     Ok(Arc::new(DictionaryArray::<Int32Type>::try_new(Int32Array::from(keys), vocabulary.array())?))
-}
-
-/// Writes all rows of `table` as text lines to `out`, for people.
-pub fn print(run: &Path, table: Table, out: &mut (impl Write + ?Sized)) -> Result<u64, LogError> {
-    let snapshot = Snapshot::take(run, table, 0)?;
-    let mut rows = 0;
-    for (_, piece) in &snapshot.pieces {
-        for batch in snapshot.read(piece)? {
-            rows += batch.num_rows() as u64;
-            for row in 0..batch.num_rows() {
-                writeln!(out, "{}", text::line(&batch, row))
-                    .map_err(|e| crate::atomic::FileError::new("write", Path::new("standard output"), e))?;
-            }
-        }
-    }
-    Ok(rows)
 }

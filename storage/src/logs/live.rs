@@ -2,6 +2,9 @@
 //!
 //! Dictionaries that grow are sent again whole, with the old values in their old places; never as a delta, which polars
 //! refuses. pyarrow and polars read such streams, with and without an end mark.
+//!
+//! Each frame's metadata is longer than its flatbuffer by the [`TRAILER`], which other readers pass over: after a power
+//! loss pages of a frame may read as zeros, and no other part of the format tells.
 
 use std::fs::File;
 use std::io;
@@ -10,10 +13,12 @@ use std::path::{Path, PathBuf};
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::Schema;
+use arrow::error::ArrowError;
 use arrow::ipc::writer::StreamWriter;
 
 use super::error::LogError;
 use super::schema::Table;
+use super::stream::{TRAILER, frame_sum, frames};
 use crate::atomic::{self, AtomicFile, FileError};
 
 /// An open stream.
@@ -35,11 +40,11 @@ impl LiveStream {
     pub(crate) fn create(path: &Path, table: Table, number: u64, schema: &Schema) -> Result<Self, LogError> {
         let mut encoder =
             StreamWriter::try_new(Vec::new(), schema).map_err(|source| LogError::Arrow { table, source })?;
+        let head = summed(&std::mem::take(encoder.get_mut()), table)?;
         let mut new = AtomicFile::create(path)?;
-        new.put(encoder.get_ref())?;
+        new.put(&head)?;
         let file = new.publish()?;
-        let good_bytes = encoder.get_ref().len() as u64;
-        encoder.get_mut().clear();
+        let good_bytes = head.len() as u64;
         Ok(Self { table, path: path.to_path_buf(), number, file, good_bytes, torn: false, encoder })
     }
 
@@ -58,7 +63,13 @@ impl LiveStream {
 
     /// Adds a batch to what waits for [`LiveStream::drain`].
     pub(crate) fn encode(&mut self, batch: &RecordBatch) -> Result<(), LogError> {
-        self.encoder.write(batch).map_err(|source| LogError::Arrow { table: self.table, source })
+        let waiting = std::mem::take(self.encoder.get_mut());
+        let encoded = self.encoder.write(batch).map_err(|source| LogError::Arrow { table: self.table, source });
+        let new = std::mem::replace(self.encoder.get_mut(), waiting);
+        encoded?;
+        let new = summed(&new, self.table)?;
+        self.encoder.get_mut().extend(new);
+        Ok(())
     }
 
     /// Writes what waits. After a failure the file ends with its last whole frame, and the next call tries again.
@@ -94,4 +105,21 @@ impl LiveStream {
     pub(crate) fn sync(&self) -> Result<(), FileError> {
         atomic::sync(&self.file, &self.path)
     }
+}
+
+/// The same frames, each with a trailer.
+fn summed(encoded: &[u8], table: Table) -> Result<Vec<u8>, LogError> {
+    let broken = |reason: String| LogError::Arrow { table, source: ArrowError::IpcError(reason) };
+    let mut out = Vec::with_capacity(encoded.len() + 4 * TRAILER.len());
+    for frame in frames(encoded) {
+        let (metadata, body) = frame.map_err(broken)?;
+        let len = u32::try_from(metadata.len() + TRAILER.len() + 4).map_err(|e| broken(e.to_string()))?;
+        out.extend(u32::MAX.to_le_bytes());
+        out.extend(len.to_le_bytes());
+        out.extend(metadata);
+        out.extend(TRAILER);
+        out.extend(frame_sum(metadata, body).to_le_bytes());
+        out.extend(body);
+    }
+    Ok(out)
 }

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use super::error::LogError;
 use super::schema::Table;
-use crate::atomic::{FileError, create_dir_all, names};
+use super::sums::Sums;
+use crate::atomic::{FileError, create_dir_all, create_plain_dir, names};
 
 /// `logs/` of a run.
 pub(crate) fn logs_dir(run: &Path) -> PathBuf {
@@ -28,13 +29,24 @@ pub(crate) fn live_path(run: &Path, table: Table, number: u64) -> PathBuf {
 
 /// The sealed part of `table` with a number. Stream n is sealed as part n.
 pub(crate) fn part_path(run: &Path, table: Table, number: u64) -> PathBuf {
-    table_dir(run, table).join(format!("part-{number:06}.parquet"))
+    table_dir(run, table).join(part_name(number))
 }
 
-/// Makes all folders of the logs.
+/// The file name of a part.
+pub(crate) fn part_name(number: u64) -> String {
+    format!("part-{number:06}.parquet")
+}
+
+/// What a part that is damaged is renamed to: no longer by the ending of a Parquet file, so that queries pass over it.
+pub(crate) fn damaged_path(run: &Path, table: Table, number: u64) -> PathBuf {
+    table_dir(run, table).join(format!("{}.damaged", part_name(number)))
+}
+
+/// Makes all folders of the logs, and brings their entries to the disk. `logs` may be a link to a folder, those in it not.
 pub(crate) fn create_dirs(run: &Path) -> Result<(), FileError> {
-    create_dir_all(&live_dir(run))?;
-    Table::ALL.into_iter().try_for_each(|table| create_dir_all(&table_dir(run, table)))
+    create_dir_all(&logs_dir(run))?;
+    create_plain_dir(&live_dir(run))?;
+    Table::ALL.into_iter().try_for_each(|table| create_plain_dir(&table_dir(run, table)))
 }
 
 /// Refuses a run directory without logs.
@@ -65,8 +77,10 @@ pub(crate) fn streams(run: &Path, table: Table) -> Result<Vec<u64>, FileError> {
     numbered(&live_dir(run), &format!("{table}-"), ".arrows")
 }
 
-/// The number for the next stream of `table`.
+/// The number for the next stream of `table`: one that no part ever had, so that readers who count by numbers miss nothing.
 pub(crate) fn next_number(run: &Path, table: Table) -> Result<u64, FileError> {
-    let last = parts(run, table)?.into_iter().chain(streams(run, table)?).max();
+    let damaged = numbered(&table_dir(run, table), "part-", ".parquet.damaged")?;
+    let used = parts(run, table)?.into_iter().chain(streams(run, table)?).chain(damaged);
+    let last = used.chain(Sums::read(run)?.max_number(table)).max();
     Ok(last.unwrap_or(0).saturating_add(1))
 }

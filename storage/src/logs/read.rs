@@ -9,10 +9,13 @@ use arrow::datatypes::TimestampMicrosecondType;
 use arrow::datatypes::{ArrowPrimitiveType, Float32Type, Float64Type, Int16Type, Int32Type, Int64Type};
 
 use super::error::LogError;
+use super::paths;
 use super::rows::{ActorRow, EvalRow, EventRow, Level, MetricRow, Severity, Text};
 use super::schema::Table;
+use super::sealed::{DamagedPart, row_text_bytes};
 use super::tail::Follow;
 use crate::clock::Stamp;
+use crate::machine_memory::{self, bytes_text};
 
 /// A row with the segment of the run that wrote it: cumulative counters begin anew with each.
 #[derive(Debug, Clone, PartialEq)]
@@ -46,17 +49,38 @@ impl<R: ReadRow> TableReader<R> {
         Self { follow: Follow::from_start(run, R::TABLE), row: PhantomData }
     }
 
+    /// The damaged parts that were met since the last call: their rows are passed over.
+    pub fn take_damaged(&mut self) -> Vec<DamagedPart> {
+        self.follow.take_damaged()
+    }
+
     /// The rows since the last call, at first all. Returns at once; wait between calls.
     ///
     /// # Errors
-    /// If a file cannot be read or is none of this program's.
+    /// If a file cannot be read or is none of this program's, or if the rows take more than half of the memory that is
+    /// left.
     pub fn poll(&mut self) -> Result<Vec<Segmented<R>>, LogError> {
         let mut rows = Vec::new();
+        let bound = machine_memory::available().num_bytes / 2;
+        let mut num_bytes = 0_u64;
         self.follow.poll_rows(|batch, row| {
+            num_bytes = num_bytes.saturating_add(size_of::<Segmented<R>>() as u64 + row_text_bytes(batch, row));
+            if num_bytes > bound {
+                // The rest is only counted.
+                rows = Vec::new();
+                return;
+            }
             if let (Some(segment), Some(value)) = (number::<Int32Type>(batch, "segment", row), R::read(batch, row)) {
                 rows.push(Segmented { segment, row: value });
             }
         })?;
+        if num_bytes > bound {
+            let (needed, bound) = (bytes_text(num_bytes), bytes_text(bound));
+            return Err(LogError::Corrupt {
+                path: paths::table_dir(self.follow.run(), R::TABLE),
+                reason: format!("its rows take {needed} of memory, at most {bound} are taken for them"),
+            });
+        }
         Ok(rows)
     }
 }

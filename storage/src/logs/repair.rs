@@ -1,8 +1,9 @@
 //! Making a run's logs whole again after its process died.
 //!
-//! Each step can be cut off and repeated: (1) every stream that is not sealed yet is sealed under its own number;
-//! (2) one events part reports all of them, and names them in its key-values; (3) the streams are removed. Whatever
-//! the moment of a crash, the next repair finds which of these are done, and no row or report comes twice.
+//! Each step can be cut off and repeated: (1) every part that is damaged is set aside under another name; (2) every
+//! stream that is not sealed yet is sealed under its own number; (3) one events part reports all of them, and names them
+//! in its key-values; (4) parts that are lost are listed as gone, and the streams are removed. Whatever the moment of a
+//! crash, the next repair finds which of these are done, and no row or report comes twice.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -18,8 +19,9 @@ use super::error::LogError;
 use super::paths;
 use super::rows::{EventRow, Row, RowContext, Severity};
 use super::schema::{SchemaMeta, Table, schema};
-use super::sealed::{KEY_LOST_BYTES, KEY_REPAIRED, KEY_STREAM, Part, write_parquet};
+use super::sealed::{DamagedPart, KEY_LOST_BYTES, KEY_REPAIRED, KEY_STREAM, Part, write_part};
 use super::stream::{StreamContents, read_stream};
+use super::sums::{self, Sums};
 use crate::atomic;
 use crate::clock::Clock;
 use crate::run_dir::{RunDirError, RunLock};
@@ -43,17 +45,24 @@ pub struct RepairedStream {
     pub set_aside: Option<PathBuf>,
 }
 
-/// What a repair did; nothing, if `streams` is empty.
+/// What a repair did; nothing, if it is empty.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RepairReport {
     /// The streams that were found.
     pub streams: Vec<RepairedStream>,
+    /// The parts that were set aside, or are missing.
+    pub damaged: Vec<DamagedPart>,
 }
 
 impl RepairReport {
     /// Rows recovered from all streams.
     pub fn num_rows(&self) -> u64 {
         self.streams.iter().filter(|s| !s.was_sealed).map(|s| s.num_rows).sum()
+    }
+
+    /// Whether there was nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.streams.is_empty() && self.damaged.is_empty()
     }
 
     /// Bytes lost in all streams.
@@ -133,26 +142,41 @@ impl Found {
 
 pub(crate) fn repair_unlocked(run: &Path) -> Result<RepairReport, LogError> {
     remove_temporaries(run)?;
+    let (damaged, mut meta) = set_damaged_aside(run)?;
     let mut found = Vec::new();
     for table in Table::ALL {
         let sealed: HashSet<u64> = paths::parts(run, table)?.into_iter().collect();
+        let sums = Sums::read(run)?;
         for number in paths::streams(run, table)? {
             let path = paths::live_path(run, table, number);
             let contents = read_stream(&path, table)?;
             let was_sealed = sealed.contains(&number);
-            let by_repair = was_sealed
-                && Part::open(&paths::part_path(run, table, number), table)?.pairs.contains_key(KEY_LOST_BYTES);
+            let by_repair = was_sealed && Part::open(run, table, number, &sums)?.pairs.contains_key(KEY_LOST_BYTES);
             found.push(Found { table, number, path, contents, was_sealed, by_repair });
         }
     }
-    if found.is_empty() {
+    if found.is_empty() && damaged.is_empty() {
         return Ok(RepairReport::default());
     }
+    meta = found.iter().find_map(|s| s.contents.schema.as_ref().map(|(_, meta)| meta.clone())).or(meta);
+    let meta = meta.unwrap_or_else(|| SchemaMeta {
+        run_id: run.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default(),
+        program_version: env!("CARGO_PKG_VERSION").to_string(),
+        patch_grid: (0, 0),
+    });
     for stream in found.iter().filter(|s| !s.was_sealed) {
         seal_stream(run, stream)?;
     }
-    report_streams(run, &found)?;
-    let mut report = RepairReport::default();
+    for table in damaged.iter().map(|part| part.table).collect::<HashSet<_>>() {
+        if paths::parts(run, table)?.is_empty() {
+            // A query over this table finds a file at every moment.
+            write_empty(run, table, &meta)?;
+        }
+    }
+    report(run, &found, &damaged, &meta)?;
+    let lost: Vec<_> = damaged.iter().filter(|part| !part.path.exists()).map(|d| (d.table, d.number, None)).collect();
+    sums::append(run, &lost)?;
+    let mut report = RepairReport { streams: Vec::new(), damaged };
     for stream in found {
         let set_aside = retire(&stream)?;
         report.streams.push(RepairedStream {
@@ -169,6 +193,73 @@ pub(crate) fn repair_unlocked(run: &Path) -> Result<RepairReport, LogError> {
     Ok(report)
 }
 
+/// A part without rows.
+pub(crate) fn write_empty(run: &Path, table: Table, meta: &SchemaMeta) -> Result<(), LogError> {
+    let pairs = [(KEY_STREAM, "0".to_owned())];
+    write_part(run, table, 0, &schema(table, meta), &pairs, std::iter::empty())
+}
+
+/// Step 1: checks all parts against their sums. What is damaged gets another name, what is missing is noted, and whole
+/// parts that the list lacks are listed. Returns what a whole part says of the run as well.
+fn set_damaged_aside(run: &Path) -> Result<(Vec<DamagedPart>, Option<SchemaMeta>), LogError> {
+    let sums = Sums::read(run)?;
+    let (mut damaged, mut unlisted, mut meta) = (Vec::new(), Vec::new(), None);
+    for table in Table::ALL {
+        let numbers = paths::parts(run, table)?;
+        let streams = paths::streams(run, table)?;
+        for &number in &numbers {
+            let path = paths::part_path(run, table, number);
+            let checked = Part::open(run, table, number, &sums).and_then(|part| {
+                meta.get_or_insert_with(|| part.meta().clone());
+                let sum = part.sum();
+                if !part.is_listed {
+                    // Its own sum, if it has one, tells nothing of what the decoder makes of it.
+                    part.read(&path)?;
+                    unlisted.push((table, number, Some(sum)));
+                }
+                Ok(())
+            });
+            let reason = match checked {
+                Ok(()) => continue,
+                Err(LogError::Corrupt { reason, .. }) => reason,
+                Err(error) => return Err(error),
+            };
+            let mut aside = paths::damaged_path(run, table, number);
+            for again in 2.. {
+                if !aside.exists() {
+                    break;
+                }
+                aside = paths::damaged_path(run, table, number).with_extension(format!("damaged-{again}"));
+            }
+            atomic::rename(&path, &aside)?;
+            // A stream of its number holds the same rows.
+            let num_rows = if streams.contains(&number) { Some(0) } else { sums.newest(table, number).map(|s| s.rows) };
+            damaged.push(DamagedPart { table, number, path, reason, num_rows, set_aside: Some(aside) });
+        }
+        if damaged.iter().any(|part| part.table == table) {
+            atomic::fsync_dir(&paths::table_dir(run, table))?;
+        }
+        for number in sums.expected(table).filter(|number| !numbers.contains(number) && !streams.contains(number)) {
+            damaged.push(missing(run, table, number, &sums));
+        }
+    }
+    sums::append(run, &unlisted)?;
+    Ok((damaged, meta))
+}
+
+/// A part that is listed and not there: it was deleted, or a repair was cut off behind its first step.
+pub(crate) fn missing(run: &Path, table: Table, number: u64, sums: &Sums) -> DamagedPart {
+    let aside = Some(paths::damaged_path(run, table, number)).filter(|aside| aside.exists());
+    DamagedPart {
+        table,
+        number,
+        path: paths::part_path(run, table, number),
+        reason: if aside.is_some() { "it was damaged" } else { "it is missing" }.to_owned(),
+        num_rows: sums.newest(table, number).map(|sum| sum.rows),
+        set_aside: aside,
+    }
+}
+
 /// Removes what interrupted writes left under temporary names.
 fn remove_temporaries(run: &Path) -> Result<(), LogError> {
     let folders = Table::ALL.into_iter().map(|table| paths::table_dir(run, table));
@@ -180,57 +271,88 @@ fn remove_temporaries(run: &Path) -> Result<(), LogError> {
     Ok(())
 }
 
-/// Step 1: the whole batches of a stream become the part of its number.
+/// Step 2: the whole batches of a stream become the part of its number.
 fn seal_stream(run: &Path, stream: &Found) -> Result<(), LogError> {
     let Some((schema, _)) = stream.contents.schema.as_ref().filter(|_| stream.contents.num_rows() > 0) else {
         return Ok(());
     };
-    atomic::create_dir_all(&paths::table_dir(run, stream.table))?;
+    atomic::create_plain_dir(&paths::table_dir(run, stream.table))?;
     let pairs = [(KEY_STREAM, stream.number.to_string()), (KEY_LOST_BYTES, stream.contents.lost_bytes().to_string())];
-    let path = paths::part_path(run, stream.table, stream.number);
-    write_parquet(&path, schema, &pairs, stream.contents.batches.iter().cloned().map(Ok))?;
-    Ok(())
+    let batches = stream.contents.batches.iter().cloned().map(Ok);
+    write_part(run, stream.table, stream.number, schema, &pairs, batches)
 }
 
-/// Step 2: one events part for all streams that have something to tell and were not told of yet.
-fn report_streams(run: &Path, found: &[Found]) -> Result<(), LogError> {
+fn part_id(part: &DamagedPart) -> String {
+    format!("{}/{}", part.table, paths::part_name(part.number))
+}
+
+/// Step 3: one events part for all streams and parts that have something to tell and were not told of yet.
+fn report(run: &Path, found: &[Found], damaged: &[DamagedPart], meta: &SchemaMeta) -> Result<(), LogError> {
     // Only a repair could have come before this one, so its report can only be the newest part.
+    let sums = Sums::read(run)?;
     let told: HashSet<String> = match paths::parts(run, Table::Events)?.last() {
         Some(last) => {
-            let part = Part::open(&paths::part_path(run, Table::Events, *last), Table::Events)?;
+            let part = Part::open(run, Table::Events, *last, &sums)?;
             let names = part.pairs.get(KEY_REPAIRED).map(String::as_str).unwrap_or_default();
             names.split(',').map(str::to_string).collect()
         }
         None => HashSet::new(),
     };
     let news: Vec<&Found> = found.iter().filter(|s| s.is_news() && !told.contains(&s.name())).collect();
-    if news.is_empty() {
+    let lost: Vec<&DamagedPart> = damaged.iter().filter(|part| !told.contains(&part_id(part))).collect();
+    if news.is_empty() && lost.is_empty() {
         return Ok(());
     }
-    let meta = found.iter().find_map(|s| s.contents.schema.as_ref().map(|(_, meta)| meta.clone()));
-    let meta = meta.unwrap_or_else(|| SchemaMeta {
-        run_id: run.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default(),
-        program_version: env!("CARGO_PKG_VERSION").to_string(),
-        patch_grid: (0, 0),
-    });
-    let schema = schema(Table::Events, &meta);
+    let schema = schema(Table::Events, meta);
     let wrap = |source| LogError::Arrow { table: Table::Events, source };
     let mut builder = BatchBuilder::new(Arc::clone(&schema)).map_err(wrap)?;
     let (segment, last) = last_position(found);
-    let ctx = RowContext { meta, segment };
-    for stream in &news {
-        let row = event(stream, last);
+    let ctx = RowContext { meta: meta.clone(), segment };
+    let rows = lost.iter().map(|part| damage_event(part, last)).chain(news.iter().map(|stream| event(stream, last)));
+    for row in rows {
         let mut cells = Vec::new();
         row.cells(&ctx, &mut cells);
         builder.push(&cells);
     }
     let batch = builder.finish().map_err(wrap)?;
-    atomic::create_dir_all(&paths::table_dir(run, Table::Events))?;
+    atomic::create_plain_dir(&paths::table_dir(run, Table::Events))?;
     let number = paths::next_number(run, Table::Events)?;
-    let names: Vec<String> = news.iter().map(|s| s.name()).collect();
+    let names: Vec<String> = news.iter().map(|s| s.name()).chain(lost.iter().map(|part| part_id(part))).collect();
     let pairs = [(KEY_STREAM, number.to_string()), (KEY_REPAIRED, names.join(","))];
-    write_parquet(&paths::part_path(run, Table::Events, number), &schema, &pairs, std::iter::once(Ok(batch)))?;
-    Ok(())
+    write_part(run, Table::Events, number, &schema, &pairs, std::iter::once(Ok(batch)))
+}
+
+fn damage_event(part: &DamagedPart, at: Position) -> EventRow {
+    let fields = json!({
+        "table": part.table.name(),
+        "part": part.number,
+        "rows": part.num_rows,
+        "damage": part.reason,
+        "set_aside": part.set_aside.as_ref().and_then(|aside| aside.file_name()).map(|name| name.to_string_lossy()),
+    });
+    repair_event(Severity::Warn, "log_damage", part.to_string(), &fields, at)
+}
+
+fn repair_event(
+    severity: Severity,
+    kind: &'static str,
+    message: String,
+    fields: &serde_json::Value,
+    at: Position,
+) -> EventRow {
+    let mut stamp = Clock::start().stamp();
+    stamp.wall_s = at.wall_s;
+    EventRow {
+        stamp,
+        epoch: at.epoch,
+        step: at.step,
+        level: None,
+        severity,
+        kind: kind.into(),
+        stage: Some("log".into()),
+        message,
+        fields: fields.to_string(),
+    }
 }
 
 /// Where the run stood when it died, as far as its streams tell.
@@ -276,22 +398,10 @@ fn event(stream: &Found, at: Position) -> EventRow {
         "total_bytes": contents.total_bytes,
         "damage": contents.damage,
     });
-    let mut stamp = Clock::start().stamp();
-    stamp.wall_s = at.wall_s;
-    EventRow {
-        stamp,
-        epoch: at.epoch,
-        step: at.step,
-        level: None,
-        severity,
-        kind: "log_repair".into(),
-        stage: Some("log".into()),
-        message,
-        fields: fields.to_string(),
-    }
+    repair_event(severity, "log_repair", message, &fields, at)
 }
 
-/// Step 3: removes a stream that is sealed and told of; a file of something else is kept under another name.
+/// Step 4: removes a stream that is sealed and told of; a file of something else is kept under another name.
 fn retire(stream: &Found) -> Result<Option<PathBuf>, LogError> {
     if stream.contents.foreign.is_none() {
         atomic::remove_file(&stream.path)?;
@@ -308,8 +418,10 @@ pub(crate) fn truncate_sealed(run: &Path, step: i64) -> Result<TruncateReport, L
     let mut report = TruncateReport::default();
     for table in [Table::Metrics, Table::Masks, Table::Evals] {
         let mut removed = 0;
-        for number in paths::parts(run, table)? {
-            removed += truncate_part(&paths::part_path(run, table, number), table, number, step)?;
+        let sums = Sums::read(run)?;
+        // The newest first: whatever the moment, a reader sees all rows up to some step.
+        for number in paths::parts(run, table)?.into_iter().rev() {
+            removed += truncate_part(run, table, number, step, &sums)?;
         }
         atomic::fsync_dir(&paths::table_dir(run, table))?;
         report.tables.push((table, removed));
@@ -317,8 +429,9 @@ pub(crate) fn truncate_sealed(run: &Path, step: i64) -> Result<TruncateReport, L
     Ok(report)
 }
 
-fn truncate_part(path: &Path, table: Table, number: u64, step: i64) -> Result<u64, LogError> {
-    let part = Part::open(path, table)?;
+fn truncate_part(run: &Path, table: Table, number: u64, step: i64, sums: &Sums) -> Result<u64, LogError> {
+    let path = &paths::part_path(run, table, number);
+    let part = Part::open(run, table, number, sums)?;
     if part.num_rows() == 0 || part.max_step().is_some_and(|max| max <= step) {
         return Ok(0);
     }
@@ -334,9 +447,10 @@ fn truncate_part(path: &Path, table: Table, number: u64, step: i64) -> Result<u6
         return Ok(0);
     }
     if after == 0 && number > 0 {
+        sums::append(run, &[(table, number, None)])?;
         atomic::remove_file(path)?;
     } else {
-        write_parquet(path, &schema, &pairs, kept.into_iter().map(Ok))?;
+        write_part(run, table, number, &schema, &pairs, kept.into_iter().map(Ok))?;
     }
     Ok(before - after)
 }

@@ -16,7 +16,55 @@ use arrow::ipc::reader::{read_dictionary, read_record_batch};
 use arrow::ipc::{Message, MessageHeader, root_as_message};
 
 use super::schema::{SchemaMeta, Table, recognise};
-use crate::atomic::{FileError, read};
+use crate::atomic::{FileError, read_plain};
+
+/// Behind a frame's flatbuffer, before the CRC-32 of flatbuffer and body: 64 bytes together, so that bodies stay aligned.
+pub(super) const TRAILER: &[u8; 60] = &{
+    let (mut trailer, mark) = ([0; 60], b"mlomae frame sum");
+    trailer.split_at_mut(60 - mark.len()).1.copy_from_slice(mark);
+    trailer
+};
+
+/// The CRC-32 of a frame's flatbuffer and body.
+pub(super) fn frame_sum(metadata: &[u8], body: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(metadata);
+    hasher.update(body);
+    hasher.finalize()
+}
+
+/// The frames in bytes that an encoder has just written, as flatbuffer and body.
+pub(super) fn frames(bytes: &[u8]) -> impl Iterator<Item = Result<(&[u8], &[u8]), String>> {
+    let mut at = 0;
+    std::iter::from_fn(move || match next_frame(bytes, at) {
+        Next::End => None,
+        Next::Damage(reason) => {
+            at = bytes.len();
+            Some(Err(reason))
+        }
+        Next::Frame(frame) => {
+            let metadata = &bytes[frame.metadata.0..frame.metadata.1];
+            let whole = root_as_message(metadata).map_err(|e| e.to_string()).and_then(|message| {
+                let len = usize::try_from(message.bodyLength()).map_err(|e| e.to_string())?;
+                let end = frame.body.checked_add(len).filter(|end| *end <= bytes.len());
+                end.ok_or_else(|| "a frame without its body".to_owned())
+            });
+            at = *whole.as_ref().unwrap_or(&bytes.len());
+            Some(whole.map(|end| (metadata, &bytes[frame.body..end])))
+        }
+    })
+}
+
+/// Checks a frame against its sum; streams of earlier versions have none.
+fn check_sum(metadata: &[u8], body: &[u8]) -> Result<(), String> {
+    let Some((rest, sum)) = metadata.split_last_chunk::<4>() else { return Ok(()) };
+    match rest.strip_suffix(TRAILER) {
+        Some(flatbuffer) if frame_sum(flatbuffer, body) != u32::from_le_bytes(*sum) => {
+            Err("a frame was altered, or not all of it reached the disk".to_owned())
+        }
+        _ => Ok(()),
+    }
+}
 
 /// What was found in a stream.
 #[derive(Debug)]
@@ -89,7 +137,7 @@ fn next_frame(bytes: &[u8], at: usize) -> Next {
 
 /// Reads `path`, taking every whole batch; only a failure to read the file is an error.
 pub(crate) fn read_stream(path: &Path, table: Table) -> Result<StreamContents, FileError> {
-    Ok(parse_stream(read(path)?, table))
+    Ok(parse_stream(read_plain(path)?, table))
 }
 
 /// Takes every whole batch from the bytes of a stream. Never panics, whatever the bytes.
@@ -134,6 +182,7 @@ fn walk(bytes: &Buffer, table: Table, contents: &mut StreamContents) -> Result<(
             .filter(|end| *end <= bytes.len())
             .ok_or("the last frame is cut off in its body")?;
         let body = bytes.slice_with_length(frame.body, end - frame.body);
+        check_sum(&bytes[frame.metadata.0..frame.metadata.1], &body)?;
         decode(&message, &body, table, &mut dictionaries, contents)?;
         // A dictionary belongs to the batch behind it: only a batch, or the schema, makes the bytes before it good.
         if message.header_type() != MessageHeader::DictionaryBatch {

@@ -1,11 +1,13 @@
 //! The newest rows of a table, and those that come.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use arrow::array::RecordBatch;
 
 use super::error::LogError;
 use super::schema::Table;
+use super::sealed::DamagedPart;
 use super::source::Snapshot;
 use super::text;
 
@@ -15,6 +17,8 @@ pub fn tail(run: &Path, table: Table, n: usize) -> Result<Vec<String>, LogError>
 }
 
 /// Follows a table while it is being written: each [`Follow::poll`] returns the rows that came since the last one.
+///
+/// Parts that are damaged are passed over; [`Follow::take_damaged`] has them.
 #[derive(Debug)]
 pub struct Follow {
     run: PathBuf,
@@ -22,12 +26,27 @@ pub struct Follow {
     /// The piece being read, and how many of its rows are done.
     number: u64,
     done: usize,
+    damaged: Vec<DamagedPart>,
+    /// Parts that were named once.
+    named: HashSet<u64>,
 }
 
 impl Follow {
     /// Follows `table` from its first row on: the first poll returns all rows so far.
     pub fn from_start(run: &Path, table: Table) -> Self {
-        Self { run: run.to_path_buf(), table, number: 0, done: 0 }
+        Self { run: run.to_path_buf(), table, number: 0, done: 0, damaged: Vec::new(), named: HashSet::new() }
+    }
+
+    /// The damaged parts that were met since the last call.
+    pub fn take_damaged(&mut self) -> Vec<DamagedPart> {
+        let mut damaged = std::mem::take(&mut self.damaged);
+        damaged.retain(|part| self.named.insert(part.number));
+        damaged
+    }
+
+    /// The run directory.
+    pub(crate) fn run(&self) -> &Path {
+        &self.run
     }
 
     /// Follows `table` from now on; the rows so far are skipped.
@@ -38,13 +57,14 @@ impl Follow {
     /// Follows `table` from now on, and returns its last `n` rows as lines.
     pub fn last(run: &Path, table: Table, n: usize) -> Result<(Self, Vec<String>), LogError> {
         let snapshot = Snapshot::take(run, table, 0)?;
-        let mut follow = Self { run: run.to_path_buf(), table, number: 0, done: 0 };
+        let mut follow = Self::from_start(run, table);
+        follow.damaged.extend(snapshot.missing.iter().cloned());
         let mut lines = Vec::new();
         for (i, (number, piece)) in snapshot.pieces.iter().rev().enumerate() {
             if i > 0 && lines.len() >= n {
                 break;
             }
-            let batches = snapshot.read(piece)?;
+            let batches = snapshot.read(piece, &mut follow.damaged)?;
             if i == 0 {
                 follow.number = *number;
                 follow.done = batches.iter().map(RecordBatch::num_rows).sum();
@@ -72,11 +92,12 @@ impl Follow {
     /// As [`Follow::poll`], for callers that read the columns themselves: `each(batch, row)` for every new row.
     pub fn poll_rows(&mut self, mut each: impl FnMut(&RecordBatch, usize)) -> Result<(), LogError> {
         let snapshot = Snapshot::take(&self.run, self.table, self.number)?;
+        self.damaged.extend(snapshot.missing.iter().cloned());
         for (number, piece) in &snapshot.pieces {
             let mut skip = if *number == self.number { self.done } else { 0 };
             self.number = *number;
             self.done = skip;
-            for batch in snapshot.read(piece)? {
+            for batch in snapshot.read(piece, &mut self.damaged)? {
                 let from = skip.min(batch.num_rows());
                 skip -= from;
                 for row in from..batch.num_rows() {

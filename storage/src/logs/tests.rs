@@ -8,6 +8,7 @@ use arrow::ipc::reader::FileReader;
 use super::fault_tests::{by_hand, ctx, push_step};
 use super::paths::{part_path, parts};
 use super::sealed::Part;
+use super::sums::Sums;
 use super::*;
 use crate::run_dir::RunDir;
 
@@ -26,12 +27,13 @@ fn rows_come_back_as_they_went_in_through_every_export() {
     // The run is still open: sealed and live rows together.
     for format in [ExportFormat::Parquet, ExportFormat::Csv, ExportFormat::ArrowIpc] {
         let out = root.path().join(format.extension());
-        for (table, path, rows) in export_all(&run, format, &out).unwrap() {
+        for Exported { table, path, num_rows: rows, damaged } in export_all(&run, format, &out).unwrap() {
+            assert_eq!(damaged, []);
             let expected = if table == Table::Events { 0 } else { 30 };
             assert_eq!(rows, expected, "{table}");
             match format {
                 ExportFormat::Parquet => {
-                    let part = Part::open(&path, table).unwrap();
+                    let part = Part::of_file(&File::open(&path).unwrap(), &path, table, 0, &Sums::default()).unwrap();
                     assert_eq!(part.num_rows(), expected);
                     assert_eq!(part.pairs.get(KEY_RUN).unwrap(), "test-run");
                 }
@@ -112,7 +114,7 @@ fn tables_are_sealed_by_rows_and_by_age() {
     log.tick().unwrap();
     assert_eq!(parts(root.path(), Table::Metrics).unwrap().last(), Some(&5));
     assert_eq!(parts(root.path(), Table::Events).unwrap(), [0], "nothing to seal there");
-    let part = Part::open(&part_path(root.path(), Table::Metrics, 5), Table::Metrics).unwrap();
+    let part = Part::open(root.path(), Table::Metrics, 5, &Sums::default()).unwrap();
     assert_eq!(part.max_step(), Some(35));
     log.close().unwrap();
 }
@@ -169,15 +171,264 @@ fn missing_logs_are_no_input() {
     }
 }
 
+/// A run of 30 steps with three parts of each stepped table.
+fn three_parts(run: &std::path::Path) {
+    let mut log = LogWriter::open(run, ctx(0), by_hand()).unwrap();
+    for step in 0..30 {
+        push_step(&mut log, step).unwrap();
+        if step % 10 == 9 {
+            log.seal().unwrap();
+        }
+    }
+    log.close().unwrap();
+}
+
+fn steps(run: &std::path::Path, table: Table) -> Vec<i64> {
+    let step = |line: &String| line.split(" step=").nth(1)?.split(' ').next()?.parse().ok();
+    tail(run, table, usize::MAX).unwrap().iter().map(|line| step(line).unwrap()).collect()
+}
+
+/// What may befall a part's file; the first takes its list along, as if it were of an earlier version.
+const DAMAGES: [&str; 7] = ["unlisted flip", "flip", "cut", "empty", "garbage", "gone", "another part"];
+
+fn damage(run: &std::path::Path, what: &str, at: usize) {
+    let path = part_path(run, Table::Metrics, 2);
+    let mut bytes = fs::read(&path).unwrap();
+    match what {
+        "unlisted flip" => {
+            fs::remove_file(run.join("logs/sums.jsonl")).unwrap();
+            let at = at % bytes.len();
+            bytes[at] ^= 0x10;
+        }
+        "flip" => {
+            let at = at % bytes.len();
+            bytes[at] ^= 0x10;
+        }
+        "cut" => bytes.truncate(at % bytes.len()),
+        "empty" => bytes.clear(),
+        "garbage" => bytes.fill(0x5a),
+        "gone" => return fs::remove_file(&path).unwrap(),
+        _ => bytes = fs::read(part_path(run, Table::Metrics, 1)).unwrap(),
+    }
+    fs::write(&path, bytes).unwrap();
+}
+
 #[test]
-fn a_damaged_part_is_refused_by_name() {
+fn a_damaged_part_is_named_set_aside_and_in_nobodys_way() {
+    let root = tempfile::tempdir().unwrap();
+    let good = root.path().join("good");
+    three_parts(&good);
+    let mut num_damaged = 0;
+    for (place, what) in DAMAGES.into_iter().cycle().take(70).enumerate() {
+        let run = root.path().join(format!("run-{place}"));
+        super::fault_tests::copy_dir(&good, &run);
+        damage(&run, what, place * 577 + 13);
+        let rest: Vec<i64> = (0..10).chain(20..30).collect();
+        // Readers name it and go on with the others.
+        let mut reader = TableReader::<MetricRow>::new(&run);
+        let read: Vec<i64> = reader.poll().unwrap().iter().map(|row| row.row.step).collect();
+        assert_eq!(read, rest, "{what}");
+        let named = reader.take_damaged();
+        assert!(named.len() == 1 && named[0].to_string().contains("part-000002.parquet"), "{what}: {named:?}");
+        assert_eq!(named[0].num_rows, (what != "unlisted flip").then_some(10), "{what}");
+        assert!(reader.poll().unwrap().is_empty() && reader.take_damaged().is_empty(), "{what}: it is named once");
+        for format in [ExportFormat::Parquet, ExportFormat::Csv, ExportFormat::ArrowIpc] {
+            let exported = export(&run, Table::Metrics, format, &root.path().join("out")).unwrap();
+            assert_eq!((exported.num_rows, exported.damaged.len()), (20, 1), "{what}");
+        }
+        // So does a resume, which sets it aside.
+        if place % 2 == 0 {
+            let (mut log, report) = LogWriter::resume(&run, ctx(1), by_hand(), 24).unwrap();
+            assert_eq!(report.repair.damaged.len(), 1, "{what}");
+            (25..30).for_each(|step| push_step(&mut log, step).unwrap());
+            log.close().unwrap();
+        } else {
+            assert_eq!(repair(&run).unwrap().damaged.len(), 1, "{what}");
+        }
+        assert_eq!(steps(&run, Table::Metrics), rest, "{what}");
+        assert_eq!(steps(&run, Table::Masks), (0..30).collect::<Vec<_>>(), "{what}");
+        let events = tail(&run, Table::Events, usize::MAX).unwrap();
+        let told: Vec<_> = events.iter().filter(|line| line.contains("kind=log_damage ")).collect();
+        assert!(told.len() == 1 && told[0].contains("part-000002.parquet"), "{what}: {events:?}");
+        assert_eq!(what == "unlisted flip", !told[0].contains("10 rows"), "{what}: {told:?}");
+        let aside = crate::atomic::names(&run.join("logs/metrics")).unwrap();
+        let num_aside = aside.iter().filter(|name| *name == "part-000002.parquet.damaged").count();
+        assert_eq!(num_aside, usize::from(what != "gone"), "{what}: {aside:?}");
+        assert!(repair(&run).unwrap().is_empty(), "{what}: a second repair finds nothing");
+        num_damaged += 1;
+    }
+    println!("{num_damaged} damaged parts named, set aside, and in nobody's way");
+}
+
+#[test]
+fn a_repair_of_parts_killed_at_any_operation_tells_of_each_once() {
+    let root = tempfile::tempdir().unwrap();
+    let run = root.path().join("run");
+    three_parts(&run);
+    damage(&run, "flip", 99);
+    fs::write(part_path(&run, Table::Evals, 3), b"").unwrap();
+    fs::remove_file(part_path(&run, Table::Masks, 1)).unwrap();
+    let copies = std::rc::Rc::new(std::cell::Cell::new(0));
+    let hook = {
+        let (run, root, copies) = (run.clone(), root.path().to_path_buf(), copies.clone());
+        move |_: &'static str, _: &std::path::Path| {
+            super::fault_tests::copy_dir(&run, &root.join(format!("kill-{}", copies.get())));
+            copies.set(copies.get() + 1);
+            Ok(())
+        }
+    };
+    assert_eq!(crate::atomic::fault::with(hook, || repair(&run).unwrap()).damaged.len(), 3);
+    assert!(copies.get() >= 8, "{} operations", copies.get());
+    for n in 0..copies.get() {
+        let copy = root.path().join(format!("kill-{n}"));
+        repair(&copy).unwrap();
+        let events = tail(&copy, Table::Events, usize::MAX).unwrap();
+        let num_told = |part: &str| events.iter().filter(|line| line.contains(part)).count();
+        let told = ["metrics/part-000002", "evals/part-000003", "masks/part-000001"].map(num_told);
+        assert_eq!(told, [1, 1, 1], "kill {n}: {events:?}");
+        assert!(repair(&copy).unwrap().is_empty(), "kill {n}");
+    }
+}
+
+#[test]
+fn a_damaged_part_whose_stream_is_still_there_is_sealed_again() {
     let root = tempfile::tempdir().unwrap();
     let mut log = LogWriter::open(root.path(), ctx(0), by_hand()).unwrap();
     push_step(&mut log, 0).unwrap();
+    log.flush().unwrap();
+    let stream = super::paths::live_path(root.path(), Table::Metrics, 1);
+    let bytes = fs::read(&stream).unwrap();
     log.close().unwrap();
-    let path = part_path(root.path(), Table::Metrics, 1);
+    fs::write(&stream, bytes).unwrap();
+    fs::write(part_path(root.path(), Table::Metrics, 1), b"PAR1").unwrap();
+    let report = repair(root.path()).unwrap();
+    assert_eq!(report.damaged[0].num_rows, Some(0));
+    assert_eq!(steps(root.path(), Table::Metrics), [0]);
+    assert!(repair(root.path()).unwrap().is_empty());
+}
+
+#[test]
+fn a_part_tells_of_any_altered_byte_by_itself() {
+    let root = tempfile::tempdir().unwrap();
+    three_parts(root.path());
+    let path = part_path(root.path(), Table::Masks, 2);
     let bytes = fs::read(&path).unwrap();
-    fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
-    let error = tail(root.path(), Table::Metrics, 1).unwrap_err();
-    assert!(error.to_string().contains("part-000001.parquet") && error.exit_code() == 65, "{error}");
+    let open = || Part::open(root.path(), Table::Masks, 2, &Sums::default());
+    assert!(open().is_ok());
+    for at in 0..bytes.len() {
+        let mut altered = bytes.clone();
+        altered[at] ^= 1 << (at % 8);
+        fs::write(&path, altered).unwrap();
+        assert!(matches!(open(), Err(LogError::Corrupt { .. })), "byte {at}");
+    }
+}
+
+#[test]
+fn nothing_in_a_run_is_followed_through_a_link() {
+    use std::os::unix::fs::symlink;
+    let root = tempfile::tempdir().unwrap();
+    let outside = root.path().join("outside");
+    fs::create_dir(&outside).unwrap();
+    fs::write(outside.join("precious"), b"precious").unwrap();
+    let run = RunDir::create(root.path(), "good").unwrap();
+    run.write_record(&crate::run_dir::RunRecord::begin("good", "0", "", 1)).unwrap();
+    three_parts(run.path());
+    drop(run);
+    let good = root.path().join("good");
+    let precious = outside.join("precious");
+    let go_on = |run: &std::path::Path| -> Result<(), String> {
+        let dir = RunDir::open_locked(run).map_err(|e| e.to_string())?;
+        let record = dir.record().map_err(|e| e.to_string())?;
+        dir.write_record(&record).map_err(|e| e.to_string())?;
+        dir.write_configs("a = 1\n", "").map_err(|e| e.to_string())?;
+        let mut log = LogWriter::resume(run, ctx(1), by_hand(), 40).map_err(|e| e.to_string())?.0;
+        push_step(&mut log, 41).map_err(|e| e.to_string())?;
+        log.close().map_err(|e| e.to_string())
+    };
+    let (mut num_refused, mut num_replaced) = (0, 0);
+    for name in [
+        "run.lock",
+        "run.json",
+        "run.json.tmp",
+        "config.toml",
+        "config.toml.tmp",
+        "logs/sums.jsonl",
+        "logs/metrics/part-000001.parquet",
+        "logs/metrics/part-000004.parquet.tmp",
+        "logs/live/metrics-000004.arrows",
+        "logs/live/metrics-000004.arrows.tmp",
+        "logs/live",
+        "logs/evals",
+    ] {
+        let run = root.path().join(format!("run-{}", name.replace('/', "-")));
+        super::fault_tests::copy_dir(&good, &run);
+        let path = run.join(name);
+        if path.is_dir() {
+            fs::remove_dir_all(&path).unwrap();
+            symlink(&outside, &path).unwrap();
+        } else {
+            let _ = fs::remove_file(&path);
+            symlink(&precious, &path).unwrap();
+        }
+        match go_on(&run) {
+            Ok(()) => num_replaced += 1,
+            Err(line) => {
+                assert!(line.contains("symbolic link") && line.contains(name), "{name}: {line}");
+                num_refused += 1;
+            }
+        }
+        assert_eq!(fs::read(&precious).unwrap(), b"precious", "{name}");
+        assert_eq!(crate::atomic::names(&outside).unwrap(), ["precious"], "{name}");
+    }
+    assert_eq!((num_refused, num_replaced), (9, 3), "configs and what a repair removes are replaced");
+    // Whole folders on another disk are a use, and so is the run itself.
+    let run = root.path().join("moved");
+    super::fault_tests::copy_dir(&good, &run);
+    fs::rename(run.join("logs"), outside.join("logs")).unwrap();
+    symlink(outside.join("logs"), run.join("logs")).unwrap();
+    symlink(&run, root.path().join("link")).unwrap();
+    go_on(&root.path().join("link")).unwrap();
+    assert_eq!(steps(&run, Table::Metrics).last(), Some(&41));
+}
+
+#[test]
+fn readers_of_a_table_that_is_resumed_again_and_again_see_no_gap_and_no_row_twice() {
+    let root = tempfile::tempdir().unwrap();
+    let run = root.path().join("run");
+    three_parts(&run);
+    let is_over = std::sync::atomic::AtomicBool::new(false);
+    let num_looks = std::sync::atomic::AtomicU32::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !is_over.load(std::sync::atomic::Ordering::Relaxed) {
+                    let mut reader = TableReader::<MetricRow>::new(&run);
+                    let steps: Vec<i64> = reader.poll().unwrap().iter().map(|row| row.row.step).collect();
+                    assert!(steps.iter().copied().eq(0..steps.len() as i64) && steps.len() >= 13, "{steps:?}");
+                    assert_eq!(reader.take_damaged(), []);
+                    num_looks.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                }
+            });
+        }
+        for segment in 1..25 {
+            let from = 12 + i64::from(segment) % 15;
+            let mut log = LogWriter::resume(&run, ctx(segment), by_hand(), from).unwrap().0;
+            for step in from + 1..30 {
+                push_step(&mut log, step).unwrap();
+                if step % 4 == 0 {
+                    log.flush().unwrap();
+                }
+                if step % 7 == 0 {
+                    log.seal().unwrap();
+                }
+            }
+            if segment % 2 == 0 {
+                log.flush().unwrap();
+            } else {
+                log.close().unwrap();
+            }
+        }
+        is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    println!("{num_looks:?} looks");
 }

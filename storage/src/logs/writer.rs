@@ -15,7 +15,7 @@ use super::paths;
 use super::repair::{self, RepairReport, TruncateReport};
 use super::rows::{ActorRow, EvalRow, EventRow, LogRow, MaskRow, MetricRow, Row, RowContext, Severity};
 use super::schema::{SchemaMeta, Table, schema};
-use super::sealed::{KEY_STREAM, write_parquet};
+use super::sealed::{KEY_STREAM, write_part};
 use crate::atomic;
 use crate::clock::Clock;
 
@@ -107,6 +107,8 @@ struct TableLog {
     first_row: Option<Instant>,
     /// Rows accepted since the writer was opened.
     total_rows: u64,
+    /// The open stream's name may not be on the disk yet.
+    is_unnamed: bool,
 }
 
 impl TableLog {
@@ -115,7 +117,7 @@ impl TableLog {
         let builder = BatchBuilder::new(Arc::clone(&schema)).map_err(|source| LogError::Arrow { table, source })?;
         if paths::parts(run, table)?.is_empty() {
             // A part of zero rows, so that a query over this table finds a file from the first moment.
-            write_parquet(&paths::part_path(run, table, 0), &schema, &[(KEY_STREAM, "0".into())], std::iter::empty())?;
+            repair::write_empty(run, table, &ctx.meta)?;
         }
         let mut log = Self {
             table,
@@ -128,6 +130,7 @@ impl TableLog {
             num_bytes: 0,
             first_row: None,
             total_rows: 0,
+            is_unnamed: false,
         };
         log.ensure_stream(run)?;
         Ok(log)
@@ -144,6 +147,7 @@ impl TableLog {
             let path = paths::live_path(run, self.table, number);
             self.builder.trim_vocabularies(MAX_VOCABULARY);
             self.stream = Some(LiveStream::create(&path, self.table, number, &self.schema)?);
+            self.is_unnamed = true;
         }
         Ok(self.stream.as_mut().expect("invariant: opened above"))
     }
@@ -184,12 +188,12 @@ impl TableLog {
         let number = self.ensure_stream(run)?.number();
         let path = paths::part_path(run, self.table, number);
         let batches = self.batches.iter().cloned().map(Ok);
-        let written = write_parquet(&path, &self.schema, &[(KEY_STREAM, number.to_string())], batches);
+        let written = write_part(run, self.table, number, &self.schema, &[(KEY_STREAM, number.to_string())], batches);
         if written.is_err() {
             // It may have been renamed, and failed after that: the stream must not grow beside a part of its number.
             let _ = atomic::remove_file(&path);
             if !path.exists() {
-                return written.map(|_| ());
+                return written;
             }
         }
         // From here on the stream is a copy of the part: a crash leaves both, and a repair drops the stream.
@@ -200,7 +204,7 @@ impl TableLog {
         if let Some(stream) = self.stream.take() {
             self.sealed_stream = Some(stream.path().to_path_buf());
         }
-        written.map(|_| ())
+        written
     }
 
     /// Seals everything and leaves no stream behind.
@@ -278,9 +282,8 @@ impl LogWriter {
     fn open_clean(run: &Path, ctx: &LogContext, policy: LogPolicy) -> Result<Self, LogError> {
         let row_ctx = ctx.row_context();
         let tables = Table::ALL.into_iter().map(|t| TableLog::open(run, t, &row_ctx)).collect::<Result<Vec<_>, _>>()?;
-        atomic::fsync_dir(&paths::live_dir(run))?;
         let now = Instant::now();
-        Ok(Self {
+        let mut writer = Self {
             run: run.to_path_buf(),
             ctx: row_ctx,
             clock: ctx.clock,
@@ -288,7 +291,9 @@ impl LogWriter {
             tables,
             opened: now,
             last_flush: now,
-        })
+        };
+        writer.sync_names()?;
+        Ok(writer)
     }
 
     /// The writer's clock, for the producers of its thread.
@@ -371,7 +376,17 @@ impl LogWriter {
     /// Call it before a checkpoint is published: a run resumed from that checkpoint then finds the rows of all its steps.
     pub fn sync(&mut self) -> Result<(), LogError> {
         self.flush()?;
-        self.each(|log| log.stream.as_ref().map_or(Ok(()), |s| Ok(s.sync()?)))
+        self.each(|log| log.stream.as_ref().map_or(Ok(()), |s| Ok(s.sync()?)))?;
+        self.sync_names()
+    }
+
+    /// Brings the names of the open streams to the disk.
+    fn sync_names(&mut self) -> Result<(), LogError> {
+        if self.tables.iter().any(|log| log.is_unnamed) {
+            atomic::fsync_dir(&paths::live_dir(&self.run))?;
+            self.tables.iter_mut().for_each(|log| log.is_unnamed = false);
+        }
+        Ok(())
     }
 
     /// Seals the tables whose open rows are too many, too large or too old.
