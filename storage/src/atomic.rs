@@ -45,9 +45,9 @@ impl FileError {
     pub fn exit_code(&self) -> u8 {
         let is_input = matches!(self.op, "read" | "open" | "list" | "resolve");
         match input::refusal_code(&self.source) {
-            Some(code) => code,
-            None if is_input && self.is_missing() => 66,
-            None => 74,
+            Some(code) if is_input => code,
+            _ if is_input && self.is_missing() => 66,
+            _ => 74,
         }
     }
 
@@ -75,7 +75,7 @@ fn check_plain(path: &Path) -> io::Result<()> {
     if kind.is_symlink() {
         return Err(refused("it is a symbolic link"));
     }
-    if kind.is_file() { Ok(()) } else { Err(io::Error::other("it is no regular file")) }
+    input::check_kind(kind)
 }
 
 /// Opens a regular file, never through a link, and never waiting for the other end of a pipe.
@@ -85,10 +85,12 @@ pub(crate) fn open_plain(path: &Path, options: &mut OpenOptions) -> io::Result<F
         Ok(file) => file,
         // The system's own words for a link are "too many levels of symbolic links".
         Err(error) => {
-            return Err(check_plain(path).err().filter(|e| e.kind() == io::ErrorKind::Other).unwrap_or(error));
+            let is_known = |e: &io::Error| e.kind() == io::ErrorKind::Other || input::refusal(e).is_some();
+            return Err(check_plain(path).err().filter(is_known).unwrap_or(error));
         }
     };
-    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is no regular file")) }
+    input::check_kind(file.metadata()?.file_type())?;
+    Ok(file)
 }
 
 /// Makes a folder and its parents, and brings the entries of all that were missing to the disk.

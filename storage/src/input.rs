@@ -57,7 +57,8 @@ pub fn refusal_code(error: &io::Error) -> Option<u8> {
     })
 }
 
-fn check_kind(kind: fs::FileType) -> io::Result<()> {
+/// Refuses what is no regular file.
+pub(crate) fn check_kind(kind: fs::FileType) -> io::Result<()> {
     let name = if kind.is_file() {
         return Ok(());
     } else if kind.is_dir() {
