@@ -6,11 +6,14 @@ use std::sync::Arc;
 use mlomae_storage::dataset::{
     self, ConvertReport, DataError, Dataset, DatasetSpec, Format, NameSource, Split, SyntheticSpec,
 };
-use mlomae_storage::escape::one_line;
+use mlomae_storage::escape::{one_line, shortened};
 
 use super::Session;
 use super::bar::Bar;
 use crate::error::CliError;
+
+/// Characters of a class's name that are printed; a text of a megabyte may be one, and no column is so wide.
+const MAX_NAME: usize = 120;
 
 /// Look at a dataset, convert it to Parquet, or generate one
 #[derive(Debug, clap::Args)]
@@ -249,7 +252,11 @@ fn info(args: &InfoArgs, session: &mut Session<'_>) -> Result<(), CliError> {
         for note in notes {
             writeln!(session.out, "  note     {}", one_line(&note))?;
         }
-        let classes: Vec<_> = summary.classes.iter().map(|(name, num)| (one_line(name), num)).collect();
+        let classes: Vec<_> = summary
+            .classes
+            .iter()
+            .map(|(name, num)| (one_line(&shortened(name, MAX_NAME)).into_owned(), num))
+            .collect();
         let width = classes.iter().map(|class| class.0.chars().count()).max().unwrap_or(0);
         for (label, (name, num_samples)) in classes.iter().enumerate() {
             writeln!(session.out, "    {label:>4}  {name:<width$}  {num_samples}")?;

@@ -10,6 +10,9 @@ use super::Session;
 use super::run_arg::find_run;
 use crate::error::CliError;
 
+/// Widest column of names; a longer name stands out.
+const MAX_WIDTH: usize = 200;
+
 /// Print what a checkpoint holds; checks every file against its sum
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -72,7 +75,7 @@ impl Args {
                 num_values
             )?;
             if self.tensors {
-                let width = tensors.iter().map(|tensor| one_line(&tensor.name).len()).max().unwrap_or(0);
+                let width = tensors.iter().map(|tensor| one_line(&tensor.name).len()).max().unwrap_or(0).min(MAX_WIDTH);
                 for tensor in tensors {
                     let Statistics { mean, std, max_abs } = statistics(&tensor.values);
                     let shape = format!("{:?}", tensor.shape);

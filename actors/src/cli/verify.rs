@@ -107,7 +107,7 @@ fn read(path: &Path) -> Result<Golden, CliError> {
 /// A line each: quantity, relative error, limit, ok.
 fn table(checks: &[Check]) -> String {
     let quantities = || checks.iter().map(|check| one_line(&check.quantity));
-    let width = quantities().map(|quantity| quantity.chars().count()).max().unwrap_or(0).max(8);
+    let width = quantities().map(|quantity| quantity.chars().count()).max().unwrap_or(0).clamp(8, 200);
     let mut text = format!("{:<width$}  {:>14}  {:>8}  ok\n", "quantity", "relative error", "limit");
     for (Check { error, limit, ok, .. }, quantity) in checks.iter().zip(quantities()) {
         let ok = if *ok { "ok" } else { "FAILED" };
