@@ -127,7 +127,8 @@ pub(crate) fn append(run: &Path, parts: &[(Table, u64, Option<PartSum>)]) -> Res
     if len > 0 {
         // What a power loss tore must not swallow the next line.
         let mut last = [0];
-        let read = atomic::open_plain(&path, OpenOptions::new().read(true)).and_then(|f| f.read_exact_at(&mut last, len - 1));
+        let read =
+            atomic::open_plain(&path, OpenOptions::new().read(true)).and_then(|f| f.read_exact_at(&mut last, len - 1));
         read.map_err(|e| FileError::new("read", &path, e))?;
         if last != [b'\n'] {
             text.push(b'\n');
