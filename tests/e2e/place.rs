@@ -16,6 +16,13 @@ const TENSOR_FILES: [&str; 4] = ["model.safetensors", "head.safetensors", "mask.
 /// How long anything here may take; a hang is a failure, not a wait.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// Whether whoever runs the tests has ignored SIGHUP for them.
+fn hang_ups_are_ignored() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.is_some_and(|mask| u64::from_str_radix(mask.trim(), 16).is_ok_and(|mask| mask & 1 == 1))
+}
+
 /// A temporary folder with `tiny.toml` in it.
 pub struct Place {
     folder: TempDir,
@@ -63,7 +70,15 @@ impl Place {
     }
 
     pub(crate) fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_mlomae-under-test"));
+        let program = env!("CARGO_BIN_EXE_mlomae-under-test");
+        let mut command = if hang_ups_are_ignored() {
+            // Under nohup the program inherits it, and rightly heeds no hang-up.
+            let mut env = Command::new("env");
+            env.args(["--default-signal=HUP", program]);
+            env
+        } else {
+            Command::new(program)
+        };
         command.args(args).current_dir(self.folder.path()).env_remove("RUST_LOG").stdin(Stdio::null());
         command
     }

@@ -58,12 +58,19 @@ pub(super) fn frames(bytes: &[u8]) -> impl Iterator<Item = Result<(&[u8], &[u8])
 /// Checks a frame against its sum; streams of earlier versions have none.
 fn check_sum(metadata: &[u8], body: &[u8]) -> Result<(), String> {
     let Some((rest, sum)) = metadata.split_last_chunk::<4>() else { return Ok(()) };
-    match rest.strip_suffix(TRAILER) {
-        Some(flatbuffer) if frame_sum(flatbuffer, body) != u32::from_le_bytes(*sum) => {
-            Err("a frame was altered, or not all of it reached the disk".to_owned())
-        }
-        _ => Ok(()),
-    }
+    let is_whole = match rest.strip_suffix(TRAILER) {
+        Some(flatbuffer) => frame_sum(flatbuffer, body) == u32::from_le_bytes(*sum),
+        None => !is_torn(rest),
+    };
+    if is_whole { Ok(()) } else { Err("a frame was altered, or not all of it reached the disk".to_owned()) }
+}
+
+/// Whether metadata ends with zeros in the place of the trailer, or of its end: pages that never reached the disk. No
+/// flatbuffer ends with so many.
+fn is_torn(metadata: &[u8]) -> bool {
+    let Some((_, tail)) = metadata.split_last_chunk::<{ TRAILER.len() }>() else { return false };
+    let same = tail.iter().zip(TRAILER).take_while(|(found, written)| found == written).count();
+    same >= TRAILER.iter().take_while(|byte| **byte == 0).count() && tail[same..].iter().all(|byte| *byte == 0)
 }
 
 /// What was found in a stream.

@@ -432,3 +432,34 @@ fn readers_of_a_table_that_is_resumed_again_and_again_see_no_gap_and_no_row_twic
     });
     println!("{num_looks:?} looks");
 }
+
+#[test]
+fn a_stream_whose_end_reads_as_zeros_is_damaged_and_never_of_something_else() {
+    let root = tempfile::tempdir().unwrap();
+    let mut log = LogWriter::open(root.path(), ctx(0), by_hand()).unwrap();
+    for step in 1..=2 {
+        push_step(&mut log, step).unwrap();
+        log.flush().unwrap();
+    }
+    let path = super::paths::live_path(root.path(), Table::Metrics, 1);
+    let whole = fs::read(&path).unwrap();
+    std::mem::forget(log);
+    let mut nums_rows = std::collections::BTreeSet::new();
+    for cut in 8..whole.len() {
+        let mut bytes = whole.clone();
+        bytes[cut..].fill(0);
+        let contents = super::stream::parse_stream(bytes, Table::Metrics);
+        assert_eq!(contents.foreign, None, "zeros from byte {cut}");
+        let steps: Vec<i64> = contents
+            .batches
+            .iter()
+            .flat_map(|batch| {
+                let column = batch.column_by_name("step").unwrap().clone();
+                arrow::array::AsArray::as_primitive::<arrow::datatypes::Int64Type>(&column).values().to_vec()
+            })
+            .collect();
+        assert_eq!(steps, (1..=steps.len() as i64).collect::<Vec<_>>(), "zeros from byte {cut}");
+        nums_rows.insert(steps.len());
+    }
+    assert_eq!(nums_rows.into_iter().collect::<Vec<_>>(), [0, 1, 2]);
+}
