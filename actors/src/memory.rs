@@ -146,15 +146,16 @@ impl Needs {
 
     /// What is said if there is less than needed.
     fn problem(&self, Available { num_bytes, limit }: Available) -> Option<String> {
-        let reserved = match limit {
+        let num_bytes_reserved = match limit {
             Limit::AddressSpace => THREAD_ADDRESS_BYTES.saturating_mul(self.num_threads as u64),
             _ => 0,
         };
-        let to_come = sum(&self.parts).saturating_add(reserved);
+        let reserved = Part { num_bytes: num_bytes_reserved, ..RESERVED };
+        let to_come = sum(&self.parts).saturating_add(reserved.num_bytes);
         if to_come <= num_bytes {
             return None;
         }
-        let all = std::iter::once(&self.held).chain(&self.parts);
+        let all = std::iter::once(&self.held).chain(&self.parts).chain([&reserved]);
         let largest = all.max_by_key(|part| part.num_bytes).unwrap_or(&self.held);
         let held = match self.held.num_bytes {
             0 => String::new(),
@@ -172,6 +173,12 @@ impl Needs {
 }
 
 const PROGRAM: Part = Part { name: "the program", num_bytes: PROGRAM_BYTES, keys: "nothing" };
+/// What counts only where address space is limited.
+const RESERVED: Part = Part {
+    name: "address space that threads reserve",
+    num_bytes: 0,
+    keys: "actors.STAGE.workers, or without ulimit -v",
+};
 
 fn sum(parts: &[Part]) -> u64 {
     parts.iter().map(|part| part.num_bytes).fold(0, u64::saturating_add)
@@ -322,6 +329,7 @@ mod tests {
         let num_bytes = sum(&needs.parts);
         assert_eq!(needs.problem(left(num_bytes)), None);
         assert!(needs.problem(left(num_bytes - 1)).is_some());
-        assert!(needs.problem(Available { num_bytes, limit: Limit::AddressSpace }).is_some());
+        let line = needs.problem(Available { num_bytes, limit: Limit::AddressSpace }).expect("refused");
+        assert!(line.contains("the most goes to address space that threads reserve, "), "{line}");
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use mlomae_dataflow::config::{Config, ConfigError, ConfigInputs, EvalConfig};
 use mlomae_dataflow::state::TrainState;
 use mlomae_model::kernels;
-use mlomae_storage::checkpoint;
+use mlomae_storage::checkpoint::{self, CheckpointError};
 use mlomae_storage::logs::{Clock, EvalRow, TableReader};
 use mlomae_storage::run_dir::{RunDir, RunStatus};
 
@@ -81,6 +81,18 @@ impl Run {
         // A checkpoint has a configuration too, so that a damaged file of the run's is no obstacle.
         let before = own().ok().and_then(|own| Some((Config::resolve(&own).ok()?, own)));
         let is_begun = from.is_some() || latest.is_some();
+        if !is_begun && record.status == RunStatus::Finished {
+            // Beginning anew would take back the rows of a run that came to its end.
+            return Err(CheckpointError::NotFound(path.to_path_buf()).into());
+        }
+        if !is_begun && record.step > 0 {
+            tracing::warn!(
+                kind = "checkpoints_gone",
+                "no checkpoint is left of the {} level-1 steps that {} counts, the run begins anew",
+                record.step,
+                path.join("run.json").display()
+            );
+        }
         let From { mut prepared, state, step, wall_s, data_changed } = if is_begun {
             let purpose = Purpose::Resume { accept_changed_data };
             let base = match (base, &before) {

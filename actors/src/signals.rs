@@ -105,6 +105,11 @@ impl SignalWatcher {
     pub fn ask_for_checkpoints(&self, request: &CheckpointRequest) {
         lock(&self.shared).checkpoint = Some(request.clone());
     }
+
+    /// From here on there is nothing to checkpoint any more, and USR1 says so.
+    pub fn end_checkpoints(&self) {
+        lock(&self.shared).checkpoint = None;
+    }
 }
 
 impl fmt::Debug for SignalWatcher {

@@ -264,6 +264,10 @@ impl RunDir {
             Err(error) => return Err(error.into()),
         }
         let run = Self { lock: Some(RunLock::acquire(&path)?), path };
+        // Another process may have moved the new folder aside before it was locked, and made and ended its own run here.
+        if crate::atomic::names(&run.path)?.iter().any(|name| name != LOCK) {
+            return Err(RunDirError::Exists(run.path));
+        }
         for dir in [run.logs(), run.checkpoints(), run.images(), run.report()] {
             atomic::create_plain_dir(&dir)?;
         }
@@ -521,6 +525,32 @@ mod tests {
         run.write_record(&record).unwrap();
         assert_eq!(run.status().unwrap(), RunStatus::Failed);
         assert_eq!(run.record().unwrap().exit_code, Some(74));
+    }
+
+    #[test]
+    fn of_processes_that_restart_a_run_at_once_each_has_a_folder_of_its_own() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("run");
+        let num_made = std::sync::atomic::AtomicU32::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..100 {
+                        // Some are late, or find that another was faster.
+                        let _ = RunDir::move_aside(&path);
+                        let Ok(run) = RunDir::create(root.path(), "run") else { continue };
+                        assert!(
+                            !run.path.join(RECORD).exists(),
+                            "a run that another process has ended is written over"
+                        );
+                        run.write_record(&RunRecord::begin("run", "0", "", 1)).unwrap();
+                        num_made.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    }
+                });
+            }
+        });
+        let kept = fs::read_dir(root.path()).unwrap().filter(|run| run.as_ref().unwrap().path().join(RECORD).exists());
+        assert_eq!(kept.count(), num_made.into_inner() as usize, "every run that was made is there");
     }
 
     #[test]

@@ -154,6 +154,7 @@ impl Args {
         let Some(report) = report else {
             return run.end(result, false, latest.get().step);
         };
+        session.signals.end_checkpoints();
         // The run ends with its evaluation: what is killed before it is not finished.
         let is_trained = result.is_ok();
         let (judgement, result) = match result {

@@ -232,6 +232,8 @@ fn newest(root: &Path) -> Result<Option<PathBuf>, CheckpointError> {
             candidates.push(root.join(format!("{OLD}{name}")));
         }
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput) => {}
+        // The path is a file, or one within a file.
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => return Ok(None),
         Err(error) => return Err(FileError::new("read", &link, error).into()),
     }
     candidates.extend(steps(root)?.into_iter().rev().map(|(_, name)| root.join(name)));
