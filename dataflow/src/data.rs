@@ -130,7 +130,7 @@ impl Data {
         let train = dataset::open(&DatasetSpec { max_resident_bytes, ..data.dataset_spec(Split::Train) })?;
         let info = train.info();
         let labels = (0..train.len()).map(|index| train.label(index)).collect::<Result<Vec<_>, _>>()?;
-        check_labels(train.as_ref(), &labels)?;
+        check_labels(train.as_ref(), &labels, data.label_column.is_some())?;
         let (test, test_role) = TestRole::open(data, train.as_ref(), &labels, max_resident_bytes)?;
         let shares = Shares {
             pretrain: data.pretrain_fraction,
@@ -176,6 +176,13 @@ impl Data {
     #[must_use]
     pub fn notes(&self) -> Vec<String> {
         let mut notes = self.train.notes();
+        let num_images = self.train.len();
+        let num_unlabelled = (0..num_images).filter(|index| matches!(self.train.label(*index), Ok(None))).count();
+        if num_unlabelled > 0 {
+            notes.push(format!(
+                "{num_unlabelled} of {num_images} images of the train split have no label, they can only pretrain"
+            ));
+        }
         for note in self.test.iter().flat_map(|test| test.notes()) {
             // Both splits tell of the folders around them.
             if !notes.contains(&note) {
@@ -245,7 +252,8 @@ impl Data {
 }
 
 /// Whether the labels of the train split can be a task's: several classes, and several images of them.
-fn check_labels(train: &dyn Dataset, labels: &[Option<i32>]) -> Result<(), SetupError> {
+/// Who names the column knows what is in it, so that only what cannot be a task at all is refused.
+fn check_labels(train: &dyn Dataset, labels: &[Option<i32>], is_named: bool) -> Result<(), SetupError> {
     let (info, origin) = (train.info(), train.label_origin());
     let name = info.name.clone();
     let num_labelled = labels.iter().flatten().count();
@@ -257,7 +265,7 @@ fn check_labels(train: &dyn Dataset, labels: &[Option<i32>]) -> Result<(), Setup
     }
     let refuse = |problem: String| Err(SetupError::NoClasses { name: name.clone(), problem, labels: labels.clone() });
     // Names that the data declares may well be more than the images of a small part of it.
-    let is_declared = origin.names == NameSource::Declared;
+    let is_declared = is_named || origin.names == NameSource::Declared;
     if num_classes == num_labelled || (!is_declared && 2 * num_classes > num_labelled) {
         return refuse(format!("{num_labelled} labelled images have {num_classes} different ones, as an index has"));
     }

@@ -322,7 +322,8 @@ fn print_reports(reports: &[ConvertReport], session: &mut Session<'_>) -> Result
             (Some(_), 0) => String::new(),
             (Some(_), num) => format!(", {num} of them without a label"),
         };
-        writeln!(session.out, "{}  {num_samples} images{labels}, {mib:.1} MiB", path.display())?;
+        let path = path.display().to_string();
+        writeln!(session.out, "{}  {num_samples} images{labels}, {mib:.1} MiB", one_line(&path))?;
     }
     Ok(())
 }

@@ -233,10 +233,11 @@ impl Gathered {
     ) -> Result<Arc<dyn Dataset>, DataError> {
         let columns = self.columns.ok_or_else(|| DataError::malformed(path, "no files"))?;
         if self.labels.is_empty() {
-            return Err(DataError::malformed(path, "no rows"));
+            return Err(DataError::malformed(path, format!("the {split} split has no rows")));
         }
         let column = columns.label.as_ref().ok();
         let Unified { class_names, source, labels } = self.labels.unify(column)?;
+        let note = column.and_then(LabelColumn::note);
         let origin = LabelOrigin {
             names: source,
             column_type: column.map(|column| column.type_text.clone()),
@@ -261,7 +262,8 @@ impl Gathered {
             image_size: survey.image_size(),
             channels: survey.channels(),
         };
-        let notes = self.notes;
+        let mut notes = self.notes;
+        notes.extend(note);
         Ok(Arc::new(ParquetDataset {
             info,
             origin,

@@ -89,8 +89,15 @@ pub(crate) fn open(path: &Path, spec: &DatasetSpec, scope: &Scope) -> Result<Arc
     // A small split may lack a class: the other one knows it.
     let mut largest = labels.iter().copied().max().unwrap_or(0);
     let other = if spec.split == Split::Train { Split::Test } else { Split::Train };
-    if let Ok((_, other_labels)) = find(path, other, scope) {
-        largest = largest.max(read_labels(&other_labels, spec)?.into_iter().max().unwrap_or(0));
+    match find(path, other, scope) {
+        Ok((_, other_labels)) => {
+            largest = largest.max(read_labels(&other_labels, spec)?.into_iter().max().unwrap_or(0));
+        }
+        // Images that cannot be used are not the same as none.
+        Err(DataError::NoSplit { hint, .. }) if has_images(path, other, scope)? => {
+            scope.say(format!("the images of the {other} split are left out: {hint}"));
+        }
+        Err(_) => {}
     }
     let info = DatasetInfo {
         name: file_name(path),
@@ -104,6 +111,12 @@ pub(crate) fn open(path: &Path, spec: &DatasetSpec, scope: &Scope) -> Result<Arc
     };
     let dataset = RawDataset::new(info, Layout::Interleaved, images.values, labels, &[(image_file, 0)])?;
     Ok(Arc::new(dataset.with_notes(scope.lines())))
+}
+
+/// Whether there are images of a split, with or without their labels.
+fn has_images(path: &Path, split: Split, scope: &Scope) -> Result<bool, DataError> {
+    let is_of_split = |file: &PathBuf| part_of(&file_name_of(file)).is_some_and(|part| parts_of(split).contains(&part));
+    Ok(image_files(path, scope)?.iter().any(is_of_split))
 }
 
 /// The image and label file of a split.

@@ -58,6 +58,16 @@ pub(super) struct LabelColumn {
     by_elimination: bool,
 }
 
+impl LabelColumn {
+    /// What the owner of the data should know of the choice.
+    pub(super) fn note(&self) -> Option<String> {
+        let text = format!("{} ({})", self.name.escape_debug(), self.type_text);
+        self.by_elimination.then(|| {
+            format!("labels are those of column {text}, as no other can be meant, but nothing says so; {KEY} names one")
+        })
+    }
+}
+
 /// The label column of a file, if it has one, or else the columns that are not taken for it, each with its type.
 ///
 /// # Errors
@@ -160,11 +170,41 @@ impl Candidate<'_> {
 
 /// Whether a column of numbers is an index or a size by its name, or pandas' index.
 fn is_index(name: &str, features: &Features) -> bool {
-    const NAMES: [&str; 22] = [
-        "id", "idx", "index", "row", "uid", "key", "no", "nr", "width", "height", "w", "h", "size", "length",
-        "channels", "depth", "bytes", "area", "offset", "position", "count", "fold",
+    // Alone; behind another word as in `image_id`, `img_w`; or joined to one as in `imageid`, `filesize`.
+    const NAMES: [&str; 27] = [
+        "id",
+        "idx",
+        "index",
+        "row",
+        "uid",
+        "key",
+        "no",
+        "nr",
+        "width",
+        "height",
+        "w",
+        "h",
+        "size",
+        "length",
+        "channels",
+        "depth",
+        "bytes",
+        "area",
+        "offset",
+        "position",
+        "count",
+        "fold",
+        "pixels",
+        "seq",
+        "frame",
+        "len",
+        "timestamp",
     ];
-    const ENDS: [&str; 10] = ["id", "idx", "index", "nr", "no", "width", "height", "size", "count", "bytes"];
+    const ENDS: [&str; 18] = [
+        "id", "idx", "index", "nr", "no", "width", "height", "w", "h", "size", "length", "len", "count", "bytes",
+        "pixels", "px", "offset", "area",
+    ];
+    const JOINED: [&str; 8] = ["imageid", "imgid", "rowid", "sampleid", "fileid", "rownum", "filesize", "nbytes"];
     const OF_CLASSES: [&str; 4] = ["label", "class", "categor", "target"];
     let lower = name.to_ascii_lowercase();
     if features.index_columns.iter().any(|column| column == name) || lower.starts_with("__") {
@@ -175,11 +215,15 @@ fn is_index(name: &str, features: &Features) -> bool {
     }
     let last = lower.rsplit(['_', '-', '.', ' ']).next().unwrap_or_default();
     // `imageId`: a hump is a separator too.
-    let is_hump = ["Id", "ID", "Idx", "Index"].iter().any(|end| name.len() > end.len() && name.ends_with(end));
+    let is_hump = ["Id", "ID", "Idx", "Index", "Width", "Height", "Size", "Count", "Bytes"]
+        .iter()
+        .any(|end| name.len() > end.len() && name.ends_with(end));
     NAMES.contains(&lower.as_str())
+        || JOINED.contains(&lower.as_str())
         || (last != lower && ENDS.contains(&last))
         || is_hump
         || lower.starts_with("num_")
+        || lower.starts_with("n_")
         || lower.starts_with("unnamed:")
 }
 

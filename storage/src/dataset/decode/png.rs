@@ -92,5 +92,5 @@ pub(super) fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Vec<u8>, Dec
     }
     let corrupt = |e: image::ImageError| DecodeError::corrupt("png", e);
     let decoder = PngDecoder::with_limits(Cursor::new(bytes), limits.of_decoder()).map_err(corrupt)?;
-    to_u8(decoder, "png")
+    to_u8(decoder, "png", bytes.len())
 }

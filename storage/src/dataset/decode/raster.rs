@@ -80,12 +80,12 @@ fn pixels(
     limits: &DecodeLimits,
 ) -> Result<Vec<u8>, DecodeError> {
     decoder.set_limits(limits.of_decoder()).map_err(refuse(kind.name(), len))?;
-    to_u8(decoder, kind.name())
+    to_u8(decoder, kind.name(), len)
 }
 
 /// All of a decoder's pixels as grey or RGB: alpha is dropped; of 16 bits grey is rounded, of RGB the high byte is
-/// taken as Pillow does (which would clip grey at 255 of 65535).
-pub(super) fn to_u8(decoder: impl ImageDecoder, format: &'static str) -> Result<Vec<u8>, DecodeError> {
+/// taken as Pillow does (which would clip grey at 255 of 65535). `len` is the number of encoded bytes.
+pub(super) fn to_u8(decoder: impl ImageDecoder, format: &'static str, len: usize) -> Result<Vec<u8>, DecodeError> {
     let color = decoder.color_type();
     let num_bytes = usize::try_from(decoder.total_bytes()).unwrap_or(usize::MAX);
     let mut bytes = Vec::new();
@@ -93,7 +93,7 @@ pub(super) fn to_u8(decoder: impl ImageDecoder, format: &'static str) -> Result<
         return Err(DecodeError::corrupt(format, format!("no memory for {num_bytes} bytes")));
     }
     bytes.resize(num_bytes, 0);
-    decoder.read_image(&mut bytes).map_err(refuse(format, num_bytes))?;
+    decoder.read_image(&mut bytes).map_err(refuse(format, len))?;
     let without_alpha = |bytes: Vec<u8>, channels: usize| -> Vec<u8> {
         bytes.chunks_exact(channels + 1).flat_map(|pixel| pixel[..channels].iter().copied()).collect()
     };
@@ -160,7 +160,10 @@ fn tiff_variety(reader: &mut (impl BufRead + Seek), limits: &DecodeLimits) -> Re
     use tiff::decoder::{Decoder, Limits};
     use tiff::tags::Tag;
 
-    let corrupt = |e: tiff::TiffError| DecodeError::corrupt("tiff", e);
+    let corrupt = |e: tiff::TiffError| match e {
+        tiff::TiffError::UnsupportedError(e) => DecodeError::unsupported("tiff", super::one_line(&e.to_string())),
+        e => DecodeError::corrupt("tiff", e),
+    };
     let mut bounds = Limits::default();
     bounds.ifd_value_size = bounds.ifd_value_size.min(limits.max_bytes);
     let mut decoder = Decoder::new(reader).map_err(corrupt)?.with_limits(bounds);

@@ -178,7 +178,22 @@ fn values_that_are_no_classes_are_refused_with_their_row() {
 #[test]
 fn an_index_or_a_size_is_never_taken_unasked() {
     let few = || numbers(&[0, 1, 0, 1, 0]);
-    for name in ["__index_level_0__", "id", "idx", "image_id", "imageId", "width", "num_faces", "Unnamed: 0", "key"] {
+    for name in [
+        "__index_level_0__",
+        "id",
+        "idx",
+        "image_id",
+        "imageId",
+        "width",
+        "num_faces",
+        "Unnamed: 0",
+        "key",
+        "img_w",
+        "imageWidth",
+        "filesize",
+        "n_pixels",
+        "frame",
+    ] {
         let made = of(vec![(name, few())]);
         let error = made.error();
         let end = format!("is an index or a size by its name; choose data.label_column from: {name} (int64)");
@@ -189,6 +204,7 @@ fn an_index_or_a_size_is_never_taken_unasked() {
         // Beside a column that can be meant, it is none.
         let dataset = of(vec![(name, few()), ("fruit", few())]).open(Split::Train).unwrap();
         assert_eq!(dataset.info().label_column.as_deref(), Some("fruit"), "{name}");
+        assert!(dataset.notes().iter().any(|note| note.contains("column fruit (int64)")), "taken, but not silently");
         let texts = strings(&["b", "a", "b", "a", "b"]);
         for usual in ["label", "labels", "class", "target", "Label"] {
             let dataset = of(vec![(name, few()), (usual, texts.clone())]).open(Split::Train).unwrap();
