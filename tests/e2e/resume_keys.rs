@@ -123,13 +123,14 @@ const OTHER: [(&str, &str); 112] = [
 ];
 
 /// Keys without a meaning for generated data, or in the run's setting, or for training.
-const WITHOUT_EFFECT: [&str; 6] = [
+const WITHOUT_EFFECT: [&str; 7] = [
     "data.label_column",
     "data.image_column",
     "data.test_split",
     "data.augment.min_area",
     "data.synthetic.num_test",
     "data.on_bad_image",
+    "data.exif_orientation",
 ];
 
 fn resume(place: &Place, run: &str, sets: &[String]) -> Ended {
