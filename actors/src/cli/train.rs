@@ -25,19 +25,20 @@ use crate::training::{Observer, TrainingOptions, train};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Signals:
-  INT, TERM   finish the outer iteration, write a checkpoint, seal the logs and exit with 130 or 143;
-              the second of them leaves at once
-  USR1        writes a checkpoint at the end of the outer iteration and goes on; several that come
-              meanwhile are one, and it counts among checkpoint.keep (Slurm: --signal=USR1@120)
+  INT, TERM   finish the outer iteration, write a checkpoint, seal the logs and exit with
+              130 or 143; the second of them leaves at once
+  USR1        writes a checkpoint at the end of the outer iteration and goes on; several that
+              come meanwhile are one, and it counts among checkpoint.keep
+              (Slurm: --signal=USR1@120)
   USR2, HUP, XCPU
-              end like TERM, with 140, 129 and 152, so that a job script can tell and requeue; repeated
-              ones are no haste. HUP is ignored if it was at the start, as under nohup
+              end like TERM, with 140, 129 and 152, so that a job script can tell and requeue;
+              repeated ones are no haste. HUP is ignored if it was at the start, as under nohup
   XFSZ        (ulimit -f) is an I/O error like a full disk
-Before the run directory is made, and during the evaluation at the end, signals leave at once: the
-checkpoint is safe, and USR1 is remembered until there is something to checkpoint. Any interrupted run
-can be resumed, exactly. If nothing but the evaluation at the end fails, the run is finished all the
-same: the exit code is that of the failure (65 a bad image, 74 a disk), run.json keeps it, and
-`mlomae eval knn RUN` repeats it.
+Before the run directory is made, and during the evaluation at the end, signals leave at once:
+the checkpoint is safe, and USR1 is remembered until there is something to checkpoint. Any
+interrupted run can be resumed, exactly. If nothing but the evaluation at the end fails, the run
+is finished all the same: the exit code is that of the failure (65 a bad image, 74 a disk),
+run.json keeps it, and `mlomae eval knn RUN` repeats it.
 
 Examples:
   mlomae train                                       embedded images, about two minutes
