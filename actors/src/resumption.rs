@@ -60,8 +60,8 @@ impl Run {
     ///
     /// # Errors
     /// If there is no such run, another process holds it, its files are damaged, a key is given that cannot take effect,
-    /// the data are others (unless `accept_changed_data`), memory is too small, or the metrics' address cannot be had. Nothing is changed then.
-    /// `before_changes` is called before anything is changed but what an interrupted save left.
+    /// the data are others (unless `accept_changed_data`), memory is too small, or the metrics' address cannot be had.
+    /// Nothing is changed then: `before_changes` is called before anything is, but for what an interrupted save left.
     pub fn resume(
         path: &Path,
         base: Option<ConfigInputs>,
