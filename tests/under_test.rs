@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use mlomae_dataflow::fault::FaultPlan;
+use mlomae_dataflow::flow::fault::FaultPlan;
 
 fn main() -> ExitCode {
     let faults = match std::env::var("MLOMAE_FAULT") {

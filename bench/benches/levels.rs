@@ -3,8 +3,8 @@
 //! Allocations are those of one call after warm-up; tensors make none.
 
 use divan::Bencher;
+use mlomae_actors::measure::workload::{Workload, WorkloadSpec};
 use mlomae_dataflow::config::Preset;
-use mlomae_dataflow::workload::{Workload, WorkloadSpec};
 
 #[global_allocator]
 static ALLOC: divan::AllocProfiler = divan::AllocProfiler::system();

@@ -5,7 +5,7 @@
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
 use mlomae_bench::{BLOCKS, BlockShape, values};
-use mlomae_model::kernels::{self, AdamWStep, Epilogue, Mat};
+use mlomae_kernels::{self as kernels, AdamWStep, Epilogue, Mat};
 
 fn main() {
     divan::main();

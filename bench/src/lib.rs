@@ -1,6 +1,6 @@
 //! What the benchmarks of single operations have in common: data, and the shapes of one encoder block.
 
-use mlomae_model::kernels::AttentionShape;
+use mlomae_kernels::AttentionShape;
 
 /// The encoder block of a preset on one micro-batch of whole images.
 #[derive(Clone, Copy, Debug)]

@@ -3,8 +3,8 @@
 use std::alloc::System;
 use std::sync::Mutex;
 
+use mlomae_actors::measure::workload::{Workload, WorkloadSpec};
 use mlomae_dataflow::config::Preset;
-use mlomae_dataflow::workload::{Workload, WorkloadSpec};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
 #[global_allocator]

@@ -25,7 +25,7 @@ fn rust_log_filters_what_stderr_shows_and_not_what_is_logged() {
         assert_eq!(shows(run, Some(filter), [false; 3]), "");
     }
     shows("info", Some("info"), [true; 3]);
-    shows("module", Some("mlomae_actors::run=info"), [true, false, false]);
+    shows("module", Some("mlomae_actors::train::run=info"), [true, false, false]);
     shows("debug", Some("warn,mlomae_actors::cli=debug"), [false, true, true]);
     let ended = place.run_with_filter("mlomae=loud", &["train", "tiny.toml"]);
     assert_eq!(ended.code, Some(2), "{ended:#?}");

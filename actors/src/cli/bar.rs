@@ -2,7 +2,7 @@
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::terminal::Terminal;
+use crate::process::terminal::Terminal;
 
 /// A bar on a terminal; nothing elsewhere. It goes when dropped.
 pub(crate) struct Bar {

@@ -2,13 +2,13 @@
 
 use std::path::PathBuf;
 
+use crate::measure::workload::WorkloadSpec;
 use mlomae_dataflow::config::Preset;
-use mlomae_dataflow::workload::WorkloadSpec;
 
 use super::Session;
 use super::bar::Bar;
-use crate::benchmark::{BenchSpec, bench};
-use crate::error::{CliError, exit_code};
+use crate::measure::bench::{BenchSpec, bench};
+use crate::process::error::{CliError, exit_code};
 
 /// Measure an outer iteration by level and stage, and beside PyTorch if a Python with torch is given
 #[derive(Debug, clap::Args)]

@@ -1,19 +1,19 @@
 //! `mlomae check`: everything that can be known to be wrong before a run.
 
-use mlomae_dataflow::augment::Normalisation;
-use mlomae_dataflow::bad_images::IMAGE_SKIPPED;
 use mlomae_dataflow::config::{Config, ConfigInputs};
-use mlomae_dataflow::data::Data;
-use mlomae_dataflow::plan::Role;
+use mlomae_dataflow::input::augment::Normalisation;
+use mlomae_dataflow::input::bad_images::IMAGE_SKIPPED;
+use mlomae_dataflow::input::plan::Role;
+use mlomae_dataflow::run::data::Data;
 use mlomae_storage::dataset::Dataset;
 
 use super::Session;
 use super::bar::Bar;
 use super::config_args::ConfigArgs;
 use super::facts::{bytes_text, facts, topology_of};
-use crate::error::{CliError, exit_code};
-use crate::memory::Needs;
-use crate::setup::Prepared;
+use crate::process::error::{CliError, exit_code};
+use crate::train::memory::Needs;
+use crate::train::setup::Prepared;
 
 /// Values of images that are decoded at most, about: some ten seconds.
 const MAX_VALUES: usize = 1 << 29;

@@ -4,8 +4,8 @@ use mlomae_dataflow::config::schema;
 
 use super::Session;
 use super::config_args::ConfigArgs;
-use crate::error::CliError;
-use crate::setup::config_toml;
+use crate::process::error::CliError;
+use crate::train::setup::config_toml;
 
 /// Show the resolved configuration, or the schema of all keys
 #[derive(Debug, clap::Args)]

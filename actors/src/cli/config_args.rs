@@ -11,7 +11,7 @@ use mlomae_storage::escape::os_text;
 use mlomae_storage::input::{Refusal, read_at_most, read_to_end, refusal};
 use mlomae_storage::run_dir::MAX_CONFIG_BYTES;
 
-use crate::error::{CliError, exit_code};
+use crate::process::error::{CliError, exit_code};
 
 /// A configuration file, overlays over it and single settings.
 #[derive(Debug, Clone, Default, clap::Args)]

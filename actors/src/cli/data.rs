@@ -10,7 +10,7 @@ use mlomae_storage::escape::{one_line, shortened};
 
 use super::Session;
 use super::bar::Bar;
-use crate::error::CliError;
+use crate::process::error::CliError;
 
 /// Characters of a class's name that are printed; a text of a megabyte may be one, and no column is so wide.
 const MAX_NAME: usize = 120;

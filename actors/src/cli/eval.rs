@@ -8,11 +8,11 @@ use mlomae_model::layout::ParamSet;
 use super::Session;
 use super::bar::Bar;
 use super::run_arg::{OverlayArgs, find_run};
-use crate::continuity::Purpose;
-use crate::error::CliError;
-use crate::eval::{Judge, Judgement, Task};
-use crate::memory::Needs;
-use crate::trained::{Base, Trained};
+use crate::process::error::CliError;
+use crate::train::continuity::Purpose;
+use crate::train::eval::{Judge, Judgement, Task};
+use crate::train::memory::Needs;
+use crate::train::trained::{Base, Trained};
 
 /// Judge the encoder's features on the test split, which pretraining never saw
 #[derive(Debug, clap::Args)]

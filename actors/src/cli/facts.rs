@@ -1,15 +1,15 @@
 //! What is known of a run before it starts, in lines for people.
 
-use mlomae_dataflow::pipeline::topology;
-use mlomae_dataflow::plan::Role;
-use mlomae_dataflow::topology::Topology;
+use mlomae_dataflow::flow::topology::Topology;
+use mlomae_dataflow::input::plan::Role;
+use mlomae_dataflow::run::pipeline::topology;
 use mlomae_model::layout::ParamSet;
 use mlomae_storage::escape::one_line;
 use mlomae_storage::machine_memory;
 
-use crate::error::{CliError, exit_code};
-use crate::memory::Needs;
-use crate::setup::Prepared;
+use crate::process::error::{CliError, exit_code};
+use crate::train::memory::Needs;
+use crate::train::setup::Prepared;
 
 /// A name and what is to be said of it.
 pub(crate) type Fact = (&'static str, String);

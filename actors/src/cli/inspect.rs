@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::Session;
 use super::run_arg::find_run;
-use crate::error::CliError;
+use crate::process::error::CliError;
 
 /// Widest column of names; a longer name stands out.
 const MAX_WIDTH: usize = 200;

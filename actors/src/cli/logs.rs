@@ -9,7 +9,7 @@ use mlomae_storage::run_dir::RunLock;
 
 use super::Session;
 use super::run_arg::find_run;
-use crate::error::{CliError, exit_code};
+use crate::process::error::{CliError, exit_code};
 
 /// How often a followed table is looked at.
 const POLL: Duration = Duration::from_millis(500);

@@ -29,16 +29,16 @@ use std::process::ExitCode;
 use clap::builder::Styles;
 use clap::builder::styling::AnsiColor;
 use clap::{Parser, Subcommand};
-use mlomae_dataflow::exit::panic_message;
-use mlomae_dataflow::fault::FaultPlan;
-use mlomae_model::kernels::{self, Isa};
+use mlomae_dataflow::flow::exit::panic_message;
+use mlomae_dataflow::flow::fault::FaultPlan;
+use mlomae_kernels::{self as kernels, Isa};
 use mlomae_storage::escape::{lines, one_line, shortened};
 
-use crate::error::{CliError, exit_code};
-use crate::logging::{self, EventQueue, LogFormat};
-use crate::panic_hook;
-use crate::signals::SignalWatcher;
-use crate::terminal::Terminal;
+use crate::process::error::{CliError, exit_code};
+use crate::process::logging::{self, EventQueue, LogFormat};
+use crate::process::panic_hook;
+use crate::process::signals::SignalWatcher;
+use crate::process::terminal::Terminal;
 
 /// Characters of an error that are printed: a file may have a hundred thousand columns to choose from.
 const MAX_LINE: usize = 1500;

@@ -6,7 +6,7 @@ use mlomae_dataflow::config::ConfigInputs;
 use mlomae_storage::run_dir::RunDir;
 
 use super::config_args::{Setting, overlay_inputs};
-use crate::error::CliError;
+use crate::process::error::CliError;
 
 /// Where runs are kept unless the configuration says otherwise.
 pub(crate) const DEFAULT_ROOT: &str = "runs";

@@ -2,14 +2,14 @@
 
 use std::path::PathBuf;
 
+use crate::measure::simulation::{Scenario, Simulated, Work, simulate};
 use mlomae_dataflow::config::{Config, MaskInput};
-use mlomae_dataflow::simulation::{Scenario, Simulated, Work, simulate};
-use mlomae_dataflow::stage_name::StageName;
+use mlomae_dataflow::flow::stage_name::StageName;
 
 use super::Session;
 use super::run_arg::find_run;
-use crate::error::{CliError, exit_code};
-use crate::top::history::{History, Totals};
+use crate::process::error::{CliError, exit_code};
+use crate::watch::top::history::{History, Totals};
 
 /// Outer iterations of a simulation.
 const NUM_OUTER: u64 = 120;
@@ -81,7 +81,7 @@ fn measure(history: &History) -> Option<Measured> {
     let threads = [1, score, threads[0], threads[1], threads[2]].map(|num| num.min(num_cores) as f64);
     let mut core_s = [0.0; 5];
     let (mut all_core_s, mut num_outer) = (0.0, 0.0);
-    for (place, stage) in mlomae_dataflow::simulation::STAGES.into_iter().enumerate() {
+    for (place, stage) in crate::measure::simulation::STAGES.into_iter().enumerate() {
         let own = tracks.iter().filter(|((name, _), _)| *name == stage).map(|(_, track)| track.at(end));
         let total = own.fold(Totals::default(), Totals::plus);
         if total.items < 1.0 {
@@ -177,7 +177,7 @@ impl Args {
             own_cores, measured.outer_per_s, own.outer_per_s
         )?;
         write!(session.out, "core-ms of an item:")?;
-        for (stage, seconds) in mlomae_dataflow::simulation::STAGES.iter().zip(measured.core_s) {
+        for (stage, seconds) in crate::measure::simulation::STAGES.iter().zip(measured.core_s) {
             write!(session.out, "  {stage} {:.2}", 1e3 * seconds)?;
         }
         writeln!(session.out, "  (busy x threads x {:.2})\n", measured.scale)?;

@@ -7,9 +7,9 @@ use console::Term;
 
 use super::Session;
 use super::run_arg::find_run;
-use crate::error::{CliError, exit_code};
-use crate::timeline::Timeline;
-use crate::top::history::History;
+use crate::process::error::{CliError, exit_code};
+use crate::watch::timeline::Timeline;
+use crate::watch::top::history::History;
 
 /// Width where there is no terminal.
 const WIDTH: usize = 80;

@@ -8,11 +8,11 @@ use console::Term;
 
 use super::Session;
 use super::run_arg::find_run;
-use crate::error::CliError;
-use crate::signals::SignalWatcher;
-use crate::top::Frame;
-use crate::top::history::History;
-use crate::top::render::render;
+use crate::process::error::CliError;
+use crate::process::signals::SignalWatcher;
+use crate::watch::top::Frame;
+use crate::watch::top::history::History;
+use crate::watch::top::render::render;
 
 /// How often the display is renewed.
 const REFRESH: Duration = Duration::from_secs(1);

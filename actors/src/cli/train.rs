@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use mlomae_dataflow::checkpoint_request::CheckpointRequest;
 use mlomae_dataflow::config::ConfigInputs;
+use mlomae_dataflow::flow::stop::{StopFlag, StopReason};
+use mlomae_dataflow::method::checkpoint_request::CheckpointRequest;
 use mlomae_dataflow::stages::log::RecordSink;
-use mlomae_dataflow::stop::{StopFlag, StopReason};
 use mlomae_storage::escape::os_text;
 
 use super::Session;
@@ -14,12 +14,12 @@ use super::config_args::ConfigArgs;
 use super::facts::facts;
 use super::run_arg::find_run;
 use super::train_end::{final_judgement, judge_at_end, print_finished, print_summary};
-use crate::error::{CliError, check_outcome};
-use crate::prometheus::{self, ProbeSlot};
-use crate::resumption::Resumed;
-use crate::run::{Run, Start};
-use crate::signals::SignalWatcher;
-use crate::training::{Observer, TrainingOptions, train};
+use crate::process::error::{CliError, check_outcome};
+use crate::process::signals::SignalWatcher;
+use crate::train::resumption::Resumed;
+use crate::train::run::{Run, Start};
+use crate::train::training::{Observer, TrainingOptions, train};
+use crate::watch::prometheus::{self, ProbeSlot};
 
 /// Pretrain with learned masks, from a configuration or where a run ended
 #[derive(Debug, clap::Args)]

@@ -5,25 +5,25 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::Instant;
 
-use mlomae_dataflow::bad_images::SkippedImage;
-use mlomae_dataflow::exit::panic_message;
-use mlomae_dataflow::run_sink::{CheckpointTensors, Latest};
-use mlomae_dataflow::state::TrainState;
+use mlomae_dataflow::flow::exit::panic_message;
+use mlomae_dataflow::input::bad_images::SkippedImage;
+use mlomae_dataflow::run::sink::{CheckpointTensors, Latest};
+use mlomae_dataflow::run::state::TrainState;
 use mlomae_model::layout::ParamSet;
 use mlomae_storage::checkpoint;
 
 use super::bar::Bar;
 use super::facts::count_text;
-use crate::error::{CliError, exit_code};
-use crate::eval::{Judge, Judgement, Task};
-use crate::progress::duration_text;
-use crate::resumption::Finished;
-use crate::run::Run;
-use crate::run_log::RowCounts;
-use crate::setup::Prepared;
-use crate::terminal::Terminal;
-use crate::timing::timing_tree;
-use crate::training::TrainingReport;
+use crate::process::error::{CliError, exit_code};
+use crate::process::terminal::Terminal;
+use crate::train::eval::{Judge, Judgement, Task};
+use crate::train::resumption::Finished;
+use crate::train::run::Run;
+use crate::train::run_log::RowCounts;
+use crate::train::setup::Prepared;
+use crate::train::training::TrainingReport;
+use crate::watch::progress::duration_text;
+use crate::watch::timing::timing_tree;
 
 /// The k-NN accuracies of the final encoder and of an untrained one.
 pub(super) struct FinalJudgement {

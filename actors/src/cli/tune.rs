@@ -4,16 +4,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use mlomae_dataflow::stage_name::StageName;
+use mlomae_dataflow::flow::stage_name::StageName;
 use mlomae_storage::out_file::{is_stdout, write_out};
 
 use super::Session;
 use super::config_args::ConfigArgs;
-use crate::error::CliError;
-use crate::measurement::Measurement;
-use crate::memory::Needs;
-use crate::setup::Prepared;
-use crate::tuning::{Tuning, overlay, tune};
+use crate::measure::measurement::Measurement;
+use crate::measure::tune::{Tuning, overlay, tune};
+use crate::process::error::CliError;
+use crate::train::memory::Needs;
+use crate::train::setup::Prepared;
 
 /// Find the fastest workers, micro-batches and queues for a configuration on this machine
 #[derive(Debug, clap::Args)]

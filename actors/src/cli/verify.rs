@@ -10,7 +10,7 @@ use mlomae_storage::escape::one_line;
 use mlomae_storage::machine_memory::{Available, available, bytes_text};
 
 use super::Session;
-use crate::error::{CliError, exit_code};
+use crate::process::error::{CliError, exit_code};
 
 /// Compare one outer iteration with the golden vectors of an independent reference
 #[derive(Debug, clap::Args)]

@@ -9,11 +9,11 @@ use mlomae_storage::out_file::{is_stdout, write_out};
 
 use super::Session;
 use super::run_arg::{OverlayArgs, find_run};
-use crate::continuity::Purpose;
-use crate::error::CliError;
-use crate::memory::Needs;
 use crate::pictures::panel_of;
-use crate::trained::{Base, Trained};
+use crate::process::error::CliError;
+use crate::train::continuity::Purpose;
+use crate::train::memory::Needs;
+use crate::train::trained::{Base, Trained};
 
 /// Write a PNG panel of images with their scores, masks and reconstructions
 #[derive(Debug, clap::Args)]

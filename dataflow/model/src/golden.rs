@@ -10,8 +10,6 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::arena::{Arena, Buffer, Params};
-use crate::compute::Compute;
 use crate::config::{MaskInput, MaskNetKind, ModelConfig, PosEmbed};
 use crate::error::ModelError;
 use crate::layout::{Layout, ParamSet};
@@ -19,6 +17,8 @@ use crate::levels::downstream::{Labelled, evaluate_clean, evaluate_published};
 use crate::levels::optimizer::{AdamW, AdamWConfig};
 use crate::levels::scoring::{Masker, score};
 use crate::levels::{Model, hypergradient, pretrain};
+use crate::parallel::arena::{Arena, Buffer, Params};
+use crate::parallel::compute::Compute;
 
 /// The `config` metadata of a golden file.
 #[derive(Clone, Debug, Deserialize)]

@@ -3,22 +3,20 @@
 //!
 //! Nothing here knows a channel, a file or an actor. See [`levels`] for the algorithm, [`engine`] for the seam to other devices.
 
-pub mod arena;
-pub mod compute;
 pub mod config;
-pub mod dfdx_cpu;
 pub mod engine;
 pub mod error;
 pub mod golden;
-pub mod kernels;
 pub mod layout;
 pub mod levels;
+pub mod masking;
 pub mod nets;
-pub mod sum;
+pub mod parallel;
+pub mod tasks;
 
-pub use arena::{Arena, Buffer, Params};
-pub use compute::Compute;
 pub use config::{MaskInput, MaskNetKind, ModelConfig, PosEmbed};
 pub use error::ModelError;
 pub use layout::{Layout, ParamSet};
 pub use levels::Model;
+pub use parallel::arena::{Arena, Buffer, Params};
+pub use parallel::compute::Compute;

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use dfdx::prelude::*;
-use mlomae_model::arena::{Arena, Buffer, Params};
-use mlomae_model::dfdx_cpu::{CpuTensor, DfdxCpu};
+use mlomae_model::engine::dfdx_cpu::{CpuTensor, DfdxCpu};
 use mlomae_model::engine::{AttentionShape, Engine, TokenOrder, TokenWeights};
 use mlomae_model::layout::{Layout, LinearWeights, NormWeights, ParamSet};
+use mlomae_model::masking::order::order_by_keys;
 use mlomae_model::nets::init::{normals, tensor_rng};
-use mlomae_model::nets::masking::order_by_keys;
+use mlomae_model::parallel::arena::{Arena, Buffer, Params};
 
 type Plain<S> = Tensor<S, f32, Cpu>;
 type Taped<S> = Tensor<S, f32, Cpu, OwnedTape<f32, Cpu>>;

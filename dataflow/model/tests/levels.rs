@@ -3,15 +3,15 @@
 
 use std::sync::Arc;
 
-use mlomae_model::arena::{Arena, Buffer, Params};
 use mlomae_model::config::{MaskInput, MaskNetKind, ModelConfig, PosEmbed};
-use mlomae_model::dfdx_cpu::DfdxCpu;
 use mlomae_model::engine::Engine;
+use mlomae_model::engine::dfdx_cpu::DfdxCpu;
 use mlomae_model::levels::downstream::{Labelled, evaluate_clean, evaluate_published, features};
 use mlomae_model::levels::optimizer::{AdamW, AdamWConfig};
 use mlomae_model::levels::scoring::{Masker, mask_input, patches, random, score};
 use mlomae_model::levels::{Model, hypergradient, pretrain};
 use mlomae_model::nets::init::{normals, tensor_rng};
+use mlomae_model::parallel::arena::{Arena, Buffer, Params};
 use mlomae_model::{Compute, Layout, ParamSet};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;

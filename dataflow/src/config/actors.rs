@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::stage_name::StageName;
+use crate::flow::stage_name::StageName;
 
 /// Workers, micro-batch and input queue of one stage. Results do not depend on any of them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

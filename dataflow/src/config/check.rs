@@ -3,7 +3,7 @@
 use mlomae_storage::dataset::check_exclude;
 
 use super::{Config, ConfigError, Crop, DataFormat, MaskInput, TelemetryConfig};
-use crate::stage_name::StageName;
+use crate::flow::stage_name::StageName;
 
 fn error(key: &str, value: impl ToString, problem: impl Into<String>, allowed: &str) -> ConfigError {
     ConfigError {

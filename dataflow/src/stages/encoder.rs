@@ -8,20 +8,20 @@ use mlomae_model::levels::optimizer::AdamW;
 use mlomae_model::levels::{hypergradient, pretrain, scoring};
 use mlomae_model::{Buffer, Compute, ParamSet, Params};
 
-use crate::batch::{Panel, ScoredBatch, Snapshot};
-use crate::exit::StageError;
-use crate::memory::process_memory;
+use crate::flow::exit::StageError;
+use crate::flow::ports::{OrderedReceiver, OrderedSender, Payload, WaitContext};
+use crate::flow::slot::{SlotReader, SlotWriter};
+use crate::flow::stage::{Flow, Interrupt, Lost, Stage, Wiring};
+use crate::flow::stage_name::StageName;
+use crate::flow::stop::StopLevel;
 use crate::method::Method;
-use crate::ports::{OrderedReceiver, OrderedSender, Payload, WaitContext};
-use crate::records::{CheckpointFile, CheckpointPart, FlatTensors, Level, MaskRecord, PartOf, RecordBody, Recorder};
-use crate::slot::{SlotReader, SlotWriter};
-use crate::stage::{Flow, Interrupt, Lost, Stage, Wiring};
-use crate::stage_name::StageName;
-use crate::stages::score::{Shift, shift_before, slot_interrupt};
-use crate::stages::statistics::{
+use crate::method::batch::{Panel, ScoredBatch, Snapshot};
+use crate::record::memory::process_memory;
+use crate::record::statistics::{
     MaskStatistics, ObjectStatistics, SaturationWatch, check_loss, check_vector, internal,
 };
-use crate::stop::StopLevel;
+use crate::record::{CheckpointFile, CheckpointPart, FlatTensors, Level, MaskRecord, PartOf, RecordBody, Recorder};
+use crate::stages::score::{Shift, shift_before, slot_interrupt};
 
 /// Input of one level-1 step.
 #[derive(Debug, Clone)]

@@ -7,16 +7,16 @@ use mlomae_model::levels::hypergradient;
 use mlomae_model::levels::optimizer::AdamW;
 use mlomae_model::{Compute, ParamSet, Params};
 
-use crate::batch::{Direction, LabelledPair, Snapshot};
 use crate::config::Hypergradient;
-use crate::exit::StageError;
+use crate::flow::exit::StageError;
+use crate::flow::ports::{OrderedReceiver, OrderedSender, Payload, WaitContext};
+use crate::flow::stage::{Flow, Interrupt, Lost, Stage, Wiring};
+use crate::flow::stage_name::StageName;
+use crate::flow::stop::StopLevel;
 use crate::method::Method;
-use crate::ports::{OrderedReceiver, OrderedSender, Payload, WaitContext};
-use crate::records::{CheckpointFile, CheckpointPart, FlatTensors, Level, PartOf, Recorder};
-use crate::stage::{Flow, Interrupt, Lost, Stage, Wiring};
-use crate::stage_name::StageName;
-use crate::stages::statistics::{check_loss, check_vector, internal};
-use crate::stop::StopLevel;
+use crate::method::batch::{Direction, LabelledPair, Snapshot};
+use crate::record::statistics::{check_loss, check_vector, internal};
+use crate::record::{CheckpointFile, CheckpointPart, FlatTensors, Level, PartOf, Recorder};
 
 /// The evaluator stage. Its units are outer iterations.
 pub struct EvaluatorStage {

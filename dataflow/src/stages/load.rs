@@ -5,17 +5,17 @@ use std::sync::Arc;
 use mlomae_model::Arena;
 use mlomae_storage::dataset::{DataError, Dataset, Sample};
 
-use crate::augment::{Normalisation, Preparation};
-use crate::bad_images::BadImages;
-use crate::batch::{ImageBatch, LabelledPair};
-use crate::exit::StageError;
-use crate::plan::{EpochPlan, PlannedBatch, Role};
-use crate::ports::{Halt, OrderedSender, Payload, WaitContext};
-use crate::records::Recorder;
-use crate::rng::{Purpose, below, keyed};
-use crate::stage::{Flow, Interrupt, Stage, Wiring};
-use crate::stage_name::StageName;
-use crate::stop::StopLevel;
+use crate::flow::exit::StageError;
+use crate::flow::ports::{Halt, OrderedSender, Payload, WaitContext};
+use crate::flow::stage::{Flow, Interrupt, Stage, Wiring};
+use crate::flow::stage_name::StageName;
+use crate::flow::stop::StopLevel;
+use crate::input::augment::{Normalisation, Preparation};
+use crate::input::bad_images::BadImages;
+use crate::input::plan::{EpochPlan, PlannedBatch, Role};
+use crate::input::rng::{Purpose, below, keyed};
+use crate::method::batch::{ImageBatch, LabelledPair};
+use crate::record::Recorder;
 
 /// Images at most that the normalisation is computed from.
 pub const NUM_NORMALISATION_SAMPLES: usize = 2048;

@@ -8,17 +8,17 @@ use mlomae_model::Arena;
 use mlomae_storage::dataset::{DataError, Dataset, DatasetInfo, DecodeError, Image, Sample};
 
 use super::load::{LoadPorts, LoadStage, LoadUnit, Loaded, measure_normalisation};
-use crate::augment::Preparation;
-use crate::bad_images::BadImages;
-use crate::batch::ImageBatch;
 use crate::config::{AugmentConfig, Crop, OnBadImage};
-use crate::counters::StageCounters;
-use crate::exit::Exit;
-use crate::plan::{EpochPlan, Role, Roles, Shares};
-use crate::ports::{OrderedReceiver, Payload, WaitContext, fan_in_edge, ordered_edge};
-use crate::records::{Record, RecordBody, Recorder};
-use crate::stage::{Flow, Stage, StageRunner};
-use crate::stop::{StopFlag, StopLevel, StopReason};
+use crate::flow::counters::StageCounters;
+use crate::flow::exit::Exit;
+use crate::flow::ports::{OrderedReceiver, Payload, WaitContext, fan_in_edge, ordered_edge};
+use crate::flow::stage::{Flow, Stage, StageRunner};
+use crate::flow::stop::{StopFlag, StopLevel, StopReason};
+use crate::input::augment::Preparation;
+use crate::input::bad_images::BadImages;
+use crate::input::plan::{EpochPlan, Role, Roles, Shares};
+use crate::method::batch::ImageBatch;
+use crate::record::{Record, RecordBody, Recorder};
 
 pub(crate) const UNROLL: u64 = 2;
 const NUM_OUTER: u64 = 7;

@@ -5,12 +5,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::exit::{Exit, StageError, panic_message};
-use crate::fault::FaultPhase;
-use crate::ports::{FanInReceiver, Halt, WaitContext};
-use crate::records::{CheckpointPart, EventRecord, PartOf, Record, RecordBody, Severity};
-use crate::stage_name::StageName;
-use crate::stop::StopLevel;
+use crate::flow::exit::{Exit, StageError, panic_message};
+use crate::flow::fault::FaultPhase;
+use crate::flow::ports::{FanInReceiver, Halt, WaitContext};
+use crate::flow::stage_name::StageName;
+use crate::flow::stop::StopLevel;
+use crate::record::{CheckpointPart, EventRecord, PartOf, Record, RecordBody, Severity};
 
 /// How long the stage waits for a record before it looks after its live streams.
 const IDLE: Duration = Duration::from_millis(200);
@@ -245,7 +245,7 @@ impl<K: RecordSink> LogRunner<K> {
 
     fn handle(&mut self, record: Record) -> Result<(), StageError> {
         self.context.counters.begin_unit();
-        let bytes = crate::ports::Payload::size_bytes(&record);
+        let bytes = crate::flow::ports::Payload::size_bytes(&record);
         self.in_hand = Some(match &record.body {
             RecordBody::Part(part) => InHand::Part(record.at, Arc::clone(part)),
             RecordBody::Metric(_) => InHand::Row("metrics"),

@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use super::log::{AssembledCheckpoint, LogRunner, LogStage, RecordSink};
-use crate::exit::{Exit, StageError};
-use crate::ports::{FanInSender, WaitContext, fan_in_edge};
-use crate::records::{CheckpointPart, EventRecord, PartOf, Record, RecordBody, Severity};
-use crate::stage_name::StageName;
-use crate::stop::StopReason;
+use crate::flow::exit::{Exit, StageError};
+use crate::flow::ports::{FanInSender, WaitContext, fan_in_edge};
+use crate::flow::stage_name::StageName;
+use crate::flow::stop::StopReason;
+use crate::record::{CheckpointPart, EventRecord, PartOf, Record, RecordBody, Severity};
 
 #[derive(Debug, Default)]
 struct Memory {

@@ -10,4 +10,3 @@ pub mod log;
 mod log_tests;
 pub mod policy;
 pub mod score;
-mod statistics;

@@ -3,24 +3,25 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use mlomae_kernels as kernels;
 use mlomae_model::levels::downstream::step_size;
 use mlomae_model::levels::hypergradient::{along, cosine, norm, sum};
 use mlomae_model::levels::optimizer::AdamW;
-use mlomae_model::{Buffer, Compute, ParamSet, Params, kernels};
+use mlomae_model::{Buffer, Compute, ParamSet, Params};
 
-use crate::batch::Direction;
 use crate::config::Hypergradient;
-use crate::exit::StageError;
+use crate::flow::exit::StageError;
+use crate::flow::ports::{OrderedReceiver, WaitContext};
+use crate::flow::slot::SlotWriter;
+use crate::flow::stage::{Flow, Interrupt, Lost, Stage, Wiring};
+use crate::flow::stage_name::StageName;
+use crate::flow::stop::StopLevel;
 use crate::method::Method;
-use crate::ports::{OrderedReceiver, WaitContext};
-use crate::records::{CheckpointFile, CheckpointPart, FlatTensors, Level, PartOf, Recorder};
-use crate::slot::SlotWriter;
-use crate::stage::{Flow, Interrupt, Lost, Stage, Wiring};
-use crate::stage_name::StageName;
+use crate::method::batch::Direction;
+use crate::record::statistics::check_vector;
+use crate::record::{CheckpointFile, CheckpointPart, FlatTensors, Level, PartOf, Recorder};
 use crate::stages::evaluator::OptionalDirection;
 use crate::stages::score::Shift;
-use crate::stages::statistics::check_vector;
-use crate::stop::StopLevel;
 
 /// Output of one policy update.
 #[derive(Debug, Clone)]

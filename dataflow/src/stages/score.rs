@@ -6,15 +6,15 @@ use mlomae_model::levels::hypergradient;
 use mlomae_model::levels::scoring::{random, score};
 use mlomae_model::{Buffer, Compute, Params};
 
-use crate::batch::{ImageBatch, ScoredBatch};
-use crate::exit::StageError;
+use crate::flow::exit::StageError;
+use crate::flow::ports::{OrderedReceiver, OrderedSender, Payload, WaitContext};
+use crate::flow::slot::{SlotError, SlotReader};
+use crate::flow::stage::{Flow, Interrupt, Stage, Wiring};
+use crate::flow::stage_name::StageName;
+use crate::flow::stop::StopLevel;
 use crate::method::Method;
-use crate::ports::{OrderedReceiver, OrderedSender, Payload, WaitContext};
-use crate::records::Recorder;
-use crate::slot::{SlotError, SlotReader};
-use crate::stage::{Flow, Interrupt, Stage, Wiring};
-use crate::stage_name::StageName;
-use crate::stop::StopLevel;
+use crate::method::batch::{ImageBatch, ScoredBatch};
+use crate::record::Recorder;
 
 /// What the control `multitask` leaves on the encoder: θ ← θ − δ, where δ is the sum of the perturbations ε·v that the finite
 /// differences end with.

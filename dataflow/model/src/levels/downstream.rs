@@ -8,14 +8,14 @@ use rand_chacha::ChaCha8Rng;
 use super::Model;
 use super::hypergradient::sum;
 use super::scoring::patches;
-use crate::arena::{Buffer, Params};
-use crate::compute::Compute;
-use crate::dfdx_cpu::{CpuTensor, DfdxCpu};
 use crate::engine::Engine;
+use crate::engine::dfdx_cpu::{CpuTensor, DfdxCpu};
 use crate::error::ModelError;
 use crate::layout::ParamSet;
-use crate::nets::head::TaskGradient;
-use crate::sum::OrderedSum;
+use crate::parallel::arena::{Buffer, Params};
+use crate::parallel::compute::Compute;
+use crate::parallel::sum::OrderedSum;
+use crate::tasks::class::TaskGradient;
 
 /// Labelled images.
 #[derive(Clone, Copy, Debug)]

@@ -4,9 +4,9 @@ use super::Model;
 use super::downstream::step_size;
 use super::pretrain::{patch_losses, score_cotangent};
 use super::scoring::{Masker, Scored, score};
-use crate::arena::{Buffer, Params};
-use crate::compute::Compute;
-use crate::kernels;
+use crate::parallel::arena::{Buffer, Params};
+use crate::parallel::compute::Compute;
+use mlomae_kernels as kernels;
 
 /// D[v; θ; L_m; φ] = (∂L_m/∂φ at θ − εv − ∂L_m/∂φ at θ + εv) / 2ε with ε = α/‖v‖₂, on images `[batch, C, H, W]`.
 ///

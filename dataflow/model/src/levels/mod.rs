@@ -12,11 +12,13 @@ pub mod optimizer;
 pub mod pretrain;
 pub mod scoring;
 
-use crate::arena::Params;
 use crate::config::ModelConfig;
 use crate::error::ModelError;
 use crate::layout::{ParamSet, SharedLayout};
-use crate::nets::{Head, MaskNet, Vit};
+use crate::masking::MaskNet;
+use crate::nets::Vit;
+use crate::parallel::arena::Params;
+use crate::tasks::Head;
 
 /// The networks of all three levels.
 #[derive(Clone, Debug)]

@@ -3,10 +3,10 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::arena::{Buffer, Params};
-use crate::compute::Compute;
-use crate::kernels::{self, AdamWStep};
 use crate::layout::SharedLayout;
+use crate::parallel::arena::{Buffer, Params};
+use crate::parallel::compute::Compute;
+use mlomae_kernels::{self as kernels, AdamWStep};
 
 /// How the learning rate moves after warm-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,15 +4,15 @@ use std::sync::Arc;
 
 use super::Model;
 use super::scoring::{Scored, patches};
-use crate::arena::{Buffer, Params};
-use crate::compute::Compute;
 use crate::config::MaskInput;
-use crate::dfdx_cpu::DfdxCpu;
+use crate::engine::dfdx_cpu::DfdxCpu;
 use crate::engine::{Engine, TokenOrder};
 use crate::error::ModelError;
-use crate::kernels::{self, Mat};
 use crate::layout::ParamSet;
-use crate::sum::OrderedSum;
+use crate::parallel::arena::{Buffer, Params};
+use crate::parallel::compute::Compute;
+use crate::parallel::sum::OrderedSum;
+use mlomae_kernels::{self as kernels, Mat};
 
 /// Result of a level-1 pass.
 #[derive(Debug)]

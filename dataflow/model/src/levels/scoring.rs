@@ -5,14 +5,14 @@ use std::sync::Arc;
 use rand_chacha::ChaCha8Rng;
 
 use super::Model;
-use crate::arena::{Buffer, Params};
-use crate::compute::Compute;
 use crate::config::MaskInput;
 use crate::engine::TokenOrder;
-use crate::kernels::{self, Mat};
+use crate::masking::mask_net::MaskTrace;
+use crate::masking::order::{explored_keys, order_by_keys};
 use crate::nets::init::uniform;
-use crate::nets::mask_net::MaskTrace;
-use crate::nets::masking::{explored_keys, order_by_keys};
+use crate::parallel::arena::{Buffer, Params};
+use crate::parallel::compute::Compute;
+use mlomae_kernels::{self as kernels, Mat};
 
 /// Turns scores into masks. Cheap to clone, deterministic: the same scores always give the same masks.
 #[derive(Clone)]

@@ -1,11 +1,6 @@
-//! The networks, each written once over the [`Engine`](crate::engine::Engine).
+//! The encoder and decoder, written once over the [`Engine`](crate::engine::Engine), and initial values.
 
-pub mod head;
 pub mod init;
-pub mod mask_net;
-pub mod masking;
 pub mod vit;
 
-pub use head::Head;
-pub use mask_net::MaskNet;
 pub use vit::Vit;

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use crate::arena::Buffer;
 use crate::config::{ModelConfig, PosEmbed};
 use crate::engine::{AttentionShape, Engine, TokenOrder, TokenWeights};
 use crate::layout::{Layout, LinearWeights, NormWeights, ParamSet, SharedLayout, Weight};
 use crate::nets::init;
+use crate::parallel::arena::Buffer;
 
 /// Weights of one transformer block: x += proj(attention(norm1(x))), x += fc2(gelu(fc1(norm2(x)))).
 #[derive(Clone, Copy, Debug)]

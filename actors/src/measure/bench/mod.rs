@@ -1,0 +1,162 @@
+//! `mlomae bench`: an outer iteration by level, the pipeline by stage, and both beside a peer in the same run.
+
+mod peer;
+mod report;
+
+use std::path::PathBuf;
+
+use crate::measure::workload::{Lap, Workload, WorkloadSpec};
+use mlomae_dataflow::config::{Config, ConfigInputs, Preset};
+use mlomae_dataflow::record::memory::process_memory;
+use mlomae_kernels as kernels;
+
+use crate::measure::measurement::{Limits, Measurement, measure};
+use crate::process::error::{CliError, exit_code};
+use crate::process::logging::EventQueue;
+use crate::train::memory::Needs;
+use crate::train::setup::Prepared;
+
+pub use peer::{Peer, PeerLap};
+pub use report::{BenchReport, Levels, PeerReport};
+
+/// What to measure.
+#[derive(Debug, Clone)]
+pub struct BenchSpec {
+    /// Networks, batch and threads.
+    pub workload: WorkloadSpec,
+    /// Measured outer iterations.
+    pub num_rounds: usize,
+    /// Python with torch that runs the peer.
+    pub python: Option<PathBuf>,
+    /// `pipeline.lag` with which to measure the whole pipeline too; none to leave it out.
+    pub lag: Option<u32>,
+}
+
+/// Outer iterations before the measured ones: they fill the recycled memory.
+const NUM_WARM_UP: usize = 2;
+/// Seconds for which the arithmetic peak is measured each round.
+const PEAK_SECONDS: f64 = 0.05;
+
+/// Measures; `progress` gets the rounds done and their number. Ours and the peer's iterations take turns.
+///
+/// # Errors
+/// If threads cannot be started, or the peer cannot run.
+pub fn bench(
+    spec: &BenchSpec,
+    events: &EventQueue,
+    mut progress: impl FnMut(usize, usize),
+) -> Result<BenchReport, CliError> {
+    let num_rounds = spec.num_rounds + NUM_WARM_UP;
+    // The networks of the pipeline that is measured last are those of all that is measured before.
+    Needs::of_training(&prepare(&spec.workload, spec.lag.unwrap_or(0))?)?.require()?;
+    let mut peer = spec.python.as_deref().map(|python| Peer::start(python, &spec.workload)).transpose()?;
+    let mut workload = Workload::new(spec.workload)?;
+    let (mut laps, mut peer_laps, mut peaks) = (Vec::new(), Vec::new(), Vec::new());
+    let mut allocated_after_warm_up = 0;
+    for round in 0..num_rounds {
+        progress(round, num_rounds);
+        if round == NUM_WARM_UP {
+            allocated_after_warm_up = workload.allocated_bytes();
+        }
+        // The machine's speed changes with its neighbours, so the peak is measured around each iteration.
+        let peak = || {
+            kernels::peak_gflops(spec.workload.num_threads, PEAK_SECONDS).map_err(|error| CliError::no_thread(&error))
+        };
+        let before = peak()?;
+        laps.push(workload.step()?);
+        peaks.push(f64::midpoint(before, peak()?));
+        if let Some(peer) = &mut peer {
+            peer_laps.push(peer.step()?);
+        }
+    }
+    let allocated_bytes = workload.allocated_bytes() - allocated_after_warm_up;
+    let micro_batch = workload.micro_batch();
+    // Before the pipeline, whose networks come on top of the workload's.
+    let peak_bytes = process_memory().map_or(0, |(_, peak)| peak);
+    drop(workload);
+    laps.drain(..NUM_WARM_UP);
+    peaks.drain(..NUM_WARM_UP);
+    let peer = match peer {
+        Some(peer) => {
+            peer_laps.drain(..NUM_WARM_UP);
+            Some(PeerReport::new(peer.finish()?, &peer_laps, &laps, peak_bytes))
+        }
+        None => None,
+    };
+    let pipeline = spec.lag.map(|lag| pipeline(&spec.workload, lag, events).map(|found| (lag, found))).transpose()?;
+    Ok(BenchReport::new(&spec.workload, micro_batch, &laps, &peaks, peak_bytes, allocated_bytes, peer, pipeline))
+}
+
+/// The same networks in the whole pipeline, fed with generated images.
+fn pipeline(workload: &WorkloadSpec, lag: u32, events: &EventQueue) -> Result<Measurement, CliError> {
+    let limits = Limits { num_warm_up: 2, min_outer: 5, min_seconds: 2.0 };
+    measure(&prepare(workload, lag)?, limits, events)
+}
+
+fn prepare(workload: &WorkloadSpec, lag: u32) -> Result<Prepared, CliError> {
+    let WorkloadSpec { preset, batch, num_threads, micro_batch, baseline } = workload;
+    let mut inputs = ConfigInputs::default()
+        .set(&format!("model.preset={}", preset_name(*preset)))
+        .set("data.format=synthetic")
+        .set("data.synthetic.num_classes=10")
+        .set(&format!("data.synthetic.num_train={}", 20 * batch))
+        .set("data.synthetic.num_test=10")
+        .set(&format!("train.grain={}", workload.grain()))
+        .set(&format!("method.baseline={baseline}"))
+        .set(&format!("pipeline.lag={lag}"))
+        .set("train.outer_iterations=1000000")
+        .set("checkpoint.every_steps=1000000000");
+    for level in ["pretrain", "finetune", "policy"] {
+        inputs = inputs.set(&format!("{level}.batch={batch}"));
+    }
+    for stage in ["encoder", "evaluator", "policy"] {
+        inputs = inputs
+            .set(&format!("actors.{stage}.workers={num_threads}"))
+            .set(&format!("actors.{stage}.micro_batch={micro_batch}"));
+    }
+    Prepared::new(Config::resolve(&inputs)?, None)
+}
+
+/// A preset's name on the command line.
+#[must_use]
+pub fn preset_name(preset: Preset) -> String {
+    format!("{preset:?}").to_lowercase()
+}
+
+/// The middle of `values`, the mean of the two in the middle of an even number.
+pub(crate) fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    match values.len() {
+        0 => f64::NAN,
+        len => f64::midpoint(values[(len - 1) / 2], values[len / 2]),
+    }
+}
+
+/// The medians of `laps` by level.
+fn medians(laps: &[Lap]) -> Lap {
+    let of = |part: fn(&Lap) -> f64| median(laps.iter().map(part));
+    Lap {
+        score_ms: of(|lap| lap.score_ms),
+        pretrain_ms: of(|lap| lap.pretrain_ms),
+        evaluate_ms: of(|lap| lap.evaluate_ms),
+        policy_ms: of(|lap| lap.policy_ms),
+        gflop: of(|lap| lap.gflop),
+    }
+}
+
+fn peer_error(line: String) -> CliError {
+    CliError::new(exit_code::NO_INPUT, line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn medians_are_in_the_middle() {
+        assert_eq!(median([3.0, 1.0, 2.0].into_iter()), 2.0);
+        assert_eq!(median([4.0, 1.0, 2.0, 3.0].into_iter()), 2.5);
+        assert!(median(std::iter::empty()).is_nan());
+    }
+}

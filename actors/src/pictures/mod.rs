@@ -1,0 +1,195 @@
+//! Pictures of a trained model: masks and reconstructions in the pixels of the dataset.
+
+pub mod panel;
+
+use std::sync::Arc;
+
+use image::RgbImage;
+use mlomae_dataflow::input::rng::{Purpose, keyed, shuffle};
+use mlomae_model::levels::{pretrain, scoring};
+use mlomae_model::{Arena, Compute};
+use mlomae_storage::dataset::{Dataset, Split};
+
+use crate::pictures::panel::{PanelRow, PanelShape, compose};
+use crate::process::error::{CliError, exit_code};
+use crate::train::trained::Trained;
+
+/// Added to a patch's variance when its target is made, and so when it is undone.
+const TARGET_EPS: f64 = 1e-6;
+
+/// The panel of `num_images` images of a split, drawn by the run's seed.
+///
+/// # Errors
+/// If there is no such split or a sample cannot be read.
+pub fn panel_of(trained: &Trained, split: Split, num_images: usize) -> Result<RgbImage, CliError> {
+    let prepared = &trained.prepared;
+    let model = &prepared.method.model;
+    let dataset: &Arc<dyn Dataset> = match (split, &prepared.data.test) {
+        (Split::Test | Split::Validation, Some(test)) => test,
+        (Split::Test | Split::Validation, None) => return Err(prepared.loader(split).err().unwrap_or_else(no_images)),
+        (Split::Train, _) => &prepared.data.train,
+    };
+    let mut indices: Vec<usize> = (0..dataset.len()).collect();
+    shuffle(&mut indices, &mut keyed(prepared.config.seed, Purpose::Panel, u64::MAX, 0));
+    indices.truncate(num_images);
+    indices.sort_unstable();
+    if indices.is_empty() {
+        return Err(no_images());
+    }
+
+    let batch = prepared.samples(split, &indices)?;
+    // Bad images that are passed over are not among them.
+    let indices: Vec<usize> = batch.ids.iter().filter_map(|id| usize::try_from(*id).ok()).collect();
+    if indices.is_empty() {
+        return Err(no_images());
+    }
+    let compute = Compute::new(1, prepared.method.grain, Arena::new())?;
+    let masker = prepared.method.masker(trained.step);
+    let (theta, phi) = (&trained.state.theta, trained.state.phi());
+    let scored = if prepared.method.baseline {
+        scoring::random(model, batch.len(), &masker)
+    } else {
+        // Exploration is for training; the panel shows what the policy wants.
+        let masker = scoring::Masker { explore: 0.0, ..masker };
+        scoring::score(&compute, model, theta, phi, &batch.images, &masker)
+    };
+    let predicted = pretrain::reconstruct(&compute, model, theta, &batch.images, &scored.order);
+
+    let shape = &model.config;
+    let objects = prepared.loader(split)?.object_patches(&indices, shape.patch);
+    let (num_patches, num_values) = (shape.num_patches(), shape.image_values());
+    let class_names = &dataset.info().class_names;
+    let mut rows = Vec::with_capacity(batch.len());
+    for number in 0..batch.len() {
+        let image = &batch.images[number * num_values..(number + 1) * num_values];
+        let patches = number * num_patches..(number + 1) * num_patches;
+        let values = shape.patch_values();
+        let predicted = &predicted[patches.start * values..patches.end * values];
+        let label = batch.labels[number];
+        let class = usize::try_from(label).ok().and_then(|label| class_names.get(label));
+        let pixels = |values: &[f32]| to_pixels(values, shape, &prepared.data.normalisation);
+        rows.push(PanelRow {
+            title: match class {
+                Some(class) => format!("sample {}, {class}", batch.ids[number]),
+                None => format!("sample {}", batch.ids[number]),
+            },
+            image: pixels(image),
+            scores: scored.weights().map(|scores| scores[patches.clone()].to_vec()),
+            object: objects.as_ref().map(|objects| objects[patches.clone()].to_vec()),
+            mask: patches.map(|patch| scored.order.is_masked(patch)).collect(),
+            reconstruction: pixels(&undo_target(predicted, image, shape)),
+        });
+    }
+    let mut notes = vec![
+        format!("{}, {} split, after {} level-1 steps", trained.name(), dataset.info().split, trained.step),
+        "reconstruction: the normalised target undone with each patch's own mean and deviation".to_owned(),
+    ];
+    if prepared.method.baseline {
+        notes.push("random masks: there are no scores".to_owned());
+    } else if objects.is_some() {
+        notes.push("green outline: the patches of the object".to_owned());
+    }
+    let shape = PanelShape { image: shape.image, patch: shape.patch, channels: shape.channels };
+    compose(shape, &rows, &notes).map_err(|error| CliError::new(exit_code::INTERNAL, format!("panel: {error}")))
+}
+
+fn no_images() -> CliError {
+    CliError::new(exit_code::NO_INPUT, "data: the split has no images")
+}
+
+/// Undoes the patch-wise normalisation of the target: predicted patches [L, P·P·C], value order (row,
+/// column, channel), become an image [C, H, W] in the units of `image`, whose patches give mean and
+/// (unbiased) deviation.
+fn undo_target(predicted: &[f32], image: &[f32], shape: &mlomae_model::ModelConfig) -> Vec<f32> {
+    let (side, patch, channels, grid) = (shape.image, shape.patch, shape.channels, shape.grid());
+    let num = shape.patch_values();
+    let mut out = vec![0.0; image.len()];
+    for (index, predicted) in predicted.chunks_exact(num).enumerate() {
+        let (top, left) = (index / grid * patch, index % grid * patch);
+        let place = |value: usize| {
+            let (pixel, channel) = (value / channels, value % channels);
+            channel * side * side + (top + pixel / patch) * side + left + pixel % patch
+        };
+        let mean = (0..num).map(|v| f64::from(image[place(v)])).sum::<f64>() / num as f64;
+        let squares = (0..num).map(|v| (f64::from(image[place(v)]) - mean).powi(2)).sum::<f64>();
+        let deviation = (squares / (num - 1).max(1) as f64 + TARGET_EPS).sqrt();
+        for (value, predicted) in predicted.iter().enumerate() {
+            out[place(value)] = (f64::from(*predicted) * deviation + mean) as f32;
+        }
+    }
+    out
+}
+
+/// Undoes the dataset's normalisation: values [C, H, W] become pixels [H, W, C], 0 to 255.
+fn to_pixels(
+    values: &[f32],
+    shape: &mlomae_model::ModelConfig,
+    normalisation: &mlomae_dataflow::input::augment::Normalisation,
+) -> Vec<u8> {
+    let (num_pixels, channels) = (shape.image * shape.image, shape.channels);
+    (0..num_pixels * channels)
+        .map(|place| {
+            let (pixel, channel) = (place / channels, place % channels);
+            let value = values[channel * num_pixels + pixel];
+            let share = value * normalisation.std[channel] + normalisation.mean[channel];
+            // Saturates, and takes NaN to 0.
+            (share * 255.0).round() as u8
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mlomae_dataflow::input::augment::Normalisation;
+    use mlomae_kernels::patch_targets;
+
+    fn shape() -> mlomae_model::ModelConfig {
+        mlomae_model::ModelConfig {
+            image: 8,
+            patch: 4,
+            channels: 3,
+            dim: 8,
+            depth: 1,
+            heads: 1,
+            dec_dim: 8,
+            dec_depth: 1,
+            dec_heads: 1,
+            pos_embed: mlomae_model::PosEmbed::Trained,
+            mask_ratio: 0.5,
+            mask_net: mlomae_model::MaskNetKind::FlatMlp,
+            mask_input: mlomae_model::MaskInput::Pixels,
+            mask_hidden: 4,
+            num_classes: 2,
+        }
+    }
+
+    #[test]
+    fn a_perfect_prediction_is_the_image() {
+        let shape = shape();
+        let image: Vec<f32> = (0..shape.image_values()).map(|i| ((i * 37 + i * i) % 101) as f32 / 20.0 - 2.0).collect();
+        let mut target = vec![0.0; image.len()];
+        patch_targets(&mut target, &image, shape.channels, shape.image, shape.patch);
+        let undone = undo_target(&target, &image, &shape);
+        for (undone, value) in undone.iter().zip(&image) {
+            assert!((undone - value).abs() < 1e-5, "{undone} {value}");
+        }
+    }
+
+    #[test]
+    fn pixels_come_back_from_normalised_values() {
+        let shape = shape();
+        let normalisation = Normalisation { mean: vec![0.5, 0.4, 0.3], std: vec![0.2, 0.3, 0.25] };
+        let pixels: Vec<u8> = (0..shape.image_values()).map(|i| (i * 7 % 256) as u8).collect();
+        let mut values = vec![0.0; pixels.len()];
+        for (place, pixel) in pixels.iter().enumerate() {
+            let (at, channel) = (place / 3, place % 3);
+            values[channel * 64 + at] =
+                (f32::from(*pixel) / 255.0 - normalisation.mean[channel]) / normalisation.std[channel];
+        }
+        assert_eq!(to_pixels(&values, &shape, &normalisation), pixels);
+        values[0] = 1e9;
+        values[64] = f32::NAN;
+        assert_eq!(to_pixels(&values, &shape, &normalisation)[..2], [255, 0]);
+    }
+}

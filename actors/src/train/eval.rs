@@ -1,0 +1,151 @@
+//! Evaluations of an encoder on the test role, which training never sees.
+
+use std::time::Instant;
+
+use mlomae_dataflow::config::Config;
+use mlomae_dataflow::input::plan::Role;
+use mlomae_dataflow::input::rng::{Purpose, keyed, shuffle};
+use mlomae_dataflow::run::evaluation::{Features, LinearProbe, knn_accuracy, linear_accuracy};
+use mlomae_model::{Arena, Compute, Params};
+use mlomae_storage::dataset::{Dataset, Split};
+
+use crate::process::error::{CliError, exit_code};
+use crate::train::setup::Prepared;
+
+/// How features are judged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Task {
+    /// Votes of the nearest neighbours by cosine.
+    Knn,
+    /// A linear classifier trained on frozen features.
+    Linear,
+}
+
+impl Task {
+    /// The name in the `evals` table.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Knn => "knn",
+            Self::Linear => "linear_probe",
+        }
+    }
+}
+
+/// The result of an evaluation.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Judgement {
+    /// Share of test images whose label was found.
+    pub accuracy: f64,
+    /// Labelled images that were learnt from, without bad ones that were passed over.
+    pub num_train: usize,
+    /// Test images, without bad ones that were passed over.
+    pub num_test: usize,
+    /// Time taken.
+    pub seconds: f64,
+}
+
+/// What an evaluation is doing, for a display: a name, how much is done and how much there is.
+pub type Progress<'a> = &'a mut dyn FnMut(&'static str, usize, usize);
+
+/// The images and threads of evaluations; the images are chosen by the seed alone, so that any two
+/// encoders are judged by the same.
+#[derive(Debug)]
+pub struct Judge<'a> {
+    prepared: &'a Prepared,
+    compute: Compute,
+    train: Vec<usize>,
+    test: Vec<usize>,
+}
+
+impl<'a> Judge<'a> {
+    /// Chooses at most `eval.max_train` labelled images of all roles of the train split, and at most
+    /// `eval.max_test` of the split that judges.
+    ///
+    /// # Errors
+    /// If no split judges, or a label cannot be read.
+    pub fn new(prepared: &'a Prepared) -> Result<Self, CliError> {
+        let (config, data) = (&prepared.config, &prepared.data);
+        prepared.loader(Split::Test)?;
+        let roles = Role::ALL.iter().flat_map(|role| data.roles.indices(*role).iter().copied());
+        let train = choose(data.train.as_ref(), roles, config, config.eval.max_train, 1)?;
+        let test = match &data.test {
+            Some(test) => choose(test.as_ref(), 0..test.len(), config, config.eval.max_test, 2)?,
+            None => Vec::new(),
+        };
+        if test.is_empty() {
+            let line = format!("data: no images of {} can judge: {}", data.train.info().name, data.test_role.text);
+            return Err(CliError::new(exit_code::NO_INPUT, line));
+        }
+        let num_threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let compute = Compute::new(num_threads, config.train.grain, Arena::new())?;
+        Ok(Self { prepared, compute, train, test })
+    }
+
+    /// Judges the encoder in `theta`.
+    ///
+    /// # Errors
+    /// If a sample cannot be read.
+    pub fn judge(&self, task: Task, theta: &Params, progress: Progress<'_>) -> Result<Judgement, CliError> {
+        let begin = Instant::now();
+        let (config, model) = (&self.prepared.config, &self.prepared.method.model);
+        let mut features = |split, indices: &[usize], name| {
+            let loader = self.prepared.loader(split)?;
+            let batch = config.eval.batch;
+            let mut all = Features { dim: model.config.dim, ..Features::default() };
+            for (number, part) in indices.chunks(batch).enumerate() {
+                let mut no_report = |_, _| {};
+                let part = Features::extract(&self.compute, model, theta, loader, part, batch, &mut no_report)?;
+                all.values.extend(part.values);
+                all.labels.extend(part.labels);
+                progress(name, (number * batch + batch).min(indices.len()), indices.len());
+            }
+            Ok::<_, CliError>(all)
+        };
+        let train = features(Split::Train, &self.train, "train features")?;
+        let test = features(Split::Test, &self.test, "test features")?;
+        for (split, features) in [("train", &train), ("test", &test)] {
+            if features.is_empty() {
+                let line = format!("data: none of the chosen images of the {split} split can be decoded");
+                return Err(CliError::new(exit_code::BAD_DATA, line));
+            }
+        }
+        let num_classes = model.config.num_classes;
+        let eval = &config.eval;
+        let accuracy = match task {
+            Task::Knn => knn_accuracy(&self.compute, &train, &test, num_classes, eval.knn_k, eval.knn_temperature),
+            Task::Linear => {
+                let probe = LinearProbe {
+                    epochs: eval.linear_epochs,
+                    batch: eval.batch,
+                    lr: eval.linear_lr,
+                    weight_decay: eval.linear_weight_decay,
+                    seed: config.seed,
+                };
+                let mut report = |done, all| progress("linear probe", done, all);
+                linear_accuracy(&train, &test, num_classes, &probe, &mut report)
+            }
+        };
+        Ok(Judgement { accuracy, num_train: train.len(), num_test: test.len(), seconds: begin.elapsed().as_secs_f64() })
+    }
+}
+
+/// At most `max` labelled samples among `candidates`, ascending.
+fn choose(
+    dataset: &dyn Dataset,
+    candidates: impl Iterator<Item = usize>,
+    config: &Config,
+    max: usize,
+    which: u64,
+) -> Result<Vec<usize>, CliError> {
+    let mut chosen = Vec::new();
+    for index in candidates {
+        if dataset.label(index)?.is_some() {
+            chosen.push(index);
+        }
+    }
+    shuffle(&mut chosen, &mut keyed(config.seed, Purpose::Eval, u64::MAX, which));
+    chosen.truncate(max);
+    chosen.sort_unstable();
+    Ok(chosen)
+}

@@ -1,0 +1,335 @@
+//! What a run will take of the machine's memory, and whether there is so much: said and checked before it is taken.
+
+use mlomae_dataflow::config::MemoryCheck;
+use mlomae_dataflow::flow::stage_name::StageName;
+use mlomae_dataflow::flow::topology::EdgeBound;
+use mlomae_dataflow::input::plan::Role;
+use mlomae_dataflow::run::pipeline::topology;
+use mlomae_model::ModelConfig;
+use mlomae_model::layout::ParamSet;
+use mlomae_storage::machine_memory::{Available, Limit, available, bytes_text};
+
+use crate::process::error::{CliError, exit_code};
+use crate::train::setup::Prepared;
+
+/// The program, its threads and its buffers, measured.
+const PROGRAM_BYTES: u64 = 48 << 20;
+/// Address space that the allocator reserves for a thread beside what it uses (an arena of glibc).
+const THREAD_ADDRESS_BYTES: u64 = 66 << 20;
+/// Beside its patches, a mask that is remembered of a sample takes its place in a table.
+const MASK_BYTES: u64 = 64;
+
+/// A part of the memory that is needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Part {
+    name: &'static str,
+    num_bytes: u64,
+    /// The keys that make it smaller.
+    keys: &'static str,
+}
+
+/// Memory that is needed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Needs {
+    /// What is taken already.
+    held: Part,
+    /// What will be.
+    parts: Vec<Part>,
+    num_threads: usize,
+}
+
+impl Needs {
+    /// What a training takes, of which the data is held already.
+    ///
+    /// # Errors
+    /// Never for a checked configuration.
+    pub fn of_training(prepared: &Prepared) -> Result<Self, CliError> {
+        let config = &prepared.config;
+        let mut parts = vec![
+            Part {
+                name: "weights, gradients and moments",
+                num_bytes: weight_bytes(prepared),
+                keys: "model.dim, model.depth, mask.hidden, pipeline.lag",
+            },
+            Part {
+                name: "activations",
+                num_bytes: activation_bytes(prepared),
+                keys: "pretrain.batch, finetune.batch, policy.batch, model.patch, model.depth",
+            },
+            Part {
+                name: "queues",
+                num_bytes: queue_bytes(prepared)?,
+                keys: "actors.STAGE.queue_cap, model.dim, mask.hidden",
+            },
+            Part {
+                name: "masks of all samples",
+                num_bytes: mask_bytes(prepared),
+                keys: "data.max_samples, model.patch",
+            },
+            PROGRAM,
+        ];
+        if config.eval.at_end {
+            let evaluation = evaluation_bytes(prepared);
+            // Judged after training, in the memory that it leaves.
+            let training: u64 = sum(&parts);
+            let rest = evaluation.num_bytes.saturating_sub(training);
+            parts.push(Part { num_bytes: rest, ..evaluation });
+        }
+        Ok(Self { held: held(prepared), parts, num_threads: num_threads(prepared) })
+    }
+
+    /// What judging an encoder takes.
+    #[must_use]
+    pub fn of_evaluation(prepared: &Prepared) -> Self {
+        let parts = vec![theta(prepared), evaluation_bytes(prepared), PROGRAM];
+        Self { held: held(prepared), parts, num_threads: num_threads(prepared) }
+    }
+
+    /// What a forward pass of the whole autoencoder over `num_images` images takes.
+    #[must_use]
+    pub fn of_pictures(prepared: &Prepared, num_images: usize) -> Self {
+        let model = &prepared.method.model.config;
+        let num_bytes = times(&[num_images, activations(model).iter().sum()]).saturating_mul(4);
+        let pictures = Part { name: "activations", num_bytes, keys: "--images" };
+        Self {
+            held: held(prepared),
+            parts: vec![theta(prepared), pictures, PROGRAM],
+            num_threads: num_threads(prepared),
+        }
+    }
+
+    /// Bytes in all, with what is held already.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        sum(&self.parts).saturating_add(self.held.num_bytes)
+    }
+
+    /// The parts, their sum and what there is, on a line for people.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let part = |part: &Part| format!("{} about {}", part.name, bytes_text(part.num_bytes));
+        let parts = self.parts.iter().filter(|part| part.name != PROGRAM.name && part.num_bytes > 0);
+        let parts: Vec<_> = std::iter::once(&self.held).chain(parts).map(part).collect();
+        let Available { num_bytes, limit } = available();
+        let there = match num_bytes {
+            u64::MAX => "an unknown amount".to_owned(),
+            num_bytes => bytes_text(num_bytes.saturating_add(self.held.num_bytes)),
+        };
+        format!("{}; about {} of {there} that {limit} leaves", parts.join(", "), bytes_text(self.total()))
+    }
+
+    /// Refuses what does not fit, or only warns of it, as `run.memory_check` says.
+    ///
+    /// # Errors
+    /// With one line that names the sum, the largest part and the keys that make it smaller.
+    pub fn check(&self, check: MemoryCheck) -> Result<(), CliError> {
+        match (self.problem(available()), check) {
+            (None, _) => Ok(()),
+            (Some(line), MemoryCheck::Warn) => {
+                tracing::warn!(kind = "memory", "{line}");
+                Ok(())
+            }
+            (Some(line), MemoryCheck::Refuse) => {
+                let line = format!("{line}; run.memory_check = \"warn\" goes on all the same");
+                Err(CliError::new(exit_code::CONFIG, line))
+            }
+        }
+    }
+
+    /// Refuses what does not fit.
+    ///
+    /// # Errors
+    /// As [`Needs::check`].
+    pub fn require(&self) -> Result<(), CliError> {
+        self.problem(available()).map_or(Ok(()), |line| Err(CliError::new(exit_code::CONFIG, line)))
+    }
+
+    /// What is said if there is less than needed.
+    fn problem(&self, Available { num_bytes, limit }: Available) -> Option<String> {
+        let num_bytes_reserved = match limit {
+            Limit::AddressSpace => THREAD_ADDRESS_BYTES.saturating_mul(self.num_threads as u64),
+            _ => 0,
+        };
+        let reserved = Part { num_bytes: num_bytes_reserved, ..RESERVED };
+        let to_come = sum(&self.parts).saturating_add(reserved.num_bytes);
+        if to_come <= num_bytes {
+            return None;
+        }
+        let all = std::iter::once(&self.held).chain(&self.parts).chain([&reserved]);
+        let largest = all.max_by_key(|part| part.num_bytes).unwrap_or(&self.held);
+        let held = match self.held.num_bytes {
+            0 => String::new(),
+            num_bytes => format!(" beside the {} of data that it holds", bytes_text(num_bytes)),
+        };
+        Some(format!(
+            "memory: this needs about {}{held}, {limit} leaves {}; the most goes to {}, {} (less with {})",
+            bytes_text(to_come),
+            bytes_text(num_bytes),
+            largest.name,
+            bytes_text(largest.num_bytes),
+            largest.keys,
+        ))
+    }
+}
+
+const PROGRAM: Part = Part { name: "the program", num_bytes: PROGRAM_BYTES, keys: "nothing" };
+/// What counts only where address space is limited.
+const RESERVED: Part = Part {
+    name: "address space that threads reserve",
+    num_bytes: 0,
+    keys: "actors.STAGE.workers, or without ulimit -v",
+};
+
+fn sum(parts: &[Part]) -> u64 {
+    parts.iter().map(|part| part.num_bytes).fold(0, u64::saturating_add)
+}
+
+/// The product of sizes that a configuration may make as large as it likes.
+fn times(factors: &[usize]) -> u64 {
+    factors.iter().fold(1, |product: u64, factor| product.saturating_mul(*factor as u64))
+}
+
+fn held(prepared: &Prepared) -> Part {
+    let data = &prepared.data;
+    let test = data.test.as_ref().map_or(0, |test| test.resident_bytes());
+    let num_bytes = data.train.resident_bytes().saturating_add(test);
+    Part { name: "data", num_bytes, keys: "fewer or smaller images" }
+}
+
+fn num_threads(prepared: &Prepared) -> usize {
+    // Load, score and log, and those that belong to no stage.
+    StageName::ALL.into_iter().map(|stage| prepared.config.actors.stage(stage).num_workers()).sum::<usize>() + 4
+}
+
+fn len(prepared: &Prepared, set: ParamSet) -> u64 {
+    prepared.method.model.layout(set).len as u64
+}
+
+fn theta(prepared: &Prepared) -> Part {
+    // As it was read from the checkpoint, with its moments, and as it is used.
+    let num_bytes =
+        len(prepared, ParamSet::Pretrain).saturating_add(len(prepared, ParamSet::Mask)).saturating_mul(4 * 6);
+    Part { name: "weights", num_bytes, keys: "a checkpoint of smaller networks" }
+}
+
+/// Values, gradient and both moments of every set, and the versions that are held besides: a step
+/// writes the next one while snapshots hold the last.
+fn weight_bytes(prepared: &Prepared) -> u64 {
+    let lag = prepared.method.lag;
+    let sets = [(ParamSet::Pretrain, 6 + lag), (ParamSet::Head, 5), (ParamSet::Mask, 6 + lag)];
+    sets.iter().map(|(set, copies)| len(prepared, *set).saturating_mul(4 * copies)).fold(0, u64::saturating_add)
+}
+
+/// Values that the recorded pass of an image keeps for its backward pass: in level 1, and in level 2. About 15 vectors of
+/// the width for each token and block, and the attention weights.
+fn activations(model: &ModelConfig) -> [usize; 2] {
+    let block = |tokens: usize, dim: usize, heads: usize| {
+        tokens.saturating_mul((15 * dim).saturating_add(heads.saturating_mul(tokens)))
+    };
+    let (all, visible) = (model.num_patches() + 1, model.num_visible() + 1);
+    let decoder = model.dec_depth.saturating_mul(block(all, model.dec_dim, model.dec_heads));
+    let level_1 = model.depth.saturating_mul(block(visible, model.dim, model.heads)).saturating_add(decoder);
+    [level_1, model.depth.saturating_mul(block(all, model.dim, model.heads))]
+}
+
+/// What the largest recorded passes keep, over all compute threads.
+fn activation_bytes(prepared: &Prepared) -> u64 {
+    let config = &prepared.config;
+    let [level_1, level_2] = activations(&prepared.method.model.config);
+    let pieces = |stage: StageName, batch: usize| {
+        let threads = config.actors.stage(stage).num_workers();
+        threads * config.actors.micro_batch(stage, batch, threads).max(config.train.grain)
+    };
+    // The pass of level 2 keeps the whole finetune batch, and of the validation batch what its threads have in hand.
+    let validation = pieces(StageName::Evaluator, config.policy.batch).min(config.policy.batch);
+    let level_1 = times(&[4, level_1, pieces(StageName::Encoder, config.pretrain.batch).min(config.pretrain.batch)]);
+    let level_2 = match prepared.method.baseline {
+        true => 0,
+        false => times(&[4, level_2, config.finetune.batch + validation]),
+    };
+    if prepared.method.lag == 0 { level_1.max(level_2) } else { level_1.saturating_add(level_2) }
+}
+
+/// What the pipeline's queues hold when they are full. Parts of checkpoints are bounded by the queue of the log stage alone
+/// (see `check`), but no more than two checkpoints are on their way unless the disk is slower than the training.
+fn queue_bytes(prepared: &Prepared) -> Result<u64, CliError> {
+    let batches = prepared.load_train.plan().batch_sizes();
+    let topology = topology(&prepared.method, &prepared.config.actors, batches)
+        .map_err(|error| CliError::new(exit_code::INTERNAL, format!("topology: {error}")))?;
+    let sets = [(ParamSet::Pretrain, 3), (ParamSet::Head, 3), (ParamSet::Mask, 5 + prepared.method.lag)];
+    let checkpoint = sets.iter().map(|(set, copies)| len(prepared, *set).saturating_mul(4 * copies));
+    let two_checkpoints = checkpoint.fold(0, u64::saturating_add).saturating_mul(2);
+    let edge = |bound: &EdgeBound| {
+        let items = times(&[bound.queue_cap + bound.num_in_hand, bound.payload_bytes]);
+        items.saturating_add(two_checkpoints.min(bound.large_bytes as u64))
+    };
+    Ok(topology.bounds().iter().map(edge).fold(0, u64::saturating_add))
+}
+
+/// The last mask of every sample that pretrains, by which changes are told.
+fn mask_bytes(prepared: &Prepared) -> u64 {
+    let num_samples = prepared.data.roles.indices(Role::Pretrain).len() as u64;
+    num_samples.saturating_mul(prepared.method.model.config.num_patches() as u64 + MASK_BYTES)
+}
+
+/// Features of the train and the test images, twice while they are compared, and a batch on its way.
+fn evaluation_bytes(prepared: &Prepared) -> Part {
+    let (config, data, model) = (&prepared.config, &prepared.data, &prepared.method.model.config);
+    let num_test = data.test.as_ref().map_or(0, |test| test.len()).min(config.eval.max_test);
+    let num_train = data.train.len().min(config.eval.max_train);
+    let features = times(&[2 * 4, model.dim, num_train + num_test]);
+    // A pass that keeps nothing has two blocks' vectors at a time.
+    let [_, level_2] = activations(model);
+    let batch = times(&[4, config.eval.batch, 2 * level_2 / model.depth.max(1) + model.image_values()]);
+    let num_bytes = features.saturating_add(batch);
+    Part { name: "evaluation", num_bytes, keys: "eval.max_train, eval.max_test, eval.batch" }
+}
+
+#[cfg(test)]
+mod tests {
+    use mlomae_dataflow::config::{Config, ConfigInputs};
+
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    fn needs(settings: &[&str]) -> Needs {
+        let inputs = settings.iter().fold(ConfigInputs::quickstart(), |inputs, setting| inputs.set(setting));
+        let config = Config::resolve(&inputs).expect("valid");
+        Needs::of_training(&Prepared::new(config, None).expect("prepared")).expect("needs")
+    }
+
+    fn left(num_bytes: u64) -> Available {
+        Available { num_bytes, limit: Limit::Machine }
+    }
+
+    #[test]
+    fn the_quickstart_fits_a_small_machine_and_absurd_networks_fit_none() {
+        assert_eq!(needs(&[]).problem(left(GIB)), None);
+        let huge = needs(&[
+            "model.dim=4096",
+            "model.heads=64",
+            "model.depth=64",
+            "model.dec_dim=4096",
+            "model.dec_heads=64",
+            "model.dec_depth=64",
+            "mask.hidden=8192",
+            "model.patch=2",
+        ]);
+        assert!(huge.total() > 100 * GIB, "{}", huge.text());
+        let line = huge.problem(left(64 * GIB)).expect("refused");
+        assert!(line.starts_with("memory: this needs about ") && line.contains("leaves 64.00 GiB"), "{line}");
+        assert!(line.contains("model.dim") || line.contains("pretrain.batch"), "{line}");
+        assert!(huge.check(MemoryCheck::Warn).is_ok());
+    }
+
+    #[test]
+    fn threads_reserve_address_space() {
+        let needs = needs(&[]);
+        let num_bytes = sum(&needs.parts);
+        assert_eq!(needs.problem(left(num_bytes)), None);
+        assert!(needs.problem(left(num_bytes - 1)).is_some());
+        let line = needs.problem(Available { num_bytes, limit: Limit::AddressSpace }).expect("refused");
+        assert!(line.contains("the most goes to address space that threads reserve, "), "{line}");
+    }
+}

@@ -1,0 +1,257 @@
+//! A run's directory over the life of a process that trains: begun or taken up, written to, ended.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+
+use mlomae_dataflow::config::{Config, ConfigInputs};
+use mlomae_dataflow::flow::stage_name::StageName;
+use mlomae_dataflow::flow::stop::StopReason;
+use mlomae_dataflow::input::bad_images::{IMAGE_SKIPPED, SkippedImage};
+use mlomae_dataflow::run::sink::{Latest, RunSink};
+use mlomae_dataflow::run::state::TrainState;
+use mlomae_kernels as kernels;
+use mlomae_storage::escape::one_line;
+use mlomae_storage::logs::{Clock, EvalRow, EventRow, Level, LogContext, LogPolicy, LogWriter, Severity};
+use mlomae_storage::run_dir::{RunDir, RunRecord, RunStatus, new_run_id};
+
+use crate::process::error::{CliError, exit_code};
+use crate::train::eval::{Judgement, Task};
+use crate::train::memory::Needs;
+use crate::train::setup::{Prepared, config_toml};
+use crate::watch::prometheus;
+
+pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// A run directory that this process holds.
+#[derive(Debug)]
+pub struct Run {
+    pub(crate) dir: RunDir,
+    pub(crate) record: RunRecord,
+    pub(crate) clock: Clock,
+}
+
+/// A run that is ready to train.
+#[derive(Debug)]
+pub struct Start {
+    /// Its directory.
+    pub run: Run,
+    /// Configuration, data and networks.
+    pub prepared: Prepared,
+    /// Where training starts.
+    pub state: TrainState,
+    /// Where its metrics are asked for, if they are wanted.
+    pub metrics: Option<TcpListener>,
+    /// The evaluation of a run whose training and evaluation are done already.
+    pub judged: Option<(Judgement, Judgement)>,
+}
+
+impl Run {
+    /// Makes a new run from `inputs`; `name` becomes a part of its id unless `run.id` is given. With
+    /// `restart` a directory in the way is moved aside. Nothing is made if the configuration or its data
+    /// are wrong or the metrics' address cannot be had. `before_changes` is called before anything is made.
+    ///
+    /// # Errors
+    /// In these cases, or if the directory is in the way or cannot be made.
+    pub fn begin(
+        inputs: &ConfigInputs,
+        name: &str,
+        restart: bool,
+        before_changes: &dyn Fn(),
+    ) -> Result<Start, CliError> {
+        let mut config = Config::resolve(inputs)?;
+        let id = config.run.id.get_or_insert_with(|| new_run_id(name)).clone();
+        let root = PathBuf::from(&config.run.root);
+        let mut prepared = Prepared::new(config, None)?;
+        Needs::of_training(&prepared)?.check(prepared.config.run.memory_check)?;
+        prepared.anchor()?;
+        let metrics = prometheus::bind(&prepared.config.telemetry)?;
+        let state = TrainState::fresh(&prepared.method);
+        before_changes();
+        if restart && let Some(aside) = RunDir::move_aside(&root.join(&id))? {
+            tracing::info!(kind = "run_moved", "moved the run in the way to {}", aside.display());
+        }
+        let dir = RunDir::create(&root, &id)?;
+        // The record makes the folder a run, so it comes after what a run needs to be taken up.
+        dir.write_configs(&config_toml(&prepared.config)?, &as_given(inputs))?;
+        let record = RunRecord::begin(&id, VERSION, kernels::isa().name(), prepared.config.seed);
+        dir.write_record(&record)?;
+        tracing::info!(kind = "run_started", "run directory {}", dir.path().display());
+        Ok(Start { run: Self { dir, record, clock: Clock::start() }, prepared, state, metrics, judged: None })
+    }
+
+    /// A run directory below `root` for a run that is not kept.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn scratch(root: &Path, prepared: &Prepared) -> Result<Self, CliError> {
+        let id = new_run_id("scratch");
+        let record = RunRecord::begin(&id, VERSION, kernels::isa().name(), prepared.config.seed);
+        Ok(Self { dir: RunDir::create(root, &id)?, record, clock: Clock::start() })
+    }
+
+    /// The run that a configuration means without naming it: that of its `run.id`, or the newest below
+    /// its `run.root`.
+    ///
+    /// # Errors
+    /// If the configuration is wrong or there is no run.
+    pub fn latest_of(base: &ConfigInputs, changes: &ConfigInputs) -> Result<PathBuf, CliError> {
+        let mut inputs = base.clone();
+        inputs.layers.extend(changes.layers.iter().cloned());
+        inputs.sets.extend(changes.sets.iter().cloned());
+        let config = Config::resolve(&inputs)?;
+        let root = Path::new(&config.run.root);
+        Ok(match &config.run.id {
+            Some(id) => root.join(id),
+            None => RunDir::latest(root)?.path().to_owned(),
+        })
+    }
+
+    /// The run's directory.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Opens the logs, taking back rows behind the `outer` outer iterations that are done, and makes
+    /// the sink of the log stage.
+    ///
+    /// # Errors
+    /// If the logs cannot be opened.
+    pub fn sink(&self, prepared: &Prepared, outer: u64, latest: Latest) -> Result<RunSink, CliError> {
+        let step = outer * prepared.method.unroll;
+        let step = i64::try_from(step).unwrap_or(i64::MAX);
+        let (context, policy) = (self.log_context(prepared), log_policy(&prepared.config));
+        let writer = if self.record.segment == 0 {
+            LogWriter::open(self.path(), context, policy)?
+        } else {
+            let (writer, report) = LogWriter::resume(self.path(), context, policy, step)?;
+            for part in report.repair.damaged {
+                // The repair has put it into the events itself.
+                tracing::warn!(target: "mlomae_progress", kind = "log_damage", "{part}");
+            }
+            writer
+        };
+        let keep = prepared.config.checkpoint.keep;
+        Ok(RunSink::new(self.path(), writer, keep, prepared.static_state()?, latest))
+    }
+
+    /// Writes results to the `evals` table of the run, whose logs are sealed otherwise, and to `events` the bad images
+    /// that were
+    /// `skipped` on the way.
+    ///
+    /// # Errors
+    /// If they cannot be written.
+    pub fn write_evals(
+        &self,
+        prepared: &Prepared,
+        checkpoint: &str,
+        step: u64,
+        results: &[(Task, &str, Judgement)],
+        skipped: &[SkippedImage],
+    ) -> Result<(), CliError> {
+        let mut writer = LogWriter::open(self.path(), self.log_context(prepared), log_policy(&prepared.config))?;
+        let epoch = step.saturating_sub(1) / prepared.method.steps_per_epoch.max(1);
+        for SkippedImage { split, sample, message } in skipped {
+            writer.event(EventRow {
+                stamp: self.clock.stamp(),
+                epoch: i32::try_from(epoch).unwrap_or(i32::MAX),
+                step: i64::try_from(step).unwrap_or(i64::MAX),
+                level: Some(Level::Eval),
+                severity: Severity::Warn,
+                kind: IMAGE_SKIPPED.into(),
+                stage: Some(StageName::Load.as_str().into()),
+                message: format!("image skipped: {message}"),
+                fields: serde_json::json!({ "split": split, "sample": sample }).to_string(),
+            })?;
+        }
+        let split = prepared.data.test.as_ref().map_or_else(|| "test".to_owned(), |test| test.info().split.clone());
+        for (task, metric, judgement) in results {
+            writer.eval(EvalRow {
+                stamp: self.clock.stamp(),
+                epoch: i32::try_from(epoch).unwrap_or(i32::MAX),
+                step: i64::try_from(step).unwrap_or(i64::MAX),
+                level: Level::Eval,
+                task: task.as_str().into(),
+                split: split.clone().into(),
+                metric: (*metric).to_owned().into(),
+                value: judgement.accuracy,
+                n: i64::try_from(judgement.num_test).unwrap_or(i64::MAX),
+                checkpoint: checkpoint.to_owned(),
+                seconds: judgement.seconds,
+            })?;
+        }
+        Ok(writer.close()?)
+    }
+
+    /// Notes in `run.json` how the process ended, and answers with that end. A run whose training `is_trained` to its end
+    /// is finished, although its evaluation failed. If the record cannot be written, that is the error to report where
+    /// there was none before, and a warning where there was.
+    ///
+    /// # Errors
+    /// That of `result`, or of writing.
+    pub fn end(&mut self, result: Result<(), CliError>, is_trained: bool, step: i64) -> Result<(), CliError> {
+        let (status, code, error) = match &result {
+            Ok(()) => (RunStatus::Finished, exit_code::OK, None),
+            Err(error) if error.is_by_signal() => (RunStatus::Interrupted, error.exit_code(), None),
+            Err(error) => {
+                let status = if is_trained { RunStatus::Finished } else { RunStatus::Failed };
+                (status, error.exit_code(), Some(error.to_string()))
+            }
+        };
+        self.record.wall_s = self.clock.wall_s();
+        self.record.step = self.record.step.max(step);
+        self.record.end(status, code.into(), error);
+        match (self.dir.write_record(&self.record), result) {
+            (Err(error), Ok(())) => Err(error.into()),
+            (Err(error), result) => {
+                tracing::warn!(kind = "run_record", "{error}");
+                result
+            }
+            (Ok(()), result) => result,
+        }
+    }
+
+    /// What notes in `run.json` that a signal ended the process after `step` level-1 steps, for when it leaves at once.
+    pub fn last_words(&self, step: i64) -> impl FnOnce(StopReason) + Send + 'static {
+        let (path, mut record, clock) = (self.path().to_owned(), self.record.clone(), self.clock);
+        move |reason| {
+            record.wall_s = clock.wall_s();
+            record.step = record.step.max(step);
+            record.end(RunStatus::Interrupted, reason.exit_code().into(), None);
+            if let Err(error) = RunDir::open(&path).and_then(|dir| dir.write_record(&record)) {
+                tracing::warn!(kind = "run_record", "{error}");
+            }
+        }
+    }
+
+    fn log_context(&self, prepared: &Prepared) -> LogContext {
+        let grid = u16::try_from(prepared.method.model.config.grid()).unwrap_or(u16::MAX);
+        LogContext {
+            run_id: self.record.id.clone(),
+            segment: self.record.segment,
+            patch_grid: (grid, grid),
+            program_version: VERSION.to_owned(),
+            clock: self.clock,
+        }
+    }
+}
+
+fn log_policy(config: &Config) -> LogPolicy {
+    LogPolicy {
+        seal_rows: config.logs.rotate_rows,
+        seal_age: std::time::Duration::from_secs_f64(config.logs.rotate_seconds),
+        ..LogPolicy::default()
+    }
+}
+
+/// The configuration as it was given: all layers, then the settings, as comments say.
+fn as_given(inputs: &ConfigInputs) -> String {
+    let mut text = String::new();
+    for (name, layer) in &inputs.layers {
+        text += &format!("# {}\n{}\n", one_line(name), layer.trim_end());
+    }
+    for setting in &inputs.sets {
+        text += &format!("# --set {}\n", one_line(setting));
+    }
+    text
+}

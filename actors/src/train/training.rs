@@ -1,0 +1,191 @@
+//! One training process: from a prepared run to its outcome, by threads under the supervisor or on
+//! one thread without actors.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicI32;
+use std::time::Duration;
+
+use mlomae_dataflow::flow::exit::Exit;
+use mlomae_dataflow::flow::fault::FaultPlan;
+use mlomae_dataflow::flow::stage_name::StageName;
+use mlomae_dataflow::flow::stop::StopFlag;
+use mlomae_dataflow::run::pipeline::{self, BuildError};
+use mlomae_dataflow::run::serial::SerialRun;
+use mlomae_dataflow::run::sink::{Latest, RunSink};
+use mlomae_dataflow::run::state::TrainState;
+
+use crate::process::error::{CliError, exit_code};
+use crate::process::logging::EventQueue;
+use crate::process::terminal::Terminal;
+use crate::roles::outcome::{Outcome, WorkerExit};
+use crate::roles::supervisor::{SupervisorOptions, supervise};
+use crate::roles::telemetry::{ActorSample, NewestSamples, Telemetry, TelemetryThread, WorkerProbe};
+use crate::roles::worker::{StageTask, WorkerId};
+use crate::train::run_log::{RowCounts, RunLog};
+use crate::train::setup::Prepared;
+use crate::watch::progress::{ProgressDisplay, ProgressFigures};
+
+/// How a process trains.
+pub struct TrainingOptions {
+    /// On one thread, without actors.
+    pub serial: bool,
+    /// Where to show the progress; none to show nothing.
+    pub display: Option<Terminal>,
+    /// The program's own events.
+    pub events: EventQueue,
+    /// The stop flag that signals raise.
+    pub stop: StopFlag,
+    /// The newest numbers, which the sink writes.
+    pub latest: Latest,
+    /// Gets the workers' probes before they start.
+    pub observer: Option<Observer>,
+    /// Faults put into the stages on purpose; a serial run takes none.
+    pub faults: FaultPlan,
+}
+
+/// Looks at the workers' counters from outside.
+pub type Observer = Box<dyn FnOnce(&[WorkerProbe]) + Send>;
+
+impl std::fmt::Debug for TrainingOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TrainingOptions").field("serial", &self.serial).finish_non_exhaustive()
+    }
+}
+
+/// What a process did.
+#[derive(Debug)]
+pub struct TrainingReport {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// The last samples of all workers.
+    pub samples: Arc<[ActorSample]>,
+    /// Rows written.
+    pub rows: RowCounts,
+}
+
+/// Trains from `state` to the end, a stop or an error; blocks. Rows and checkpoints go to `sink`, which
+/// is sealed when this returns.
+///
+/// # Errors
+/// If the pipeline cannot be built. An error of a stage is in the report's outcome.
+pub fn train(
+    prepared: &Prepared,
+    state: TrainState,
+    sink: RunSink,
+    options: TrainingOptions,
+) -> Result<TrainingReport, CliError> {
+    let config = &prepared.config;
+    let first_outer = state.outer;
+    let setup = prepared.data.setup(config, prepared.method.clone(), state)?;
+    let sink = RunLog::new(sink, options.events);
+    let (sample_queue, rows) = (sink.samples(), sink.row_counts());
+    let (stop, latest) = (options.stop, options.latest);
+    let display = |samples: NewestSamples| {
+        let figures = figures(prepared, first_outer, latest.clone());
+        options.display.clone().map(|terminal| ProgressDisplay::start(terminal, figures, samples))
+    };
+    let telemetry = |probes: Vec<WorkerProbe>| {
+        let every = Duration::from_secs_f64(config.logs.actors_every_seconds);
+        let limit = match config.actors.watchdog_seconds {
+            0.0 => Duration::MAX,
+            seconds => Duration::from_secs_f64(seconds),
+        };
+        if let Some(observer) = options.observer {
+            observer(&probes);
+        }
+        Telemetry::new(probes, every, limit, move |samples| sample_queue.push(samples))
+    };
+    let no_thread = |error: std::io::Error| CliError::no_thread(&error);
+
+    let (outcome, samples) = if options.serial {
+        let run = SerialRun::new(setup, sink, stop.clone())?;
+        let probe = |(stage, counters)| WorkerProbe {
+            worker: WorkerId { stage, instance: 0 },
+            counters,
+            inputs: Vec::new(),
+            lag: None,
+        };
+        let telemetry = telemetry(run.counters().into_iter().map(probe).collect());
+        let newest = telemetry.newest();
+        let display = display(newest.clone()).transpose().map_err(no_thread)?;
+        let telemetry = TelemetryThread::start(telemetry).map_err(no_thread)?;
+        let exit = mlomae_dataflow::flow::exit::catch_panic(|| run.run().0);
+        drop((telemetry, display));
+        (serial_outcome(exit, &stop), newest)
+    } else {
+        let pipeline =
+            pipeline::build_with_faults(setup, sink, &stop, &options.faults).map_err(|error| match error {
+                BuildError::Model(error) => error.into(),
+                BuildError::Topology(error) => internal(error),
+            })?;
+        // The log stage ends when all senders are gone; the telemetry's samples reach it by the sink.
+        drop(pipeline.log);
+        let lag = Arc::new(AtomicI32::new(i32::try_from(config.pipeline.lag).unwrap_or(i32::MAX)));
+        let probes = pipeline.workers.iter().map(|worker| WorkerProbe {
+            worker: worker_id(worker.stage, worker.instance),
+            counters: worker.counters.clone(),
+            inputs: pipeline
+                .gauges
+                .iter()
+                .filter(|edge| edge.name().ends_with(&format!("->{}", worker.stage)))
+                .cloned()
+                .collect(),
+            lag: (worker.stage == StageName::Score).then(|| Arc::clone(&lag)),
+        });
+        let telemetry = telemetry(probes.collect());
+        let newest = telemetry.newest();
+        let display = display(newest.clone()).transpose().map_err(no_thread)?;
+        let max_restarts = config.actors.max_restarts;
+        let tasks = pipeline.workers.into_iter().map(|worker| {
+            let WorkerId { stage, instance } = worker_id(worker.stage, worker.instance);
+            StageTask::new(stage, instance, max_restarts, worker.counters, worker.run)
+        });
+        let outcome = supervise(tasks.collect(), &stop, Some(telemetry), SupervisorOptions::default());
+        drop(display);
+        (outcome, newest)
+    };
+    Ok(TrainingReport { outcome, samples: samples.get(), rows })
+}
+
+fn worker_id(stage: StageName, instance: usize) -> WorkerId {
+    WorkerId { stage, instance: u16::try_from(instance).unwrap_or(u16::MAX) }
+}
+
+fn internal(error: impl std::fmt::Display) -> CliError {
+    CliError::new(exit_code::INTERNAL, format!("pipeline cannot be built: {error}"))
+}
+
+/// The one worker of a serial run ends for all.
+fn serial_outcome(exit: Exit, stop: &StopFlag) -> Outcome {
+    let stop_reason = stop.reason().filter(|_| matches!(exit, Exit::Stopped));
+    let worker = WorkerId { stage: StageName::Encoder, instance: 0 };
+    Outcome {
+        exits: vec![WorkerExit { worker, exit }],
+        abandoned: Vec::new(),
+        events: Vec::new(),
+        stop_reason,
+        supervision_error: None,
+    }
+}
+
+/// The display's figures from the newest metrics.
+pub(crate) fn figures(
+    prepared: &Prepared,
+    first_outer: u64,
+    latest: Latest,
+) -> impl Fn() -> ProgressFigures + Send + 'static {
+    let (unroll, num_outer_iterations) = (prepared.method.unroll, prepared.method.total_outer);
+    let batch = prepared.config.pretrain.batch as u64;
+    move || {
+        let latest = latest.get();
+        let step = u64::try_from(latest.step).unwrap_or(0).max(first_outer * unroll);
+        ProgressFigures {
+            num_outer_iterations,
+            num_done: step / unroll,
+            num_images: (step - first_outer * unroll) * batch,
+            pretrain_loss: latest.pretrain_loss,
+            finetune_loss: latest.finetune_loss,
+            mask_loss: latest.validation_loss,
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! Looking at a run, at work or ended: progress, dashboards, the timeline, Prometheus.
+
+pub mod progress;
+pub mod prometheus;
+pub mod timeline;
+pub mod timing;
+pub mod top;

@@ -1,0 +1,111 @@
+//! Metrics of a running run in Prometheus' text format, at a loopback address.
+//!
+//! They are read from the workers' counters when somebody asks; nobody asking costs nothing, and no
+//! request reaches the training.
+
+mod exposition;
+mod http;
+mod server;
+
+use std::net::TcpListener;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use mlomae_dataflow::config::TelemetryConfig;
+use mlomae_dataflow::record::memory::process_memory;
+use mlomae_dataflow::run::sink::Latest;
+
+pub use exposition::{Figures, QueueSample, render};
+pub use http::PATH;
+pub use server::MetricsServer;
+
+use crate::process::error::{CliError, exit_code};
+use crate::roles::telemetry::WorkerProbe;
+use crate::train::setup::Prepared;
+use crate::train::training::figures;
+use crate::watch::progress::ProgressFigures;
+
+/// Takes the configured address; none if no metrics are asked for. A client that connects is answered
+/// once a [`MetricsServer`] is started.
+///
+/// # Errors
+/// If the address cannot be had.
+pub fn bind(config: &TelemetryConfig) -> Result<Option<TcpListener>, CliError> {
+    let refuse = |problem| CliError::new(exit_code::CONFIG, format!("telemetry.prometheus {problem}"));
+    let Some(address) = config.address().map_err(refuse)? else {
+        return Ok(None);
+    };
+    let listener = TcpListener::bind(address).map_err(|error| {
+        CliError::new(exit_code::IO, format!("telemetry.prometheus: cannot listen ({error}): {address}"))
+    })?;
+    Ok(Some(listener))
+}
+
+/// The workers' probes, once there are workers.
+#[derive(Debug, Clone, Default)]
+pub struct ProbeSlot {
+    probes: Arc<Mutex<Vec<WorkerProbe>>>,
+}
+
+impl ProbeSlot {
+    /// Lets the metrics tell of these workers from now on.
+    pub fn connect(&self, probes: &[WorkerProbe]) {
+        *self.probes.lock().unwrap_or_else(PoisonError::into_inner) = probes.to_vec();
+    }
+
+    fn get(&self) -> Vec<WorkerProbe> {
+        self.probes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Serves the metrics of a run that goes on after `first_outer` outer iterations, until the server is dropped.
+///
+/// # Errors
+/// If no thread can be started.
+pub fn serve(
+    listener: TcpListener,
+    prepared: &Prepared,
+    first_outer: u64,
+    latest: Latest,
+    probes: ProbeSlot,
+) -> Result<MetricsServer, CliError> {
+    let progress = figures(prepared, first_outer, latest.clone());
+    let lag = prepared.config.pipeline.lag;
+    let body = move || render(&gather(progress(), lag, &latest, &probes.get()));
+    let address = listener.local_addr();
+    let server = address.and_then(|address| Ok((address, MetricsServer::start(listener, body)?)));
+    let (address, server) =
+        server.map_err(|error| CliError::new(exit_code::IO, format!("telemetry.prometheus: {error}")))?;
+    tracing::info!(kind = "metrics_served", %address, "metrics for Prometheus at http://{address}{PATH}");
+    Ok(server)
+}
+
+fn gather(progress: ProgressFigures, lag: u32, latest: &Latest, probes: &[WorkerProbe]) -> Figures {
+    let latest = latest.get();
+    let mut queues: Vec<QueueSample> = Vec::new();
+    for probe in probes {
+        for edge in &probe.inputs {
+            // All workers of a stage share the gauges of its edges.
+            if queues.iter().all(|queue| queue.name != edge.name()) {
+                queues.push(QueueSample {
+                    name: edge.name().to_owned(),
+                    stage: probe.worker.stage,
+                    len: edge.queue_len(),
+                    capacity: edge.queue_cap(),
+                    bytes: edge.queue_bytes(),
+                });
+            }
+        }
+    }
+    Figures {
+        version: env!("CARGO_PKG_VERSION"),
+        workers: probes.iter().map(|probe| (probe.worker, probe.counters.snapshot())).collect(),
+        queues,
+        progress,
+        images_per_second: latest.images_per_second,
+        epoch: latest.epoch,
+        num_checkpoints: latest.num_checkpoints,
+        num_rows: latest.num_rows,
+        lag,
+        memory: process_memory(),
+    }
+}

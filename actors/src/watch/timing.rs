@@ -1,0 +1,83 @@
+//! The timing tree: where each stage's time went, printed at the end of a run.
+
+use std::fmt::Write;
+
+use mlomae_dataflow::flow::counters::CountersSnapshot;
+use mlomae_dataflow::flow::stage_name::StageName;
+
+use crate::roles::telemetry::ActorSample;
+
+/// The tree of `samples`, one line a stage and, where a stage has several workers, one line each
+/// below it. Times are in seconds, summed over the workers; ends without a newline.
+#[must_use]
+pub fn timing_tree(samples: &[ActorSample]) -> String {
+    let mut text = format!(
+        "{:<14} {:>9} {:>9} {:>9} {:>9} {:>6} {:>9}",
+        "stage", "items", "busy s", "wait in", "wait out", "busy", "restarts"
+    );
+    for stage in StageName::ALL {
+        let workers: Vec<_> = samples.iter().filter(|s| s.worker.stage == stage).collect();
+        let Some(total) = workers.iter().map(|worker| worker.counters).reduce(|a, b| a + b) else {
+            continue;
+        };
+        push_line(&mut text, stage.as_str(), &total);
+        if workers.len() > 1 {
+            for (index, worker) in workers.iter().enumerate() {
+                let branch = if index + 1 == workers.len() { "└─" } else { "├─" };
+                let name = format!("{branch} {}", worker.worker);
+                push_line(&mut text, &name, &worker.counters);
+            }
+        }
+    }
+    text
+}
+
+fn push_line(text: &mut String, name: &str, counters: &CountersSnapshot) {
+    let seconds = |ns: u64| ns as f64 / 1e9;
+    // Writing to a string cannot fail.
+    let _ = write!(
+        text,
+        "\n{name:<14} {:>9} {:>9.2} {:>9.2} {:>9.2} {:>5.0}% {:>9}",
+        counters.items,
+        seconds(counters.busy_ns),
+        seconds(counters.wait_in_ns),
+        seconds(counters.wait_out_ns),
+        100.0 * counters.utilization(),
+        counters.restarts
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::roles::worker::WorkerId;
+
+    fn sample(stage: StageName, instance: u16, busy_ns: u64, wait_in_ns: u64) -> ActorSample {
+        ActorSample {
+            worker: WorkerId { stage, instance },
+            counters: CountersSnapshot { items: 5, busy_ns, wait_in_ns, ..Default::default() },
+            queue_len: 0,
+            queue_cap: 0,
+            queue_bytes: 0,
+            utilization: 0.0,
+            lag: 0,
+        }
+    }
+
+    #[test]
+    fn workers_stand_below_their_stage() {
+        let samples = [
+            sample(StageName::Encoder, 0, 3_000_000_000, 1_000_000_000),
+            sample(StageName::Load, 0, 500_000_000, 1_500_000_000),
+            sample(StageName::Load, 1, 1_500_000_000, 500_000_000),
+        ];
+        let tree = timing_tree(&samples);
+        let lines: Vec<_> = tree.lines().collect();
+        assert_eq!(lines.len(), 5, "{tree}");
+        assert_eq!(lines[1].split_whitespace().collect::<Vec<_>>()[..6], ["load", "10", "2.00", "2.00", "0.00", "50%"]);
+        assert!(lines[2].starts_with("├─ load 0 ") && lines[3].starts_with("└─ load 1 "), "{tree}");
+        assert!(lines[4].contains("75%"), "{tree}");
+        let widths: Vec<_> = lines.iter().map(|line| line.chars().count()).collect();
+        assert!(widths.iter().all(|width| *width == widths[0]), "columns align: {tree}");
+    }
+}

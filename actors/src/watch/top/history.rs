@@ -1,0 +1,397 @@
+//! What the logs tell of a run's course: the stages' counters over time, losses, events.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use mlomae_dataflow::config::{Config, ConfigInputs};
+use mlomae_dataflow::flow::stage_name::StageName;
+use mlomae_storage::logs::{Abandoned, ActorRow, EventRow, Level, MetricRow, Severity, TableReader};
+use mlomae_storage::run_dir::{RunDir, RunLock, RunRecord, RunStatus};
+
+use crate::process::error::CliError;
+
+/// How many values of a loss are kept, evenly over the run.
+const MAX_POINTS: usize = 4096;
+
+/// The counters of a worker at one moment of the run's time.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Totals {
+    /// Seconds of running time since the run began.
+    pub at_s: f64,
+    /// Items done.
+    pub items: f64,
+    /// Seconds of work.
+    pub busy_s: f64,
+    /// Seconds waiting for input.
+    pub wait_in_s: f64,
+    /// Seconds waiting for room in an output.
+    pub wait_out_s: f64,
+}
+
+impl Totals {
+    fn of(row: &ActorRow) -> Self {
+        Self {
+            at_s: 0.0,
+            items: row.items as f64,
+            busy_s: row.busy_s,
+            wait_in_s: row.wait_in_s,
+            wait_out_s: row.wait_out_s,
+        }
+    }
+
+    /// The time that the counters cover.
+    #[must_use]
+    pub fn covered_s(&self) -> f64 {
+        self.busy_s + self.wait_in_s + self.wait_out_s
+    }
+
+    fn zip(self, other: Self, f: impl Fn(f64, f64) -> f64) -> Self {
+        Self {
+            at_s: f(self.at_s, other.at_s),
+            items: f(self.items, other.items),
+            busy_s: f(self.busy_s, other.busy_s),
+            wait_in_s: f(self.wait_in_s, other.wait_in_s),
+            wait_out_s: f(self.wait_out_s, other.wait_out_s),
+        }
+    }
+
+    /// What came between `earlier` and this.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Self {
+        self.zip(earlier, |a, b| a - b)
+    }
+
+    /// Both together.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        self.zip(other, |a, b| a + b)
+    }
+}
+
+/// A worker within one segment of a run, from its start.
+#[derive(Debug, Clone, Default)]
+pub struct Track {
+    rows: Vec<Totals>,
+    /// When the worker started. A row is stamped when it is written, up to a second after its counters were read, so
+    /// the least delayed one tells.
+    begin_s: f64,
+    newest: Option<ActorRow>,
+}
+
+impl Track {
+    /// Adds the next sample.
+    pub fn push(&mut self, row: ActorRow) {
+        let mut totals = Totals::of(&row);
+        let begin_s = row.stamp.wall_s - totals.covered_s();
+        self.begin_s = if self.rows.is_empty() { begin_s } else { self.begin_s.min(begin_s) };
+        totals.at_s = totals.covered_s();
+        self.rows.push(totals);
+        self.newest = Some(row);
+    }
+
+    /// The newest row as it was logged.
+    #[must_use]
+    pub const fn newest(&self) -> Option<&ActorRow> {
+        self.newest.as_ref()
+    }
+
+    /// When the worker started, in the run's time.
+    #[must_use]
+    pub const fn begin_s(&self) -> f64 {
+        self.begin_s
+    }
+
+    /// Until when something is known of it.
+    #[must_use]
+    pub fn end_s(&self) -> f64 {
+        self.begin_s + self.rows.last().map_or(0.0, |row| row.at_s)
+    }
+
+    /// The moments of its samples.
+    pub fn moments(&self) -> impl Iterator<Item = f64> + '_ {
+        self.rows.iter().map(|row| self.begin_s + row.at_s)
+    }
+
+    /// The counters at a moment, between two samples by a straight line; zero before the start, the last ones after the end.
+    #[must_use]
+    pub fn at(&self, at_s: f64) -> Totals {
+        let own = at_s - self.begin_s;
+        let place = self.rows.partition_point(|row| row.at_s <= own);
+        let before = place.checked_sub(1).map_or_else(Totals::default, |place| self.rows[place]);
+        let Some(after) = self.rows.get(place).filter(|_| own > 0.0) else {
+            return Totals { at_s, ..before };
+        };
+        let share = (own - before.at_s) / (after.at_s - before.at_s);
+        Totals { at_s, ..before.zip(*after, |a, b| a + share * (b - a)) }
+    }
+}
+
+/// A worker: stage, instance.
+pub type WorkerKey = (StageName, i16);
+
+/// All that the commands `top`, `timeline` and `simulate` look at.
+#[derive(Debug)]
+pub struct History {
+    path: PathBuf,
+    /// `run.json`.
+    pub record: RunRecord,
+    /// The run's configuration.
+    pub config: Config,
+    /// Whether its process holds the run.
+    pub is_running: bool,
+    actors: TableReader<ActorRow>,
+    metrics: TableReader<MetricRow>,
+    events: TableReader<EventRow>,
+    /// What the run went back behind: its samples do not count.
+    abandoned: Abandoned,
+    /// The workers of each segment.
+    pub tracks: BTreeMap<(i32, WorkerKey), Track>,
+    /// Losses of the levels pretrain, finetune and mask by level-1 steps done.
+    pub losses: [LossHistory; 3],
+    /// Level-1 steps done.
+    pub step: i64,
+    /// Level-1 steps of the outer iterations whose policy update is done.
+    pub policy_step: i64,
+    /// The newest images a second of level 1.
+    pub images_per_s: Option<f64>,
+    /// The newest number of outer iterations by which the policy in use was behind.
+    pub policy_lag: Option<f64>,
+    /// Warnings and errors, oldest first.
+    pub warnings: Vec<EventRow>,
+}
+
+/// The values of a loss over the run.
+#[derive(Debug, Clone, Default)]
+pub struct LossHistory {
+    /// Every `stride`th value.
+    values: Vec<f64>,
+    stride: usize,
+    skip: usize,
+    /// The newest value.
+    pub newest: Option<f64>,
+}
+
+impl LossHistory {
+    /// Adds the next value. Of a long run, every second, fourth, … value is kept.
+    pub fn push(&mut self, value: f64) {
+        self.newest = Some(value);
+        if self.skip > 0 {
+            self.skip -= 1;
+            return;
+        }
+        self.values.push(value);
+        self.stride = self.stride.max(1);
+        if self.values.len() == MAX_POINTS {
+            let mut keep = false;
+            self.values.retain(|_| {
+                keep = !keep;
+                keep
+            });
+            self.stride *= 2;
+        }
+        self.skip = self.stride - 1;
+    }
+
+    /// Means of the values that are numbers over `num` equal parts of the run, fewer for a short run.
+    #[must_use]
+    pub fn means(&self, num: usize) -> Vec<f64> {
+        let num = num.min(self.values.len());
+        let part = |i: usize| &self.values[i * self.values.len() / num..(i + 1) * self.values.len() / num];
+        let mean = |values: &[f64]| {
+            let finite: Vec<f64> = values.iter().copied().filter(|value| value.is_finite()).collect();
+            finite.iter().sum::<f64>() / finite.len() as f64
+        };
+        (0..num).map(|i| mean(part(i))).collect()
+    }
+}
+
+impl History {
+    /// Reads everything that the logs of `run` hold now.
+    ///
+    /// # Errors
+    /// If there is no run, or a file of it cannot be read.
+    pub fn open(run: &Path) -> Result<Self, CliError> {
+        let dir = RunDir::open(run)?;
+        let name = dir.config().display().to_string();
+        let config = Config::resolve(&ConfigInputs::default().layer(&name, &dir.read_config()?))?;
+        let mut history = Self {
+            path: run.to_owned(),
+            record: dir.record()?,
+            config,
+            is_running: false,
+            actors: TableReader::new(run),
+            metrics: TableReader::new(run),
+            events: TableReader::new(run),
+            abandoned: Abandoned::default(),
+            tracks: BTreeMap::new(),
+            losses: Default::default(),
+            step: 0,
+            policy_step: 0,
+            images_per_s: None,
+            policy_lag: None,
+            warnings: Vec::new(),
+        };
+        history.poll()?;
+        Ok(history)
+    }
+
+    /// Reads what has come since.
+    ///
+    /// # Errors
+    /// If a file cannot be read.
+    pub fn poll(&mut self) -> Result<(), CliError> {
+        // Looked at before the rows: what is written before the end is seen after it.
+        self.is_running = RunLock::is_held(&self.path);
+        self.record = RunDir::open(&self.path)?.record()?;
+        let events = self.events.poll()?;
+        let mut went_back = false;
+        for event in &events {
+            went_back |= self.abandoned.note(event);
+        }
+        if went_back && (self.step > 0 || !self.tracks.is_empty()) {
+            // It happened while we looked: what was read is no longer the run's history.
+            let fresh = Self::open(&self.path)?;
+            *self = fresh;
+            return Ok(());
+        }
+        for sample in self.actors.poll()? {
+            if self.abandoned.has(sample.segment, sample.row.step) {
+                continue;
+            }
+            // Stages of a later version of the program are not known here.
+            if let Ok(stage) = sample.row.stage.parse() {
+                self.tracks.entry((sample.segment, (stage, sample.row.instance))).or_default().push(sample.row);
+            }
+        }
+        for metric in self.metrics.poll()? {
+            self.add_metric(&metric.row);
+        }
+        // Warnings stay, whichever history they are of.
+        let events = events.into_iter().map(|event| event.row);
+        self.warnings.extend(events.filter(|event| event.severity >= Severity::Warn));
+        let damaged = [self.actors.take_damaged(), self.metrics.take_damaged(), self.events.take_damaged()];
+        for part in damaged.iter().flatten() {
+            tracing::warn!(kind = "log_damage", "{part}");
+        }
+        Ok(())
+    }
+
+    fn add_metric(&mut self, row: &MetricRow) {
+        if row.level != Level::Eval {
+            self.step = self.step.max(row.step);
+        }
+        let place = match row.level {
+            Level::Pretrain => 0,
+            Level::Finetune => 1,
+            Level::Mask => 2,
+            Level::Eval => return,
+        };
+        match (&*row.name, row.level) {
+            ("loss", _) => self.losses[place].push(row.value),
+            ("images_per_second", Level::Pretrain) => self.images_per_s = Some(row.value),
+            ("policy_lag", Level::Pretrain) => self.policy_lag = Some(row.value),
+            // The policy itself writes it, at the end of its update.
+            ("hypergradient_norm", Level::Mask) => self.policy_step = self.policy_step.max(row.step),
+            _ => {}
+        }
+    }
+
+    /// How the run stands, in words: a run whose process is gone is no running one.
+    #[must_use]
+    pub fn status(&self) -> String {
+        match self.record.status {
+            RunStatus::Running if !self.is_running => "died (its process is gone; train --resume goes on)".to_owned(),
+            status => status.to_string(),
+        }
+    }
+
+    /// The newest segment of which there are samples.
+    #[must_use]
+    pub fn newest_segment(&self) -> Option<i32> {
+        self.tracks.keys().map(|(segment, _)| *segment).max()
+    }
+
+    /// The workers of one segment.
+    pub fn segment(&self, segment: i32) -> impl Iterator<Item = (WorkerKey, &Track)> {
+        self.tracks.iter().filter(move |((of, _), _)| *of == segment).map(|((_, worker), track)| (*worker, track))
+    }
+
+    /// Outer iterations whose policy update is done. Without logged updates (random masks, sparse metrics) the policy's
+    /// items in all segments tell, then level 1's steps.
+    #[must_use]
+    pub fn num_outer_done(&self) -> u64 {
+        let unroll = self.config.method.unroll.max(1);
+        let logged = u64::try_from(self.policy_step).unwrap_or(0) / unroll;
+        let updates = self.tracks.iter().filter(|((_, worker), _)| *worker == (StageName::Policy, 0));
+        let counted = updates.filter_map(|(_, track)| u64::try_from(track.newest()?.items).ok()).sum();
+        match logged.max(counted) {
+            0 => u64::try_from(self.step).unwrap_or(0) / unroll,
+            done => done,
+        }
+    }
+
+    /// Cores of the machine on which the run was last.
+    #[must_use]
+    pub fn num_cores(&self) -> usize {
+        self.record.host.cpus.max(1)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use mlomae_storage::logs::Stamp;
+
+    /// A sample `delay_s` after its counters were read by a worker that started at second 10.
+    pub(crate) fn sample(stage: StageName, covered: [f64; 3], items: i64, delay_s: f64) -> ActorRow {
+        let [busy_s, wait_in_s, wait_out_s] = covered;
+        ActorRow {
+            stamp: Stamp { ts_us: 1, wall_s: 10.0 + covered.iter().sum::<f64>() + delay_s },
+            epoch: 0,
+            step: 0,
+            level: None,
+            stage: stage.as_str().into(),
+            instance: 0,
+            items,
+            bytes: 0,
+            busy_s,
+            wait_in_s,
+            wait_out_s,
+            queue_len: 1,
+            queue_cap: 2,
+            queue_bytes: 0,
+            utilization: 0.5,
+            restarts: 0,
+            lag: 0,
+        }
+    }
+
+    #[test]
+    fn a_track_is_straight_between_samples_whatever_their_delays() {
+        let mut track = Track::default();
+        track.push(sample(StageName::Encoder, [1.0, 1.0, 0.0], 4, 0.7));
+        track.push(sample(StageName::Encoder, [5.0, 1.0, 0.0], 8, 0.0));
+        track.push(sample(StageName::Encoder, [5.0, 3.0, 0.0], 8, 0.4));
+        assert_eq!((track.begin_s(), track.end_s()), (10.0, 18.0));
+        let busy = |at: f64| track.at(at).busy_s;
+        assert_eq!([busy(0.0), busy(10.0), busy(11.0), busy(12.0)], [0.0, 0.0, 0.5, 1.0]);
+        assert_eq!([busy(14.0), busy(16.0), busy(17.0), busy(99.0)], [3.0, 5.0, 5.0, 5.0]);
+        assert_eq!(track.at(14.0).items, 6.0);
+        assert_eq!(track.moments().collect::<Vec<_>>(), [12.0, 16.0, 18.0]);
+    }
+
+    #[test]
+    fn a_long_history_of_a_loss_keeps_its_shape() {
+        let mut loss = LossHistory::default();
+        for i in 0..100_000 {
+            loss.push(if i == 70 { f64::NAN } else { f64::from(i) });
+        }
+        assert_eq!(loss.newest, Some(99_999.0));
+        let means = loss.means(4);
+        assert_eq!(means.len(), 4);
+        for (i, mean) in means.iter().enumerate() {
+            assert!((mean - (12_500.0 + 25_000.0 * i as f64)).abs() < 200.0, "{means:?}");
+        }
+        assert_eq!(LossHistory::default().means(9), Vec::<f64>::new());
+    }
+}

@@ -1,0 +1,404 @@
+//! Multi-head self-attention, straight from the layout of the qkv product.
+//!
+//! A (image, head) pair at a time: its keys and values are packed into a scratch that stays in the first two cache levels, and all
+//! products are register tiles over it. No copy of the whole in another layout is ever made.
+
+use super::elementwise::same_len;
+use super::math;
+use super::matmul::count_flops;
+use super::scratch::with_scratch;
+use super::simd::{Simd, dispatch, sweep};
+use super::tile::{Strided, copy_rows, small_product, transpose_rows};
+
+/// Sizes of one attention call. qkv is [batch·tokens, 3·heads·head_dim]: q, k and v of a token one after the other, each [heads, head_dim].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttentionShape {
+    /// Images.
+    pub batch: usize,
+    /// Tokens an image.
+    pub tokens: usize,
+    /// Heads.
+    pub heads: usize,
+    /// Width of a head; scores are scaled by 1/√head_dim.
+    pub head_dim: usize,
+    /// The first `queries` tokens of each image are queried: `tokens`, or 1 where only the CLS token is needed.
+    pub queries: usize,
+}
+
+impl AttentionShape {
+    fn width(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    fn check(&self, qkv: usize, out: usize, probs: Option<usize>, what: &str) {
+        assert!(
+            self.tokens > 0 && self.heads > 0 && self.head_dim > 0 && (1..=self.tokens).contains(&self.queries),
+            "{what}: bad shape {self:?}"
+        );
+        same_len(qkv, self.batch * self.tokens * 3 * self.width(), what);
+        same_len(out, self.batch * self.queries * self.width(), what);
+        if let Some(probs) = probs {
+            same_len(probs, self.batch * self.heads * self.queries * self.tokens, what);
+        }
+    }
+
+    fn count(&self, products: usize) {
+        count_flops(self.batch * self.heads * products * self.queries, self.tokens, self.head_dim);
+    }
+}
+
+/// Rows of scores that are computed, normalised and used before the next ones.
+const QUERY_BLOCK: usize = 48;
+/// Every vector length divides this.
+const PAD: usize = 16;
+
+/// out = softmax(q·kᵀ/√head_dim)·v for each image and head.
+///
+/// out [batch·queries, heads·head_dim]; `probs` [batch, heads, queries, tokens] receives the softmax where the backward pass wants it.
+pub fn attention(out: &mut [f32], probs: Option<&mut [f32]>, qkv: &[f32], shape: &AttentionShape) {
+    shape.check(qkv.len(), out.len(), probs.as_ref().map(|p| p.len()), "attention");
+    shape.count(2);
+    let (padded_t, padded_d) = (shape.tokens.next_multiple_of(PAD), shape.head_dim.next_multiple_of(PAD));
+    let len = shape.head_dim * padded_t + shape.tokens * padded_d + QUERY_BLOCK * padded_t;
+    with_scratch(len, |scratch| {
+        let probs = probs.map_or(&mut [][..], |p| p);
+        dispatch!(forward(out: &mut [f32], probs: &mut [f32], qkv: &[f32], shape: &AttentionShape, scratch: &mut [f32]))
+    });
+}
+
+#[inline(always)]
+fn forward<S: Simd>(
+    s: S,
+    out: &mut [f32],
+    probs: &mut [f32],
+    qkv: &[f32],
+    shape: &AttentionShape,
+    scratch: &mut [f32],
+) {
+    let &AttentionShape { batch, tokens, heads, head_dim, queries } = shape;
+    let (ldt, ldd) = (tokens.next_multiple_of(S::LANES), head_dim.next_multiple_of(S::LANES));
+    let (width, stride) = (shape.width(), 3 * shape.width());
+    let (keys, rest) = scratch.split_at_mut(head_dim * ldt);
+    let (values, scores) = rest.split_at_mut(tokens * ldd);
+    assert!(scores.len() >= QUERY_BLOCK * ldt);
+    let scale = 1.0 / (head_dim as f32).sqrt();
+    for b in 0..batch {
+        for h in 0..heads {
+            // SAFETY: check() made qkv [batch·tokens, 3·width] and out [batch·queries, width]; keys hold head_dim rows of ldt, values
+            // tokens rows of ldd, scores QUERY_BLOCK rows of ldt, by the splits above.
+            unsafe {
+                let q = qkv.as_ptr().add(b * tokens * stride + h * head_dim);
+                transpose_rows(s, q.add(width), stride, tokens, head_dim, keys.as_mut_ptr(), ldt);
+                copy_rows(s, q.add(2 * width), stride, tokens, head_dim, values.as_mut_ptr(), ldd);
+                for first in (0..queries).step_by(QUERY_BLOCK) {
+                    let rows = QUERY_BLOCK.min(queries - first);
+                    let a = Strided { ptr: q.add(first * stride), row: stride, step: 1 };
+                    let scores_at = scores.as_mut_ptr();
+                    small_product(s, rows, tokens, head_dim, scale, a, keys.as_ptr(), ldt, scores_at, ldt);
+                    for (r, row) in scores.chunks_exact_mut(ldt).take(rows).enumerate() {
+                        softmax(s, &mut row[..tokens]);
+                        if !probs.is_empty() {
+                            let at = ((b * heads + h) * queries + first + r) * tokens;
+                            copy(s, &mut probs[at..at + tokens], &row[..tokens]);
+                        }
+                    }
+                    let a = Strided { ptr: scores.as_ptr(), row: ldt, step: 1 };
+                    let o = out.as_mut_ptr().add((b * queries + first) * width + h * head_dim);
+                    small_product(s, rows, head_dim, tokens, 1.0, a, values.as_ptr(), ldd, o, width);
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn copy<S: Simd>(s: S, to: &mut [f32], from: &[f32]) {
+    assert!(to.len() == from.len());
+    sweep!(S, to.len(), |i, w| {
+        // SAFETY: i + w <= both lengths.
+        unsafe { s.store_n(to.as_mut_ptr().add(i), w, s.load_n(from.as_ptr().add(i), w)) };
+    });
+}
+
+/// row = exp(row - max) / Σ. A NaN anywhere makes the row NaN.
+#[inline(always)]
+fn softmax<S: Simd>(s: S, row: &mut [f32]) {
+    let n = row.len();
+    let mut top = s.splat(row[0]);
+    sweep!(S, n, |i, w| {
+        // The zeros of a partial vector must not count, so a tail goes value by value.
+        if w == S::LANES {
+            // SAFETY: i + LANES <= n.
+            top = s.max(top, unsafe { s.load(row.as_ptr().add(i)) });
+        } else {
+            for x in &row[i..] {
+                top = s.max(top, s.splat(*x));
+            }
+        }
+    });
+    let top = s.splat(s.largest(top));
+    let mut total = s.splat(0.0);
+    sweep!(S, n, |i, w| {
+        // SAFETY: i + w <= n; lanes after the end are kept out of the sum.
+        unsafe {
+            let e = math::exp_neg(s, s.sub(s.load_n(row.as_ptr().add(i), w), top));
+            s.store_n(row.as_mut_ptr().add(i), w, e);
+            total = s.add(total, s.keep(e, w));
+        }
+    });
+    let scale = s.splat(1.0 / s.sum(total));
+    sweep!(S, n, |i, w| {
+        // SAFETY: i + w <= n.
+        unsafe { s.store_n(row.as_mut_ptr().add(i), w, s.mul(s.load_n(row.as_ptr().add(i), w), scale)) };
+    });
+}
+
+/// The gradient of [`attention`] from its saved `probs` and `out`.
+///
+/// dout and out [batch·queries, heads·head_dim], probs [batch, heads, queries, tokens]; dqkv, shaped as qkv, is overwritten wholly, with
+/// zeros for the queries of tokens that were not queried.
+pub fn attention_grad(dqkv: &mut [f32], dout: &[f32], qkv: &[f32], probs: &[f32], out: &[f32], shape: &AttentionShape) {
+    shape.check(qkv.len(), out.len(), Some(probs.len()), "attention_grad");
+    same_len(dqkv.len(), qkv.len(), "attention_grad");
+    same_len(dout.len(), out.len(), "attention_grad");
+    shape.count(4);
+    let (padded_t, padded_d) = (shape.tokens.next_multiple_of(PAD), shape.head_dim.next_multiple_of(PAD));
+    // vᵀ, k, q and dout of a head, and the gradient of its scores.
+    let len = shape.head_dim * padded_t + (shape.tokens + 2 * shape.queries) * padded_d + shape.queries * padded_t;
+    with_scratch(len, |scratch| {
+        let io = Backward { dqkv, dout, qkv, probs, out, scratch };
+        dispatch!(backward(io: Backward<'_>, shape: &AttentionShape))
+    });
+}
+
+struct Backward<'a> {
+    dqkv: &'a mut [f32],
+    dout: &'a [f32],
+    qkv: &'a [f32],
+    probs: &'a [f32],
+    out: &'a [f32],
+    scratch: &'a mut [f32],
+}
+
+#[inline(always)]
+fn backward<S: Simd>(s: S, io: Backward<'_>, shape: &AttentionShape) {
+    let &AttentionShape { batch, tokens, heads, head_dim, queries } = shape;
+    let (ldt, ldd) = (tokens.next_multiple_of(S::LANES), head_dim.next_multiple_of(S::LANES));
+    let (width, stride) = (shape.width(), 3 * shape.width());
+    let (values, rest) = io.scratch.split_at_mut(head_dim * ldt);
+    let (keys, rest) = rest.split_at_mut(tokens * ldd);
+    let (query, rest) = rest.split_at_mut(queries * ldd);
+    let (dout, scores) = rest.split_at_mut(queries * ldd);
+    assert!(scores.len() >= queries * ldt);
+    let scale = 1.0 / (head_dim as f32).sqrt();
+    for b in 0..batch {
+        if queries < tokens {
+            let image = &mut io.dqkv[b * tokens * stride..(b + 1) * tokens * stride];
+            for token in image.chunks_exact_mut(stride).skip(queries) {
+                token[..width].fill(0.0);
+            }
+        }
+        for h in 0..heads {
+            let p = &io.probs[(b * heads + h) * queries * tokens..][..queries * tokens];
+            let at = b * queries * width + h * head_dim;
+            // SAFETY: check() made qkv and dqkv [batch·tokens, 3·width], dout and out [batch·queries, width]; the scratch holds vᵀ as
+            // head_dim rows of ldt, k as tokens rows and q and dout as queries rows of ldd, scores as queries rows of ldt.
+            unsafe {
+                let q = io.qkv.as_ptr().add(b * tokens * stride + h * head_dim);
+                let d = io.dout.as_ptr().add(at);
+                transpose_rows(s, q.add(2 * width), stride, tokens, head_dim, values.as_mut_ptr(), ldt);
+                copy_rows(s, q.add(width), stride, tokens, head_dim, keys.as_mut_ptr(), ldd);
+                copy_rows(s, q, stride, queries, head_dim, query.as_mut_ptr(), ldd);
+                copy_rows(s, d, width, queries, head_dim, dout.as_mut_ptr(), ldd);
+                let a = Strided { ptr: dout.as_ptr(), row: ldd, step: 1 };
+                small_product(s, queries, tokens, head_dim, 1.0, a, values.as_ptr(), ldt, scores.as_mut_ptr(), ldt);
+                for r in 0..queries {
+                    let mean = row_dot(s, &dout[r * ldd..][..head_dim], &io.out[at + r * width..][..head_dim]);
+                    softmax_grad(s, &mut scores[r * ldt..][..tokens], &p[r * tokens..][..tokens], mean, scale);
+                }
+                let g = io.dqkv.as_mut_ptr().add(b * tokens * stride + h * head_dim);
+                let a = Strided { ptr: scores.as_ptr(), row: ldt, step: 1 };
+                small_product(s, queries, head_dim, tokens, 1.0, a, keys.as_ptr(), ldd, g, stride);
+                let a = Strided { ptr: scores.as_ptr(), row: 1, step: ldt };
+                small_product(s, tokens, head_dim, queries, 1.0, a, query.as_ptr(), ldd, g.add(width), stride);
+                let a = Strided { ptr: p.as_ptr(), row: 1, step: tokens };
+                small_product(s, tokens, head_dim, queries, 1.0, a, dout.as_ptr(), ldd, g.add(2 * width), stride);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn row_dot<S: Simd>(s: S, a: &[f32], b: &[f32]) -> f32 {
+    assert!(a.len() == b.len());
+    let mut acc = s.splat(0.0);
+    sweep!(S, a.len(), |i, w| {
+        // SAFETY: i + w <= both lengths.
+        acc = unsafe { s.fma(s.load_n(a.as_ptr().add(i), w), s.load_n(b.as_ptr().add(i), w), acc) };
+    });
+    s.sum(acc)
+}
+
+/// d = p (d - mean) scale.
+#[inline(always)]
+fn softmax_grad<S: Simd>(s: S, d: &mut [f32], p: &[f32], mean: f32, scale: f32) {
+    assert!(d.len() == p.len());
+    let (mean, scale) = (s.splat(mean), s.splat(scale));
+    sweep!(S, d.len(), |i, w| {
+        // SAFETY: i + w <= both lengths.
+        unsafe {
+            let at = d.as_mut_ptr().add(i);
+            let p = s.mul(s.load_n(p.as_ptr().add(i), w), scale);
+            s.store_n(at, w, s.mul(p, s.sub(s.load_n(at, w), mean)));
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{assert_close, central_differences, dot, each_isa, values, wide};
+
+    fn shape(batch: usize, tokens: usize, heads: usize, head_dim: usize, queries: usize) -> AttentionShape {
+        AttentionShape { batch, tokens, heads, head_dim, queries }
+    }
+
+    /// (out, probs) in `f64`, element by element.
+    fn twin(qkv: &[f64], s: &AttentionShape) -> (Vec<f64>, Vec<f64>) {
+        let (width, d) = (s.width(), s.head_dim);
+        let (mut out, mut probs) = (vec![0.0; s.batch * s.queries * width], Vec::new());
+        for (b, h) in (0..s.batch).flat_map(|b| (0..s.heads).map(move |h| (b, h))) {
+            let part = |t: usize, which: usize| &qkv[((b * s.tokens + t) * 3 + which) * width + h * d..][..d];
+            for i in 0..s.queries {
+                let scores: Vec<f64> = (0..s.tokens).map(|j| dot(part(i, 0), part(j, 1)) / (d as f64).sqrt()).collect();
+                let top = scores.iter().copied().fold(f64::MIN, f64::max);
+                let exps: Vec<f64> = scores.iter().map(|v| (v - top).exp()).collect();
+                let total: f64 = exps.iter().sum();
+                for (j, e) in exps.iter().enumerate() {
+                    probs.push(e / total);
+                    for (c, v) in part(j, 2).iter().enumerate() {
+                        out[(b * s.queries + i) * width + h * d + c] += e / total * v;
+                    }
+                }
+            }
+        }
+        (out, probs)
+    }
+
+    fn run(qkv: &[f32], s: &AttentionShape) -> (Vec<f32>, Vec<f32>) {
+        let mut out = vec![f32::NAN; s.batch * s.queries * s.width()];
+        let mut probs = vec![f32::NAN; s.batch * s.heads * s.queries * s.tokens];
+        attention(&mut out, Some(&mut probs), qkv, s);
+        (out, probs)
+    }
+
+    #[test]
+    fn forward_matches_its_twin() {
+        for s in [
+            shape(1, 1, 1, 1, 1),
+            shape(2, 3, 2, 3, 3),
+            shape(3, 17, 3, 32, 17),
+            shape(2, 17, 2, 48, 1),
+            shape(2, 65, 3, 64, 65),
+            shape(1, 65, 2, 17, 65),
+            shape(1, 257, 2, 64, 257),
+            shape(2, 257, 1, 48, 1),
+            shape(1, 27, 2, 100, 5),
+        ] {
+            let qkv: Vec<f32> = values(s.batch * s.tokens * 3 * s.width(), 1).iter().map(|v| 1.5 * v).collect();
+            let (want, want_probs) = twin(&wide(&qkv), &s);
+            each_isa(|isa| {
+                let (out, probs) = run(&qkv, &s);
+                assert_close(&out, &want, 2e-6, &format!("attention {s:?} {isa:?}"));
+                assert_close(&probs, &want_probs, 2e-6, &format!("probs {s:?} {isa:?}"));
+                let mut without = vec![f32::NAN; out.len()];
+                attention(&mut without, None, &qkv, &s);
+                assert_eq!(out, without, "saving the softmax changes the result");
+                let last = AttentionShape { batch: 1, ..s };
+                let (one, _) = run(&qkv[qkv.len() / s.batch * (s.batch - 1)..], &last);
+                assert_eq!(one, out[out.len() - one.len()..], "an image depends on the batch");
+            });
+        }
+    }
+
+    #[test]
+    fn large_scores_stay_finite_and_nan_shows() {
+        let s = shape(1, 17, 1, 16, 17);
+        let qkv: Vec<f32> = values(17 * 48, 1).iter().map(|v| 300.0 * v).collect();
+        each_isa(|isa| {
+            let (_, probs) = run(&qkv, &s);
+            for row in probs.chunks_exact(17) {
+                assert!((row.iter().sum::<f32>() - 1.0).abs() < 1e-5, "{isa:?}");
+            }
+            let mut bad = qkv.clone();
+            bad[2 * 48 + 20] = f32::NAN; // a key
+            assert!(run(&bad, &s).0.iter().all(|v| v.is_nan()), "{isa:?}");
+        });
+    }
+
+    #[test]
+    fn gradients_match_finite_differences() {
+        for s in [
+            shape(1, 1, 1, 1, 1),
+            shape(2, 3, 2, 3, 3),
+            shape(1, 17, 2, 17, 17),
+            shape(2, 17, 1, 16, 1),
+            shape(1, 20, 1, 32, 20),
+            shape(1, 27, 1, 18, 4),
+        ] {
+            let qkv = values(s.batch * s.tokens * 3 * s.width(), 1);
+            let dout = values(s.batch * s.queries * s.width(), 2);
+            let want = central_differences(&wide(&qkv), |x| dot(&twin(x, &s).0, &wide(&dout)));
+            each_isa(|isa| {
+                let (out, probs) = run(&qkv, &s);
+                let mut dqkv = vec![f32::NAN; qkv.len()];
+                attention_grad(&mut dqkv, &dout, &qkv, &probs, &out, &s);
+                assert_close(&dqkv, &want, 3e-6, &format!("attention_grad {s:?} {isa:?}"));
+            });
+        }
+    }
+
+    /// The gradient written out in `f64`, for sizes where finite differences take too long.
+    fn twin_grad(dout: &[f64], qkv: &[f64], s: &AttentionShape) -> Vec<f64> {
+        let (width, d) = (s.width(), s.head_dim);
+        let (_, probs) = twin(qkv, s);
+        let mut grad = vec![0.0; qkv.len()];
+        for (b, h) in (0..s.batch).flat_map(|b| (0..s.heads).map(move |h| (b, h))) {
+            let at = |t: usize, which: usize| ((b * s.tokens + t) * 3 + which) * width + h * d;
+            for i in 0..s.queries {
+                let p = &probs[((b * s.heads + h) * s.queries + i) * s.tokens..][..s.tokens];
+                let g = &dout[(b * s.queries + i) * width + h * d..][..d];
+                let dp: Vec<f64> = (0..s.tokens).map(|j| dot(g, &qkv[at(j, 2)..][..d])).collect();
+                let mean = dot(p, &dp);
+                for j in 0..s.tokens {
+                    let ds = p[j] * (dp[j] - mean) / (d as f64).sqrt();
+                    for c in 0..d {
+                        grad[at(i, 0) + c] += ds * qkv[at(j, 1) + c];
+                        grad[at(j, 1) + c] += ds * qkv[at(i, 0) + c];
+                        grad[at(j, 2) + c] += p[j] * g[c];
+                    }
+                }
+            }
+        }
+        grad
+    }
+
+    #[test]
+    fn gradients_match_their_twin_on_the_sizes_in_use() {
+        for s in [shape(2, 17, 3, 32, 17), shape(2, 65, 3, 64, 65), shape(1, 257, 2, 48, 257), shape(2, 257, 1, 64, 1)]
+        {
+            let qkv = values(s.batch * s.tokens * 3 * s.width(), 1);
+            let dout = values(s.batch * s.queries * s.width(), 2);
+            let want = twin_grad(&wide(&dout), &wide(&qkv), &s);
+            each_isa(|isa| {
+                let (out, probs) = run(&qkv, &s);
+                let mut dqkv = vec![f32::NAN; qkv.len()];
+                attention_grad(&mut dqkv, &dout, &qkv, &probs, &out, &s);
+                assert_close(&dqkv, &want, 2e-6, &format!("attention_grad {s:?} {isa:?}"));
+                let mut again = vec![0.0; qkv.len()];
+                attention_grad(&mut again, &dout, &qkv, &probs, &out, &s);
+                assert_eq!(dqkv, again, "bits differ between two runs");
+            });
+        }
+    }
+}

@@ -1,0 +1,365 @@
+//! Products of row-major matrices.
+
+use super::gemm::{Act, Finish, Operand, Product, gemm};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// op(X): a row-major matrix, or its transpose.
+#[derive(Clone, Copy, Debug)]
+pub struct Mat<'a> {
+    /// Values, row-major.
+    pub data: &'a [f32],
+    /// Leading dimension: values from one stored row to the next.
+    pub ld: usize,
+    /// Whether the transpose of what is stored is meant.
+    pub trans: bool,
+}
+
+impl Mat<'_> {
+    fn check(&self, rows: usize, cols: usize, what: &str) {
+        let (rows, cols) = if self.trans { (cols, rows) } else { (rows, cols) };
+        check_stored(self.data.len(), self.ld, rows, cols, what);
+    }
+
+    fn operand(&self) -> Operand {
+        let (row, col) = if self.trans { (1, self.ld) } else { (self.ld, 1) };
+        Operand { ptr: self.data.as_ptr(), row, col }
+    }
+}
+
+fn check_stored(len: usize, ld: usize, rows: usize, cols: usize, what: &str) {
+    assert!(ld >= cols, "matmul {what}: leading dimension {ld} is under the {cols} columns");
+    let needed = if rows == 0 || cols == 0 { 0 } else { (rows - 1) * ld + cols };
+    assert!(
+        len >= needed,
+        "matmul {what}: {rows} rows of {cols} with leading dimension {ld} need {needed} values, not {len}"
+    );
+}
+
+static FLOPS: AtomicU64 = AtomicU64::new(0);
+
+/// Σ 2mnk of all products since the program started, over all threads.
+pub fn flops() -> u64 {
+    FLOPS.load(Ordering::Relaxed)
+}
+
+/// Counts the work of a product that another kernel does.
+pub(super) fn count_flops(m: usize, n: usize, k: usize) {
+    FLOPS.fetch_add(2 * (m as u64) * (n as u64) * (k as u64), Ordering::Relaxed);
+}
+
+/// c = op(a)·op(b), or c += op(a)·op(b) with `accumulate`: op(a) [m, k], op(b) [k, n], c [m, n] row-major with leading dimension `ldc`.
+#[allow(clippy::too_many_arguments)]
+pub fn matmul(c: &mut [f32], ldc: usize, a: Mat<'_>, b: Mat<'_>, m: usize, n: usize, k: usize, accumulate: bool) {
+    run(c, ldc, a, b, m, n, k, accumulate, Finish::Plain);
+}
+
+/// What a product does to its result while it is still in the cache. All matrices [m, n] are laid out as c.
+#[derive(Debug)]
+pub enum Epilogue<'a> {
+    /// c += bias \[n].
+    Bias(&'a [f32]),
+    /// c = gelu(c + bias).
+    BiasGelu(&'a [f32]),
+    /// c += bias, kept for the backward pass, and out = gelu(c).
+    BiasGeluKeep {
+        /// \[n].
+        bias: &'a [f32],
+        /// [m, n], overwritten.
+        out: &'a mut [f32],
+    },
+    /// c += bias + residual.
+    BiasResidual {
+        /// \[n].
+        bias: &'a [f32],
+        /// [m, n].
+        residual: &'a [f32],
+    },
+    /// c *= gelu'(pre), and pre becomes gelu(pre), by element: the backward pass of [`Epilogue::BiasGeluKeep`], which keeps pre alone.
+    GeluGrad(&'a mut [f32]),
+}
+
+/// c = op(a)·op(b) as [`matmul`], then `epilogue`, without another sweep over c.
+#[allow(clippy::too_many_arguments)]
+pub fn matmul_with(
+    c: &mut [f32],
+    ldc: usize,
+    a: Mat<'_>,
+    b: Mat<'_>,
+    m: usize,
+    n: usize,
+    k: usize,
+    epilogue: Epilogue<'_>,
+) {
+    let check = |bias: &[f32]| assert!(bias.len() == n, "matmul bias: {} values for {n} columns", bias.len());
+    let finish = match epilogue {
+        Epilogue::Bias(bias) => {
+            check(bias);
+            Finish::Bias { bias: bias.as_ptr(), act: Act::None }
+        }
+        Epilogue::BiasGelu(bias) => {
+            check(bias);
+            Finish::Bias { bias: bias.as_ptr(), act: Act::Gelu }
+        }
+        Epilogue::BiasGeluKeep { bias, out } => {
+            check(bias);
+            check_stored(out.len(), ldc, m, n, "out");
+            Finish::Bias { bias: bias.as_ptr(), act: Act::GeluInto(out.as_mut_ptr()) }
+        }
+        Epilogue::BiasResidual { bias, residual } => {
+            check(bias);
+            check_stored(residual.len(), ldc, m, n, "residual");
+            Finish::Residual { bias: bias.as_ptr(), residual: residual.as_ptr() }
+        }
+        Epilogue::GeluGrad(pre) => {
+            check_stored(pre.len(), ldc, m, n, "pre");
+            Finish::GeluGrad { pre: pre.as_mut_ptr() }
+        }
+    };
+    run(c, ldc, a, b, m, n, k, false, finish);
+}
+
+#[allow(clippy::too_many_arguments)]
+fn run(
+    c: &mut [f32],
+    ldc: usize,
+    a: Mat<'_>,
+    b: Mat<'_>,
+    m: usize,
+    n: usize,
+    k: usize,
+    accumulate: bool,
+    finish: Finish,
+) {
+    a.check(m, k, "a");
+    b.check(k, n, "b");
+    check_stored(c.len(), ldc, m, n, "c");
+    count_flops(m, n, k);
+    let product = Product { c: c.as_mut_ptr(), ldc, a: a.operand(), b: b.operand(), m, n, k, accumulate, finish };
+    // SAFETY: the checks made every element of the matrices lie in its slice; c and the epilogue's output are borrowed mutably.
+    unsafe { gemm(&product) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{assert_close, each_isa, values};
+
+    #[test]
+    fn products_match_their_twin_in_every_form() {
+        let sizes = [
+            (1, 1, 1),
+            (3, 17, 27),
+            (65, 65, 65),
+            (14, 33, 1),
+            (1, 10, 192),
+            (130, 100, 70),
+            (5, 3, 900),
+            (37, 530, 33),
+            (200, 64, 400),
+        ];
+        for (m, n, k) in sizes {
+            for form in 0..8 {
+                let (a_trans, b_trans, accumulate) = (form & 1 > 0, form & 2 > 0, form & 4 > 0);
+                let (lda, ldb, ldc) =
+                    (if a_trans { m } else { k } + form, if b_trans { k } else { n } + 1, n + form % 3);
+                let a = values(if a_trans { k } else { m } * lda, 1);
+                let b = values(if b_trans { n } else { k } * ldb, 2);
+                let start = values(m * ldc, 3);
+                let mut want: Vec<f64> = start.iter().map(|v| f64::from(*v)).collect();
+                for i in 0..m {
+                    for j in 0..n {
+                        let at = |p: usize| {
+                            let x = if a_trans { a[p * lda + i] } else { a[i * lda + p] };
+                            let y = if b_trans { b[j * ldb + p] } else { b[p * ldb + j] };
+                            f64::from(x) * f64::from(y)
+                        };
+                        let old = if accumulate { want[i * ldc + j] } else { 0.0 };
+                        want[i * ldc + j] = old + (0..k).map(at).sum::<f64>();
+                    }
+                }
+                each_isa(|isa| {
+                    let mut c = start.clone();
+                    let (a, b) = (Mat { data: &a, ld: lda, trans: a_trans }, Mat { data: &b, ld: ldb, trans: b_trans });
+                    matmul(&mut c, ldc, a, b, m, n, k, accumulate);
+                    assert_close(&c, &want, 2e-6, &format!("matmul {m}x{n}x{k} form {form} {isa:?}"));
+                    let mut again = start.clone();
+                    matmul(&mut again, ldc, a, b, m, n, k, accumulate);
+                    assert_eq!(c, again, "bits differ between two runs");
+                });
+            }
+        }
+    }
+
+    /// Errors of c [m, n] = a [m, k] · b [k, n], each as a share of Σ |a·b|.
+    fn errors<'a>(c: &'a [f32], a: &'a [f32], b: &'a [f32], n: usize, k: usize) -> impl Iterator<Item = f64> + 'a {
+        c.iter().enumerate().map(move |(at, c)| {
+            let terms = (0..k).map(|p| f64::from(a[at / n * k + p]) * f64::from(b[p * n + at % n]));
+            let (sum, size) = terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));
+            (f64::from(*c) - sum).abs() / size
+        })
+    }
+
+    /// Sums with their own size as the yardstick, Σ |a·b|: the error that `f32` may make in k roundings, whatever the sizes.
+    #[test]
+    fn products_are_as_accurate_as_f32_over_many_orders_of_magnitude() {
+        let (m, n, k) = (33, 40, 333);
+        let spread = |len: usize, seed: u64| -> Vec<f32> {
+            let (fractions, exponents) = (values(len, seed), values(len, seed + 100));
+            fractions.iter().zip(exponents).map(|(f, e)| f * (12.0 * e).exp2()).collect()
+        };
+        let (a, b) = (spread(m * k, 5), spread(k * n, 6));
+        each_isa(|isa| {
+            let mut c = vec![0.0; m * n];
+            let (x, y) = (Mat { data: &a, ld: k, trans: false }, Mat { data: &b, ld: n, trans: false });
+            matmul(&mut c, n, x, y, m, n, k, false);
+            let mut squares = 0.0;
+            for (at, error) in errors(&c, &a, &b, n, k).enumerate() {
+                assert!(error < 6e-7, "{isa:?}: element {at} is off by {error:.1e} of the sum's size");
+                squares += error * error;
+            }
+            let error = (squares / (m * n) as f64).sqrt();
+            println!("{isa:?}: root mean square of the errors {error:.1e}");
+            assert!(error < 1e-7, "{isa:?}: root mean square of the errors {error:.1e}");
+        });
+    }
+
+    /// Where factors are rounded, an error is at most that of two roundings, comes near it, and a row still depends on nothing else.
+    #[test]
+    fn rounded_products_are_as_accurate_as_their_parts() {
+        use crate::{Isa, set_isa_for_tests};
+        let (m, n, k) = (61, 70, 333);
+        let (a, b) = (values(m * k, 5), values(k * n, 6));
+        let product = |rows: std::ops::Range<usize>| {
+            let mut c = vec![0.0; rows.len() * n];
+            let (x, y) =
+                (Mat { data: &a[rows.start * k..], ld: k, trans: false }, Mat { data: &b, ld: n, trans: false });
+            matmul(&mut c, n, x, y, rows.len(), n, k, false);
+            c
+        };
+        for (isa, bits) in [(Isa::AmxBf16x2, 16), (Isa::AmxBf16, 8)] {
+            if !set_isa_for_tests(Some(isa)) {
+                continue;
+            }
+            let c = product(0..m);
+            let largest = errors(&c, &a, &b, n, k).fold(0.0, f64::max);
+            let bound = 2.0 * (-f64::from(bits)).exp2();
+            assert!(largest < bound && largest > bound / 100.0, "{isa:?}: error {largest:.1e} of {bound:.1e}");
+            for i in [0, 17, 60] {
+                assert_eq!(product(i..i + 1), c[i * n..(i + 1) * n], "{isa:?}: row {i}");
+            }
+        }
+        set_isa_for_tests(None);
+    }
+
+    #[test]
+    fn what_is_not_finite_shows_in_its_row_alone() {
+        let (m, n, k) = (40, 33, 50);
+        let (mut a, b) = (values(m * k, 1), values(k * n, 2));
+        (a[7 * k + 3], a[20 * k + 49]) = (f32::NAN, f32::INFINITY);
+        each_isa(|isa| {
+            let mut c = vec![0.0; m * n];
+            let (x, y) = (Mat { data: &a, ld: k, trans: false }, Mat { data: &b, ld: n, trans: false });
+            matmul(&mut c, n, x, y, m, n, k, false);
+            for (i, row) in c.chunks_exact(n).enumerate() {
+                let is_bad = i == 7 || i == 20;
+                assert!(row.iter().all(|v| v.is_finite() != is_bad), "{isa:?}: row {i}");
+            }
+        });
+    }
+
+    #[test]
+    fn epilogues_equal_their_sweeps() {
+        use crate::elementwise::{add_bias, add_bias_residual, bias_gelu, gelu_grad};
+        for (m, n, k) in [(1, 1, 1), (13, 33, 5), (25, 65, 17), (30, 100, 1100), (24, 32, 600)] {
+            let (a, w, bias, residual) = (values(m * k, 1), values(n * k, 2), values(n, 3), values(m * n, 4));
+            let (a, w) = (Mat { data: &a, ld: k, trans: false }, Mat { data: &w, ld: k, trans: true });
+            each_isa(|isa| {
+                let mut plain = vec![f32::NAN; m * n];
+                matmul(&mut plain, n, a, w, m, n, k, false);
+                let fused = |epilogue: Epilogue<'_>| {
+                    let mut c = vec![f32::NAN; m * n];
+                    matmul_with(&mut c, n, a, w, m, n, k, epilogue);
+                    c
+                };
+                let (mut biased, mut summed) = (plain.clone(), plain.clone());
+                add_bias(&mut biased, &bias);
+                assert_eq!(fused(Epilogue::Bias(&bias)), biased, "{isa:?}");
+                add_bias_residual(&mut summed, &bias, &residual);
+                assert_eq!(fused(Epilogue::BiasResidual { bias: &bias, residual: &residual }), summed, "{isa:?}");
+                let (mut scaled, mut pre, mut gelu) = (plain.clone(), residual.clone(), vec![0.0; m * n]);
+                gelu_grad(&mut scaled, &pre);
+                bias_gelu(&mut residual.clone(), &mut gelu, &vec![0.0; n]);
+                assert_eq!(fused(Epilogue::GeluGrad(&mut pre)), scaled, "{isa:?}");
+                assert_eq!(pre, gelu, "{isa:?}");
+                let (mut out, mut kept) = (vec![0.0; m * n], vec![f32::NAN; m * n]);
+                bias_gelu(&mut plain, &mut out, &bias);
+                assert_eq!(fused(Epilogue::BiasGelu(&bias)), out, "{isa:?}");
+                assert_eq!(fused(Epilogue::BiasGeluKeep { bias: &bias, out: &mut kept }), biased, "{isa:?}");
+                assert_eq!(kept, out, "{isa:?}");
+            });
+        }
+    }
+
+    #[test]
+    fn bits_of_a_row_do_not_depend_on_the_others() {
+        let (m, n, k) = (61, 70, 700);
+        let (x, w) = (values(m * k, 1), values(n * k, 2));
+        each_isa(|isa| {
+            let product = |rows: std::ops::Range<usize>, cols: std::ops::Range<usize>| {
+                let mut c = vec![0.0; rows.len() * cols.len()];
+                let a = Mat { data: &x[rows.start * k..], ld: k, trans: false };
+                let b = Mat { data: &w[cols.start * k..], ld: k, trans: true };
+                matmul(&mut c, cols.len(), a, b, rows.len(), cols.len(), k, false);
+                c
+            };
+            let all = product(0..m, 0..n);
+            for (i, j) in [(0, 0), (17, 3), (60, 69), (31, 32)] {
+                assert_eq!(product(i..i + 1, j..j + 1)[0], all[i * n + j], "{isa:?}");
+            }
+        });
+    }
+
+    #[test]
+    fn an_empty_sum_is_zero() {
+        let none = Mat { data: &[], ld: 3, trans: false };
+        let mut c = [7.0f32; 6];
+        matmul(&mut c, 3, Mat { ld: 0, ..none }, none, 2, 3, 0, true);
+        assert_eq!(c, [7.0; 6]);
+        matmul(&mut c, 3, Mat { ld: 0, ..none }, none, 2, 3, 0, false);
+        assert_eq!(c, [0.0; 6]);
+    }
+
+    #[test]
+    fn work_is_counted() {
+        let before = flops();
+        let x = [1.0f32; 6];
+        matmul(
+            &mut [0.0; 4],
+            2,
+            Mat { data: &x, ld: 3, trans: false },
+            Mat { data: &x, ld: 2, trans: false },
+            2,
+            2,
+            3,
+            false,
+        );
+        assert!(flops() >= before + 24);
+    }
+
+    #[test]
+    #[should_panic(expected = "matmul b: 3 rows of 2")]
+    fn a_short_operand_panics() {
+        let x = [1.0f32; 5];
+        let a = [1.0f32; 6];
+        matmul(
+            &mut [0.0; 4],
+            2,
+            Mat { data: &a, ld: 3, trans: false },
+            Mat { data: &x, ld: 2, trans: false },
+            2,
+            2,
+            3,
+            false,
+        );
+    }
+}

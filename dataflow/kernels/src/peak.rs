@@ -1,0 +1,81 @@
+//! The machine's arithmetic peak, measured: the yardstick of the benchmarks.
+
+use std::hint::black_box;
+use std::io;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::Builder;
+use std::time::Instant;
+
+use super::simd::{Simd, dispatch};
+
+/// Fused multiply-adds in flight: enough to hide their latency, few enough to stay in registers.
+const NUM_CHAINS: usize = 12;
+/// Steps of all chains between two looks at the clock.
+const STEPS: usize = 20_000;
+
+/// The lock of `mutex`, whatever state a panic left it in.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// `f32` fused multiply-adds in registers, counted as two operations each: 10⁹ operations a second over `num_threads` threads that
+/// compute for `seconds` at the same time.
+///
+/// # Errors
+/// If a thread cannot be started.
+pub fn peak_gflops(num_threads: usize, seconds: f64) -> io::Result<f64> {
+    let isa = super::isa();
+    // Held until all threads are there: none waits at a barrier for one that never comes.
+    let gate = Mutex::new(true);
+    let rate = || {
+        super::set_isa_for_tests(Some(isa));
+        if !*lock(&gate) {
+            return 0.0;
+        }
+        let (begin, mut flop) = (Instant::now(), 0.0);
+        loop {
+            flop += dispatch!(chains() -> f64);
+            let elapsed = begin.elapsed().as_secs_f64();
+            if elapsed >= seconds {
+                return flop / elapsed * 1e-9;
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        let mut is_open = lock(&gate);
+        let spawn = |_| Builder::new().spawn_scoped(scope, rate);
+        let threads = (0..num_threads).map(spawn).collect::<io::Result<Vec<_>>>();
+        *is_open = threads.is_ok();
+        drop(is_open);
+        Ok(threads?.into_iter().filter_map(|thread| thread.join().ok()).sum())
+    })
+}
+
+/// Runs all chains and returns the number of operations.
+#[inline(always)]
+fn chains<S: Simd>(s: S) -> f64 {
+    // Values stay finite and normal: x → 0.5 x + 0.25 tends to 0.5.
+    let (a, b) = (s.splat(black_box(0.5)), s.splat(black_box(0.25)));
+    let mut acc = [s.splat(black_box(1.0)); NUM_CHAINS];
+    for _ in 0..STEPS {
+        for acc in &mut acc {
+            *acc = s.fma(*acc, a, b);
+        }
+    }
+    black_box(acc.into_iter().fold(s.splat(0.0), |sum, acc| s.add(sum, acc)));
+    2.0 * (STEPS * NUM_CHAINS * S::LANES) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::each_isa;
+
+    #[test]
+    fn every_instruction_set_has_a_rate() {
+        each_isa(|isa| {
+            let peak = peak_gflops(1, 0.02).unwrap();
+            assert!(peak.is_finite() && peak > 0.1, "{isa:?}: {peak}");
+        });
+    }
+}

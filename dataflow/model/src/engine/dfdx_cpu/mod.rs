@@ -1,0 +1,278 @@
+//! The default engine: dfdx's tape and gradients on the CPU, with fused operations of our own registered from outside.
+//!
+//! dfdx's tape keeps one gradient per tensor id. Ours are slots of length zero whose storage the operations put in and take out
+//! themselves (`Slot`): the first cotangent that arrives becomes the gradient as it is, later ones are added, and the storage comes
+//! from the arena. So nothing is zeroed, and dfdx's order of execution, merging of tapes and its own operations stay as they are.
+
+mod interop;
+mod linear;
+mod tape;
+mod tokens;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use dfdx::tensor::Cpu;
+
+use crate::engine::{AttentionShape, Engine, Gradients, NORM_EPS, TokenOrder, TokenWeights};
+use crate::error::ModelError;
+use crate::layout::{LinearWeights, NormWeights, ParamSet, Weight};
+use crate::parallel::arena::{Arena, Buffer, Params};
+use crate::parallel::sum::{OrderedSum, Tree};
+use mlomae_kernels as kernels;
+
+use tape::{Record, SharedSink, Sink, Slot};
+
+/// A value of [`DfdxCpu`], `[rows, columns]`.
+#[derive(Clone)]
+pub struct CpuTensor {
+    values: Arc<Buffer>,
+    rows: usize,
+    columns: usize,
+    slot: Option<Slot>,
+}
+
+impl CpuTensor {
+    /// The values, shared.
+    pub fn shared(&self) -> Arc<Buffer> {
+        self.values.clone()
+    }
+}
+
+/// One pass over a micro-batch on one thread.
+pub struct DfdxCpu {
+    device: Cpu,
+    arena: Arena,
+    params: [Option<Params>; 3],
+    sinks: [Option<SharedSink>; 3],
+    sums: [Option<(Arc<OrderedSum>, usize)>; 3],
+    record: Option<Record>,
+    grains: Grains,
+}
+
+/// The grains of a micro-batch, over which sums are taken one by one.
+#[derive(Clone, Copy, Debug)]
+struct Grains {
+    num_images: usize,
+    grain: usize,
+}
+
+impl Grains {
+    fn num(self) -> usize {
+        self.num_images.div_ceil(self.grain)
+    }
+
+    /// The part of `rows` rows, equally many for each image, that belongs to a grain.
+    fn rows(self, grain: usize, rows: usize) -> Range<usize> {
+        let per_image = rows / self.num_images;
+        let start = grain * self.grain;
+        start * per_image..(start + self.grain).min(self.num_images) * per_image
+    }
+
+    /// As [`Grains::rows`], for values of `columns` columns.
+    fn values(self, grain: usize, rows: usize, columns: usize) -> Range<usize> {
+        let rows = self.rows(grain, rows);
+        rows.start * columns..rows.end * columns
+    }
+}
+
+thread_local! {
+    /// One device a thread for the thread's life: a shared one would need locks, a dropped one leaks its cache.
+    static DEVICE: Cpu = Cpu::default();
+}
+
+impl DfdxCpu {
+    /// An engine that records for a backward pass over `num_images` images; sums over them are taken grain by grain.
+    pub fn recording(arena: &Arena, num_images: usize, grain: usize) -> Self {
+        let mut engine = Self::forward_only(arena);
+        engine.record = Some(Record::default());
+        engine.grains = Grains { num_images: num_images.max(1), grain: grain.max(1) };
+        engine
+    }
+
+    /// An engine that keeps nothing.
+    pub fn forward_only(arena: &Arena) -> Self {
+        DfdxCpu {
+            device: DEVICE.with(Cpu::clone),
+            arena: arena.clone(),
+            params: [None, None, None],
+            sinks: [None, None, None],
+            sums: [None, None, None],
+            record: None,
+            grains: Grains { num_images: 1, grain: 1 },
+        }
+    }
+
+    fn set(&self, set: ParamSet) -> &Params {
+        self.params[set.index()].as_ref().expect("invariant: networks bind their parameters before they run")
+    }
+
+    /// Lets the gradient for `set` go, weight by weight and as soon as each is known, into `sum` as its vector `index`, instead of being
+    /// given by [`Engine::backward`]. For a set that is bound after this.
+    pub fn sum_into(&mut self, set: ParamSet, sum: &Arc<OrderedSum>, index: usize) {
+        self.sums[set.index()] = Some((sum.clone(), index));
+    }
+
+    /// Where the gradients of `weights`, all of one set, go; the operation that asks will write each of them once.
+    fn sink(&self, weights: &[&Weight]) -> Option<SharedSink> {
+        let sink = self.sinks[weights.first()?.set.index()].clone()?;
+        weights.iter().for_each(|weight| sink.borrow_mut().expect(weight));
+        Some(sink)
+    }
+
+    /// The output of an operation; it gets a slot when something behind it wants a gradient.
+    fn output(&self, values: Buffer, rows: usize, columns: usize, wanted: bool) -> CpuTensor {
+        debug_assert_eq!(values.len(), rows * columns);
+        let slot = (wanted && self.record.is_some()).then(|| Slot::new(&self.device, rows * columns));
+        CpuTensor { values: Arc::new(values), rows, columns, slot }
+    }
+}
+
+impl Engine for DfdxCpu {
+    type Tensor = CpuTensor;
+
+    fn bind(&mut self, set: ParamSet, values: &Params, gradient: bool) {
+        let sum = self.sums[set.index()].clone();
+        self.sinks[set.index()] =
+            (gradient && self.record.is_some()).then(|| Sink::shared(&self.arena, values.len(), sum));
+        self.params[set.index()] = Some(values.clone());
+    }
+
+    fn is_recording(&self) -> bool {
+        self.record.is_some()
+    }
+
+    fn constant(&mut self, values: Arc<Buffer>, rows: usize, columns: usize) -> CpuTensor {
+        debug_assert_eq!(values.len(), rows * columns);
+        CpuTensor { values, rows, columns, slot: None }
+    }
+
+    fn input(&mut self, values: Arc<Buffer>, rows: usize, columns: usize) -> CpuTensor {
+        let slot = self.record.is_some().then(|| Slot::new(&self.device, rows * columns));
+        CpuTensor { values, rows, columns, slot }
+    }
+
+    fn shape(&self, x: &CpuTensor) -> (usize, usize) {
+        (x.rows, x.columns)
+    }
+
+    fn values<'a>(&self, x: &'a CpuTensor) -> &'a [f32] {
+        &x.values
+    }
+
+    fn linear(&mut self, x: &CpuTensor, w: &LinearWeights) -> CpuTensor {
+        self.linear_plain(x, w)
+    }
+
+    fn linear_gelu(&mut self, x: &CpuTensor, w: &LinearWeights) -> CpuTensor {
+        self.linear_then_gelu(x, w)
+    }
+
+    fn linear_add(&mut self, x: &CpuTensor, w: &LinearWeights, residual: &CpuTensor) -> CpuTensor {
+        self.linear_then_add(x, w, residual)
+    }
+
+    fn mlp(&mut self, x: &CpuTensor, fc1: &LinearWeights, fc2: &LinearWeights, residual: &CpuTensor) -> CpuTensor {
+        self.fused_mlp(x, fc1, fc2, residual)
+    }
+
+    fn layer_norm(&mut self, x: &CpuTensor, w: &NormWeights) -> CpuTensor {
+        let params = self.set(w.gamma.set).clone();
+        let mut y = self.arena.take(x.values.len());
+        let mut stats = self.arena.take(2 * x.rows);
+        kernels::layer_norm(&mut y, &mut stats, &x.values, &params[w.gamma.range()], &params[w.beta.range()], NORM_EPS);
+        let sink = self.sink(&[&w.gamma, &w.beta]);
+        let out = self.output(y, x.rows, x.columns, x.slot.is_some() || sink.is_some());
+        let (x, w, arena, grains) = (x.clone(), *w, self.arena.clone(), self.grains);
+        self.push(&out, move |grads, dy| {
+            let gamma = &params[w.gamma.range()];
+            let backward = |dx: &mut [f32], accumulate: bool| {
+                let Some(sink) = &sink else {
+                    kernels::layer_norm_grad(dx, accumulate, None, &dy, &x.values, &stats, gamma);
+                    return;
+                };
+                let mut own = arena.take(2 * w.dim);
+                Tree::sum(&arena, &mut own, grains.num(), |grain, own| {
+                    own.fill(0.0);
+                    let (at, rows) = (grains.values(grain, x.rows, x.columns), grains.values(grain, x.rows, 2));
+                    let (dx, dy, x) = (&mut dx[at.clone()], &dy[at.clone()], &x.values[at]);
+                    kernels::layer_norm_grad(dx, accumulate, Some(own.split_at_mut(w.dim)), dy, x, &stats[rows], gamma);
+                });
+                let mut sink = sink.borrow_mut();
+                sink.add(&w.gamma, arena.copy_of(&own[..w.dim]));
+                sink.add(&w.beta, arena.copy_of(&own[w.dim..]));
+            };
+            match &x.slot {
+                Some(slot) => slot.accumulate(grads, &arena, backward)?,
+                None => backward(&mut arena.take(dy.len()), false),
+            }
+            Ok(())
+        });
+        out
+    }
+
+    fn attention(&mut self, qkv: &CpuTensor, shape: &AttentionShape) -> CpuTensor {
+        let dim = shape.heads * shape.head_dim;
+        let rows = shape.batch * shape.queries;
+        let mut y = self.arena.take(rows * dim);
+        let wanted = qkv.slot.is_some() && self.record.is_some();
+        let mut probs = wanted.then(|| self.arena.take(shape.batch * shape.heads * shape.queries * shape.tokens));
+        kernels::attention(&mut y, probs.as_deref_mut(), &qkv.values, shape);
+        let out = self.output(y, rows, dim, wanted);
+        if let (Some(slot), Some(probs)) = (qkv.slot.clone(), probs) {
+            let (values, qkv, shape, arena) = (out.values.clone(), qkv.values.clone(), *shape, self.arena.clone());
+            self.push(&out, move |grads, dy| {
+                let mut dqkv = arena.take(qkv.len());
+                kernels::attention_grad(&mut dqkv, &dy, &qkv, &probs, &values, &shape);
+                slot.give(grads, &arena, dqkv)
+            });
+        }
+        out
+    }
+
+    fn tokens(
+        &mut self,
+        patches: &CpuTensor,
+        num_patches: usize,
+        order: Option<&Arc<TokenOrder>>,
+        w: &TokenWeights,
+    ) -> CpuTensor {
+        self.embed_tokens(patches, num_patches, order, w)
+    }
+
+    fn first_rows(&mut self, x: &CpuTensor, period: usize) -> CpuTensor {
+        self.pick_rows(x, period, 0..1)
+    }
+
+    fn rest_rows(&mut self, x: &CpuTensor, period: usize) -> CpuTensor {
+        self.pick_rows(x, period, 1..period)
+    }
+
+    fn unshuffle(&mut self, x: &CpuTensor, order: &Arc<TokenOrder>, mask_token: &Weight, pos: &Weight) -> CpuTensor {
+        self.restore_tokens(x, order, mask_token, pos)
+    }
+
+    fn patch_loss(&mut self, pred: &CpuTensor, target: &Arc<Buffer>) -> CpuTensor {
+        let mut loss = self.arena.take(pred.rows);
+        kernels::patch_loss(&mut loss, &pred.values, target, pred.columns);
+        let out = self.output(loss, pred.rows, 1, pred.slot.is_some());
+        if let Some(slot) = pred.slot.clone() {
+            let (pred, target, arena) = (pred.clone(), target.clone(), self.arena.clone());
+            self.push(&out, move |grads, dloss| {
+                let mut dpred = arena.take(pred.values.len());
+                kernels::patch_loss_grad(&mut dpred, &pred.values, &target, &dloss, pred.columns);
+                slot.give(grads, &arena, dpred)
+            });
+        }
+        out
+    }
+
+    fn backward(&mut self, cotangents: Vec<(CpuTensor, Buffer)>) -> Result<Gradients, ModelError> {
+        self.run_backward(cotangents)
+    }
+
+    fn input_gradient(&mut self, x: &CpuTensor) -> Option<Buffer> {
+        let record = self.record.as_mut()?;
+        x.slot.as_ref()?.take(record.finished.as_mut()?, &self.arena).ok().flatten()
+    }
+}

@@ -1,0 +1,16 @@
+//! Data parallelism on the CPU that never changes a bit, and the memory that it computes in.
+//!
+//! A batch is cut into grains (`train.grain` images), the unit of every sum. A thread takes a micro-batch of 1, 2, 4, … grains at a
+//! time and sums their gradients along the branches of one binary tree; [`sum::OrderedSum`] adds the micro-batches' branches as they
+//! arrive. The tree depends on the number of grains alone:
+//!
+//! ```text
+//! grain        0   1   2   3   4   5   6
+//! micro-batch  [0   1] [2   3] [4   5] [6]      one thread each, tree sums inside
+//! branch        \___ ___/       \___ ___/        OrderedSum, by whoever completes a branch
+//! sum               \______ ______/
+//! ```
+
+pub mod arena;
+pub mod compute;
+pub mod sum;

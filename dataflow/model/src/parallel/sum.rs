@@ -1,0 +1,254 @@
+//! Sums whose bits depend neither on who adds nor on when.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Mutex;
+
+use crate::parallel::arena::{Arena, Buffer};
+use crate::parallel::compute::lock;
+use mlomae_kernels as kernels;
+
+/// The one way in which the parts of a sum are added: a branch of n > 1 parts is its first 2ᵏ parts, 2ᵏ < n ≤ 2ᵏ⁺¹, plus the rest.
+///
+/// Aligned groups of 2ᵏ parts are branches, so sums within micro-batches and sums of micro-batches make the same tree.
+#[derive(Clone, Copy, Debug)]
+pub struct Tree;
+
+impl Tree {
+    /// Writes the sum of the parts `0..num` to `out`; `part` overwrites its target and is called once for each, in order.
+    pub fn sum(arena: &Arena, out: &mut [f32], num: usize, mut part: impl FnMut(usize, &mut [f32])) {
+        Self::branch(arena, out, 0..num, &mut part);
+    }
+
+    fn branch(arena: &Arena, out: &mut [f32], parts: Range<usize>, part: &mut impl FnMut(usize, &mut [f32])) {
+        match parts.len() {
+            0 => out.fill(0.0),
+            1 => part(parts.start, out),
+            num => {
+                let middle = parts.start + (num.next_power_of_two() >> 1);
+                Self::branch(arena, out, parts.start..middle, part);
+                let mut rest = arena.take(out.len());
+                Self::branch(arena, &mut rest, middle..parts.end, part);
+                kernels::add(out, &rest);
+            }
+        }
+    }
+}
+
+/// Adds flat vectors up along the [`Tree`] of their pieces, range by range, as they arrive in any order and from any thread.
+///
+/// A range's memory goes back to the arena as soon as the two halves of a branch are there, so that of all the pieces of a gradient
+/// only what one thread is ahead of another is held. Whoever is ahead adds: a call that completes no branch adds one that another call
+/// has completed.
+#[derive(Debug)]
+pub struct OrderedSum {
+    arena: Arena,
+    num: usize,
+    len: usize,
+    branches: Mutex<Branches>,
+    /// The sums of whole ranges; empty before the first.
+    total: Mutex<Buffer>,
+}
+
+#[derive(Debug, Default)]
+struct Branches {
+    /// Those whose other half has not arrived.
+    waiting: HashMap<Branch, Buffer>,
+    /// Both halves of those that are to be added.
+    ready: Vec<(Branch, [Buffer; 2])>,
+    /// Ranges that are in the total.
+    whole: Vec<Range<usize>>,
+}
+
+/// Pieces `place << level..(place + 1) << level`, of the range that begins at `start`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Branch {
+    start: usize,
+    level: u32,
+    place: usize,
+}
+
+impl Branch {
+    /// The branch of which this one is a half, and whether it is the right one.
+    fn parent(self) -> (Branch, bool) {
+        (Branch { level: self.level + 1, place: self.place / 2, ..self }, self.place % 2 == 1)
+    }
+}
+
+impl OrderedSum {
+    /// A sum of `num` vectors of `len` values.
+    pub fn new(arena: &Arena, num: usize, len: usize) -> Self {
+        let (branches, total) = (Mutex::default(), Mutex::default());
+        OrderedSum { arena: arena.clone(), num, len, branches, total }
+    }
+
+    /// Values of a vector.
+    pub fn num_values(&self) -> usize {
+        self.len
+    }
+
+    /// Adds the values that vector `index` has at `range`. All vectors must be cut into the same ranges, and what no vector has is zero.
+    pub fn add(&self, index: usize, range: Range<usize>, values: Buffer) {
+        debug_assert!(index < self.num && range.end <= self.len && values.len() == range.len());
+        let has_completed = self.arrive(Branch { start: range.start, level: 0, place: index }, values);
+        let mut branches = lock(&self.branches);
+        if branches.ready.len() > usize::from(has_completed)
+            && let Some((branch, halves)) = branches.ready.pop()
+        {
+            drop(branches);
+            self.merge(branch, halves);
+        }
+    }
+
+    /// Whether `branch` covers all vectors.
+    fn is_whole(&self, branch: Branch) -> bool {
+        branch.place == 0 && 1 << branch.level >= self.num
+    }
+
+    /// Takes the sum of a branch; says whether it makes another one ready.
+    fn arrive(&self, mut branch: Branch, values: Buffer) -> bool {
+        loop {
+            if self.is_whole(branch) {
+                self.put(branch.start, values.len(), |total| total.copy_from_slice(&values));
+                return false;
+            }
+            let sibling = Branch { place: branch.place ^ 1, ..branch };
+            let (parent, is_right) = branch.parent();
+            // Where the sibling would begin behind the last vector, the branch is its parent.
+            if sibling.place << sibling.level < self.num {
+                let mut branches = lock(&self.branches);
+                let Some(other) = branches.waiting.remove(&sibling) else {
+                    branches.waiting.insert(branch, values);
+                    return false;
+                };
+                branches.ready.push((parent, if is_right { [other, values] } else { [values, other] }));
+                return true;
+            }
+            branch = parent;
+        }
+    }
+
+    /// Adds the two halves of a branch.
+    fn merge(&self, branch: Branch, [mut left, right]: [Buffer; 2]) {
+        if self.is_whole(branch) {
+            self.put(branch.start, left.len(), |total| kernels::scale_add(total, &left, 1.0, &right));
+        } else {
+            kernels::add(&mut left, &right);
+            drop(right);
+            self.arrive(branch, left);
+        }
+    }
+
+    /// Lets `write` write the sum of a whole range.
+    fn put(&self, start: usize, len: usize, write: impl FnOnce(&mut [f32])) {
+        let mut total = lock(&self.total);
+        if total.is_empty() {
+            *total = self.arena.take(self.len);
+        }
+        write(&mut total[start..start + len]);
+        drop(total);
+        lock(&self.branches).whole.push(start..start + len);
+    }
+
+    /// The sum, if every range came from all vectors; of nothing there is none.
+    pub fn finish(&self) -> Option<Buffer> {
+        loop {
+            let next = lock(&self.branches).ready.pop();
+            let Some((branch, halves)) = next else { break };
+            self.merge(branch, halves);
+        }
+        let Branches { waiting, mut whole, .. } = std::mem::take(&mut *lock(&self.branches));
+        let mut total = std::mem::take(&mut *lock(&self.total));
+        if !waiting.is_empty() || whole.is_empty() {
+            return None;
+        }
+        whole.sort_by_key(|range| range.start);
+        let mut end = 0;
+        for range in whole {
+            total[end..range.start].fill(0.0);
+            end = range.end;
+        }
+        total[end..].fill(0.0);
+        Some(total)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parts(num: usize) -> Vec<Vec<f32>> {
+        (0..num).map(|i| vec![0.1 * 10f32.powi(i as i32 % 7), 1e-3, -7.0 / (i as f32 + 1.0)]).collect()
+    }
+
+    #[test]
+    fn sums_do_not_depend_on_arrival() {
+        for num in 1..=9 {
+            let parts = parts(num);
+            let sum = |order: &mut dyn Iterator<Item = usize>| {
+                let s = OrderedSum::new(&Arena::new(), num, 3);
+                order.for_each(|i| s.add(i, 0..3, Buffer::from_vec(parts[i].clone())));
+                s.finish().unwrap().to_vec()
+            };
+            let straight = sum(&mut (0..num));
+            assert_eq!(straight, sum(&mut (0..num).rev()), "{num}");
+            assert_eq!(straight, sum(&mut (0..num).step_by(2).chain((1..num).step_by(2))), "{num}");
+        }
+    }
+
+    #[test]
+    fn branches_of_any_size_make_the_same_sum() {
+        let arena = Arena::new();
+        for num in 1..=23 {
+            let parts = parts(num);
+            let mut whole = [0.0; 3];
+            Tree::sum(&arena, &mut whole, num, |i, out| out.copy_from_slice(&parts[i]));
+            for size in [1, 2, 4, 8, 16] {
+                let pieces: Vec<Range<usize>> = (0..num).step_by(size).map(|i| i..(i + size).min(num)).collect();
+                let sum = OrderedSum::new(&arena, pieces.len(), 3);
+                for (i, piece) in pieces.into_iter().enumerate().rev() {
+                    let mut branch = arena.take(3);
+                    Tree::sum(&arena, &mut branch, piece.len(), |j, out| out.copy_from_slice(&parts[piece.start + j]));
+                    sum.add(i, 0..3, branch);
+                }
+                assert_eq!(sum.finish().unwrap()[..], whole, "{num} parts in pieces of {size}");
+            }
+        }
+    }
+
+    /// Pieces of seven vectors in two ranges, a gap before, between and behind them, from several threads.
+    #[test]
+    fn ranges_are_summed_each_for_itself() {
+        let (num, ranges) = (7, [2..5, 6..9]);
+        let parts = parts(num);
+        let arena = Arena::new();
+        let mut want = [0.0; 3];
+        Tree::sum(&arena, &mut want, num, |i, out| out.copy_from_slice(&parts[i]));
+        for _ in 0..20 {
+            let sum = OrderedSum::new(&arena, num, 11);
+            arena.take(11).fill(f32::NAN);
+            std::thread::scope(|scope| {
+                for thread in 0..3 {
+                    let (sum, parts, ranges, arena) = (&sum, &parts, &ranges, &arena);
+                    scope.spawn(move || {
+                        for i in (thread..num).step_by(3) {
+                            ranges.iter().for_each(|range| sum.add(i, range.clone(), arena.copy_of(&parts[i])));
+                        }
+                    });
+                }
+            });
+            let sum = sum.finish().unwrap();
+            assert!(ranges.iter().all(|range| sum[range.clone()] == want));
+            assert!([0, 1, 5, 9, 10].iter().all(|&gap| sum[gap] == 0.0));
+        }
+    }
+
+    #[test]
+    fn a_sum_with_a_piece_missing_is_none() {
+        for came in [&[][..], &[0], &[0, 2], &[0, 1], &[2]] {
+            let sum = OrderedSum::new(&Arena::new(), 3, 1);
+            came.iter().for_each(|&i| sum.add(i, 0..1, Buffer::from_vec(vec![1.0])));
+            assert!(sum.finish().is_none(), "{came:?}");
+        }
+    }
+}

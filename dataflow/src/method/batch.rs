@@ -1,0 +1,138 @@
+//! The batches that flow between the stages.
+
+use std::sync::Arc;
+
+use mlomae_model::levels::scoring::{Masker, Scored};
+use mlomae_model::{Buffer, Params};
+
+use crate::flow::ports::Payload;
+
+/// Normalised images with their identities. Cloning shares the images.
+#[derive(Debug, Clone)]
+pub struct ImageBatch {
+    /// Number of the batch in its role, over all epochs.
+    pub seq: u64,
+    /// The outer iteration that it is for.
+    pub outer: u64,
+    /// How often its role has been gone through before.
+    pub epoch: u64,
+    /// Stable ids of the samples, \[batch].
+    pub ids: Arc<[i64]>,
+    /// Labels, \[batch]; -1 where a sample has none.
+    pub labels: Arc<[i32]>,
+    /// Images [batch, C, H, W], in recycled memory.
+    pub images: Arc<Buffer>,
+}
+
+impl ImageBatch {
+    /// Images in the batch.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// Whether the batch holds no image.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.ids.is_empty()
+    }
+}
+
+/// Bytes of a batch of `num` images of `image_values` values.
+#[must_use]
+pub const fn batch_bytes(num: usize, image_values: usize) -> usize {
+    num * (4 * image_values + 8 + 4)
+}
+
+impl Payload for ImageBatch {
+    fn size_bytes(&self) -> usize {
+        4 * self.images.len() + 12 * self.ids.len()
+    }
+}
+
+/// The fixed samples whose masks are logged over a run.
+#[derive(Debug, Clone)]
+pub struct Panel {
+    /// The samples, not augmented.
+    pub batch: ImageBatch,
+    /// Whether each patch holds a part of the sample's object, [samples, L]; none where the data does not know.
+    pub objects: Option<Vec<bool>>,
+}
+
+/// The labelled batches of one outer iteration.
+#[derive(Debug, Clone)]
+pub struct LabelledPair {
+    /// The outer iteration.
+    pub outer: u64,
+    /// Batch F of level 2.
+    pub finetune: ImageBatch,
+    /// Batch V of level 3.
+    pub validation: ImageBatch,
+}
+
+impl Payload for LabelledPair {
+    fn size_bytes(&self) -> usize {
+        self.finetune.size_bytes() + self.validation.size_bytes()
+    }
+}
+
+/// A pretrain batch with its masks.
+#[derive(Debug, Clone)]
+pub struct ScoredBatch {
+    /// The images.
+    pub batch: ImageBatch,
+    /// Scores and masks.
+    pub scored: Scored,
+    /// How scores became masks, to be done again at shifted weights.
+    pub masker: Masker,
+    /// The policy that scored.
+    pub phi: Params,
+    /// Policy updates before that policy.
+    pub policy_version: u64,
+}
+
+impl Payload for ScoredBatch {
+    fn size_bytes(&self) -> usize {
+        let order = &self.scored.order;
+        // φ is shared with the policy stage and is not counted.
+        self.batch.size_bytes()
+            + 4 * (order.kept.len() + order.rank.len())
+            + 4 * self.scored.weights().map_or(0, <[f32]>::len)
+    }
+}
+
+/// What levels 2 and 3 need of level 1 after an outer iteration's last step.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    /// The outer iteration.
+    pub outer: u64,
+    /// θ after the iteration's level-1 steps.
+    pub theta: Params,
+    /// The last batch x_p with its masks; shared, never copied.
+    pub last: Arc<ScoredBatch>,
+}
+
+impl Payload for Snapshot {
+    fn size_bytes(&self) -> usize {
+        4 * self.theta.len() + self.last.size_bytes()
+    }
+}
+
+/// The direction of the hypergradient's finite difference.
+#[derive(Debug, Clone)]
+pub struct Direction {
+    /// The snapshot that it belongs to.
+    pub snapshot: Snapshot,
+    /// v1 = D[v0; c; L_f; θ], flat over θ, zero on the decoder.
+    pub v1: Arc<Buffer>,
+    /// w = ∂L_v/∂θ, flat over θ, zero on the decoder.
+    pub w: Arc<Buffer>,
+    /// L_v at the updated head.
+    pub validation_loss: f64,
+}
+
+impl Payload for Direction {
+    fn size_bytes(&self) -> usize {
+        self.snapshot.size_bytes() + 4 * (self.v1.len() + self.w.len())
+    }
+}

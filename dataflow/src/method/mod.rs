@@ -1,0 +1,205 @@
+//! What the stages need to know of a run: networks, schedules and the method's variants.
+
+pub mod batch;
+pub mod checkpoint_request;
+
+use std::sync::Arc;
+
+use mlomae_model::config::{MaskInput, MaskNetKind, ModelConfig, PosEmbed};
+use mlomae_model::levels::Model;
+use mlomae_model::levels::optimizer::{AdamWConfig, Decay, DecayGroup, Schedule};
+use mlomae_model::levels::scoring::Masker;
+use mlomae_model::{Arena, ModelError};
+use rand_chacha::ChaCha8Rng;
+
+use crate::config::{self, CheckpointConfig, Config, Hypergradient, LevelConfig};
+use crate::input::rng::{Purpose, keyed};
+use crate::method::checkpoint_request::CheckpointRequest;
+use crate::record::{Level, Moment};
+
+/// The method as configured. Cloning is cheap.
+#[derive(Debug, Clone)]
+pub struct Method {
+    /// The networks.
+    pub model: Arc<Model>,
+    /// Seed of everything random.
+    pub seed: u64,
+    /// k: level-1 steps in an outer iteration.
+    pub unroll: u64,
+    /// d: the policy update of outer iteration j takes effect at the start of iteration j + 1 + d.
+    pub lag: u64,
+    /// Outer iterations of the whole run.
+    pub total_outer: u64,
+    /// Form of the hypergradient.
+    pub hypergradient: Hypergradient,
+    /// Random masks; levels 2 and 3 rest.
+    pub baseline: bool,
+    /// Control: the encoder keeps the perturbation of the finite difference.
+    pub multitask: bool,
+    /// α of the finite differences.
+    pub alpha: f64,
+    /// Dropout before the head.
+    pub head_dropout: f64,
+    /// Share of patches placed at random.
+    pub explore: f64,
+    /// Learning rates of levels 1, 2 and 3.
+    pub schedules: [Schedule; 3],
+    /// AdamW of levels 1, 2 and 3.
+    pub adamw: [AdamWConfig; 3],
+    /// Pretrain batches in an epoch.
+    pub steps_per_epoch: u64,
+    /// Images of a grain, over which sums are taken first.
+    pub grain: usize,
+    /// When checkpoints are written.
+    pub checkpoint: CheckpointConfig,
+    /// A checkpoint that is asked for beside them.
+    pub checkpoint_request: CheckpointRequest,
+    /// Level-1 steps between rows of metrics.
+    pub metrics_every_steps: u64,
+    /// Level-1 steps between rows of the panel's masks; 0: never.
+    pub masks_every_steps: u64,
+    /// Recycled memory of the run.
+    pub arena: Arena,
+}
+
+/// The networks' shapes as configured, for images of side `image` with `channels` channels in `num_classes` classes.
+#[must_use]
+pub fn model_config(config: &Config, image: usize, channels: usize, num_classes: usize) -> ModelConfig {
+    let m = &config.model;
+    ModelConfig {
+        image,
+        patch: m.patch,
+        channels,
+        dim: m.dim,
+        depth: m.depth,
+        heads: m.heads,
+        dec_dim: m.dec_dim,
+        dec_depth: m.dec_depth,
+        dec_heads: m.dec_heads,
+        pos_embed: match m.pos_embed {
+            config::PosEmbed::Trained => PosEmbed::Trained,
+            config::PosEmbed::Frozen => PosEmbed::Frozen,
+        },
+        mask_ratio: config.mask.ratio,
+        mask_net: match config.mask.net {
+            config::MaskNet::FlatMlp => MaskNetKind::FlatMlp,
+            config::MaskNet::TokenMlp => MaskNetKind::TokenMlp,
+        },
+        mask_input: match config.mask.input {
+            config::MaskInput::Embedding => MaskInput::Embedding,
+            config::MaskInput::Pixels => MaskInput::Pixels,
+        },
+        mask_hidden: config.mask.hidden,
+        num_classes,
+    }
+}
+
+fn schedule(level: &LevelConfig, total_steps: u64) -> Schedule {
+    Schedule {
+        base: level.lr,
+        warmup_steps: level.warmup_steps,
+        total_steps,
+        decay: match level.schedule {
+            config::Schedule::Cosine => Decay::Cosine,
+            config::Schedule::Constant => Decay::Constant,
+        },
+    }
+}
+
+fn adamw(level: &LevelConfig) -> AdamWConfig {
+    AdamWConfig {
+        beta1: level.betas[0],
+        beta2: level.betas[1],
+        eps: 1e-8,
+        weight_decay: level.weight_decay,
+        decay_group: match level.decay_group {
+            config::DecayGroup::All => DecayGroup::All,
+            config::DecayGroup::Matrices => DecayGroup::Matrices,
+        },
+    }
+}
+
+impl Method {
+    /// The method of `config` with the networks of `model`.
+    ///
+    /// # Errors
+    /// When the networks cannot be built.
+    pub fn new(config: &Config, model: &ModelConfig, steps_per_epoch: u64) -> Result<Self, ModelError> {
+        let unroll = config.method.unroll;
+        let total_outer = config.train.outer_iterations;
+        Ok(Self {
+            model: Arc::new(Model::new(model)?),
+            seed: config.seed,
+            unroll,
+            lag: u64::from(config.pipeline.lag),
+            total_outer,
+            hypergradient: config.method.hypergradient,
+            baseline: config.method.baseline,
+            multitask: config.method.multitask,
+            alpha: config.method.alpha,
+            head_dropout: config.method.head_dropout,
+            explore: config.mask.explore,
+            schedules: [
+                schedule(&config.pretrain, total_outer * unroll),
+                schedule(&config.finetune, total_outer),
+                schedule(&config.policy, total_outer),
+            ],
+            adamw: [adamw(&config.pretrain), adamw(&config.finetune), adamw(&config.policy)],
+            steps_per_epoch,
+            grain: config.train.grain,
+            checkpoint: config.checkpoint.clone(),
+            checkpoint_request: CheckpointRequest::default(),
+            metrics_every_steps: config.logs.metrics_every_steps,
+            masks_every_steps: config.logs.masks_every_steps,
+            arena: Arena::new(),
+        })
+    }
+
+    /// The policy version that scores outer iteration `outer`.
+    #[must_use]
+    pub const fn policy_version(&self, outer: u64) -> u64 {
+        outer.saturating_sub(self.lag)
+    }
+
+    /// Whether scoring waits for the newest θ.
+    #[must_use]
+    pub fn scores_need_theta(&self) -> bool {
+        !self.baseline && self.model.config.mask_input == MaskInput::Embedding
+    }
+
+    /// How the scores of level-1 step `step` (from 0) become masks.
+    #[must_use]
+    pub fn masker(&self, step: u64) -> Masker {
+        let seed = self.seed;
+        Masker {
+            explore: self.explore,
+            image_rng: Arc::new(move |image| keyed(seed, Purpose::Mask, step, image as u64)),
+        }
+    }
+
+    /// Dropout of pass `pass` of outer iteration `outer`: its rate and generator.
+    #[must_use]
+    pub fn dropout(&self, outer: u64, pass: u64) -> Option<(f64, ChaCha8Rng)> {
+        (self.head_dropout > 0.0).then(|| (self.head_dropout, keyed(self.seed, Purpose::Dropout, outer, pass)))
+    }
+
+    /// Where a row belongs after `step` level-1 steps.
+    #[must_use]
+    pub fn moment(&self, step: u64, level: Level) -> Moment {
+        let epoch = step.saturating_sub(1) / self.steps_per_epoch.max(1);
+        Moment { epoch: i32::try_from(epoch).unwrap_or(i32::MAX), step: step.cast_signed(), level }
+    }
+
+    /// Whether a checkpoint is due when `outer` outer iterations are done, by the configuration or as one was asked for.
+    #[must_use]
+    pub fn checkpoint_due(&self, outer: u64) -> bool {
+        self.checkpoint.is_due(outer, self.unroll) || self.checkpoint_request.is_marked(outer)
+    }
+
+    /// Whether the numbers of a level are logged after `step` level-1 steps, of which the last `span` are new.
+    #[must_use]
+    pub const fn metrics_due(&self, step: u64, span: u64) -> bool {
+        let every = if self.metrics_every_steps == 0 { 1 } else { self.metrics_every_steps };
+        step / every > (step - span) / every
+    }
+}

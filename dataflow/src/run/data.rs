@@ -1,0 +1,314 @@
+//! The data of a run: opened splits, roles, and how images become what the networks see.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use mlomae_model::{Arena, ModelConfig, ModelError};
+use mlomae_storage::dataset::{self, DataError, Dataset, DatasetSpec, LabelOrigin, NameSource, Split};
+
+use crate::config::{Config, ConfigError, MemoryCheck};
+use crate::flow::exit::StageError;
+use crate::input::augment::{Normalisation, Preparation};
+use crate::input::bad_images::BadImages;
+use crate::input::plan::{EpochPlan, PlanError, Role, Roles, Shares};
+use crate::method::batch::Panel;
+use crate::method::{Method, model_config};
+use crate::run::held_out::TestRole;
+use crate::run::pipeline::Setup;
+use crate::run::state::TrainState;
+use crate::stages::load::{LoadStage, measure_normalisation};
+
+/// Opened data with its roles.
+#[derive(Clone)]
+pub struct Data {
+    /// The split that is divided into the roles pretrain, train and validation.
+    pub train: Arc<dyn Dataset>,
+    /// The split of the test role, which training never sees, in the train split's classes; none if nothing judges.
+    pub test: Option<Arc<dyn Dataset>>,
+    /// Which split has the test role, and why.
+    pub test_role: TestRole,
+    /// Who learns from which samples of the train split.
+    pub roles: Roles,
+    /// Side of the square images that the networks see, in pixels.
+    pub image: usize,
+    /// Channels that the networks see, 1 or 3.
+    pub channels: usize,
+    /// Normalisation of the values.
+    pub normalisation: Normalisation,
+    /// What is done about bad images, and which were passed over.
+    pub bad_images: BadImages,
+}
+
+impl std::fmt::Debug for Data {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Data").field("train", self.train.info()).finish_non_exhaustive()
+    }
+}
+
+/// Why data cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// The data cannot be read.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// The data has no labels to learn a task from.
+    #[error(
+        "data: the downstream task needs labels of at least 2 classes, {name} has images of {num_classes}: {labels}"
+    )]
+    Classes {
+        /// The data's name.
+        name: String,
+        /// Classes with at least one image of the train split.
+        num_classes: usize,
+        /// Which labels were looked at.
+        labels: String,
+    },
+    /// What is taken for labels tells images apart, not classes.
+    #[error("data: the labels of {name} cannot be classes, {problem}: {labels}")]
+    NoClasses {
+        /// The data's name.
+        name: String,
+        /// What speaks against it.
+        problem: String,
+        /// Which labels were looked at.
+        labels: String,
+    },
+    /// The split that shall judge cannot.
+    #[error("data.test_split = {wanted}: {problem} in {name} (allowed: auto, test, validation, none)")]
+    TestSplit {
+        /// The value of `data.test_split`.
+        wanted: &'static str,
+        /// What is wrong with that split.
+        problem: String,
+        /// The data's name.
+        name: String,
+        /// 66 if it is not there, 65 if it has no labels.
+        exit_code: u8,
+    },
+    /// The classes of the test role are not those of the train split.
+    #[error("{0}; data.test_split = \"none\" trains without it")]
+    TestClasses(DataError),
+    /// The configuration does not fit the data.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Config(Vec<ConfigError>),
+    /// The roles cannot be made.
+    #[error("data: {0}")]
+    Plan(#[from] PlanError),
+    /// The networks cannot be built.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// A sample cannot be read.
+    #[error(transparent)]
+    Sample(#[from] StageError),
+}
+
+impl SetupError {
+    /// The process's exit code.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Data(error) => error.exit_code(),
+            Self::TestClasses(error) => error.exit_code(),
+            Self::TestSplit { exit_code, .. } => *exit_code,
+            Self::Classes { .. } | Self::NoClasses { .. } | Self::Plan(_) => 65,
+            Self::Model(ModelError::Threads { .. }) => 74,
+            Self::Config(_) | Self::Model(_) => 78,
+            Self::Sample(error) => error.exit_code(),
+        }
+    }
+}
+
+impl Data {
+    /// Opens the data of `config`, divides it into roles and checks what only the data can tell. `normalisation` is that of a
+    /// checkpoint; without it the configured one, or one measured over the pretrain role.
+    ///
+    /// # Errors
+    /// [`SetupError`]; all errors of the configuration at once.
+    pub fn open(config: &Config, normalisation: Option<Normalisation>) -> Result<Self, SetupError> {
+        let data = &config.data;
+        let max_resident_bytes = (config.run.memory_check == MemoryCheck::Warn).then_some(u64::MAX);
+        let train = dataset::open(&DatasetSpec { max_resident_bytes, ..data.dataset_spec(Split::Train) })?;
+        let info = train.info();
+        let labels = (0..train.len()).map(|index| train.label(index)).collect::<Result<Vec<_>, _>>()?;
+        check_labels(train.as_ref(), &labels, data.label_column.is_some())?;
+        let (test, test_role) = TestRole::open(data, train.as_ref(), &labels, max_resident_bytes)?;
+        let shares = Shares {
+            pretrain: data.pretrain_fraction,
+            train: data.train_fraction,
+            validation: data.validation_fraction,
+        };
+        let roles = Roles::split(&labels, shares, data.max_samples, config.seed)?;
+        let mut errors = Vec::new();
+        let image = image_side(config, train.as_ref()).unwrap_or_else(|error| {
+            errors.push(error);
+            0
+        });
+        if errors.is_empty() {
+            errors.extend(config.check_image(image));
+        }
+        let num = |role| roles.indices(role).len();
+        errors.extend(config.check_roles(num(Role::Pretrain), num(Role::Train), num(Role::Validation)));
+        // Colour anywhere is colour: a grey training split does not take it from the test split.
+        let of_test = test.as_ref().map_or(1, |test| test.info().channels);
+        let channels = data.channels.unwrap_or(info.channels.max(of_test));
+        let bad_images = BadImages::new(data.on_bad_image);
+        if data.mean.as_ref().is_some_and(|mean| mean.len() != channels) {
+            errors.push(ConfigError {
+                key: "data.mean, data.std".to_owned(),
+                value: format!("{} values", data.mean.as_ref().map_or(0, Vec::len)),
+                problem: "one value is needed for each channel".to_owned(),
+                allowed: format!("{channels} values each"),
+                suggestion: None,
+            });
+        }
+        if !errors.is_empty() {
+            return Err(SetupError::Config(errors));
+        }
+        let normalisation = match (normalisation, &data.mean, &data.std) {
+            (Some(normalisation), ..) => normalisation,
+            (None, Some(mean), Some(std)) => Normalisation { mean: mean.clone(), std: std.clone() },
+            _ => measure_normalisation(train.as_ref(), roles.indices(Role::Pretrain), channels, &bad_images)?,
+        };
+        Ok(Self { train, test, test_role, roles, image, channels, normalisation, bad_images })
+    }
+
+    /// What the readers passed over, one line each.
+    #[must_use]
+    pub fn notes(&self) -> Vec<String> {
+        let mut notes = self.train.notes();
+        let num_images = self.train.len();
+        let num_unlabelled = (0..num_images).filter(|index| matches!(self.train.label(*index), Ok(None))).count();
+        if num_unlabelled > 0 {
+            notes.push(format!(
+                "{num_unlabelled} of {num_images} images of the train split have no label, they can only pretrain"
+            ));
+        }
+        for note in self.test.iter().flat_map(|test| test.notes()) {
+            // Both splits tell of the folders around them.
+            if !notes.contains(&note) {
+                notes.push(note);
+            }
+        }
+        notes
+    }
+
+    /// Number of classes.
+    #[must_use]
+    pub fn num_classes(&self) -> usize {
+        self.train.info().class_names.len()
+    }
+
+    /// Shapes of the networks for this data.
+    #[must_use]
+    pub fn model_config(&self, config: &Config) -> ModelConfig {
+        model_config(config, self.image, self.channels, self.num_classes())
+    }
+
+    /// Which batches are made of which samples.
+    ///
+    /// # Errors
+    /// When a role has less than a batch.
+    pub fn plan(&self, config: &Config) -> Result<EpochPlan, PlanError> {
+        let batches = [config.pretrain.batch, config.finetune.batch, config.policy.batch];
+        EpochPlan::new(self.roles.clone(), batches, config.seed)
+    }
+
+    /// The method of `config` on this data.
+    ///
+    /// # Errors
+    /// When roles or networks do not fit.
+    pub fn method(&self, config: &Config) -> Result<Method, SetupError> {
+        let plan = self.plan(config)?;
+        Ok(Method::new(config, &self.model_config(config), plan.batches_per_epoch(Role::Pretrain))?)
+    }
+
+    /// A loader of `dataset` (the train or the test split).
+    ///
+    /// # Errors
+    /// When a role has less than a batch.
+    pub fn loader(&self, config: &Config, dataset: &Arc<dyn Dataset>, arena: &Arena) -> Result<LoadStage, PlanError> {
+        let preparation = Preparation {
+            side: self.image,
+            channels: self.channels,
+            normalisation: self.normalisation.clone(),
+            augment: config.data.augment.clone(),
+        };
+        let plan = self.plan(config)?;
+        let load = LoadStage::new(dataset.clone(), plan, preparation, config.seed, config.method.unroll, arena.clone());
+        Ok(load.with_bad_images(self.bad_images.clone()))
+    }
+
+    /// Everything that a run starts from.
+    ///
+    /// # Errors
+    /// When roles do not fit or a sample of the panel cannot be read.
+    pub fn setup(&self, config: &Config, method: Method, state: TrainState) -> Result<Setup, SetupError> {
+        let load = self.loader(config, &self.train, &method.arena)?;
+        let indices = load.panel(Role::Validation, config.logs.panel_size)?;
+        let objects = load.object_patches(&indices, method.model.config.patch);
+        let panel = Panel { batch: load.samples(&indices)?, objects };
+        Ok(Setup { method, load, state, panel, actors: config.actors.clone() })
+    }
+}
+
+/// Whether the labels of the train split can be a task's: several classes, and several images of them.
+/// Who names the column knows what is in it, so that only what cannot be a task at all is refused.
+fn check_labels(train: &dyn Dataset, labels: &[Option<i32>], is_named: bool) -> Result<(), SetupError> {
+    let (info, origin) = (train.info(), train.label_origin());
+    let name = info.name.clone();
+    let num_labelled = labels.iter().flatten().count();
+    let distinct: HashSet<i32> = labels.iter().copied().flatten().collect();
+    let num_classes = distinct.len();
+    let labels = labels_text(train, &origin, num_labelled);
+    if num_classes < 2 {
+        return Err(SetupError::Classes { name, num_classes, labels });
+    }
+    let refuse = |problem: String| Err(SetupError::NoClasses { name: name.clone(), problem, labels: labels.clone() });
+    // Names that the data declares may well be more than the images of a small part of it.
+    let is_declared = is_named || origin.names == NameSource::Declared;
+    if num_classes == num_labelled || (!is_declared && 2 * num_classes > num_labelled) {
+        return refuse(format!("{num_labelled} labelled images have {num_classes} different ones, as an index has"));
+    }
+    if !is_declared && info.class_names.len() > num_labelled {
+        let last = info.class_names.len() - 1;
+        return refuse(format!("they are numbers up to {last} of only {num_labelled} labelled images"));
+    }
+    Ok(())
+}
+
+/// Where the labels of the train split were looked for, and how many there are.
+fn labels_text(train: &dyn Dataset, origin: &LabelOrigin, num_labelled: usize) -> String {
+    let num_images = train.len();
+    match (&train.info().label_column, origin.not_taken.as_slice()) {
+        (Some(column), _) => {
+            let kind = origin.column_type.as_ref().map_or_else(String::new, |kind| format!(" ({kind})"));
+            format!(
+                "column {column}{kind} has a label in {num_labelled} of {num_images} rows; data.label_column names one"
+            )
+        }
+        (None, []) if num_labelled == 0 => "there is no label column".to_owned(),
+        (None, []) => format!("{num_labelled} of {num_images} images have a label"),
+        (None, columns) => {
+            format!("there is no label column, data.label_column names one of: {}", columns.join(", "))
+        }
+    }
+}
+
+/// The configured side, or that of the data's own images if they are all one square.
+fn image_side(config: &Config, train: &dyn Dataset) -> Result<usize, ConfigError> {
+    let refuse = |problem: String| ConfigError {
+        key: "data.image".to_owned(),
+        value: String::new(),
+        problem,
+        allowed: "a side in pixels, 8 to 1024, to which images are resized".to_owned(),
+        suggestion: None,
+    };
+    match (config.data.image, train.info().image_size) {
+        (Some(image), _) => Ok(image),
+        (None, Some((width, height))) if width == height => Ok(width),
+        (None, Some((width, height))) => {
+            Err(refuse(format!("is missing, the images are not square ({width} x {height})")))
+        }
+        (None, None) => Err(refuse("is missing, the images differ in size, or are too many to look at all".to_owned())),
+    }
+}

@@ -1,0 +1,248 @@
+//! Evaluations of a frozen encoder on the test role: k-nearest neighbours and a linear probe.
+
+use std::sync::Arc;
+
+use mlomae_kernels::{Mat, matmul};
+use mlomae_model::layout::Layout;
+use mlomae_model::levels::Model;
+use mlomae_model::levels::downstream::features;
+use mlomae_model::levels::optimizer::{AdamW, AdamWConfig, Decay, Schedule};
+use mlomae_model::tasks::Head;
+use mlomae_model::{Buffer, Compute, ParamSet, Params};
+
+use crate::flow::exit::StageError;
+use crate::input::rng::{Purpose, keyed, shuffle};
+use crate::stages::load::LoadStage;
+
+/// Features of labelled images.
+#[derive(Debug, Clone, Default)]
+pub struct Features {
+    /// Width of a feature vector.
+    pub dim: usize,
+    /// `[images, dim]`.
+    pub values: Vec<f32>,
+    /// `[images]`.
+    pub labels: Vec<i32>,
+}
+
+impl Features {
+    /// Images.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.labels.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.labels.is_empty()
+    }
+
+    fn rows(&self) -> impl Iterator<Item = &[f32]> {
+        self.values.chunks_exact(self.dim)
+    }
+
+    /// The images of `loader`'s split at `indices` through the encoder θ, without augmentation; unlabelled ones are left out.
+    /// `progress` gets done and total after each batch.
+    ///
+    /// # Errors
+    /// An unreadable sample.
+    pub fn extract(
+        compute: &Compute,
+        model: &Model,
+        theta: &Params,
+        loader: &LoadStage,
+        indices: &[usize],
+        batch: usize,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Self, StageError> {
+        let mut all = Self { dim: model.config.dim, ..Self::default() };
+        for (done, chunk) in indices.chunks(batch.max(1)).enumerate() {
+            let images = loader.samples(chunk)?;
+            // All of them bad images that are passed over.
+            if images.is_empty() {
+                continue;
+            }
+            let z = features(compute, model, theta, &images.images);
+            for (row, &label) in z.chunks_exact(all.dim).zip(images.labels.iter()).filter(|(_, label)| **label >= 0) {
+                all.values.extend_from_slice(row);
+                all.labels.push(label);
+            }
+            progress((done * batch.max(1) + chunk.len()).min(indices.len()), indices.len());
+        }
+        Ok(all)
+    }
+}
+
+fn unit_rows(features: &Features) -> Vec<f32> {
+    let mut out = Vec::with_capacity(features.values.len());
+    for row in features.rows() {
+        let norm = row.iter().map(|v| v * v).sum::<f32>().sqrt().max(1e-12);
+        out.extend(row.iter().map(|v| v / norm));
+    }
+    out
+}
+
+/// Queries whose similarities are computed in one product.
+const QUERIES_AT_ONCE: usize = 64;
+
+/// Accuracy of weighted k-nearest neighbours by cosine similarity: each of the `k` nearest of `bank` votes for its label with the
+/// weight exp(similarity / temperature). Ties go to the lower label.
+#[must_use]
+pub fn knn_accuracy(
+    compute: &Compute,
+    bank: &Features,
+    test: &Features,
+    num_classes: usize,
+    k: usize,
+    temperature: f64,
+) -> f64 {
+    if bank.is_empty() || test.is_empty() {
+        return 0.0;
+    }
+    let (bank_rows, test_rows) = (unit_rows(bank), unit_rows(test));
+    let (dim, num_bank) = (bank.dim, bank.len());
+    let k = k.clamp(1, num_bank);
+    let order = |a: &(f32, usize), b: &(f32, usize)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
+    let vote = |row: &[f32]| {
+        let mut nearest: Vec<(f32, usize)> = row.iter().copied().zip(0..).collect();
+        nearest.select_nth_unstable_by(k - 1, order);
+        nearest.truncate(k);
+        nearest.sort_by(order);
+        let mut votes = vec![0.0; num_classes];
+        for (similarity, index) in nearest {
+            votes[bank.labels[index] as usize] += (f64::from(similarity) / temperature).exp();
+        }
+        (0..num_classes).fold(0, |best, class| if votes[class] > votes[best] { class } else { best })
+    };
+    let pieces: Vec<_> = test_rows.chunks(QUERIES_AT_ONCE * dim).zip(test.labels.chunks(QUERIES_AT_ONCE)).collect();
+    let num_right = compute.map(pieces.len(), |piece| {
+        let (rows, labels) = pieces[piece];
+        let mut similarities = vec![0.0; labels.len() * num_bank];
+        let a = Mat { data: rows, ld: dim, trans: false };
+        let b = Mat { data: &bank_rows, ld: dim, trans: true };
+        matmul(&mut similarities, num_bank, a, b, labels.len(), num_bank, dim, false);
+        similarities.chunks_exact(num_bank).zip(labels).filter(|(row, label)| vote(row) == **label as usize).count()
+    });
+    let num_right: usize = num_right.into_iter().sum();
+    num_right as f64 / test.len() as f64
+}
+
+/// Settings of the linear probe.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LinearProbe {
+    /// Passes over the bank.
+    pub epochs: usize,
+    /// Images of a batch.
+    pub batch: usize,
+    /// Learning rate, which falls to 0 by a cosine.
+    pub lr: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Seed of initial weights and order.
+    pub seed: u64,
+}
+
+/// Accuracy of a linear classifier (behind the head's layer norm) that is trained on `bank` and judged on `test`. Features are
+/// standardised by the bank's mean and deviation first.
+#[must_use]
+pub fn linear_accuracy(
+    bank: &Features,
+    test: &Features,
+    num_classes: usize,
+    probe: &LinearProbe,
+    progress: &mut dyn FnMut(usize, usize),
+) -> f64 {
+    if bank.is_empty() || test.is_empty() {
+        return 0.0;
+    }
+    let (bank, test) = standardised(bank, test);
+    let head = Head::new(bank.dim, num_classes);
+    let layout: &Arc<Layout> = &head.layout;
+    debug_assert_eq!(layout.set, ParamSet::Head);
+    let compute = Compute::serial(1);
+    let mut params: Params = Arc::new(head.init(probe.seed));
+    let mut optimizer =
+        AdamW::new(AdamWConfig { weight_decay: probe.weight_decay, beta2: 0.999, ..AdamWConfig::default() }, layout);
+    let per_epoch = bank.len().div_ceil(probe.batch);
+    let total_steps = (probe.epochs * per_epoch) as u64;
+    let schedule = Schedule { base: probe.lr, warmup_steps: 0, total_steps, decay: Decay::Cosine };
+    for epoch in 0..probe.epochs {
+        let mut order: Vec<usize> = (0..bank.len()).collect();
+        shuffle(&mut order, &mut keyed(probe.seed, Purpose::Eval, epoch as u64, 0));
+        for chunk in order.chunks(probe.batch) {
+            let rows: Vec<f32> =
+                chunk.iter().flat_map(|&i| bank.values[i * bank.dim..(i + 1) * bank.dim].iter().copied()).collect();
+            let labels: Vec<i32> = chunk.iter().map(|&i| bank.labels[i]).collect();
+            let wide: Vec<f64> = params.iter().map(|&v| f64::from(v)).collect();
+            let gradient = head.gradient(&wide, &rows, &labels, None);
+            let gradient = Buffer::from_vec(gradient.head.iter().map(|&g| g as f32).collect());
+            let rate = schedule.rate(optimizer.step);
+            params = optimizer.update(&compute, &params, &gradient, rate);
+        }
+        progress(epoch + 1, probe.epochs);
+    }
+    let wide: Vec<f64> = params.iter().map(|&v| f64::from(v)).collect();
+    head.gradient(&wide, &test.values, &test.labels, None).accuracy
+}
+
+fn standardised(bank: &Features, test: &Features) -> (Features, Features) {
+    let n = bank.len() as f64;
+    let mut mean = vec![0f64; bank.dim];
+    let mut square = vec![0f64; bank.dim];
+    for row in bank.rows() {
+        for (i, &v) in row.iter().enumerate() {
+            mean[i] += f64::from(v) / n;
+            square[i] += f64::from(v).powi(2) / n;
+        }
+    }
+    let scale: Vec<f64> = square.iter().zip(&mean).map(|(s, m)| 1.0 / (s - m * m).max(1e-12).sqrt()).collect();
+    let apply = |features: &Features| Features {
+        values: features
+            .rows()
+            .flat_map(|row| row.iter().enumerate().map(|(i, &v)| ((f64::from(v) - mean[i]) * scale[i]) as f32))
+            .collect(),
+        ..features.clone()
+    };
+    (apply(bank), apply(test))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::input::rng::unit;
+
+    /// Two noisy directions per class.
+    fn clusters(num: usize, noise: f64, seed: u64) -> Features {
+        let mut rng = keyed(seed, Purpose::Eval, 1, 1);
+        let mut features = Features { dim: 6, ..Features::default() };
+        for i in 0..num {
+            let label = i % 3;
+            features.labels.push(label as i32);
+            features
+                .values
+                .extend((0..6).map(|d| (f64::from(u8::from(d / 2 == label)) + noise * (unit(&mut rng) - 0.5)) as f32));
+        }
+        features
+    }
+
+    #[test]
+    fn both_evaluations_tell_signal_from_noise() {
+        let probe = LinearProbe { epochs: 20, batch: 32, lr: 1e-2, weight_decay: 0.0, seed: 1 };
+        let (bank, test) = (clusters(300, 0.5, 1), clusters(90, 0.5, 2));
+        assert!(knn_accuracy(&Compute::serial(1), &bank, &test, 3, 5, 0.07) > 0.98);
+        assert!(linear_accuracy(&bank, &test, 3, &probe, &mut |_, _| {}) > 0.98);
+        let mut shuffled = bank;
+        shuffle(&mut shuffled.labels, &mut keyed(3, Purpose::Eval, 0, 0));
+        assert!(knn_accuracy(&Compute::serial(1), &shuffled, &test, 3, 5, 0.07) < 0.6);
+        assert!(linear_accuracy(&shuffled, &test, 3, &probe, &mut |_, _| {}) < 0.7);
+    }
+
+    #[test]
+    fn one_neighbour_is_the_nearest() {
+        let bank = Features { dim: 2, values: vec![1.0, 0.0, 0.0, 1.0], labels: vec![0, 1] };
+        let test = Features { dim: 2, values: vec![5.0, 1.0, 0.1, 0.3], labels: vec![0, 1] };
+        assert_eq!(knn_accuracy(&Compute::serial(1), &bank, &test, 2, 1, 0.07), 1.0);
+        assert_eq!(knn_accuracy(&Compute::serial(1), &bank, &test, 2, 100, 0.07), 1.0);
+    }
+}

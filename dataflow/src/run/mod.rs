@@ -1,0 +1,15 @@
+//! A run as a whole: its data, its state between outer iterations, the wired pipeline, the serial executor, and where records go.
+
+pub mod data;
+#[cfg(test)]
+mod deadlock_tests;
+pub mod evaluation;
+pub mod held_out;
+pub mod pipeline;
+#[cfg(test)]
+mod pipeline_tests;
+pub mod serial;
+pub mod sink;
+pub mod state;
+#[cfg(test)]
+mod training_tests;

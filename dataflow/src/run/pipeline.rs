@@ -1,0 +1,367 @@
+//! The pipeline: the stages of a run, wired for threads or for the serial executor.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use mlomae_model::layout::ParamSet;
+use mlomae_model::{Buffer, Compute, MaskInput, MaskNetKind, ModelError};
+
+use crate::config::ActorsConfig;
+use crate::flow::counters::StageCounters;
+use crate::flow::exit::Exit;
+use crate::flow::fault::FaultPlan;
+use crate::flow::ports::{EdgeGauge, FanInSender, OrderedEdge, WaitContext};
+use crate::flow::slot::slot;
+use crate::flow::stage::{Flow, StageRunner};
+use crate::flow::stage_name::StageName;
+use crate::flow::stop::StopFlag;
+use crate::flow::topology::{EdgeDecl, EdgeKind, StageDecl, Topology, TopologyError};
+use crate::method::Method;
+use crate::method::batch::{ImageBatch, LabelledPair, Panel, ScoredBatch, Snapshot, batch_bytes};
+use crate::record::{ActorRecord, MaskRecord, Record};
+use crate::run::state::TrainState;
+use crate::stages::encoder::{EncoderPorts, EncoderStage};
+use crate::stages::evaluator::{EvaluatorPorts, EvaluatorStage, OptionalDirection};
+use crate::stages::load::{LoadPorts, LoadStage};
+use crate::stages::log::{LogRunner, LogStage, RecordSink};
+use crate::stages::policy::{PolicyPorts, PolicyStage};
+use crate::stages::score::{ScorePorts, ScoreStage, Shift};
+
+/// What a run starts from.
+pub struct Setup {
+    /// The method.
+    pub method: Method,
+    /// The loader, which knows the data and the plan.
+    pub load: LoadStage,
+    /// Where training starts.
+    pub state: TrainState,
+    /// Images whose masks are logged each time.
+    pub panel: Panel,
+    /// Workers and queues.
+    pub actors: ActorsConfig,
+}
+
+/// Why a pipeline cannot be built.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The declared topology is wrong.
+    #[error(transparent)]
+    Topology(#[from] TopologyError),
+    /// The compute threads cannot be started.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+}
+
+/// The five stages of a run.
+pub struct Stages {
+    /// Data loading.
+    pub load: LoadStage,
+    /// Patch scoring.
+    pub score: ScoreStage,
+    /// Level 1.
+    pub encoder: EncoderStage,
+    /// Level 2 and the downstream gradient of level 3.
+    pub evaluator: EvaluatorStage,
+    /// Level 3.
+    pub policy: PolicyStage,
+}
+
+impl Setup {
+    /// The level-1 steps that are left.
+    #[must_use]
+    pub fn steps(&self) -> Range<u64> {
+        self.state.outer * self.method.unroll..self.method.total_outer * self.method.unroll
+    }
+
+    /// The outer iterations that are left.
+    #[must_use]
+    pub const fn outers(&self) -> Range<u64> {
+        self.state.outer..self.method.total_outer
+    }
+
+    /// The stages. With lag 0 the levels take turns, so they share one set of threads as large as the largest; otherwise each has
+    /// its own. Results depend on neither.
+    ///
+    /// # Errors
+    /// When threads cannot be started.
+    pub fn stages(self) -> Result<(Method, Stages), ModelError> {
+        let Self { method, load, state, panel, actors } = self;
+        let [pretrain_batch, finetune_batch, validation_batch] = load.batch_sizes();
+        let compute = |threads: usize| Compute::new(threads, method.grain, method.arena.clone());
+        let threads = |stage: StageName| actors.stage(stage).num_workers();
+        let cut = |stage: StageName, compute: &Compute, batch: usize| {
+            compute.with_micro_batch(actors.micro_batch(stage, batch, compute.num_threads()))
+        };
+        let levels = [StageName::Encoder, StageName::Evaluator, StageName::Policy];
+        let [encoder, evaluator, policy] = if method.lag == 0 {
+            let shared = compute(levels.into_iter().map(threads).max().unwrap_or(1))?;
+            [shared.clone(), shared.clone(), shared]
+        } else {
+            [compute(threads(levels[0]))?, compute(threads(levels[1]))?, compute(threads(levels[2]))?]
+        };
+        // Scores that need the newest θ hold the encoder up, so they get its threads.
+        let score = if method.scores_need_theta() { encoder.clone() } else { compute(1)? };
+        let score = cut(StageName::Score, &score, pretrain_batch);
+        let encoder = cut(StageName::Encoder, &encoder, pretrain_batch);
+        let evaluator = cut(StageName::Evaluator, &evaluator, finetune_batch.min(validation_batch));
+        let policy = cut(StageName::Policy, &policy, pretrain_batch);
+        let [pretrain, finetune, mask] = state.optimizers;
+        let stages = Stages {
+            load,
+            score: ScoreStage::new(method.clone(), score),
+            encoder: EncoderStage::new(method.clone(), encoder, state.theta, pretrain, panel),
+            evaluator: EvaluatorStage::new(method.clone(), evaluator, state.head, finetune),
+            policy: PolicyStage::new(method.clone(), policy, state.policies, mask, state.previous_hypergradient),
+        };
+        Ok((method, stages))
+    }
+
+    /// The declared topology, with every edge's capacity and the size of its items.
+    ///
+    /// # Errors
+    /// Never for a checked configuration.
+    pub fn topology(&self) -> Result<Topology, TopologyError> {
+        topology(&self.method, &self.actors, self.load.batch_sizes())
+    }
+}
+
+/// The topology of a run with batches of the given sizes (pretrain, train, validation).
+///
+/// # Errors
+/// Never for a checked configuration.
+pub fn topology(method: &Method, actors: &ActorsConfig, batch_sizes: [usize; 3]) -> Result<Topology, TopologyError> {
+    use StageName::{Encoder, Evaluator, Load, Log, Policy, Score};
+    let c = &method.model.config;
+    let [pretrain, train, validation] = batch_sizes;
+    let images = batch_bytes(pretrain, c.image_values());
+    // Ranks and kept patches; with a learned mask also the scores, the masking network's input and its hidden layers.
+    let num_patches = c.num_patches();
+    let features = match c.mask_input {
+        MaskInput::Embedding => c.dim,
+        MaskInput::Pixels => c.patch_values(),
+    };
+    let trace = match (method.baseline, c.mask_net) {
+        (true, _) => 0,
+        (false, MaskNetKind::FlatMlp) => num_patches * (1 + features) + c.mask_hidden,
+        (false, MaskNetKind::TokenMlp) => num_patches * (1 + features + 2 * c.mask_hidden),
+    };
+    let scored = images + 4 * pretrain * (num_patches + c.num_visible() + trace);
+    let theta = 4 * method.model.vit.layout.len;
+    // Encoder, evaluator and policy are one worker each: theirs are compute threads.
+    let num_workers = |name| match name {
+        Load | Score => actors.stage(name).num_workers(),
+        _ => 1,
+    };
+    let stages = StageName::ALL.into_iter().map(|name| StageDecl { name, num_workers: num_workers(name) }).collect();
+    let edge = |from, to, capacity, payload_bytes| EdgeDecl {
+        from: Some(from),
+        to,
+        capacity,
+        payload_bytes,
+        large_bytes: 0,
+        kind: EdgeKind::Ordered,
+    };
+    let cap = |name: StageName| actors.stage(name).queue_cap;
+    let labelled = batch_bytes(train + validation, c.image_values());
+    Topology::new(
+        stages,
+        vec![
+            edge(Load, Score, cap(Score), images),
+            edge(Load, Evaluator, cap(Load), labelled),
+            edge(Score, Encoder, cap(Encoder), scored),
+            edge(Encoder, Evaluator, cap(Evaluator), theta + scored),
+            edge(Evaluator, Policy, cap(Policy), 3 * theta + scored),
+            EdgeDecl {
+                from: None,
+                to: Log,
+                capacity: 64 * cap(Log).max(1),
+                payload_bytes: row_bytes(method, pretrain),
+                large_bytes: part_bytes(method, actors),
+                kind: EdgeKind::FanIn,
+            },
+        ],
+    )
+}
+
+/// The largest of the rows: the masks of an image, the loss of a batch, the figures of a worker.
+fn row_bytes(method: &Method, batch: usize) -> usize {
+    let boxed = size_of::<MaskRecord>().max(size_of::<ActorRecord>());
+    let patches = 9 * method.model.config.num_patches();
+    size_of::<Record>() + (boxed + patches).max(size_of::<serde_json::Value>() * batch)
+}
+
+/// Bytes of the parts of checkpoints on their way to the log stage and in it. What a stage records between two of its
+/// parts lies between them in the queue too, so that a full queue holds few of them.
+fn part_bytes(method: &Method, actors: &ActorsConfig) -> usize {
+    let number = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
+    let (unroll, lag) = (number(method.unroll).max(1), method.lag as usize);
+    // 0: never, but for the end of the run.
+    let every = match method.checkpoint.every_steps {
+        0 => u32::MAX as usize,
+        every => number(every),
+    };
+    let interval = (every / unroll).max(1) * unroll;
+    let num_rows = interval / number(method.metrics_every_steps).max(unroll);
+    let cap = |name: StageName| actors.stage(name).queue_cap;
+    // The encoder's parts wait for those of the stages that it is ahead of.
+    let ahead = (cap(StageName::Evaluator) + cap(StageName::Policy) + lag + 4) * unroll;
+    // Also one in the sender's hand, one in that of the log stage, the last words, and the interval that is cut.
+    let num_parts = |num_rows: usize| 64 * cap(StageName::Log).max(1) / (1 + num_rows) + 4 + ahead.div_ceil(interval);
+    let bytes = |set| 4 * method.model.layout(set).len;
+    let (theta, head, phi) = (bytes(ParamSet::Pretrain), bytes(ParamSet::Head), bytes(ParamSet::Mask));
+    let shifts = if method.multitask { (lag + 2) * theta } else { 0 };
+    // Weights and two moments; the policy's versions in flight and its last hypergradient.
+    let policy = (lag + 5) * phi + shifts;
+    // The control without a learned mask may have nothing to record of it.
+    let num_policy = num_parts(if method.baseline { 0 } else { num_rows });
+    num_parts(num_rows).saturating_mul(3 * (theta + head)).saturating_add(num_policy.saturating_mul(policy))
+}
+
+/// One worker of the pipeline, ready to run on a thread of its own.
+pub struct Worker {
+    /// Its stage.
+    pub stage: StageName,
+    /// Its number within the stage.
+    pub instance: usize,
+    /// What it counts.
+    pub counters: StageCounters,
+    /// Runs until the end, a stop, an error or a panic; may be called again after a panic.
+    pub run: Box<dyn FnMut() -> Exit + Send>,
+}
+
+/// The wired pipeline.
+pub struct Pipeline {
+    /// The workers, from the first stage to the last.
+    pub workers: Vec<Worker>,
+    /// The edges' gauges, for telemetry.
+    pub gauges: Vec<Arc<EdgeGauge>>,
+    /// For records of the telemetry. The log stage ends when this and all stages' senders are gone.
+    pub log: FanInSender<Record>,
+    /// What was declared.
+    pub topology: Topology,
+}
+
+fn worker<S, W>(runner: StageRunner<S, W>) -> Worker
+where
+    S: crate::flow::stage::Stage + 'static,
+    W: crate::flow::stage::Wiring<S> + 'static,
+{
+    let mut runner = runner;
+    Worker {
+        stage: S::NAME,
+        instance: runner.instance(),
+        counters: runner.context().counters.clone(),
+        run: Box::new(move || runner.run()),
+    }
+}
+
+/// Wires a run for threads; records go to `sink`.
+///
+/// # Errors
+/// [`BuildError`].
+pub fn build<K: RecordSink + 'static>(setup: Setup, sink: K, stop: &StopFlag) -> Result<Pipeline, BuildError> {
+    build_with_faults(setup, sink, stop, &FaultPlan::default())
+}
+
+/// As [`build`], with faults put into the stages on purpose.
+///
+/// # Errors
+/// [`BuildError`].
+pub fn build_with_faults<K: RecordSink + 'static>(
+    setup: Setup,
+    sink: K,
+    stop: &StopFlag,
+    faults: &FaultPlan,
+) -> Result<Pipeline, BuildError> {
+    use StageName::{Encoder, Evaluator, Load, Log, Policy, Score};
+    let topology = setup.topology()?;
+    let (steps, outers) = (setup.steps(), setup.outers());
+    let start = outers.start;
+    let (method, stages) = setup.stages()?;
+    let unroll = method.unroll;
+
+    let pretrain: OrderedEdge<Flow<ImageBatch>> = topology.ordered(Load, Score)?;
+    let labelled: OrderedEdge<Flow<LabelledPair>> = topology.ordered(Load, Evaluator)?;
+    let scored: OrderedEdge<Flow<ScoredBatch>> = topology.ordered(Score, Encoder)?;
+    let snapshots: OrderedEdge<Flow<Snapshot>> = topology.ordered(Encoder, Evaluator)?;
+    let directions: OrderedEdge<Flow<OptionalDirection>> = topology.ordered(Evaluator, Policy)?;
+    let (log, records) = topology.fan_in::<Record>(Log)?;
+    let gauges = vec![
+        pretrain.gauge.clone(),
+        labelled.gauge.clone(),
+        scored.gauge.clone(),
+        snapshots.gauge.clone(),
+        directions.gauge.clone(),
+        log.gauge().clone(),
+    ];
+
+    let (mut phi_writer, phi) = slot::<Buffer>("policy", method.lag as usize + 2);
+    let (mut shift_writer, shift) = slot::<Option<Shift>>("shift", method.lag as usize + 2);
+    let versions = stages.policy.versions();
+    for (place, version) in versions.iter().enumerate() {
+        let number = start + 1 + place as u64 - versions.len() as u64;
+        phi_writer.publish(number, version.phi.clone());
+        shift_writer.publish(number, Arc::new(version.shift.clone()));
+    }
+    let shift = method.multitask.then_some(shift);
+    let (theta_writer, theta) = if method.scores_need_theta() {
+        let (mut writer, reader) = slot::<Buffer>("theta", topology.num_workers(Score) + 1);
+        writer.publish(steps.start, stages.encoder.theta().clone());
+        (Some(writer), Some(reader))
+    } else {
+        (None, None)
+    };
+
+    let context = || WaitContext::new(stop.clone(), StageCounters::new()).with_faults(faults.clone());
+    let mut workers = Vec::new();
+    let num_loaders = topology.num_workers(Load);
+    for (instance, (pretrain, labelled)) in pretrain.senders.into_iter().zip(labelled.senders).enumerate() {
+        let ports = LoadPorts::new(instance, num_loaders, unroll, pretrain, labelled);
+        let units = start * (unroll + 1)..outers.end * (unroll + 1);
+        workers.push(worker(StageRunner::new(stages.load.clone(), instance, units, ports, log.clone(), context())));
+    }
+    let num_scorers = topology.num_workers(Score);
+    for (instance, (batches, scored)) in pretrain.receivers.into_iter().zip(scored.senders).enumerate() {
+        let ports = ScorePorts {
+            worker: instance as u64,
+            num_workers: num_scorers as u64,
+            method: method.clone(),
+            batches,
+            phi: phi.clone(),
+            theta: theta.clone(),
+            shift: shift.clone(),
+            scored,
+        };
+        workers.push(worker(StageRunner::new(
+            stages.score.clone(),
+            instance,
+            steps.clone(),
+            ports,
+            log.clone(),
+            context(),
+        )));
+    }
+    drop((phi, theta));
+    // Encoder, evaluator and policy are declared with one worker each.
+    if let Some((scored, snapshots)) = scored.receivers.into_iter().zip(snapshots.senders).next() {
+        let ports =
+            EncoderPorts { method: method.clone(), scored, shift: shift.clone(), theta: theta_writer, snapshots };
+        workers.push(worker(StageRunner::new(stages.encoder, 0, steps, ports, log.clone(), context())));
+    }
+    if let Some(((snapshots, labelled), directions)) =
+        snapshots.receivers.into_iter().zip(labelled.receivers).zip(directions.senders).next()
+    {
+        let ports = EvaluatorPorts { snapshots, labelled, directions };
+        workers.push(worker(StageRunner::new(stages.evaluator, 0, outers.clone(), ports, log.clone(), context())));
+    }
+    if let Some(directions) = directions.receivers.into_iter().next() {
+        let shift = method.multitask.then_some(shift_writer);
+        let ports = PolicyPorts { directions, phi: phi_writer, shift };
+        workers.push(worker(StageRunner::new(stages.policy, 0, outers, ports, log.clone(), context())));
+    }
+    let log_context = context();
+    let counters = log_context.counters.clone();
+    let mut runner = LogRunner::new(LogStage::new(sink), records, log_context);
+    workers.push(Worker { stage: Log, instance: 0, counters, run: Box::new(move || runner.run()) });
+    Ok(Pipeline { workers, gauges, log, topology })
+}

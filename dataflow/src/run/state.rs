@@ -1,0 +1,225 @@
+//! The state of a training run between two outer iterations: what a checkpoint holds and a resumed run starts from.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use mlomae_model::layout::SharedLayout;
+use mlomae_model::levels::optimizer::AdamW;
+use mlomae_model::{Buffer, ParamSet, Params};
+
+use crate::method::Method;
+use crate::record::CheckpointFile;
+use crate::stages::policy::{PolicyVersion, lag_prefix};
+use crate::stages::score::Shift;
+
+/// Everything that training changes.
+#[derive(Debug, Clone)]
+pub struct TrainState {
+    /// Outer iterations done.
+    pub outer: u64,
+    /// θ.
+    pub theta: Params,
+    /// c.
+    pub head: Params,
+    /// The versions of φ that may still be asked for, oldest first; the last one has number `outer`.
+    pub policies: VecDeque<PolicyVersion>,
+    /// AdamW of levels 1, 2 and 3.
+    pub optimizers: [AdamW; 3],
+    /// The hypergradient of the iteration before.
+    pub previous_hypergradient: Option<Params>,
+}
+
+/// Why a checkpoint does not fit the configured run.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StateError {
+    /// A tensor is not there.
+    #[error("checkpoint lacks tensor {name} of shape {shape:?}")]
+    Missing {
+        /// Its name.
+        name: String,
+        /// The shape that the configuration asks for.
+        shape: Vec<usize>,
+    },
+    /// A tensor has another shape.
+    #[error("checkpoint's tensor {name} must have shape {expected:?}, got {found:?}")]
+    Shape {
+        /// Its name.
+        name: String,
+        /// The shape that the configuration asks for.
+        expected: Vec<usize>,
+        /// Its shape in the file.
+        found: Vec<usize>,
+    },
+    /// A number of `state.json` is not there.
+    #[error("checkpoint's state lacks the number {0}")]
+    State(String),
+    /// A number of `state.json` cannot be.
+    #[error("checkpoint's state: {key} must be {allowed}, got {found}")]
+    Number {
+        /// Its place.
+        key: String,
+        /// What it may be.
+        allowed: String,
+        /// What it is.
+        found: String,
+    },
+}
+
+/// A tensor's shape and values.
+pub type TensorView<'a> = (&'a [usize], &'a [f32]);
+
+/// Tensors of a checkpoint by file and name.
+pub trait TensorSource {
+    /// The tensor, if it is there.
+    fn tensor(&self, file: CheckpointFile, name: &str) -> Option<TensorView<'_>>;
+}
+
+/// Reads a flat vector laid out as `layout` under `prefix`.
+///
+/// # Errors
+/// [`StateError`] names the first tensor that is missing or has another shape.
+pub fn read_flat(
+    source: &dyn TensorSource,
+    file: CheckpointFile,
+    prefix: &str,
+    layout: &SharedLayout,
+) -> Result<Params, StateError> {
+    let mut values = vec![0.0; layout.len];
+    for entry in &layout.entries {
+        let name = format!("{prefix}{}", entry.name);
+        let Some((shape, tensor)) = source.tensor(file, &name) else {
+            return Err(StateError::Missing { name, shape: entry.shape.clone() });
+        };
+        if shape != entry.shape {
+            return Err(StateError::Shape { name, expected: entry.shape.clone(), found: shape.to_vec() });
+        }
+        values[entry.range()].copy_from_slice(tensor);
+    }
+    Ok(Arc::new(Buffer::from_vec(values)))
+}
+
+/// As [`read_flat`], of what a checkpoint need not have: none if there is no tensor of it at all. A part of it is an error.
+///
+/// # Errors
+/// As [`read_flat`].
+pub fn read_flat_if_any(
+    source: &dyn TensorSource,
+    file: CheckpointFile,
+    prefix: &str,
+    layout: &SharedLayout,
+) -> Result<Option<Params>, StateError> {
+    let is_there = |name: &str| source.tensor(file, &format!("{prefix}{name}")).is_some();
+    if !layout.entries.iter().any(|entry| is_there(&entry.name)) {
+        return Ok(None);
+    }
+    read_flat(source, file, prefix, layout).map(Some)
+}
+
+/// The whole number at `place` of a state, which must be at most `max`.
+fn whole_number(state: &serde_json::Value, place: &[&str], max: u64) -> Result<u64, StateError> {
+    let value = place.iter().try_fold(state, |value, key| value.get(key));
+    let value = value.filter(|value| !value.is_null()).ok_or_else(|| StateError::State(place.join(".")))?;
+    value.as_u64().filter(|number| *number <= max).ok_or_else(|| StateError::Number {
+        key: place.join("."),
+        allowed: format!("a whole number from 0 to {max}"),
+        found: value.to_string(),
+    })
+}
+
+/// Outer iterations of a run at most, so that level-1 steps have room in an `i64`.
+const MAX_OUTER: u64 = 1_000_000_000;
+
+impl TrainState {
+    /// The state before the first iteration.
+    #[must_use]
+    pub fn fresh(method: &Method) -> Self {
+        let model = &method.model;
+        let optimizer = |level: usize, set| AdamW::new(method.adamw[level], model.layout(set));
+        Self {
+            outer: 0,
+            theta: model.init(ParamSet::Pretrain, method.seed),
+            head: model.init(ParamSet::Head, method.seed),
+            policies: VecDeque::from([PolicyVersion { phi: model.init(ParamSet::Mask, method.seed), shift: None }]),
+            optimizers: [optimizer(0, ParamSet::Pretrain), optimizer(1, ParamSet::Head), optimizer(2, ParamSet::Mask)],
+            previous_hypergradient: None,
+        }
+    }
+
+    /// The state in a checkpoint; `state` is its `state.json` with the objects `encoder`, `evaluator` and `policy`.
+    ///
+    /// # Errors
+    /// [`StateError`] names what does not fit.
+    pub fn restore(method: &Method, source: &dyn TensorSource, state: &serde_json::Value) -> Result<Self, StateError> {
+        let model = &method.model;
+        let outer = whole_number(state, &["outer_iteration"], MAX_OUTER)?;
+        // The step is kept beside it since steps are held against the log's; before, it followed.
+        let step = match state.get("step") {
+            Some(_) => whole_number(state, &["step"], u64::MAX)?,
+            None => outer * method.unroll,
+        };
+        if step != outer * method.unroll {
+            return Err(StateError::Number {
+                key: "step".to_owned(),
+                allowed: format!(
+                    "{}, as outer_iteration is {outer} and method.unroll {}",
+                    outer * method.unroll,
+                    method.unroll
+                ),
+                found: step.to_string(),
+            });
+        }
+        let theta_layout = model.layout(ParamSet::Pretrain);
+        let mask_layout = model.layout(ParamSet::Mask);
+        let optimizer = |level: usize, stage: &str, set, prefix: &str| {
+            let layout = model.layout(set);
+            let moment = |which: &str| {
+                let flat = read_flat(source, CheckpointFile::Optimizer, &format!("{prefix}.{which}."), layout)?;
+                Ok(Arc::unwrap_or_clone(flat))
+            };
+            // A batch that was lost is a step less.
+            let max = if level == 0 { step } else { outer };
+            let step = whole_number(state, &[stage, "adamw_step"], max)?;
+            Ok(AdamW::restored(method.adamw[level], layout, step, moment("m")?, moment("v")?))
+        };
+        let mut policies = VecDeque::new();
+        // As many versions as this run's lag can ask for; before outer iteration 0 there is nothing older than the first.
+        let num_versions = outer.min(method.lag) + 1;
+        for age in 0..usize::try_from(num_versions).unwrap_or(usize::MAX) {
+            let shift = if method.multitask && outer > age as u64 {
+                let prefix = format!("policy.shift.{}", lag_prefix(age));
+                read_flat_if_any(source, CheckpointFile::Optimizer, &prefix, theta_layout)?.map(Shift)
+            } else {
+                None
+            };
+            let phi = read_flat(source, CheckpointFile::Mask, &lag_prefix(age), mask_layout)?;
+            policies.push_front(PolicyVersion { phi, shift });
+        }
+        Ok(Self {
+            outer,
+            theta: read_flat(source, CheckpointFile::Model, "", theta_layout)?,
+            head: read_flat(source, CheckpointFile::Head, "", model.layout(ParamSet::Head))?,
+            policies,
+            optimizers: [
+                optimizer(0, "encoder", ParamSet::Pretrain, "pretrain")?,
+                optimizer(1, "evaluator", ParamSet::Head, "finetune")?,
+                optimizer(2, "policy", ParamSet::Mask, "policy")?,
+            ],
+            previous_hypergradient: read_flat_if_any(
+                source,
+                CheckpointFile::Optimizer,
+                "policy.hypergradient.",
+                mask_layout,
+            )?,
+        })
+    }
+
+    /// The newest φ.
+    #[must_use]
+    pub fn phi(&self) -> &Params {
+        &self.policies.back().expect("invariant: a policy has a version").phi
+    }
+}
+
+#[cfg(test)]
+#[path = "state_tests.rs"]
+mod tests;
