@@ -26,13 +26,13 @@ fn warm(preset: Preset) -> Workload {
 #[divan::bench(args = PRESETS, sample_count = 10, sample_size = 1)]
 fn score(bencher: Bencher<'_, '_>, preset: Preset) {
     let mut workload = warm(preset);
-    bencher.bench_local(|| workload.score());
+    bencher.bench_local(|| workload.score().expect("computes"));
 }
 
 #[divan::bench(args = PRESETS, sample_count = 10, sample_size = 1)]
 fn pretrain(bencher: Bencher<'_, '_>, preset: Preset) {
     let mut workload = warm(preset);
-    let scored = workload.score();
+    let scored = workload.score().expect("computes");
     bencher.bench_local(|| workload.pretrain(&scored).expect("computes"));
 }
 
@@ -46,7 +46,7 @@ fn evaluate(bencher: Bencher<'_, '_>, preset: Preset) {
 fn policy(bencher: Bencher<'_, '_>, preset: Preset) {
     let mut workload = warm(preset);
     let v = workload.evaluate().expect("computes");
-    bencher.bench_local(|| workload.update_policy(&v));
+    bencher.bench_local(|| workload.update_policy(&v).expect("computes"));
 }
 
 #[divan::bench(args = PRESETS, sample_count = 10, sample_size = 1)]

@@ -24,7 +24,7 @@ const OTHER: [(&str, &str); 112] = [
     ("data.channels", "3"),
     ("data.max_samples", "80"),
     ("data.pretrain_fraction", "0.5"),
-    ("data.train_fraction", "0.1"),
+    ("data.finetune_fraction", "0.1"),
     ("data.validation_fraction", "0.1"),
     ("data.mean", "[0.5]"),
     ("data.std", "[0.5]"),

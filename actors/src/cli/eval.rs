@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use mlomae_dataflow::config::ConfigInputs;
-use mlomae_model::layout::ParamSet;
+use mlomae_model::Level;
 
 use super::Session;
 use super::bar::Bar;
@@ -65,7 +65,7 @@ impl Args {
         let result = judge(&trained.state.theta)?;
         let untrained = if self.untrained {
             let prepared = &trained.prepared;
-            Some(judge(&prepared.method.model.init(ParamSet::Pretrain, prepared.config.seed))?)
+            Some(judge(&prepared.method.model.init(Level::Pretrain, prepared.config.seed).into())?)
         } else {
             None
         };

@@ -3,7 +3,7 @@
 use mlomae_dataflow::flow::topology::Topology;
 use mlomae_dataflow::input::plan::Role;
 use mlomae_dataflow::run::pipeline::topology;
-use mlomae_model::layout::ParamSet;
+use mlomae_model::Level;
 use mlomae_storage::escape::one_line;
 use mlomae_storage::machine_memory;
 
@@ -26,8 +26,9 @@ pub(crate) fn facts(prepared: &Prepared) -> Result<Vec<Fact>, CliError> {
     let column = info.label_column.as_ref().map_or_else(String::new, |column| format!(" of column {column}"));
     let kind = if data.channels == 1 { "grey" } else { "RGB" };
     let num = |role| data.roles.indices(role).len();
-    let params = |set| count_text(method.model.layout(set).len);
-    let masks = if method.baseline { "random masks" } else { "learned masks" };
+    let params = |level| count_text(method.model.layout(level).len);
+    let masks =
+        if method.is_learned() { "learned masks".to_owned() } else { format!("{} masks", config.mask.strategy) };
     Ok(vec![
         (
             "data",
@@ -45,7 +46,7 @@ pub(crate) fn facts(prepared: &Prepared) -> Result<Vec<Fact>, CliError> {
             format!(
                 "pretrain {}, train {}, validation {}, test {num_test}; disjoint",
                 num(Role::Pretrain),
-                num(Role::Train),
+                num(Role::Finetune),
                 num(Role::Validation)
             ),
         ),
@@ -60,9 +61,9 @@ pub(crate) fn facts(prepared: &Prepared) -> Result<Vec<Fact>, CliError> {
             "networks",
             format!(
                 "autoencoder {}, masking network {}, head {} weights",
-                params(ParamSet::Pretrain),
-                params(ParamSet::Mask),
-                params(ParamSet::Head)
+                params(Level::Pretrain),
+                params(Level::Mask),
+                params(Level::Finetune)
             ),
         ),
         (

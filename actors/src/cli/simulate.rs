@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::measure::simulation::{Scenario, Simulated, Work, simulate};
-use mlomae_dataflow::config::{Config, MaskInput};
+use mlomae_dataflow::config::Config;
 use mlomae_dataflow::flow::stage_name::StageName;
 
 use super::Session;
@@ -50,10 +50,6 @@ struct Measured {
     scale: f64,
 }
 
-fn scores_need_theta(config: &Config) -> bool {
-    !config.method.baseline && matches!(config.mask.input, MaskInput::Embedding)
-}
-
 /// Workers or threads of a stage on a machine with `num_cores` cores.
 fn num_threads(config: &Config, stage: StageName, num_cores: usize) -> usize {
     match config.actors.stage(stage).workers {
@@ -77,7 +73,7 @@ fn measure(history: &History) -> Option<Measured> {
     if config.pipeline.lag == 0 {
         threads = [threads.into_iter().max().unwrap_or(1); 3];
     }
-    let score = if scores_need_theta(config) { threads[0] } else { 1 };
+    let score = if config.scores_need_theta() { threads[0] } else { 1 };
     let threads = [1, score, threads[0], threads[1], threads[2]].map(|num| num.min(num_cores) as f64);
     let mut core_s = [0.0; 5];
     let (mut all_core_s, mut num_outer) = (0.0, 0.0);
@@ -126,7 +122,7 @@ fn scenario(config: &Config, measured: &Measured, num_cores: usize, lag: u64) ->
             cap(StageName::Evaluator),
             cap(StageName::Policy),
         ],
-        scores_need_theta: scores_need_theta(config),
+        scores_need_theta: config.scores_need_theta(),
         num_outer: NUM_OUTER,
     }
 }

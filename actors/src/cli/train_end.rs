@@ -9,7 +9,7 @@ use mlomae_dataflow::flow::exit::panic_message;
 use mlomae_dataflow::input::bad_images::SkippedImage;
 use mlomae_dataflow::run::sink::{CheckpointTensors, Latest};
 use mlomae_dataflow::run::state::TrainState;
-use mlomae_model::layout::ParamSet;
+use mlomae_model::Level;
 use mlomae_storage::checkpoint;
 
 use super::bar::Bar;
@@ -70,7 +70,7 @@ pub(super) fn final_judgement(
     let bar = Bar::new(terminal, "k-NN");
     let mut progress = |name, done, all| bar.set(name, done, all);
     let trained = judge.judge(Task::Knn, &state.theta, &mut progress)?;
-    let fresh = prepared.method.model.init(ParamSet::Pretrain, prepared.config.seed);
+    let fresh = prepared.method.model.init(Level::Pretrain, prepared.config.seed).into();
     let untrained = judge.judge(Task::Knn, &fresh, &mut progress)?;
     let checkpoint = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
     // The log stage has ended: what it can no longer write is written with the results.

@@ -1,4 +1,4 @@
-//! `mlomae verify`: one outer iteration against golden vectors.
+//! `mlomae verify`: one outer iteration against golden vectors, or the trajectory of many.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -19,9 +19,13 @@ The file holds initial weights, batches, and what the reference got from them: l
 masks, gradients, hypergradients and the weights afterwards. Ends with exit code 1 if a quantity
 is further off than its limit.
 
+With --outer nothing is compared: a line of JSON an outer iteration, over the file's batches used
+again in each, shows where training goes.
+
 Examples:
   mlomae verify tests/fixtures/golden/tiny.safetensors
-  mlomae verify golden.safetensors --json | jq '.checks[] | select(.ok | not)'")]
+  mlomae verify golden.safetensors --json | jq '.checks[] | select(.ok | not)'
+  mlomae verify golden.safetensors --outer 40 | jq .mask_loss")]
 pub(crate) struct Args {
     /// Golden file
     #[arg(value_name = "FILE.safetensors")]
@@ -29,6 +33,9 @@ pub(crate) struct Args {
     /// Print one JSON object instead of the table
     #[arg(long)]
     json: bool,
+    /// Run N outer iterations instead and print each as a line of JSON: losses, mean scores, norm of the hypergradient
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    outer: Option<u64>,
     /// Compute threads; the results are the same to the bit for any number
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     threads: u16,
@@ -38,13 +45,17 @@ impl Args {
     pub(crate) fn run(self, session: &mut Session<'_>) -> Result<(), CliError> {
         let golden = read(&self.file)?;
         check_memory(&golden, &self.file)?;
-        let checks = golden.verify(self.threads.into()).map_err(|error| match error {
+        let refused = |error| match error {
             // The shapes are the file's, not the user's.
             error @ ModelError::Config(_) => {
                 CliError::new(exit_code::BAD_DATA, format!("{error}: {}", self.file.display()))
             }
             error => error.into(),
-        })?;
+        };
+        if let Some(num_outer) = self.outer {
+            return trajectory(&golden, self.threads.into(), num_outer, session, refused);
+        }
+        let checks = golden.verify(self.threads.into()).map_err(refused)?;
         let num_failed = checks.iter().filter(|check| !check.ok).count();
         if self.json {
             let report = serde_json::json!({
@@ -67,6 +78,25 @@ impl Args {
         );
         Err(CliError::new(exit_code::FAILED, line))
     }
+}
+
+/// Prints a line of JSON for each outer iteration as it is done.
+fn trajectory(
+    golden: &Golden,
+    num_threads: usize,
+    num_outer: u64,
+    session: &mut Session<'_>,
+    refused: impl Fn(ModelError) -> CliError,
+) -> Result<(), CliError> {
+    let mut written = Ok(());
+    let outcome = golden.trajectory(num_threads, num_outer, &mut |lap| {
+        let line = serde_json::to_string(lap).map_err(std::io::Error::other);
+        written = line.and_then(|line| writeln!(session.out, "{line}"));
+        // A reader that is gone ends the run early.
+        written.is_ok()
+    });
+    written?;
+    outcome.map_err(refused)
 }
 
 /// Refuses passes that this machine has no memory for: the file's metadata decides how much they keep.

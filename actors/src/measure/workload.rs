@@ -1,14 +1,18 @@
 //! One outer iteration of a preset on random images, level by level and without a pipeline around it: what benchmarks time.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use mlomae_kernels as kernels;
-use mlomae_model::levels::downstream::{Labelled, evaluate_clean};
+use mlomae_model::algorithm::{Batches, Constants, Event, State, outer_iteration};
+use mlomae_model::hypergradient::{Clean, Hypergradient};
+use mlomae_model::lane::{CpuLane, Direction, Downstream, LabelledImages, Lane, Upstream};
+use mlomae_model::levels::Cpu;
 use mlomae_model::levels::optimizer::{AdamW, AdamWConfig};
-use mlomae_model::levels::scoring::{Masker, Scored, random, score};
-use mlomae_model::levels::{Model, hypergradient, pretrain};
+use mlomae_model::masking::{MaskRule, Scored};
 use mlomae_model::nets::init::{normals, tensor_rng};
-use mlomae_model::{Arena, Buffer, Compute, ModelError, ParamSet, Params};
+use mlomae_model::tasks::Targets;
+use mlomae_model::{Arena, Compute, Model, ModelError, PerLevel, Vector};
 
 use mlomae_dataflow::config::{Config, ConfigInputs, Preset, TrainConfig};
 use mlomae_dataflow::flow::stage_name::StageName;
@@ -20,6 +24,8 @@ const IMAGE: (usize, usize, usize) = (32, 3, 10);
 const UNROLL: usize = 2;
 /// α of the finite difference, as published.
 const ALPHA: f64 = 0.01;
+/// Learning rates, as published.
+const RATES: PerLevel<f64> = PerLevel { pretrain: 1e-4, finetune: 1e-3, mask: 1e-3 };
 
 /// What is timed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,21 +81,14 @@ impl Lap {
 }
 
 /// Networks, optimizers and data of a preset, ready to be stepped.
+#[derive(Debug)]
 pub struct Workload {
     spec: WorkloadSpec,
-    model: Model,
-    compute: Compute,
-    values: [Params; 3],
-    optimizers: [AdamW; 3],
-    images: Vec<f32>,
-    labels: Vec<i32>,
-    masker: Masker,
-}
-
-impl std::fmt::Debug for Workload {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Workload").field("spec", &self.spec).finish_non_exhaustive()
-    }
+    lane: CpuLane,
+    state: State,
+    images: Vector,
+    targets: Targets,
+    num_done: u64,
 }
 
 impl Workload {
@@ -98,28 +97,29 @@ impl Workload {
     /// # Errors
     /// When threads cannot be started.
     pub fn new(spec: WorkloadSpec) -> Result<Self, ModelError> {
-        let name = format!("{:?}", spec.preset).to_lowercase();
-        let inputs = ConfigInputs::default().set(&format!("model.preset={name}"));
+        let strategy = if spec.baseline { "random" } else { "flat-mlp" };
+        let inputs = ConfigInputs::default()
+            .set(&format!("model.preset={}", spec.preset.as_str()))
+            .set(&format!("mask.strategy={strategy}"));
         let config = Config::resolve(&inputs).map_err(|errors| ModelError::Config(format!("{errors:?}")))?;
         let (image, channels, num_classes) = IMAGE;
-        let model = Model::new(&model_config(&config, image, channels, num_classes))?;
+        let model = Arc::new(Model::new(&model_config(&config, image, channels, num_classes))?);
         let WorkloadSpec { batch, num_threads, micro_batch, .. } = spec;
         let mut images = vec![0.0; batch * model.config.image_values()];
         normals(&mut images, 1.0, &mut tensor_rng(0, "images"));
-        let grain = spec.grain();
-        let compute = Compute::new(num_threads, grain, Arena::new())?;
+        let compute = Compute::new(num_threads, spec.grain(), Arena::new())?;
         let mut actors = config.actors;
         actors.stage_mut(StageName::Encoder).micro_batch = micro_batch;
-        let num_images = actors.micro_batch(StageName::Encoder, batch, num_threads);
+        let compute = compute.with_micro_batch(actors.micro_batch(StageName::Encoder, batch, num_threads));
+        let adamw = PerLevel::from_fn(|level| AdamW::new(AdamWConfig::default(), model.layout(level)));
+        let init = PerLevel::from_fn(|level| Vector::from(model.init(level, 1)));
         Ok(Self {
-            values: ParamSet::ALL.map(|set| model.init(set, 1)),
-            optimizers: ParamSet::ALL.map(|set| AdamW::new(AdamWConfig::default(), model.layout(set))),
-            compute: compute.with_micro_batch(num_images),
-            images,
-            labels: (0..batch).map(|i| (i % num_classes) as i32).collect(),
-            masker: Masker::by_score(),
+            state: State { theta: init.pretrain, c: init.finetune, phi: init.mask, adamw },
+            lane: CpuLane::new(Cpu::new(model, compute)),
+            images: images.into(),
+            targets: Targets::Classes((0..batch).map(|i| (i % num_classes) as i32).collect()),
             spec,
-            model,
+            num_done: 0,
         })
     }
 
@@ -132,81 +132,87 @@ impl Workload {
     /// Images of a micro-batch.
     #[must_use]
     pub fn micro_batch(&self) -> usize {
-        self.compute.micro_batch()
+        self.lane.cpu().compute.micro_batch()
     }
 
     /// Bytes that the recycled memory has ever taken from the system: constant after the first iterations.
     #[must_use]
     pub fn allocated_bytes(&self) -> u64 {
-        self.compute.arena.allocated_bytes()
+        self.lane.allocated_bytes()
     }
 
     /// Masks of a batch.
-    pub fn score(&mut self) -> Scored {
-        let [theta, _, phi] = &self.values;
-        if self.spec.baseline {
-            random(&self.model, self.spec.batch, &self.masker)
-        } else {
-            score(&self.compute, &self.model, theta, phi, &self.images, &self.masker)
-        }
+    ///
+    /// # Errors
+    /// When the lane fails.
+    pub fn score(&mut self) -> Result<Scored, ModelError> {
+        self.lane.score(Some(&self.state.theta), &self.state.phi, &self.images, &MaskRule::BY_SCORE)
     }
 
     /// One level-1 step.
     ///
     /// # Errors
-    /// When the engine fails.
+    /// When the lane fails.
     pub fn pretrain(&mut self, scored: &Scored) -> Result<(), ModelError> {
-        let Self { model, compute, values: [theta, _, phi], optimizers, images, .. } = self;
-        let step = pretrain::gradient(compute, model, theta, phi, images, scored)?;
-        *theta = optimizers[0].update(compute, theta, &step.gradient, 1e-4);
+        let Self { lane, state: State { theta, phi, adamw, .. }, images, .. } = self;
+        let g = lane.pretrain(theta, phi, images, scored)?;
+        *theta = lane.update(&mut adamw.pretrain, theta, &g.gradient, RATES.pretrain)?;
         Ok(())
     }
 
-    /// Level 2's step; gives v1 + w.
+    /// Level 2's step; gives v1 and w.
     ///
     /// # Errors
-    /// When the engine fails.
-    pub fn evaluate(&mut self) -> Result<Buffer, ModelError> {
-        let Self { model, compute, values: [theta, head, _], optimizers: [_, optimizer, _], images, labels, .. } = self;
-        let data = Labelled { images, labels };
-        let step = |c: &Params, gradient: &[f64]| {
-            let gradient: Vec<f32> = gradient.iter().map(|&g| g as f32).collect();
-            optimizer.update(&Compute::serial(1), c, &gradient, 1e-3)
-        };
-        let result = evaluate_clean(compute, model, theta, head, data, data, ALPHA, None, step)?;
-        *head = result.head.clone();
-        Ok(result.direction(compute))
+    /// When the lane fails.
+    pub fn evaluate(&mut self) -> Result<Direction, ModelError> {
+        let Self { lane, state: State { theta, c, adamw, .. }, images, targets, .. } = self;
+        let data = LabelledImages { images, targets };
+        let f = Clean.finetune(lane, &Downstream { theta, c, finetune: data, validation: data }, &|_| None)?;
+        *c = lane.update(&mut adamw.finetune, c, &f.gradient, RATES.finetune)?;
+        let at = Downstream { theta, c, finetune: data, validation: data };
+        Clean.direction(lane, &at, f, ALPHA, &|_| None)
     }
 
-    /// The hypergradient along `v` and the policy's step.
-    pub fn update_policy(&mut self, v: &[f32]) {
-        let Self { model, compute, values: [theta, _, phi], optimizers: [.., optimizer], images, masker, .. } = self;
-        let gradient = hypergradient::along(compute, model, theta, v, phi, images, masker, ALPHA);
-        *phi = optimizer.update(compute, phi, &gradient, 1e-3);
+    /// The hypergradient along v1 + w and the policy's step.
+    ///
+    /// # Errors
+    /// When the lane fails.
+    pub fn update_policy(&mut self, v: &Direction) -> Result<(), ModelError> {
+        let Self { lane, state: State { theta, phi, adamw, .. }, images, .. } = self;
+        let at = Upstream { theta, phi, images, rule: &MaskRule::BY_SCORE };
+        let g = Clean.along(lane, &at, &v.v1, &v.w, ALPHA)?;
+        *phi = lane.update(&mut adamw.mask, phi, &g.gradient, RATES.mask)?;
+        Ok(())
     }
 
     /// One outer iteration as published, `clean`: two level-1 steps, one of level 2, one of level 3; the baseline only the former.
     ///
     /// # Errors
-    /// When the engine fails.
+    /// When the lane fails.
     pub fn step(&mut self) -> Result<Lap, ModelError> {
+        let Self { lane, state, images, targets, num_done, .. } = self;
+        let constants = Constants {
+            form: &Clean,
+            alpha: ALPHA,
+            rates: PerLevel { pretrain: &|_| RATES.pretrain, finetune: &|_| RATES.finetune, mask: &|_| RATES.mask },
+            rule: &|_| MaskRule::BY_SCORE,
+            noise: &|_, _| None,
+        };
+        let pretrain = [(); UNROLL].map(|()| images.clone());
+        let data = LabelledImages { images, targets };
+        let batches = Batches { pretrain: &pretrain, finetune: data, validation: data };
         let (mut lap, flops, mut clock) = (Lap::default(), kernels::flops(), Instant::now());
-        let mut note = |part: &mut f64| {
+        outer_iteration(lane, &constants, state, &batches, *num_done, &mut |event| {
+            let part = match event {
+                Event::Scored(_) => &mut lap.score_ms,
+                Event::Pretrain(_) => &mut lap.pretrain_ms,
+                Event::Finetune(_) | Event::Direction(_) => &mut lap.evaluate_ms,
+                Event::Hypergradient(_) => &mut lap.policy_ms,
+            };
             *part += clock.elapsed().as_secs_f64() * 1e3;
             clock = Instant::now();
-        };
-        for _ in 0..UNROLL {
-            let scored = self.score();
-            note(&mut lap.score_ms);
-            self.pretrain(&scored)?;
-            note(&mut lap.pretrain_ms);
-        }
-        if !self.spec.baseline {
-            let v = self.evaluate()?;
-            note(&mut lap.evaluate_ms);
-            self.update_policy(&v);
-            note(&mut lap.policy_ms);
-        }
+        })?;
+        *num_done += 1;
         lap.gflop = (kernels::flops() - flops) as f64 * 1e-9;
         Ok(lap)
     }

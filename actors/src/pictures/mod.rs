@@ -5,9 +5,10 @@ pub mod panel;
 use std::sync::Arc;
 
 use image::RgbImage;
-use mlomae_dataflow::input::rng::{Purpose, keyed, shuffle};
-use mlomae_model::levels::{pretrain, scoring};
-use mlomae_model::{Arena, Compute};
+use mlomae_model::Arena;
+use mlomae_model::lane::LaneSize;
+use mlomae_model::masking::MaskRule;
+use mlomae_model::rng::{Purpose, keyed, shuffle};
 use mlomae_storage::dataset::{Dataset, Split};
 
 use crate::pictures::panel::{PanelRow, PanelShape, compose};
@@ -43,17 +44,14 @@ pub fn panel_of(trained: &Trained, split: Split, num_images: usize) -> Result<Rg
     if indices.is_empty() {
         return Err(no_images());
     }
-    let compute = Compute::new(1, prepared.method.grain, Arena::new())?;
-    let masker = prepared.method.masker(trained.step);
-    let (theta, phi) = (&trained.state.theta, trained.state.phi());
-    let scored = if prepared.method.baseline {
-        scoring::random(model, batch.len(), &masker)
-    } else {
-        // Exploration is for training; the panel shows what the policy wants.
-        let masker = scoring::Masker { explore: 0.0, ..masker };
-        scoring::score(&compute, model, theta, phi, &batch.images, &masker)
-    };
-    let predicted = pretrain::reconstruct(&compute, model, theta, &batch.images, &scored.order);
+    let (method, size) = (&prepared.method, LaneSize { num_threads: 1, micro_batch: prepared.method.grain });
+    let mut lane = method.device.lane(model, &Arena::new(), method.grain, size)?;
+    // Exploration is for training; the panel shows what the policy wants.
+    let rule = MaskRule { explore: 0.0, ..method.mask_rule(trained.step) };
+    let (theta, images) = (lane.upload(&trained.state.theta)?, lane.upload(&batch.images)?);
+    let scored = lane.score(Some(&theta), &lane.upload(trained.state.phi())?, &images, &rule)?;
+    let predicted = lane.reconstruct(&theta, &images, &scored)?;
+    let images = batch.images.to_host()?;
 
     let shape = &model.config;
     let objects = prepared.loader(split)?.object_patches(&indices, shape.patch);
@@ -61,12 +59,11 @@ pub fn panel_of(trained: &Trained, split: Split, num_images: usize) -> Result<Rg
     let class_names = &dataset.info().class_names;
     let mut rows = Vec::with_capacity(batch.len());
     for number in 0..batch.len() {
-        let image = &batch.images[number * num_values..(number + 1) * num_values];
+        let image = &images[number * num_values..(number + 1) * num_values];
         let patches = number * num_patches..(number + 1) * num_patches;
         let values = shape.patch_values();
         let predicted = &predicted[patches.start * values..patches.end * values];
-        let label = batch.labels[number];
-        let class = usize::try_from(label).ok().and_then(|label| class_names.get(label));
+        let class = batch.targets.class(number).and_then(|class| class_names.get(usize::try_from(class).ok()?));
         let pixels = |values: &[f32]| to_pixels(values, shape, &prepared.data.normalisation);
         rows.push(PanelRow {
             title: match class {
@@ -84,8 +81,8 @@ pub fn panel_of(trained: &Trained, split: Split, num_images: usize) -> Result<Rg
         format!("{}, {} split, after {} level-1 steps", trained.name(), dataset.info().split, trained.step),
         "reconstruction: the normalised target undone with each patch's own mean and deviation".to_owned(),
     ];
-    if prepared.method.baseline {
-        notes.push("random masks: there are no scores".to_owned());
+    if !method.is_learned() {
+        notes.push(format!("{} masks: there are no scores", prepared.config.mask.strategy));
     } else if objects.is_some() {
         notes.push("green outline: the patches of the object".to_owned());
     }
@@ -145,23 +142,7 @@ mod tests {
     use mlomae_kernels::patch_targets;
 
     fn shape() -> mlomae_model::ModelConfig {
-        mlomae_model::ModelConfig {
-            image: 8,
-            patch: 4,
-            channels: 3,
-            dim: 8,
-            depth: 1,
-            heads: 1,
-            dec_dim: 8,
-            dec_depth: 1,
-            dec_heads: 1,
-            pos_embed: mlomae_model::PosEmbed::Trained,
-            mask_ratio: 0.5,
-            mask_net: mlomae_model::MaskNetKind::FlatMlp,
-            mask_input: mlomae_model::MaskInput::Pixels,
-            mask_hidden: 4,
-            num_classes: 2,
-        }
+        mlomae_model::ModelConfig { image: 8, patch: 4, ..mlomae_model::ModelConfig::default() }
     }
 
     #[test]

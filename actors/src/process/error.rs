@@ -190,7 +190,7 @@ impl From<ModelError> for CliError {
             ModelError::Config(_) => exit_code::CONFIG,
             ModelError::Tensor { .. } => exit_code::BAD_DATA,
             ModelError::Threads { .. } => exit_code::IO,
-            ModelError::NonFinite { .. } | ModelError::Dfdx(_) => exit_code::INTERNAL,
+            ModelError::Targets { .. } | ModelError::Lane { .. } | ModelError::Dfdx(_) => exit_code::INTERNAL,
         };
         Self::new(exit_code, error.to_string())
     }
@@ -237,11 +237,5 @@ mod tests {
         assert_eq!(CliError::from(full).exit_code(), 74);
         let log = LogError::File(FileError::new("write", Path::new("out"), pipe()));
         assert_eq!(CliError::from(log).exit_code(), 0);
-    }
-
-    #[test]
-    fn numbers_that_are_not_finite_are_internal() {
-        let error = ModelError::NonFinite { level: "mask", what: "loss".into(), value: f64::NAN };
-        assert_eq!(CliError::from(error).exit_code(), 70);
     }
 }

@@ -4,9 +4,10 @@ use std::time::Instant;
 
 use mlomae_dataflow::config::Config;
 use mlomae_dataflow::input::plan::Role;
-use mlomae_dataflow::input::rng::{Purpose, keyed, shuffle};
 use mlomae_dataflow::run::evaluation::{Features, LinearProbe, knn_accuracy, linear_accuracy};
-use mlomae_model::{Arena, Compute, Params};
+use mlomae_model::lane::{Lane, LaneSize};
+use mlomae_model::rng::{Purpose, keyed, shuffle};
+use mlomae_model::{Arena, Compute, Vector};
 use mlomae_storage::dataset::{Dataset, Split};
 
 use crate::process::error::{CliError, exit_code};
@@ -54,6 +55,7 @@ pub type Progress<'a> = &'a mut dyn FnMut(&'static str, usize, usize);
 pub struct Judge<'a> {
     prepared: &'a Prepared,
     compute: Compute,
+    lane: std::cell::RefCell<Box<dyn Lane>>,
     train: Vec<usize>,
     test: Vec<usize>,
 }
@@ -78,15 +80,18 @@ impl<'a> Judge<'a> {
             return Err(CliError::new(exit_code::NO_INPUT, line));
         }
         let num_threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let compute = Compute::new(num_threads, config.train.grain, Arena::new())?;
-        Ok(Self { prepared, compute, train, test })
+        let grain = config.train.grain;
+        let compute = Compute::new(num_threads, grain, Arena::new())?;
+        let (method, size) = (&prepared.method, LaneSize { num_threads, micro_batch: grain });
+        let lane = std::cell::RefCell::new(method.device.lane(&method.model, &compute.arena, grain, size)?);
+        Ok(Self { prepared, compute, lane, train, test })
     }
 
     /// Judges the encoder in `theta`.
     ///
     /// # Errors
     /// If a sample cannot be read.
-    pub fn judge(&self, task: Task, theta: &Params, progress: Progress<'_>) -> Result<Judgement, CliError> {
+    pub fn judge(&self, task: Task, theta: &Vector, progress: Progress<'_>) -> Result<Judgement, CliError> {
         let begin = Instant::now();
         let (config, model) = (&self.prepared.config, &self.prepared.method.model);
         let mut features = |split, indices: &[usize], name| {
@@ -95,7 +100,8 @@ impl<'a> Judge<'a> {
             let mut all = Features { dim: model.config.dim, ..Features::default() };
             for (number, part) in indices.chunks(batch).enumerate() {
                 let mut no_report = |_, _| {};
-                let part = Features::extract(&self.compute, model, theta, loader, part, batch, &mut no_report)?;
+                let part =
+                    Features::extract(&mut **self.lane.borrow_mut(), theta, loader, part, batch, &mut no_report)?;
                 all.values.extend(part.values);
                 all.labels.extend(part.labels);
                 progress(name, (number * batch + batch).min(indices.len()), indices.len());
@@ -123,7 +129,7 @@ impl<'a> Judge<'a> {
                     seed: config.seed,
                 };
                 let mut report = |done, all| progress("linear probe", done, all);
-                linear_accuracy(&train, &test, num_classes, &probe, &mut report)
+                linear_accuracy(&train, &test, num_classes, &probe, &mut report)?
             }
         };
         Ok(Judgement { accuracy, num_train: train.len(), num_test: test.len(), seconds: begin.elapsed().as_secs_f64() })

@@ -5,8 +5,8 @@ use mlomae_dataflow::flow::stage_name::StageName;
 use mlomae_dataflow::flow::topology::EdgeBound;
 use mlomae_dataflow::input::plan::Role;
 use mlomae_dataflow::run::pipeline::topology;
+use mlomae_model::Level;
 use mlomae_model::ModelConfig;
-use mlomae_model::layout::ParamSet;
 use mlomae_storage::machine_memory::{Available, Limit, available, bytes_text};
 
 use crate::process::error::{CliError, exit_code};
@@ -201,14 +201,13 @@ fn num_threads(prepared: &Prepared) -> usize {
     StageName::ALL.into_iter().map(|stage| prepared.config.actors.stage(stage).num_workers()).sum::<usize>() + 4
 }
 
-fn len(prepared: &Prepared, set: ParamSet) -> u64 {
-    prepared.method.model.layout(set).len as u64
+fn len(prepared: &Prepared, level: Level) -> u64 {
+    prepared.method.model.layout(level).len as u64
 }
 
 fn theta(prepared: &Prepared) -> Part {
     // As it was read from the checkpoint, with its moments, and as it is used.
-    let num_bytes =
-        len(prepared, ParamSet::Pretrain).saturating_add(len(prepared, ParamSet::Mask)).saturating_mul(4 * 6);
+    let num_bytes = len(prepared, Level::Pretrain).saturating_add(len(prepared, Level::Mask)).saturating_mul(4 * 6);
     Part { name: "weights", num_bytes, keys: "a checkpoint of smaller networks" }
 }
 
@@ -216,7 +215,7 @@ fn theta(prepared: &Prepared) -> Part {
 /// writes the next one while snapshots hold the last.
 fn weight_bytes(prepared: &Prepared) -> u64 {
     let lag = prepared.method.lag;
-    let sets = [(ParamSet::Pretrain, 6 + lag), (ParamSet::Head, 5), (ParamSet::Mask, 6 + lag)];
+    let sets = [(Level::Pretrain, 6 + lag), (Level::Finetune, 5), (Level::Mask, 6 + lag)];
     sets.iter().map(|(set, copies)| len(prepared, *set).saturating_mul(4 * copies)).fold(0, u64::saturating_add)
 }
 
@@ -243,9 +242,9 @@ fn activation_bytes(prepared: &Prepared) -> u64 {
     // The pass of level 2 keeps the whole finetune batch, and of the validation batch what its threads have in hand.
     let validation = pieces(StageName::Evaluator, config.policy.batch).min(config.policy.batch);
     let level_1 = times(&[4, level_1, pieces(StageName::Encoder, config.pretrain.batch).min(config.pretrain.batch)]);
-    let level_2 = match prepared.method.baseline {
-        true => 0,
-        false => times(&[4, level_2, config.finetune.batch + validation]),
+    let level_2 = match prepared.method.is_learned() {
+        true => times(&[4, level_2, config.finetune.batch + validation]),
+        false => 0,
     };
     if prepared.method.lag == 0 { level_1.max(level_2) } else { level_1.saturating_add(level_2) }
 }
@@ -256,7 +255,7 @@ fn queue_bytes(prepared: &Prepared) -> Result<u64, CliError> {
     let batches = prepared.load_train.plan().batch_sizes();
     let topology = topology(&prepared.method, &prepared.config.actors, batches)
         .map_err(|error| CliError::new(exit_code::INTERNAL, format!("topology: {error}")))?;
-    let sets = [(ParamSet::Pretrain, 3), (ParamSet::Head, 3), (ParamSet::Mask, 5 + prepared.method.lag)];
+    let sets = [(Level::Pretrain, 3), (Level::Finetune, 3), (Level::Mask, 5 + prepared.method.lag)];
     let checkpoint = sets.iter().map(|(set, copies)| len(prepared, *set).saturating_mul(4 * copies));
     let two_checkpoints = checkpoint.fold(0, u64::saturating_add).saturating_mul(2);
     let edge = |bound: &EdgeBound| {

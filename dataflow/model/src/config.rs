@@ -1,34 +1,36 @@
 //! Shapes of the networks.
 
-/// Whether position embeddings are trained after their sin-cos initialisation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+use serde::{Deserialize, Serialize};
+
+use crate::choice::Choice;
+use crate::masking::MaskingKind;
+use crate::tasks::TaskKind;
+
+/// Whether position embeddings learn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
 pub enum PosEmbed {
-    /// As published: trained afterwards.
+    /// Sine and cosine at the start, then trained, as published.
     Trained,
-    /// Kept at the sin-cos values.
+    /// Sine and cosine throughout.
     Frozen,
 }
 
-/// The form of the masking network T.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MaskNetKind {
-    /// Linear(L·D, hidden) → ReLU → Linear(hidden, L) → sigmoid over the flattened patches, as published.
-    FlatMlp,
-    /// A shared MLP over each patch's features, its position and the pooled image: independent of the resolution.
-    TokenMlp,
-}
-
 /// What the masking network reads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
 pub enum MaskInput {
-    /// The autoencoder's own patch embedding, as published: θ receives a gradient through p.
+    /// The autoencoder's own patch embedding, as published: scores depend on both networks.
     Embedding,
-    /// The pixels of the patches: p depends on φ alone.
+    /// The image's patches: scores depend on the masking network alone.
     Pixels,
 }
 
-/// Shapes of encoder, decoder, masking network and head.
-#[derive(Clone, Debug, PartialEq)]
+/// Shapes of encoder, decoder, masking network and head. The default is the preset tiny on 32 × 32 colour images of 10 classes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ModelConfig {
     /// Side of the square image in pixels.
     pub image: usize,
@@ -52,44 +54,81 @@ pub struct ModelConfig {
     pub pos_embed: PosEmbed,
     /// Share of the patches that is masked, in (0, 1).
     pub mask_ratio: f64,
-    /// Form of the masking network.
-    pub mask_net: MaskNetKind,
+    /// How patches are chosen: a masking network, or a strategy without one.
+    pub masking: Choice<dyn MaskingKind>,
     /// Input of the masking network.
     pub mask_input: MaskInput,
     /// Hidden width of the masking network.
     pub mask_hidden: usize,
-    /// Classes of the downstream head.
+    /// The downstream task.
+    pub task: Choice<dyn TaskKind>,
+    /// Classes of the data.
     pub num_classes: usize,
+}
+
+impl Default for ModelConfig {
+    fn default() -> Self {
+        ModelConfig {
+            image: 32,
+            patch: 4,
+            channels: 3,
+            dim: 96,
+            depth: 4,
+            heads: 3,
+            dec_dim: 64,
+            dec_depth: 2,
+            dec_heads: 2,
+            pos_embed: PosEmbed::Trained,
+            mask_ratio: 0.75,
+            masking: Choice::default(),
+            mask_input: MaskInput::Embedding,
+            mask_hidden: 128,
+            task: Choice::default(),
+            num_classes: 10,
+        }
+    }
+}
+
+/// Visible patches of an image of `num_patches`: floor(L·(1 − mask ratio)).
+#[must_use]
+pub fn num_visible(num_patches: usize, mask_ratio: f64) -> usize {
+    // The product is nudged so that, say, 0.7 of 10 patches leaves 3 and not 2.
+    (num_patches as f64 * (1.0 - mask_ratio) + 1e-9).floor() as usize
 }
 
 impl ModelConfig {
     /// Patches along one side.
+    #[must_use]
     pub fn grid(&self) -> usize {
         self.image / self.patch
     }
 
     /// L: patches of an image.
+    #[must_use]
     pub fn num_patches(&self) -> usize {
         self.grid() * self.grid()
     }
 
     /// Values of a patch.
+    #[must_use]
     pub fn patch_values(&self) -> usize {
         self.patch * self.patch * self.channels
     }
 
     /// Values of an image.
+    #[must_use]
     pub fn image_values(&self) -> usize {
         self.image * self.image * self.channels
     }
 
     /// Visible patches of an image: floor(L·(1 − mask ratio)).
+    #[must_use]
     pub fn num_visible(&self) -> usize {
-        // The product is nudged so that, say, 0.7 of 10 patches leaves 3 and not 2.
-        (self.num_patches() as f64 * (1.0 - self.mask_ratio) + 1e-9).floor() as usize
+        num_visible(self.num_patches(), self.mask_ratio)
     }
 
     /// Everything that is wrong with the shapes, one line each; empty when the configuration can be built.
+    #[must_use]
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
         let mut check = |ok: bool, message: String| {

@@ -6,15 +6,19 @@ pub enum ModelError {
     /// A tensor operation of dfdx failed.
     #[error("dfdx operation failed: {0}")]
     Dfdx(String),
-    /// A value that must be finite is not.
-    #[error("{what} of level {level} is not finite: {value}")]
-    NonFinite {
-        /// The level: pretrain, finetune or mask.
-        level: &'static str,
-        /// The quantity, with the tensor's name where known.
-        what: String,
-        /// The offending value.
-        value: f64,
+    /// Targets or features are not those that a task reads.
+    #[error("downstream task: {problem}")]
+    Targets {
+        /// What is wrong.
+        problem: String,
+    },
+    /// A vector lies where the lane cannot read it, or a pass was begun elsewhere.
+    #[error("lane {lane}: {problem}")]
+    Lane {
+        /// The lane's device.
+        lane: &'static str,
+        /// What is wrong.
+        problem: String,
     },
     /// The shapes of a configuration cannot be built.
     #[error("model configuration: {0}")]

@@ -10,15 +10,22 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{MaskInput, MaskNetKind, ModelConfig, PosEmbed};
+use crate::algorithm::{Batches, Constants, Event, State, outer_iteration};
+use crate::config::ModelConfig;
 use crate::error::ModelError;
-use crate::layout::{Layout, ParamSet};
-use crate::levels::downstream::{Labelled, evaluate_clean, evaluate_published};
+use crate::hypergradient::{Clean, Hypergradient, Published};
+use crate::lane::{CpuLane, LabelledImages, Lane, Upstream};
+use crate::layout::Layout;
+use crate::level::{Level, PerLevel};
+use crate::levels::Cpu;
 use crate::levels::optimizer::{AdamW, AdamWConfig};
-use crate::levels::scoring::{Masker, score};
-use crate::levels::{Model, hypergradient, pretrain};
+use crate::levels::vectors::narrow;
+use crate::masking::MaskRule;
+use crate::model::Model;
 use crate::parallel::arena::{Arena, Buffer, Params};
 use crate::parallel::compute::Compute;
+use crate::tasks::Targets;
+use crate::vector::Vector;
 
 /// The `config` metadata of a golden file.
 #[derive(Clone, Debug, Deserialize)]
@@ -63,7 +70,7 @@ pub struct Golden {
 /// One compared quantity.
 #[derive(Clone, Debug, Serialize)]
 pub struct Check {
-    /// What was compared, for example `pretrain0.grad`; the worst tensor is named behind it.
+    /// What was compared, for example `pretrain0.grad`; the worst tensor is named after it.
     pub quantity: String,
     /// Relative error, of the worst tensor where there are several.
     pub error: f64,
@@ -157,14 +164,11 @@ impl Golden {
         Ok(labels.iter().map(|&y| y as i32).collect())
     }
 
-    /// Runs one outer iteration with `num_threads` and compares everything that the file expects.
-    ///
-    /// # Errors
-    /// When the file lacks a tensor or its shapes do not fit.
-    pub fn verify(&self, num_threads: usize) -> Result<Vec<Check>, ModelError> {
+    /// Shapes of the networks: the published form, whose masking network reads the embedding.
+    fn model(&self) -> Result<Arc<Model>, ModelError> {
         self.check_shapes()?;
         let c = &self.config;
-        let model = Model::new(&ModelConfig {
+        let config = ModelConfig {
             image: c.image,
             patch: c.patch,
             channels: c.channels,
@@ -174,90 +178,206 @@ impl Golden {
             dec_dim: c.dec_dim,
             dec_depth: c.dec_depth,
             dec_heads: c.dec_heads,
-            pos_embed: PosEmbed::Trained,
             mask_ratio: c.mask_ratio,
-            mask_net: MaskNetKind::FlatMlp,
-            mask_input: MaskInput::Embedding,
             mask_hidden: c.mask_hidden,
             num_classes: c.classes,
-        })?;
+            ..ModelConfig::default()
+        };
+        Ok(Arc::new(Model::new(&config)?))
+    }
+
+    fn world(&self, num_threads: usize) -> Result<World, ModelError> {
+        let (model, c) = (self.model()?, &self.config);
         // Two micro-batches, so that reduction is part of what is verified.
         let compute = Compute::new(num_threads, c.batch.div_ceil(2), Arena::new())?;
-        let adamw = AdamWConfig { weight_decay: c.weight_decay, ..AdamWConfig::default() };
-        let optimizer = |set| AdamW::new(adamw, model.layout(set));
-        let mut theta = self.params("init.pretrain", model.layout(ParamSet::Pretrain))?;
-        let head = self.params("init.finetune", model.layout(ParamSet::Head))?;
-        let phi = self.params("init.mask", model.layout(ParamSet::Mask))?;
-        let mut report = Report { golden: self, checks: Vec::new() };
-        let masker = Masker::by_score();
         let image_values = c.batch * model.config.image_values();
-
-        let mut pretrain_optimizer = optimizer(ParamSet::Pretrain);
-        let mut num_steps = 0;
-        let mut last = None;
-        while self.tensors.contains_key(&format!("batch.pretrain{num_steps}.x")) {
-            let name = format!("pretrain{num_steps}");
-            let x = self.values(&format!("batch.{name}.x"), image_values)?;
-            let scored = score(&compute, &model, &theta, &phi, x, &masker);
-            let step = pretrain::gradient(&compute, &model, &theta, &phi, x, &scored)?;
-            report.scalar(&format!("{name}.loss"), step.loss)?;
-            report.values(&format!("{name}.scores"), scored.weights().unwrap_or_default(), limits::VALUE)?;
-            let mask: Vec<f32> =
-                (0..scored.order.rank.len()).map(|i| f32::from(u8::from(scored.order.is_masked(i)))).collect();
-            report.values(&format!("{name}.mask"), &mask, 0.0)?;
-            report.values(&format!("{name}.patch_loss"), &step.patch_loss, limits::VALUE)?;
-            report.set(&format!("{name}.grad"), model.layout(ParamSet::Pretrain), &step.gradient, limits::GRADIENT)?;
-            theta = pretrain_optimizer.update(&compute, &theta, &step.gradient, c.lr);
-            last = Some(x);
-            num_steps += 1;
+        let mut x_p = Vec::new();
+        while self.tensors.contains_key(&format!("batch.pretrain{}.x", x_p.len())) {
+            x_p.push(self.values(&format!("batch.pretrain{}.x", x_p.len()), image_values)?.to_vec().into());
         }
-        let x_p = last.ok_or_else(|| ModelError::Tensor {
-            name: "batch.pretrain0.x".into(),
-            problem: "missing from the golden file".into(),
+        if x_p.is_empty() {
+            let problem = "missing from the golden file".into();
+            return Err(ModelError::Tensor { name: "batch.pretrain0.x".into(), problem });
+        }
+        let adamw = AdamWConfig { weight_decay: c.weight_decay, ..AdamWConfig::default() };
+        let init = |level: Level| self.params(&format!("init.{level}"), model.layout(level)).map(Vector::from);
+        let state = State {
+            theta: init(Level::Pretrain)?,
+            c: init(Level::Finetune)?,
+            phi: init(Level::Mask)?,
+            adamw: PerLevel::from_fn(|level| AdamW::new(adamw, model.layout(level))),
+        };
+        let labelled = |name: &str| {
+            let images: Vector = self.values(&format!("batch.{name}.x"), image_values)?.to_vec().into();
+            let classes = self.labels(&format!("batch.{name}.y"), c.classes)?;
+            Ok::<_, ModelError>((images, Targets::Classes(classes.into())))
+        };
+        let (finetune, validation) = (labelled("finetune")?, labelled("mask")?);
+        Ok(World { lane: CpuLane::new(Cpu::new(model, compute)), state, x_p, finetune, validation })
+    }
+
+    /// Runs one outer iteration of each form with `num_threads` and compares everything that the file expects.
+    ///
+    /// # Errors
+    /// When the file lacks a tensor or its shapes do not fit.
+    pub fn verify(&self, num_threads: usize) -> Result<Vec<Check>, ModelError> {
+        let world = self.world(num_threads)?;
+        let model = world.lane.model().clone();
+        let layout = |level| model.layout(level);
+        let mut report = Report { golden: self, checks: Vec::new() };
+        let mut k = 0;
+        let (_, clean) = world.iterate(self, &Clean, |event| match event {
+            Event::Scored(scored) => {
+                report.values(&format!("pretrain{k}.scores"), scored.weights().unwrap_or_default(), limits::VALUE)?;
+                let order = &scored.order;
+                let mask = (0..order.rank.len()).map(|i| f32::from(u8::from(order.is_masked(i))));
+                report.values(&format!("pretrain{k}.mask"), &mask.collect::<Vec<_>>(), 0.0)
+            }
+            Event::Pretrain(g) => {
+                let name = format!("pretrain{k}");
+                k += 1;
+                report.scalar(&format!("{name}.loss"), g.loss)?;
+                report.values(&format!("{name}.patch_loss"), &g.patch_loss.to_host()?, limits::VALUE)?;
+                report.set(&format!("{name}.grad"), layout(Level::Pretrain), &g.gradient, limits::GRADIENT)
+            }
+            Event::Finetune(g) => {
+                report.scalar("finetune.loss", g.loss)?;
+                report.set("finetune.grad", layout(Level::Finetune), &g.gradient, limits::GRADIENT)
+            }
+            Event::Direction(v) => {
+                report.scalar("mask.loss", v.loss)?;
+                report.set("mask.v_head", layout(Level::Finetune), &narrow(&v.v0).into(), limits::GRADIENT)?;
+                report.set("mask.v_encoder", layout(Level::Pretrain), &v.w, limits::GRADIENT)?;
+                report.set("mask.indirect", layout(Level::Pretrain), &v.v1, limits::GRADIENT)
+            }
+            Event::Hypergradient(g) => {
+                report.set("mask.hypergrad", layout(Level::Mask), &g.gradient, limits::FINITE_DIFFERENCE)?;
+                report.rename_last("mask.hypergrad (clean)");
+                report.set("mask.hypergrad_exact", layout(Level::Mask), &g.gradient, limits::FINITE_DIFFERENCE)
+            }
         })?;
-        report.whole("after.pretrain", model.layout(ParamSet::Pretrain), &theta, limits::GRADIENT)?;
+        report.whole("after.pretrain", layout(Level::Pretrain), &clean.theta, limits::GRADIENT)?;
+        report.whole("after.finetune", layout(Level::Finetune), &clean.c, limits::GRADIENT)?;
+        report.whole("after.mask", layout(Level::Mask), &clean.phi, limits::FINITE_DIFFERENCE)?;
 
-        let (y_f, y_v) = (self.labels("batch.finetune.y", c.classes)?, self.labels("batch.mask.y", c.classes)?);
-        let finetune = Labelled { images: self.values("batch.finetune.x", image_values)?, labels: &y_f };
-        let validation = Labelled { images: self.values("batch.mask.x", image_values)?, labels: &y_v };
-        let narrow = |g: &[f64]| g.iter().map(|&v| v as f32).collect::<Vec<_>>();
-        let step = |c0: &Params, g: &[f64]| optimizer(ParamSet::Head).update(&compute, c0, &narrow(g), c.lr);
-
-        let clean = evaluate_clean(&compute, &model, &theta, &head, finetune, validation, c.alpha, None, step)?;
-        report.scalar("finetune.loss", clean.finetune_loss)?;
-        report.set(
-            "finetune.grad",
-            model.layout(ParamSet::Head),
-            &narrow(&clean.finetune_gradient),
-            limits::GRADIENT,
-        )?;
-        report.whole("after.finetune", model.layout(ParamSet::Head), &clean.head, limits::GRADIENT)?;
-        report.scalar("mask.loss", clean.validation_loss)?;
-        report.set("mask.v_head", model.layout(ParamSet::Head), &narrow(&clean.v0), limits::GRADIENT)?;
-        report.set("mask.v_encoder", model.layout(ParamSet::Pretrain), &clean.w, limits::GRADIENT)?;
-        report.set("mask.indirect", model.layout(ParamSet::Pretrain), &clean.v1, limits::GRADIENT)?;
-
-        let along = |v: &[f32]| hypergradient::along(&compute, &model, &theta, v, &phi, x_p, &masker, c.alpha);
-        let mask_layout = model.layout(ParamSet::Mask);
-        let summed = along(&clean.direction(&compute));
-        report.set("mask.hypergrad", mask_layout, &summed, limits::FINITE_DIFFERENCE)?;
-        report.rename_last("mask.hypergrad (clean)");
-        report.set("mask.hypergrad_exact", mask_layout, &summed, limits::FINITE_DIFFERENCE)?;
-
-        let published =
-            evaluate_published(&compute, &model, &theta, &head, finetune, validation, c.alpha, |_| None, step)?;
-        report.set("mask.indirect", model.layout(ParamSet::Pretrain), &published.v1, limits::GRADIENT)?;
-        report.rename_last("mask.indirect (published)");
-        let direct = along(&published.w);
-        let indirect = along(&published.v1);
-        report.set("mask.hypergrad_direct", mask_layout, &direct, limits::FINITE_DIFFERENCE)?;
-        report.set("mask.hypergrad_indirect", mask_layout, &indirect, limits::FINITE_DIFFERENCE)?;
-        let both: Vec<f32> = direct.iter().zip(indirect.iter()).map(|(a, b)| a + b).collect();
-        report.set("mask.hypergrad", mask_layout, &both, limits::FINITE_DIFFERENCE)?;
-        report.rename_last("mask.hypergrad (published)");
-        let phi = optimizer(ParamSet::Mask).update(&compute, &phi, &summed, c.lr);
-        report.whole("after.mask", mask_layout, &phi, limits::FINITE_DIFFERENCE)?;
+        let mut paths = None;
+        let (mut lane, published) = world.iterate(self, &Published, |event| match event {
+            Event::Direction(v) => {
+                paths = Some((v.v1.clone(), v.w.clone()));
+                report.set("mask.indirect", layout(Level::Pretrain), &v.v1, limits::GRADIENT)?;
+                report.rename_last("mask.indirect (published)");
+                Ok(())
+            }
+            Event::Hypergradient(g) => {
+                report.set("mask.hypergrad", layout(Level::Mask), &g.gradient, limits::FINITE_DIFFERENCE)?;
+                report.rename_last("mask.hypergrad (published)");
+                Ok(())
+            }
+            Event::Scored(_) | Event::Pretrain(_) | Event::Finetune(_) => Ok(()),
+        })?;
+        if let (Some((v1, w)), Some(x_p)) = (paths, world.x_p.last()) {
+            let (theta, phi) = (&published.theta, &world.state.phi);
+            let at = Upstream { theta, phi, images: x_p, rule: &MaskRule::BY_SCORE };
+            for (name, v) in [("mask.hypergrad_direct", &w), ("mask.hypergrad_indirect", &v1)] {
+                let gradient = lane.difference(&at, v, self.config.alpha)?;
+                report.set(name, layout(Level::Mask), &gradient, limits::FINITE_DIFFERENCE)?;
+            }
+        }
         Ok(report.checks)
+    }
+
+    /// `num_outer` outer iterations over the file's batches, used again in each, with the clean hypergradient; `see` gets what each gave
+    /// and says whether to go on.
+    ///
+    /// # Errors
+    /// When the file lacks a tensor or its shapes do not fit.
+    pub fn trajectory(
+        &self,
+        num_threads: usize,
+        num_outer: u64,
+        see: &mut dyn FnMut(&Lap) -> bool,
+    ) -> Result<(), ModelError> {
+        let mut world = self.world(num_threads)?;
+        for outer in 0..num_outer {
+            let mut lap = Lap { outer, ..Lap::default() };
+            let (lane, state) = world.iterate(self, &Clean, |event| {
+                match event {
+                    Event::Scored(scored) => {
+                        let scores = scored.weights().unwrap_or_default();
+                        let sum: f64 = scores.iter().map(|&p| f64::from(p)).sum();
+                        lap.mean_scores.push(sum / scores.len() as f64);
+                    }
+                    Event::Pretrain(g) => lap.pretrain_losses.push(g.loss),
+                    Event::Finetune(g) => lap.finetune_loss = g.loss,
+                    Event::Direction(v) => lap.mask_loss = v.loss,
+                    Event::Hypergradient(g) => lap.hypergradient_norm = norm(&g.gradient.to_host()?),
+                }
+                Ok(())
+            })?;
+            (world.lane, world.state) = (lane, state);
+            if !see(&lap) {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What one outer iteration of a trajectory gave.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Lap {
+    /// Outer iterations before it.
+    pub outer: u64,
+    /// L_m of each level-1 step.
+    pub pretrain_losses: Vec<f64>,
+    /// Mean score of each level-1 step.
+    pub mean_scores: Vec<f64>,
+    /// L_f before level 2's step.
+    pub finetune_loss: f64,
+    /// L_v after it.
+    pub mask_loss: f64,
+    /// ‖∂φ‖₂.
+    pub hypergradient_norm: f64,
+}
+
+/// A golden file's networks, initial state and batches.
+struct World {
+    lane: CpuLane,
+    state: State,
+    x_p: Vec<Vector>,
+    finetune: (Vector, Targets),
+    validation: (Vector, Targets),
+}
+
+impl World {
+    /// One outer iteration of `form` from the state, which stays as it is; `see` sees all of it.
+    fn iterate(
+        &self,
+        golden: &Golden,
+        form: &dyn Hypergradient,
+        mut see: impl FnMut(Event<'_>) -> Result<(), ModelError>,
+    ) -> Result<(CpuLane, State), ModelError> {
+        let lr = |_| golden.config.lr;
+        let constants = Constants {
+            form,
+            alpha: golden.config.alpha,
+            rates: PerLevel { pretrain: &lr, finetune: &lr, mask: &lr },
+            rule: &|_| MaskRule::BY_SCORE,
+            noise: &|_, _| None,
+        };
+        let labelled = |(images, targets)| LabelledImages { images, targets };
+        let batches = Batches {
+            pretrain: &self.x_p,
+            finetune: labelled((&self.finetune.0, &self.finetune.1)),
+            validation: labelled((&self.validation.0, &self.validation.1)),
+        };
+        let (mut lane, mut state, mut outcome) = (self.lane.clone(), self.state.clone(), Ok(()));
+        outer_iteration(&mut lane, &constants, &mut state, &batches, 0, &mut |event| {
+            if outcome.is_ok() {
+                outcome = see(event);
+            }
+        })?;
+        outcome.map(|()| (lane, state))
     }
 }
 
@@ -312,16 +432,16 @@ impl Report<'_> {
 
     /// Compares a flat vector as one, relative in norm. Weights after AdamW need this: its first steps divide the gradient by its own
     /// size, so where the true gradient is zero (the bias of the keys) rounding decides the sign of a whole step.
-    fn whole(&mut self, name: &str, layout: &Layout, ours: &[f32], limit: f64) -> Result<(), ModelError> {
-        let expected = self.expected(name, layout)?;
+    fn whole(&mut self, name: &str, layout: &Layout, ours: &Vector, limit: f64) -> Result<(), ModelError> {
+        let (ours, expected) = (ours.to_host()?, self.expected(name, layout)?);
         let difference: Vec<f32> = ours.iter().zip(&expected).map(|(a, e)| a - e).collect();
         self.push(name.into(), norm(&difference) / norm(&expected), limit);
         Ok(())
     }
 
     /// Compares a flat vector tensor by tensor, relative in norm; a tensor that is all but zero is measured against the whole set.
-    fn set(&mut self, name: &str, layout: &Layout, ours: &[f32], limit: f64) -> Result<(), ModelError> {
-        let expected = self.expected(name, layout)?;
+    fn set(&mut self, name: &str, layout: &Layout, ours: &Vector, limit: f64) -> Result<(), ModelError> {
+        let (ours, expected) = (ours.to_host()?, self.expected(name, layout)?);
         let floor = 1e-3 * norm(&expected);
         let mut worst = (0.0, "");
         for entry in &layout.entries {

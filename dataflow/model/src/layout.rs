@@ -5,26 +5,7 @@
 
 use std::sync::Arc;
 
-/// Which of the three parameter sets of the method a weight belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum ParamSet {
-    /// θ: encoder and decoder of the masked autoencoder.
-    Pretrain,
-    /// c: the downstream head.
-    Head,
-    /// φ: the masking network.
-    Mask,
-}
-
-impl ParamSet {
-    /// All sets, in the order of their indices.
-    pub const ALL: [ParamSet; 3] = [ParamSet::Pretrain, ParamSet::Head, ParamSet::Mask];
-
-    /// Position in [`ParamSet::ALL`].
-    pub fn index(self) -> usize {
-        self as usize
-    }
-}
+use crate::level::Level;
 
 /// One named tensor of a [`Layout`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,8 +37,8 @@ impl Entry {
 /// A tensor's place, cheap to copy into networks.
 #[derive(Clone, Copy, Debug)]
 pub struct Weight {
-    /// The set it belongs to.
-    pub set: ParamSet,
+    /// The level whose parameter set it belongs to.
+    pub level: Level,
     /// Index of its entry in the set's layout.
     pub entry: usize,
     /// First value in the flat vector.
@@ -100,8 +81,8 @@ pub struct NormWeights {
 /// The tensors of one parameter set in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
-    /// The set.
-    pub set: ParamSet,
+    /// The level whose parameters they are.
+    pub level: Level,
     /// The tensors, by rising offset.
     pub entries: Vec<Entry>,
     /// Length of the flat vector.
@@ -109,15 +90,15 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// An empty layout of `set`, to be filled with [`Layout::add`].
-    pub fn new(set: ParamSet) -> Self {
-        Layout { set, entries: Vec::new(), len: 0 }
+    /// An empty layout for the parameters of `level`, to be filled with [`Layout::add`].
+    pub fn new(level: Level) -> Self {
+        Layout { level, entries: Vec::new(), len: 0 }
     }
 
     /// Appends a tensor.
     pub fn add(&mut self, name: impl Into<String>, shape: &[usize]) -> Weight {
         let len = shape.iter().product();
-        let weight = Weight { set: self.set, entry: self.entries.len(), offset: self.len, len };
+        let weight = Weight { level: self.level, entry: self.entries.len(), offset: self.len, len };
         self.entries.push(Entry { name: name.into(), shape: shape.to_vec(), offset: self.len, len, trainable: true });
         self.len += len;
         weight
@@ -154,11 +135,6 @@ impl Layout {
     /// The entry called `name`.
     pub fn get(&self, name: &str) -> Option<&Entry> {
         self.entries.iter().find(|e| e.name == name)
-    }
-
-    /// Number of values that training changes.
-    pub fn num_trainable(&self) -> usize {
-        self.entries.iter().filter(|e| e.trainable).map(|e| e.len).sum()
     }
 
     /// Sets everything that training leaves alone to zero in a gradient.

@@ -1,22 +1,36 @@
-//! The mathematics of mlomae: an engine of fused differentiable operations, the networks written over it, and the three levels of
-//! MLO-MAE (Guo et al., TMLR 2025, arXiv 2402.18128) as plain functions of tensors.
+//! The mathematics of mlomae: the three levels of MLO-MAE (Guo et al., TMLR 2025, arXiv 2402.18128).
 //!
-//! Nothing here knows a channel, a file or an actor. See [`levels`] for the algorithm, [`engine`] for the seam to other devices.
+//! Start at [`algorithm`]: one outer iteration, to be read from top to bottom. Below it lie the forms of the [`hypergradient`], the seam to
+//! devices ([`lane`]) and the CPU's [`levels`]; below those what is exchanged by name, [`tasks`] and [`masking`], the networks ([`nets`]) over
+//! an [`engine`] of fused differentiable operations, and threads and memory ([`parallel`]). Nothing here knows a channel or an actor.
 
+#![forbid(unsafe_code)]
+
+pub mod algorithm;
+pub mod choice;
 pub mod config;
 pub mod engine;
 pub mod error;
 pub mod golden;
+pub mod hypergradient;
+pub mod lane;
 pub mod layout;
+pub mod level;
 pub mod levels;
 pub mod masking;
+pub mod model;
 pub mod nets;
 pub mod parallel;
+pub mod rng;
 pub mod tasks;
+pub mod vector;
 
-pub use config::{MaskInput, MaskNetKind, ModelConfig, PosEmbed};
+pub use config::{MaskInput, ModelConfig, PosEmbed};
 pub use error::ModelError;
-pub use layout::{Layout, ParamSet};
-pub use levels::Model;
+pub use lane::Lane;
+pub use layout::Layout;
+pub use level::{Level, PerLevel};
+pub use model::Model;
 pub use parallel::arena::{Arena, Buffer, Params};
 pub use parallel::compute::Compute;
+pub use vector::Vector;

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use dfdx::prelude::*;
 use mlomae_model::engine::dfdx_cpu::{CpuTensor, DfdxCpu};
-use mlomae_model::engine::{AttentionShape, Engine, TokenOrder, TokenWeights};
-use mlomae_model::layout::{Layout, LinearWeights, NormWeights, ParamSet};
+use mlomae_model::engine::{AttentionShape, Engine, HostIo, Tape, TokenOrder, TokenWeights};
+use mlomae_model::layout::{Layout, LinearWeights, NormWeights};
+use mlomae_model::level::Level;
 use mlomae_model::masking::order::order_by_keys;
 use mlomae_model::nets::init::{normals, tensor_rng};
 use mlomae_model::parallel::arena::{Arena, Buffer, Params};
@@ -38,22 +39,61 @@ struct Case<'a> {
     name: &'a str,
     layout: Layout,
     inputs: Vec<(usize, usize)>,
+    /// Whether the operation takes its inputs as constants.
+    is_constant: bool,
     fused: &'a dyn Fn(&mut DfdxCpu, &[CpuTensor]) -> CpuTensor,
     /// Gets the inputs and, per layout entry, its tensor as `[rows, columns]` (vectors as one row); returns the output flattened.
     stock: Stock<'a>,
 }
 
-fn run_fused(case: &Case, params: &Params, inputs: &[Vec<f32>], record: bool) -> (DfdxCpu, Vec<CpuTensor>, CpuTensor) {
+/// The inputs as weights of another level: an input x `[rows, columns]` is I·Wᵀ with W = xᵀ, so that the gradient of W is that of x.
+struct Inputs {
+    layout: Layout,
+    layers: Vec<LinearWeights>,
+}
+
+impl Inputs {
+    fn of(shapes: &[(usize, usize)]) -> Self {
+        let mut layout = Layout::new(Level::Finetune);
+        let layer =
+            |(i, (rows, columns)): (usize, &(usize, usize))| layout.linear(&format!("x{i}"), &[*columns, *rows]);
+        let layers = shapes.iter().enumerate().map(layer).collect();
+        Inputs { layout, layers }
+    }
+
+    fn bind(&self, e: &mut DfdxCpu, inputs: &[Vec<f32>], record: bool) -> Vec<CpuTensor> {
+        let mut values = vec![0.0; self.layout.len];
+        for (layer, input) in self.layers.iter().zip(inputs) {
+            values[layer.weight.range()].copy_from_slice(&transposed(input, layer.outputs));
+        }
+        e.bind(Level::Finetune, &Arc::new(Buffer::from_vec(values)), record);
+        let identity = |n: usize| (0..n * n).map(|i| f32::from(u8::from(i % (n + 1) == 0))).collect();
+        let layers = self.layers.iter();
+        layers
+            .map(|layer| {
+                let one = e.constant(Arc::new(Buffer::from_vec(identity(layer.inputs))), layer.inputs, layer.inputs);
+                e.linear(&one, layer)
+            })
+            .collect()
+    }
+
+    fn gradients(&self, of_all: &[f32]) -> Vec<Vec<f32>> {
+        self.layers.iter().map(|layer| transposed(&of_all[layer.weight.range()], layer.inputs)).collect()
+    }
+}
+
+fn transposed(values: &[f32], columns: usize) -> Vec<f32> {
+    let rows = values.len() / columns;
+    (0..values.len()).map(|i| values[i % rows * columns + i / rows]).collect()
+}
+
+fn run_fused(case: &Case, params: &Params, inputs: &[Vec<f32>], record: bool) -> (DfdxCpu, CpuTensor) {
     let arena = Arena::new();
     let mut e = if record { DfdxCpu::recording(&arena, 1, 1) } else { DfdxCpu::forward_only(&arena) };
-    e.bind(ParamSet::Pretrain, params, record);
-    let tensors: Vec<_> = inputs
-        .iter()
-        .zip(&case.inputs)
-        .map(|(values, &(rows, columns))| e.input(Arc::new(Buffer::from_vec(values.clone())), rows, columns))
-        .collect();
+    e.bind(Level::Pretrain, params, record);
+    let tensors = Inputs::of(&case.inputs).bind(&mut e, inputs, record);
     let out = (case.fused)(&mut e, &tensors);
-    (e, tensors, out)
+    (e, out)
 }
 
 fn check(case: &Case) {
@@ -61,14 +101,17 @@ fn check(case: &Case) {
     let inputs: Vec<Vec<f32>> =
         case.inputs.iter().enumerate().map(|(i, (r, c))| draw(&format!("{}{i}", case.name), r * c)).collect();
 
-    let (mut e, tensors, out) = run_fused(case, &params, &inputs, true);
+    let (mut e, out) = run_fused(case, &params, &inputs, true);
     let values = e.values(&out).to_vec();
-    let (_, _, plain) = run_fused(case, &params, &inputs, false);
+    let (_, plain) = run_fused(case, &params, &inputs, false);
     assert_eq!(values, plain.shared().to_vec(), "{}: recording changes the result", case.name);
     let cotangent = draw("cotangent", values.len());
     let mut gradients = e.backward(vec![(out, Buffer::from_vec(cotangent.clone()))]).unwrap();
-    let dparams = gradients.take(ParamSet::Pretrain).unwrap();
-    let dinputs: Vec<Buffer> = tensors.iter().map(|t| e.input_gradient(t).unwrap_or_default()).collect();
+    let dparams = gradients.pretrain.take().unwrap();
+    let mut dinputs = Inputs::of(&case.inputs).gradients(&gradients.finetune.take().unwrap());
+    if case.is_constant {
+        dinputs.iter_mut().for_each(Vec::clear);
+    }
 
     // dfdx's own operations.
     let dev = Cpu::default();
@@ -121,7 +164,7 @@ fn check(case: &Case) {
                 v.iter().zip(draw(&format!("d{i}"), v.len())).map(|(x, d)| x + sign * h * d).collect()
             })
             .collect();
-        let (_, _, out) = run_fused(case, &Arc::new(Buffer::from_vec(moved)), &inputs, false);
+        let (_, out) = run_fused(case, &Arc::new(Buffer::from_vec(moved)), &inputs, false);
         out.shared().iter().zip(&cotangent).map(|(y, c)| f64::from(*y) * f64::from(*c)).sum::<f64>()
     };
     let measured = (function(1.0) - function(-1.0)) / (2.0 * f64::from(h));
@@ -167,13 +210,13 @@ fn stock_gelu(x: Taped<(usize, usize)>) -> Taped<(usize, usize)> {
 }
 
 fn linear_layout(inputs: usize, outputs: usize) -> (Layout, LinearWeights) {
-    let mut layout = Layout::new(ParamSet::Pretrain);
+    let mut layout = Layout::new(Level::Pretrain);
     let w = layout.linear("fc", &[outputs, inputs]);
     (layout, w)
 }
 
 #[test]
-fn linear_layers_with_what_is_fused_behind_them() {
+fn linear_layers_with_what_is_fused_after_them() {
     let (layout, w) = linear_layout(7, 5);
     let plain = |e: &mut DfdxCpu, x: &[CpuTensor]| e.linear(&x[0], &w);
     let gelu = |e: &mut DfdxCpu, x: &[CpuTensor]| e.linear_gelu(&x[0], &w);
@@ -182,6 +225,7 @@ fn linear_layers_with_what_is_fused_behind_them() {
         name,
         layout: layout.clone(),
         inputs,
+        is_constant: false,
         fused: &plain,
         stock: &|_, mut x, p| stock_linear(x.remove(0), &p[0], &p[1]),
     };
@@ -203,12 +247,13 @@ fn linear_layers_with_what_is_fused_behind_them() {
 
 #[test]
 fn mlp_of_a_block() {
-    let mut layout = Layout::new(ParamSet::Pretrain);
+    let mut layout = Layout::new(Level::Pretrain);
     let (fc1, fc2) = (layout.linear("fc1", &[9, 5]), layout.linear("fc2", &[5, 9]));
     check(&Case {
         name: "mlp",
         layout,
         inputs: vec![(6, 5), (6, 5)],
+        is_constant: false,
         fused: &|e, x| e.mlp(&x[0], &fc1, &fc2, &x[1]),
         stock: &|_, mut x, p| {
             let residual = x.pop().unwrap();
@@ -220,12 +265,13 @@ fn mlp_of_a_block() {
 
 #[test]
 fn layer_norm() {
-    let mut layout = Layout::new(ParamSet::Pretrain);
+    let mut layout = Layout::new(Level::Pretrain);
     let w: NormWeights = layout.norm("norm", 11);
     check(&Case {
         name: "layer_norm",
         layout,
         inputs: vec![(9, 11)],
+        is_constant: false,
         fused: &|e, x| e.layer_norm(&x[0], &w),
         stock: &|_, mut x, p| {
             let x = x.pop().unwrap();
@@ -245,8 +291,9 @@ fn attention_with_all_and_with_one_query() {
         let dim = 12;
         check(&Case {
             name: "attention",
-            layout: Layout::new(ParamSet::Pretrain),
+            layout: Layout::new(Level::Pretrain),
             inputs: vec![(10, 3 * dim)],
+            is_constant: false,
             fused: &|e, x| e.attention(&x[0], &shape),
             stock: &|_, mut x, _| {
                 let qkv = x.pop().unwrap().reshape_like(&(2usize, 5usize, 3usize, 3usize, 4usize));
@@ -279,7 +326,7 @@ fn order() -> Arc<TokenOrder> {
 
 #[test]
 fn tokens_of_all_and_of_the_visible_patches() {
-    let mut layout = Layout::new(ParamSet::Pretrain);
+    let mut layout = Layout::new(Level::Pretrain);
     let cls = layout.add("cls", &[1, 1, 6]);
     let pos = layout.add("pos", &[1, 5, 6]);
     let proj = layout.linear("patch", &[6, 3]);
@@ -289,6 +336,7 @@ fn tokens_of_all_and_of_the_visible_patches() {
             name: "tokens",
             layout: layout.clone(),
             inputs: vec![(8, 3)],
+            is_constant: true,
             fused: &|e, x| {
                 // The engine treats patches as constants: images have no gradient.
                 let (rows, columns) = e.shape(&x[0]);
@@ -329,13 +377,14 @@ fn tokens_of_all_and_of_the_visible_patches() {
 #[test]
 fn unshuffle_puts_visible_tokens_back_and_fills_the_rest() {
     let order = order();
-    let mut layout = Layout::new(ParamSet::Pretrain);
+    let mut layout = Layout::new(Level::Pretrain);
     let token = layout.add("token", &[1, 1, 3]);
     let pos = layout.add("pos", &[1, 5, 3]);
     check(&Case {
         name: "unshuffle",
         layout,
         inputs: vec![(6, 3)],
+        is_constant: false,
         fused: &|e, x| e.unshuffle(&x[0], &order, &token, &pos),
         stock: &|dev, mut x, p| {
             let stacked = (x.pop().unwrap(), p[0].leaky_trace()).concat_along(Axis::<0>);
@@ -357,11 +406,12 @@ fn unshuffle_puts_visible_tokens_back_and_fills_the_rest() {
 
 #[test]
 fn row_picks_and_patch_loss() {
-    let none = || Layout::new(ParamSet::Pretrain);
+    let none = || Layout::new(Level::Pretrain);
     check(&Case {
         name: "first_rows",
         layout: none(),
         inputs: vec![(6, 4)],
+        is_constant: false,
         fused: &|e, x| e.first_rows(&x[0], 3),
         stock: &|dev, mut x, _| x.pop().unwrap().gather(dev.tensor_from_vec(vec![0usize, 3], (2usize,))),
     });
@@ -369,6 +419,7 @@ fn row_picks_and_patch_loss() {
         name: "rest_rows",
         layout: none(),
         inputs: vec![(6, 4)],
+        is_constant: false,
         fused: &|e, x| e.rest_rows(&x[0], 3),
         stock: &|dev, mut x, _| x.pop().unwrap().gather(dev.tensor_from_vec(vec![1usize, 2, 4, 5], (4usize,))),
     });
@@ -378,7 +429,11 @@ fn row_picks_and_patch_loss() {
         name: "patch_loss",
         layout: none(),
         inputs: vec![(5, 3)],
-        fused: &|e, x| e.patch_loss(&x[0], &shared),
+        is_constant: false,
+        fused: &|e, x| {
+            let target = e.constant(shared.clone(), 5, 3);
+            e.patch_loss(&x[0], &target)
+        },
         stock: &|dev, mut x, _| {
             let difference = x.pop().unwrap() - dev.tensor_from_vec(target.clone(), (5usize, 3usize));
             let mean: Taped<(usize,)> = difference.square().mean::<_, Axis<1>>();
@@ -387,7 +442,7 @@ fn row_picks_and_patch_loss() {
     });
 }
 
-/// A gradient goes on its way when the last operation that uses the weight has added to it, not before.
+/// A gradient goes to the sum when the last operation that uses the weight has added to it, not before.
 #[test]
 fn a_weight_may_be_used_more_than_once() {
     let (layout, w) = linear_layout(4, 4);
@@ -395,6 +450,7 @@ fn a_weight_may_be_used_more_than_once() {
         name: "twice",
         layout,
         inputs: vec![(6, 4)],
+        is_constant: false,
         fused: &|e, x| {
             let hidden = e.linear(&x[0], &w);
             e.linear_add(&hidden, &w, &x[0])
@@ -405,35 +461,4 @@ fn a_weight_may_be_used_more_than_once() {
             stock_linear(stock_linear(x, &w[0], &w[1]), &w[0], &w[1]) + residual
         },
     });
-}
-
-#[test]
-fn plain_dfdx_code_joins_the_tape() {
-    // A user's head in plain dfdx behind an operation of ours: tanh(x·Wᵀ + b) · u, summed.
-    let (layout, w) = linear_layout(4, 3);
-    let params = params(&layout);
-    let x = Arc::new(Buffer::from_vec(draw("x", 20)));
-    let dev = Cpu::default();
-    let u: Plain<(usize, usize)> = dev.tensor_from_vec(draw("u", 3), (3, 1));
-    let mut e = DfdxCpu::recording(&Arena::new(), 1, 1);
-    e.bind(ParamSet::Pretrain, &params, true);
-    let input = e.input(x.clone(), 5, 4);
-    let hidden = e.linear(&input, &w);
-    let exported = e.export(&hidden);
-    let loss = exported.tanh().matmul(u.leaky_trace()).sum::<Rank0, _>();
-    let loss = e.import(loss, 1, 1);
-    let value = e.values(&loss)[0];
-    let mut gradients = e.backward(vec![(loss, Buffer::from_vec(vec![1.0]))]).unwrap();
-    let dparams = gradients.take(ParamSet::Pretrain).unwrap();
-    let dx = e.input_gradient(&input).unwrap();
-
-    let leaf: Plain<(usize, usize)> = dev.tensor_from_vec(x.to_vec(), (5, 4));
-    let weight: Plain<(usize, usize)> = dev.tensor_from_vec(params[..12].to_vec(), (3, 4));
-    let bias: Plain<(usize, usize)> = dev.tensor_from_vec(params[12..].to_vec(), (1, 3));
-    let stock = stock_linear(leaf.leaky_trace(), &weight, &bias).tanh().matmul(u.leaky_trace()).sum::<Rank0, _>();
-    assert_close("value", &[value], &stock.as_vec(), 1e-5);
-    let grads = stock.backward();
-    assert_close("dx", &dx, &grads.get(&leaf).as_vec(), 1e-5);
-    assert_close("dW", &dparams[..12], &grads.get(&weight).as_vec(), 1e-5);
-    assert_close("db", &dparams[12..], &grads.get(&bias).as_vec(), 1e-5);
 }

@@ -60,6 +60,49 @@ fn a_changed_weight_or_expectation_is_noticed() {
     }
 }
 
+/// One outer iteration a line: pretrain0 loss, mean score, pretrain1 loss, mean score, finetune loss, mask loss, norm of the
+/// hypergradient, by float64 PyTorch over the file's batches used again in each.
+fn expected_trajectory(name: &str) -> Vec<Vec<f64>> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/golden").join(name);
+    let text = std::fs::read_to_string(path).unwrap();
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    lines.map(|line| line.split(' ').map(|number| number.parse().unwrap()).collect()).collect()
+}
+
+#[test]
+fn trajectories_of_forty_outer_iterations_are_met() {
+    for name in ["tiny", "rect"] {
+        let expected = expected_trajectory(&format!("{name}.trajectory.txt"));
+        assert_eq!(expected.len(), 40);
+        let mut laps = Vec::new();
+        let golden = load(&format!("{name}.safetensors"));
+        golden
+            .trajectory(2, 40, &mut |lap| {
+                laps.push(lap.clone());
+                true
+            })
+            .unwrap();
+        let mut worst: f64 = 0.0;
+        for (lap, expected) in laps.iter().zip(&expected) {
+            let ours = [
+                lap.pretrain_losses[0],
+                lap.mean_scores[0],
+                lap.pretrain_losses[1],
+                lap.mean_scores[1],
+                lap.finetune_loss,
+                lap.mask_loss,
+                lap.hypergradient_norm,
+            ];
+            for (ours, expected) in ours.iter().zip(expected) {
+                worst = worst.max((ours - expected).abs() / expected);
+            }
+            assert!(worst < 1e-3, "{name} {}: {worst:e}\n{ours:?}\n{expected:?}", lap.outer);
+        }
+        println!("{name}: {worst:.1e}");
+        assert_eq!(laps.len(), 40);
+    }
+}
+
 /// The file's like with a head above 2^18 values, whose optimizer shares its sweep among threads.
 fn with_a_wide_head() -> Golden {
     const NUM_CLASSES: usize = 9_000;

@@ -3,20 +3,23 @@
 
 use std::sync::Arc;
 
-use mlomae_model::config::{MaskInput, MaskNetKind, ModelConfig, PosEmbed};
-use mlomae_model::engine::Engine;
+use mlomae_model::config::{MaskInput, ModelConfig, PosEmbed};
 use mlomae_model::engine::dfdx_cpu::DfdxCpu;
-use mlomae_model::levels::downstream::{Labelled, evaluate_clean, evaluate_published, features};
+use mlomae_model::engine::{Engine, HostIo};
+use mlomae_model::levels::finetune::{self, task_gradient};
+use mlomae_model::levels::mask::{self, along, direction, direction_published};
 use mlomae_model::levels::optimizer::{AdamW, AdamWConfig};
-use mlomae_model::levels::scoring::{Masker, mask_input, patches, random, score};
-use mlomae_model::levels::{Model, hypergradient, pretrain};
+use mlomae_model::levels::passes::{cls, features};
+use mlomae_model::levels::score::{embedding, patches, score};
+use mlomae_model::levels::vectors::{sum, widen};
+use mlomae_model::levels::{Cpu, Labelled, pretrain};
+use mlomae_model::masking::{MaskRule, MaskingChoice};
 use mlomae_model::nets::init::{normals, tensor_rng};
 use mlomae_model::parallel::arena::{Arena, Buffer, Params};
-use mlomae_model::{Compute, Layout, ParamSet};
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::SeedableRng;
+use mlomae_model::tasks::Targets;
+use mlomae_model::{Compute, Layout, Level, Model};
 
-fn config(mask_net: MaskNetKind, mask_input: MaskInput, pos_embed: PosEmbed) -> ModelConfig {
+fn config(masking: &str, mask_input: MaskInput, pos_embed: PosEmbed) -> ModelConfig {
     ModelConfig {
         image: 12,
         patch: 3,
@@ -29,16 +32,17 @@ fn config(mask_net: MaskNetKind, mask_input: MaskInput, pos_embed: PosEmbed) -> 
         dec_heads: 2,
         pos_embed,
         mask_ratio: 0.6,
-        mask_net,
+        masking: MaskingChoice::by_name(masking).unwrap(),
         mask_input,
         mask_hidden: 20,
         num_classes: 4,
+        ..ModelConfig::default()
     }
 }
 
 fn all_forms() -> Vec<ModelConfig> {
     let mut forms = Vec::new();
-    for net in [MaskNetKind::FlatMlp, MaskNetKind::TokenMlp] {
+    for net in ["flat-mlp", "token-mlp"] {
         for input in [MaskInput::Embedding, MaskInput::Pixels] {
             forms.push(config(net, input, if forms.len() % 2 == 0 { PosEmbed::Trained } else { PosEmbed::Frozen }));
         }
@@ -53,12 +57,12 @@ fn draw(name: &str, len: usize) -> Vec<f32> {
 }
 
 struct World {
-    model: Model,
+    model: Arc<Model>,
     theta: Params,
     head: Params,
     phi: Params,
     x: [Vec<f32>; 3],
-    y: [Vec<i32>; 2],
+    y: [Targets; 2],
 }
 
 const BATCH: usize = 6;
@@ -66,28 +70,35 @@ const BATCH: usize = 6;
 /// Smaller than the published 0.01, whose O(ε²) remainder is 1e-3 on these small random networks, and small enough that no mask flips
 /// between θ − εv and θ + εv, where L_m jumps and no difference converges.
 fn alpha(config: &ModelConfig) -> f64 {
-    match (config.mask_net, config.mask_input) {
-        (MaskNetKind::TokenMlp, MaskInput::Embedding) => 0.001,
+    match (config.masking.name(), config.mask_input) {
+        ("token-mlp", MaskInput::Embedding) => 0.001,
         _ => 0.003,
     }
 }
 
 fn world(config: &ModelConfig) -> World {
-    let model = Model::new(config).unwrap();
+    let model = Arc::new(Model::new(config).unwrap());
     let images = |name: &str| draw(name, BATCH * config.image_values());
-    let labels = |shift: usize| (0..BATCH).map(|i| ((i + shift) % config.num_classes) as i32).collect();
+    let targets =
+        |shift: usize| Targets::Classes((0..BATCH).map(|i| ((i + shift) % config.num_classes) as i32).collect());
     World {
-        theta: model.init(ParamSet::Pretrain, 1),
-        head: model.init(ParamSet::Head, 1),
-        phi: model.init(ParamSet::Mask, 1),
+        theta: model.init(Level::Pretrain, 1),
+        head: model.init(Level::Finetune, 1),
+        phi: model.init(Level::Mask, 1),
         x: [images("p"), images("f"), images("v")],
-        y: [labels(0), labels(1)],
+        y: [targets(0), targets(1)],
         model,
     }
 }
 
-fn masker(explore: f64) -> Masker {
-    Masker { explore, image_rng: Arc::new(|i| ChaCha8Rng::seed_from_u64(77 + i as u64)) }
+impl World {
+    fn cpu(&self, compute: Compute) -> Cpu {
+        Cpu::new(self.model.clone(), compute)
+    }
+}
+
+fn rule(explore: f64) -> MaskRule {
+    MaskRule { seed: 77, step: 3, explore }
 }
 
 fn relative(a: &[f32], b: &[f32]) -> f64 {
@@ -97,36 +108,41 @@ fn relative(a: &[f32], b: &[f32]) -> f64 {
 }
 
 /// One outer iteration's quantities: level-1 gradient, v1, w, hypergradient by the clean and by the published passes.
-fn iterate(world: &World, compute: &Compute, explore: f64) -> (Buffer, [Buffer; 2], [Vec<f32>; 2]) {
+fn iterate(world: &World, cpu: &Cpu, explore: f64) -> (Buffer, [Buffer; 2], [Vec<f32>; 2]) {
     let World { model, theta, head, phi, x, y } = world;
     let alpha = alpha(&model.config);
-    let masker = masker(explore);
-    let scored = score(compute, model, theta, phi, &x[0], &masker);
-    let level1 = pretrain::gradient(compute, model, theta, phi, &x[0], &scored).unwrap();
-    let finetune = Labelled { images: &x[1], labels: &y[0] };
-    let validation = Labelled { images: &x[2], labels: &y[1] };
-    let step = |c: &Params, g: &[f64]| -> Params {
-        Arc::new(Buffer::from_vec(c.iter().zip(g).map(|(c, g)| c - 0.1 * *g as f32).collect()))
-    };
-    let clean = evaluate_clean(compute, model, theta, head, finetune, validation, alpha, None, step).unwrap();
-    let published =
-        evaluate_published(compute, model, theta, head, finetune, validation, alpha, |_| None, step).unwrap();
+    let rule = rule(explore);
+    let scored = score(cpu, Some(theta), phi, &x[0], &rule).unwrap();
+    let level1 = pretrain::gradient(cpu, theta, phi, &x[0], &scored).unwrap();
+    let f = Labelled { images: &x[1], targets: &y[0] };
+    let v = Labelled { images: &x[2], targets: &y[1] };
+    let level2 = |keep| finetune::gradient(cpu, theta, &widen(head), f, None, keep).unwrap();
+    let kept = level2(true);
+    assert_eq!(kept.gradient[..], level2(false).gradient[..]);
+    let c: Vec<f32> = head.iter().zip(kept.gradient.iter()).map(|(c, g)| c - 0.1 * g).collect();
+    let c = widen(&c);
+    let clean = direction(cpu, theta, &c, kept.recorded.unwrap(), f, v, alpha).unwrap();
+    let published = direction_published(cpu, theta, &c, f, v, alpha, &|_| None).unwrap();
+    assert_eq!((clean.loss, &clean.figures, &clean.v0), (published.loss, &published.figures, &published.v0));
     assert!(relative(&clean.v1, &published.v1) < 1e-3, "v1 {}", relative(&clean.v1, &published.v1));
     assert!(relative(&clean.w, &published.w) < 1e-5);
-    let along = |v: &[f32]| hypergradient::along(compute, model, theta, v, phi, &x[0], &masker, alpha);
-    let summed = along(&clean.direction(compute)).to_vec();
+    let along = |v: &[f32]| along(cpu, theta, v, phi, &x[0], &rule, alpha).unwrap();
+    let summed = along(&sum(&cpu.compute, &clean.v1, &clean.w)).to_vec();
     let (direct, indirect) = (along(&published.w), along(&published.v1));
     let both = direct.iter().zip(indirect.iter()).map(|(a, b)| a + b).collect();
-    (level1.gradient, [clean.v1, clean.w], [summed, both])
+    let mask::Direction { v1, w, .. } = clean;
+    (level1.gradient, [v1, w], [summed, both])
 }
 
 #[test]
 fn clean_equals_published_without_dropout_in_every_form() {
     for (i, config) in all_forms().iter().enumerate() {
-        let (_, _, [clean, published]) = iterate(&world(config), &Compute::serial(4), if i == 3 { 0.25 } else { 0.0 });
+        let world = world(config);
+        let cpu = world.cpu(Compute::serial(4));
+        let (_, _, [clean, published]) = iterate(&world, &cpu, if i == 3 { 0.25 } else { 0.0 });
         let error = relative(&clean, &published);
-        println!("{:?} {:?}: {error:.1e}", config.mask_net, config.mask_input);
-        assert!(error < 1e-3, "{:?} {:?}: {error:e}", config.mask_net, config.mask_input);
+        println!("{} {:?}: {error:.1e}", config.masking, config.mask_input);
+        assert!(error < 1e-3, "{} {:?}: {error:e}", config.masking, config.mask_input);
         assert!(clean.iter().any(|&v| v != 0.0));
     }
 }
@@ -135,12 +151,12 @@ fn clean_equals_published_without_dropout_in_every_form() {
 fn any_number_of_threads_and_any_micro_batch_gives_the_same_bits() {
     for config in all_forms() {
         let world = world(&config);
-        let (gradient, vs, hyper) = iterate(&world, &Compute::serial(1), 0.25);
+        let (gradient, vs, hyper) = iterate(&world, &world.cpu(Compute::serial(1)), 0.25);
         for (threads, micro_batch) in [(1, 2), (1, 4), (1, 8), (2, 1), (2, 2), (3, 4), (5, 1)] {
             let compute = Compute::new(threads, 1, Arena::new()).unwrap().with_micro_batch(micro_batch);
             // Twice, so that recycled memory with stale contents is part of it.
             for _ in 0..2 {
-                let (g, v, h) = iterate(&world, &compute, 0.25);
+                let (g, v, h) = iterate(&world, &world.cpu(compute.clone()), 0.25);
                 assert_eq!(g[..], gradient[..]);
                 assert_eq!((&v[0][..], &v[1][..]), (&vs[0][..], &vs[1][..]));
                 assert_eq!(h, hyper);
@@ -152,10 +168,11 @@ fn any_number_of_threads_and_any_micro_batch_gives_the_same_bits() {
 #[test]
 fn level_one_gradient_is_the_derivative_of_its_loss() {
     for config in all_forms() {
-        let World { model, theta, phi, x, .. } = world(&config);
-        let compute = Compute::serial(4);
-        let fixed = score(&compute, &model, &theta, &phi, &x[0], &Masker::by_score());
-        let gradient = pretrain::gradient(&compute, &model, &theta, &phi, &x[0], &fixed).unwrap().gradient;
+        let world = world(&config);
+        let cpu = world.cpu(Compute::serial(4));
+        let World { model, theta, phi, x, .. } = &world;
+        let fixed = score(&cpu, Some(theta), phi, &x[0], &MaskRule::BY_SCORE).unwrap();
+        let gradient = pretrain::gradient(&cpu, theta, phi, &x[0], &fixed).unwrap().gradient;
         let direction: Vec<f32> = model
             .vit
             .layout
@@ -167,10 +184,10 @@ fn level_one_gradient_is_the_derivative_of_its_loss() {
         let loss = |h: f32| {
             let moved: Params =
                 Arc::new(Buffer::from_vec(theta.iter().zip(&direction).map(|(t, d)| t + h * d).collect()));
-            let input = mask_input(&compute, &model, &moved, &x[0]);
-            let scores = model.mask_net.forward(&compute, &phi, &input).scores;
-            let losses = pretrain::patch_losses(&compute, &model, &moved, &x[0], &fixed.order);
-            pretrain::masked_loss(&losses, Some(&scores), &fixed.order)
+            let mut scored = score(&cpu, Some(&moved), phi, &x[0], &MaskRule::BY_SCORE).unwrap();
+            scored.order = fixed.order.clone();
+            let losses = pretrain::patch_losses(&cpu, &moved, &x[0], &fixed.order);
+            pretrain::masked_loss(&losses, &pretrain::loss_weights(&cpu, &scored), BATCH * fixed.order.num_masked())
         };
         let h = 1e-3;
         let measured = (loss(h) - loss(-h)) / (2.0 * f64::from(h));
@@ -182,21 +199,27 @@ fn level_one_gradient_is_the_derivative_of_its_loss() {
 #[test]
 fn masking_networks_have_right_gradients() {
     for config in all_forms() {
-        let World { model, theta, phi, x, .. } = world(&config);
-        let compute = Compute::serial(4);
-        let net = &model.mask_net;
-        let input = mask_input(&compute, &model, &theta, &x[0]);
+        let world = world(&config);
+        let cpu = world.cpu(Compute::serial(4));
+        let World { model, theta, phi, x, .. } = &world;
+        let (net, compute) = (&model.masking, &cpu.compute);
+        let input = match config.mask_input {
+            MaskInput::Embedding => embedding(&cpu, theta, &x[0]),
+            MaskInput::Pixels => patches(&cpu, &x[0]),
+        };
         let cotangent = draw("cotangent", BATCH * config.num_patches());
-        let trace = net.forward(&compute, &phi, &input);
+        let trace = net.forward(compute, phi, &input).unwrap();
         assert!(trace.scores.iter().all(|p| (0.0..=1.0).contains(p)));
+        let kept = trace.scores.len() + trace.input.len() + trace.hidden.iter().map(|h| h.len()).sum::<usize>();
+        assert_eq!(kept, BATCH * net.trace_values(), "what queues count");
         let mut dphi = vec![0.0; phi.len()];
-        let dinput = net.backward(&compute, &phi, &trace, &cotangent, Some(&mut dphi), true).unwrap();
+        let dinput = net.backward(compute, phi, &trace, &cotangent, Some(&mut dphi), true).unwrap();
         let small = |name, len| draw(name, len).iter().map(|v| 0.02 * v).collect::<Vec<f32>>();
         let (dir_phi, dir_input) = (small("dp", phi.len()), small("di", input.len()));
         let value = |h: f32| {
             let phi: Vec<f32> = phi.iter().zip(&dir_phi).map(|(p, d)| p + h * d).collect();
             let input: Vec<f32> = input.iter().zip(&dir_input).map(|(p, d)| p + h * d).collect();
-            let trace = net.forward(&compute, &phi, &Arc::new(Buffer::from_vec(input)));
+            let trace = net.forward(compute, &phi, &Arc::new(Buffer::from_vec(input))).unwrap();
             trace.scores.iter().zip(&cotangent).map(|(s, c)| f64::from(*s) * f64::from(*c)).sum::<f64>()
         };
         let h = 1e-3;
@@ -209,32 +232,83 @@ fn masking_networks_have_right_gradients() {
 
 #[test]
 fn features_are_the_cls_row_of_the_whole_encoder() {
-    let config = config(MaskNetKind::FlatMlp, MaskInput::Embedding, PosEmbed::Trained);
-    let World { model, theta, x, .. } = world(&config);
-    let compute = Compute::serial(2);
-    let z = features(&compute, &model, &theta, &x[0]);
-    let mut e = DfdxCpu::forward_only(&compute.arena);
-    e.bind(ParamSet::Pretrain, &theta, false);
-    let input = e.constant(patches(&compute, &model, &x[0]), BATCH * config.num_patches(), config.patch_values());
+    let config = config("flat-mlp", MaskInput::Embedding, PosEmbed::Trained);
+    let world = world(&config);
+    let cpu = world.cpu(Compute::serial(2));
+    let World { model, theta, x, .. } = &world;
+    let z = cls(&cpu, theta, &x[0]).unwrap();
+    assert_eq!(features(&cpu, theta, &x[0]).unwrap().tokens()[0].values, z);
+    let mut e = DfdxCpu::forward_only(cpu.arena());
+    e.bind(Level::Pretrain, theta, false);
+    let input = e.constant(patches(&cpu, &x[0]), BATCH * config.num_patches(), config.patch_values());
     let all = model.vit.encode(&mut e, &input, None);
-    let cls: Vec<f32> =
+    let rows: Vec<f32> =
         e.values(&all).chunks_exact(17 * config.dim).flat_map(|image| image[..config.dim].to_vec()).collect();
-    assert!(relative(&z, &cls) < 1e-6);
+    assert!(relative(&z, &rows) < 1e-6);
+}
+
+/// A head on patch tokens beside CLS gets the same features, and its cotangents reach θ.
+#[test]
+fn taps_have_the_tokens_of_the_whole_encoder_and_their_gradients() {
+    use mlomae_model::engine::Tape;
+    use mlomae_model::nets::Tap;
+    let config = config("flat-mlp", MaskInput::Embedding, PosEmbed::Trained);
+    let world = world(&config);
+    let cpu = world.cpu(Compute::serial(2));
+    let World { model, theta, x, .. } = &world;
+    let (rows, values) = (BATCH * config.num_patches(), config.patch_values());
+    let weights = draw("cotangent", (BATCH + rows) * config.dim);
+    let value = |theta: &Params| {
+        let mut e = DfdxCpu::recording(cpu.arena(), BATCH, BATCH);
+        e.bind(Level::Pretrain, theta, true);
+        let input = e.constant(patches(&cpu, &x[0]), rows, values);
+        let taps = model.vit.taps(&mut e, &input, &[Tap::Cls, Tap::Patches]);
+        let all = taps.iter().flat_map(|tap| e.values(tap)).zip(&weights);
+        let value = all.map(|(z, w)| f64::from(*z) * f64::from(*w)).sum::<f64>();
+        let cls = e.values(&taps[0]).to_vec();
+        let (of_cls, of_patches) = weights.split_at(BATCH * config.dim);
+        let cotangents = [of_cls, of_patches].map(|part| Buffer::from_vec(part.to_vec()));
+        let gradient = e.backward(taps.into_iter().zip(cotangents).collect()).unwrap().pretrain.unwrap();
+        (value, cls, gradient)
+    };
+    let (_, z, gradient) = value(theta);
+    assert!(relative(&z, &cls(&cpu, theta, &x[0]).unwrap()) < 1e-6);
+    let direction = draw("direction", theta.len());
+    let moved = |h: f32| Arc::new(Buffer::from_vec(theta.iter().zip(&direction).map(|(t, d)| t + h * d).collect()));
+    let h = 1e-3;
+    let measured = (value(&moved(h)).0 - value(&moved(-h)).0) / (2.0 * f64::from(h));
+    let predicted: f64 = gradient.iter().zip(&direction).map(|(g, d)| f64::from(*g) * f64::from(*d)).sum();
+    assert!((measured - predicted).abs() < 1e-2 * predicted.abs(), "{measured} {predicted}");
 }
 
 #[test]
-fn the_baseline_has_random_masks_of_the_right_ratio_and_no_weights() {
-    let config = config(MaskNetKind::FlatMlp, MaskInput::Embedding, PosEmbed::Trained);
-    let World { model, theta, phi, x, .. } = world(&config);
-    let compute = Compute::serial(4);
-    let scored = random(&model, BATCH, &masker(0.0));
+fn random_masks_have_the_right_ratio_and_no_weights() {
+    let config = config("random", MaskInput::Embedding, PosEmbed::Trained);
+    let world = world(&config);
+    let cpu = world.cpu(Compute::serial(4));
+    let World { model, theta, phi, x, .. } = &world;
+    assert!(!model.is_learned() && phi.is_empty() && model.layout(Level::Mask).entries.is_empty());
+    let masked = |rule| score(&cpu, None, phi, &x[0], &rule).unwrap();
+    let scored = masked(rule(0.0));
     assert!(scored.weights().is_none());
     assert_eq!(scored.order.num_masked(), 16 - 6);
-    let step = pretrain::gradient(&compute, &model, &theta, &phi, &x[0], &scored).unwrap();
+    let step = pretrain::gradient(&cpu, theta, phi, &x[0], &scored).unwrap();
     let plain: f64 =
         (0..BATCH * 16).filter(|&i| scored.order.is_masked(i)).map(|i| f64::from(step.patch_loss[i])).sum();
     assert!((step.loss - plain / (BATCH * 10) as f64).abs() < 1e-9);
-    assert_ne!(random(&model, BATCH, &Masker::by_score()).order, scored.order);
+    assert_ne!(masked(MaskRule { step: 4, ..rule(0.0) }).order, scored.order);
+}
+
+#[test]
+fn targets_that_are_no_class_are_refused() {
+    let world = world(&config("flat-mlp", MaskInput::Pixels, PosEmbed::Trained));
+    let cpu = world.cpu(Compute::serial(4));
+    for class in [-1, 4, i32::MAX] {
+        let targets = Targets::Classes((0..BATCH as i32).map(|i| if i == 2 { class } else { 0 }).collect());
+        let batch = Labelled { images: &world.x[1], targets: &targets };
+        let error = task_gradient(&cpu, &world.theta, &widen(&world.head), batch, None).unwrap_err();
+        assert_eq!(error.to_string(), format!("downstream task: a class must be in 0..4, got {class}"));
+    }
 }
 
 #[test]
@@ -242,7 +316,7 @@ fn adamw_is_dfdxs_adamw() {
     use dfdx::optim::{Adam, AdamConfig, Optimizer, WeightDecay};
     use dfdx::prelude::*;
     let compute = Compute::serial(4);
-    let mut layout = Layout::new(ParamSet::Mask);
+    let mut layout = Layout::new(Level::Mask);
     layout.add("bias", &[64]);
     let phi: Params = Arc::new(Buffer::from_vec(draw("phi", 64)));
     let mut ours = phi.clone();
@@ -255,7 +329,7 @@ fn adamw_is_dfdxs_adamw() {
     let mut stock = Adam::new(&theirs, settings);
     for step in 0..5 {
         let gradient = draw(&format!("g{step}"), phi.len());
-        ours = adamw.update(&compute, &ours, &gradient, 1e-3);
+        ours = adamw.update(&compute, &ours, &gradient, 1e-3).unwrap();
         let fixed: Tensor<Rank1<64>, f32, Cpu> = dev.tensor(gradient);
         let grads = (theirs.bias.leaky_trace() * fixed).sum::<Rank0, _>().backward();
         stock.update(&mut theirs, &grads).unwrap();

@@ -2,7 +2,7 @@
 
 use mlomae_storage::dataset::check_exclude;
 
-use super::{Config, ConfigError, Crop, DataFormat, MaskInput, TelemetryConfig};
+use super::{Config, ConfigError, Crop, DataFormat, TelemetryConfig};
 use crate::flow::stage_name::StageName;
 
 fn error(key: &str, value: impl ToString, problem: impl Into<String>, allowed: &str) -> ConfigError {
@@ -71,7 +71,7 @@ impl Config {
             return errors;
         }
         let num_patches = (image / patch).pow(2);
-        let num_visible = (num_patches as f64 * (1.0 - self.mask.ratio) + 1e-9).floor() as usize;
+        let num_visible = mlomae_model::config::num_visible(num_patches, self.mask.ratio);
         if num_visible < 1 || num_visible >= num_patches {
             errors.push(error(
                 "mask.ratio",
@@ -93,10 +93,10 @@ impl Config {
 
     /// The relations that hold between the batches and the sizes of the roles, known when the data is open.
     #[must_use]
-    pub fn check_roles(&self, num_pretrain: usize, num_train: usize, num_validation: usize) -> Vec<ConfigError> {
+    pub fn check_roles(&self, num_pretrain: usize, num_finetune: usize, num_validation: usize) -> Vec<ConfigError> {
         let roles = [
             ("pretrain", "pretrain", self.pretrain.batch, num_pretrain),
-            ("finetune", "train", self.finetune.batch, num_train),
+            ("finetune", "finetune", self.finetune.batch, num_finetune),
             ("policy", "validation", self.policy.batch, num_validation),
         ];
         roles
@@ -143,10 +143,10 @@ impl Config {
                 errors.push(error(key, channels, "not an allowed value", "1, 3"));
             }
         }
-        let sum = data.pretrain_fraction + data.train_fraction + data.validation_fraction;
+        let sum = data.pretrain_fraction + data.finetune_fraction + data.validation_fraction;
         if sum > 1.0 + 1e-9 {
             errors.push(error(
-                "data.pretrain_fraction + data.train_fraction + data.validation_fraction",
+                "data.pretrain_fraction + data.finetune_fraction + data.validation_fraction",
                 format!("{sum:.4}"),
                 "the roles are disjoint, so their shares cannot exceed the whole",
                 "up to 1.0",
@@ -225,19 +225,20 @@ impl Config {
                 ));
             }
         }
-        if self.method.baseline && self.method.multitask {
+        let strategy = self.mask.strategy;
+        if !strategy.is_learned() && self.method.multitask {
             errors.push(error(
                 "method.multitask",
                 true,
-                "is a control of learned masking and has no meaning with method.baseline",
+                format!("is a control of learned masking and has no meaning with mask.strategy = \"{strategy}\""),
                 "false",
             ));
         }
-        if self.method.baseline && self.mask.input == MaskInput::Pixels && self.mask.explore > 0.0 {
+        if !strategy.is_learned() && self.mask.explore > 0.0 {
             errors.push(error(
                 "mask.explore",
                 self.mask.explore,
-                "has no meaning with method.baseline, whose masks are all random",
+                format!("has no meaning with mask.strategy = \"{strategy}\", which has no scores"),
                 "0",
             ));
         }

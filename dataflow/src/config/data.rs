@@ -117,7 +117,7 @@ pub struct DataConfig {
     pub pretrain_fraction: f64,
     /// Share of the training split that trains the head (level 2).
     #[schemars(range(min = 0.01, max = 0.98))]
-    pub train_fraction: f64,
+    pub finetune_fraction: f64,
     /// Share of the training split that judges the masks (level 3).
     #[schemars(range(min = 0.01, max = 0.98))]
     pub validation_fraction: f64,
@@ -148,7 +148,7 @@ impl Default for DataConfig {
             on_bad_image: OnBadImage::default(),
             max_samples: None,
             pretrain_fraction: 0.6,
-            train_fraction: 0.2,
+            finetune_fraction: 0.2,
             validation_fraction: 0.2,
             mean: None,
             std: None,

@@ -1,19 +1,12 @@
 //! `[method]` and the optimisers of the three levels: `[pretrain]`, `[finetune]` and `[policy]`.
 
+use mlomae_model::hypergradient::HypergradientChoice;
+use mlomae_model::levels::optimizer::{Decay, DecayGroup};
+use mlomae_model::tasks::TaskChoice;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::model::Preset;
-
-/// How the gradient of the masking network is computed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Hypergradient {
-    /// One joint encoder pass, one summed direction, no dropout, on a scratch copy of the weights.
-    Clean,
-    /// The passes of the published program, one difference for each path, with the head's dropout on.
-    Published,
-}
 
 /// The method's variants.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -23,9 +16,9 @@ pub struct MethodConfig {
     #[schemars(range(min = 1, max = 64))]
     pub unroll: u64,
     /// How the gradient of the masking network is computed.
-    pub hypergradient: Hypergradient,
-    /// Masks drawn uniformly and a loss without scores: an ordinary masked autoencoder. Level 3 does nothing.
-    pub baseline: bool,
+    pub hypergradient: HypergradientChoice,
+    /// The downstream task of levels 2 and 3.
+    pub task: TaskChoice,
     /// Control: adds the supervised gradient to the encoder at every outer iteration, as an
     /// accident of the published program does.
     pub multitask: bool,
@@ -41,33 +34,13 @@ impl Default for MethodConfig {
     fn default() -> Self {
         Self {
             unroll: 2,
-            hypergradient: Hypergradient::Clean,
-            baseline: false,
+            hypergradient: HypergradientChoice::default(),
+            task: TaskChoice::default(),
             multitask: false,
             alpha: 0.01,
             head_dropout: 0.0,
         }
     }
-}
-
-/// How a learning rate changes over the run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Schedule {
-    /// Linear warm-up, then a half cosine to 0 at the run's end.
-    Cosine,
-    /// Linear warm-up, then constant.
-    Constant,
-}
-
-/// Which weights the weight decay shrinks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum DecayGroup {
-    /// All, as published.
-    All,
-    /// The matrices of linear layers: no biases, norms, tokens or position embeddings.
-    Matrices,
 }
 
 /// The optimiser (AdamW) of one level and the size of its batch.
@@ -89,7 +62,7 @@ pub struct LevelConfig {
     #[schemars(range(min = 0, max = 1_000_000_000))]
     pub warmup_steps: u64,
     /// How the learning rate changes after the warm-up.
-    pub schedule: Schedule,
+    pub schedule: Decay,
     /// Decay rates of the two moments.
     #[schemars(inner(range(min = 0.0, max = 0.999_999)))]
     pub betas: [f64; 2],
@@ -105,7 +78,7 @@ impl LevelConfig {
             weight_decay: 0.01,
             decay_group: DecayGroup::All,
             warmup_steps: 0,
-            schedule: Schedule::Cosine,
+            schedule: Decay::Cosine,
             betas: [0.9, 0.95],
         }
     }

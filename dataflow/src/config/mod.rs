@@ -4,7 +4,9 @@
 //! the suggestions. A check collects all errors before it fails.
 
 mod actors;
+mod aliases;
 mod check;
+mod compute;
 mod data;
 mod method;
 mod model;
@@ -24,9 +26,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use actors::{ActorsConfig, StageConfig};
+pub use compute::ComputeConfig;
 pub use data::{AugmentConfig, Crop, DataConfig, DataFormat, OnBadImage, SyntheticConfig, TestSplit};
-pub use method::{DecayGroup, Hypergradient, LevelConfig, MethodConfig, Schedule};
-pub use model::{MaskConfig, MaskInput, MaskNet, ModelConfig, PosEmbed, Preset, PresetValues};
+pub use method::{LevelConfig, MethodConfig};
+pub use model::{MaskConfig, ModelConfig, Preset, PresetValues};
 pub use output::{CheckpointConfig, EvalConfig, LogsConfig};
 pub use resume::{KeyChange, OnResume, rules};
 pub use run::{MemoryCheck, PipelineConfig, RunConfig, TrainConfig};
@@ -62,6 +65,8 @@ pub struct Config {
     pub policy: LevelConfig,
     /// How long to train, and in what portions.
     pub train: TrainConfig,
+    /// Where the levels compute.
+    pub compute: ComputeConfig,
     /// How the three levels overlap.
     pub pipeline: PipelineConfig,
     /// Workers and queues of the stages.
@@ -89,6 +94,7 @@ impl Default for Config {
             finetune: LevelConfig::published(1e-3),
             policy: LevelConfig::published(1e-3),
             train: TrainConfig::default(),
+            compute: ComputeConfig::default(),
             pipeline: PipelineConfig::default(),
             actors: ActorsConfig::default(),
             checkpoint: CheckpointConfig::default(),
@@ -177,16 +183,18 @@ impl Config {
         let mut given = toml::Table::new();
         for (name, text) in &inputs.layers {
             match table::parse(name, text) {
-                Ok(layer) => table::merge(&mut given, layer),
+                Ok(layer) => errors.extend(aliases::merge(&mut given, layer).err()),
                 Err(error) => errors.push(error),
             }
         }
         for setting in &inputs.sets {
             match table::parse_setting(setting) {
                 Ok((path, value)) => {
-                    if let Err(error) = table::put(&mut given, &path, value) {
-                        errors.push(error);
-                    }
+                    // Through a layer of its own, so that former names are known; what is no table is refused by `put`.
+                    let mut layer = toml::Table::new();
+                    let put = table::put(&mut given.clone(), &path, value.clone());
+                    let put = put.and_then(|()| table::put(&mut layer, &path, value));
+                    errors.extend(put.and_then(|()| aliases::merge(&mut given, layer)).err());
                 }
                 Err(error) => errors.push(error),
             }
@@ -195,6 +203,7 @@ impl Config {
         if !errors.is_empty() {
             return Err(errors);
         }
+        errors.extend(aliases::finish(&mut given).err());
         errors.extend(schema::check(&given));
         // The defaults are merged as a whole: the default of a key depends on its section, which
         // serde does not see once a part of the section is given.
@@ -216,7 +225,7 @@ impl Config {
         match toml::Value::Table(merged).try_into::<Self>() {
             Ok(config) => {
                 let refused: Vec<String> = errors.iter().map(|error| error.key.clone()).collect();
-                // What follows from a refused key's default is no news.
+                // Drop follow-up errors of keys that were refused already.
                 let news = |error: &ConfigError| !refused.contains(&error.key);
                 errors.extend(config.check().into_iter().filter(news));
                 if errors.is_empty() {
@@ -243,17 +252,16 @@ impl Config {
         toml::to_string_pretty(self)
     }
 
+    /// Whether scoring waits for the newest θ: where a masking network reads the patch embedding.
+    #[must_use]
+    pub fn scores_need_theta(&self) -> bool {
+        self.mask.strategy.is_learned() && self.mask.input == mlomae_model::MaskInput::Embedding
+    }
+
     /// Level-1 steps of the whole run.
     #[must_use]
     pub const fn num_steps(&self) -> u64 {
         self.train.outer_iterations * self.method.unroll
-    }
-
-    /// Whether a checkpoint falls on the start of outer iteration `outer` (that is, after `outer`
-    /// iterations): every `checkpoint.every_steps` level-1 steps, and at the end.
-    #[must_use]
-    pub const fn is_checkpoint(&self, outer: u64) -> bool {
-        outer > 0 && (outer == self.train.outer_iterations || self.checkpoint.is_due(outer, self.method.unroll))
     }
 }
 

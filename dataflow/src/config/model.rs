@@ -1,5 +1,7 @@
 //! `[model]` and `[mask]`: the shapes of the networks.
 
+use mlomae_model::masking::MaskingChoice;
+use mlomae_model::{MaskInput, PosEmbed};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -47,26 +49,21 @@ impl Preset {
         PresetValues { patch, encoder, decoder, mask_hidden, batch }
     }
 
+    /// Its name in configurations and files.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Tiny => "tiny",
+            Self::Small => "small",
+            Self::Base => "base",
+        }
+    }
+
     /// The preset of that name.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
-        match name {
-            "tiny" => Some(Self::Tiny),
-            "small" => Some(Self::Small),
-            "base" => Some(Self::Base),
-            _ => None,
-        }
+        Self::ALL.into_iter().find(|preset| preset.as_str() == name)
     }
-}
-
-/// Whether position embeddings learn.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum PosEmbed {
-    /// Sine and cosine at the start, then trained, as published.
-    Trained,
-    /// Sine and cosine throughout.
-    Frozen,
 }
 
 /// Shape of the masked autoencoder.
@@ -118,32 +115,12 @@ impl Default for ModelConfig {
     }
 }
 
-/// The form of the masking network.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum MaskNet {
-    /// As published: one linear layer over all patches at once, ReLU, one linear layer.
-    FlatMlp,
-    /// A shared MLP over each patch with its position and the image's context; independent of resolution.
-    TokenMlp,
-}
-
-/// What the masking network reads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum MaskInput {
-    /// The autoencoder's own patch embedding, as published: scores depend on both networks.
-    Embedding,
-    /// The image's patches: scores depend on the masking network alone.
-    Pixels,
-}
-
 /// The masking network and how its scores become masks.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct MaskConfig {
-    /// Form of the network.
-    pub net: MaskNet,
+    /// How patches are chosen: by a masking network of one of these forms, or without one.
+    pub strategy: MaskingChoice,
     /// What the network reads.
     pub input: MaskInput,
     /// Width of the network's hidden layer.
@@ -161,7 +138,7 @@ pub struct MaskConfig {
 impl Default for MaskConfig {
     fn default() -> Self {
         Self {
-            net: MaskNet::FlatMlp,
+            strategy: MaskingChoice::default(),
             input: MaskInput::Embedding,
             hidden: Preset::default().values().mask_hidden,
             ratio: 0.75,

@@ -2,7 +2,7 @@
 
 use toml::{Table, Value};
 
-use super::{Config, ConfigError, ConfigInputs, table};
+use super::{Config, ConfigError, ConfigInputs, aliases, table};
 
 /// What a key may do when a run is resumed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,7 +71,7 @@ const TOLD: [&str; 32] = [
     "mask.ratio",
     "mask.explore",
     "method.hypergradient",
-    "method.baseline",
+    "compute.device",
     "method.multitask",
     "method.alpha",
     "method.head_dropout",
@@ -115,7 +115,7 @@ const DATA: [&str; 13] = [
 ];
 
 /// Keys that cannot take effect any more.
-const FIXED: [&str; 27] = [
+const FIXED: [&str; 28] = [
     "seed",
     "run.root",
     "run.id",
@@ -123,7 +123,7 @@ const FIXED: [&str; 27] = [
     "data.channels",
     "data.max_samples",
     "data.pretrain_fraction",
-    "data.train_fraction",
+    "data.finetune_fraction",
     "data.validation_fraction",
     "data.mean",
     "data.std",
@@ -136,10 +136,11 @@ const FIXED: [&str; 27] = [
     "model.dec_depth",
     "model.dec_heads",
     "model.pos_embed",
-    "mask.net",
+    "mask.strategy",
     "mask.input",
     "mask.hidden",
     "method.unroll",
+    "method.task",
     "pretrain.batch",
     "finetune.batch",
     "policy.batch",
@@ -211,12 +212,13 @@ impl ConfigInputs {
     #[must_use]
     pub fn gives(&self, key: &str) -> bool {
         let in_layer = |(name, text): &(String, String)| {
-            table::parse(name, text).is_ok_and(|layer| table::get(&layer, key).is_some())
+            let layer = table::parse(name, text).and_then(|mut layer| aliases::rename(&mut layer).map(|()| layer));
+            layer.is_ok_and(|layer| table::get(&layer, key).is_some())
         };
         let in_setting = |setting: &String| {
             let mut table = Table::new();
-            table::parse_setting(setting).is_ok_and(|(path, value)| table::put(&mut table, &path, value).is_ok())
-                && table::get(&table, key).is_some()
+            let put = table::parse_setting(setting).and_then(|(path, value)| table::put(&mut table, &path, value));
+            put.and_then(|()| aliases::rename(&mut table)).is_ok() && table::get(&table, key).is_some()
         };
         self.layers.iter().any(in_layer) || self.sets.iter().any(in_setting)
     }

@@ -36,9 +36,9 @@ fn the_baseline_goes_over_every_configuration_and_changes_nothing_but_the_masks(
     for (name, text) in SHIPPED {
         let inputs = ConfigInputs::default().layer(name, text).layer("baseline-random", overlay);
         let mut config = Config::resolve(&inputs).unwrap_or_else(|errors| panic!("{name}: {errors:?}"));
-        assert!(config.method.baseline, "{name}");
+        assert_eq!(config.mask.strategy.name(), "random", "{name}");
         let alone = of(text).expect("resolves");
-        (config.method, config.mask.explore) = (alone.method.clone(), alone.mask.explore);
+        (config.method.multitask, config.mask) = (alone.method.multitask, alone.mask.clone());
         assert_eq!(config, alone, "{name}");
     }
     let multitask = ConfigInputs::default().layer("multitask", "[method]\nmultitask = true");
@@ -200,15 +200,12 @@ fn the_schema_documents_every_key() {
 
 #[test]
 fn checkpoints_fall_on_the_first_boundary_after_each_interval() {
-    let mut config = Config::default();
-    config.train.outer_iterations = 10;
-    config.method.unroll = 2;
-    config.checkpoint.every_steps = 5;
-    let at: Vec<u64> = (0..=10).filter(|outer| config.is_checkpoint(*outer)).collect();
-    assert_eq!(at, [3, 5, 8, 10]);
-    config.checkpoint.every_steps = 0;
-    let at: Vec<u64> = (0..=10).filter(|outer| config.is_checkpoint(*outer)).collect();
-    assert_eq!(at, [10]);
+    let at = |every_steps| -> Vec<u64> {
+        let checkpoint = CheckpointConfig { every_steps, ..CheckpointConfig::default() };
+        (0..=10).filter(|outer| checkpoint.is_due(*outer, 2)).collect()
+    };
+    assert_eq!(at(5), [3, 5, 8, 10]);
+    assert!(at(0).is_empty());
 }
 
 #[test]

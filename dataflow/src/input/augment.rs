@@ -5,7 +5,7 @@ use mlomae_storage::dataset::resize::{resize, to_channels};
 use rand_chacha::ChaCha8Rng;
 
 use crate::config::{AugmentConfig, Crop};
-use crate::input::rng::{below, unit};
+use mlomae_model::rng::{below, unit};
 
 /// Mean and standard deviation of each channel, of values in 0..1.
 #[derive(Debug, Clone, PartialEq)]
@@ -175,7 +175,7 @@ mod tests {
     use std::convert::Infallible;
 
     use super::*;
-    use crate::input::rng::{Purpose, keyed};
+    use mlomae_model::rng::{Purpose, keyed};
 
     fn gradient_image(width: usize, height: usize, channels: usize) -> Image {
         let pixel = |i: usize| (i * 7 % 251) as u8;
@@ -248,7 +248,7 @@ mod tests {
         for (width, height) in [(32, 32), (40, 10), (1, 7), (3, 2), (1, 1)] {
             let image = gradient_image(width, height, 1);
             for seed in 0..300 {
-                let mut rng = keyed(seed, Purpose::TrainAugment, 0, 0);
+                let mut rng = keyed(seed, Purpose::FinetuneAugment, 0, 0);
                 let (left, top, w, h) = random_window(&image, 0.3, &mut rng);
                 assert!(w > 0 && h > 0 && left + w <= width && top + h <= height);
                 if (width, height) == (32, 32) {

@@ -1,6 +1,5 @@
-//! From samples to batches: the roles and the epoch plan, keyed randomness, augmentation, and images that cannot be read.
+//! From samples to batches: the roles and the epoch plan, augmentation, and images that cannot be read.
 
 pub mod augment;
 pub mod bad_images;
 pub mod plan;
-pub mod rng;

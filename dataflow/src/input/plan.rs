@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::input::rng::{Purpose, keyed, shuffle};
+use mlomae_model::rng::{Purpose, keyed, shuffle};
 
 /// What a sample of the training split is used for. The test role is the data's own test split,
 /// which no part of training opens.
@@ -16,21 +16,21 @@ pub enum Role {
     /// Level 1, without labels.
     Pretrain,
     /// Level 2.
-    Train,
+    Finetune,
     /// Level 3.
     Validation,
 }
 
 impl Role {
     /// The three roles of the training split.
-    pub const ALL: [Self; 3] = [Self::Pretrain, Self::Train, Self::Validation];
+    pub const ALL: [Self; 3] = [Self::Pretrain, Self::Finetune, Self::Validation];
 
     /// The name as written in messages.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Pretrain => "pretrain",
-            Self::Train => "train",
+            Self::Finetune => "finetune",
             Self::Validation => "validation",
         }
     }
@@ -38,7 +38,7 @@ impl Role {
     const fn order_purpose(self) -> Purpose {
         match self {
             Self::Pretrain => Purpose::PretrainOrder,
-            Self::Train => Purpose::TrainOrder,
+            Self::Finetune => Purpose::FinetuneOrder,
             Self::Validation => Purpose::ValidationOrder,
         }
     }
@@ -78,7 +78,7 @@ pub struct Shares {
     /// Of level 1.
     pub pretrain: f64,
     /// Of level 2.
-    pub train: f64,
+    pub finetune: f64,
     /// Of level 3.
     pub validation: f64,
 }
@@ -116,10 +116,10 @@ impl Roles {
         let count = |share: f64| (share * num_samples).round() as usize;
         let mut rest = labelled.into_iter();
         let validation: Vec<usize> = rest.by_ref().take(count(shares.validation)).collect();
-        let train: Vec<usize> = rest.by_ref().take(count(shares.train)).collect();
+        let finetune: Vec<usize> = rest.by_ref().take(count(shares.finetune)).collect();
         let pretrain: Vec<usize> = rest.chain(unlabelled).take(count(shares.pretrain).max(1)).collect();
         let roles = Self {
-            indices: [pretrain, train, validation].map(|mut indices| {
+            indices: [pretrain, finetune, validation].map(|mut indices| {
                 indices.sort_unstable();
                 indices.into()
             }),
@@ -288,14 +288,14 @@ mod tests {
 
     use super::*;
 
-    const SHARES: Shares = Shares { pretrain: 0.6, train: 0.2, validation: 0.2 };
+    const SHARES: Shares = Shares { pretrain: 0.6, finetune: 0.2, validation: 0.2 };
 
     fn labels(num: usize, num_classes: i32, seed: u64) -> Vec<Option<i32>> {
         let mut rng = keyed(seed, Purpose::Eval, 0, 0);
         (0..num)
             .map(|_| {
                 // Skewed on purpose: low classes are more frequent.
-                let draw = crate::input::rng::unit(&mut rng).powi(2);
+                let draw = mlomae_model::rng::unit(&mut rng).powi(2);
                 Some((draw * f64::from(num_classes)) as i32)
             })
             .collect()
@@ -314,7 +314,7 @@ mod tests {
             let total: usize = Role::ALL.iter().map(|role| roles.indices(*role).len()).sum();
             assert!(total.abs_diff(labels.len()) <= 1);
             let all: Vec<usize> = (0..labels.len()).collect();
-            for (role, share) in [(Role::Pretrain, 0.6), (Role::Train, 0.2), (Role::Validation, 0.2)] {
+            for (role, share) in [(Role::Pretrain, 0.6), (Role::Finetune, 0.2), (Role::Validation, 0.2)] {
                 for class in 0..7 {
                     let got = count(&labels, roles.indices(role), class) as f64;
                     let wanted = share * count(&labels, &all, class) as f64;
@@ -351,7 +351,7 @@ mod tests {
         let mut labels = labels(100, 2, 0);
         labels.extend([None; 100]);
         let roles = Roles::split(&labels, SHARES, None, 0).expect("labels");
-        for role in [Role::Train, Role::Validation] {
+        for role in [Role::Finetune, Role::Validation] {
             assert!(roles.indices(role).iter().all(|index| labels[*index].is_some()));
         }
         assert!(roles.indices(Role::Pretrain).iter().any(|index| labels[*index].is_none()));

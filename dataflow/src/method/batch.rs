@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
-use mlomae_model::levels::scoring::{Masker, Scored};
-use mlomae_model::{Buffer, Params};
+use mlomae_model::Vector;
+use mlomae_model::lane::LabelledImages;
+use mlomae_model::masking::{MaskRule, Scored};
+use mlomae_model::tasks::Targets;
 
 use crate::flow::ports::Payload;
 
@@ -18,10 +20,10 @@ pub struct ImageBatch {
     pub epoch: u64,
     /// Stable ids of the samples, \[batch].
     pub ids: Arc<[i64]>,
-    /// Labels, \[batch]; -1 where a sample has none.
-    pub labels: Arc<[i32]>,
+    /// What the head should find in them, \[batch].
+    pub targets: Targets,
     /// Images [batch, C, H, W], in recycled memory.
-    pub images: Arc<Buffer>,
+    pub images: Vector,
 }
 
 impl ImageBatch {
@@ -36,6 +38,12 @@ impl ImageBatch {
     pub fn is_empty(&self) -> bool {
         self.ids.is_empty()
     }
+
+    /// The images with their targets.
+    #[must_use]
+    pub const fn labelled(&self) -> LabelledImages<'_> {
+        LabelledImages { images: &self.images, targets: &self.targets }
+    }
 }
 
 /// Bytes of a batch of `num` images of `image_values` values.
@@ -46,7 +54,7 @@ pub const fn batch_bytes(num: usize, image_values: usize) -> usize {
 
 impl Payload for ImageBatch {
     fn size_bytes(&self) -> usize {
-        4 * self.images.len() + 12 * self.ids.len()
+        4 * self.images.len() + 8 * self.ids.len() + self.targets.size_bytes()
     }
 }
 
@@ -84,9 +92,9 @@ pub struct ScoredBatch {
     /// Scores and masks.
     pub scored: Scored,
     /// How scores became masks, to be done again at shifted weights.
-    pub masker: Masker,
+    pub rule: MaskRule,
     /// The policy that scored.
-    pub phi: Params,
+    pub phi: Vector,
     /// Policy updates before that policy.
     pub policy_version: u64,
 }
@@ -107,7 +115,7 @@ pub struct Snapshot {
     /// The outer iteration.
     pub outer: u64,
     /// θ after the iteration's level-1 steps.
-    pub theta: Params,
+    pub theta: Vector,
     /// The last batch x_p with its masks; shared, never copied.
     pub last: Arc<ScoredBatch>,
 }
@@ -124,11 +132,9 @@ pub struct Direction {
     /// The snapshot that it belongs to.
     pub snapshot: Snapshot,
     /// v1 = D[v0; c; L_f; θ], flat over θ, zero on the decoder.
-    pub v1: Arc<Buffer>,
+    pub v1: Vector,
     /// w = ∂L_v/∂θ, flat over θ, zero on the decoder.
-    pub w: Arc<Buffer>,
-    /// L_v at the updated head.
-    pub validation_loss: f64,
+    pub w: Vector,
 }
 
 impl Payload for Direction {

@@ -5,17 +5,17 @@ pub mod checkpoint_request;
 
 use std::sync::Arc;
 
-use mlomae_model::config::{MaskInput, MaskNetKind, ModelConfig, PosEmbed};
-use mlomae_model::levels::Model;
-use mlomae_model::levels::optimizer::{AdamWConfig, Decay, DecayGroup, Schedule};
-use mlomae_model::levels::scoring::Masker;
-use mlomae_model::{Arena, ModelError};
-use rand_chacha::ChaCha8Rng;
+use mlomae_model::config::ModelConfig;
+use mlomae_model::hypergradient::HypergradientChoice;
+use mlomae_model::lane::DeviceChoice;
+use mlomae_model::levels::optimizer::{AdamWConfig, Schedule};
+use mlomae_model::masking::{MaskRule, Needs};
+use mlomae_model::tasks::Noise;
+use mlomae_model::{Arena, Level, Model, ModelError, PerLevel};
 
-use crate::config::{self, CheckpointConfig, Config, Hypergradient, LevelConfig};
-use crate::input::rng::{Purpose, keyed};
+use crate::config::{CheckpointConfig, Config, LevelConfig};
 use crate::method::checkpoint_request::CheckpointRequest;
-use crate::record::{Level, Moment};
+use crate::record::{Level as LogLevel, Moment};
 
 /// The method as configured. Cloning is cheap.
 #[derive(Debug, Clone)]
@@ -31,9 +31,9 @@ pub struct Method {
     /// Outer iterations of the whole run.
     pub total_outer: u64,
     /// Form of the hypergradient.
-    pub hypergradient: Hypergradient,
-    /// Random masks; levels 2 and 3 rest.
-    pub baseline: bool,
+    pub hypergradient: HypergradientChoice,
+    /// Where the levels compute.
+    pub device: DeviceChoice,
     /// Control: the encoder keeps the perturbation of the finite difference.
     pub multitask: bool,
     /// α of the finite differences.
@@ -42,10 +42,10 @@ pub struct Method {
     pub head_dropout: f64,
     /// Share of patches placed at random.
     pub explore: f64,
-    /// Learning rates of levels 1, 2 and 3.
-    pub schedules: [Schedule; 3],
-    /// AdamW of levels 1, 2 and 3.
-    pub adamw: [AdamWConfig; 3],
+    /// Learning rates.
+    pub schedules: PerLevel<Schedule>,
+    /// Constants of AdamW.
+    pub adamw: PerLevel<AdamWConfig>,
     /// Pretrain batches in an epoch.
     pub steps_per_epoch: u64,
     /// Images of a grain, over which sums are taken first.
@@ -76,34 +76,18 @@ pub fn model_config(config: &Config, image: usize, channels: usize, num_classes:
         dec_dim: m.dec_dim,
         dec_depth: m.dec_depth,
         dec_heads: m.dec_heads,
-        pos_embed: match m.pos_embed {
-            config::PosEmbed::Trained => PosEmbed::Trained,
-            config::PosEmbed::Frozen => PosEmbed::Frozen,
-        },
+        pos_embed: m.pos_embed,
         mask_ratio: config.mask.ratio,
-        mask_net: match config.mask.net {
-            config::MaskNet::FlatMlp => MaskNetKind::FlatMlp,
-            config::MaskNet::TokenMlp => MaskNetKind::TokenMlp,
-        },
-        mask_input: match config.mask.input {
-            config::MaskInput::Embedding => MaskInput::Embedding,
-            config::MaskInput::Pixels => MaskInput::Pixels,
-        },
+        masking: config.mask.strategy,
+        mask_input: config.mask.input,
         mask_hidden: config.mask.hidden,
+        task: config.method.task,
         num_classes,
     }
 }
 
 fn schedule(level: &LevelConfig, total_steps: u64) -> Schedule {
-    Schedule {
-        base: level.lr,
-        warmup_steps: level.warmup_steps,
-        total_steps,
-        decay: match level.schedule {
-            config::Schedule::Cosine => Decay::Cosine,
-            config::Schedule::Constant => Decay::Constant,
-        },
-    }
+    Schedule { base: level.lr, warmup_steps: level.warmup_steps, total_steps, decay: level.schedule }
 }
 
 fn adamw(level: &LevelConfig) -> AdamWConfig {
@@ -112,10 +96,7 @@ fn adamw(level: &LevelConfig) -> AdamWConfig {
         beta2: level.betas[1],
         eps: 1e-8,
         weight_decay: level.weight_decay,
-        decay_group: match level.decay_group {
-            config::DecayGroup::All => DecayGroup::All,
-            config::DecayGroup::Matrices => DecayGroup::Matrices,
-        },
+        decay_group: level.decay_group,
     }
 }
 
@@ -134,17 +115,21 @@ impl Method {
             lag: u64::from(config.pipeline.lag),
             total_outer,
             hypergradient: config.method.hypergradient,
-            baseline: config.method.baseline,
+            device: config.compute.device,
             multitask: config.method.multitask,
             alpha: config.method.alpha,
             head_dropout: config.method.head_dropout,
             explore: config.mask.explore,
-            schedules: [
-                schedule(&config.pretrain, total_outer * unroll),
-                schedule(&config.finetune, total_outer),
-                schedule(&config.policy, total_outer),
-            ],
-            adamw: [adamw(&config.pretrain), adamw(&config.finetune), adamw(&config.policy)],
+            schedules: PerLevel {
+                pretrain: schedule(&config.pretrain, total_outer * unroll),
+                finetune: schedule(&config.finetune, total_outer),
+                mask: schedule(&config.policy, total_outer),
+            },
+            adamw: PerLevel {
+                pretrain: adamw(&config.pretrain),
+                finetune: adamw(&config.finetune),
+                mask: adamw(&config.policy),
+            },
             steps_per_epoch,
             grain: config.train.grain,
             checkpoint: config.checkpoint.clone(),
@@ -161,31 +146,39 @@ impl Method {
         outer.saturating_sub(self.lag)
     }
 
+    /// Whether masks are learned; if not, levels 2 and 3 rest.
+    #[must_use]
+    pub fn is_learned(&self) -> bool {
+        self.model.is_learned()
+    }
+
     /// Whether scoring waits for the newest θ.
     #[must_use]
     pub fn scores_need_theta(&self) -> bool {
-        !self.baseline && self.model.config.mask_input == MaskInput::Embedding
+        self.model.masking.needs() == Needs::Embedding
     }
 
-    /// How the scores of level-1 step `step` (from 0) become masks.
+    /// How the batch of level-1 step `step` (from 0) is masked.
     #[must_use]
-    pub fn masker(&self, step: u64) -> Masker {
-        let seed = self.seed;
-        Masker {
-            explore: self.explore,
-            image_rng: Arc::new(move |image| keyed(seed, Purpose::Mask, step, image as u64)),
-        }
+    pub const fn mask_rule(&self, step: u64) -> MaskRule {
+        MaskRule { seed: self.seed, step, explore: self.explore }
     }
 
-    /// Dropout of pass `pass` of outer iteration `outer`: its rate and generator.
+    /// Dropout of pass `pass` of outer iteration `outer`.
     #[must_use]
-    pub fn dropout(&self, outer: u64, pass: u64) -> Option<(f64, ChaCha8Rng)> {
-        (self.head_dropout > 0.0).then(|| (self.head_dropout, keyed(self.seed, Purpose::Dropout, outer, pass)))
+    pub fn noise(&self, outer: u64, pass: u64) -> Option<Noise> {
+        (self.head_dropout > 0.0).then_some(Noise { rate: self.head_dropout, seed: self.seed, outer, pass })
+    }
+
+    /// Learning rate of a level at its step.
+    #[must_use]
+    pub fn rate(&self, level: Level, step: u64) -> f64 {
+        self.schedules[level].rate(step)
     }
 
     /// Where a row belongs after `step` level-1 steps.
     #[must_use]
-    pub fn moment(&self, step: u64, level: Level) -> Moment {
+    pub fn moment(&self, step: u64, level: LogLevel) -> Moment {
         let epoch = step.saturating_sub(1) / self.steps_per_epoch.max(1);
         Moment { epoch: i32::try_from(epoch).unwrap_or(i32::MAX), step: step.cast_signed(), level }
     }

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use mlomae_model::Params;
+use mlomae_model::Vector;
 use mlomae_model::layout::SharedLayout;
 use mlomae_model::levels::optimizer::AdamW;
 
@@ -163,6 +163,36 @@ pub enum PartOf {
 impl PartOf {
     /// Every part of a checkpoint.
     pub const ALL: [Self; 3] = [Self::Encoder, Self::Evaluator, Self::Policy];
+
+    /// The part with the state of `level`.
+    #[must_use]
+    pub const fn of(level: mlomae_model::Level) -> Self {
+        match level {
+            mlomae_model::Level::Pretrain => Self::Encoder,
+            mlomae_model::Level::Finetune => Self::Evaluator,
+            mlomae_model::Level::Mask => Self::Policy,
+        }
+    }
+
+    /// Its key in `state.json`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Encoder => "encoder",
+            Self::Evaluator => "evaluator",
+            Self::Policy => "policy",
+        }
+    }
+}
+
+/// What the names of a level's moments begin with in `optimizer.safetensors`.
+#[must_use]
+pub const fn optimizer_prefix(level: mlomae_model::Level) -> &'static str {
+    match level {
+        mlomae_model::Level::Pretrain => "pretrain",
+        mlomae_model::Level::Finetune => "finetune",
+        mlomae_model::Level::Mask => "policy",
+    }
 }
 
 /// The file of a checkpoint that tensors go to.
@@ -188,21 +218,22 @@ pub struct FlatTensors {
     /// Names, shapes and places.
     pub layout: SharedLayout,
     /// The values.
-    pub values: Params,
+    pub values: Vector,
 }
 
 impl FlatTensors {
     /// `values` laid out as `layout`, for `file`.
     #[must_use]
-    pub fn new(file: CheckpointFile, prefix: impl Into<String>, layout: &SharedLayout, values: Params) -> Self {
+    pub fn new(file: CheckpointFile, prefix: impl Into<String>, layout: &SharedLayout, values: Vector) -> Self {
         Self { file, prefix: prefix.into(), layout: layout.clone(), values }
     }
 
-    /// Both moments of an optimizer, as `NAME.m.` and `NAME.v.`. They are copied: the optimizer goes on with its own.
+    /// Both moments of a level's optimizer. They are shared: its next step goes on in a copy, unless they have been written by then.
     #[must_use]
-    pub fn moments(name: &str, layout: &SharedLayout, optimizer: &AdamW) -> [Self; 2] {
+    pub fn moments(level: mlomae_model::Level, layout: &SharedLayout, optimizer: &AdamW) -> [Self; 2] {
         [("m", &optimizer.m), ("v", &optimizer.v)].map(|(moment, values)| {
-            Self::new(CheckpointFile::Optimizer, format!("{name}.{moment}."), layout, Arc::new(values.clone()))
+            let prefix = format!("{}.{moment}.", optimizer_prefix(level));
+            Self::new(CheckpointFile::Optimizer, prefix, layout, values.clone())
         })
     }
 }

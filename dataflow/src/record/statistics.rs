@@ -1,7 +1,7 @@
 //! Numbers about masks and scores, and the checks that every gradient passes.
 
-use mlomae_kernels as kernels;
-use mlomae_model::{Layout, ModelError};
+use mlomae_model::lane::Lane;
+use mlomae_model::{Layout, ModelError, Vector};
 
 use crate::flow::exit::StageError;
 use crate::flow::stage_name::StageName;
@@ -121,15 +121,18 @@ pub(crate) fn check_loss(level: &str, step: u64, loss: f64) -> Result<(), StageE
 
 /// Refuses a flat vector laid out as `layout` that is not finite, naming what it is and its first such tensor.
 pub(crate) fn check_vector(
+    lane: &mut dyn Lane,
     level: &str,
     step: u64,
     what: &str,
-    values: &[f32],
+    vector: &Vector,
     layout: &Layout,
 ) -> Result<(), StageError> {
-    let Some(place) = kernels::first_non_finite(values) else { return Ok(()) };
+    let found = lane.first_non_finite(vector);
+    let found = found.map_err(|error| refusal(level, step, format!("{what} cannot be checked: {error}"), f64::NAN))?;
+    let Some((place, value)) = found else { return Ok(()) };
     let tensor = layout.locate(place).map_or(what, |(name, _)| name);
-    Err(refusal(level, step, format!("{what} of {tensor}"), f64::from(values[place])))
+    Err(refusal(level, step, format!("{what} of {tensor}"), f64::from(value)))
 }
 
 /// A model error as an internal error of `stage`.
@@ -196,12 +199,16 @@ mod tests {
 
     #[test]
     fn the_first_tensor_that_is_not_finite_is_named() {
-        let mut layout = Layout::new(mlomae_model::ParamSet::Head);
+        let mut layout = Layout::new(mlomae_model::Level::Finetune);
         layout.linear("head", &[2, 3]);
+        let model = mlomae_model::Model::new(&mlomae_model::ModelConfig::default()).unwrap();
+        let mut lane = mlomae_model::lane::CpuLane::serial(std::sync::Arc::new(model), 1);
+        let mut check =
+            |gradient: &[f32]| check_vector(&mut lane, "finetune", 3, "gradient", &gradient.to_vec().into(), &layout);
         let mut gradient = vec![0.0; 8];
-        assert!(check_vector("finetune", 3, "gradient", &gradient, &layout).is_ok());
+        assert!(check(&gradient).is_ok());
         gradient[7] = f32::NAN;
-        let text = check_vector("finetune", 3, "gradient", &gradient, &layout).unwrap_err().to_string();
+        let text = check(&gradient).unwrap_err().to_string();
         assert_eq!(text, "finetune: gradient of head.bias is not finite at step 3: NaN");
         assert!(check_loss("mask", 3, f64::INFINITY).unwrap_err().to_string().contains("loss"));
     }

@@ -134,7 +134,7 @@ impl Data {
         let (test, test_role) = TestRole::open(data, train.as_ref(), &labels, max_resident_bytes)?;
         let shares = Shares {
             pretrain: data.pretrain_fraction,
-            train: data.train_fraction,
+            finetune: data.finetune_fraction,
             validation: data.validation_fraction,
         };
         let roles = Roles::split(&labels, shares, data.max_samples, config.seed)?;
@@ -147,7 +147,7 @@ impl Data {
             errors.extend(config.check_image(image));
         }
         let num = |role| roles.indices(role).len();
-        errors.extend(config.check_roles(num(Role::Pretrain), num(Role::Train), num(Role::Validation)));
+        errors.extend(config.check_roles(num(Role::Pretrain), num(Role::Finetune), num(Role::Validation)));
         // Colour anywhere is colour: a grey training split does not take it from the test split.
         let of_test = test.as_ref().map_or(1, |test| test.info().channels);
         let channels = data.channels.unwrap_or(info.channels.max(of_test));

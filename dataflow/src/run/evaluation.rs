@@ -1,17 +1,17 @@
 //! Evaluations of a frozen encoder on the test role: k-nearest neighbours and a linear probe.
 
-use std::sync::Arc;
-
 use mlomae_kernels::{Mat, matmul};
-use mlomae_model::layout::Layout;
-use mlomae_model::levels::Model;
-use mlomae_model::levels::downstream::features;
+use mlomae_model::lane::Lane;
 use mlomae_model::levels::optimizer::{AdamW, AdamWConfig, Decay, Schedule};
-use mlomae_model::tasks::Head;
-use mlomae_model::{Buffer, Compute, ParamSet, Params};
+use mlomae_model::levels::vectors::{narrow, widen};
+use mlomae_model::rng::{Purpose, keyed, shuffle};
+use mlomae_model::tasks::class::Classification;
+use mlomae_model::tasks::{At, Share, Targets, Task, Tokens, Want};
+use mlomae_model::{Compute, ModelError, Params, Vector};
 
 use crate::flow::exit::StageError;
-use crate::input::rng::{Purpose, keyed, shuffle};
+use crate::flow::stage_name::StageName;
+use crate::record::statistics::internal;
 use crate::stages::load::LoadStage;
 
 /// Features of labelled images.
@@ -48,25 +48,26 @@ impl Features {
     /// # Errors
     /// An unreadable sample.
     pub fn extract(
-        compute: &Compute,
-        model: &Model,
-        theta: &Params,
+        lane: &mut dyn Lane,
+        theta: &Vector,
         loader: &LoadStage,
         indices: &[usize],
         batch: usize,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self, StageError> {
-        let mut all = Self { dim: model.config.dim, ..Self::default() };
+        let mut all = Self { dim: lane.model().config.dim, ..Self::default() };
         for (done, chunk) in indices.chunks(batch.max(1)).enumerate() {
             let images = loader.samples(chunk)?;
             // All of them bad images that are passed over.
             if images.is_empty() {
                 continue;
             }
-            let z = features(compute, model, theta, &images.images);
-            for (row, &label) in z.chunks_exact(all.dim).zip(images.labels.iter()).filter(|(_, label)| **label >= 0) {
-                all.values.extend_from_slice(row);
-                all.labels.push(label);
+            let z = lane.features(theta, &images.images).map_err(internal(StageName::Evaluator))?;
+            for (image, row) in z.chunks_exact(all.dim).enumerate() {
+                if let Some(label) = images.targets.class(image) {
+                    all.values.extend_from_slice(row);
+                    all.labels.push(label);
+                }
             }
             progress((done * batch.max(1) + chunk.len()).min(indices.len()), indices.len());
         }
@@ -143,27 +144,32 @@ pub struct LinearProbe {
     pub seed: u64,
 }
 
-/// Accuracy of a linear classifier (behind the head's layer norm) that is trained on `bank` and judged on `test`. Features are
+/// Accuracy of a linear classifier (after the head's layer norm) that is trained on `bank` and judged on `test`. Features are
 /// standardised by the bank's mean and deviation first.
-#[must_use]
+///
+/// # Errors
+/// When a label is not below `num_classes`.
 pub fn linear_accuracy(
     bank: &Features,
     test: &Features,
     num_classes: usize,
     probe: &LinearProbe,
     progress: &mut dyn FnMut(usize, usize),
-) -> f64 {
+) -> Result<f64, ModelError> {
     if bank.is_empty() || test.is_empty() {
-        return 0.0;
+        return Ok(0.0);
     }
-    let (bank, test) = standardised(bank, test);
-    let head = Head::new(bank.dim, num_classes);
-    let layout: &Arc<Layout> = &head.layout;
-    debug_assert_eq!(layout.set, ParamSet::Head);
+    let (bank, test) = (&standardised(bank, bank), &standardised(bank, test));
+    let task = Classification::new(bank.dim, num_classes);
     let compute = Compute::serial(1);
-    let mut params: Params = Arc::new(head.init(probe.seed));
-    let mut optimizer =
-        AdamW::new(AdamWConfig { weight_decay: probe.weight_decay, beta2: 0.999, ..AdamWConfig::default() }, layout);
+    let mut params: Params = std::sync::Arc::new(task.init(probe.seed));
+    let constants = AdamWConfig { weight_decay: probe.weight_decay, beta2: 0.999, ..AdamWConfig::default() };
+    let mut optimizer = AdamW::new(constants, task.layout());
+    let evaluate = |params: &Params, values: &[f32], labels: Vec<i32>, want| -> Result<Share, ModelError> {
+        let z = [Tokens { per_image: 1, dim: bank.dim, values }];
+        let y = Targets::Classes(labels.into());
+        task.evaluate(&At { c: &widen(params), z: &z, y: &y, total: task.total(&y), noise: None }, want)
+    };
     let per_epoch = bank.len().div_ceil(probe.batch);
     let total_steps = (probe.epochs * per_epoch) as u64;
     let schedule = Schedule { base: probe.lr, warmup_steps: 0, total_steps, decay: Decay::Cosine };
@@ -174,19 +180,18 @@ pub fn linear_accuracy(
             let rows: Vec<f32> =
                 chunk.iter().flat_map(|&i| bank.values[i * bank.dim..(i + 1) * bank.dim].iter().copied()).collect();
             let labels: Vec<i32> = chunk.iter().map(|&i| bank.labels[i]).collect();
-            let wide: Vec<f64> = params.iter().map(|&v| f64::from(v)).collect();
-            let gradient = head.gradient(&wide, &rows, &labels, None);
-            let gradient = Buffer::from_vec(gradient.head.iter().map(|&g| g as f32).collect());
+            let share = evaluate(&params, &rows, labels, Want { dc: true, dz: false })?;
             let rate = schedule.rate(optimizer.step);
-            params = optimizer.update(&compute, &params, &gradient, rate);
+            params = optimizer.update(&compute, &params, &narrow(&share.dc), rate)?;
         }
         progress(epoch + 1, probe.epochs);
     }
-    let wide: Vec<f64> = params.iter().map(|&v| f64::from(v)).collect();
-    head.gradient(&wide, &test.values, &test.labels, None).accuracy
+    let share = evaluate(&params, &test.values, test.labels.clone(), Want::LOSS)?;
+    Ok(share.figures.first().copied().unwrap_or(0.0))
 }
 
-fn standardised(bank: &Features, test: &Features) -> (Features, Features) {
+/// `features` minus the mean of `bank`, over its deviation.
+fn standardised(bank: &Features, features: &Features) -> Features {
     let n = bank.len() as f64;
     let mut mean = vec![0f64; bank.dim];
     let mut square = vec![0f64; bank.dim];
@@ -197,20 +202,16 @@ fn standardised(bank: &Features, test: &Features) -> (Features, Features) {
         }
     }
     let scale: Vec<f64> = square.iter().zip(&mean).map(|(s, m)| 1.0 / (s - m * m).max(1e-12).sqrt()).collect();
-    let apply = |features: &Features| Features {
-        values: features
-            .rows()
-            .flat_map(|row| row.iter().enumerate().map(|(i, &v)| ((f64::from(v) - mean[i]) * scale[i]) as f32))
-            .collect(),
-        ..features.clone()
+    let standardise = |row: &[f32]| -> Vec<f32> {
+        row.iter().enumerate().map(|(i, &v)| ((f64::from(v) - mean[i]) * scale[i]) as f32).collect()
     };
-    (apply(bank), apply(test))
+    Features { values: features.rows().flat_map(standardise).collect(), ..features.clone() }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::input::rng::unit;
+    use mlomae_model::rng::unit;
 
     /// Two noisy directions per class.
     fn clusters(num: usize, noise: f64, seed: u64) -> Features {
@@ -231,11 +232,11 @@ mod tests {
         let probe = LinearProbe { epochs: 20, batch: 32, lr: 1e-2, weight_decay: 0.0, seed: 1 };
         let (bank, test) = (clusters(300, 0.5, 1), clusters(90, 0.5, 2));
         assert!(knn_accuracy(&Compute::serial(1), &bank, &test, 3, 5, 0.07) > 0.98);
-        assert!(linear_accuracy(&bank, &test, 3, &probe, &mut |_, _| {}) > 0.98);
+        assert!(linear_accuracy(&bank, &test, 3, &probe, &mut |_, _| {}).unwrap() > 0.98);
         let mut shuffled = bank;
         shuffle(&mut shuffled.labels, &mut keyed(3, Purpose::Eval, 0, 0));
         assert!(knn_accuracy(&Compute::serial(1), &shuffled, &test, 3, 5, 0.07) < 0.6);
-        assert!(linear_accuracy(&shuffled, &test, 3, &probe, &mut |_, _| {}) < 0.7);
+        assert!(linear_accuracy(&shuffled, &test, 3, &probe, &mut |_, _| {}).unwrap() < 0.7);
     }
 
     #[test]

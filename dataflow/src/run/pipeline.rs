@@ -3,8 +3,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use mlomae_model::layout::ParamSet;
-use mlomae_model::{Buffer, Compute, MaskInput, MaskNetKind, ModelError};
+use mlomae_model::lane::{Lane, LaneSize, Lanes, LanesSpec};
+use mlomae_model::levels::optimizer::AdamW;
+use mlomae_model::{Level, ModelError, PerLevel, Vector};
 
 use crate::config::ActorsConfig;
 use crate::flow::counters::StageCounters;
@@ -24,7 +25,7 @@ use crate::stages::encoder::{EncoderPorts, EncoderStage};
 use crate::stages::evaluator::{EvaluatorPorts, EvaluatorStage, OptionalDirection};
 use crate::stages::load::{LoadPorts, LoadStage};
 use crate::stages::log::{LogRunner, LogStage, RecordSink};
-use crate::stages::policy::{PolicyPorts, PolicyStage};
+use crate::stages::policy::{PolicyPorts, PolicyStage, PolicyVersion};
 use crate::stages::score::{ScorePorts, ScoreStage, Shift};
 
 /// What a run starts from.
@@ -87,31 +88,49 @@ impl Setup {
     pub fn stages(self) -> Result<(Method, Stages), ModelError> {
         let Self { method, load, state, panel, actors } = self;
         let [pretrain_batch, finetune_batch, validation_batch] = load.batch_sizes();
-        let compute = |threads: usize| Compute::new(threads, method.grain, method.arena.clone());
+        let take_turns = method.lag == 0;
         let threads = |stage: StageName| actors.stage(stage).num_workers();
-        let cut = |stage: StageName, compute: &Compute, batch: usize| {
-            compute.with_micro_batch(actors.micro_batch(stage, batch, compute.num_threads()))
-        };
         let levels = [StageName::Encoder, StageName::Evaluator, StageName::Policy];
-        let [encoder, evaluator, policy] = if method.lag == 0 {
-            let shared = compute(levels.into_iter().map(threads).max().unwrap_or(1))?;
-            [shared.clone(), shared.clone(), shared]
-        } else {
-            [compute(threads(levels[0]))?, compute(threads(levels[1]))?, compute(threads(levels[2]))?]
+        let shared = levels.into_iter().map(threads).max().unwrap_or(1);
+        let size = |stage: StageName, batch: usize| {
+            let num_threads = if take_turns { shared } else { threads(stage) };
+            LaneSize { num_threads, micro_batch: actors.micro_batch(stage, batch, num_threads) }
         };
-        // Scores that need the newest θ hold the encoder up, so they get its threads.
-        let score = if method.scores_need_theta() { encoder.clone() } else { compute(1)? };
-        let score = cut(StageName::Score, &score, pretrain_batch);
-        let encoder = cut(StageName::Encoder, &encoder, pretrain_batch);
-        let evaluator = cut(StageName::Evaluator, &evaluator, finetune_batch.min(validation_batch));
-        let policy = cut(StageName::Policy, &policy, pretrain_batch);
-        let [pretrain, finetune, mask] = state.optimizers;
+        // Scores that need the newest θ hold level 1 up, so they get its threads; else each scorer is one.
+        let encoder = size(StageName::Encoder, pretrain_batch);
+        let num_threads = if method.scores_need_theta() { encoder.num_threads } else { 1 };
+        let micro_batch = actors.micro_batch(StageName::Score, pretrain_batch, num_threads);
+        let spec = LanesSpec {
+            model: method.model.clone(),
+            arena: method.arena.clone(),
+            grain: method.grain,
+            take_turns,
+            score: LaneSize { num_threads, micro_batch },
+            pretrain: encoder,
+            finetune: size(StageName::Evaluator, finetune_batch.min(validation_batch)),
+            mask: size(StageName::Policy, pretrain_batch),
+        };
+        let Lanes { score, pretrain, finetune, mask } = method.device.lanes(&spec)?;
+        let TrainState { theta, head, policies, optimizers, previous_hypergradient, .. } = state;
+        let (theta, head) = (pretrain.upload(&theta)?, finetune.upload(&head)?);
+        let upload = |lane: &dyn Lane, adamw: AdamW| {
+            let (m, v) = (lane.upload(&adamw.m)?, lane.upload(&adamw.v)?);
+            Ok::<_, ModelError>(adamw.with_moments(m, v))
+        };
+        let PerLevel { pretrain: adamw, finetune: adamw_f, mask: adamw_m } = optimizers;
+        let (adamw, adamw_f, adamw_m) =
+            (upload(&*pretrain, adamw)?, upload(&*finetune, adamw_f)?, upload(&*mask, adamw_m)?);
+        let policies = policies.into_iter().map(|PolicyVersion { phi, shift }| {
+            let shift = shift.map(|Shift(delta)| mask.upload(&delta).map(Shift)).transpose()?;
+            Ok(PolicyVersion { phi: mask.upload(&phi)?, shift })
+        });
+        let policies = policies.collect::<Result<_, ModelError>>()?;
         let stages = Stages {
             load,
             score: ScoreStage::new(method.clone(), score),
-            encoder: EncoderStage::new(method.clone(), encoder, state.theta, pretrain, panel),
-            evaluator: EvaluatorStage::new(method.clone(), evaluator, state.head, finetune),
-            policy: PolicyStage::new(method.clone(), policy, state.policies, mask, state.previous_hypergradient),
+            encoder: EncoderStage::new(method.clone(), pretrain, theta, adamw, panel),
+            evaluator: EvaluatorStage::new(method.clone(), finetune, head, adamw_f),
+            policy: PolicyStage::new(method.clone(), mask, policies, adamw_m, previous_hypergradient),
         };
         Ok((method, stages))
     }
@@ -134,17 +153,9 @@ pub fn topology(method: &Method, actors: &ActorsConfig, batch_sizes: [usize; 3])
     let c = &method.model.config;
     let [pretrain, train, validation] = batch_sizes;
     let images = batch_bytes(pretrain, c.image_values());
-    // Ranks and kept patches; with a learned mask also the scores, the masking network's input and its hidden layers.
+    // Ranks and kept patches; with a learned mask also what its gradient needs.
     let num_patches = c.num_patches();
-    let features = match c.mask_input {
-        MaskInput::Embedding => c.dim,
-        MaskInput::Pixels => c.patch_values(),
-    };
-    let trace = match (method.baseline, c.mask_net) {
-        (true, _) => 0,
-        (false, MaskNetKind::FlatMlp) => num_patches * (1 + features) + c.mask_hidden,
-        (false, MaskNetKind::TokenMlp) => num_patches * (1 + features + 2 * c.mask_hidden),
-    };
+    let trace = method.model.masking.trace_values();
     let scored = images + 4 * pretrain * (num_patches + c.num_visible() + trace);
     let theta = 4 * method.model.vit.layout.len;
     // Encoder, evaluator and policy are one worker each: theirs are compute threads.
@@ -207,13 +218,13 @@ fn part_bytes(method: &Method, actors: &ActorsConfig) -> usize {
     let ahead = (cap(StageName::Evaluator) + cap(StageName::Policy) + lag + 4) * unroll;
     // Also one in the sender's hand, one in that of the log stage, the last words, and the interval that is cut.
     let num_parts = |num_rows: usize| 64 * cap(StageName::Log).max(1) / (1 + num_rows) + 4 + ahead.div_ceil(interval);
-    let bytes = |set| 4 * method.model.layout(set).len;
-    let (theta, head, phi) = (bytes(ParamSet::Pretrain), bytes(ParamSet::Head), bytes(ParamSet::Mask));
+    let bytes = |level| 4 * method.model.layout(level).len;
+    let (theta, head, phi) = (bytes(Level::Pretrain), bytes(Level::Finetune), bytes(Level::Mask));
     let shifts = if method.multitask { (lag + 2) * theta } else { 0 };
     // Weights and two moments; the policy's versions in flight and its last hypergradient.
     let policy = (lag + 5) * phi + shifts;
-    // The control without a learned mask may have nothing to record of it.
-    let num_policy = num_parts(if method.baseline { 0 } else { num_rows });
+    // Where nothing is learned of masks, level 3 records nothing between its parts.
+    let num_policy = num_parts(if method.is_learned() { num_rows } else { 0 });
     num_parts(num_rows).saturating_mul(3 * (theta + head)).saturating_add(num_policy.saturating_mul(policy))
 }
 
@@ -295,18 +306,18 @@ pub fn build_with_faults<K: RecordSink + 'static>(
         log.gauge().clone(),
     ];
 
-    let (mut phi_writer, phi) = slot::<Buffer>("policy", method.lag as usize + 2);
+    let (mut phi_writer, phi) = slot::<Vector>("policy", method.lag as usize + 2);
     let (mut shift_writer, shift) = slot::<Option<Shift>>("shift", method.lag as usize + 2);
     let versions = stages.policy.versions();
     for (place, version) in versions.iter().enumerate() {
         let number = start + 1 + place as u64 - versions.len() as u64;
-        phi_writer.publish(number, version.phi.clone());
+        phi_writer.publish(number, Arc::new(version.phi.clone()));
         shift_writer.publish(number, Arc::new(version.shift.clone()));
     }
     let shift = method.multitask.then_some(shift);
     let (theta_writer, theta) = if method.scores_need_theta() {
-        let (mut writer, reader) = slot::<Buffer>("theta", topology.num_workers(Score) + 1);
-        writer.publish(steps.start, stages.encoder.theta().clone());
+        let (mut writer, reader) = slot::<Vector>("theta", topology.num_workers(Score) + 1);
+        writer.publish(steps.start, Arc::new(stages.encoder.theta().clone()));
         (Some(writer), Some(reader))
     } else {
         (None, None)

@@ -91,7 +91,7 @@ fn bits(checkpoint: &AssembledCheckpoint) -> Vec<(String, Vec<u32>)> {
     for part in &checkpoint.parts {
         all.push((format!("{:?} {} {}", part.part, part.outer, part.state), Vec::new()));
         for tensors in &part.tensors {
-            let values = tensors.values.iter().map(|value| value.to_bits()).collect();
+            let values = tensors.values.to_host().unwrap().iter().map(|value| value.to_bits()).collect();
             all.push((format!("{:?} {}", tensors.file, tensors.prefix), values));
         }
     }
@@ -105,7 +105,7 @@ impl TensorSource for Parts<'_> {
         let all = self.0.parts.iter().flat_map(|part| &part.tensors).filter(|tensors| tensors.file == file);
         all.filter_map(|tensors| {
             let entry = tensors.layout.get(name.strip_prefix(&tensors.prefix)?)?;
-            Some((&entry.shape[..], &tensors.values[entry.range()]))
+            Some((&entry.shape[..], &tensors.values.host().unwrap()[entry.range()]))
         })
         .next()
     }
@@ -137,7 +137,7 @@ fn variants() -> Vec<Variant> {
         &[],
         &["mask.input=pixels", "mask.net=token-mlp", "mask.explore=0.3"],
         &["method.hypergradient=published", "method.head_dropout=0.2"],
-        &["method.baseline=true"],
+        &["mask.strategy=random"],
         &["method.multitask=true"],
         &["mask.input=pixels", "model.pos_embed=frozen", "method.head_dropout=0.1"],
     ];

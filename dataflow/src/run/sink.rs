@@ -1,10 +1,12 @@
 //! Where a run's records go: the Arrow logs and the checkpoints of its run directory.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use mlomae_model::Params;
 use mlomae_storage::checkpoint::{self, Checkpoint, CheckpointRef, NamedTensor, TensorRef};
 use mlomae_storage::clock::{Clock, Stamp};
 use mlomae_storage::logs::Severity as LogSeverity;
@@ -261,24 +263,26 @@ impl RunSink {
 /// Tensors of a file with their full names.
 struct Named<'a> {
     names: Vec<String>,
-    parts: Vec<(&'a [usize], &'a [f32])>,
+    /// Shape, host values of the whole flat vector, and the tensor's place in them.
+    parts: Vec<(&'a [usize], Params, Range<usize>)>,
 }
 
 impl<'a> Named<'a> {
-    fn of(file: CheckpointFile, tensors: impl Iterator<Item = &'a FlatTensors>) -> Self {
+    fn of(file: CheckpointFile, tensors: impl Iterator<Item = &'a FlatTensors>) -> Result<Self, StageError> {
         let (mut names, mut parts) = (Vec::new(), Vec::new());
         for flat in tensors.filter(|flat| flat.file == file) {
+            let values = flat.values.to_host().map_err(io)?;
             for entry in &flat.layout.entries {
                 names.push(format!("{}{}", flat.prefix, entry.name));
-                parts.push((&entry.shape[..], &flat.values[entry.range()]));
+                parts.push((&entry.shape[..], values.clone(), entry.range()));
             }
         }
-        Self { names, parts }
+        Ok(Self { names, parts })
     }
 
     fn refs(&self) -> Vec<TensorRef<'_>> {
         let refs = self.names.iter().zip(&self.parts);
-        refs.map(|(name, (shape, values))| TensorRef { name, shape, values }).collect()
+        refs.map(|(name, (shape, values, place))| TensorRef { name, shape, values: &values[place.clone()] }).collect()
     }
 }
 
@@ -299,13 +303,13 @@ impl RecordSink for RunSink {
         state.insert("step".into(), assembled.step.into());
         state.insert("wall_s".into(), self.clock.wall_s().into());
         for part in &assembled.parts {
-            state.insert(format!("{:?}", part.part).to_lowercase(), part.state.clone());
+            state.insert(part.part.as_str().to_owned(), part.state.clone());
         }
         let state = serde_json::Value::Object(state);
         let tensors = || assembled.parts.iter().flat_map(|part| &part.tensors);
-        let [model, head, mask, optimizer] =
-            [CheckpointFile::Model, CheckpointFile::Head, CheckpointFile::Mask, CheckpointFile::Optimizer]
-                .map(|file| Named::of(file, tensors()));
+        let named = |file| Named::of(file, tensors());
+        let (model, head) = (named(CheckpointFile::Model)?, named(CheckpointFile::Head)?);
+        let (mask, optimizer) = (named(CheckpointFile::Mask)?, named(CheckpointFile::Optimizer)?);
         let checkpoint = CheckpointRef {
             model: model.refs(),
             head: head.refs(),

@@ -1,14 +1,13 @@
 //! The state of a training run between two outer iterations: what a checkpoint holds and a resumed run starts from.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 
 use mlomae_model::layout::SharedLayout;
 use mlomae_model::levels::optimizer::AdamW;
-use mlomae_model::{Buffer, ParamSet, Params};
+use mlomae_model::{Level, PerLevel, Vector};
 
 use crate::method::Method;
-use crate::record::CheckpointFile;
+use crate::record::{CheckpointFile, PartOf, optimizer_prefix};
 use crate::stages::policy::{PolicyVersion, lag_prefix};
 use crate::stages::score::Shift;
 
@@ -18,15 +17,15 @@ pub struct TrainState {
     /// Outer iterations done.
     pub outer: u64,
     /// θ.
-    pub theta: Params,
+    pub theta: Vector,
     /// c.
-    pub head: Params,
+    pub head: Vector,
     /// The versions of φ that may still be asked for, oldest first; the last one has number `outer`.
     pub policies: VecDeque<PolicyVersion>,
-    /// AdamW of levels 1, 2 and 3.
-    pub optimizers: [AdamW; 3],
+    /// AdamW of each level.
+    pub optimizers: PerLevel<AdamW>,
     /// The hypergradient of the iteration before.
-    pub previous_hypergradient: Option<Params>,
+    pub previous_hypergradient: Option<Vector>,
 }
 
 /// Why a checkpoint does not fit the configured run.
@@ -83,7 +82,7 @@ pub fn read_flat(
     file: CheckpointFile,
     prefix: &str,
     layout: &SharedLayout,
-) -> Result<Params, StateError> {
+) -> Result<Vector, StateError> {
     let mut values = vec![0.0; layout.len];
     for entry in &layout.entries {
         let name = format!("{prefix}{}", entry.name);
@@ -95,7 +94,7 @@ pub fn read_flat(
         }
         values[entry.range()].copy_from_slice(tensor);
     }
-    Ok(Arc::new(Buffer::from_vec(values)))
+    Ok(values.into())
 }
 
 /// As [`read_flat`], of what a checkpoint need not have: none if there is no tensor of it at all. A part of it is an error.
@@ -107,7 +106,7 @@ pub fn read_flat_if_any(
     file: CheckpointFile,
     prefix: &str,
     layout: &SharedLayout,
-) -> Result<Option<Params>, StateError> {
+) -> Result<Option<Vector>, StateError> {
     let is_there = |name: &str| source.tensor(file, &format!("{prefix}{name}")).is_some();
     if !layout.entries.iter().any(|entry| is_there(&entry.name)) {
         return Ok(None);
@@ -134,13 +133,13 @@ impl TrainState {
     #[must_use]
     pub fn fresh(method: &Method) -> Self {
         let model = &method.model;
-        let optimizer = |level: usize, set| AdamW::new(method.adamw[level], model.layout(set));
+        let init = |level| Vector::from(model.init(level, method.seed));
         Self {
             outer: 0,
-            theta: model.init(ParamSet::Pretrain, method.seed),
-            head: model.init(ParamSet::Head, method.seed),
-            policies: VecDeque::from([PolicyVersion { phi: model.init(ParamSet::Mask, method.seed), shift: None }]),
-            optimizers: [optimizer(0, ParamSet::Pretrain), optimizer(1, ParamSet::Head), optimizer(2, ParamSet::Mask)],
+            theta: init(Level::Pretrain),
+            head: init(Level::Finetune),
+            policies: VecDeque::from([PolicyVersion { phi: init(Level::Mask), shift: None }]),
+            optimizers: PerLevel::from_fn(|level| AdamW::new(method.adamw[level], model.layout(level))),
             previous_hypergradient: None,
         }
     }
@@ -168,17 +167,17 @@ impl TrainState {
                 found: step.to_string(),
             });
         }
-        let theta_layout = model.layout(ParamSet::Pretrain);
-        let mask_layout = model.layout(ParamSet::Mask);
-        let optimizer = |level: usize, stage: &str, set, prefix: &str| {
-            let layout = model.layout(set);
+        let theta_layout = model.layout(Level::Pretrain);
+        let mask_layout = model.layout(Level::Mask);
+        let optimizer = |level: Level| {
+            let layout = model.layout(level);
             let moment = |which: &str| {
-                let flat = read_flat(source, CheckpointFile::Optimizer, &format!("{prefix}.{which}."), layout)?;
-                Ok(Arc::unwrap_or_clone(flat))
+                let prefix = format!("{}.{which}.", optimizer_prefix(level));
+                read_flat(source, CheckpointFile::Optimizer, &prefix, layout)
             };
             // A batch that was lost is a step less.
-            let max = if level == 0 { step } else { outer };
-            let step = whole_number(state, &[stage, "adamw_step"], max)?;
+            let max = if level == Level::Pretrain { step } else { outer };
+            let step = whole_number(state, &[PartOf::of(level).as_str(), "adamw_step"], max)?;
             Ok(AdamW::restored(method.adamw[level], layout, step, moment("m")?, moment("v")?))
         };
         let mut policies = VecDeque::new();
@@ -197,13 +196,9 @@ impl TrainState {
         Ok(Self {
             outer,
             theta: read_flat(source, CheckpointFile::Model, "", theta_layout)?,
-            head: read_flat(source, CheckpointFile::Head, "", model.layout(ParamSet::Head))?,
+            head: read_flat(source, CheckpointFile::Head, "", model.layout(Level::Finetune))?,
             policies,
-            optimizers: [
-                optimizer(0, "encoder", ParamSet::Pretrain, "pretrain")?,
-                optimizer(1, "evaluator", ParamSet::Head, "finetune")?,
-                optimizer(2, "policy", ParamSet::Mask, "policy")?,
-            ],
+            optimizers: PerLevel::try_from_fn(optimizer)?,
             previous_hypergradient: read_flat_if_any(
                 source,
                 CheckpointFile::Optimizer,
@@ -215,7 +210,7 @@ impl TrainState {
 
     /// The newest φ.
     #[must_use]
-    pub fn phi(&self) -> &Params {
+    pub fn phi(&self) -> &Vector {
         &self.policies.back().expect("invariant: a policy has a version").phi
     }
 }

@@ -1,5 +1,6 @@
 //! What a checkpoint may lack, and what it may not hold.
 
+use mlomae_model::Level;
 use serde_json::{Value, json};
 
 use super::*;
@@ -32,15 +33,15 @@ fn tensors(method: &Method) -> Tensors {
             all.push((file, format!("{prefix}{}", entry.name), entry.shape.clone(), values));
         }
     };
-    add(CheckpointFile::Model, "", ParamSet::Pretrain);
-    add(CheckpointFile::Head, "", ParamSet::Head);
-    add(CheckpointFile::Mask, "", ParamSet::Mask);
-    for (prefix, set) in [("pretrain", ParamSet::Pretrain), ("finetune", ParamSet::Head), ("policy", ParamSet::Mask)] {
+    add(CheckpointFile::Model, "", Level::Pretrain);
+    add(CheckpointFile::Head, "", Level::Finetune);
+    add(CheckpointFile::Mask, "", Level::Mask);
+    for (prefix, set) in [("pretrain", Level::Pretrain), ("finetune", Level::Finetune), ("policy", Level::Mask)] {
         add(CheckpointFile::Optimizer, &format!("{prefix}.m."), set);
         add(CheckpointFile::Optimizer, &format!("{prefix}.v."), set);
     }
-    add(CheckpointFile::Optimizer, "policy.shift.", ParamSet::Pretrain);
-    add(CheckpointFile::Optimizer, "policy.hypergradient.", ParamSet::Mask);
+    add(CheckpointFile::Optimizer, "policy.shift.", Level::Pretrain);
+    add(CheckpointFile::Optimizer, "policy.hypergradient.", Level::Mask);
     Tensors(all)
 }
 

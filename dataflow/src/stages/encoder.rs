@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use mlomae_model::lane::{Lane, PretrainGradient};
 use mlomae_model::levels::optimizer::AdamW;
-use mlomae_model::levels::{hypergradient, pretrain, scoring};
-use mlomae_model::{Buffer, Compute, ParamSet, Params};
+use mlomae_model::{Level as TrainLevel, ModelError, Vector};
 
 use crate::flow::exit::StageError;
 use crate::flow::ports::{OrderedReceiver, OrderedSender, Payload, WaitContext};
@@ -36,7 +36,7 @@ pub struct EncoderInput {
 #[derive(Debug, Clone)]
 pub struct EncoderOutput {
     /// θ after the step.
-    pub theta: Params,
+    pub theta: Vector,
     /// After the last step of an outer iteration: what levels 2 and 3 need, or what was lost of it.
     pub snapshot: Option<Flow<Snapshot>>,
 }
@@ -44,8 +44,8 @@ pub struct EncoderOutput {
 /// The encoder stage. Its units are level-1 steps.
 pub struct EncoderStage {
     method: Method,
-    compute: Compute,
-    theta: Params,
+    lane: Box<dyn Lane>,
+    theta: Vector,
     optimizer: AdamW,
     last: Option<Arc<ScoredBatch>>,
     panel: Panel,
@@ -58,10 +58,10 @@ pub struct EncoderStage {
 impl EncoderStage {
     /// An encoder at `theta` with its optimizer's state; the masks of `panel` are logged.
     #[must_use]
-    pub fn new(method: Method, compute: Compute, theta: Params, optimizer: AdamW, panel: Panel) -> Self {
+    pub fn new(method: Method, lane: Box<dyn Lane>, theta: Vector, optimizer: AdamW, panel: Panel) -> Self {
         Self {
             method,
-            compute,
+            lane,
             theta,
             optimizer,
             last: None,
@@ -75,7 +75,7 @@ impl EncoderStage {
 
     /// The newest θ.
     #[must_use]
-    pub const fn theta(&self) -> &Params {
+    pub const fn theta(&self) -> &Vector {
         &self.theta
     }
 
@@ -106,9 +106,9 @@ impl EncoderStage {
     }
 
     fn part(&self, outer: u64, recorder: &mut Recorder) {
-        let layout = self.method.model.layout(ParamSet::Pretrain);
+        let layout = self.method.model.layout(TrainLevel::Pretrain);
         let mut tensors = vec![FlatTensors::new(CheckpointFile::Model, "", layout, self.theta.clone())];
-        tensors.extend(FlatTensors::moments("pretrain", layout, &self.optimizer));
+        tensors.extend(FlatTensors::moments(TrainLevel::Pretrain, layout, &self.optimizer));
         recorder.part(CheckpointPart {
             outer,
             step: outer * self.method.unroll,
@@ -122,10 +122,10 @@ impl EncoderStage {
         &mut self,
         step: u64,
         batch: &ScoredBatch,
-        result: &pretrain::PretrainGradient,
+        result: &PretrainGradient,
         rate: f64,
         recorder: &mut Recorder,
-    ) {
+    ) -> Result<(), ModelError> {
         let seconds = self.last_step_at.replace(Instant::now()).map(|at| at.elapsed().as_secs_f64());
         let order = &batch.scored.order;
         let masks = (0..order.batch()).map(|image| {
@@ -156,13 +156,14 @@ impl EncoderStage {
             );
         }
         if !self.method.metrics_due(step + 1, 1) {
-            return;
+            return Ok(());
         }
+        let gradient_norm = self.lane.norm(&result.gradient)?;
         let moment = self.method.moment(step + 1, Level::Pretrain);
         let mut metric = |name: &'static str, value: f64, unit| recorder.metric(moment, name, value, "pretrain", unit);
         metric("loss", result.loss, "1");
         metric("lr", rate, "1");
-        metric("grad_norm", hypergradient::norm(&self.compute, &result.gradient), "1");
+        metric("grad_norm", gradient_norm, "1");
         if let Some((entropy, saturation)) = scores {
             metric("score_entropy", entropy, "nat");
             metric("score_saturation", saturation, "share");
@@ -185,24 +186,27 @@ impl EncoderStage {
         if let Some(seconds) = seconds {
             metric("images_per_second", batch.batch.len() as f64 / seconds, "images/s");
         }
+        Ok(())
     }
 
     /// Scores, masks and reconstructs the panel at the newest θ and the policy that was in use.
-    fn record_panel(&self, step: u64, phi: &Params, policy_version: u64, recorder: &mut Recorder) {
+    fn record_panel(
+        &mut self,
+        step: u64,
+        phi: &Vector,
+        policy_version: u64,
+        recorder: &mut Recorder,
+    ) -> Result<(), ModelError> {
         let Panel { batch: panel, objects } = &self.panel;
         if panel.is_empty() {
-            return;
+            return Ok(());
         }
-        let model = &self.method.model;
+        let (model, lane) = (&self.method.model, &mut *self.lane);
         // The panel's exploration and random masks are the same each time, so that only the policy makes a difference.
-        let masker = self.method.masker(u64::MAX);
-        let images = &panel.images;
-        let scored = if self.method.baseline {
-            scoring::random(model, panel.len(), &masker)
-        } else {
-            scoring::score(&self.compute, model, &self.theta, phi, images, &masker)
-        };
-        let losses = pretrain::patch_losses(&self.compute, model, &self.theta, images, &scored.order);
+        let rule = self.method.mask_rule(u64::MAX);
+        let images = lane.upload(&panel.images)?;
+        let scored = lane.score(Some(&self.theta), phi, &images, &rule)?;
+        let losses = lane.patch_losses(&self.theta, &images, &scored)?.to_host()?;
         let (num_patches, grid) = (model.config.num_patches(), model.config.grid() as i16);
         let side = model.config.grid();
         for (position, share) in self.statistics.coverage_by_position().iter().enumerate() {
@@ -223,12 +227,12 @@ impl EncoderStage {
                 }
             }
         }
-        for (image, (&id, &label)) in panel.ids.iter().zip(panel.labels.iter()).enumerate() {
+        for (image, &id) in panel.ids.iter().enumerate() {
             let place = image * num_patches..(image + 1) * num_patches;
             recorder.push(RecordBody::Mask(Box::new(MaskRecord {
                 moment: self.method.moment(step + 1, Level::Pretrain),
                 sample_id: id,
-                label: (label >= 0).then_some(label),
+                label: panel.targets.class(image),
                 policy_version: policy_version.cast_signed(),
                 mask_ratio: scored.order.num_masked() as f32 / num_patches as f32,
                 mask: place.clone().map(|i| scored.order.is_masked(i)).collect(),
@@ -237,6 +241,7 @@ impl EncoderStage {
                 grid: (grid, grid),
             })));
         }
+        Ok(())
     }
 }
 
@@ -252,22 +257,21 @@ impl Stage for EncoderStage {
         recorder: &mut Recorder,
     ) -> Result<EncoderOutput, StageError> {
         let EncoderInput { scored: batch, shift } = input;
+        let failed = internal(StageName::Encoder);
         if let Some(shift) = shift {
-            self.theta = shift.apply(&self.compute, &self.method, &self.theta);
+            self.theta = shift.apply(&mut *self.lane, &self.theta).map_err(&failed)?;
         }
-        let model = self.method.model.clone();
         let result =
-            pretrain::gradient(&self.compute, &model, &self.theta, &batch.phi, &batch.batch.images, &batch.scored)
-                .map_err(internal(StageName::Encoder))?;
-        let layout = model.layout(ParamSet::Pretrain);
+            self.lane.pretrain(&self.theta, &batch.phi, &batch.batch.images, &batch.scored).map_err(&failed)?;
         check_loss("pretrain", step, result.loss)?;
-        check_vector("pretrain", step, "gradient", &result.gradient, layout)?;
-        let rate = self.method.schedules[0].rate(step);
-        self.theta = self.optimizer.update(&self.compute, &self.theta, &result.gradient, rate);
-        self.record_step(step, &batch, &result, rate, recorder);
+        let layout = self.method.model.layout(TrainLevel::Pretrain);
+        check_vector(&mut *self.lane, "pretrain", step, "gradient", &result.gradient, layout)?;
+        let rate = self.method.rate(TrainLevel::Pretrain, step);
+        self.theta = self.lane.update(&mut self.optimizer, &self.theta, &result.gradient, rate).map_err(&failed)?;
+        self.record_step(step, &batch, &result, rate, recorder).map_err(&failed)?;
         let every = self.method.masks_every_steps;
         if every > 0 && (step + 1).is_multiple_of(every) {
-            self.record_panel(step, &batch.phi, batch.policy_version, recorder);
+            self.record_panel(step, &batch.phi, batch.policy_version, recorder).map_err(&failed)?;
         }
         self.last = Some(Arc::new(batch));
         Ok(self.output(step, None, recorder))
@@ -301,7 +305,7 @@ pub struct EncoderPorts {
     /// Shifts by policy version, where the control `multitask` is on.
     pub shift: Option<SlotReader<Option<Shift>>>,
     /// θ by level-1 steps done, where scores need it.
-    pub theta: Option<SlotWriter<Buffer>>,
+    pub theta: Option<SlotWriter<Vector>>,
     /// To the evaluator.
     pub snapshots: OrderedSender<Flow<Snapshot>>,
 }
@@ -317,7 +321,7 @@ impl Wiring<EncoderStage> for EncoderPorts {
     fn send(&mut self, step: u64, output: Flow<EncoderOutput>, context: &WaitContext) -> Result<usize, Interrupt> {
         let Flow::Item(output) = output else { return Ok(0) };
         if let Some(slot) = &mut self.theta {
-            slot.publish(step + 1, output.theta);
+            slot.publish(step + 1, Arc::new(output.theta));
         }
         let Some(snapshot) = output.snapshot else { return Ok(0) };
         let bytes = snapshot.size_bytes();

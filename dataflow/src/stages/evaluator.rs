@@ -1,42 +1,94 @@
 //! The evaluator stage: level 2, and the downstream gradient of level 3.
 
-use std::sync::Arc;
-
-use mlomae_model::levels::downstream::{Labelled, evaluate_clean, evaluate_published};
-use mlomae_model::levels::hypergradient;
+use mlomae_model::lane::{Downstream, LabelledImages, Lane};
 use mlomae_model::levels::optimizer::AdamW;
-use mlomae_model::{Compute, ParamSet, Params};
+use mlomae_model::{Level as TrainLevel, Vector};
 
-use crate::config::Hypergradient;
 use crate::flow::exit::StageError;
 use crate::flow::ports::{OrderedReceiver, OrderedSender, Payload, WaitContext};
 use crate::flow::stage::{Flow, Interrupt, Lost, Stage, Wiring};
 use crate::flow::stage_name::StageName;
 use crate::flow::stop::StopLevel;
 use crate::method::Method;
-use crate::method::batch::{Direction, LabelledPair, Snapshot};
+use crate::method::batch::{Direction, ImageBatch, LabelledPair, Snapshot};
 use crate::record::statistics::{check_loss, check_vector, internal};
 use crate::record::{CheckpointFile, CheckpointPart, FlatTensors, Level, PartOf, Recorder};
 
 /// The evaluator stage. Its units are outer iterations.
 pub struct EvaluatorStage {
     method: Method,
-    compute: Compute,
-    head: Params,
+    lane: Box<dyn Lane>,
+    head: Vector,
     optimizer: AdamW,
 }
 
 impl EvaluatorStage {
     /// An evaluator at `head` with its optimizer's state.
     #[must_use]
-    pub const fn new(method: Method, compute: Compute, head: Params, optimizer: AdamW) -> Self {
-        Self { method, compute, head, optimizer }
+    pub const fn new(method: Method, lane: Box<dyn Lane>, head: Vector, optimizer: AdamW) -> Self {
+        Self { method, lane, head, optimizer }
+    }
+
+    /// Level 2's step, and the direction of level 3 at the updated head.
+    fn direction(
+        &mut self,
+        outer: u64,
+        snapshot: Snapshot,
+        pair: &LabelledPair,
+        recorder: &mut Recorder,
+    ) -> Result<Direction, StageError> {
+        let (method, lane) = (&self.method, &mut *self.lane);
+        let failed = internal(StageName::Evaluator);
+        let upload = |batch: &ImageBatch| lane.upload(&batch.images).map_err(&failed);
+        let (images_f, images_v) = (upload(&pair.finetune)?, upload(&pair.validation)?);
+        let finetune = LabelledImages { images: &images_f, targets: &pair.finetune.targets };
+        let validation = LabelledImages { images: &images_v, targets: &pair.validation.targets };
+        let (theta, form) = (&snapshot.theta, method.hypergradient);
+        let noise = |pass| method.noise(outer, pass);
+        let rate = method.rate(TrainLevel::Finetune, outer);
+
+        let at = Downstream { theta, c: &self.head, finetune, validation };
+        let f = form.finetune(lane, &at, &noise).map_err(&failed)?;
+        let level1_step = (outer + 1) * method.unroll;
+        let (theta_layout, head_layout) =
+            (method.model.layout(TrainLevel::Pretrain), method.model.layout(TrainLevel::Finetune));
+        check_loss("finetune", level1_step, f.loss)?;
+        check_vector(lane, "finetune", level1_step, "gradient", &f.gradient, head_layout)?;
+        let head = lane.update(&mut self.optimizer, &self.head, &f.gradient, rate).map_err(&failed)?;
+
+        let (loss_f, figures_f, gradient_f) = (f.loss, f.figures.clone(), f.gradient.clone());
+        let at = Downstream { c: &head, ..at };
+        let v = form.direction(lane, &at, f, method.alpha, &noise).map_err(&failed)?;
+        check_loss("mask", level1_step, v.loss)?;
+        check_vector(lane, "mask", level1_step, "w", &v.w, theta_layout)?;
+        check_vector(lane, "mask", level1_step, "v1", &v.v1, theta_layout)?;
+        if method.metrics_due(level1_step, method.unroll) {
+            let mut norm = |vector: &Vector| lane.norm(vector).map_err(&failed);
+            let [norm_f, norm_v1, norm_w] = [norm(&gradient_f)?, norm(&v.v1)?, norm(&v.w)?];
+            let (task, split) = (&method.model.task, "finetune");
+            let moment = method.moment(level1_step, Level::Finetune);
+            recorder.metric(moment, "loss", loss_f, split, task.loss_unit());
+            for (figure, value) in task.figures().iter().zip(figures_f) {
+                recorder.metric(moment, figure.name, value, split, figure.unit);
+            }
+            recorder.metric(moment, "lr", rate, split, "1");
+            recorder.metric(moment, "grad_norm", norm_f, split, "1");
+            let moment = method.moment(level1_step, Level::Mask);
+            recorder.metric(moment, "loss", v.loss, "validation", task.loss_unit());
+            for (figure, value) in task.figures().iter().zip(v.figures) {
+                recorder.metric(moment, figure.name, value, "validation", figure.unit);
+            }
+            recorder.metric(moment, "v1_norm", norm_v1, split, "1");
+            recorder.metric(moment, "w_norm", norm_w, "validation", "1");
+        }
+        self.head = head;
+        Ok(Direction { snapshot, v1: v.v1, w: v.w })
     }
 
     fn part(&self, outer: u64, recorder: &mut Recorder) {
-        let layout = self.method.model.layout(ParamSet::Head);
+        let layout = self.method.model.layout(TrainLevel::Finetune);
         let mut tensors = vec![FlatTensors::new(CheckpointFile::Head, "", layout, self.head.clone())];
-        tensors.extend(FlatTensors::moments("finetune", layout, &self.optimizer));
+        tensors.extend(FlatTensors::moments(TrainLevel::Finetune, layout, &self.optimizer));
         recorder.part(CheckpointPart {
             outer,
             step: outer * self.method.unroll,
@@ -49,64 +101,14 @@ impl EvaluatorStage {
 
 impl Stage for EvaluatorStage {
     type In = (Snapshot, LabelledPair);
-    /// None where level 3 rests (the baseline).
+    /// None where nothing is learned of masks: levels 2 and 3 rest.
     type Out = Option<Direction>;
     const NAME: StageName = StageName::Evaluator;
 
     fn process(&mut self, outer: u64, input: Self::In, recorder: &mut Recorder) -> Result<Self::Out, StageError> {
         let (snapshot, pair) = input;
-        let mut direction = None;
-        if !self.method.baseline {
-            let (method, compute) = (&self.method, &self.compute);
-            let model = &method.model;
-            let rate = method.schedules[1].rate(outer);
-            let optimizer = &mut self.optimizer;
-            let step = |head: &Params, gradient: &[f64]| {
-                let gradient: Vec<f32> = gradient.iter().map(|&g| g as f32).collect();
-                // The head is a thousandth of the work, and this runs inside the pool already.
-                optimizer.update(&Compute::serial(1), head, &gradient, rate)
-            };
-            let finetune = Labelled { images: &pair.finetune.images, labels: &pair.finetune.labels };
-            let validation = Labelled { images: &pair.validation.images, labels: &pair.validation.labels };
-            let (theta, head) = (&snapshot.theta, &self.head);
-            let result = match method.hypergradient {
-                Hypergradient::Clean => {
-                    let dropout = method.dropout(outer, 0);
-                    evaluate_clean(compute, model, theta, head, finetune, validation, method.alpha, dropout, step)
-                }
-                Hypergradient::Published => {
-                    let dropout = |pass| method.dropout(outer, pass);
-                    evaluate_published(compute, model, theta, head, finetune, validation, method.alpha, dropout, step)
-                }
-            }
-            .map_err(internal(StageName::Evaluator))?;
-            let gradient: Vec<f32> = result.finetune_gradient.iter().map(|&g| g as f32).collect();
-            let level1_step = (outer + 1) * method.unroll;
-            check_loss("finetune", level1_step, result.finetune_loss)?;
-            check_vector("finetune", level1_step, "gradient", &gradient, model.layout(ParamSet::Head))?;
-            check_loss("mask", level1_step, result.validation_loss)?;
-            check_vector("mask", level1_step, "w", &result.w, model.layout(ParamSet::Pretrain))?;
-            check_vector("mask", level1_step, "v1", &result.v1, model.layout(ParamSet::Pretrain))?;
-            if method.metrics_due(level1_step, method.unroll) {
-                let moment = method.moment(level1_step, Level::Finetune);
-                recorder.metric(moment, "loss", result.finetune_loss, "train", "nat");
-                recorder.metric(moment, "accuracy", result.finetune_accuracy, "train", "share");
-                recorder.metric(moment, "lr", rate, "train", "1");
-                recorder.metric(moment, "grad_norm", hypergradient::norm(compute, &gradient), "train", "1");
-                let moment = method.moment(level1_step, Level::Mask);
-                recorder.metric(moment, "loss", result.validation_loss, "validation", "nat");
-                recorder.metric(moment, "accuracy", result.validation_accuracy, "validation", "share");
-                recorder.metric(moment, "v1_norm", hypergradient::norm(compute, &result.v1), "train", "1");
-                recorder.metric(moment, "w_norm", hypergradient::norm(compute, &result.w), "validation", "1");
-            }
-            self.head = result.head;
-            direction = Some(Direction {
-                snapshot,
-                v1: Arc::new(result.v1),
-                w: Arc::new(result.w),
-                validation_loss: result.validation_loss,
-            });
-        }
+        let direction =
+            if self.method.is_learned() { Some(self.direction(outer, snapshot, &pair, recorder)?) } else { None };
         if self.method.checkpoint_due(outer + 1) {
             self.part(outer + 1, recorder);
         }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use mlomae_model::Arena;
+use mlomae_model::tasks::Targets;
 use mlomae_storage::dataset::{DataError, Dataset, Sample};
 
 use crate::flow::exit::StageError;
@@ -13,9 +14,9 @@ use crate::flow::stop::StopLevel;
 use crate::input::augment::{Normalisation, Preparation};
 use crate::input::bad_images::BadImages;
 use crate::input::plan::{EpochPlan, PlannedBatch, Role};
-use crate::input::rng::{Purpose, below, keyed};
 use crate::method::batch::{ImageBatch, LabelledPair};
 use crate::record::Recorder;
+use mlomae_model::rng::{Purpose, below, keyed};
 
 /// Images at most that the normalisation is computed from.
 pub const NUM_NORMALISATION_SAMPLES: usize = 2048;
@@ -203,7 +204,7 @@ impl LoadStage {
     fn load(&self, role: Role, seq: u64, outer: u64, planned: &PlannedBatch) -> Result<ImageBatch, StageError> {
         let augment = match role {
             Role::Pretrain => Some(Purpose::PretrainAugment),
-            Role::Train => Some(Purpose::TrainAugment),
+            Role::Finetune => Some(Purpose::FinetuneAugment),
             // The validation loss judges the masks, so its images are as they are.
             Role::Validation => None,
         };
@@ -279,15 +280,15 @@ impl LoadStage {
             outer,
             epoch: planned.epoch,
             ids: ids.into(),
-            labels: labels.into(),
-            images: Arc::new(images),
+            targets: Targets::Classes(labels.into()),
+            images: images.into(),
         })
     }
 
     fn planned(&mut self, unit: u64) -> Vec<(Role, PlannedBatch)> {
         let (roles, seq): (&[Role], u64) = match LoadUnit::of(unit, self.unroll) {
             LoadUnit::Pretrain(seq) => (&[Role::Pretrain], seq),
-            LoadUnit::Labelled(outer) => (&[Role::Train, Role::Validation], outer),
+            LoadUnit::Labelled(outer) => (&[Role::Finetune, Role::Validation], outer),
         };
         roles.iter().map(|role| (*role, self.plan.batch(*role, seq))).collect()
     }
@@ -307,7 +308,7 @@ impl Stage for LoadStage {
             LoadUnit::Pretrain(seq) => Ok(Loaded::Pretrain(self.batch(Role::Pretrain, seq, seq / self.unroll)?)),
             LoadUnit::Labelled(outer) => Ok(Loaded::Labelled(LabelledPair {
                 outer,
-                finetune: self.batch(Role::Train, outer, outer)?,
+                finetune: self.batch(Role::Finetune, outer, outer)?,
                 validation: self.batch(Role::Validation, outer, outer)?,
             })),
         }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use mlomae_model::Arena;
+use mlomae_model::tasks::Targets;
 use mlomae_storage::dataset::{DataError, Dataset, DatasetInfo, DecodeError, Image, Sample};
 
 use super::load::{LoadPorts, LoadStage, LoadUnit, Loaded, measure_normalisation};
@@ -73,7 +74,7 @@ impl Dataset for Memory {
 
 pub(crate) fn stage(dataset: Arc<Memory>) -> LoadStage {
     let labels: Vec<Option<i32>> = (0..dataset.len()).map(|index| Some(index as i32 % 3)).collect();
-    let shares = Shares { pretrain: 0.6, train: 0.2, validation: 0.2 };
+    let shares = Shares { pretrain: 0.6, finetune: 0.2, validation: 0.2 };
     let roles = Roles::split(&labels, shares, None, 1).expect("labels");
     let memory = Memory::new(dataset.len());
     let normalisation = measure_normalisation(&memory, roles.indices(Role::Pretrain), 1, &BadImages::default());
@@ -92,8 +93,9 @@ type Content = (Vec<i64>, Vec<i32>, Vec<u32>);
 type Arrived = Result<Vec<Content>, Vec<i64>>;
 
 fn content(batch: &ImageBatch) -> Content {
-    let bits = batch.images.iter().map(|value| value.to_bits()).collect();
-    (batch.ids.to_vec(), batch.labels.to_vec(), bits)
+    let bits = batch.images.host().unwrap().iter().map(|value| value.to_bits()).collect();
+    let Targets::Classes(classes) = &batch.targets;
+    (batch.ids.to_vec(), classes.to_vec(), bits)
 }
 
 fn contents(loaded: &Loaded) -> Vec<Content> {
@@ -271,7 +273,7 @@ fn a_panic_costs_one_batch_and_its_samples_are_named() {
 fn a_missing_label_in_a_labelled_role_is_an_error_that_names_the_sample() {
     let clean = stage(Arc::new(Memory::new(100)));
     let mut memory = Memory::new(100);
-    let sample = clean.plan().roles().indices(Role::Train)[0];
+    let sample = clean.plan().roles().indices(Role::Finetune)[0];
     memory.unlabelled = Some(sample);
     let mut stage = stage(Arc::new(memory));
     let mut outcome = Ok(());

@@ -3,13 +3,12 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use mlomae_kernels as kernels;
-use mlomae_model::levels::downstream::step_size;
-use mlomae_model::levels::hypergradient::{along, cosine, norm, sum};
+use mlomae_model::hypergradient::Along;
+use mlomae_model::lane::{Lane, Upstream};
 use mlomae_model::levels::optimizer::AdamW;
-use mlomae_model::{Buffer, Compute, ParamSet, Params};
+use mlomae_model::levels::vectors::step_size;
+use mlomae_model::{Level as TrainLevel, ModelError, Vector};
 
-use crate::config::Hypergradient;
 use crate::flow::exit::StageError;
 use crate::flow::ports::{OrderedReceiver, WaitContext};
 use crate::flow::slot::SlotWriter;
@@ -18,7 +17,7 @@ use crate::flow::stage_name::StageName;
 use crate::flow::stop::StopLevel;
 use crate::method::Method;
 use crate::method::batch::Direction;
-use crate::record::statistics::check_vector;
+use crate::record::statistics::{check_vector, internal};
 use crate::record::{CheckpointFile, CheckpointPart, FlatTensors, Level, PartOf, Recorder};
 use crate::stages::evaluator::OptionalDirection;
 use crate::stages::score::Shift;
@@ -27,7 +26,7 @@ use crate::stages::score::Shift;
 #[derive(Debug, Clone)]
 pub struct PolicyOutput {
     /// φ after the update.
-    pub phi: Params,
+    pub phi: Vector,
     /// The control `multitask`'s shift.
     pub shift: Option<Shift>,
 }
@@ -36,7 +35,7 @@ pub struct PolicyOutput {
 #[derive(Debug, Clone)]
 pub struct PolicyVersion {
     /// φ.
-    pub phi: Params,
+    pub phi: Vector,
     /// The control `multitask`'s shift that came with it.
     pub shift: Option<Shift>,
 }
@@ -44,11 +43,11 @@ pub struct PolicyVersion {
 /// The policy stage. Its units are outer iterations.
 pub struct PolicyStage {
     method: Method,
-    compute: Compute,
+    lane: Box<dyn Lane>,
     /// The versions that may still be asked for, oldest first; the last is the newest.
     versions: VecDeque<PolicyVersion>,
     optimizer: AdamW,
-    previous: Option<Params>,
+    previous: Option<Vector>,
 }
 
 impl PolicyStage {
@@ -57,12 +56,12 @@ impl PolicyStage {
     #[must_use]
     pub const fn new(
         method: Method,
-        compute: Compute,
+        lane: Box<dyn Lane>,
         versions: VecDeque<PolicyVersion>,
         optimizer: AdamW,
-        previous: Option<Params>,
+        previous: Option<Vector>,
     ) -> Self {
-        Self { method, compute, versions, optimizer, previous }
+        Self { method, lane, versions, optimizer, previous }
     }
 
     /// Version `version`, when `newest` is the newest.
@@ -80,11 +79,11 @@ impl PolicyStage {
 
     /// The newest φ.
     #[must_use]
-    pub fn phi(&self) -> &Params {
+    pub fn phi(&self) -> &Vector {
         &self.versions.back().expect("invariant: a policy has a version").phi
     }
 
-    fn publish(&mut self, outer: u64, phi: Params, shift: Option<Shift>, recorder: &mut Recorder) {
+    fn publish(&mut self, outer: u64, phi: Vector, shift: Option<Shift>, recorder: &mut Recorder) {
         self.versions.push_back(PolicyVersion { phi, shift });
         while self.versions.len() as u64 > self.method.lag + 1 {
             self.versions.pop_front();
@@ -97,17 +96,17 @@ impl PolicyStage {
 
     fn part(&self, outer: u64, recorder: &mut Recorder) {
         let model = &self.method.model;
-        let layout = model.layout(ParamSet::Mask);
+        let layout = model.layout(TrainLevel::Mask);
         let mut tensors = Vec::new();
         for (age, version) in self.versions.iter().rev().enumerate() {
             let prefix = lag_prefix(age);
             if let Some(Shift(delta)) = &version.shift {
-                let (prefix, layout) = (format!("policy.shift.{prefix}"), model.layout(ParamSet::Pretrain));
+                let (prefix, layout) = (format!("policy.shift.{prefix}"), model.layout(TrainLevel::Pretrain));
                 tensors.push(FlatTensors::new(CheckpointFile::Optimizer, prefix, layout, delta.clone()));
             }
             tensors.push(FlatTensors::new(CheckpointFile::Mask, prefix, layout, version.phi.clone()));
         }
-        tensors.extend(FlatTensors::moments("policy", layout, &self.optimizer));
+        tensors.extend(FlatTensors::moments(TrainLevel::Mask, layout, &self.optimizer));
         if let Some(previous) = &self.previous {
             let prefix = "policy.hypergradient.";
             tensors.push(FlatTensors::new(CheckpointFile::Optimizer, prefix, layout, previous.clone()));
@@ -121,24 +120,25 @@ impl PolicyStage {
         });
     }
 
-    /// ∂φ, and the norms of its two paths where they are computed one by one.
-    fn hypergradient(&self, direction: &Direction) -> (Buffer, Option<(f64, f64)>) {
-        let (method, compute) = (&self.method, &self.compute);
-        let Direction { snapshot, v1, w, .. } = direction;
+    /// ∂φ at the snapshot's θ and the *newest* φ, which is the one that the step then moves.
+    ///
+    /// With a lag that is not the φ that scored x_p: the direction v is as old as the snapshot, but the derivative of L_m for φ is taken
+    /// where AdamW applies it, with x_p scored and masked anew. The other choice, the φ of the snapshot, would be stale twice.
+    fn hypergradient(&mut self, direction: &Direction) -> Result<Along, ModelError> {
+        let Direction { snapshot, v1, w } = direction;
         let last = &snapshot.last;
-        let along = |v: &[f32]| {
-            let images = &last.batch.images;
-            along(compute, &method.model, &snapshot.theta, v, self.phi(), images, &last.masker, method.alpha)
-        };
-        match method.hypergradient {
-            Hypergradient::Clean => (along(&sum(compute, v1, w)), None),
-            Hypergradient::Published => {
-                let (mut g, g1) = (along(v1), along(w));
-                let norms = (norm(compute, &g), norm(compute, &g1));
-                kernels::add(&mut g, &g1);
-                (g, Some(norms))
-            }
-        }
+        let phi = self.phi().clone();
+        let at = Upstream { theta: &snapshot.theta, phi: &phi, images: &last.batch.images, rule: &last.rule };
+        self.method.hypergradient.along(&mut *self.lane, &at, v1, w, self.method.alpha)
+    }
+
+    /// The perturbation ε·w + ε·v1 that the control `multitask` leaves on the encoder.
+    fn shift(&mut self, direction: &Direction) -> Result<Shift, ModelError> {
+        let Direction { v1, w, .. } = direction;
+        let alpha = self.method.alpha;
+        let epsilon_w = step_size(alpha, self.lane.norm(w)?);
+        let epsilon_v1 = step_size(alpha, self.lane.norm(v1)?);
+        self.lane.combined(epsilon_w, w, epsilon_v1, v1).map(Shift)
     }
 }
 
@@ -159,33 +159,28 @@ impl Stage for PolicyStage {
             return Ok(PolicyOutput { phi, shift: None });
         };
         let step = (outer + 1) * self.method.unroll;
-        let (gradient, paths) = self.hypergradient(&direction);
-        check_vector("mask", step, "gradient", &gradient, self.method.model.layout(ParamSet::Mask))?;
-        let rate = self.method.schedules[2].rate(outer);
+        let failed = internal(StageName::Policy);
+        let Along { gradient, path_norms } = self.hypergradient(&direction).map_err(&failed)?;
+        let layout = self.method.model.layout(TrainLevel::Mask);
+        check_vector(&mut *self.lane, "mask", step, "gradient", &gradient, layout)?;
+        let rate = self.method.rate(TrainLevel::Mask, outer);
         let phi = self.phi().clone();
-        let phi = self.optimizer.update(&self.compute, &phi, &gradient, rate);
+        let phi = self.lane.update(&mut self.optimizer, &phi, &gradient, rate).map_err(&failed)?;
         if self.method.metrics_due(step, self.method.unroll) {
             let moment = self.method.moment(step, Level::Mask);
             let mut metric = |name: &'static str, value| recorder.metric(moment, name, value, "validation", "1");
             metric("lr", rate);
-            metric("hypergradient_norm", norm(&self.compute, &gradient));
-            if let Some((indirect, direct)) = paths {
+            metric("hypergradient_norm", self.lane.norm(&gradient).map_err(&failed)?);
+            if let Some([indirect, direct]) = path_norms {
                 metric("hypergradient_indirect_norm", indirect);
                 metric("hypergradient_direct_norm", direct);
             }
             if let Some(previous) = &self.previous {
-                metric("hypergradient_cosine", cosine(&self.compute, &gradient, previous));
+                metric("hypergradient_cosine", self.lane.cosine(&gradient, previous).map_err(&failed)?);
             }
         }
-        let shift = self.method.multitask.then(|| {
-            let epsilon = |v: &[f32]| step_size(self.method.alpha, norm(&self.compute, v)) as f32;
-            let Direction { v1, w, .. } = &direction;
-            let mut delta = self.method.arena.zeros(w.len());
-            kernels::axpy(&mut delta, epsilon(w), w);
-            kernels::axpy(&mut delta, epsilon(v1), v1);
-            Shift(Arc::new(delta))
-        });
-        self.previous = Some(Arc::new(gradient));
+        let shift = if self.method.multitask { Some(self.shift(&direction).map_err(&failed)?) } else { None };
+        self.previous = Some(gradient);
         self.publish(outer, phi.clone(), shift.clone(), recorder);
         Ok(PolicyOutput { phi, shift })
     }
@@ -212,7 +207,7 @@ pub struct PolicyPorts {
     /// From the evaluator.
     pub directions: OrderedReceiver<Flow<OptionalDirection>>,
     /// Policies by version.
-    pub phi: SlotWriter<Buffer>,
+    pub phi: SlotWriter<Vector>,
     /// Shifts by policy version, where the control `multitask` is on.
     pub shift: Option<SlotWriter<Option<Shift>>>,
 }
@@ -233,7 +228,7 @@ impl Wiring<PolicyStage> for PolicyPorts {
         if let Some(slot) = &mut self.shift {
             slot.publish(outer + 1, Arc::new(shift));
         }
-        self.phi.publish(outer + 1, phi);
+        self.phi.publish(outer + 1, Arc::new(phi));
         Ok(bytes)
     }
 }

@@ -1,10 +1,7 @@
 //! The score stage: patch scores and the masks that follow from them.
 
-use std::sync::Arc;
-
-use mlomae_model::levels::hypergradient;
-use mlomae_model::levels::scoring::{random, score};
-use mlomae_model::{Buffer, Compute, Params};
+use mlomae_model::lane::Lane;
+use mlomae_model::{ModelError, Vector};
 
 use crate::flow::exit::StageError;
 use crate::flow::ports::{OrderedReceiver, OrderedSender, Payload, WaitContext};
@@ -15,17 +12,20 @@ use crate::flow::stop::StopLevel;
 use crate::method::Method;
 use crate::method::batch::{ImageBatch, ScoredBatch};
 use crate::record::Recorder;
+use crate::record::statistics::internal;
 
 /// What the control `multitask` leaves on the encoder: θ ← θ − δ, where δ is the sum of the perturbations ε·v that the finite
 /// differences end with.
 #[derive(Debug, Clone)]
-pub struct Shift(pub Params);
+pub struct Shift(pub Vector);
 
 impl Shift {
     /// θ after the shift.
-    #[must_use]
-    pub fn apply(&self, compute: &Compute, method: &Method, theta: &Params) -> Params {
-        Arc::new(hypergradient::shifted(compute, &method.model, theta, &self.0, -1.0))
+    ///
+    /// # Errors
+    /// When the lane fails.
+    pub fn apply(&self, lane: &mut dyn Lane, theta: &Vector) -> Result<Vector, ModelError> {
+        lane.shifted(theta, &self.0, -1.0)
     }
 }
 
@@ -35,27 +35,33 @@ pub struct ScoreInput {
     /// The images.
     pub batch: ImageBatch,
     /// The policy φ.
-    pub phi: Params,
+    pub phi: Vector,
     /// Its version.
     pub policy_version: u64,
     /// θ, where the masking network reads the patch embedding.
-    pub theta: Option<Params>,
+    pub theta: Option<Vector>,
     /// A shift that the encoder will apply before this step.
     pub shift: Option<Shift>,
 }
 
 /// The score stage. Its units are level-1 steps; it has no state that matters.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct ScoreStage {
     method: Method,
-    compute: Compute,
+    lane: Box<dyn Lane>,
 }
 
 impl ScoreStage {
     /// A scorer. The workers' stages are clones of one.
     #[must_use]
-    pub const fn new(method: Method, compute: Compute) -> Self {
-        Self { method, compute }
+    pub const fn new(method: Method, lane: Box<dyn Lane>) -> Self {
+        Self { method, lane }
+    }
+}
+
+impl Clone for ScoreStage {
+    fn clone(&self) -> Self {
+        Self { method: self.method.clone(), lane: self.lane.fork() }
     }
 }
 
@@ -65,21 +71,18 @@ impl Stage for ScoreStage {
     const NAME: StageName = StageName::Score;
 
     fn process(&mut self, step: u64, input: ScoreInput, _: &mut Recorder) -> Result<ScoredBatch, StageError> {
-        let ScoreInput { batch, phi, policy_version, theta, shift } = input;
-        let masker = self.method.masker(step);
-        let model = &self.method.model;
-        let scored = if self.method.baseline {
-            random(model, batch.len(), &masker)
-        } else {
+        let ScoreInput { mut batch, phi, policy_version, theta, shift } = input;
+        let (rule, lane) = (self.method.mask_rule(step), &mut *self.lane);
+        let scored = (|| {
             let theta = match (theta, shift) {
-                (Some(theta), Some(shift)) => shift.apply(&self.compute, &self.method, &theta),
-                (Some(theta), None) => theta,
-                // Pixels are scored: θ is not looked at.
-                (None, _) => phi.clone(),
+                (Some(theta), Some(shift)) => Some(shift.apply(lane, &theta)?),
+                (theta, _) => theta,
             };
-            score(&self.compute, model, &theta, &phi, &batch.images, &masker)
-        };
-        Ok(ScoredBatch { batch, scored, masker, phi, policy_version })
+            batch.images = lane.upload(&batch.images)?;
+            lane.score(theta.as_ref(), &phi, &batch.images, &rule)
+        })();
+        let scored = scored.map_err(internal(StageName::Score))?;
+        Ok(ScoredBatch { batch, scored, rule, phi, policy_version })
     }
 
     fn sample_ids(&mut self, _: u64, input: &ScoreInput) -> Vec<i64> {
@@ -99,9 +102,9 @@ pub struct ScorePorts {
     /// Pretrain batches.
     pub batches: OrderedReceiver<Flow<ImageBatch>>,
     /// Policies by version.
-    pub phi: SlotReader<Buffer>,
+    pub phi: SlotReader<Vector>,
     /// θ by level-1 steps done, where scores need it.
-    pub theta: Option<SlotReader<Buffer>>,
+    pub theta: Option<SlotReader<Vector>>,
     /// Shifts by policy version, where the control `multitask` is on.
     pub shift: Option<SlotReader<Option<Shift>>>,
     /// To the encoder.
@@ -143,9 +146,9 @@ impl Wiring<ScoreStage> for ScorePorts {
         };
         let refused = slot_interrupt(StageName::Score);
         let policy_version = self.method.policy_version(step / self.method.unroll);
-        let phi = self.phi.wait(policy_version, context).map_err(&refused)?;
+        let phi = self.phi.wait(policy_version, context).map_err(&refused)?.as_ref().clone();
         let theta = match &self.theta {
-            Some(slot) => Some(slot.wait(step, context).map_err(&refused)?),
+            Some(slot) => Some(slot.wait(step, context).map_err(&refused)?.as_ref().clone()),
             None => None,
         };
         let shift = shift_before(&self.method, step, self.shift.as_ref(), context).map_err(&refused)?;

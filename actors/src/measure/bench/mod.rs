@@ -102,7 +102,7 @@ fn prepare(workload: &WorkloadSpec, lag: u32) -> Result<Prepared, CliError> {
         .set(&format!("data.synthetic.num_train={}", 20 * batch))
         .set("data.synthetic.num_test=10")
         .set(&format!("train.grain={}", workload.grain()))
-        .set(&format!("method.baseline={baseline}"))
+        .set(if *baseline { "mask.strategy=random" } else { "mask.strategy=flat-mlp" })
         .set(&format!("pipeline.lag={lag}"))
         .set("train.outer_iterations=1000000")
         .set("checkpoint.every_steps=1000000000");
@@ -120,7 +120,7 @@ fn prepare(workload: &WorkloadSpec, lag: u32) -> Result<Prepared, CliError> {
 /// A preset's name on the command line.
 #[must_use]
 pub fn preset_name(preset: Preset) -> String {
-    format!("{preset:?}").to_lowercase()
+    preset.as_str().to_owned()
 }
 
 /// The middle of `values`, the mean of the two in the middle of an even number.

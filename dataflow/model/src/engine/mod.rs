@@ -1,15 +1,17 @@
 //! The engine: a small set of fused differentiable operations in which every network is written once.
 //!
-//! An engine records what it computes while it is [recording](Engine::is_recording), and [`Engine::backward`] then turns cotangents of
-//! outputs into gradients of the bound parameter vectors and of inputs. Without recording nothing is kept.
+//! [`Engine`] has the operations alone, over tensors, parameter vectors and token orders of its own, wherever they lie. What moves values
+//! from and to host memory is [`HostIo`], and what runs a record backward is [`Tape`]: so the same network code runs on another tape, on a
+//! device whose values never visit the host, or in a pass that carries pairs of a value and a derivative.
 
 pub mod dfdx_cpu;
 
 use std::sync::Arc;
 
 use crate::error::ModelError;
-use crate::layout::{LinearWeights, NormWeights, ParamSet, Weight};
-use crate::parallel::arena::{Buffer, Params};
+use crate::layout::{LinearWeights, NormWeights, Weight};
+use crate::level::{Level, PerLevel};
+use crate::parallel::arena::Buffer;
 
 pub use mlomae_kernels::AttentionShape;
 
@@ -40,19 +42,8 @@ pub struct TokenOrder {
     pub rank: Vec<u32>,
 }
 
-/// Gradients of one backward pass.
-#[derive(Debug, Default)]
-pub struct Gradients {
-    /// One flat vector per [`ParamSet`], where it was asked for.
-    pub params: [Option<Buffer>; 3],
-}
-
-impl Gradients {
-    /// Takes the gradient of `set`.
-    pub fn take(&mut self, set: ParamSet) -> Option<Buffer> {
-        self.params[set.index()].take()
-    }
-}
+/// Gradients of one backward pass: a flat vector for each parameter set that asked for one.
+pub type Gradients = PerLevel<Option<Buffer>>;
 
 /// Fused differentiable operations over row-major matrices.
 ///
@@ -60,24 +51,19 @@ impl Gradients {
 pub trait Engine {
     /// A value, with its place on the record where there is one.
     type Tensor: Clone;
+    /// A flat parameter vector.
+    type Vector;
+    /// Which patches of a batch are visible.
+    type Order;
 
-    /// Makes a parameter vector known; its gradient is computed when `gradient` is set.
-    fn bind(&mut self, set: ParamSet, values: &Params, gradient: bool);
+    /// Makes the parameters of `level` known; their gradient is computed when `gradient` is set.
+    fn bind(&mut self, level: Level, values: &Self::Vector, gradient: bool);
 
-    /// Whether operations are recorded for [`Engine::backward`].
-    fn is_recording(&self) -> bool;
-
-    /// A constant `[rows, columns]`.
-    fn constant(&mut self, values: Arc<Buffer>, rows: usize, columns: usize) -> Self::Tensor;
-
-    /// An input whose gradient can be asked for with [`Engine::input_gradient`].
-    fn input(&mut self, values: Arc<Buffer>, rows: usize, columns: usize) -> Self::Tensor;
+    /// Visible patches of an image under `order`.
+    fn num_visible(&self, order: &Self::Order) -> usize;
 
     /// Shape `[rows, columns]`.
     fn shape(&self, x: &Self::Tensor) -> (usize, usize);
-
-    /// The values, row-major.
-    fn values<'a>(&self, x: &'a Self::Tensor) -> &'a [f32];
 
     /// `x·Wᵀ + b`: `[rows, inputs]` → `[rows, outputs]`.
     fn linear(&mut self, x: &Self::Tensor, w: &LinearWeights) -> Self::Tensor;
@@ -107,12 +93,12 @@ pub trait Engine {
     fn attention(&mut self, qkv: &Self::Tensor, shape: &AttentionShape) -> Self::Tensor;
 
     /// The encoder's input `[batch·(1+n), dim]`: CLS token, then the embeddings with positions of the given patches
-    /// (`patches` is `[batch·L, values]`; `order` picks the visible ones, all of them without it).
+    /// (`patches` is `[batch·L, values]`; `order` picks the n visible ones, all L of them without it).
     fn tokens(
         &mut self,
         patches: &Self::Tensor,
         num_patches: usize,
-        order: Option<&Arc<TokenOrder>>,
+        order: Option<&Self::Order>,
         w: &TokenWeights,
     ) -> Self::Tensor;
 
@@ -124,23 +110,26 @@ pub trait Engine {
 
     /// The decoder's input `[batch·(1+L), dim]` from `[batch·(1+visible), dim]`: visible tokens go back to their places, the mask
     /// token fills the others, and the position embedding `[1+L, dim]` is added.
-    fn unshuffle(
-        &mut self,
-        x: &Self::Tensor,
-        order: &Arc<TokenOrder>,
-        mask_token: &Weight,
-        pos: &Weight,
-    ) -> Self::Tensor;
+    fn unshuffle(&mut self, x: &Self::Tensor, order: &Self::Order, mask_token: &Weight, pos: &Weight) -> Self::Tensor;
 
-    /// Mean squared error of each row against `target`: `[rows, n]` → `[rows, 1]`.
-    fn patch_loss(&mut self, pred: &Self::Tensor, target: &Arc<Buffer>) -> Self::Tensor;
+    /// Mean squared error of each row against the constant `target`: `[rows, n]` → `[rows, 1]`.
+    fn patch_loss(&mut self, pred: &Self::Tensor, target: &Self::Tensor) -> Self::Tensor;
+}
 
+/// Values from and to host memory.
+pub trait HostIo: Engine {
+    /// A constant `[rows, columns]`.
+    fn constant(&mut self, values: Arc<Buffer>, rows: usize, columns: usize) -> Self::Tensor;
+
+    /// The values, row-major.
+    fn values<'a>(&self, x: &'a Self::Tensor) -> &'a [f32];
+}
+
+/// A record of what was computed, which turns cotangents of outputs into gradients of the bound parameters.
+pub trait Tape: Engine {
     /// Runs the record backward from the given cotangents, and forgets it.
     ///
     /// # Errors
     /// When the tape fails.
     fn backward(&mut self, cotangents: Vec<(Self::Tensor, Buffer)>) -> Result<Gradients, ModelError>;
-
-    /// The gradient that the last [`Engine::backward`] found for an [`Engine::input`]; none when nothing flowed there.
-    fn input_gradient(&mut self, x: &Self::Tensor) -> Option<Buffer>;
 }

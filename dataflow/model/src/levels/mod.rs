@@ -1,71 +1,59 @@
-//! The three levels of MLO-MAE as plain functions of tensors: they know no channel, no actor and no file.
+//! The three levels of MLO-MAE on the CPU, as plain functions of tensors: they know no channel, no actor and no file.
 //!
 //! | level | variable | loss |
 //! |---|---|---|
-//! | 1 pretrain | θ | L_m = Σ pᵢ mᵢ ℓᵢ / Σ mᵢ |
-//! | 2 finetune | c | L_f, the task loss of the head on E_θ(x), θ frozen |
-//! | 3 mask | φ | L_v, the same task loss on validation data at θ*(φ), c*(θ*) |
+//! | 1 [`pretrain`] | θ | L_m = Σ pᵢ mᵢ ℓᵢ / Σ mᵢ |
+//! | 2 [`finetune`] | c | L_f, the task loss of the head on E_θ(x), θ frozen |
+//! | 3 [`mask`] | φ | L_v, the same task loss on validation data at θ*(φ), c*(θ*) |
+//!
+//! [`algorithm`](crate::algorithm) puts them together; [`score`] comes before level 1, [`optimizer`] after each.
 
-pub mod downstream;
-pub mod hypergradient;
+pub mod finetune;
+pub mod mask;
 pub mod optimizer;
+pub mod passes;
 pub mod pretrain;
-pub mod scoring;
+pub mod score;
+pub mod vectors;
 
-use crate::config::ModelConfig;
-use crate::error::ModelError;
-use crate::layout::{ParamSet, SharedLayout};
-use crate::masking::MaskNet;
-use crate::nets::Vit;
-use crate::parallel::arena::Params;
-use crate::tasks::Head;
+use std::sync::Arc;
 
-/// The networks of all three levels.
+use crate::model::Model;
+use crate::parallel::arena::Arena;
+use crate::parallel::collective::{Collective, Local};
+use crate::parallel::compute::Compute;
+use crate::tasks::Targets;
+
+/// What the levels compute with on the CPU. Cloning shares all of it.
 #[derive(Clone, Debug)]
-pub struct Model {
-    /// Shapes.
-    pub config: ModelConfig,
-    /// Encoder and decoder θ.
-    pub vit: Vit,
-    /// Downstream head c.
-    pub head: Head,
-    /// Masking network φ.
-    pub mask_net: MaskNet,
+pub struct Cpu {
+    /// Threads, grain and micro-batch.
+    pub compute: Compute,
+    /// The networks.
+    pub model: Arc<Model>,
+    /// The other ranks of the run.
+    pub collective: Arc<dyn Collective>,
 }
 
-impl Model {
-    /// Builds the networks.
-    ///
-    /// # Errors
-    /// Names everything that is wrong with the shapes.
-    pub fn new(config: &ModelConfig) -> Result<Self, ModelError> {
-        let problems = config.problems();
-        if !problems.is_empty() {
-            return Err(ModelError::Config(problems.join("; ")));
-        }
-        Ok(Model {
-            config: config.clone(),
-            vit: Vit::new(config),
-            head: Head::new(config.dim, config.num_classes),
-            mask_net: MaskNet::new(config),
-        })
+impl Cpu {
+    /// Levels of `model` on the threads of `compute`, of a run with one rank.
+    #[must_use]
+    pub fn new(model: Arc<Model>, compute: Compute) -> Self {
+        Cpu { compute, model, collective: Arc::new(Local) }
     }
 
-    /// Names and places of a set's weights.
-    pub fn layout(&self, set: ParamSet) -> &SharedLayout {
-        match set {
-            ParamSet::Pretrain => &self.vit.layout,
-            ParamSet::Head => &self.head.layout,
-            ParamSet::Mask => &self.mask_net.layout,
-        }
+    /// Recycled memory.
+    #[must_use]
+    pub fn arena(&self) -> &Arena {
+        &self.compute.arena
     }
+}
 
-    /// Initial values of a set.
-    pub fn init(&self, set: ParamSet, seed: u64) -> Params {
-        std::sync::Arc::new(match set {
-            ParamSet::Pretrain => self.vit.init(seed),
-            ParamSet::Head => self.head.init(seed),
-            ParamSet::Mask => self.mask_net.init(seed),
-        })
-    }
+/// Images of this rank with the targets of the whole batch.
+#[derive(Clone, Copy, Debug)]
+pub struct Labelled<'a> {
+    /// `[images, C, H, W]`.
+    pub images: &'a [f32],
+    /// Of the images of all ranks.
+    pub targets: &'a Targets,
 }

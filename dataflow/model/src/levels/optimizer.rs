@@ -3,17 +3,23 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use serde::{Deserialize, Serialize};
+
+use crate::error::ModelError;
 use crate::layout::SharedLayout;
-use crate::parallel::arena::{Buffer, Params};
+use crate::parallel::arena::Params;
 use crate::parallel::compute::Compute;
+use crate::vector::Vector;
 use mlomae_kernels::{self as kernels, AdamWStep};
 
-/// How the learning rate moves after warm-up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How a learning rate changes over the run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
 pub enum Decay {
-    /// Half a cosine to zero.
+    /// Linear warm-up, then a half cosine to 0 at the run's end.
     Cosine,
-    /// Stays at its base value.
+    /// Linear warm-up, then constant.
     Constant,
 }
 
@@ -47,12 +53,14 @@ impl Schedule {
     }
 }
 
-/// Which weights decay.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Which weights the weight decay shrinks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
 pub enum DecayGroup {
-    /// All of them, as published.
+    /// All, as published.
     All,
-    /// Matrices of linear layers only: no biases, norms, tokens or positions.
+    /// The matrices of linear layers: no biases, norms, tokens or position embeddings.
     Matrices,
 }
 
@@ -85,32 +93,50 @@ pub struct AdamW {
     pub config: AdamWConfig,
     /// Steps done.
     pub step: u64,
-    /// First moment, flat.
-    pub m: Buffer,
-    /// Second moment, flat.
-    pub v: Buffer,
+    /// First moment, flat. It is updated in place, unless a checkpoint shares it: then in a copy.
+    pub m: Vector,
+    /// Second moment, flat. As the first.
+    pub v: Vector,
     pieces: Vec<(Range<usize>, f64)>,
 }
 
 impl AdamW {
     /// Fresh state for the weights of `layout`.
     pub fn new(config: AdamWConfig, layout: &SharedLayout) -> Self {
-        let zeros = || Buffer::from_vec(vec![0.0; layout.len]);
+        let zeros = || Vector::from(vec![0.0; layout.len]);
         AdamW { config, step: 0, m: zeros(), v: zeros(), pieces: pieces(&config, layout) }
     }
 
     /// State after `step` steps, with both moments flat.
-    pub fn restored(config: AdamWConfig, layout: &SharedLayout, step: u64, m: Buffer, v: Buffer) -> Self {
+    pub fn restored(config: AdamWConfig, layout: &SharedLayout, step: u64, m: Vector, v: Vector) -> Self {
         AdamW { config, step, m, v, pieces: pieces(&config, layout) }
     }
 
-    /// One step: the new values in fresh memory, so that whoever holds the old ones keeps a snapshot.
-    pub fn update(&mut self, compute: &Compute, values: &Params, gradient: &[f32], rate: f64) -> Params {
+    /// The same state with its moments elsewhere, as after an upload.
+    #[must_use]
+    pub fn with_moments(self, m: Vector, v: Vector) -> Self {
+        AdamW { m, v, ..self }
+    }
+
+    /// One step on the CPU: the new values in fresh memory, so that whoever holds the old ones keeps a snapshot.
+    ///
+    /// # Errors
+    /// When the moments are not in host memory.
+    pub fn update(
+        &mut self,
+        compute: &Compute,
+        values: &Params,
+        gradient: &[f32],
+        rate: f64,
+    ) -> Result<Params, ModelError> {
+        let elsewhere = || ModelError::Lane { lane: "cpu", problem: "moments are not in host memory".to_owned() };
+        let m = self.m.host_mut().ok_or_else(elsewhere)?;
+        let v = self.v.host_mut().ok_or_else(elsewhere)?;
         self.step += 1;
         let mut next = compute.arena.take(values.len());
         let c = self.config;
         let mut jobs = Vec::with_capacity(self.pieces.len());
-        let (mut next_rest, mut m_rest, mut v_rest) = (&mut next[..], &mut self.m[..], &mut self.v[..]);
+        let (mut next_rest, mut m_rest, mut v_rest) = (&mut next[..], m, v);
         for (range, weight_decay) in &self.pieces {
             let n = range.len();
             let (next, m, v);
@@ -139,7 +165,7 @@ impl AdamW {
             kernels::adamw(next, &values[range.clone()], &gradient[range.clone()], m, v, &s);
         });
         drop(jobs);
-        Arc::new(next)
+        Ok(Arc::new(next))
     }
 }
 

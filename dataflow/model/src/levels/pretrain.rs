@@ -2,143 +2,163 @@
 
 use std::sync::Arc;
 
-use super::Model;
-use super::scoring::{Scored, patches};
-use crate::config::MaskInput;
-use crate::engine::dfdx_cpu::DfdxCpu;
-use crate::engine::{Engine, TokenOrder};
-use crate::error::ModelError;
-use crate::layout::ParamSet;
-use crate::parallel::arena::{Buffer, Params};
-use crate::parallel::compute::Compute;
-use crate::parallel::sum::OrderedSum;
 use mlomae_kernels::{self as kernels, Mat};
+
+use super::Cpu;
+use super::score::patches;
+use crate::engine::dfdx_cpu::{CpuTensor, DfdxCpu};
+use crate::engine::{Engine, HostIo, Tape, TokenOrder};
+use crate::error::ModelError;
+use crate::level::Level;
+use crate::masking::{Needs, Scored};
+use crate::parallel::arena::{Buffer, Params};
+use crate::parallel::sum::OrderedSum;
 
 /// Result of a level-1 pass.
 #[derive(Debug)]
-pub struct PretrainGradient {
-    /// L_m.
+pub struct Gradient {
+    /// L_m of the whole batch.
     pub loss: f64,
     /// ∂L_m/∂θ, flat.
     pub gradient: Buffer,
-    /// ℓ `[batch, L]`, of visible patches too.
+    /// ℓ `[images, L]` of this rank's images, of visible patches too.
     pub patch_loss: Buffer,
 }
 
-/// Normalised targets of images `[batch, C, H, W]` as `[batch·L, P·P·C]`, value order (row, column, channel).
-fn targets(compute: &Compute, model: &Model, images: &[f32]) -> Arc<Buffer> {
-    let c = &model.config;
-    let mut out = compute.arena.take(images.len());
-    kernels::patch_targets(&mut out, images, c.channels, c.image, c.patch);
-    Arc::new(out)
+/// mᵢ·pᵢ `[images, L]`: the weight of each patch's loss, 0 for visible patches.
+#[must_use]
+pub fn loss_weights(cpu: &Cpu, scored: &Scored) -> Buffer {
+    let order = &scored.order;
+    let mut weights = cpu.arena().take(order.rank.len());
+    for (i, weight) in weights.iter_mut().enumerate() {
+        *weight = if order.is_masked(i) { scored.weights().map_or(1.0, |p| p[i]) } else { 0.0 };
+    }
+    weights
 }
 
-/// L_m from patch losses: Σ pᵢ mᵢ ℓᵢ / Σ mᵢ, in f64.
-pub fn masked_loss(patch_loss: &[f32], weights: Option<&[f32]>, order: &TokenOrder) -> f64 {
-    let num_masked = (order.batch() * order.num_masked()) as f64;
-    let masked = (0..patch_loss.len()).filter(|&i| order.is_masked(i));
-    masked.map(|i| f64::from(patch_loss[i]) * weights.map_or(1.0, |w| f64::from(w[i]))).sum::<f64>() / num_masked
+/// L_m = Σ pᵢ mᵢ ℓᵢ / Σ mᵢ in f64, from ℓ and [`loss_weights`] of a batch with `num_masked` masked patches.
+#[must_use]
+pub fn masked_loss(patch_loss: &[f32], weights: &[f32], num_masked: usize) -> f64 {
+    let weighted = patch_loss.iter().zip(weights).filter(|(_, weight)| **weight != 0.0);
+    weighted.map(|(&loss, &weight)| f64::from(loss) * f64::from(weight)).sum::<f64>() / num_masked as f64
 }
 
-/// ∂L_m/∂p `[batch, L]` times `scale`: mᵢ ℓᵢ / Σ m.
-pub fn score_cotangent(compute: &Compute, patch_loss: &[f32], order: &TokenOrder, scale: f64) -> Buffer {
-    let factor = scale / (order.batch() * order.num_masked()) as f64;
-    let mut out = compute.arena.take(patch_loss.len());
+/// ∂L_m/∂p `[images, L]` times `scale`: mᵢ ℓᵢ / Σ m, where the batch has `num_masked` masked patches.
+#[must_use]
+pub fn score_cotangent(cpu: &Cpu, patch_loss: &[f32], order: &TokenOrder, num_masked: usize, scale: f64) -> Buffer {
+    let factor = scale / num_masked as f64;
+    let mut out = cpu.arena().take(patch_loss.len());
     for (i, d) in out.iter_mut().enumerate() {
         *d = if order.is_masked(i) { (f64::from(patch_loss[i]) * factor) as f32 } else { 0.0 };
     }
     out
 }
 
-/// Loss of level 1 and its gradient for θ on images `[batch, C, H, W]` with their masks.
+/// Masked patches of the whole batch, of all ranks.
+#[must_use]
+pub fn num_masked(cpu: &Cpu, order: &TokenOrder) -> usize {
+    order.batch() * cpu.collective.num_ranks() * order.num_masked()
+}
+
+/// Loss of level 1 and its gradient for θ on images `[images, C, H, W]` with their masks.
 ///
 /// Where the masking network reads the patch embedding, θ also receives the gradient through p.
 ///
 /// # Errors
-/// When the engine fails.
+/// When the engine fails, or the batch holds no image.
 pub fn gradient(
-    compute: &Compute,
-    model: &Model,
+    cpu: &Cpu,
     theta: &Params,
     phi: &Params,
     images: &[f32],
     scored: &Scored,
-) -> Result<PretrainGradient, ModelError> {
-    let c = &model.config;
-    let (order, num_patches) = (&scored.order, c.num_patches());
-    let batch = order.batch();
-    let inverse = 1.0 / (batch * order.num_masked()) as f32;
-    let pieces = compute.micro_batches(batch);
+) -> Result<Gradient, ModelError> {
+    let Cpu { compute, model, collective } = cpu;
+    let (c, order) = (&model.config, &scored.order);
+    let (num_patches, num_masked) = (c.num_patches(), num_masked(cpu, order));
+    let inverse = 1.0 / num_masked as f32;
+    let weights = loss_weights(cpu, scored);
+    let pieces = compute.micro_batches(order.batch());
     let sum = Arc::new(OrderedSum::new(&compute.arena, pieces.len(), theta.len()));
     let losses = compute.map(pieces.len(), |i| {
         let piece = pieces[i].clone();
         let images = &images[piece.start * c.image_values()..piece.end * c.image_values()];
-        let rows = piece.start * num_patches..piece.end * num_patches;
         let mut e = DfdxCpu::recording(&compute.arena, piece.len(), compute.grain());
-        e.sum_into(ParamSet::Pretrain, &sum, i);
-        e.bind(ParamSet::Pretrain, theta, true);
-        let input = e.constant(patches(compute, model, images), rows.len(), c.patch_values());
-        let pred = model.vit.reconstruct(&mut e, &input, &order.slice(piece));
-        let loss = e.patch_loss(&pred, &targets(compute, model, images));
-        let mut cotangent = compute.arena.take(rows.len());
-        for (d, row) in cotangent.iter_mut().zip(rows) {
-            let weight = scored.weights().map_or(1.0, |w| w[row]);
-            *d = if order.is_masked(row) { weight * inverse } else { 0.0 };
-        }
+        e.sum_into(Level::Pretrain, &sum, i);
+        let loss = patch_loss(cpu, &mut e, theta, images, &order.slice(piece.clone()), true);
+        let weights = &weights[piece.start * num_patches..piece.end * num_patches];
+        let mut cotangent = compute.arena.take(weights.len());
+        cotangent.iter_mut().zip(weights).for_each(|(d, weight)| *d = weight * inverse);
         let losses = loss.shared();
         e.backward(vec![(loss, cotangent)])?;
         Ok::<_, ModelError>(losses)
     });
-    let mut patch_loss = compute.arena.take(batch * num_patches);
+    let mut patch_loss = compute.arena.take(order.batch() * num_patches);
     for (piece, losses) in pieces.iter().zip(losses) {
         patch_loss[piece.start * num_patches..piece.end * num_patches].copy_from_slice(&losses?);
     }
-    let mut gradient =
+    let gradient =
         sum.finish().ok_or_else(|| ModelError::Config("a level-1 batch must hold at least one image".into()))?;
-    if let (Some(trace), MaskInput::Embedding) = (&scored.trace, c.mask_input) {
-        let dscores = score_cotangent(compute, &patch_loss, order, 1.0);
-        if let Some(dembedding) = model.mask_net.backward(compute, phi, trace, &dscores, None, true) {
-            add_embedding_gradient(compute, model, &mut gradient, images, &dembedding);
+    let mut gradient = collective.sum(gradient)?;
+    if let (Some(trace), Needs::Embedding) = (&scored.trace, model.masking.needs()) {
+        let dscores = score_cotangent(cpu, &patch_loss, order, num_masked, 1.0);
+        if let Some(dembedding) = model.masking.backward(compute, phi, trace, &dscores, None, true) {
+            let patches = Arc::unwrap_or_clone(patches(cpu, images));
+            let (dembedding, patches) = (collective.gather(dembedding)?, collective.gather(patches)?);
+            add_embedding_gradient(cpu, &mut gradient, &patches, &dembedding);
         }
     }
     model.vit.layout.zero_frozen(&mut gradient);
-    Ok(PretrainGradient { loss: masked_loss(&patch_loss, scored.weights(), order), gradient, patch_loss })
+    let (all_losses, all_weights) =
+        (collective.gather(compute.arena.copy_of(&patch_loss))?, collective.gather(weights)?);
+    Ok(Gradient { loss: masked_loss(&all_losses, &all_weights, num_masked), gradient, patch_loss })
 }
 
-/// Adds the gradient that reaches patch embedding and positions through `dembedding` `[batch·L, dim]`.
-fn add_embedding_gradient(compute: &Compute, model: &Model, gradient: &mut [f32], images: &[f32], dembedding: &[f32]) {
-    let dim = model.config.dim;
-    let w = model.vit.token_weights();
-    let patches = patches(compute, model, images);
+/// ℓ `[images·L, 1]` of images `[images, C, H, W]`: the decoder's prediction against the normalised target, whose values have the order
+/// (row, column, channel).
+fn patch_loss(
+    cpu: &Cpu,
+    e: &mut DfdxCpu,
+    theta: &Params,
+    images: &[f32],
+    order: &Arc<TokenOrder>,
+    want_gradient: bool,
+) -> CpuTensor {
+    let (c, vit) = (&cpu.model.config, &cpu.model.vit);
+    e.bind(Level::Pretrain, theta, want_gradient);
+    let rows = images.len() / c.patch_values();
+    let input = e.constant(patches(cpu, images), rows, c.patch_values());
+    let pred = vit.reconstruct(e, &input, order);
+    let mut target = cpu.arena().take(images.len());
+    kernels::patch_targets(&mut target, images, c.channels, c.image, c.patch);
+    let target = e.constant(Arc::new(target), rows, c.patch_values());
+    e.patch_loss(&pred, &target)
+}
+
+/// Adds the gradient that reaches patch embedding and positions through `dembedding` `[batch·L, dim]`, for `patches` `[batch·L, values]`.
+fn add_embedding_gradient(cpu: &Cpu, gradient: &mut [f32], patches: &[f32], dembedding: &[f32]) {
+    let dim = cpu.model.config.dim;
+    let w = cpu.model.vit.token_weights();
+    let (rows, inputs) = (dembedding.len() / dim, w.proj.inputs);
     let a = Mat { data: dembedding, ld: dim, trans: true };
-    let b = Mat { data: &patches, ld: w.proj.inputs, trans: false };
-    kernels::matmul(
-        &mut gradient[w.proj.weight.range()],
-        w.proj.inputs,
-        a,
-        b,
-        dim,
-        w.proj.inputs,
-        dembedding.len() / dim,
-        true,
-    );
+    let b = Mat { data: patches, ld: inputs, trans: false };
+    kernels::matmul(&mut gradient[w.proj.weight.range()], inputs, a, b, dim, inputs, rows, true);
     kernels::bias_grad(&mut gradient[w.proj.bias.range()], dembedding, true);
     let dpos = &mut gradient[w.pos.range()][dim..];
     dembedding.chunks_exact(dpos.len()).for_each(|image| kernels::add(dpos, image));
 }
 
-/// Patch losses ℓ `[batch, L]` alone: a forward pass that keeps nothing.
-pub fn patch_losses(compute: &Compute, model: &Model, theta: &Params, images: &[f32], order: &TokenOrder) -> Buffer {
-    let (c, num_patches) = (&model.config, model.config.num_patches());
+/// Patch losses ℓ `[images, L]` alone: a forward pass that keeps nothing.
+#[must_use]
+pub fn patch_losses(cpu: &Cpu, theta: &Params, images: &[f32], order: &TokenOrder) -> Buffer {
+    let (compute, c) = (&cpu.compute, &cpu.model.config);
+    let num_patches = c.num_patches();
     let pieces = compute.micro_batches(order.batch());
     let losses = compute.map(pieces.len(), |i| {
         let piece = pieces[i].clone();
         let images = &images[piece.start * c.image_values()..piece.end * c.image_values()];
         let mut e = DfdxCpu::forward_only(&compute.arena);
-        e.bind(ParamSet::Pretrain, theta, false);
-        let input = e.constant(patches(compute, model, images), piece.len() * num_patches, c.patch_values());
-        let pred = model.vit.reconstruct(&mut e, &input, &order.slice(piece));
-        e.patch_loss(&pred, &targets(compute, model, images)).shared()
+        patch_loss(cpu, &mut e, theta, images, &order.slice(piece), false).shared()
     });
     let mut out = compute.arena.take(order.batch() * num_patches);
     for (piece, losses) in pieces.iter().zip(losses) {
@@ -147,18 +167,14 @@ pub fn patch_losses(compute: &Compute, model: &Model, theta: &Params, images: &[
     out
 }
 
-/// Reconstructed patches `[batch·L, P·P·C]` in units of the normalised target, for pictures.
-pub fn reconstruct(
-    compute: &Compute,
-    model: &Model,
-    theta: &Params,
-    images: &[f32],
-    order: &Arc<TokenOrder>,
-) -> Vec<f32> {
-    let mut e = DfdxCpu::forward_only(&compute.arena);
-    e.bind(ParamSet::Pretrain, theta, false);
-    let rows = order.batch() * model.config.num_patches();
-    let input = e.constant(patches(compute, model, images), rows, model.config.patch_values());
-    let pred = model.vit.reconstruct(&mut e, &input, order);
+/// Reconstructed patches `[images·L, P·P·C]` in units of the normalised target, for pictures.
+#[must_use]
+pub fn reconstruct(cpu: &Cpu, theta: &Params, images: &[f32], order: &Arc<TokenOrder>) -> Vec<f32> {
+    let c = &cpu.model.config;
+    let mut e = DfdxCpu::forward_only(cpu.arena());
+    e.bind(Level::Pretrain, theta, false);
+    let rows = order.batch() * c.num_patches();
+    let input = e.constant(patches(cpu, images), rows, c.patch_values());
+    let pred = cpu.model.vit.reconstruct(&mut e, &input, order);
     e.values(&pred).to_vec()
 }

@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
-use rand_chacha::ChaCha8Rng;
-
 use crate::engine::TokenOrder;
-use crate::nets::init::uniform;
+use crate::masking::MaskRule;
+use crate::rng::unit;
 
 /// Orders each image's patches by rising key, ties by the lower patch index, so that masks are reproducible.
 ///
@@ -27,25 +26,24 @@ pub fn order_by_keys(keys: &[f32], num_patches: usize, num_visible: usize) -> Ar
     Arc::new(TokenOrder { num_patches, num_visible, kept, rank })
 }
 
-/// Keys for exploration: each image's scores turned into ranks in [0, 1), of which a share `explore` of the patches, drawn at
-/// random, gets uniform random keys instead. With `explore` 0 the order is that of the scores.
-pub fn explored_keys(
-    scores: &[f32],
-    num_patches: usize,
-    explore: f64,
-    mut image_rng: impl FnMut(usize) -> ChaCha8Rng,
-) -> Vec<f32> {
+/// Keys from scores `[images, L]` with exploration: each image's scores turned into ranks in [0, 1), of which a share `rule.explore` of
+/// the patches, drawn at random, gets uniform random keys instead. Without exploration the keys are the scores.
+#[must_use]
+pub fn explored_keys(scores: &[f32], num_patches: usize, rule: &MaskRule) -> Vec<f32> {
+    if rule.explore <= 0.0 {
+        return scores.to_vec();
+    }
     let by_score = order_by_keys(scores, num_patches, num_patches);
     let mut keys: Vec<f32> = by_score.rank.iter().map(|&r| r as f32 / num_patches as f32).collect();
-    let num_explored = (explore * num_patches as f64).round() as usize;
+    let num_explored = (rule.explore * num_patches as f64).round() as usize;
     for (image, keys) in keys.chunks_exact_mut(num_patches).enumerate() {
-        let mut rng = image_rng(image);
+        let mut rng = rule.rng(image);
         // A partial Fisher-Yates shuffle draws the explored patches without replacement.
         let mut patches: Vec<usize> = (0..num_patches).collect();
         for place in 0..num_explored.min(num_patches) {
-            let other = place + (uniform(&mut rng) * (num_patches - place) as f64) as usize;
+            let other = place + (unit(&mut rng) * (num_patches - place) as f64) as usize;
             patches.swap(place, other);
-            keys[patches[place]] = uniform(&mut rng) as f32;
+            keys[patches[place]] = unit(&mut rng) as f32;
         }
     }
     keys
@@ -81,7 +79,6 @@ impl TokenOrder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rand_chacha::rand_core::SeedableRng;
 
     #[test]
     fn lowest_scores_stay_visible_and_ties_go_to_the_lower_patch() {
@@ -95,11 +92,11 @@ mod tests {
     #[test]
     fn exploration_changes_the_asked_share_only() {
         let scores: Vec<f32> = (0..64).map(|i| ((i * 37) % 64) as f32).collect();
-        let rng = |i: usize| ChaCha8Rng::seed_from_u64(i as u64);
-        let plain = explored_keys(&scores, 64, 0.0, rng);
-        assert_eq!(order_by_keys(&plain, 64, 16).kept, order_by_keys(&scores, 64, 16).kept);
-        let explored = explored_keys(&scores, 64, 0.25, rng);
-        let changed = plain.iter().zip(&explored).filter(|(a, b)| a != b).count();
+        let keys = |explore| explored_keys(&scores, 64, &MaskRule { seed: 5, step: 0, explore });
+        assert_eq!(keys(0.0), scores);
+        let (hardly, explored) = (keys(1e-9), keys(0.25));
+        assert_eq!(order_by_keys(&hardly, 64, 16).kept, order_by_keys(&scores, 64, 16).kept);
+        let changed = hardly.iter().zip(&explored).filter(|(a, b)| a != b).count();
         assert_eq!(changed, 16);
     }
 }

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use crate::config::{ModelConfig, PosEmbed};
-use crate::engine::{AttentionShape, Engine, TokenOrder, TokenWeights};
-use crate::layout::{Layout, LinearWeights, NormWeights, ParamSet, SharedLayout, Weight};
+use crate::engine::{AttentionShape, Engine, TokenWeights};
+use crate::layout::{Layout, LinearWeights, NormWeights, SharedLayout, Weight};
+use crate::level::Level;
 use crate::nets::init;
+use crate::nets::tap::Tap;
 use crate::parallel::arena::Buffer;
 
 /// Weights of one transformer block: x += proj(attention(norm1(x))), x += fc2(gelu(fc1(norm2(x)))).
@@ -33,8 +35,8 @@ impl Block {
         }
     }
 
-    /// `x` is `[batch·tokens, dim]`. With `only_cls` just the first token of each image comes out, `[batch, dim]`: the others serve
-    /// it as keys and values, and the rest of the block is spared for them.
+    /// `x` is `[batch·tokens, dim]`. With `only_cls` just the first token of each image comes out, `[batch, dim]`: the others are its
+    /// keys and values, and their own queries, projection and MLP are not computed.
     fn forward<E: Engine>(&self, e: &mut E, x: &E::Tensor, tokens: usize, only_cls: bool) -> E::Tensor {
         let (rows, dim) = e.shape(x);
         let shape = AttentionShape {
@@ -79,7 +81,7 @@ impl Vit {
     pub fn new(config: &ModelConfig) -> Self {
         let c = config;
         let num_tokens = c.num_patches() + 1;
-        let mut layout = Layout::new(ParamSet::Pretrain);
+        let mut layout = Layout::new(Level::Pretrain);
         let add_pos = |layout: &mut Layout, name: &str, dim: usize| match c.pos_embed {
             PosEmbed::Trained => layout.add(name, &[1, num_tokens, dim]),
             PosEmbed::Frozen => layout.add_frozen(name, &[1, num_tokens, dim]),
@@ -141,9 +143,9 @@ impl Vit {
     }
 
     /// Encoder output `[batch·(1+n), dim]` of the visible patches (all of them without `order`); `patches` is `[batch·L, values]`.
-    pub fn encode<E: Engine>(&self, e: &mut E, patches: &E::Tensor, order: Option<&Arc<TokenOrder>>) -> E::Tensor {
+    pub fn encode<E: Engine>(&self, e: &mut E, patches: &E::Tensor, order: Option<&E::Order>) -> E::Tensor {
         let num_patches = self.config.num_patches();
-        let num_tokens = 1 + order.map_or(num_patches, |o| o.num_visible);
+        let num_tokens = 1 + order.map_or(num_patches, |order| e.num_visible(order));
         let mut x = e.tokens(patches, num_patches, order, &self.tokens);
         for block in &self.blocks {
             x = block.forward(e, &x, num_tokens, false);
@@ -151,18 +153,29 @@ impl Vit {
         e.layer_norm(&x, &self.norm)
     }
 
-    /// The CLS token z `[batch, dim]` of the encoder's output over all patches.
-    pub fn features<E: Engine>(&self, e: &mut E, patches: &E::Tensor) -> E::Tensor {
+    /// What a task reads of the encoder's output over all patches, a tensor for each tap: `[batch, dim]` for [`Tap::Cls`],
+    /// `[batch·L, dim]` for [`Tap::Patches`].
+    ///
+    /// Where only CLS is read, the last block computes it alone; the other tokens serve as its keys and values.
+    pub fn taps<E: Engine>(&self, e: &mut E, patches: &E::Tensor, taps: &[Tap]) -> Vec<E::Tensor> {
         let num_tokens = 1 + self.config.num_patches();
+        let only_cls = taps.iter().all(|tap| *tap == Tap::Cls);
         let mut x = e.tokens(patches, num_tokens - 1, None, &self.tokens);
         for (i, block) in self.blocks.iter().enumerate() {
-            x = block.forward(e, &x, num_tokens, i + 1 == self.blocks.len());
+            x = block.forward(e, &x, num_tokens, only_cls && i + 1 == self.blocks.len());
         }
-        e.layer_norm(&x, &self.norm)
+        let x = e.layer_norm(&x, &self.norm);
+        taps.iter()
+            .map(|tap| match tap {
+                Tap::Cls if only_cls => x.clone(),
+                Tap::Cls => e.first_rows(&x, num_tokens),
+                Tap::Patches => e.rest_rows(&x, num_tokens),
+            })
+            .collect()
     }
 
     /// Predicted patches `[batch·L, values]`, value order (row, column, channel), in units of the normalised target.
-    pub fn reconstruct<E: Engine>(&self, e: &mut E, patches: &E::Tensor, order: &Arc<TokenOrder>) -> E::Tensor {
+    pub fn reconstruct<E: Engine>(&self, e: &mut E, patches: &E::Tensor, order: &E::Order) -> E::Tensor {
         let num_tokens = 1 + self.config.num_patches();
         let z = self.encode(e, patches, Some(order));
         let z = e.linear(&z, &self.dec_embed);

@@ -5,11 +5,12 @@
 //! which are whole branches of that tree: neither the number of threads nor the size of a micro-batch changes a bit.
 
 use std::any::Any;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Barrier, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::error::ModelError;
 use crate::parallel::arena::Arena;
@@ -96,16 +97,16 @@ impl Compute {
         (0..len).step_by(piece.max(1)).map(|start| start..(start + piece).min(len)).collect()
     }
 
-    /// The threads for `num` pieces; none if the calling thread does them all: where there is but one, and where it is
-    /// in the middle of a piece or a step itself. There it would wait for threads that wait for it (deadlock).
+    /// The threads for `num` pieces; none if the calling thread does them all: where there is only one, and where the calling thread is
+    /// in the middle of a piece itself: it would wait for threads that wait for it (deadlock).
     fn threads_for(&self, num: usize) -> Option<&rayon::ThreadPool> {
         self.pool.as_deref().filter(|_| num > 1 && !Inside::is_here())
     }
 
     /// Runs `work(i)` for all `i < num`, results in order.
     ///
-    /// `work` may compute in turn, with any value of this type; that is done on the thread that is at it. A panic in a
-    /// piece is passed on to the caller after all threads have come to rest.
+    /// `work` may call [`Compute::map`] in turn, of any value of this type: nested work stays on its thread. A panic in a piece is passed
+    /// on to the caller after all threads have come to rest.
     pub fn map<R: Send>(&self, num: usize, work: impl Fn(usize) -> R + Sync) -> Vec<R> {
         let Some(pool) = self.threads_for(num) else {
             return (0..num).map(work).collect();
@@ -135,64 +136,102 @@ impl Compute {
         });
     }
 
-    /// Forward for every piece; a step that sees all of them; other pieces in one go; a step that sees those too; backward for every
-    /// piece of the first kind on the thread that did its forward, because a tape cannot change threads.
+    /// Begins `num` pieces and keeps the state of each on the thread that began it, because a tape cannot change threads. Returns the
+    /// handle for [`Compute::resume`], and what the pieces gave, in order.
     ///
-    /// Only pieces of the first kind keep something (`S`) from one phase to the next. Returns the second step's result and those of the
-    /// backward passes. Pieces and steps may compute in turn, as those of [`Compute::map`]: while one thread takes a step, the others wait
-    /// at a barrier and could not help it. A panic in a piece is passed on to the caller after all threads have come to rest.
-    pub fn phases<S, Z: Send, A: Send + Sync, B: Send, M: Send + Sync, R: Send>(
-        &self,
-        num: [usize; 2],
-        forward: impl Fn(usize) -> (S, Z) + Sync,
-        first_step: impl FnOnce(Vec<Z>) -> A + Send,
-        in_one_go: impl Fn(usize, &A) -> B + Sync,
-        second_step: impl FnOnce(&A, Vec<B>) -> M + Send,
-        backward: impl Fn(usize, S, &M) -> R + Sync,
-    ) -> (A, M, Vec<R>) {
-        let Some(pool) = self.threads_for(num[0].max(num[1])) else {
-            let (states, outputs): (Vec<S>, Vec<Z>) = (0..num[0]).map(&forward).unzip();
-            let first = first_step(outputs);
-            let second = second_step(&first, (0..num[1]).map(|i| in_one_go(i, &first)).collect());
-            let results = states.into_iter().enumerate().map(|(i, state)| backward(i, state, &second)).collect();
-            return (first, second, results);
-        };
+    /// A panic in a piece is passed on to the caller after all threads have come to rest; no state is kept then.
+    pub fn hold<S: 'static, Z: Send>(&self, num: usize, begin: impl Fn(usize) -> (S, Z) + Sync) -> (Held, Vec<Z>) {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let pool = self.threads_for(num).and(self.pool.clone());
+        let (key, thread) = (NEXT.fetch_add(1, Ordering::Relaxed), std::thread::current().id());
+        let held = Held { key, num, thread, pool, is_over: false };
         let failure = Failure::default();
-        let pieces = num.map(|num| Pieces::new(num, &failure));
-        let barrier = Barrier::new(self.num_threads);
-        let outputs = Places::new(num[0]);
-        let others = Places::new(num[1]);
-        let results = Places::new(num[0]);
-        let first = Once::new(first_step);
-        let second = Once::new(second_step);
-        pool.broadcast(|_| {
-            let _inside = Inside::enter();
-            let mut states: Vec<(usize, S)> = Vec::new();
-            pieces[0].each(|i| {
-                let (state, output) = forward(i);
-                states.push((i, state));
+        let pieces = Pieces::new(num, &failure);
+        let outputs = Places::new(num);
+        held.on_each_thread(|| {
+            let mut states: Vec<(usize, Box<dyn Any>)> = Vec::new();
+            pieces.each(|i| {
+                let (state, output) = begin(i);
+                states.push((i, Box::new(state)));
                 outputs.put(i, output);
             });
-            if barrier.wait().is_leader() {
-                failure.guard(|| first.run(|step| step(outputs.take())));
-            }
-            barrier.wait();
-            if let Some(first) = first.result() {
-                pieces[1].each(|i| others.put(i, in_one_go(i, &first)));
-            }
-            if barrier.wait().is_leader()
-                && let Some(first) = first.result()
-            {
-                failure.guard(|| second.run(|step| step(&first, others.take())));
-            }
-            barrier.wait();
-            let Some(second) = second.result() else { return };
-            for (i, state) in states {
-                failure.guard(|| results.put(i, backward(i, state, &second)));
-            }
+            HELD.with_borrow_mut(|all| all.insert(held.key, states));
         });
         failure.rethrow();
-        (first.into_result(), second.into_result(), results.take())
+        (held, outputs.take())
+    }
+
+    /// Ends the pieces that [`Compute::hold`] began with states of type `S`, each on its thread; results in order. None if the states are
+    /// not there: pieces that one thread holds for itself are ended on that thread alone.
+    ///
+    /// A panic in a piece is passed on to the caller after all threads have come to rest.
+    pub fn resume<S: 'static, R: Send>(mut held: Held, end: impl Fn(usize, S) -> R + Sync) -> Option<Vec<R>> {
+        if held.pool.is_none() && held.thread != std::thread::current().id() {
+            return None;
+        }
+        let failure = Failure::default();
+        let results = Places::new(held.num);
+        held.on_each_thread(|| {
+            let states = HELD.with_borrow_mut(|all| all.remove(&held.key)).unwrap_or_default();
+            for (i, state) in states {
+                let Ok(state) = state.downcast::<S>() else { continue };
+                failure.guard(|| results.put(i, end(i, *state)));
+            }
+        });
+        held.is_over = true;
+        failure.rethrow();
+        let results = results.take();
+        (results.len() == held.num).then_some(results)
+    }
+}
+
+thread_local! {
+    /// States of pieces that were begun on this thread, by the key of their [`Held`].
+    static HELD: RefCell<HashMap<u64, Vec<(usize, Box<dyn Any>)>>> = RefCell::default();
+}
+
+/// Pieces that were begun and wait for their end, see [`Compute::hold`]. Dropping it drops their states.
+#[derive(Debug)]
+pub struct Held {
+    key: u64,
+    num: usize,
+    /// The thread that holds all of them, where there is no pool.
+    thread: std::thread::ThreadId,
+    pool: Option<Arc<rayon::ThreadPool>>,
+    /// Whether the states are gone.
+    is_over: bool,
+}
+
+impl Held {
+    /// Pieces.
+    #[must_use]
+    pub const fn num(&self) -> usize {
+        self.num
+    }
+
+    fn on_each_thread(&self, work: impl Fn() + Sync) {
+        match &self.pool {
+            Some(pool) => {
+                pool.broadcast(|_| {
+                    let _inside = Inside::enter();
+                    work();
+                });
+            }
+            None => work(),
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let is_elsewhere = self.pool.is_none() && self.thread != std::thread::current().id();
+        // A thread's own table is freed with the thread; during its destruction there is nothing left to free.
+        if !is_elsewhere && !self.is_over {
+            let key = self.key;
+            self.on_each_thread(|| {
+                let _ = HELD.try_with(|all| all.try_borrow_mut().ok().and_then(|mut all| all.remove(&key)));
+            });
+        }
     }
 }
 
@@ -221,7 +260,7 @@ impl Drop for Inside {
     }
 }
 
-/// The lock of `mutex`, whatever a panic left behind it.
+/// The lock of `mutex`, poisoned by a panic or not.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -294,68 +333,70 @@ impl<R> Places<R> {
     }
 }
 
-/// A step that one thread takes for all.
-struct Once<F, M> {
-    step: Mutex<Option<F>>,
-    result: Mutex<Option<Arc<M>>>,
-}
-
-impl<F, M> Once<F, M> {
-    fn new(step: F) -> Self {
-        Once { step: Mutex::new(Some(step)), result: Mutex::new(None) }
-    }
-
-    fn run(&self, call: impl FnOnce(F) -> M) {
-        if let Some(step) = lock(&self.step).take() {
-            let result = call(step);
-            *lock(&self.result) = Some(Arc::new(result));
-        }
-    }
-
-    fn result(&self) -> Option<Arc<M>> {
-        lock(&self.result).clone()
-    }
-
-    fn into_result(self) -> M {
-        let result = self.result.into_inner().unwrap_or_else(PoisonError::into_inner).and_then(Arc::into_inner);
-        result.expect("invariant: without a panic the step has run and its threads are gone")
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// A state that cannot leave its thread, as a tape.
+    struct Tape(std::rc::Rc<usize>, std::thread::ThreadId);
+
+    fn begin(i: usize) -> (Tape, usize) {
+        (Tape(std::rc::Rc::new(i), std::thread::current().id()), 2 * i)
+    }
+
+    fn end(i: usize, tape: Tape) -> usize {
+        assert_eq!((i, std::thread::current().id()), (*tape.0, tape.1), "a piece ends where it began");
+        3 * i
+    }
+
     #[test]
-    fn results_are_in_order_for_any_thread_count() {
+    fn pieces_end_on_the_thread_that_began_them_and_results_are_in_order() {
         for threads in [1, 2, 3] {
             let compute = Compute::new(threads, 4, Arena::new()).unwrap();
-            let (first, second, results) = compute.phases(
-                [10, 7],
-                |i| (i, i * 2),
-                |zs| zs.iter().sum::<usize>(),
-                |i, first| first + i,
-                |first, others| first + others.iter().sum::<usize>(),
-                |i, state, second| state + i + second,
-            );
-            assert_eq!((first, second), (90, 90 + 7 * 90 + 21));
-            assert_eq!(results, (0..10).map(|i| 2 * i + 741).collect::<Vec<_>>());
+            // Two holds at a time, and other work between begin and end.
+            let (one, outputs) = compute.hold(10, begin);
+            let (two, _) = compute.hold(3, begin);
+            assert_eq!(outputs, (0..10).map(|i| 2 * i).collect::<Vec<_>>());
+            assert_eq!(compute.map(7, |i| i), (0..7).collect::<Vec<_>>());
+            assert_eq!(Compute::resume(two, end).unwrap(), [0, 3, 6]);
+            assert_eq!(Compute::resume(one, end).unwrap(), (0..10).map(|i| 3 * i).collect::<Vec<_>>());
         }
+    }
+
+    #[test]
+    fn states_are_dropped_with_their_handle() {
+        struct Counted(Arc<AtomicUsize>);
+        impl Drop for Counted {
+            fn drop(&mut self) {
+                self.0.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+        for threads in [1, 3] {
+            let compute = Compute::new(threads, 4, Arena::new()).unwrap();
+            let num_dropped = Arc::new(AtomicUsize::new(0));
+            let (held, _) = compute.hold(5, |i| (Counted(num_dropped.clone()), i));
+            assert_eq!((held.num(), num_dropped.load(Ordering::SeqCst)), (5, 0));
+            drop(held);
+            assert_eq!(num_dropped.load(Ordering::SeqCst), 5, "{threads} threads");
+        }
+    }
+
+    #[test]
+    fn what_one_thread_holds_is_not_ended_by_another() {
+        let (held, _) = Compute::serial(1).hold(3, begin);
+        assert!(std::thread::spawn(move || Compute::resume(held, end)).join().unwrap().is_none());
+        let (held, _) = Compute::serial(1).hold(3, begin);
+        assert!(Compute::resume(held, |_, _: String| ()).is_none(), "states of another type");
     }
 
     #[test]
     fn a_panic_in_a_piece_reaches_the_caller_and_the_pool_survives() {
         let compute = Compute::new(3, 1, Arena::new()).unwrap();
-        for phase in 0..5 {
+        for phase in 0..3 {
             let outcome = catch_unwind(AssertUnwindSafe(|| {
-                compute.phases(
-                    [8, 8],
-                    |i| ((), assert!(phase != 0 || i != 5, "forward")),
-                    |_| assert!(phase != 1, "first step"),
-                    |i, ()| assert!(phase != 2 || i != 2, "in one go"),
-                    |(), _| assert!(phase != 3, "second step"),
-                    |i, (), ()| assert!(phase != 4 || i != 3, "backward"),
-                )
+                let (held, _) = compute.hold(8, |i| ((), assert!(phase != 0 || i != 5, "begin")));
+                compute.map(8, |i| assert!(phase != 1 || i != 2, "between"));
+                Compute::resume(held, |i, ()| assert!(phase != 2 || i != 3, "end"))
             }));
             assert!(outcome.is_err());
             assert_eq!(compute.map(3, |i| i), [0, 1, 2]);
@@ -369,36 +410,23 @@ mod tests {
         receiver.recv_timeout(std::time::Duration::from_secs(60)).expect("it hangs or has panicked")
     }
 
-    /// A sum over pieces that each compute on `inner`, by maps and by phases.
+    /// A sum over pieces that each compute on `inner`, by maps and by held pieces.
     fn nested(outer: &Compute, inner: &Compute) -> Vec<u64> {
         let sum = |n: u64| inner.map(5, |i| n * i as u64).into_iter().sum::<u64>();
-        let phases = |n: u64| {
-            let (first, second, results) = inner.phases(
-                [3, 2],
-                |i| (i, sum(n + i as u64)),
-                |zs| zs.into_iter().sum::<u64>(),
-                |i, first| first + i as u64,
-                |first, others| first + others.into_iter().sum::<u64>(),
-                |i, state, second| second + (i + state) as u64,
-            );
-            first + second + results.into_iter().sum::<u64>()
+        let held = |n: u64| {
+            let (held, zs) = inner.hold(3, |i| (i, sum(n + i as u64)));
+            let between = sum(zs.into_iter().sum());
+            Compute::resume(held, |i, state: usize| between + (i + state) as u64).unwrap().into_iter().sum::<u64>()
         };
-        let mut all = outer.map(7, |i| sum(i as u64) + phases(i as u64));
-        let (first, second, results) = outer.phases(
-            [4, 3],
-            |i| (sum(i as u64), phases(i as u64)),
-            |zs| phases(zs.into_iter().sum()),
-            |i, first| sum(first % 1000) + i as u64,
-            |first, others| sum(first % 1000) + phases(others.len() as u64),
-            |i, state, second| state + phases((second + i as u64) % 1000),
-        );
-        all.extend([first, second]);
-        all.extend(results);
+        let mut all = outer.map(7, |i| sum(i as u64) + held(i as u64));
+        let (pieces, zs) = outer.hold(4, |i| (sum(i as u64), held(i as u64)));
+        all.extend(&zs);
+        all.extend(Compute::resume(pieces, |i, state: u64| state + held(i as u64)).unwrap());
         all
     }
 
     #[test]
-    fn pieces_and_steps_may_compute_in_turn_on_the_same_threads_or_others() {
+    fn pieces_may_compute_in_turn_on_the_same_threads_or_others() {
         within_a_minute(|| {
             let serial = Compute::serial(1);
             let expected = nested(&serial, &serial);
@@ -417,20 +445,21 @@ mod tests {
         within_a_minute(|| {
             let compute = Compute::new(2, 1, Arena::new()).unwrap();
             for _ in 0..10 {
-                let step = || compute.map(4, |i| assert!(i != 2, "nested"));
+                let nested = || compute.map(4, |i| assert!(i != 2, "nested"));
                 let outcome = catch_unwind(AssertUnwindSafe(|| {
-                    compute.phases([4, 1], |i| ((), i), |_| step(), |i, _| i, |_, _| (), |_, (), ()| ())
+                    let (held, _) = compute.hold(4, |i| ((), i));
+                    Compute::resume(held, |_, ()| nested().len())
                 }));
                 assert!(outcome.is_err());
                 // Still on both threads: each piece waits for the other.
-                let both = Barrier::new(2);
+                let both = std::sync::Barrier::new(2);
                 compute.map(2, |_| both.wait());
             }
         });
     }
 
     #[test]
-    fn phases_from_several_threads_at_once_take_turns() {
+    fn several_threads_at_once_take_turns() {
         within_a_minute(|| {
             let compute = Compute::new(3, 1, Arena::new()).unwrap();
             let alone = nested(&compute, &compute);

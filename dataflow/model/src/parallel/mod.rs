@@ -12,5 +12,6 @@
 //! ```
 
 pub mod arena;
+pub mod collective;
 pub mod compute;
 pub mod sum;

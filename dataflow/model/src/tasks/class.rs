@@ -1,53 +1,105 @@
-//! The classification head: LayerNorm(eps 1e-6) → dropout → Linear on the CLS token, and its cross entropy.
+//! Classification: LayerNorm(eps 1e-6) → dropout → Linear on the CLS token, and its cross entropy.
 //!
 //! The head works on `[batch, dim]` features, a thousandth of an encoder pass. It is written with plain loops in f64, so that the
 //! finite difference over c loses nothing.
 
 use std::sync::Arc;
 
-use rand_chacha::ChaCha8Rng;
-
+use super::{At, Figure, Share, Targets, Task, TaskFacts, TaskKind, Tokens, Total, Want};
+use crate::choice::Named;
 use crate::engine::NORM_EPS;
-use crate::layout::{Layout, LinearWeights, NormWeights, ParamSet, SharedLayout};
-use crate::nets::init;
+use crate::error::ModelError;
+use crate::layout::{Layout, LinearWeights, NormWeights, SharedLayout};
+use crate::level::Level;
+use crate::nets::{Tap, init};
 use crate::parallel::arena::Buffer;
 
-/// The downstream head c.
+/// The entry of [`super::TASKS`].
+#[derive(Debug)]
+pub struct Kind;
+
+impl Named for Kind {
+    fn name(&self) -> &'static str {
+        "class"
+    }
+    fn summary(&self) -> &'static str {
+        "Classification: a linear layer on the normalised CLS token, cross entropy"
+    }
+}
+
+impl TaskKind for Kind {
+    fn build(&self, facts: &TaskFacts) -> Arc<dyn Task> {
+        Arc::new(Classification::new(facts.dim, facts.num_classes))
+    }
+}
+
+/// Classification of images.
 #[derive(Clone, Debug)]
-pub struct Head {
-    /// Names and places of the weights.
-    pub layout: SharedLayout,
+pub struct Classification {
+    layout: SharedLayout,
     norm: NormWeights,
     fc: LinearWeights,
 }
 
-/// A factor per feature, `[batch, dim]`: 0 for dropped features, 1/(1−rate) for the others.
-pub type DropoutFactors = Vec<f32>;
+/// The one figure beside the loss.
+const FIGURES: [Figure; 1] = [Figure { name: "accuracy", unit: "share" }];
 
-/// What one evaluation of the task loss gives.
-#[derive(Debug)]
-pub struct TaskGradient {
-    /// Mean cross entropy in nats.
-    pub loss: f64,
-    /// Share of right answers.
-    pub accuracy: f64,
-    /// ∂L/∂c, flat.
-    pub head: Vec<f64>,
-    /// ∂L/∂z `[batch, dim]`.
-    pub features: Vec<f64>,
-}
-
-impl Head {
+impl Classification {
     /// Lays the weights out.
+    #[must_use]
     pub fn new(dim: usize, num_classes: usize) -> Self {
-        let mut layout = Layout::new(ParamSet::Head);
+        let mut layout = Layout::new(Level::Finetune);
         let norm = layout.norm("fc_norm", dim);
         let fc = layout.linear("head", &[num_classes, dim]);
-        Head { layout: Arc::new(layout), norm, fc }
+        Classification { layout: Arc::new(layout), norm, fc }
     }
 
-    /// Initial values: unit norm gain, U(±1/√dim) for the linear layer.
-    pub fn init(&self, seed: u64) -> Buffer {
+    /// z without its mean and scaled to unit variance, and the factor 1/σ.
+    fn normalise(&self, z: &[f32]) -> (Vec<f64>, f64) {
+        let n = z.len() as f64;
+        let mean = z.iter().map(|&v| f64::from(v)).sum::<f64>() / n;
+        let var = z.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / n;
+        let rstd = 1.0 / (var + f64::from(NORM_EPS)).sqrt();
+        (z.iter().map(|&v| (f64::from(v) - mean) * rstd).collect(), rstd)
+    }
+
+    fn logits(&self, c: &[f64], normed: &[f64], dropout: Option<&[f32]>) -> Vec<f64> {
+        let dim = self.norm.dim;
+        let gamma = &c[self.norm.gamma.range()];
+        let beta = &c[self.norm.beta.range()];
+        let y: Vec<f64> =
+            (0..dim).map(|i| (normed[i] * gamma[i] + beta[i]) * dropout.map_or(1.0, |d| f64::from(d[i]))).collect();
+        (0..self.fc.outputs)
+            .map(|class| {
+                let row = &c[self.fc.weight.offset + class * dim..][..dim];
+                c[self.fc.bias.offset + class] + row.iter().zip(&y).map(|(w, y)| w * y).sum::<f64>()
+            })
+            .collect()
+    }
+
+    /// The classes of a batch, each within those of the head.
+    fn classes<'a>(&self, y: &'a Targets) -> Result<&'a [i32], ModelError> {
+        let Targets::Classes(classes) = y;
+        match classes.iter().find(|class| usize::try_from(**class).map_or(true, |class| class >= self.fc.outputs)) {
+            Some(class) => {
+                Err(ModelError::Targets { problem: format!("a class must be in 0..{}, got {class}", self.fc.outputs) })
+            }
+            None => Ok(classes),
+        }
+    }
+}
+
+impl Task for Classification {
+    fn reads(&self) -> &[Tap] {
+        &[Tap::Cls]
+    }
+
+    fn layout(&self) -> &SharedLayout {
+        &self.layout
+    }
+
+    /// Unit norm gain, U(±1/√dim) for the linear layer.
+    fn init(&self, seed: u64) -> Buffer {
         let mut values = vec![0.0; self.layout.len];
         values[self.norm.gamma.range()].fill(1.0);
         let bound = 1.0 / (self.fc.inputs as f64).sqrt();
@@ -58,104 +110,85 @@ impl Head {
         Buffer::from_vec(values)
     }
 
-    /// Draws dropout factors for a batch.
-    pub fn dropout(&self, batch: usize, rate: f64, rng: &mut ChaCha8Rng) -> DropoutFactors {
-        let keep = (1.0 / (1.0 - rate)) as f32;
-        (0..batch * self.norm.dim).map(|_| if init::uniform(rng) < rate { 0.0 } else { keep }).collect()
+    fn loss_unit(&self) -> &'static str {
+        "nat"
     }
 
-    /// Logits `[batch, classes]` without dropout.
-    pub fn logits(&self, params: &[f64], features: &[f32]) -> Vec<f32> {
-        let mut logits = Vec::with_capacity(features.len() / self.norm.dim * self.fc.outputs);
-        for z in features.chunks_exact(self.norm.dim) {
-            let (normed, _) = self.normalise(z);
-            logits.extend(self.row_logits(params, &normed, None).iter().map(|&l| l as f32));
-        }
-        logits
+    fn figures(&self) -> &[Figure] {
+        &FIGURES
     }
 
-    /// Loss and gradients at `params` for features `[batch, dim]` and labels `[batch]`.
-    pub fn gradient(
-        &self,
-        params: &[f64],
-        features: &[f32],
-        labels: &[i32],
-        dropout: Option<&DropoutFactors>,
-    ) -> TaskGradient {
-        self.share(params, features, labels, dropout, labels.len())
+    fn total(&self, y: &Targets) -> Total {
+        [y.len() as f64, 1.0]
     }
 
-    /// As [`Head::gradient`], for a part of a batch of `batch` images: its share of the whole batch's loss, accuracy and gradients.
-    pub fn share(
-        &self,
-        params: &[f64],
-        features: &[f32],
-        labels: &[i32],
-        dropout: Option<&DropoutFactors>,
-        batch: usize,
-    ) -> TaskGradient {
-        let dim = self.norm.dim;
-        let gamma = &params[self.norm.gamma.range()];
-        let weight = &params[self.fc.weight.range()];
-        let mut head = vec![0f64; self.layout.len];
-        let mut out = vec![0f64; labels.len() * dim];
+    fn evaluate(&self, at: &At<'_>, want: Want) -> Result<Share, ModelError> {
+        let [z] = at.z else {
+            return Err(ModelError::Targets { problem: format!("the head reads one tap, got {}", at.z.len()) });
+        };
+        let (c, dim, num_images) = (at.c, self.norm.dim, at.total[0]);
+        let classes = self.classes(at.y)?;
+        let dropout = at.noise.map(|noise| noise.factors(classes.len() * dim));
+        let gamma = &c[self.norm.gamma.range()];
+        let weight = &c[self.fc.weight.range()];
+        let mut dc = vec![0f64; if want.dc { self.layout.len } else { 0 }];
+        let mut dz = vec![0f64; if want.dz { classes.len() * dim } else { 0 }];
         let (mut loss, mut num_right) = (0.0, 0usize);
-        for (b, (z, &label)) in features.chunks_exact(dim).zip(labels).enumerate() {
+        for (b, (z, &label)) in z.values.chunks_exact(dim).zip(classes).enumerate() {
             let (normed, rstd) = self.normalise(z);
-            let factor = |i: usize| dropout.map_or(1.0, |d| f64::from(d[b * dim + i]));
-            let logits = self.row_logits(params, &normed, dropout.map(|d| &d[b * dim..(b + 1) * dim]));
+            let factors = dropout.as_ref().map(|d| &d[b * dim..(b + 1) * dim]);
+            let factor = |i: usize| factors.map_or(1.0, |d| f64::from(d[i]));
+            let logits = self.logits(c, &normed, factors);
             let top = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let log_sum = top + logits.iter().map(|l| (l - top).exp()).sum::<f64>().ln();
             loss += log_sum - logits[label as usize];
             let best = (0..logits.len()).fold(0, |best, i| if logits[i] > logits[best] { i } else { best });
             num_right += usize::from(best == label as usize);
+            if want == Want::LOSS {
+                continue;
+            }
             // Cotangent of the layer norm's affine output, before it goes back through gain, bias and dropout.
             let mut dy = vec![0f64; dim];
             for (class, &l) in logits.iter().enumerate() {
-                let d = ((l - log_sum).exp() - f64::from(u8::from(class == label as usize))) / batch as f64;
-                head[self.fc.bias.offset + class] += d;
+                let d = ((l - log_sum).exp() - f64::from(u8::from(class == label as usize))) / num_images;
                 let row = &weight[class * dim..(class + 1) * dim];
-                let grad = &mut head[self.fc.weight.offset + class * dim..][..dim];
                 for i in 0..dim {
-                    let y = normed[i] * gamma[i] + params[self.norm.beta.offset + i];
-                    grad[i] += d * y * factor(i);
                     dy[i] += d * row[i] * factor(i);
                 }
+                if want.dc {
+                    dc[self.fc.bias.offset + class] += d;
+                    let grad = &mut dc[self.fc.weight.offset + class * dim..][..dim];
+                    for i in 0..dim {
+                        let y = normed[i] * gamma[i] + c[self.norm.beta.offset + i];
+                        grad[i] += d * y * factor(i);
+                    }
+                }
             }
-            let mut dx_hat = vec![0f64; dim];
-            for i in 0..dim {
-                head[self.norm.gamma.offset + i] += dy[i] * normed[i];
-                head[self.norm.beta.offset + i] += dy[i];
-                dx_hat[i] = dy[i] * gamma[i];
+            if want.dc {
+                for i in 0..dim {
+                    dc[self.norm.gamma.offset + i] += dy[i] * normed[i];
+                    dc[self.norm.beta.offset + i] += dy[i];
+                }
             }
-            let mean = dx_hat.iter().sum::<f64>() / dim as f64;
-            let mean_product = dx_hat.iter().zip(&normed).map(|(a, b)| a * b).sum::<f64>() / dim as f64;
-            for i in 0..dim {
-                out[b * dim + i] = (dx_hat[i] - mean - normed[i] * mean_product) * rstd;
+            if want.dz {
+                let dx_hat: Vec<f64> = dy.iter().zip(gamma).map(|(dy, gamma)| dy * gamma).collect();
+                let mean = dx_hat.iter().sum::<f64>() / dim as f64;
+                let mean_product = dx_hat.iter().zip(&normed).map(|(a, b)| a * b).sum::<f64>() / dim as f64;
+                for i in 0..dim {
+                    dz[b * dim + i] = (dx_hat[i] - mean - normed[i] * mean_product) * rstd;
+                }
             }
         }
-        TaskGradient { loss: loss / batch as f64, accuracy: num_right as f64 / batch as f64, head, features: out }
+        Ok(Share {
+            loss: loss / num_images,
+            figures: vec![num_right as f64 / num_images],
+            dc,
+            dz: if want.dz { vec![dz] } else { Vec::new() },
+        })
     }
 
-    fn normalise(&self, z: &[f32]) -> (Vec<f64>, f64) {
-        let n = z.len() as f64;
-        let mean = z.iter().map(|&v| f64::from(v)).sum::<f64>() / n;
-        let var = z.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / n;
-        let rstd = 1.0 / (var + f64::from(NORM_EPS)).sqrt();
-        (z.iter().map(|&v| (f64::from(v) - mean) * rstd).collect(), rstd)
-    }
-
-    fn row_logits(&self, params: &[f64], normed: &[f64], dropout: Option<&[f32]>) -> Vec<f64> {
-        let dim = self.norm.dim;
-        let gamma = &params[self.norm.gamma.range()];
-        let beta = &params[self.norm.beta.range()];
-        let y: Vec<f64> =
-            (0..dim).map(|i| (normed[i] * gamma[i] + beta[i]) * dropout.map_or(1.0, |d| f64::from(d[i]))).collect();
-        (0..self.fc.outputs)
-            .map(|class| {
-                let row = &params[self.fc.weight.offset + class * dim..][..dim];
-                params[self.fc.bias.offset + class] + row.iter().zip(&y).map(|(w, y)| w * y).sum::<f64>()
-            })
-            .collect()
+    fn predict(&self, c: &[f64], z: &[Tokens<'_>]) -> Vec<f32> {
+        let rows = z.iter().flat_map(|z| z.values.chunks_exact(self.norm.dim));
+        rows.flat_map(|row| self.logits(c, &self.normalise(row).0, None)).map(|logit| logit as f32).collect()
     }
 }

@@ -71,14 +71,14 @@ impl DfdxCpu {
     /// `x·Wᵀ` into `y`, with `epilogue` while the result is in the cache.
     fn product(&self, y: &mut Buffer, x: &CpuTensor, w: &LinearWeights, epilogue: Epilogue<'_>) {
         let a = Mat { data: &x.values, ld: w.inputs, trans: false };
-        let b = Mat { data: &self.set(w.weight.set)[w.weight.range()], ld: w.inputs, trans: true };
+        let b = Mat { data: &self.params_of(w.weight.level)[w.weight.range()], ld: w.inputs, trans: true };
         kernels::matmul_with(y, w.outputs, a, b, x.rows, w.outputs, w.inputs, epilogue);
     }
 
     pub(super) fn weight_gradient(&self, w: &LinearWeights, rows: usize) -> WeightGradient {
         WeightGradient {
             w: *w,
-            params: self.set(w.weight.set).clone(),
+            params: self.params_of(w.weight.level).clone(),
             sink: self.sink(&[&w.weight, &w.bias]),
             rows,
             arena: self.arena.clone(),
@@ -92,12 +92,12 @@ impl DfdxCpu {
     }
 
     fn wants_gradient(&self, x: &CpuTensor, w: &LinearWeights) -> bool {
-        self.record.is_some() && (x.slot.is_some() || self.sinks[w.weight.set.index()].is_some())
+        self.record.is_some() && (x.slot.is_some() || self.sinks[w.weight.level].is_some())
     }
 
     pub(super) fn linear_plain(&mut self, x: &CpuTensor, w: &LinearWeights) -> CpuTensor {
         let mut y = self.arena.take(x.rows * w.outputs);
-        self.product(&mut y, x, w, Epilogue::Bias(&self.set(w.bias.set)[w.bias.range()]));
+        self.product(&mut y, x, w, Epilogue::Bias(&self.params_of(w.bias.level)[w.bias.range()]));
         let wanted = self.wants_gradient(x, w);
         let out = self.output(y, x.rows, w.outputs, wanted);
         if wanted {
@@ -108,7 +108,7 @@ impl DfdxCpu {
     }
 
     pub(super) fn linear_then_gelu(&mut self, x: &CpuTensor, w: &LinearWeights) -> CpuTensor {
-        let bias = &self.set(w.bias.set)[w.bias.range()];
+        let bias = &self.params_of(w.bias.level)[w.bias.range()];
         let mut y = self.arena.take(x.rows * w.outputs);
         let wanted = self.wants_gradient(x, w);
         if !wanted {
@@ -136,7 +136,7 @@ impl DfdxCpu {
         residual: &CpuTensor,
     ) -> CpuTensor {
         let wanted = self.wants_gradient(x, fc1)
-            || self.sinks[fc2.weight.set.index()].is_some()
+            || self.sinks[fc2.weight.level].is_some()
             || (self.record.is_some() && residual.slot.is_some());
         if !wanted || self.record.is_none() {
             let hidden = self.linear_then_gelu(x, fc1);
@@ -144,11 +144,11 @@ impl DfdxCpu {
         }
         let mut pre = self.arena.take(x.rows * fc1.outputs);
         let mut hidden = self.arena.take(x.rows * fc1.outputs);
-        let bias = &self.set(fc1.bias.set)[fc1.bias.range()];
+        let bias = &self.params_of(fc1.bias.level)[fc1.bias.range()];
         self.product(&mut pre, x, fc1, Epilogue::BiasGeluKeep { bias, out: &mut hidden });
         let hidden = self.output(hidden, x.rows, fc1.outputs, false);
         let mut y = self.arena.take(x.rows * fc2.outputs);
-        let bias = &self.set(fc2.bias.set)[fc2.bias.range()];
+        let bias = &self.params_of(fc2.bias.level)[fc2.bias.range()];
         self.product(&mut y, &hidden, fc2, Epilogue::BiasResidual { bias, residual: &residual.values });
         drop(hidden);
         let out = self.output(y, x.rows, fc2.outputs, true);
@@ -174,7 +174,7 @@ impl DfdxCpu {
 
     pub(super) fn linear_then_add(&mut self, x: &CpuTensor, w: &LinearWeights, residual: &CpuTensor) -> CpuTensor {
         let mut y = self.arena.take(x.rows * w.outputs);
-        let bias = &self.set(w.bias.set)[w.bias.range()];
+        let bias = &self.params_of(w.bias.level)[w.bias.range()];
         self.product(&mut y, x, w, Epilogue::BiasResidual { bias, residual: &residual.values });
         let wanted = self.wants_gradient(x, w) || (self.record.is_some() && residual.slot.is_some());
         let out = self.output(y, x.rows, w.outputs, wanted);

@@ -4,7 +4,6 @@
 //! themselves (`Slot`): the first cotangent that arrives becomes the gradient as it is, later ones are added, and the storage comes
 //! from the arena. So nothing is zeroed, and dfdx's order of execution, merging of tapes and its own operations stay as they are.
 
-mod interop;
 mod linear;
 mod tape;
 mod tokens;
@@ -14,9 +13,10 @@ use std::sync::Arc;
 
 use dfdx::tensor::Cpu;
 
-use crate::engine::{AttentionShape, Engine, Gradients, NORM_EPS, TokenOrder, TokenWeights};
+use crate::engine::{AttentionShape, Engine, Gradients, HostIo, NORM_EPS, Tape, TokenOrder, TokenWeights};
 use crate::error::ModelError;
-use crate::layout::{LinearWeights, NormWeights, ParamSet, Weight};
+use crate::layout::{LinearWeights, NormWeights, Weight};
+use crate::level::{Level, PerLevel};
 use crate::parallel::arena::{Arena, Buffer, Params};
 use crate::parallel::sum::{OrderedSum, Tree};
 use mlomae_kernels as kernels;
@@ -43,9 +43,9 @@ impl CpuTensor {
 pub struct DfdxCpu {
     device: Cpu,
     arena: Arena,
-    params: [Option<Params>; 3],
-    sinks: [Option<SharedSink>; 3],
-    sums: [Option<(Arc<OrderedSum>, usize)>; 3],
+    params: PerLevel<Option<Params>>,
+    sinks: PerLevel<Option<SharedSink>>,
+    sums: PerLevel<Option<(Arc<OrderedSum>, usize)>>,
     record: Option<Record>,
     grains: Grains,
 }
@@ -95,32 +95,32 @@ impl DfdxCpu {
         DfdxCpu {
             device: DEVICE.with(Cpu::clone),
             arena: arena.clone(),
-            params: [None, None, None],
-            sinks: [None, None, None],
-            sums: [None, None, None],
+            params: PerLevel::default(),
+            sinks: PerLevel::default(),
+            sums: PerLevel::default(),
             record: None,
             grains: Grains { num_images: 1, grain: 1 },
         }
     }
 
-    fn set(&self, set: ParamSet) -> &Params {
-        self.params[set.index()].as_ref().expect("invariant: networks bind their parameters before they run")
+    fn params_of(&self, level: Level) -> &Params {
+        self.params[level].as_ref().expect("invariant: networks bind their parameters before they run")
     }
 
-    /// Lets the gradient for `set` go, weight by weight and as soon as each is known, into `sum` as its vector `index`, instead of being
-    /// given by [`Engine::backward`]. For a set that is bound after this.
-    pub fn sum_into(&mut self, set: ParamSet, sum: &Arc<OrderedSum>, index: usize) {
-        self.sums[set.index()] = Some((sum.clone(), index));
+    /// Adds the gradient for the parameters of `level` to `sum` as its vector `index`, weight by weight and as soon as each is complete,
+    /// instead of returning it from [`Tape::backward`]. Acts on parameters that are bound after this.
+    pub fn sum_into(&mut self, level: Level, sum: &Arc<OrderedSum>, index: usize) {
+        self.sums[level] = Some((sum.clone(), index));
     }
 
-    /// Where the gradients of `weights`, all of one set, go; the operation that asks will write each of them once.
+    /// Where the gradients of `weights`, all of one level, are added; the calling operation will write each of them once.
     fn sink(&self, weights: &[&Weight]) -> Option<SharedSink> {
-        let sink = self.sinks[weights.first()?.set.index()].clone()?;
+        let sink = self.sinks[weights.first()?.level].clone()?;
         weights.iter().for_each(|weight| sink.borrow_mut().expect(weight));
         Some(sink)
     }
 
-    /// The output of an operation; it gets a slot when something behind it wants a gradient.
+    /// The output of an operation; it gets a slot where a gradient is to flow back through it.
     fn output(&self, values: Buffer, rows: usize, columns: usize, wanted: bool) -> CpuTensor {
         debug_assert_eq!(values.len(), rows * columns);
         let slot = (wanted && self.record.is_some()).then(|| Slot::new(&self.device, rows * columns));
@@ -130,34 +130,21 @@ impl DfdxCpu {
 
 impl Engine for DfdxCpu {
     type Tensor = CpuTensor;
+    type Vector = Params;
+    type Order = Arc<TokenOrder>;
 
-    fn bind(&mut self, set: ParamSet, values: &Params, gradient: bool) {
-        let sum = self.sums[set.index()].clone();
-        self.sinks[set.index()] =
-            (gradient && self.record.is_some()).then(|| Sink::shared(&self.arena, values.len(), sum));
-        self.params[set.index()] = Some(values.clone());
+    fn bind(&mut self, level: Level, values: &Params, gradient: bool) {
+        let sum = self.sums[level].clone();
+        self.sinks[level] = (gradient && self.record.is_some()).then(|| Sink::shared(&self.arena, values.len(), sum));
+        self.params[level] = Some(values.clone());
     }
 
-    fn is_recording(&self) -> bool {
-        self.record.is_some()
-    }
-
-    fn constant(&mut self, values: Arc<Buffer>, rows: usize, columns: usize) -> CpuTensor {
-        debug_assert_eq!(values.len(), rows * columns);
-        CpuTensor { values, rows, columns, slot: None }
-    }
-
-    fn input(&mut self, values: Arc<Buffer>, rows: usize, columns: usize) -> CpuTensor {
-        let slot = self.record.is_some().then(|| Slot::new(&self.device, rows * columns));
-        CpuTensor { values, rows, columns, slot }
+    fn num_visible(&self, order: &Arc<TokenOrder>) -> usize {
+        order.num_visible
     }
 
     fn shape(&self, x: &CpuTensor) -> (usize, usize) {
         (x.rows, x.columns)
-    }
-
-    fn values<'a>(&self, x: &'a CpuTensor) -> &'a [f32] {
-        &x.values
     }
 
     fn linear(&mut self, x: &CpuTensor, w: &LinearWeights) -> CpuTensor {
@@ -177,7 +164,7 @@ impl Engine for DfdxCpu {
     }
 
     fn layer_norm(&mut self, x: &CpuTensor, w: &NormWeights) -> CpuTensor {
-        let params = self.set(w.gamma.set).clone();
+        let params = self.params_of(w.gamma.level).clone();
         let mut y = self.arena.take(x.values.len());
         let mut stats = self.arena.take(2 * x.rows);
         kernels::layer_norm(&mut y, &mut stats, &x.values, &params[w.gamma.range()], &params[w.beta.range()], NORM_EPS);
@@ -252,12 +239,13 @@ impl Engine for DfdxCpu {
         self.restore_tokens(x, order, mask_token, pos)
     }
 
-    fn patch_loss(&mut self, pred: &CpuTensor, target: &Arc<Buffer>) -> CpuTensor {
+    fn patch_loss(&mut self, pred: &CpuTensor, target: &CpuTensor) -> CpuTensor {
         let mut loss = self.arena.take(pred.rows);
-        kernels::patch_loss(&mut loss, &pred.values, target, pred.columns);
+        let target = target.values.clone();
+        kernels::patch_loss(&mut loss, &pred.values, &target, pred.columns);
         let out = self.output(loss, pred.rows, 1, pred.slot.is_some());
         if let Some(slot) = pred.slot.clone() {
-            let (pred, target, arena) = (pred.clone(), target.clone(), self.arena.clone());
+            let (pred, arena) = (pred.clone(), self.arena.clone());
             self.push(&out, move |grads, dloss| {
                 let mut dpred = arena.take(pred.values.len());
                 kernels::patch_loss_grad(&mut dpred, &pred.values, &target, &dloss, pred.columns);
@@ -266,13 +254,21 @@ impl Engine for DfdxCpu {
         }
         out
     }
+}
 
-    fn backward(&mut self, cotangents: Vec<(CpuTensor, Buffer)>) -> Result<Gradients, ModelError> {
-        self.run_backward(cotangents)
+impl HostIo for DfdxCpu {
+    fn constant(&mut self, values: Arc<Buffer>, rows: usize, columns: usize) -> CpuTensor {
+        debug_assert_eq!(values.len(), rows * columns);
+        CpuTensor { values, rows, columns, slot: None }
     }
 
-    fn input_gradient(&mut self, x: &CpuTensor) -> Option<Buffer> {
-        let record = self.record.as_mut()?;
-        x.slot.as_ref()?.take(record.finished.as_mut()?, &self.arena).ok().flatten()
+    fn values<'a>(&self, x: &'a CpuTensor) -> &'a [f32] {
+        &x.values
+    }
+}
+
+impl Tape for DfdxCpu {
+    fn backward(&mut self, cotangents: Vec<(CpuTensor, Buffer)>) -> Result<Gradients, ModelError> {
+        self.run_backward(cotangents)
     }
 }

@@ -19,11 +19,10 @@ use mlomae_kernels as kernels;
 /// dfdx's gradients by tensor id.
 pub(super) type Grads = dfdx::tensor::Gradients<f32, Cpu>;
 
-/// What has been recorded, and the gradients of inputs once it has run.
+/// What has been recorded.
 #[derive(Default)]
 pub(super) struct Record {
     pub(super) tape: OwnedTape<f32, Cpu>,
-    pub(super) finished: Option<Grads>,
 }
 
 /// A place on dfdx's tape for the gradient of one of our tensors.
@@ -80,16 +79,16 @@ impl Slot {
 /// The gradient of one parameter set from one tape, weight by weight.
 pub(super) struct Sink {
     arena: Arena,
-    /// Where what is complete goes, and as the which vector.
+    /// The sum that complete gradients are added to, and this tape's index in it.
     sum: Arc<OrderedSum>,
     index: usize,
-    /// Whether the sum is of this vector alone, for [`Engine::backward`](crate::engine::Engine::backward) to give.
+    /// Whether the sum is of this vector alone, which [`Tape::backward`](crate::engine::Tape::backward) returns.
     is_own: bool,
     /// By the place of the weight.
     gradients: BTreeMap<usize, Partial>,
 }
 
-/// A weight's gradient on its way.
+/// A weight's incomplete gradient.
 #[derive(Default)]
 struct Partial {
     /// Operations of the record that have not written to it.
@@ -113,7 +112,7 @@ impl Sink {
         self.gradients.entry(weight.range().start).or_default().num_expected += 1;
     }
 
-    /// Adds `gradient` to the weight's, which goes on its way if no more is expected.
+    /// Adds `gradient` to the weight's, which goes to the sum if no more is expected.
     pub(super) fn add(&mut self, weight: &Weight, gradient: Buffer) {
         let range = weight.range();
         let partial = self.gradients.entry(range.start).or_default();
@@ -140,7 +139,7 @@ impl Sink {
         self.add(weight, sum);
     }
 
-    /// Lets what is left go; gives the whole gradient, zero where nothing was written, if it is not part of a sum.
+    /// Sends what is left to the sum; returns the whole gradient, zero where nothing was written, if it is not part of a sum.
     fn finish(&mut self) -> Option<Buffer> {
         for (start, partial) in std::mem::take(&mut self.gradients) {
             if let Some(values) = partial.values {
@@ -179,12 +178,9 @@ impl DfdxCpu {
             Ok(())
         });
         let anchor: Tensor<Rank0, f32, Cpu> = self.device.zeros();
-        let finished = anchor.put_tape(tape).try_backward()?;
-        let mut gradients = Gradients::default();
-        for (slot, sink) in gradients.params.iter_mut().zip(&mut self.sinks) {
-            *slot = sink.take().and_then(|sink| sink.borrow_mut().finish());
-        }
-        self.record = Some(Record { tape: OwnedTape::default(), finished: Some(finished) });
-        Ok(gradients)
+        anchor.put_tape(tape).try_backward()?;
+        let sinks = std::mem::take(&mut self.sinks);
+        self.record = Some(Record::default());
+        Ok(Gradients::from_fn(|level| sinks[level].as_ref().and_then(|sink| sink.borrow_mut().finish())))
     }
 }

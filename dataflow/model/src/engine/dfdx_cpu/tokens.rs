@@ -32,7 +32,7 @@ impl DfdxCpu {
                 Arc::new(gathered)
             }
         };
-        let params = self.set(w.cls.set).clone();
+        let params = self.params_of(w.cls.level).clone();
         let mut embedded = self.arena.take(rows * dim);
         let a = Mat { data: &visible, ld: values, trans: false };
         let b = Mat { data: &params[w.proj.weight.range()], ld: values, trans: true };
@@ -126,7 +126,7 @@ impl DfdxCpu {
         let dim = x.columns;
         let (num_patches, num_visible) = (order.num_patches, order.num_visible);
         let batch = x.rows / (1 + num_visible);
-        let params = self.set(pos.set).clone();
+        let params = self.params_of(pos.level).clone();
         let (token, position) = (&params[mask_token.range()], &params[pos.range()]);
         let mut y = self.arena.take(batch * (1 + num_patches) * dim);
         for (image, tokens) in y.chunks_exact_mut((1 + num_patches) * dim).enumerate() {

@@ -11,14 +11,14 @@ pub enum Purpose {
     Roles = 1,
     /// Order of the pretrain role in an epoch.
     PretrainOrder = 2,
-    /// Order of the train role in an epoch.
-    TrainOrder = 3,
+    /// Order of the finetune role in an epoch.
+    FinetuneOrder = 3,
     /// Order of the validation role in an epoch.
     ValidationOrder = 4,
     /// Augmentation of a pretrain sample.
     PretrainAugment = 5,
-    /// Augmentation of a train sample.
-    TrainAugment = 6,
+    /// Augmentation of a finetune sample.
+    FinetuneAugment = 6,
     /// Random masks and exploration, by level-1 step and place in the batch.
     Mask = 7,
     /// Dropout before the head, by outer iteration and pass.

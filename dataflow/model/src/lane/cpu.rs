@@ -1,0 +1,253 @@
+//! The CPU: threads, grains, micro-batches and recycled memory.
+
+use std::sync::Arc;
+
+use mlomae_kernels as kernels;
+
+use super::{
+    Device, Direction, Downstream, FinetuneGradient, LabelledImages, Lane, LaneSize, Lanes, LanesSpec,
+    PretrainGradient, Recording, Upstream,
+};
+use crate::choice::Named;
+use crate::error::ModelError;
+use crate::levels::optimizer::AdamW;
+use crate::levels::passes::{self, Recorded};
+use crate::levels::vectors::{self, widen};
+use crate::levels::{Cpu, Labelled, finetune, mask, pretrain, score};
+use crate::masking::{MaskRule, Needs, Scored};
+use crate::model::Model;
+use crate::parallel::arena::{Arena, Params};
+use crate::parallel::compute::Compute;
+use crate::tasks::Noise;
+use crate::vector::Vector;
+
+/// A lane of the CPU.
+#[derive(Clone, Debug)]
+pub struct CpuLane {
+    cpu: Cpu,
+}
+
+impl CpuLane {
+    /// A lane over the threads of `cpu`.
+    #[must_use]
+    pub const fn new(cpu: Cpu) -> Self {
+        CpuLane { cpu }
+    }
+
+    /// A lane on one thread with memory of its own, for tests, examples and small jobs.
+    #[must_use]
+    pub fn serial(model: Arc<Model>, grain: usize) -> Self {
+        CpuLane { cpu: Cpu::new(model, Compute::serial(grain)) }
+    }
+
+    /// What the levels compute with.
+    #[must_use]
+    pub const fn cpu(&self) -> &Cpu {
+        &self.cpu
+    }
+}
+
+/// The values of a vector, which must lie in host memory.
+fn host(vector: &Vector) -> Result<&Params, ModelError> {
+    let elsewhere = || ModelError::Lane { lane: "cpu", problem: "a vector is not in host memory".to_owned() };
+    vector.host().ok_or_else(elsewhere)
+}
+
+fn labelled<'a>(batch: &LabelledImages<'a>) -> Result<Labelled<'a>, ModelError> {
+    Ok(Labelled { images: host(batch.images)?, targets: batch.targets })
+}
+
+fn direction(of: mask::Direction) -> Direction {
+    Direction { loss: of.loss, figures: of.figures, v0: of.v0, v1: of.v1.into(), w: of.w.into() }
+}
+
+impl Lane for CpuLane {
+    fn model(&self) -> &Arc<Model> {
+        &self.cpu.model
+    }
+
+    fn fork(&self) -> Box<dyn Lane> {
+        Box::new(self.clone())
+    }
+
+    fn upload(&self, vector: &Vector) -> Result<Vector, ModelError> {
+        Ok(vector.to_host()?.into())
+    }
+
+    fn score(
+        &mut self,
+        theta: Option<&Vector>,
+        phi: &Vector,
+        images: &Vector,
+        rule: &MaskRule,
+    ) -> Result<Scored, ModelError> {
+        let theta = theta.map(host).transpose()?;
+        score::score(&self.cpu, theta, host(phi)?, host(images)?, rule)
+    }
+
+    fn pretrain(
+        &mut self,
+        theta: &Vector,
+        phi: &Vector,
+        images: &Vector,
+        scored: &Scored,
+    ) -> Result<PretrainGradient, ModelError> {
+        let g = pretrain::gradient(&self.cpu, host(theta)?, host(phi)?, host(images)?, scored)?;
+        Ok(PretrainGradient { loss: g.loss, gradient: g.gradient.into(), patch_loss: g.patch_loss.into() })
+    }
+
+    fn finetune(
+        &mut self,
+        at: &Downstream<'_>,
+        noise: Option<Noise>,
+        keep: bool,
+    ) -> Result<FinetuneGradient, ModelError> {
+        let c = widen(host(at.c)?);
+        let g = finetune::gradient(&self.cpu, host(at.theta)?, &c, labelled(&at.finetune)?, noise, keep)?;
+        Ok(FinetuneGradient {
+            loss: g.loss,
+            figures: g.figures,
+            gradient: g.gradient.into(),
+            recorded: g.recorded.map(|recorded| Recording(Box::new(recorded))),
+        })
+    }
+
+    fn direction(&mut self, at: &Downstream<'_>, recorded: Recording, alpha: f64) -> Result<Direction, ModelError> {
+        let recorded = recorded.0.downcast::<Recorded>().map_err(|_| ModelError::Lane {
+            lane: "cpu",
+            problem: "a recording was made by another lane".to_owned(),
+        })?;
+        let c = widen(host(at.c)?);
+        let (f, v) = (labelled(&at.finetune)?, labelled(&at.validation)?);
+        mask::direction(&self.cpu, host(at.theta)?, &c, *recorded, f, v, alpha).map(direction)
+    }
+
+    fn direction_published(
+        &mut self,
+        at: &Downstream<'_>,
+        alpha: f64,
+        noise: &dyn Fn(u64) -> Option<Noise>,
+    ) -> Result<Direction, ModelError> {
+        let c = widen(host(at.c)?);
+        let (f, v) = (labelled(&at.finetune)?, labelled(&at.validation)?);
+        mask::direction_published(&self.cpu, host(at.theta)?, &c, f, v, alpha, noise).map(direction)
+    }
+
+    fn difference(&mut self, at: &Upstream<'_>, v: &Vector, alpha: f64) -> Result<Vector, ModelError> {
+        let (theta, phi, images) = (host(at.theta)?, host(at.phi)?, host(at.images)?);
+        mask::along(&self.cpu, theta, host(v)?, phi, images, at.rule, alpha).map(Vector::from)
+    }
+
+    fn update(
+        &mut self,
+        adamw: &mut AdamW,
+        values: &Vector,
+        gradient: &Vector,
+        rate: f64,
+    ) -> Result<Vector, ModelError> {
+        adamw.update(&self.cpu.compute, host(values)?, host(gradient)?, rate).map(Vector::from)
+    }
+
+    fn patch_losses(&mut self, theta: &Vector, images: &Vector, scored: &Scored) -> Result<Vector, ModelError> {
+        Ok(pretrain::patch_losses(&self.cpu, host(theta)?, host(images)?, &scored.order).into())
+    }
+
+    fn reconstruct(&mut self, theta: &Vector, images: &Vector, scored: &Scored) -> Result<Vec<f32>, ModelError> {
+        Ok(pretrain::reconstruct(&self.cpu, host(theta)?, host(images)?, &scored.order))
+    }
+
+    fn features(&mut self, theta: &Vector, images: &Vector) -> Result<Vec<f32>, ModelError> {
+        passes::cls(&self.cpu, host(theta)?, host(images)?)
+    }
+
+    fn shifted(&mut self, theta: &Vector, v: &Vector, epsilon: f64) -> Result<Vector, ModelError> {
+        let num_moving = self.cpu.model.vit.encoder_len;
+        Ok(vectors::shifted(&self.cpu.compute, host(theta)?, host(v)?, epsilon, num_moving).into())
+    }
+
+    fn combined(&mut self, a: f64, x: &Vector, b: f64, y: &Vector) -> Result<Vector, ModelError> {
+        let (x, y) = (host(x)?, host(y)?);
+        let mut out = self.cpu.arena().zeros(x.len());
+        kernels::axpy(&mut out, a as f32, x);
+        kernels::axpy(&mut out, b as f32, y);
+        Ok(out.into())
+    }
+
+    fn sum(&mut self, x: &Vector, y: &Vector) -> Result<Vector, ModelError> {
+        Ok(vectors::sum(&self.cpu.compute, host(x)?, host(y)?).into())
+    }
+
+    fn norm(&mut self, x: &Vector) -> Result<f64, ModelError> {
+        Ok(vectors::norm(&self.cpu.compute, host(x)?))
+    }
+
+    fn cosine(&mut self, x: &Vector, y: &Vector) -> Result<f64, ModelError> {
+        Ok(vectors::cosine(&self.cpu.compute, host(x)?, host(y)?))
+    }
+
+    fn first_non_finite(&mut self, x: &Vector) -> Result<Option<(usize, f32)>, ModelError> {
+        let values = host(x)?;
+        Ok(kernels::first_non_finite(values).map(|place| (place, values[place])))
+    }
+
+    fn allocated_bytes(&self) -> u64 {
+        self.cpu.arena().allocated_bytes()
+    }
+}
+
+/// The entry of [`super::DEVICES`].
+#[derive(Debug)]
+pub struct Cpus;
+
+impl Named for Cpus {
+    fn name(&self) -> &'static str {
+        "cpu"
+    }
+    fn summary(&self) -> &'static str {
+        "The processor, with the threads of each stage"
+    }
+}
+
+impl Device for Cpus {
+    fn problem(&self) -> Option<String> {
+        None
+    }
+
+    /// Where the levels take turns they share one set of threads, as large as the largest; otherwise each has its own. Scores that need
+    /// the newest θ hold level 1 up, so they get its threads. Results depend on neither.
+    fn lanes(&self, spec: &LanesSpec) -> Result<Lanes, ModelError> {
+        let compute = |num_threads: usize| Compute::new(num_threads, spec.grain, spec.arena.clone());
+        let sizes = [spec.pretrain, spec.finetune, spec.mask];
+        let [pretrain, finetune, mask] = if spec.take_turns {
+            let shared = compute(sizes.iter().map(|size| size.num_threads).max().unwrap_or(1))?;
+            [shared.clone(), shared.clone(), shared]
+        } else {
+            let [pretrain, finetune, mask] = sizes;
+            [compute(pretrain.num_threads)?, compute(finetune.num_threads)?, compute(mask.num_threads)?]
+        };
+        let score = match spec.model.masking.needs() {
+            Needs::Embedding => pretrain.clone(),
+            Needs::Pixels | Needs::Nothing => compute(1)?,
+        };
+        let lane = |compute: &Compute, size: LaneSize| -> Box<dyn Lane> {
+            Box::new(CpuLane::new(Cpu::new(spec.model.clone(), compute.with_micro_batch(size.micro_batch))))
+        };
+        Ok(Lanes {
+            score: lane(&score, spec.score),
+            pretrain: lane(&pretrain, spec.pretrain),
+            finetune: lane(&finetune, spec.finetune),
+            mask: lane(&mask, spec.mask),
+        })
+    }
+
+    fn lane(
+        &self,
+        model: &Arc<Model>,
+        arena: &Arena,
+        grain: usize,
+        size: LaneSize,
+    ) -> Result<Box<dyn Lane>, ModelError> {
+        let compute = Compute::new(size.num_threads, grain, arena.clone())?.with_micro_batch(size.micro_batch);
+        Ok(Box::new(CpuLane::new(Cpu::new(model.clone(), compute))))
+    }
+}

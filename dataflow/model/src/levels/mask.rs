@@ -1,0 +1,145 @@
+//! Level 3: the direction v1 + w in which θ would have to move, and the hypergradient ∂φ = D[v; θ; L_m; φ] along it.
+
+use super::finetune::task_gradient;
+use super::passes::{Passes, Recorded};
+use super::pretrain::{num_masked, patch_losses, score_cotangent};
+use super::score::score;
+use super::vectors::{norm, norm_wide, shifted, shifted_wide, step_size};
+use super::{Cpu, Labelled};
+use crate::error::ModelError;
+use crate::masking::{MaskRule, Scored};
+use crate::parallel::arena::{Buffer, Params};
+use crate::tasks::{At, Noise, Share, Tokens, Want};
+
+/// The vectors of level 3 at the updated head.
+#[derive(Debug)]
+pub struct Direction {
+    /// L_v.
+    pub loss: f64,
+    /// The task's figures on the validation batch.
+    pub figures: Vec<f64>,
+    /// v0 = ∂L_v/∂c.
+    pub v0: Vec<f64>,
+    /// v1: the path mask → finetune → pretrain → mask, flat over θ, zero on the decoder.
+    pub v1: Buffer,
+    /// w = ∂L_v/∂θ: the path mask → pretrain → mask, zero on the decoder.
+    pub w: Buffer,
+}
+
+/// v1 and w from one encoder pass over each batch.
+///
+/// The finite difference over the head c changes only the cotangent at z_f, so the passes that level 2 has recorded go backward once from
+/// (δ₋ − δ₊)/2ε and give v1 exactly; validation goes forward and backward once from ∂L_v/∂z_v. Nothing is dropped out.
+///
+/// # Errors
+/// When the engine fails, or targets are not the task's.
+pub fn direction(
+    cpu: &Cpu,
+    theta: &Params,
+    c: &[f64],
+    recorded: Recorded,
+    finetune: Labelled<'_>,
+    validation: Labelled<'_>,
+    alpha: f64,
+) -> Result<Direction, ModelError> {
+    let (task, y_v, y_f) = (&cpu.model.task, validation.targets, finetune.targets);
+    let total_v = task.total(y_v);
+    let v = Passes::new(cpu, theta, validation.images);
+    // A micro-batch needs no other to go backward: the totals follow from the targets.
+    let parts = cpu.compute.map(v.pieces.len(), |i| {
+        let (pass, z) = v.forward(theta, validation.images, i);
+        let tokens: Vec<Tokens<'_>> = task
+            .reads()
+            .iter()
+            .zip(&z)
+            .map(|(tap, values)| Tokens {
+                per_image: tap.tokens(cpu.model.config.num_patches()),
+                dim: cpu.model.config.dim,
+                values,
+            })
+            .collect();
+        let y = &y_v.slice(v.place(i));
+        let share =
+            task.evaluate(&At { c, z: &tokens, y, total: total_v, noise: None }, Want { dc: false, dz: true })?;
+        v.backward(pass, &share.dz.iter().map(Vec::as_slice).collect::<Vec<_>>())?;
+        Ok::<_, ModelError>(z)
+    });
+    let z_v = v.joined(parts.into_iter().collect::<Result<_, _>>()?)?;
+    let at_v =
+        task.evaluate(&At { c, z: &z_v.tokens(), y: y_v, total: total_v, noise: None }, Want { dc: true, dz: false })?;
+
+    let epsilon = step_size(alpha, norm_wide(&at_v.dc));
+    let z_f = recorded.z.tokens();
+    let at_f = |sign: f64| {
+        let c = &shifted_wide(c, sign * epsilon, &at_v.dc);
+        let at = At { c, z: &z_f, y: y_f, total: task.total(y_f), noise: None };
+        task.evaluate(&at, Want { dc: false, dz: true })
+    };
+    let (plus, minus) = (at_f(1.0)?, at_f(-1.0)?);
+    let taps = minus.dz.iter().zip(&plus.dz);
+    let dz_f = taps.map(|(minus, plus)| minus.iter().zip(plus).map(|(m, p)| (m - p) / (2.0 * epsilon)).collect());
+    let dz_f: Vec<Vec<f64>> = dz_f.collect();
+    let v1 = recorded.backward(&dz_f)?;
+    Ok(Direction { loss: at_v.loss, figures: at_v.figures, v0: at_v.dc, v1, w: v.finish()? })
+}
+
+/// v1 and w by the published passes: every quantity has a pass of its own, and dropout stays on and is redrawn in each (`noise` by number of
+/// the pass).
+///
+/// # Errors
+/// When the engine fails, or targets are not the task's.
+pub fn direction_published(
+    cpu: &Cpu,
+    theta: &Params,
+    c: &[f64],
+    finetune: Labelled<'_>,
+    validation: Labelled<'_>,
+    alpha: f64,
+    noise: &dyn Fn(u64) -> Option<Noise>,
+) -> Result<Direction, ModelError> {
+    let (at_v, w) = task_gradient(cpu, theta, c, validation, noise(1))?;
+    let Share { loss, figures, dc: v0, .. } = at_v;
+    let epsilon = step_size(alpha, norm_wide(&v0));
+    let (_, plus) = task_gradient(cpu, theta, &shifted_wide(c, epsilon, &v0), finetune, noise(2))?;
+    let (_, mut v1) = task_gradient(cpu, theta, &shifted_wide(c, -epsilon, &v0), finetune, noise(3))?;
+    for (minus, plus) in v1.iter_mut().zip(plus.iter()) {
+        *minus = ((f64::from(*minus) - f64::from(*plus)) / (2.0 * epsilon)) as f32;
+    }
+    Ok(Direction { loss, figures, v0, v1, w })
+}
+
+/// D[v; θ; L_m; φ] = (∂L_m/∂φ at θ − εv − ∂L_m/∂φ at θ + εv) / 2ε with ε = α/‖v‖₂, on images `[images, C, H, W]`.
+///
+/// φ reaches L_m only through the factor p, so ∂L_m/∂φ needs the patch losses of a forward pass that keeps nothing, and one backward
+/// through the masking network alone. The live θ is never touched: both passes run on scratch copies. D is linear in v up to O(ε²), so
+/// one call with v1 + w serves both paths.
+///
+/// # Errors
+/// When another rank is gone.
+pub fn along(
+    cpu: &Cpu,
+    theta: &Params,
+    v: &[f32],
+    phi: &Params,
+    images: &[f32],
+    rule: &MaskRule,
+    alpha: f64,
+) -> Result<Buffer, ModelError> {
+    let Cpu { compute, model, collective } = cpu;
+    let mut hypergradient = compute.arena.zeros(phi.len());
+    let norm = norm(compute, v);
+    if norm == 0.0 {
+        return Ok(hypergradient);
+    }
+    let epsilon = step_size(alpha, norm);
+    for sign in [-1.0, 1.0] {
+        let shifted = shifted(compute, theta, v, sign * epsilon, model.vit.encoder_len);
+        let Scored { trace, order } = score(cpu, Some(&shifted), phi, images, rule)?;
+        let losses = patch_losses(cpu, &shifted, images, &order);
+        let dscores = score_cotangent(cpu, &losses, &order, num_masked(cpu, &order), -sign / (2.0 * epsilon));
+        if let Some(trace) = trace {
+            model.masking.backward(compute, phi, &trace, &dscores, Some(&mut hypergradient), false);
+        }
+    }
+    collective.sum(hypergradient)
+}

@@ -1,0 +1,214 @@
+//! Encoder passes over a batch for the downstream task: forward for all of it, then backward from cotangents that need all of it.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::Cpu;
+use super::score::patches;
+use crate::engine::dfdx_cpu::{CpuTensor, DfdxCpu};
+use crate::engine::{Engine, HostIo, Tape};
+use crate::error::ModelError;
+use crate::level::Level;
+use crate::nets::Tap;
+use crate::parallel::arena::{Buffer, Params};
+use crate::parallel::compute::{Compute, Held};
+use crate::parallel::sum::OrderedSum;
+use crate::tasks::Tokens;
+
+/// What a head reads of the images of a batch: the values of each tap, `[images, per_image, dim]`.
+#[derive(Clone, Debug)]
+pub struct Taps {
+    dim: usize,
+    per_image: Vec<usize>,
+    values: Vec<Vec<f32>>,
+}
+
+impl Taps {
+    /// The taps' tokens of this rank's part, from the micro-batches' parts, with those of all other ranks.
+    fn joined(cpu: &Cpu, parts: Vec<Vec<Vec<f32>>>) -> Result<Self, ModelError> {
+        let c = &cpu.model.config;
+        let taps = cpu.model.task.reads();
+        let values = (0..taps.len()).map(|tap| {
+            let local: Vec<f32> = parts.iter().flat_map(|part| part[tap].iter().copied()).collect();
+            Ok(cpu.collective.gather(Buffer::from_vec(local))?.to_vec())
+        });
+        let per_image = taps.iter().map(|tap| tap.tokens(c.num_patches())).collect();
+        Ok(Taps { dim: c.dim, per_image, values: values.collect::<Result<_, ModelError>>()? })
+    }
+
+    /// The tokens of each tap.
+    #[must_use]
+    pub fn tokens(&self) -> Vec<Tokens<'_>> {
+        let taps = self.per_image.iter().zip(&self.values);
+        taps.map(|(&per_image, values)| Tokens { per_image, dim: self.dim, values }).collect()
+    }
+}
+
+/// The taps of images `[images, C, H, W]`, each `[images, per_image, dim]`: a forward pass that keeps nothing.
+///
+/// # Errors
+/// When another rank is gone.
+pub fn features(cpu: &Cpu, theta: &Params, images: &[f32]) -> Result<Taps, ModelError> {
+    let (compute, values) = (&cpu.compute, cpu.model.config.image_values());
+    let pieces = compute.micro_batches(images.len() / values);
+    let parts = compute.map(pieces.len(), |i| {
+        let part = &images[pieces[i].start * values..pieces[i].end * values];
+        let mut e = DfdxCpu::forward_only(&compute.arena);
+        let z = forward(cpu, &mut e, theta, part, false, cpu.model.task.reads());
+        z.iter().map(|z| e.values(z).to_vec()).collect()
+    });
+    Taps::joined(cpu, parts)
+}
+
+/// CLS tokens after the final norm, `[images, dim]`, of images `[images, C, H, W]`, whatever the task reads.
+///
+/// # Errors
+/// When another rank is gone.
+pub fn cls(cpu: &Cpu, theta: &Params, images: &[f32]) -> Result<Vec<f32>, ModelError> {
+    let (compute, values) = (&cpu.compute, cpu.model.config.image_values());
+    let pieces = compute.micro_batches(images.len() / values);
+    let parts = compute.map(pieces.len(), |i| {
+        let part = &images[pieces[i].start * values..pieces[i].end * values];
+        let mut e = DfdxCpu::forward_only(&compute.arena);
+        let z = forward(cpu, &mut e, theta, part, false, &[Tap::Cls]);
+        e.values(&z[0]).to_vec()
+    });
+    Ok(cpu.collective.gather(Buffer::from_vec(parts.concat()))?.to_vec())
+}
+
+fn forward(
+    cpu: &Cpu,
+    e: &mut DfdxCpu,
+    theta: &Params,
+    images: &[f32],
+    want_gradient: bool,
+    taps: &[Tap],
+) -> Vec<CpuTensor> {
+    let (c, model) = (&cpu.model.config, &cpu.model);
+    e.bind(Level::Pretrain, theta, want_gradient);
+    let input = e.constant(patches(cpu, images), images.len() / c.patch_values(), c.patch_values());
+    model.vit.taps(e, &input, taps)
+}
+
+/// A recorded pass over a micro-batch: it stays on the thread that began it, because a tape cannot change threads.
+pub struct Pass {
+    engine: DfdxCpu,
+    z: Vec<CpuTensor>,
+}
+
+/// Encoder passes over one batch, whose micro-batches add their gradients for θ.
+#[derive(Clone, Debug)]
+pub struct Passes {
+    cpu: Cpu,
+    /// The images of each micro-batch, by their place in this rank's part.
+    pub pieces: Vec<Range<usize>>,
+    num_images: usize,
+    sum: Arc<OrderedSum>,
+}
+
+/// A batch whose encoder passes have gone forward and wait for their cotangents.
+#[derive(Debug)]
+pub struct Recorded {
+    passes: Passes,
+    held: Held,
+    /// What the head reads of the whole batch.
+    pub z: Taps,
+}
+
+impl Passes {
+    /// Passes over images `[images, C, H, W]`.
+    #[must_use]
+    pub fn new(cpu: &Cpu, theta: &Params, images: &[f32]) -> Self {
+        let num_images = images.len() / cpu.model.config.image_values();
+        let pieces = cpu.compute.micro_batches(num_images);
+        let sum = Arc::new(OrderedSum::new(&cpu.compute.arena, pieces.len(), theta.len()));
+        Passes { cpu: cpu.clone(), pieces, num_images, sum }
+    }
+
+    /// The images of micro-batch `i` by their place in the whole batch.
+    #[must_use]
+    pub fn place(&self, i: usize) -> Range<usize> {
+        let first = self.cpu.collective.rank() * self.num_images;
+        first + self.pieces[i].start..first + self.pieces[i].end
+    }
+
+    /// Forward of micro-batch `i`; the taps' values.
+    #[must_use]
+    pub fn forward(&self, theta: &Params, images: &[f32], i: usize) -> (Pass, Vec<Vec<f32>>) {
+        let (cpu, piece) = (&self.cpu, &self.pieces[i]);
+        let values = cpu.model.config.image_values();
+        let images = &images[piece.start * values..piece.end * values];
+        let mut engine = DfdxCpu::recording(&cpu.compute.arena, piece.len(), cpu.compute.grain());
+        engine.sum_into(Level::Pretrain, &self.sum, i);
+        let z = forward(cpu, &mut engine, theta, images, true, cpu.model.task.reads());
+        let taps = z.iter().map(|z| engine.values(z).to_vec()).collect();
+        (Pass { engine, z }, taps)
+    }
+
+    /// Carries the cotangents of a micro-batch's taps back to θ.
+    ///
+    /// # Errors
+    /// When the tape fails.
+    pub fn backward(&self, mut pass: Pass, dz: &[&[f64]]) -> Result<(), ModelError> {
+        let cotangents = pass.z.into_iter().zip(dz).map(|(z, dz)| {
+            let mut cotangent = self.cpu.compute.arena.take(dz.len());
+            cotangent.iter_mut().zip(*dz).for_each(|(d, &s)| *d = s as f32);
+            (z, cotangent)
+        });
+        pass.engine.backward(cotangents.collect()).map(drop)
+    }
+
+    /// The gradient of the whole batch over all ranks, zero on the decoder and on frozen weights; empty for a batch without images.
+    ///
+    /// # Errors
+    /// When another rank is gone.
+    pub fn finish(self) -> Result<Buffer, ModelError> {
+        let mut gradient = self.cpu.collective.sum(self.sum.finish().unwrap_or_default())?;
+        if !gradient.is_empty() {
+            self.cpu.model.vit.layout.zero_frozen(&mut gradient);
+        }
+        Ok(gradient)
+    }
+
+    /// What the head reads of the whole batch, from what [`Passes::forward`] gave of each micro-batch.
+    ///
+    /// # Errors
+    /// When another rank is gone.
+    pub fn joined(&self, parts: Vec<Vec<Vec<f32>>>) -> Result<Taps, ModelError> {
+        Taps::joined(&self.cpu, parts)
+    }
+
+    /// Forward of the whole batch, which then waits for [`Recorded::backward`].
+    ///
+    /// # Errors
+    /// When another rank is gone.
+    pub fn record(self, theta: &Params, images: &[f32]) -> Result<Recorded, ModelError> {
+        let (held, parts) = self.cpu.compute.hold(self.pieces.len(), |i| self.forward(theta, images, i));
+        let z = Taps::joined(&self.cpu, parts)?;
+        Ok(Recorded { passes: self, held, z })
+    }
+}
+
+impl Recorded {
+    /// The gradient for θ from the cotangents of the taps of the whole batch, `[images, per_image, dim]` each.
+    ///
+    /// # Errors
+    /// When the tape fails, or another thread recorded for itself.
+    pub fn backward(self, dz: &[Vec<f64>]) -> Result<Buffer, ModelError> {
+        let Recorded { passes, held, z } = self;
+        let outcomes = Compute::resume(held, |i, pass: Pass| {
+            let place = passes.place(i);
+            let parts = dz.iter().zip(&z.per_image).map(|(dz, per_image)| {
+                let per_image = per_image * z.dim;
+                &dz[place.start * per_image..place.end * per_image]
+            });
+            passes.backward(pass, &parts.collect::<Vec<_>>())
+        });
+        let outcomes = outcomes.ok_or_else(|| ModelError::Lane {
+            lane: "cpu",
+            problem: "a pass must be ended on the thread that began it".to_owned(),
+        })?;
+        outcomes.into_iter().collect::<Result<Vec<()>, _>>()?;
+        passes.finish()
+    }
+}

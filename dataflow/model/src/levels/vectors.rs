@@ -1,0 +1,79 @@
+//! Algebra on flat vectors, in sweeps that several threads share.
+
+use std::sync::Arc;
+
+use mlomae_kernels as kernels;
+
+use crate::parallel::arena::{Buffer, Params};
+use crate::parallel::compute::Compute;
+
+/// ε = α / ‖v‖₂, the step of a finite difference along v.
+#[must_use]
+pub fn step_size(alpha: f64, norm: f64) -> f64 {
+    alpha / (norm + 1e-15)
+}
+
+/// x in f64, for a head's arithmetic.
+#[must_use]
+pub fn widen(x: &[f32]) -> Vec<f64> {
+    x.iter().map(|&v| f64::from(v)).collect()
+}
+
+/// x in f32.
+#[must_use]
+pub fn narrow(x: &[f64]) -> Buffer {
+    Buffer::from_vec(x.iter().map(|&v| v as f32).collect())
+}
+
+/// ‖x‖₂ of a head's vector.
+#[must_use]
+pub fn norm_wide(x: &[f64]) -> f64 {
+    x.iter().map(|v| v * v).sum::<f64>().sqrt()
+}
+
+/// x + ε·v of a head's vectors.
+#[must_use]
+pub fn shifted_wide(x: &[f64], epsilon: f64, v: &[f64]) -> Vec<f64> {
+    x.iter().zip(v).map(|(x, v)| x + epsilon * v).collect()
+}
+
+/// x + ε·v in fresh memory; `v` is zero from `num_moving` on, where x is copied.
+#[must_use]
+pub fn shifted(compute: &Compute, x: &[f32], v: &[f32], epsilon: f64, num_moving: usize) -> Params {
+    let mut out = compute.arena.take(x.len());
+    add_scaled(compute, &mut out[..num_moving], &x[..num_moving], epsilon as f32, &v[..num_moving]);
+    out[num_moving..].copy_from_slice(&x[num_moving..]);
+    Arc::new(out)
+}
+
+/// a + b in fresh memory.
+#[must_use]
+pub fn sum(compute: &Compute, a: &[f32], b: &[f32]) -> Buffer {
+    let mut out = compute.arena.take(a.len());
+    add_scaled(compute, &mut out, a, 1.0, b);
+    out
+}
+
+/// out = x + alpha·v.
+fn add_scaled(compute: &Compute, out: &mut [f32], x: &[f32], alpha: f32, v: &[f32]) {
+    let spans = compute.spans(out.len());
+    compute.map_slices(out, &spans, |i, out| {
+        kernels::scale_add(out, &x[spans[i].clone()], alpha, &v[spans[i].clone()]);
+    });
+}
+
+/// ‖x‖₂, summed in f64 over fixed pieces.
+#[must_use]
+pub fn norm(compute: &Compute, x: &[f32]) -> f64 {
+    let spans = compute.spans(x.len());
+    compute.map(spans.len(), |i| kernels::sum_sq(&x[spans[i].clone()])).iter().sum::<f64>().sqrt()
+}
+
+/// Cosine between two vectors; 0 where one of them is zero.
+#[must_use]
+pub fn cosine(compute: &Compute, a: &[f32], b: &[f32]) -> f64 {
+    let spans = compute.spans(a.len());
+    let dot: f64 = compute.map(spans.len(), |i| kernels::dot(&a[spans[i].clone()], &b[spans[i].clone()])).iter().sum();
+    let norms = norm(compute, a) * norm(compute, b);
+    if norms == 0.0 { 0.0 } else { dot / norms }
+}

@@ -1,0 +1,50 @@
+//! Uniformly random masks and a loss without scores: an ordinary masked autoencoder (arXiv 2111.06377), the baseline.
+
+use std::sync::Arc;
+
+use super::{MaskRule, Masking, MaskingFacts, MaskingKind, Needs};
+use crate::choice::Named;
+use crate::rng::unit;
+
+/// The entry of [`super::MASKINGS`].
+#[derive(Debug)]
+pub struct Kind;
+
+impl Named for Kind {
+    fn name(&self) -> &'static str {
+        "random"
+    }
+    fn summary(&self) -> &'static str {
+        "Masks drawn uniformly and a loss without scores: an ordinary masked autoencoder, levels 2 and 3 rest"
+    }
+}
+
+impl MaskingKind for Kind {
+    fn is_learned(&self) -> bool {
+        false
+    }
+    fn build(&self, facts: &MaskingFacts) -> Arc<dyn Masking> {
+        Arc::new(Random { num_patches: facts.num_patches() })
+    }
+}
+
+/// Random masks.
+#[derive(Clone, Debug)]
+pub struct Random {
+    num_patches: usize,
+}
+
+impl Masking for Random {
+    fn needs(&self) -> Needs {
+        Needs::Nothing
+    }
+
+    fn keys(&self, num_images: usize, _: Option<&[f32]>, rule: &MaskRule) -> Vec<f32> {
+        let mut keys = Vec::with_capacity(num_images * self.num_patches);
+        for image in 0..num_images {
+            let mut rng = rule.rng(image);
+            keys.extend((0..self.num_patches).map(|_| unit(&mut rng) as f32));
+        }
+        keys
+    }
+}

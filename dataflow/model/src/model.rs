@@ -1,0 +1,82 @@
+//! The networks of all three levels.
+
+use std::sync::Arc;
+
+use crate::config::ModelConfig;
+use crate::error::ModelError;
+use crate::layout::{Layout, SharedLayout};
+use crate::level::Level;
+use crate::masking::{Masking, MaskingFacts};
+use crate::nets::Vit;
+use crate::parallel::arena::Params;
+use crate::tasks::{Task, TaskFacts};
+
+/// The networks of all three levels: shapes and names, without weights. Cloning is cheap.
+#[derive(Clone, Debug)]
+pub struct Model {
+    /// Shapes.
+    pub config: ModelConfig,
+    /// Encoder and decoder θ.
+    pub vit: Vit,
+    /// The downstream task with its head c.
+    pub task: Arc<dyn Task>,
+    /// What masks patches, with φ where it is learned.
+    pub masking: Arc<dyn Masking>,
+    /// φ's layout where nothing is learned.
+    no_mask: SharedLayout,
+}
+
+impl Model {
+    /// Builds the networks.
+    ///
+    /// # Errors
+    /// Names everything that is wrong with the shapes.
+    pub fn new(config: &ModelConfig) -> Result<Self, ModelError> {
+        let problems = config.problems();
+        if !problems.is_empty() {
+            return Err(ModelError::Config(problems.join("; ")));
+        }
+        let c = config;
+        let task = TaskFacts { dim: c.dim, grid: c.grid(), patch: c.patch, num_classes: c.num_classes };
+        let masking = MaskingFacts {
+            grid: c.grid(),
+            patch_values: c.patch_values(),
+            dim: c.dim,
+            input: c.mask_input,
+            hidden: c.mask_hidden,
+        };
+        Ok(Model {
+            config: config.clone(),
+            vit: Vit::new(config),
+            task: c.task.build(&task),
+            masking: c.masking.build(&masking),
+            no_mask: Arc::new(Layout::new(Level::Mask)),
+        })
+    }
+
+    /// Whether masks are learned; if not, levels 2 and 3 rest.
+    #[must_use]
+    pub fn is_learned(&self) -> bool {
+        self.masking.layout().is_some()
+    }
+
+    /// Names and places of a level's weights; without any for level 3 where nothing is learned.
+    #[must_use]
+    pub fn layout(&self, level: Level) -> &SharedLayout {
+        match level {
+            Level::Pretrain => &self.vit.layout,
+            Level::Finetune => self.task.layout(),
+            Level::Mask => self.masking.layout().unwrap_or(&self.no_mask),
+        }
+    }
+
+    /// Initial weights of a level.
+    #[must_use]
+    pub fn init(&self, level: Level, seed: u64) -> Params {
+        Arc::new(match level {
+            Level::Pretrain => self.vit.init(seed),
+            Level::Finetune => self.task.init(seed),
+            Level::Mask => self.masking.init(seed),
+        })
+    }
+}
