@@ -188,7 +188,7 @@ impl From<ModelError> for CliError {
     fn from(error: ModelError) -> Self {
         let exit_code = match &error {
             ModelError::Config(_) => exit_code::CONFIG,
-            ModelError::Tensor { .. } => exit_code::BAD_DATA,
+            ModelError::Tensor { .. } | ModelError::Checkpoint { .. } => exit_code::BAD_DATA,
             ModelError::Threads { .. } => exit_code::IO,
             ModelError::Targets { .. } | ModelError::Lane { .. } | ModelError::Dfdx(_) => exit_code::INTERNAL,
         };

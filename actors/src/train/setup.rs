@@ -70,12 +70,7 @@ impl Prepared {
         let state = serde_json::json!({
             "seed": self.config.seed,
             "config": config_toml(&self.config)?,
-            "model": {
-                "image": model.image,
-                "patch": model.patch,
-                "channels": model.channels,
-                "num_classes": model.num_classes,
-            },
+            "model": model,
             "normalisation": { "mean": normalisation.mean, "std": normalisation.std },
             "data": { "name": info.name, "num_samples": info.num_samples },
             "data_fingerprint": self.fingerprint(),

@@ -31,6 +31,14 @@ pub enum ModelError {
         /// The system's words.
         cause: String,
     },
+    /// A checkpoint cannot be opened.
+    #[error("checkpoint {path}: {problem}")]
+    Checkpoint {
+        /// Its path.
+        path: String,
+        /// What is wrong.
+        problem: String,
+    },
     /// A tensor is missing or has another shape than the network needs.
     #[error("tensor {name}: {problem}")]
     Tensor {

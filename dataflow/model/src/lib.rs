@@ -23,6 +23,7 @@ pub mod nets;
 pub mod parallel;
 pub mod rng;
 pub mod tasks;
+pub mod trained;
 pub mod vector;
 
 pub use config::{MaskInput, ModelConfig, PosEmbed};
@@ -33,4 +34,5 @@ pub use level::{Level, PerLevel};
 pub use model::Model;
 pub use parallel::arena::{Arena, Buffer, Params};
 pub use parallel::compute::Compute;
+pub use trained::Trained;
 pub use vector::Vector;

@@ -45,6 +45,18 @@ pub(super) fn merge(given: &mut Table, mut layer: Table) -> Result<(), ConfigErr
     Ok(())
 }
 
+/// Names the keys of `errors` as the inputs do: by their former names where only these were given.
+pub(super) fn name_as_given(errors: &mut [ConfigError], layers: &[Table]) {
+    for (old, new) in RENAMED {
+        let gives = |key: &str| layers.iter().any(|layer| table::get(layer, key).is_some());
+        if gives(old) && !gives(new) {
+            for error in errors.iter_mut().filter(|error| error.key == new) {
+                old.clone_into(&mut error.key);
+            }
+        }
+    }
+}
+
 /// Turns `method.baseline = true` into the strategy `random`, once all layers are merged.
 pub(super) fn finish(given: &mut Table) -> Result<(), ConfigError> {
     let Some(value) = table::get(given, BASELINE).cloned() else { return Ok(()) };

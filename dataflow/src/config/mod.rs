@@ -180,10 +180,13 @@ impl Config {
     /// Every error that can be found, not only the first.
     pub fn resolve(inputs: &ConfigInputs) -> Result<Self, Vec<ConfigError>> {
         let mut errors = Vec::new();
-        let mut given = toml::Table::new();
+        let (mut given, mut layers) = (toml::Table::new(), Vec::new());
         for (name, text) in &inputs.layers {
             match table::parse(name, text) {
-                Ok(layer) => errors.extend(aliases::merge(&mut given, layer).err()),
+                Ok(layer) => {
+                    layers.push(layer.clone());
+                    errors.extend(aliases::merge(&mut given, layer).err());
+                }
                 Err(error) => errors.push(error),
             }
         }
@@ -194,6 +197,7 @@ impl Config {
                     let mut layer = toml::Table::new();
                     let put = table::put(&mut given.clone(), &path, value.clone());
                     let put = put.and_then(|()| table::put(&mut layer, &path, value));
+                    layers.push(layer.clone());
                     errors.extend(put.and_then(|()| aliases::merge(&mut given, layer)).err());
                 }
                 Err(error) => errors.push(error),
@@ -241,6 +245,7 @@ impl Config {
             }),
             Err(_) => {}
         }
+        aliases::name_as_given(&mut errors, &layers);
         Err(errors)
     }
 

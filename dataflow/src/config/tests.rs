@@ -136,7 +136,9 @@ fn all_errors_come_at_once_and_each_on_one_line() {
     assert_eq!(lines.len(), 11, "{lines:#?}");
     let has = |line: &str| assert!(lines.iter().any(|l| l == line), "{line}\nin {lines:#?}");
     has("mask.ratio = 1.5: out of range (allowed: number, 0.05 to 0.95)");
-    has("mask.net = \"token\": not an allowed value; did you mean \"token-mlp\"? (allowed: flat-mlp, token-mlp)");
+    has(
+        "mask.net = \"token\": not an allowed value; did you mean \"token-mlp\"? (allowed: flat-mlp, token-mlp, random)",
+    );
     has("actors.load.queue_cap = 9: out of range (allowed: whole number, 0 to 8)");
     has("actors.load.workers = \"two\": wrong type (allowed: whole number, 0 to 256)");
     has("pipeline.lag = 9: out of range (allowed: whole number, 0 to 8)");
@@ -214,7 +216,7 @@ fn roles_too_small_for_a_batch_are_named() {
     assert!(config.check_roles(64, 64, 64).is_empty());
     let errors = config.check_roles(64, 63, 0);
     assert_eq!(errors.len(), 2);
-    assert_eq!(errors[0].to_string(), "finetune.batch = 64: is more than the train role has (allowed: 1 to 63)");
+    assert_eq!(errors[0].to_string(), "finetune.batch = 64: is more than the finetune role has (allowed: 1 to 63)");
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! A run as a whole: its data, its state between outer iterations, the wired pipeline, the serial executor, and where records go.
 
+#[cfg(test)]
+mod algorithm_tests;
 pub mod data;
 #[cfg(test)]
 mod deadlock_tests;

@@ -1,0 +1,22 @@
+//! Features and predictions of images of one's own from a checkpoint:
+//! `cargo run --release -p mlomae-model --example features -- runs/quick image.raw …`
+//!
+//! An image is a file of bytes [H, W, C] of the model's size; without any, a grey one is used.
+
+use std::path::Path;
+
+use mlomae_model::Model;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let mut args = std::env::args().skip(1);
+    let trained = Model::open(Path::new(&args.next().ok_or("usage: features RUN [IMAGE.raw ...]")?))?;
+    let images: Vec<Vec<u8>> = args.map(std::fs::read).collect::<Result<_, _>>()?;
+    let grey = vec![vec![127; trained.model.config.image_values()]];
+    for pixels in if images.is_empty() { &grey } else { &images } {
+        let features = trained.features(&trained.normalised(pixels)?)?;
+        let logits = trained.predict(&features)?;
+        let best = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap_or(0);
+        println!("{} features, begin with {:.3?}: {}", features.len(), &features[..4], trained.class_names[best]);
+    }
+    Ok(())
+}

@@ -1,0 +1,138 @@
+//! The stages are the algorithm, cut apart: the serial executor against [`outer_iteration`], to the bit.
+
+use std::sync::{Arc, Mutex};
+
+use mlomae_model::algorithm::{Batches, Constants, State, outer_iteration};
+use mlomae_model::hypergradient::FORMS;
+use mlomae_model::lane::CpuLane;
+use mlomae_model::{Level, PerLevel, Vector};
+
+use crate::config::{Config, ConfigInputs};
+use crate::flow::exit::{Exit, StageError};
+use crate::flow::stage::Stage;
+use crate::flow::stop::StopFlag;
+use crate::record::{Record, Recorder};
+use crate::run::data::Data;
+use crate::run::serial::SerialRun;
+use crate::run::state::TrainState;
+use crate::stages::load::Loaded;
+use crate::stages::log::{AssembledCheckpoint, RecordSink};
+
+const NUM_OUTER: u64 = 20;
+
+/// The last checkpoint's tensors by file and prefix.
+type Tensors = Vec<(String, Vec<u32>)>;
+
+#[derive(Clone, Default)]
+struct LastCheckpoint(Arc<Mutex<Tensors>>);
+
+fn bits(vector: &Vector) -> Vec<u32> {
+    vector.to_host().unwrap().iter().map(|value| value.to_bits()).collect()
+}
+
+impl RecordSink for LastCheckpoint {
+    fn write(&mut self, _: Record) -> Result<(), StageError> {
+        Ok(())
+    }
+
+    fn checkpoint(&mut self, checkpoint: &AssembledCheckpoint) -> Result<String, StageError> {
+        let tensors = checkpoint.parts.iter().flat_map(|part| &part.tensors);
+        *self.0.lock().unwrap() = tensors.map(|t| (format!("{:?} {}", t.file, t.prefix), bits(&t.values))).collect();
+        Ok(String::new())
+    }
+
+    fn flush(&mut self) -> Result<(), StageError> {
+        Ok(())
+    }
+
+    fn close(&mut self) -> Result<(), StageError> {
+        Ok(())
+    }
+}
+
+fn config(settings: &[String]) -> Config {
+    let base = include_str!("../../../tests/fixtures/tiny.toml");
+    let inputs = ConfigInputs::default().layer("tiny", base).set(&format!("train.outer_iterations={NUM_OUTER}"));
+    let inputs = settings.iter().fold(inputs, |inputs, setting| inputs.set(setting));
+    Config::resolve(&inputs).unwrap_or_else(|errors| panic!("{errors:?}"))
+}
+
+/// The state after all outer iterations, by the algorithm alone.
+fn by_algorithm(config: &Config) -> State {
+    let data = Data::open(config, None).unwrap();
+    let method = data.method(config).unwrap();
+    let fresh = TrainState::fresh(&method);
+    let mut load = data.loader(config, &data.train, &method.arena).unwrap();
+    let mut lane = CpuLane::serial(method.model.clone(), method.grain);
+    let constants = Constants {
+        form: method.hypergradient.get(),
+        alpha: method.alpha,
+        rates: PerLevel {
+            pretrain: &|step| method.rate(Level::Pretrain, step),
+            finetune: &|step| method.rate(Level::Finetune, step),
+            mask: &|step| method.rate(Level::Mask, step),
+        },
+        rule: &|step| method.mask_rule(step),
+        noise: &|outer, pass| method.noise(outer, pass),
+    };
+    let phi = fresh.phi().clone();
+    let mut state = State { theta: fresh.theta, c: fresh.head, phi, adamw: fresh.optimizers };
+    let mut recorder = Recorder::default();
+    for outer in 0..NUM_OUTER {
+        let mut x_p = Vec::new();
+        let mut pair = None;
+        for unit in outer * (method.unroll + 1)..(outer + 1) * (method.unroll + 1) {
+            match load.process(unit, (), &mut recorder).unwrap() {
+                Loaded::Pretrain(batch) => x_p.push(batch.images),
+                Loaded::Labelled(labelled) => pair = Some(labelled),
+            }
+        }
+        let pair = pair.unwrap();
+        let batches =
+            Batches { pretrain: &x_p, finetune: pair.finetune.labelled(), validation: pair.validation.labelled() };
+        outer_iteration(&mut lane, &constants, &mut state, &batches, outer, &mut |_| {}).unwrap();
+    }
+    state
+}
+
+/// The tensors of the last checkpoint of a serial run.
+fn by_stages(config: &Config) -> Tensors {
+    let data = Data::open(config, None).unwrap();
+    let method = data.method(config).unwrap();
+    let state = TrainState::fresh(&method);
+    let setup = data.setup(config, method, state).unwrap();
+    let sink = LastCheckpoint::default();
+    let (exit, _) = SerialRun::new(setup, sink.clone(), StopFlag::new()).unwrap().run();
+    assert!(matches!(exit, Exit::Finished), "{exit}");
+    sink.0.lock().unwrap().clone()
+}
+
+#[test]
+fn the_serial_executor_is_the_algorithm_to_the_bit() {
+    let forms: Vec<String> = FORMS.iter().map(|form| format!("method.hypergradient={}", form.name())).collect();
+    for form in &forms {
+        for variant in
+            ["mask.input=embedding", "mask.strategy=token-mlp", "method.head_dropout=0.3", "mask.strategy=random"]
+        {
+            let mut settings = vec![form.clone(), variant.to_owned()];
+            if variant != "mask.strategy=random" {
+                settings.push("mask.explore=0.25".to_owned());
+            }
+            let config = config(&settings);
+            let tensors = by_stages(&config);
+            let found = |name: &str| {
+                let tensor = tensors.iter().find(|(prefix, _)| prefix == name);
+                tensor.unwrap_or_else(|| panic!("{name} is not among {:?}", tensors.iter().map(|t| &t.0))).1.clone()
+            };
+            let state = by_algorithm(&config);
+            assert!(found("Model ") == bits(&state.theta), "{form} {variant}: θ");
+            assert!(found("Head ") == bits(&state.c), "{form} {variant}: c");
+            assert!(found("Mask ") == bits(&state.phi), "{form} {variant}: φ");
+            for (level, adamw) in state.adamw.iter() {
+                let prefix = crate::record::optimizer_prefix(level);
+                assert!(found(&format!("Optimizer {prefix}.m.")) == bits(&adamw.m), "{form} {variant}: {level} m");
+                assert!(found(&format!("Optimizer {prefix}.v.")) == bits(&adamw.v), "{form} {variant}: {level} v");
+            }
+        }
+    }
+}
