@@ -1,7 +1,8 @@
 //! AdamW in one sweep, and the sum of partial gradients.
 
-use super::elementwise::same_len;
-use super::simd::{Simd, dispatch, sweep};
+use super::dispatch::dispatch;
+use super::lengths::same_len;
+use super::simd::{Simd, sweep};
 
 /// The constants of one AdamW step.
 #[derive(Clone, Copy, Debug)]

@@ -3,11 +3,12 @@
 //! A (image, head) pair at a time: its keys and values are packed into a scratch that stays in the first two cache levels, and all
 //! products are register tiles over it. No copy of the whole in another layout is ever made.
 
-use super::elementwise::same_len;
+use super::dispatch::dispatch;
+use super::lengths::same_len;
 use super::math;
 use super::matmul::count_flops;
 use super::scratch::with_scratch;
-use super::simd::{Simd, dispatch, sweep};
+use super::simd::{Simd, sweep};
 use super::tile::{Strided, copy_rows, small_product, transpose_rows};
 
 /// Sizes of one attention call. qkv is [batch·tokens, 3·heads·head_dim]: q, k and v of a token one after the other, each [heads, head_dim].

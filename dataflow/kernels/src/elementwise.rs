@@ -1,18 +1,9 @@
 //! Sweeps over activations: biases, activation functions and their gradients, sums.
 
+use super::dispatch::dispatch;
+use super::lengths::{num_rows, same_len};
 use super::math;
-pub use super::reduce::{bias_grad, dot, first_non_finite, sum, sum_sq};
-use super::simd::{Simd, dispatch, sweep};
-
-/// Rows of length `n` in a matrix of `len` values; panics where they do not divide.
-pub(super) fn num_rows(len: usize, n: usize, what: &str) -> usize {
-    assert!(n > 0 && len.is_multiple_of(n), "{what}: {len} values are no rows of {n}");
-    len / n
-}
-
-pub(super) fn same_len(a: usize, b: usize, what: &str) {
-    assert!(a == b, "{what}: lengths differ: {a} and {b}");
-}
+use super::simd::{Simd, sweep};
 
 /// By element, in place: `$out[i] = $body`, where `$old` is the old `$out[i]` and each `$v` is `$src[i]`.
 macro_rules! map {

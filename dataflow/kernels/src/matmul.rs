@@ -1,6 +1,9 @@
 //! Products of row-major matrices.
 
-use super::gemm::{Act, Finish, Operand, Product, gemm};
+use super::gemm::gemm;
+use super::product::{Act, Finish, Operand, Product};
+#[cfg(target_arch = "x86_64")]
+use super::{amx, isa::isa};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// op(X): a row-major matrix, or its transpose.
@@ -136,7 +139,23 @@ fn run(
     count_flops(m, n, k);
     let product = Product { c: c.as_mut_ptr(), ldc, a: a.operand(), b: b.operand(), m, n, k, accumulate, finish };
     // SAFETY: the checks made every element of the matrices lie in its slice; c and the epilogue's output are borrowed mutably.
-    unsafe { gemm(&product) }
+    unsafe { multiply(&product) }
+}
+
+/// Computes `p` on the tile unit where that is chosen and `p` suits it, else in vectors.
+///
+/// # Safety
+/// As [`gemm`].
+unsafe fn multiply(p: &Product) {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(num_parts) = isa().num_parts()
+        && amx::suits(p)
+    {
+        // SAFETY: isa() names only what this machine has; the contract is handed on.
+        return unsafe { amx::gemm(p, num_parts) };
+    }
+    // SAFETY: the contract is handed on.
+    unsafe { gemm(p) }
 }
 
 #[cfg(test)]
@@ -226,7 +245,7 @@ mod tests {
     /// Where factors are rounded, an error is at most that of two roundings, comes near it, and a row still depends on nothing else.
     #[test]
     fn rounded_products_are_as_accurate_as_their_parts() {
-        use crate::{Isa, set_isa_for_tests};
+        use crate::isa::{Isa, set_isa_for_tests};
         let (m, n, k) = (61, 70, 333);
         let (a, b) = (values(m * k, 5), values(k * n, 6));
         let product = |rows: std::ops::Range<usize>| {

@@ -1,9 +1,10 @@
 //! Layer norm over the last dimension.
 
-use super::elementwise::{num_rows, same_len};
+use super::dispatch::dispatch;
+use super::lengths::{num_rows, same_len};
 use super::reduce::add_into;
 use super::scratch::with_scratch;
-use super::simd::{Simd, dispatch, sweep};
+use super::simd::{Simd, sweep};
 
 /// y = (x - mean) · rstd · gamma + beta on every row.
 ///

@@ -1,7 +1,8 @@
 //! Images to patches, reconstruction targets and the per-patch loss.
 
-use super::elementwise::{num_rows, same_len};
-use super::simd::{Simd, dispatch, sweep};
+use super::dispatch::dispatch;
+use super::lengths::{num_rows, same_len};
+use super::simd::{Simd, sweep};
 
 /// Checks sizes; returns (batch, patches a side).
 fn grid(out: usize, images: usize, channels: usize, image: usize, patch: usize, what: &str) -> (usize, usize) {

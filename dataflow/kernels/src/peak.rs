@@ -6,7 +6,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::Builder;
 use std::time::Instant;
 
-use super::simd::{Simd, dispatch};
+use super::dispatch::dispatch;
+use super::isa::{isa, set_isa_for_tests};
+use super::simd::Simd;
 
 /// Fused multiply-adds in flight: enough to hide their latency, few enough to stay in registers.
 const NUM_CHAINS: usize = 12;
@@ -24,11 +26,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// # Errors
 /// If a thread cannot be started.
 pub fn peak_gflops(num_threads: usize, seconds: f64) -> io::Result<f64> {
-    let isa = super::isa();
+    let isa = isa();
     // Held until all threads are there: none waits at a barrier for one that never comes.
     let gate = Mutex::new(true);
     let rate = || {
-        super::set_isa_for_tests(Some(isa));
+        set_isa_for_tests(Some(isa));
         if !*lock(&gate) {
             return 0.0;
         }

@@ -1,8 +1,9 @@
 //! Sums: over everything in `f64`, and over the rows of a matrix.
 
-use super::elementwise::{num_rows, same_len};
+use super::dispatch::dispatch;
+use super::lengths::{num_rows, same_len};
 use super::scratch::with_scratch;
-use super::simd::{Simd, dispatch, sweep};
+use super::simd::{Simd, sweep};
 
 /// Σ x², accumulated in `f64` in a fixed order.
 pub fn sum_sq(x: &[f32]) -> f64 {

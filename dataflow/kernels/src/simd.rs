@@ -2,7 +2,7 @@
 //!
 //! A value of a [`Simd`] type is a token: it exists only where its instructions do, so arithmetic on its vectors is safe. Loads and
 //! stores take pointers and are `unsafe`. Everything here is `#[inline(always)]`, because the instructions may only be emitted inside
-//! the functions with `#[target_feature]` that `dispatch!` makes.
+//! the functions with `#[target_feature]` that [`super::dispatch`] makes.
 
 /// Vectors of `f32` of one instruction set.
 pub(crate) trait Simd: Copy {
@@ -262,33 +262,3 @@ macro_rules! sweep {
     }};
 }
 pub(crate) use sweep;
-
-/// Calls a function that is generic over its instruction set (`fn f<S: Simd>(s: S, ..)`, `#[inline(always)]`) for the one of [`super::isa`].
-macro_rules! dispatch {
-    ($f:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)?) => {{
-        #[cfg(target_arch = "x86_64")]
-        #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
-        #[allow(clippy::too_many_arguments)]
-        fn wide($($arg: $ty),*) $(-> $ret)? {
-            // SAFETY: the features of the token are those of this function.
-            $f(unsafe { $crate::x86::Avx512::new() }, $($arg),*)
-        }
-        #[cfg(target_arch = "x86_64")]
-        #[target_feature(enable = "avx2,fma")]
-        #[allow(clippy::too_many_arguments)]
-        fn narrow($($arg: $ty),*) $(-> $ret)? {
-            // SAFETY: the features of the token are those of this function.
-            $f(unsafe { $crate::x86::Avx2Fma::new() }, $($arg),*)
-        }
-        match $crate::isa().without_rounding() {
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: isa() names only instruction sets that this machine has.
-            $crate::Isa::Avx512 | $crate::Isa::Amx => unsafe { wide($($arg),*) },
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: as above.
-            $crate::Isa::Avx2Fma => unsafe { narrow($($arg),*) },
-            _ => $f($crate::simd::Portable, $($arg),*),
-        }
-    }};
-}
-pub(crate) use dispatch;

@@ -1,6 +1,6 @@
 //! Shared by the tests of the kernels.
 
-use super::{Isa, set_isa_for_tests};
+use super::isa::{Isa, set_isa_for_tests};
 
 /// Deterministic values around ±1 (xorshift, sum of four uniforms).
 pub(crate) fn values(len: usize, seed: u64) -> Vec<f32> {

@@ -2,10 +2,10 @@
 
 use std::arch::x86_64::*;
 
-use super::super::gemm::Operand;
-use super::super::simd::Simd;
-use super::super::x86::Avx512;
-use super::{TILE, TILE_WORDS};
+use super::layout::{TILE, TILE_WORDS};
+use crate::product::Operand;
+use crate::simd::Simd;
+use crate::x86::Avx512;
 
 /// Vectors that are turned together.
 const GROUP: usize = 4;
@@ -304,7 +304,8 @@ unsafe fn store_pairs<const PARTS: usize>(x: __m512, y: __m512, to: *mut f32) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{MAX_PARTS, is_there};
+    use super::super::layout::MAX_PARTS;
+    use super::super::tiles::is_there;
     use super::*;
 
     #[repr(C, align(64))]

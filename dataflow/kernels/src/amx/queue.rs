@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
+use super::layout::{BLOCK, STEP, STEP_WORDS, TILE};
 use super::pack::{Side, Tile};
-use super::{BLOCK, STEP, STEP_WORDS, TILE};
 
 /// Panels of one factor over a stretch of k: 32 rows of op(A) or columns of op(B), for each step of 32 along k a tile a part for the first
 /// half and for the second (not of A if that is empty).
@@ -191,7 +191,7 @@ impl Queue {
 
 #[cfg(test)]
 mod tests {
-    use super::super::SWEEP;
+    use super::super::layout::SWEEP;
     use super::*;
     use std::collections::{HashMap, HashSet};
 

@@ -3,10 +3,10 @@
 use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
 use std::ops::Range;
 
-use super::super::gemm::{Place, Product, prefetch, store_any, store_whole};
-use super::super::simd::Simd;
-use super::super::x86::Avx512;
-use super::{BLOCK, TILE};
+use super::layout::{BLOCK, TILE};
+use crate::product::{Place, Product, prefetch, store_any, store_whole};
+use crate::simd::Simd;
+use crate::x86::Avx512;
 
 /// Rows of C that are stored at a time.
 const ROWS: usize = 2;

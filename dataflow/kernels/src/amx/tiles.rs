@@ -4,10 +4,10 @@ use std::arch::asm;
 use std::arch::x86_64::__cpuid;
 use std::sync::OnceLock;
 
-use super::TILE;
+use super::layout::TILE;
 
 /// Whether this machine has the tile unit and its kernel lets this process use it.
-pub(in super::super) fn is_there() -> bool {
+pub(crate) fn is_there() -> bool {
     static THERE: OnceLock<bool> = OnceLock::new();
     *THERE.get_or_init(|| {
         let (low, high) = (__cpuid(0), __cpuid(7));
