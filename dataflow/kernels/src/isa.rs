@@ -89,14 +89,20 @@ pub fn isa() -> Isa {
     }
 }
 
-/// Makes the calling thread use `isa` (`None`: the best again), for tests and benchmarks. Returns false and changes nothing if this
-/// machine lacks it.
-pub fn set_isa_for_tests(isa: Option<Isa>) -> bool {
-    if isa.is_some_and(|isa| !isa.is_here()) {
-        return false;
+/// Calls `f` with kernels forced to use `isa` on the calling thread, not on threads that `f` starts. The former choice returns after the
+/// call, even if `f` panics. Returns `None`, without a call, if this machine lacks `isa`.
+pub fn with_isa<T>(isa: Isa, f: impl FnOnce() -> T) -> Option<T> {
+    struct Restore(Option<Isa>);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            FORCED.set(self.0);
+        }
     }
-    FORCED.set(isa);
-    true
+    if !isa.is_here() {
+        return None;
+    }
+    let _restore = Restore(FORCED.replace(Some(isa)));
+    Some(f())
 }
 
 fn detect() -> Isa {
@@ -113,4 +119,24 @@ fn detect() -> Isa {
         };
     }
     Isa::Portable
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_forced_instruction_set_ends_with_its_scope() {
+        let before = isa();
+        with_isa(Isa::Portable, || {
+            assert_eq!(isa(), Isa::Portable);
+            assert_eq!(std::thread::spawn(isa).join().unwrap(), before, "another thread's choice");
+            with_isa(before, || assert_eq!(isa(), before)).unwrap();
+            assert_eq!(isa(), Isa::Portable, "after an inner scope");
+        })
+        .unwrap();
+        assert_eq!(isa(), before);
+        let panics = std::panic::catch_unwind(|| with_isa(Isa::Portable, || panic!("in the scope")));
+        assert!(panics.is_err() && isa() == before, "after a panic");
+    }
 }

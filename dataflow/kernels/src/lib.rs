@@ -32,7 +32,7 @@ mod x86;
 pub use adamw::{AdamWStep, adamw};
 pub use attention::{AttentionShape, attention, attention_grad};
 pub use elementwise::*;
-pub use isa::{Isa, choose_isa, isa, set_isa_for_tests};
+pub use isa::{Isa, choose_isa, isa, with_isa};
 pub use matmul::{Epilogue, Mat, flops, matmul, matmul_with};
 pub use norm::{layer_norm, layer_norm_grad};
 pub use pages::ask_for_huge_pages;

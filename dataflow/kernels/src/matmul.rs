@@ -245,7 +245,7 @@ mod tests {
     /// Where factors are rounded, an error is at most that of two roundings, comes near it, and a row still depends on nothing else.
     #[test]
     fn rounded_products_are_as_accurate_as_their_parts() {
-        use crate::isa::{Isa, set_isa_for_tests};
+        use crate::isa::{Isa, with_isa};
         let (m, n, k) = (61, 70, 333);
         let (a, b) = (values(m * k, 5), values(k * n, 6));
         let product = |rows: std::ops::Range<usize>| {
@@ -256,18 +256,17 @@ mod tests {
             c
         };
         for (isa, bits) in [(Isa::AmxBf16x2, 16), (Isa::AmxBf16, 8)] {
-            if !set_isa_for_tests(Some(isa)) {
+            let rows = [0, 17, 60];
+            let Some((c, single)) = with_isa(isa, || (product(0..m), rows.map(|i| product(i..i + 1)))) else {
                 continue;
-            }
-            let c = product(0..m);
+            };
             let largest = errors(&c, &a, &b, n, k).fold(0.0, f64::max);
             let bound = 2.0 * (-f64::from(bits)).exp2();
             assert!(largest < bound && largest > bound / 100.0, "{isa:?}: error {largest:.1e} of {bound:.1e}");
-            for i in [0, 17, 60] {
-                assert_eq!(product(i..i + 1), c[i * n..(i + 1) * n], "{isa:?}: row {i}");
+            for (i, row) in rows.into_iter().zip(single) {
+                assert_eq!(row, c[i * n..(i + 1) * n], "{isa:?}: row {i}");
             }
         }
-        set_isa_for_tests(None);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::thread::Builder;
 use std::time::Instant;
 
 use super::dispatch::dispatch;
-use super::isa::{isa, set_isa_for_tests};
+use super::isa::{isa, with_isa};
 use super::simd::Simd;
 
 /// Fused multiply-adds in flight: enough to hide their latency, few enough to stay in registers.
@@ -30,7 +30,6 @@ pub fn peak_gflops(num_threads: usize, seconds: f64) -> io::Result<f64> {
     // Held until all threads are there: none waits at a barrier for one that never comes.
     let gate = Mutex::new(true);
     let rate = || {
-        set_isa_for_tests(Some(isa));
         if !*lock(&gate) {
             return 0.0;
         }
@@ -43,6 +42,8 @@ pub fn peak_gflops(num_threads: usize, seconds: f64) -> io::Result<f64> {
             }
         }
     };
+    // A new thread does not inherit what this one was forced to.
+    let rate = || with_isa(isa, rate).expect("invariant: isa() names only what this machine has");
     std::thread::scope(|scope| {
         let mut is_open = lock(&gate);
         let spawn = |_| Builder::new().spawn_scoped(scope, rate);
