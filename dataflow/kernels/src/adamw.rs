@@ -1,4 +1,4 @@
-//! AdamW in one sweep, and the sum of partial gradients.
+//! AdamW in one sweep.
 
 use super::dispatch::dispatch;
 use super::lengths::same_len;
@@ -23,16 +23,21 @@ pub struct AdamWStep {
     pub grad_scale: f32,
 }
 
-/// One step of AdamW as PyTorch defines it, out of place: `next` receives the new parameters, m and v are updated.
+/// One step of AdamW as PyTorch defines it, out of place: `next` receives the new parameters, m and v are
+/// updated in place.
 ///
-/// θ' = θ (1 - lr·wd) - lr/(1 - β1ᵗ) · m / (√v / √(1 - β2ᵗ) + eps), with m and v updated before. Bias corrections are computed in `f64`.
+/// θ' = θ (1 - lr·wd) - lr/(1 - β1ᵗ) · m / (√v / √(1 - β2ᵗ) + eps), with m and v updated first. Bias
+/// corrections are computed in `f64`.
+///
+/// # Panics
+/// If the lengths differ, or the step is 0.
 pub fn adamw(next: &mut [f32], theta: &[f32], grad: &[f32], m: &mut [f32], v: &mut [f32], s: &AdamWStep) {
     for len in [theta.len(), grad.len(), m.len(), v.len()] {
         same_len(next.len(), len, "adamw");
     }
     assert!(s.step > 0, "adamw: steps count from 1");
     let power = |beta: f32| f64::from(beta).powf(s.step as f64);
-    let constants = Constants {
+    let c = Constants {
         grad_scale: s.grad_scale,
         keep: (1.0 - f64::from(s.lr) * f64::from(s.weight_decay)) as f32,
         lerp1: (1.0 - f64::from(s.beta1)) as f32,
@@ -42,9 +47,10 @@ pub fn adamw(next: &mut [f32], theta: &[f32], grad: &[f32], m: &mut [f32], v: &m
         eps: s.eps,
         rate: (-f64::from(s.lr) / (1.0 - power(s.beta1))) as f32,
     };
-    dispatch!(adamw_on(next: &mut [f32], theta: &[f32], grad: &[f32], m: &mut [f32], v: &mut [f32], constants: Constants))
+    dispatch!(adamw_on(next: &mut [f32], theta: &[f32], grad: &[f32], m: &mut [f32], v: &mut [f32], c: Constants))
 }
 
+/// What is the same for all parameters of a step.
 #[derive(Clone, Copy)]
 struct Constants {
     grad_scale: f32,

@@ -1,7 +1,8 @@
-//! Multi-head self-attention, straight from the layout of the qkv product.
+//! Multi-head self-attention that reads the output of the qkv product as it lies.
 //!
-//! A (image, head) pair at a time: its keys and values are packed into a scratch that stays in the first two cache levels, and all
-//! products are register tiles over it. No copy of the whole in another layout is ever made.
+//! One pair of image and head at a time: its keys and values are packed into scratch that stays in the
+//! first two cache levels, and all products run on register tiles over it. No tensor is ever copied to
+//! another layout as a whole.
 
 use super::dispatch::dispatch;
 use super::lengths::same_len;
@@ -11,18 +12,20 @@ use super::scratch::with_scratch;
 use super::simd::{Simd, sweep};
 use super::tile::{Strided, copy_rows, small_product, transpose_rows};
 
-/// Sizes of one attention call. qkv is [batch·tokens, 3·heads·head_dim]: q, k and v of a token one after the other, each [heads, head_dim].
+/// The sizes of one attention call. qkv is [batch·tokens, 3·heads·head_dim]: q, k and v of a token one
+/// after the other, each [heads, head_dim].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttentionShape {
-    /// Images.
+    /// Number of images.
     pub batch: usize,
-    /// Tokens an image.
+    /// Tokens per image.
     pub tokens: usize,
-    /// Heads.
+    /// Number of heads.
     pub heads: usize,
     /// Width of a head; scores are scaled by 1/√head_dim.
     pub head_dim: usize,
-    /// The first `queries` tokens of each image are queried: `tokens`, or 1 where only the CLS token is needed.
+    /// The first `queries` tokens of each image are queries: `tokens`, or 1 if only the CLS token's output
+    /// is needed.
     pub queries: usize,
 }
 
@@ -48,14 +51,18 @@ impl AttentionShape {
     }
 }
 
-/// Rows of scores that are computed, normalised and used before the next ones.
+/// Rows of scores that are computed, normalised and multiplied by the values before the next rows.
 const QUERY_BLOCK: usize = 48;
-/// Every vector length divides this.
+/// Rows of scratch are padded to this, a multiple of every vector length.
 const PAD: usize = 16;
 
 /// out = softmax(q·kᵀ/√head_dim)·v for each image and head.
 ///
-/// out [batch·queries, heads·head_dim]; `probs` [batch, heads, queries, tokens] receives the softmax where the backward pass wants it.
+/// out [batch·queries, heads·head_dim]; `probs` [batch, heads, queries, tokens], if given, receives the
+/// softmax for the backward pass.
+///
+/// # Panics
+/// If a size of the shape is 0, `queries` exceeds `tokens`, or lengths do not fit.
 pub fn attention(out: &mut [f32], probs: Option<&mut [f32]>, qkv: &[f32], shape: &AttentionShape) {
     shape.check(qkv.len(), out.len(), probs.as_ref().map(|p| p.len()), "attention");
     shape.count(2);
@@ -85,8 +92,9 @@ fn forward<S: Simd>(
     let scale = 1.0 / (head_dim as f32).sqrt();
     for b in 0..batch {
         for h in 0..heads {
-            // SAFETY: check() made qkv [batch·tokens, 3·width] and out [batch·queries, width]; keys hold head_dim rows of ldt, values
-            // tokens rows of ldd, scores QUERY_BLOCK rows of ldt, by the splits above.
+            // SAFETY: check() made qkv [batch·tokens, 3·width] and out [batch·queries, width]. By the
+            // splits above, keys hold head_dim rows of ldt, values tokens rows of ldd, and scores
+            // QUERY_BLOCK rows of ldt.
             unsafe {
                 let q = qkv.as_ptr().add(b * tokens * stride + h * head_dim);
                 transpose_rows(s, q.add(width), stride, tokens, head_dim, keys.as_mut_ptr(), ldt);
@@ -127,7 +135,7 @@ fn softmax<S: Simd>(s: S, row: &mut [f32]) {
     let n = row.len();
     let mut top = s.splat(row[0]);
     sweep!(S, n, |i, w| {
-        // The zeros of a partial vector must not count, so a tail goes value by value.
+        // The zeros of a partial vector must not count as scores, so the tail goes value by value.
         if w == S::LANES {
             // SAFETY: i + LANES <= n.
             top = s.max(top, unsafe { s.load(row.as_ptr().add(i)) });
@@ -140,7 +148,7 @@ fn softmax<S: Simd>(s: S, row: &mut [f32]) {
     let top = s.splat(s.largest(top));
     let mut total = s.splat(0.0);
     sweep!(S, n, |i, w| {
-        // SAFETY: i + w <= n; lanes after the end are kept out of the sum.
+        // SAFETY: i + w <= n. keep() zeroes the lanes after the end.
         unsafe {
             let e = math::exp_neg(s, s.sub(s.load_n(row.as_ptr().add(i), w), top));
             s.store_n(row.as_mut_ptr().add(i), w, e);
@@ -156,15 +164,18 @@ fn softmax<S: Simd>(s: S, row: &mut [f32]) {
 
 /// The gradient of [`attention`] from its saved `probs` and `out`.
 ///
-/// dout and out [batch·queries, heads·head_dim], probs [batch, heads, queries, tokens]; dqkv, shaped as qkv, is overwritten wholly, with
-/// zeros for the queries of tokens that were not queried.
+/// dout and out [batch·queries, heads·head_dim], probs [batch, heads, queries, tokens]. All of dqkv, shaped
+/// as qkv, is overwritten; the gradient of q is zero for tokens that were no queries.
+///
+/// # Panics
+/// As [`attention`].
 pub fn attention_grad(dqkv: &mut [f32], dout: &[f32], qkv: &[f32], probs: &[f32], out: &[f32], shape: &AttentionShape) {
     shape.check(qkv.len(), out.len(), Some(probs.len()), "attention_grad");
     same_len(dqkv.len(), qkv.len(), "attention_grad");
     same_len(dout.len(), out.len(), "attention_grad");
     shape.count(4);
     let (padded_t, padded_d) = (shape.tokens.next_multiple_of(PAD), shape.head_dim.next_multiple_of(PAD));
-    // vᵀ, k, q and dout of a head, and the gradient of its scores.
+    // vᵀ, k, q and dout of one head, and the gradient of its scores.
     let len = shape.head_dim * padded_t + (shape.tokens + 2 * shape.queries) * padded_d + shape.queries * padded_t;
     with_scratch(len, |scratch| {
         let io = Backward { dqkv, dout, qkv, probs, out, scratch };
@@ -172,6 +183,7 @@ pub fn attention_grad(dqkv: &mut [f32], dout: &[f32], qkv: &[f32], probs: &[f32]
     });
 }
 
+/// The arguments of [`attention_grad`], and its scratch.
 struct Backward<'a> {
     dqkv: &'a mut [f32],
     dout: &'a [f32],
@@ -202,8 +214,9 @@ fn backward<S: Simd>(s: S, io: Backward<'_>, shape: &AttentionShape) {
         for h in 0..heads {
             let p = &io.probs[(b * heads + h) * queries * tokens..][..queries * tokens];
             let at = b * queries * width + h * head_dim;
-            // SAFETY: check() made qkv and dqkv [batch·tokens, 3·width], dout and out [batch·queries, width]; the scratch holds vᵀ as
-            // head_dim rows of ldt, k as tokens rows and q and dout as queries rows of ldd, scores as queries rows of ldt.
+            // SAFETY: check() made qkv and dqkv [batch·tokens, 3·width], dout and out [batch·queries,
+            // width]. By the splits above, vᵀ has head_dim rows of ldt, k tokens rows and q and dout
+            // queries rows of ldd, scores queries rows of ldt.
             unsafe {
                 let q = io.qkv.as_ptr().add(b * tokens * stride + h * head_dim);
                 let d = io.dout.as_ptr().add(at);

@@ -1,8 +1,11 @@
-//! The blocked product behind [`super::matmul`].
+//! The blocked product of [`super::matmul()`] in vector registers, for every instruction set.
 //!
-//! B is packed into panels of one tile's width. A block of such a panel stays in the first-level cache while the rows of A, which stay in
-//! the second level, pass by it; they are read where they are, or packed into panels of a tile's height if they lie across. Every element of C is a chain of fused additions in the order of k, by blocks that depend on k alone: its bits
-//! depend neither on m and n nor on its place.
+//! B is packed into panels as wide as a register tile. A block of such a panel stays in the first-level
+//! cache while it is multiplied by the rows of A, which stay in the second level. A is read in place if its
+//! rows are contiguous, else packed into panels as high as a register tile.
+//!
+//! Every element of C is an FMA chain in the order of k, in blocks that depend on k alone: its bits depend
+//! neither on m and n nor on its place.
 
 use super::dispatch::dispatch;
 use super::product::{Operand, Place, Product, prefetch, split, store, store_any, store_whole};
@@ -11,38 +14,42 @@ use super::simd::Simd;
 use super::tile::{Strided, tile, transpose_rows};
 use std::ops::Range;
 
-/// Longest block of k: with it, a panel of B takes two thirds of a first-level cache of 48 KiB.
+/// The longest block of k: with it, a panel of B takes two thirds of a first-level cache of 48 KiB.
 const MAX_KC: usize = 256;
-/// Rows of A that meet all panels in turn: a quarter of a second-level cache of 1 MiB.
+/// Rows of A that are multiplied by all panels before the next rows: a quarter of a 1 MiB second-level cache.
 const MAX_MC: usize = 240;
-/// Longest stretch of k for which panels of B are packed at a time.
+/// The longest part of k for which panels of B are packed together.
 const MAX_DEPTH: usize = 8 * MAX_KC;
-/// Values of packed panels of B, in the third-level cache.
+/// The most values of packed panels of B at a time: they should stay in the third-level cache.
 const MAX_PACKED: usize = 1 << 20;
+/// The most rows of a register tile.
 const LARGEST_MR: usize = 12;
+/// The most columns of a register tile.
 const LARGEST_NR: usize = 32;
 
-/// Block sizes of a product.
+/// The block sizes of a product: rows, columns and depth of a block.
 #[derive(Clone, Copy)]
 struct Sizes {
     mc: usize,
     nc: usize,
     kc: usize,
-    /// A multiple of kc.
+    /// The part of k for which panels of B are packed together, a multiple of kc.
     depth: usize,
 }
 
-/// Computes `p`.
+/// Computes `p` on the instruction set of [`isa()`](crate::isa()).
 ///
 /// # Safety
-/// All elements of the matrices must be accessible, those of C (and of `GeluInto`) exclusively.
+/// All elements of the matrices must be readable, and those of C (and of `out` or `pre` of the epilogue)
+/// writable and not aliased. A bias must have n values, and the other matrices of the epilogue the layout
+/// of C.
 pub(super) unsafe fn gemm(p: &Product) {
     let kc = split(p.k, MAX_KC, 8);
     let depth = (MAX_DEPTH / kc * kc).min(p.k.next_multiple_of(kc).max(kc));
     let nc = split(p.n, MAX_PACKED / depth, LARGEST_NR);
     let mc = split(p.m, MAX_MC, LARGEST_MR);
     let sizes = Sizes { mc, nc, kc, depth };
-    let packed_a = if p.a.lies_across() { mc * kc + LARGEST_NR } else { 0 };
+    let packed_a = if p.a.is_column_major() { mc * kc + LARGEST_NR } else { 0 };
     with_scratch(depth * nc + packed_a, |scratch| {
         dispatch!(blocks(p: &Product, sizes: Sizes, scratch: &mut [f32]));
     });
@@ -50,7 +57,8 @@ pub(super) unsafe fn gemm(p: &Product) {
 
 #[inline(always)]
 fn blocks<S: Simd>(s: S, p: &Product, sizes: Sizes, scratch: &mut [f32]) {
-    // SAFETY: gemm() made scratch long enough for any of these tiles, and hands its contract on.
+    // SAFETY: gemm() made scratch long enough for any of these tiles; its own caller makes the matrices
+    // accessible.
     unsafe {
         if S::WIDE {
             tiled::<S, 12, 2>(s, p, sizes, scratch);
@@ -62,13 +70,15 @@ fn blocks<S: Simd>(s: S, p: &Product, sizes: Sizes, scratch: &mut [f32]) {
     }
 }
 
+/// The loops over blocks, with register tiles of MR rows and NV vectors.
+///
 /// # Safety
 /// As [`gemm`]; MR must divide [`LARGEST_MR`], and NV vectors [`LARGEST_NR`].
 #[inline(always)]
 unsafe fn tiled<S: Simd, const MR: usize, const NV: usize>(s: S, p: &Product, sizes: Sizes, scratch: &mut [f32]) {
     let nr = NV * S::LANES;
     assert!(scratch.len() >= sizes.depth * sizes.nc && MR <= LARGEST_MR && LARGEST_NR.is_multiple_of(nr));
-    let across = p.a.lies_across();
+    let across = p.a.is_column_major();
     assert!(!across || scratch.len() >= sizes.depth * sizes.nc + sizes.mc * sizes.kc + LARGEST_NR);
     let panels = scratch.as_mut_ptr();
     let mut deep = 0;
@@ -77,7 +87,8 @@ unsafe fn tiled<S: Simd, const MR: usize, const NV: usize>(s: S, p: &Product, si
         for jc in (0..p.n).step_by(sizes.nc) {
             let nc = sizes.nc.min(p.n - jc);
             for pc in (0..depth).step_by(sizes.kc) {
-                // SAFETY: the block lies in op(B), its panels in the scratch.
+                // SAFETY: k and columns of the block are inside op(B); the panels fit the scratch by the
+                // assertion above.
                 unsafe {
                     let b = p.b.ptr.add((deep + pc) * p.b.row + jc * p.b.col);
                     pack_b::<S, NV>(s, b, p.b, sizes.kc.min(depth - pc), nc, panels.add(pc * sizes.nc));
@@ -86,11 +97,12 @@ unsafe fn tiled<S: Simd, const MR: usize, const NV: usize>(s: S, p: &Product, si
             for ic in (0..p.m).step_by(sizes.mc) {
                 let rows = ic..p.m.min(ic + sizes.mc);
                 let mut pc = 0;
-                // Once at least, as an empty sum is written too.
+                // At least once, as C is written even if k is 0.
                 loop {
                     let block = Block { k: deep + pc, kc: sizes.kc.min(depth - pc) };
-                    // SAFETY: rows and columns are inside C; the panels of B were packed above, those of A have mc · kc values and a
-                    // panel's width behind them.
+                    // SAFETY: rows and columns are inside C, and the panels of B were packed above. Those
+                    // of A have mc · kc values and LARGEST_NR more, the room that pack_a requires, by the
+                    // assertion above.
                     unsafe {
                         let packed_a = across.then(|| panels.add(sizes.depth * sizes.nc));
                         if let Some(packed_a) = packed_a {
@@ -114,17 +126,18 @@ unsafe fn tiled<S: Simd, const MR: usize, const NV: usize>(s: S, p: &Product, si
     }
 }
 
-/// The part k..k + kc of all sums.
+/// The block k..k + kc of k.
 #[derive(Clone, Copy)]
 struct Block {
     k: usize,
     kc: usize,
 }
 
-/// Adds one block of the sums to the given rows and columns of C, panel by panel.
+/// Adds one block of k to the given rows and columns of C, panel by panel.
 ///
 /// # Safety
-/// As [`gemm`], for rows and columns inside C; `panels` must hold that block of op(B), packed, and `packed_a` that of op(A).
+/// As [`gemm`], for rows and columns inside C; `panels` must hold that block of op(B), packed, and
+/// `packed_a`, if any, that of op(A).
 #[inline(always)]
 unsafe fn tiles<S: Simd, const MR: usize, const NV: usize>(
     s: S,
@@ -145,8 +158,9 @@ unsafe fn tiles<S: Simd, const MR: usize, const NV: usize>(
         for i in rows.clone().step_by(MR) {
             let place = Place { at: i * p.ldc + j, col: j, rows: MR.min(rows.end - i), cols: nr.min(cols.end - j) };
             prefetch(s, p, place, MR, nr);
-            // SAFETY: rows i.. and columns j.. of the operands exist as those of C do; only whole tiles inside C are stored without
-            // regard to its edges.
+            // SAFETY: rows i.. of op(A) and columns j.. of op(B) exist because those of C do. A tile at an
+            // edge goes through `edge`, which has room for the largest, and store_any() writes its place
+            // alone.
             unsafe {
                 let b = panels.add((j - cols.start) * block.kc);
                 let a = match packed_a {
@@ -168,17 +182,17 @@ unsafe fn tiles<S: Simd, const MR: usize, const NV: usize>(
     }
 }
 
-/// Rows that are copied together while packing: few enough pages, long enough runs.
+/// Rows of B that are packed together: few enough to touch few pages, enough to write long runs.
 const RUN: usize = 8;
 
-/// Packs a block of kc × nc of op(B) as panels [kc][NV vectors], zeros after the last column.
+/// Packs a block of kc × nc of op(B) as panels [kc, NV vectors], with zeros after the last column.
 ///
 /// # Safety
-/// The block and kc · nc values of `to` (nc up to whole panels) must be accessible.
+/// The block must be readable, and `to` writable for kc · nc values, nc rounded up to whole panels.
 #[inline(always)]
 unsafe fn pack_b<S: Simd, const NV: usize>(s: S, b: *const f32, steps: Operand, kc: usize, nc: usize, to: *mut f32) {
     let nr = NV * S::LANES;
-    // SAFETY: reads stay in kc × nc of op(B), writes in the panels.
+    // SAFETY: reads stay in kc × nc of op(B), as load_n() masks the last panel; writes stay in the panels.
     unsafe {
         if steps.col != 1 {
             for j in (0..nc).step_by(nr) {
@@ -206,16 +220,19 @@ unsafe fn pack_b<S: Simd, const NV: usize>(s: S, b: *const f32, steps: Operand, 
     }
 }
 
-/// Packs a block of rows × kc of op(A), whose columns adjoin, as panels [kc][MR]; behind the last row comes what was there.
+/// Packs a block of rows × kc of op(A), whose columns are contiguous, as panels [kc, MR]. Rows after the
+/// last are undefined.
 ///
 /// # Safety
-/// The block must be accessible, and ⌈rows⌉ to whole panels times kc values of `to` and a vector behind them.
+/// The block must be readable, and `to` writable for kc values times rows, rounded up to whole panels, and
+/// one vector more.
 #[inline(always)]
 unsafe fn pack_a<S: Simd, const MR: usize>(s: S, a: *const f32, step: usize, rows: usize, kc: usize, to: *mut f32) {
     for i in (0..rows).step_by(MR) {
         let height = MR.min(rows - i);
         for k in 0..kc {
-            // SAFETY: only rows of the block are read. What a vector writes behind its panel's column is overwritten by the next.
+            // SAFETY: reads rows of the block only. A vector may write past its column of the panel; the
+            // next column, or the vector of room at the end, takes it.
             unsafe {
                 let (from, to) = (a.add(k * step + i), to.add(i * kc + k * MR));
                 let mut done = 0;

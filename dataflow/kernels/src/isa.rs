@@ -1,4 +1,4 @@
-//! The instruction sets, and which of them kernels use.
+//! The instruction sets: their names, which of them this machine has, and which one kernels use.
 
 use std::cell::Cell;
 use std::sync::OnceLock;
@@ -12,18 +12,19 @@ pub enum Isa {
     Avx2Fma,
     /// x86-64 with AVX-512 F, VL, BW and DQ: 16 lanes.
     Avx512,
-    /// AVX-512, and products on the tile unit of AMX in the accuracy of `f32`.
+    /// AVX-512, with products on the tile unit of AMX, in the accuracy of `f32`.
     Amx,
-    /// As [`Isa::Amx`], but the factors of products keep 16 bits of their 24: half the work of the tile unit.
+    /// As [`Isa::Amx`], but the factors of products keep 16 bits of their 24: half the tile products.
     AmxBf16x2,
-    /// As [`Isa::Amx`], but the factors of products are rounded to bf16, 8 bits: a sixth of the work. Sums stay in `f32`.
+    /// As [`Isa::Amx`], but the factors of products are rounded to bf16, 8 bits: a sixth of the tile
+    /// products. Sums stay in `f32`.
     AmxBf16,
 }
 
 impl Isa {
-    /// All that compute in the accuracy of `f32`, the plainest first.
+    /// Those that compute in the accuracy of `f32`, the slowest first.
     pub const ALL: [Isa; 4] = [Isa::Portable, Isa::Avx2Fma, Isa::Avx512, Isa::Amx];
-    /// Those that round the factors of products, which are used only where they are asked for.
+    /// Those that round the factors of products: never the default, only by [`choose_isa`] or [`with_isa`].
     pub const ROUNDED: [Isa; 2] = [Isa::AmxBf16x2, Isa::AmxBf16];
 
     /// Its name in reports and on the command line.
@@ -43,12 +44,12 @@ impl Isa {
         self.without_rounding() <= detect()
     }
 
-    /// The same instructions in the accuracy of `f32`.
+    /// The same instructions in the accuracy of `f32`: [`Isa::Amx`] for those of [`Isa::ROUNDED`].
     pub fn without_rounding(self) -> Isa {
         if Isa::ROUNDED.contains(&self) { Isa::Amx } else { self }
     }
 
-    /// Parts of bf16 that stand for a factor of a product, where the tile unit computes it.
+    /// The number of bf16 parts of a factor, if products are computed on the tile unit.
     pub(crate) fn num_parts(self) -> Option<usize> {
         match self {
             Isa::Amx => Some(3),
@@ -58,7 +59,7 @@ impl Isa {
         }
     }
 
-    /// What products are computed in.
+    /// The arithmetic in words, for reports.
     pub fn arithmetic(self) -> &'static str {
         match self.num_parts() {
             Some(2) => "f32 with products in two parts of bf16",
@@ -70,8 +71,9 @@ impl Isa {
 
 static CHOSEN: OnceLock<Isa> = OnceLock::new();
 
-/// Makes the whole process use `isa` instead of the best one, so that its results have the same bits as on a machine that has no
-/// better one. Returns false and changes nothing if this machine lacks it, or if kernels have run already.
+/// Makes the whole process use `isa` instead of the best one, for example to get the same bits as on
+/// another machine. Returns false and changes nothing if this machine lacks it, or if a kernel has run or
+/// one was chosen already.
 pub fn choose_isa(isa: Isa) -> bool {
     isa.is_here() && CHOSEN.set(isa).is_ok()
 }
@@ -80,7 +82,8 @@ thread_local! {
     static FORCED: Cell<Option<Isa>> = const { Cell::new(None) };
 }
 
-/// The instruction set that kernels use: the best one this machine has, unless the process or this thread chose another.
+/// The instruction set that kernels use on this thread: the best of this machine, unless [`choose_isa`] or
+/// [`with_isa`] chose another.
 #[inline]
 pub fn isa() -> Isa {
     match FORCED.get() {
@@ -89,8 +92,9 @@ pub fn isa() -> Isa {
     }
 }
 
-/// Calls `f` with kernels forced to use `isa` on the calling thread, not on threads that `f` starts. The former choice returns after the
-/// call, even if `f` panics. Returns `None`, without a call, if this machine lacks `isa`.
+/// Calls `f` with the instruction set of the calling thread forced to `isa`. Threads that `f` starts do not
+/// inherit it. The previous one is restored after the call, even if `f` panics. Returns `None` without a
+/// call if this machine lacks `isa`.
 pub fn with_isa<T>(isa: Isa, f: impl FnOnce() -> T) -> Option<T> {
     struct Restore(Option<Isa>);
     impl Drop for Restore {
@@ -112,7 +116,7 @@ fn detect() -> Isa {
             && is_x86_feature_detected!("avx512vl")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512dq");
-        return match (wide, super::amx::is_there()) {
+        return match (wide, super::amx::is_available()) {
             (true, true) => Isa::Amx,
             (true, false) => Isa::Avx512,
             _ => Isa::Avx2Fma,

@@ -1,8 +1,9 @@
 //! The arithmetic of the networks on plain row-major `f32` slices.
 //!
-//! Every kernel is written once over `simd::Simd` and compiled for three instruction sets, products for a fourth, with three accuracies;
-//! [`isa`] picks one at run time. Kernels are deterministic: the same inputs on the same instruction set give the same bits, and a row's
-//! result does not depend on how many rows a call has. Lengths that do not fit are a programming error and panic.
+//! Every kernel is written once over `simd::Simd` and compiled for three instruction sets, products for a
+//! fourth, with three accuracies; [`isa`] picks one at run time. Kernels are deterministic: the same inputs
+//! on the same instruction set give the same bits, and a row's result does not depend on how many rows a
+//! call has. Lengths that do not fit are a programming error and panic.
 
 pub mod adamw;
 #[cfg(target_arch = "x86_64")]

@@ -1,4 +1,5 @@
-//! Products of row-major matrices.
+//! Products of row-major matrices: checks, the count of operations, and the choice between AMX and vector
+//! registers.
 
 use super::gemm::gemm;
 use super::product::{Act, Finish, Operand, Product};
@@ -11,9 +12,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub struct Mat<'a> {
     /// Values, row-major.
     pub data: &'a [f32],
-    /// Leading dimension: values from one stored row to the next.
+    /// Leading dimension: distance in values from one stored row to the next.
     pub ld: usize,
-    /// Whether the transpose of what is stored is meant.
+    /// Whether op(X) is the transpose of the stored matrix.
     pub trans: bool,
 }
 
@@ -45,18 +46,23 @@ pub fn flops() -> u64 {
     FLOPS.load(Ordering::Relaxed)
 }
 
-/// Counts the work of a product that another kernel does.
+/// Counts the operations of a product m × n × k.
 pub(super) fn count_flops(m: usize, n: usize, k: usize) {
     FLOPS.fetch_add(2 * (m as u64) * (n as u64) * (k as u64), Ordering::Relaxed);
 }
 
-/// c = op(a)·op(b), or c += op(a)·op(b) with `accumulate`: op(a) [m, k], op(b) [k, n], c [m, n] row-major with leading dimension `ldc`.
+/// c = op(a)·op(b), or c += op(a)·op(b) with `accumulate`: op(a) [m, k], op(b) [k, n], c [m, n] row-major
+/// with leading dimension `ldc`. If k is 0, the product is zero.
+///
+/// # Panics
+/// If a leading dimension is shorter than a row, or a slice too short for its matrix.
 #[allow(clippy::too_many_arguments)]
 pub fn matmul(c: &mut [f32], ldc: usize, a: Mat<'_>, b: Mat<'_>, m: usize, n: usize, k: usize, accumulate: bool) {
     run(c, ldc, a, b, m, n, k, accumulate, Finish::Plain);
 }
 
-/// What a product does to its result while it is still in the cache. All matrices [m, n] are laid out as c.
+/// What a product does to its result while that is still in registers or the cache. All matrices [m, n]
+/// have the layout of c.
 #[derive(Debug)]
 pub enum Epilogue<'a> {
     /// c += bias \[n].
@@ -77,11 +83,15 @@ pub enum Epilogue<'a> {
         /// [m, n].
         residual: &'a [f32],
     },
-    /// c *= gelu'(pre), and pre becomes gelu(pre), by element: the backward pass of [`Epilogue::BiasGeluKeep`], which keeps pre alone.
+    /// c *= gelu'(pre), and pre becomes gelu(pre), by element: the backward pass of
+    /// [`Epilogue::BiasGeluKeep`] where pre was kept and gelu(pre) was not.
     GeluGrad(&'a mut [f32]),
 }
 
 /// c = op(a)·op(b) as [`matmul`], then `epilogue`, without another sweep over c.
+///
+/// # Panics
+/// As [`matmul`], and if a bias has not n values or a matrix of the epilogue is too short.
 #[allow(clippy::too_many_arguments)]
 pub fn matmul_with(
     c: &mut [f32],
@@ -138,11 +148,13 @@ fn run(
     check_stored(c.len(), ldc, m, n, "c");
     count_flops(m, n, k);
     let product = Product { c: c.as_mut_ptr(), ldc, a: a.operand(), b: b.operand(), m, n, k, accumulate, finish };
-    // SAFETY: the checks made every element of the matrices lie in its slice; c and the epilogue's output are borrowed mutably.
+    // SAFETY: the checks above and in matmul_with() made every element lie in its slice; c and the
+    // epilogue's output are borrowed mutably.
     unsafe { multiply(&product) }
 }
 
-/// Computes `p` on the tile unit where that is chosen and `p` suits it, else in vectors.
+/// Computes `p` on AMX tiles if [`isa()`](crate::isa()) is one of AMX and `p` suits them, else in vector
+/// registers.
 ///
 /// # Safety
 /// As [`gemm`].
@@ -151,10 +163,10 @@ unsafe fn multiply(p: &Product) {
     if let Some(num_parts) = isa().num_parts()
         && amx::suits(p)
     {
-        // SAFETY: isa() names only what this machine has; the contract is handed on.
+        // SAFETY: isa() returns only instruction sets of this machine; run() checked the matrices.
         return unsafe { amx::gemm(p, num_parts) };
     }
-    // SAFETY: the contract is handed on.
+    // SAFETY: run() checked the matrices.
     unsafe { gemm(p) }
 }
 
@@ -218,7 +230,7 @@ mod tests {
         })
     }
 
-    /// Sums with their own size as the yardstick, Σ |a·b|: the error that `f32` may make in k roundings, whatever the sizes.
+    /// Errors relative to Σ |a·b|, which bounds those of `f32` after k roundings whatever the magnitudes.
     #[test]
     fn products_are_as_accurate_as_f32_over_many_orders_of_magnitude() {
         let (m, n, k) = (33, 40, 333);
@@ -242,7 +254,8 @@ mod tests {
         });
     }
 
-    /// Where factors are rounded, an error is at most that of two roundings, comes near it, and a row still depends on nothing else.
+    /// With rounded factors, the largest error is close to but not above that of two roundings, and a row
+    /// still does not depend on the others.
     #[test]
     fn rounded_products_are_as_accurate_as_their_parts() {
         use crate::isa::{Isa, with_isa};

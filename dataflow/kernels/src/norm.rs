@@ -8,7 +8,11 @@ use super::simd::{Simd, sweep};
 
 /// y = (x - mean) · rstd · gamma + beta on every row.
 ///
-/// x and y [rows, n], gamma and beta \[n]; stats [rows, 2] receives mean and rstd = 1/√(var + eps) with the biased variance, in two passes.
+/// x and y [rows, n], gamma and beta \[n]. stats [rows, 2] receives mean and rstd = 1/√(var + eps), with
+/// the biased variance, computed after the mean in a second pass.
+///
+/// # Panics
+/// If lengths do not fit.
 pub fn layer_norm(y: &mut [f32], stats: &mut [f32], x: &[f32], gamma: &[f32], beta: &[f32], eps: f32) {
     let rows = num_rows(x.len(), gamma.len(), "layer_norm");
     same_len(y.len(), x.len(), "layer_norm");
@@ -17,7 +21,8 @@ pub fn layer_norm(y: &mut [f32], stats: &mut [f32], x: &[f32], gamma: &[f32], be
     dispatch!(layer_norm_on(y: &mut [f32], stats: &mut [f32], x: &[f32], gamma: &[f32], beta: &[f32], eps: f32))
 }
 
-/// Σ of a term over `0..n` in four chains; in `$term`, `$w` lanes from `$i` are asked for.
+/// Σ of a term over `0..n` in four chains of additions. `$term` is the vector of `$w` lanes from `$i`, with
+/// zeros after them.
 macro_rules! row_sum {
     ($s:ident, $n:expr, |$i:ident, $w:ident| $term:expr) => {{
         let n: usize = $n;
@@ -49,7 +54,7 @@ fn layer_norm_on<S: Simd>(s: S, y: &mut [f32], stats: &mut [f32], x: &[f32], gam
         let mean = row_sum!(s, n, |i, w| unsafe { s.load_n(at.add(i), w) }) * inv_n;
         let centre = s.splat(mean);
         let var = row_sum!(s, n, |i, w| {
-            // SAFETY: i + w <= n, the length of x. Lanes after the row's end are kept out of the sum.
+            // SAFETY: i + w <= n, the length of x. keep() zeroes the lanes after the row's end.
             let d = s.keep(s.sub(unsafe { s.load_n(at.add(i), w) }, centre), w);
             s.mul(d, d)
         }) * inv_n;
@@ -69,8 +74,11 @@ fn layer_norm_on<S: Simd>(s: S, y: &mut [f32], stats: &mut [f32], x: &[f32], gam
 
 /// The gradient of [`layer_norm`] from the same x, stats and gamma.
 ///
-/// dx [rows, n] is overwritten or added to (`accumulate_dx`); `params` = (dgamma, dbeta), each \[n], are added to, summed over rows in
-/// blocks of 128.
+/// dx [rows, n] is overwritten, or added to with `accumulate_dx`. `params` = (dgamma, dbeta), each \[n],
+/// are added to, in blocks of 128 rows.
+///
+/// # Panics
+/// If lengths do not fit.
 pub fn layer_norm_grad(
     dx: &mut [f32],
     accumulate_dx: bool,
@@ -109,7 +117,7 @@ struct Grad<'a> {
     accumulate_dx: bool,
 }
 
-/// Parameter gradients and their scratch rows, all \[n].
+/// The gradients of the parameters and their sums over a block of rows, all \[n].
 struct Sums<'a> {
     dgamma: &'a mut [f32],
     dbeta: &'a mut [f32],
@@ -117,6 +125,8 @@ struct Sums<'a> {
     block_beta: &'a mut [f32],
 }
 
+/// Rows whose parameter gradients are summed before they join the total: bounds the length of a chain of
+/// additions.
 const BLOCK_ROWS: usize = 128;
 
 #[inline(always)]
@@ -165,7 +175,8 @@ fn with_params<S: Simd>(s: S, io: Grad<'_>, sums: Sums<'_>) {
     }
 }
 
-/// One row: dx (+)= rstd (g - mean(g) - x̂ mean(g x̂)) with g = dy·gamma; with `PARAMS`, dgamma += dy·x̂ and dbeta += dy.
+/// One row: dx (+)= rstd (g - mean(g) - x̂ mean(g x̂)) with g = dy·gamma; with `PARAMS`, dgamma += dy·x̂
+/// and dbeta += dy.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
 fn grad_row<S: Simd, const PARAMS: bool>(

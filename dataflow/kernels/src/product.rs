@@ -1,9 +1,9 @@
-//! A product as it is asked of [`super::gemm`] or `amx`, and its epilogue: what both have in common.
+//! The description of a product and the code of its epilogue, which [`super::gemm`] and `amx` share.
 
 use super::math;
 use super::simd::Simd;
 
-/// op(X) of a product: element (i, j) is at `ptr + i * row + j * col`, and one of the two steps is 1.
+/// op(X) of a product: element (i, j) is at `ptr + i * row + j * col`; one of the two strides is 1.
 #[derive(Clone, Copy)]
 pub(super) struct Operand {
     pub ptr: *const f32,
@@ -12,32 +12,33 @@ pub(super) struct Operand {
 }
 
 impl Operand {
-    /// Whether the elements of a row are apart and those of a column adjoin.
-    pub(super) fn lies_across(&self) -> bool {
+    /// Whether columns are contiguous instead of rows.
+    pub(super) fn is_column_major(&self) -> bool {
         self.row == 1 && self.col != 1
     }
 }
 
-/// What happens to an element of C after its last addition.
+/// The epilogue: what happens to an element of C after its last addition. Pointers are those of
+/// [`crate::Epilogue`].
 pub(super) enum Finish {
     /// Nothing.
     Plain,
-    /// + bias, then through `act`.
+    /// + bias, then `act`.
     Bias { bias: *const f32, act: Act },
     /// + bias + residual, laid out as C.
     Residual { bias: *const f32, residual: *const f32 },
-    /// · gelu'(pre), which becomes gelu(pre) and is laid out as C.
+    /// · gelu'(pre); pre, laid out as C, becomes gelu(pre).
     GeluGrad { pre: *mut f32 },
 }
 
 impl Finish {
-    /// Whether it is too long to be done in registers beside a tile.
+    /// Whether it needs too many registers to run on a whole register tile at once.
     pub(super) fn is_long(&self) -> bool {
         matches!(self, Finish::Bias { act: Act::Gelu | Act::GeluInto(_), .. } | Finish::GeluGrad { .. })
     }
 }
 
-/// What follows a bias.
+/// The activation after a bias.
 #[derive(Clone, Copy)]
 pub(super) enum Act {
     /// Nothing.
@@ -61,13 +62,14 @@ pub(super) struct Product {
     pub finish: Finish,
 }
 
-/// The size of equal parts of `len`, each a multiple of `unit` and (if that allows) at most `max`.
+/// The size of equal parts of `len`: a multiple of `unit`, and at most `max` unless `unit` is larger.
 pub(super) fn split(len: usize, max: usize, unit: usize) -> usize {
     let parts = len.div_ceil(max.max(unit)).max(1);
     len.div_ceil(parts).next_multiple_of(unit).max(unit)
 }
 
-/// Where a tile lies: at element `at` of C, its first column being `col`, rows × cols of it inside C.
+/// The part of C under a tile: its first element is at index `at` of C, in column `col`; rows × cols of it
+/// lie inside C.
 #[derive(Clone, Copy)]
 pub(super) struct Place {
     pub at: usize,
@@ -76,7 +78,9 @@ pub(super) struct Place {
     pub cols: usize,
 }
 
-/// Writes a whole tile from registers to its place, with what `p` asks for unless that [is long](Finish::is_long).
+/// Stores a whole register tile to its place in C, with the epilogue of `p` unless that [is
+/// long](Finish::is_long). `add`: adds what is there. `last`: this is the last block of k, so the epilogue
+/// is due.
 ///
 /// # Safety
 /// MR rows of NV vectors must lie in C at the place.
@@ -89,7 +93,8 @@ pub(super) unsafe fn store_whole<S: Simd, const MR: usize, const NV: usize>(
     p: &Product,
     place: Place,
 ) {
-    // SAFETY: bias and residual are laid out as C.
+    // SAFETY: the tile lies in C by the caller, matmul_with() checked that the bias has a value for each
+    // column of C, and that a residual has C's layout.
     unsafe {
         let c = p.c.add(place.at);
         let (bias, residual) = match p.finish {
@@ -108,10 +113,11 @@ pub(super) unsafe fn store_whole<S: Simd, const MR: usize, const NV: usize>(
     }
 }
 
-/// Writes a whole tile from registers, after adding what is there (`ADD`), a bias and a residual.
+/// Stores a whole register tile, after adding what is there (`ADD`), a bias and a residual.
 ///
 /// # Safety
-/// MR rows of NV vectors at `c`, and of the residual, must be accessible, `ldc` apart, and NV vectors of the bias.
+/// MR rows of NV vectors at `c` and at the residual, `ldc` apart, and NV vectors of the bias must be
+/// accessible.
 #[inline(always)]
 pub(super) unsafe fn store<S: Simd, const MR: usize, const NV: usize, const ADD: bool>(
     s: S,
@@ -121,7 +127,7 @@ pub(super) unsafe fn store<S: Simd, const MR: usize, const NV: usize, const ADD:
     c: *mut f32,
     ldc: usize,
 ) {
-    // SAFETY: by contract.
+    // SAFETY: i < MR and j < NV, whose vectors the caller makes accessible.
     unsafe {
         let mut biases = [s.splat(0.0); NV];
         if let Some(bias) = bias {
@@ -147,10 +153,11 @@ pub(super) unsafe fn store<S: Simd, const MR: usize, const NV: usize, const ADD:
     }
 }
 
-/// Writes any part of a tile from memory, with everything that `p` asks for.
+/// Stores any part of a tile from memory to its place in C, with any epilogue; `add` and `last` as in
+/// [`store_whole`].
 ///
 /// # Safety
-/// `tile` must hold rows of `nr` values, and the place must lie in C.
+/// `tile` must hold place.rows rows of `nr` values, at least place.cols, and the place must lie in C.
 #[inline(always)]
 pub(super) unsafe fn store_any<S: Simd>(
     s: S,
@@ -163,7 +170,8 @@ pub(super) unsafe fn store_any<S: Simd>(
 ) {
     for j in (0..place.cols).step_by(S::LANES) {
         let w = place.cols - j;
-        // SAFETY: the contract is handed on for some columns of the place. The whole vector's width is a constant in its copy.
+        // SAFETY: columns j..j + min(w, LANES) of the place, which the caller has in C. (Two calls, so that
+        // the width of a whole vector is a constant.)
         unsafe {
             if w >= S::LANES {
                 store_column(s, tile, nr, add, last, p, place, j, S::LANES);
@@ -177,7 +185,7 @@ pub(super) unsafe fn store_any<S: Simd>(
 /// Columns j..j + w of [`store_any`].
 ///
 /// # Safety
-/// As there, for w of at most a vector and columns inside the place.
+/// As [`store_any`]; w must be at most LANES and the columns inside the place.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
 unsafe fn store_column<S: Simd>(
@@ -197,7 +205,8 @@ unsafe fn store_column<S: Simd>(
         Finish::GeluGrad { pre } if last => (None, None, Some(pre), Act::None),
         _ => (None, None, None, Act::None),
     };
-    // SAFETY: the bias has a value for each column, and i and j are inside the place.
+    // SAFETY: i and j are inside the place. matmul_with() checked that the bias has a value for each column
+    // of C, and that residual, pre and out have C's layout.
     unsafe {
         let biases = bias.map_or(s.splat(0.0), |bias| s.load_n(bias.add(place.col + j), w));
         for i in 0..place.rows {
@@ -230,7 +239,8 @@ unsafe fn store_column<S: Simd>(
     }
 }
 
-/// Asks for a tile of C, and of the matrix that is put to it, while the tile's sums are computed.
+/// Prefetches the tile of C and of the residual or pre-activation, so that they are in the cache once its
+/// sums are.
 #[inline(always)]
 pub(super) fn prefetch<S: Simd>(s: S, p: &Product, place: Place, mr: usize, nr: usize) {
     for i in 0..mr {

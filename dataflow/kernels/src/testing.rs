@@ -1,4 +1,4 @@
-//! Shared by the tests of the kernels.
+//! What the tests of all kernels share.
 
 use super::isa::{Isa, with_isa};
 

@@ -1,8 +1,8 @@
-//! Register tiles: the innermost products of attention and of [`super::matmul`].
+//! Register tiles, the innermost loops of attention and of [`super::gemm`], and the copies that feed them.
 
 use super::simd::Simd;
 
-/// op(A) of a tile: element (i, p) is at `ptr + i * row + p * step`.
+/// op(A) of a tile: element (i, p) is at `ptr + i * row + p * step`, p running along k.
 #[derive(Clone, Copy)]
 pub(super) struct Strided {
     pub ptr: *const f32,
@@ -10,7 +10,8 @@ pub(super) struct Strided {
     pub step: usize,
 }
 
-/// Σ over p < k of A[i, p] · B[p, :] for MR rows and NV vectors, in the order of p; row i of A is row min(i, last).
+/// Σ over p < k of A[i, p] · B[p, :] for MR rows and NV vectors, each an FMA chain in the order of p. Rows
+/// of A after `last` repeat it.
 ///
 /// # Safety
 /// A must be readable for rows 0..=last and k columns, B for k rows of NV vectors, `ldb` apart.
@@ -31,7 +32,8 @@ pub(super) unsafe fn tile<S: Simd, const MR: usize, const NV: usize>(
     let mut b = b;
     let mut offset = 0;
     for _ in 0..k {
-        // SAFETY: fewer than k steps were taken, so both rows are readable by contract.
+        // SAFETY: fewer than k steps were taken, and the caller makes k columns of A and k rows of B
+        // readable.
         unsafe {
             let mut v = [s.splat(0.0); NV];
             for (j, v) in v.iter_mut().enumerate() {
@@ -50,10 +52,12 @@ pub(super) unsafe fn tile<S: Simd, const MR: usize, const NV: usize>(
     acc
 }
 
-/// C = alpha · A·B for a small product: A `rows` × k, B k × `cols` with rows padded to whole vectors, C `rows` × `cols`.
+/// C = alpha · A·B for a small product: A rows × k, B k × cols with its rows padded to whole vectors, C
+/// rows × cols.
 ///
 /// # Safety
-/// A must be readable for rows × k, B for k rows of ⌈cols⌉ to whole vectors, `ldb` apart, C writable for rows × cols, `ldc` apart.
+/// A must be readable for rows × k; B for k rows, `ldb` apart, of cols rounded up to whole vectors; C
+/// writable for rows × cols, `ldc` apart.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
 pub(super) unsafe fn small_product<S: Simd>(
@@ -156,10 +160,11 @@ unsafe fn store_tile<S: Simd, const MR: usize, const NV: usize>(
     NV
 }
 
-/// Copies rows × cols (row step `lds`) to rows of `ldd` values, zeros after `cols`.
+/// Copies rows × cols, `lds` apart, to rows of `ldd` values (whole vectors, at least cols), with zeros
+/// after the last column.
 ///
 /// # Safety
-/// Source and destination must be accessible and apart; cols <= ldd.
+/// `src` must be readable for rows × cols and `dst` writable for rows × ldd, and they may not overlap.
 #[inline(always)]
 pub(super) unsafe fn copy_rows<S: Simd>(
     s: S,
@@ -174,17 +179,20 @@ pub(super) unsafe fn copy_rows<S: Simd>(
         let mut i = 0;
         while i < ldd {
             let w = cols.saturating_sub(i).min(S::LANES);
-            // SAFETY: i + w <= cols, and i + LANES <= ldd as ldd is whole vectors.
+            // SAFETY: reads i + w <= cols values of a row; writes i + LANES <= ldd, as ldd is a multiple of
+            // LANES.
             unsafe { s.store(dst.add(r * ldd + i), s.load_n(src.add(r * lds + i), w)) };
             i += S::LANES;
         }
     }
 }
 
-/// dst[c, r] = src[r, c] for rows × cols; rows of dst have `ldd` values (whole vectors, at least `rows`), zeros after `rows`.
+/// dst[c, r] = src[r, c] for rows × cols. Rows of dst have `ldd` values (whole vectors, at least rows),
+/// with zeros after the last.
 ///
 /// # Safety
-/// Source and destination must be accessible and apart.
+/// `src` must be readable for rows × cols, `lds` apart, and `dst` writable for cols × ldd, and they may not
+/// overlap.
 #[inline(always)]
 pub(super) unsafe fn transpose_rows<S: Simd>(
     s: S,
@@ -196,7 +204,8 @@ pub(super) unsafe fn transpose_rows<S: Simd>(
     ldd: usize,
 ) {
     let (whole_rows, whole_cols) = (rows - rows % S::LANES, cols - cols % S::LANES);
-    // SAFETY: squares lie in whole rows and columns; the rest goes element by element inside rows × cols and cols × ldd.
+    // SAFETY: squares lie in whole rows and columns; the rest is copied by element inside rows × cols and
+    // cols × ldd.
     unsafe {
         for r in (0..whole_rows).step_by(S::LANES) {
             for c in (0..whole_cols).step_by(S::LANES) {

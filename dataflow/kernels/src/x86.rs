@@ -1,6 +1,9 @@
-//! The two x86-64 instruction sets.
-#![allow(clippy::undocumented_unsafe_blocks)] // SAFETY, for every block below: a token exists only where its instructions do
-// (`new`), and pointers are accessible by the contract of the trait.
+//! AVX-512 and AVX2 with FMA.
+
+// SAFETY, of every block in this file: a token exists only where its instructions do, as the caller of
+// `new` guarantees; the caller of a `Simd` method makes its pointers accessible for the lanes that the
+// method names. No load or store needs alignment.
+#![allow(clippy::undocumented_unsafe_blocks)]
 
 use super::simd::Simd;
 use std::arch::x86_64::*;
