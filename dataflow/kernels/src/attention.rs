@@ -10,7 +10,7 @@ use super::math;
 use super::matmul::count_flops;
 use super::scratch::with_scratch;
 use super::simd::{Simd, sweep};
-use super::tile::{Strided, copy_rows, small_product, transpose_rows};
+use super::tile::{SmallProduct, Strided, copy_rows, transpose_rows};
 
 /// The sizes of one attention call. qkv is [batch·tokens, 3·heads·head_dim]: q, k and v of a token one
 /// after the other, each [heads, head_dim].
@@ -90,30 +90,33 @@ fn forward<S: Simd>(
     let (values, scores) = rest.split_at_mut(tokens * ldd);
     assert!(scores.len() >= QUERY_BLOCK * ldt);
     let scale = 1.0 / (head_dim as f32).sqrt();
-    for b in 0..batch {
+    for image in 0..batch {
         for h in 0..heads {
             // SAFETY: check() made qkv [batch·tokens, 3·width] and out [batch·queries, width]. By the
             // splits above, keys hold head_dim rows of ldt, values tokens rows of ldd, and scores
             // QUERY_BLOCK rows of ldt.
             unsafe {
-                let q = qkv.as_ptr().add(b * tokens * stride + h * head_dim);
+                let q = qkv.as_ptr().add(image * tokens * stride + h * head_dim);
                 transpose_rows(s, q.add(width), stride, tokens, head_dim, keys.as_mut_ptr(), ldt);
                 copy_rows(s, q.add(2 * width), stride, tokens, head_dim, values.as_mut_ptr(), ldd);
                 for first in (0..queries).step_by(QUERY_BLOCK) {
                     let rows = QUERY_BLOCK.min(queries - first);
                     let a = Strided { ptr: q.add(first * stride), row: stride, step: 1 };
-                    let scores_at = scores.as_mut_ptr();
-                    small_product(s, rows, tokens, head_dim, scale, a, keys.as_ptr(), ldt, scores_at, ldt);
+                    let (b, c) = (keys.as_ptr(), scores.as_mut_ptr());
+                    SmallProduct { rows, cols: tokens, k: head_dim, alpha: scale, a, b, ldb: ldt, c, ldc: ldt }
+                        .compute(s);
                     for (r, row) in scores.chunks_exact_mut(ldt).take(rows).enumerate() {
                         softmax(s, &mut row[..tokens]);
                         if !probs.is_empty() {
-                            let at = ((b * heads + h) * queries + first + r) * tokens;
+                            let at = ((image * heads + h) * queries + first + r) * tokens;
                             copy(s, &mut probs[at..at + tokens], &row[..tokens]);
                         }
                     }
                     let a = Strided { ptr: scores.as_ptr(), row: ldt, step: 1 };
-                    let o = out.as_mut_ptr().add((b * queries + first) * width + h * head_dim);
-                    small_product(s, rows, head_dim, tokens, 1.0, a, values.as_ptr(), ldd, o, width);
+                    let c = out.as_mut_ptr().add((image * queries + first) * width + h * head_dim);
+                    let b = values.as_ptr();
+                    SmallProduct { rows, cols: head_dim, k: tokens, alpha: 1.0, a, b, ldb: ldd, c, ldc: width }
+                        .compute(s);
                 }
             }
         }
@@ -204,39 +207,46 @@ fn backward<S: Simd>(s: S, io: Backward<'_>, shape: &AttentionShape) {
     let (dout, scores) = rest.split_at_mut(queries * ldd);
     assert!(scores.len() >= queries * ldt);
     let scale = 1.0 / (head_dim as f32).sqrt();
-    for b in 0..batch {
+    for image in 0..batch {
         if queries < tokens {
-            let image = &mut io.dqkv[b * tokens * stride..(b + 1) * tokens * stride];
-            for token in image.chunks_exact_mut(stride).skip(queries) {
+            let tokens_of_image = &mut io.dqkv[image * tokens * stride..(image + 1) * tokens * stride];
+            for token in tokens_of_image.chunks_exact_mut(stride).skip(queries) {
                 token[..width].fill(0.0);
             }
         }
         for h in 0..heads {
-            let p = &io.probs[(b * heads + h) * queries * tokens..][..queries * tokens];
-            let at = b * queries * width + h * head_dim;
+            let p = &io.probs[(image * heads + h) * queries * tokens..][..queries * tokens];
+            let at = image * queries * width + h * head_dim;
             // SAFETY: check() made qkv and dqkv [batch·tokens, 3·width], dout and out [batch·queries,
             // width]. By the splits above, vᵀ has head_dim rows of ldt, k tokens rows and q and dout
             // queries rows of ldd, scores queries rows of ldt.
             unsafe {
-                let q = io.qkv.as_ptr().add(b * tokens * stride + h * head_dim);
+                let q = io.qkv.as_ptr().add(image * tokens * stride + h * head_dim);
                 let d = io.dout.as_ptr().add(at);
                 transpose_rows(s, q.add(2 * width), stride, tokens, head_dim, values.as_mut_ptr(), ldt);
                 copy_rows(s, q.add(width), stride, tokens, head_dim, keys.as_mut_ptr(), ldd);
                 copy_rows(s, q, stride, queries, head_dim, query.as_mut_ptr(), ldd);
                 copy_rows(s, d, width, queries, head_dim, dout.as_mut_ptr(), ldd);
                 let a = Strided { ptr: dout.as_ptr(), row: ldd, step: 1 };
-                small_product(s, queries, tokens, head_dim, 1.0, a, values.as_ptr(), ldt, scores.as_mut_ptr(), ldt);
+                let (b, c) = (values.as_ptr(), scores.as_mut_ptr());
+                let product =
+                    SmallProduct { rows: queries, cols: tokens, k: head_dim, alpha: 1.0, a, b, ldb: ldt, c, ldc: ldt };
+                product.compute(s);
                 for r in 0..queries {
                     let mean = row_dot(s, &dout[r * ldd..][..head_dim], &io.out[at + r * width..][..head_dim]);
                     softmax_grad(s, &mut scores[r * ldt..][..tokens], &p[r * tokens..][..tokens], mean, scale);
                 }
-                let g = io.dqkv.as_mut_ptr().add(b * tokens * stride + h * head_dim);
-                let a = Strided { ptr: scores.as_ptr(), row: ldt, step: 1 };
-                small_product(s, queries, head_dim, tokens, 1.0, a, keys.as_ptr(), ldd, g, stride);
-                let a = Strided { ptr: scores.as_ptr(), row: 1, step: ldt };
-                small_product(s, tokens, head_dim, queries, 1.0, a, query.as_ptr(), ldd, g.add(width), stride);
-                let a = Strided { ptr: p.as_ptr(), row: 1, step: tokens };
-                small_product(s, tokens, head_dim, queries, 1.0, a, dout.as_ptr(), ldd, g.add(2 * width), stride);
+                let g = io.dqkv.as_mut_ptr().add(image * tokens * stride + h * head_dim);
+                // dq = dscores · k, dk = dscoresᵀ · q, dv = probsᵀ · dout.
+                let (a, b) = (Strided { ptr: scores.as_ptr(), row: ldt, step: 1 }, keys.as_ptr());
+                let cols = head_dim;
+                let dq = SmallProduct { rows: queries, cols, k: tokens, alpha: 1.0, a, b, ldb: ldd, c: g, ldc: stride };
+                dq.compute(s);
+                let (a, b) = (Strided { ptr: scores.as_ptr(), row: 1, step: ldt }, query.as_ptr());
+                let dk = SmallProduct { rows: tokens, k: queries, a, b, c: g.add(width), ..dq };
+                dk.compute(s);
+                let (a, b) = (Strided { ptr: p.as_ptr(), row: 1, step: tokens }, dout.as_ptr());
+                SmallProduct { a, b, c: g.add(2 * width), ..dk }.compute(s);
             }
         }
     }

@@ -28,6 +28,7 @@ impl Isa {
     pub const ROUNDED: [Isa; 2] = [Isa::AmxBf16x2, Isa::AmxBf16];
 
     /// Its name in reports and on the command line.
+    #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Isa::Portable => "portable",
@@ -40,11 +41,13 @@ impl Isa {
     }
 
     /// Whether this machine has it.
+    #[must_use]
     pub fn is_here(self) -> bool {
         self.without_rounding() <= detect()
     }
 
     /// The same instructions in the accuracy of `f32`: [`Isa::Amx`] for those of [`Isa::ROUNDED`].
+    #[must_use]
     pub fn without_rounding(self) -> Isa {
         if Isa::ROUNDED.contains(&self) { Isa::Amx } else { self }
     }
@@ -60,6 +63,7 @@ impl Isa {
     }
 
     /// The arithmetic in words, for reports.
+    #[must_use]
     pub fn arithmetic(self) -> &'static str {
         match self.num_parts() {
             Some(2) => "f32 with products in two parts of bf16",
@@ -85,6 +89,7 @@ thread_local! {
 /// The instruction set that kernels use on this thread: the best of this machine, unless [`choose_isa`] or
 /// [`with_isa`] chose another.
 #[inline]
+#[must_use]
 pub fn isa() -> Isa {
     match FORCED.get() {
         Some(isa) => isa,

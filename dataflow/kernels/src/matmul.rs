@@ -42,6 +42,7 @@ fn check_stored(len: usize, ld: usize, rows: usize, cols: usize, what: &str) {
 static FLOPS: AtomicU64 = AtomicU64::new(0);
 
 /// Σ 2mnk of all products since the program started, over all threads.
+#[must_use]
 pub fn flops() -> u64 {
     FLOPS.load(Ordering::Relaxed)
 }
@@ -362,35 +363,17 @@ mod tests {
 
     #[test]
     fn work_is_counted() {
-        let before = flops();
-        let x = [1.0f32; 6];
-        matmul(
-            &mut [0.0; 4],
-            2,
-            Mat { data: &x, ld: 3, trans: false },
-            Mat { data: &x, ld: 2, trans: false },
-            2,
-            2,
-            3,
-            false,
-        );
+        let (before, x) = (flops(), [1.0f32; 6]);
+        let (a, b) = (Mat { data: &x, ld: 3, trans: false }, Mat { data: &x, ld: 2, trans: false });
+        matmul(&mut [0.0; 4], 2, a, b, 2, 2, 3, false);
         assert!(flops() >= before + 24);
     }
 
     #[test]
     #[should_panic(expected = "matmul b: 3 rows of 2")]
     fn a_short_operand_panics() {
-        let x = [1.0f32; 5];
-        let a = [1.0f32; 6];
-        matmul(
-            &mut [0.0; 4],
-            2,
-            Mat { data: &a, ld: 3, trans: false },
-            Mat { data: &x, ld: 2, trans: false },
-            2,
-            2,
-            3,
-            false,
-        );
+        let x = [1.0f32; 6];
+        let (a, b) = (Mat { data: &x, ld: 3, trans: false }, Mat { data: &x[..5], ld: 2, trans: false });
+        matmul(&mut [0.0; 4], 2, a, b, 2, 2, 3, false);
     }
 }

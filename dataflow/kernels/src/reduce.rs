@@ -7,6 +7,7 @@ use super::scratch::with_scratch;
 use super::simd::{Simd, sweep};
 
 /// Σ x², accumulated in `f64` in a fixed order.
+#[must_use]
 pub fn sum_sq(x: &[f32]) -> f64 {
     dot(x, x)
 }
@@ -15,6 +16,7 @@ pub fn sum_sq(x: &[f32]) -> f64 {
 ///
 /// # Panics
 /// If the lengths differ.
+#[must_use]
 pub fn dot(a: &[f32], b: &[f32]) -> f64 {
     same_len(a.len(), b.len(), "dot");
     dispatch!(dot_on(a: &[f32], b: &[f32]) -> f64)
@@ -41,6 +43,7 @@ fn dot_on<S: Simd>(s: S, a: &[f32], b: &[f32]) -> f64 {
 }
 
 /// Σ x, accumulated in `f64` in a fixed order.
+#[must_use]
 pub fn sum(x: &[f32]) -> f64 {
     dispatch!(sum_on(x: &[f32]) -> f64)
 }
@@ -55,6 +58,7 @@ fn sum_on<S: Simd>(s: S, x: &[f32]) -> f64 {
 }
 
 /// The index of the first infinite or NaN value.
+#[must_use]
 pub fn first_non_finite(x: &[f32]) -> Option<usize> {
     let start = dispatch!(non_finite_block(x: &[f32]) -> Option<usize>)?;
     x[start..].iter().position(|v| !v.is_finite()).map(|i| start + i)
