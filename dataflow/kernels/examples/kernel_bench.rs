@@ -309,8 +309,7 @@ fn sweeps() {
     list.push(("bias_grad", 4.0, Box::new(move |l| reduce::bias_grad(&mut db, &dy[..l], false))));
     let (mut next, theta, grad) = buffers();
     let (mut m, mut v) = (values(big), zeros(big));
-    let step =
-        adamw::AdamWStep { lr: 1e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.05, step: 3, grad_scale: 1.0 };
+    let step = adamw::AdamWStep { lr: 1e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.05, step: 3 };
     list.push((
         "adamw",
         28.0,
