@@ -151,8 +151,8 @@ fn with_params<S: Simd>(s: S, mut io: Grad<'_>, sums: Sums<'_>) {
 }
 
 impl Grad<'_> {
-    /// Row `r`: dx (+)= rstd (g - mean(g) - x̂ mean(g x̂)) with g = dy·gamma; with `PARAMS`, dgamma += dy·x̂ and
-    /// dbeta += dy.
+    /// Row `r`: dx (+)= rstd (g - mean(g) - x̂ mean(g x̂)) with g = dy·gamma; with `PARAMS`, dgamma +=
+    /// dy·x̂ and dbeta += dy.
     #[inline(always)]
     fn row<S: Simd, const PARAMS: bool>(&mut self, s: S, r: usize, dgamma: &mut [f32], dbeta: &mut [f32]) {
         let gamma = self.gamma;
