@@ -221,7 +221,7 @@ unsafe fn pack_b<S: Simd, const NV: usize>(s: S, b: *const f32, steps: Operand, 
 }
 
 /// Packs a block of rows × kc of op(A), whose columns are contiguous, as panels [kc, MR]. Rows after the
-/// last are undefined.
+/// last are unspecified.
 ///
 /// # Safety
 /// The block must be readable, and `to` writable for kc values times rows, rounded up to whole panels, and

@@ -78,9 +78,9 @@ pub(super) struct Place {
     pub cols: usize,
 }
 
-/// Stores a whole register tile to its place in C, with the epilogue of `p` unless that [is
-/// long](Finish::is_long). `add`: adds what is there. `last`: this is the last block of k, so the epilogue
-/// is due.
+/// Stores a whole register tile to its place in C, with the epilogue of `p`, which must not be long (see
+/// [`Finish::is_long`]). `add`: adds what is there. `last`: this is the last block of k, so the epilogue is
+/// due.
 ///
 /// # Safety
 /// MR rows of NV vectors must lie in C at the place.

@@ -8,7 +8,7 @@ use super::pages::{HUGE_PAGE, WORTH_BYTES, ask_for_huge_pages};
 pub const LINE: usize = 16;
 
 /// Calls `f` with `len` values of this thread's scratch, aligned to a cache line (so that no vector
-/// straddles two) or, if large, to a huge page. The values are undefined: what earlier calls left.
+/// straddles two) or, if large, to a huge page. The values are unspecified: what earlier calls left.
 ///
 /// # Panics
 /// If `f` calls this again: kernels do not nest.

@@ -39,7 +39,8 @@ impl Avx2Fma {
 macro_rules! shared_methods {
     (
         lanes = $LANES:literal; vector = $V:ty; doubles = $D:ty;
-        splat = $splat:ident; load = $load:ident; store = $store:ident; zero64 = $zero64:ident; store64 = $store64:ident;
+        splat = $splat:ident; load = $load:ident; store = $store:ident;
+        zero64 = $zero64:ident; store64 = $store64:ident;
         $($name:ident($($arg:ident),+) = $instruction:ident;)+
     ) => {
         const LANES: usize = $LANES;
