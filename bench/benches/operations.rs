@@ -124,7 +124,7 @@ fn bias_gradient(bencher: Bencher<'_, '_>, block: &BlockShape) {
 fn adamw(bencher: Bencher<'_, '_>, len: usize) {
     let (theta, grad) = (values(len), values(len));
     let (mut next, mut m, mut v) = (values(len), values(len), vec![0.1; len]);
-    let step = AdamWStep { lr: 1e-4, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.01, step: 3, grad_scale: 1.0 };
+    let step = AdamWStep { lr: 1e-4, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.01, step: 3 };
     bencher.counter(BytesCount::new(28 * len)).bench_local(|| {
         kernels::adamw(&mut next, &theta, &grad, &mut m, &mut v, &step);
     });

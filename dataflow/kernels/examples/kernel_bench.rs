@@ -1,13 +1,14 @@
 //! Speed of the kernels on one thread: `cargo run --release -p mlomae-kernels --example kernel_bench [name]`.
 //!
-//! Products print GFLOP/s beside the `gemm` crate's; sweeps GB/s of reads and writes. Rounds of compared programs are interleaved.
+//! Products print GFLOP/s of ours and of the `gemm` crate, sweeps GB/s of reads and writes. Rounds of
+//! compared programs are interleaved.
 
 use mlomae_kernels::attention::{AttentionShape, attention, attention_grad};
 use mlomae_kernels::matmul::{Epilogue, Mat, matmul, matmul_with};
 use mlomae_kernels::{CACHE_LINE, adamw, elementwise as el, norm, patches, reduce};
 use std::time::Instant;
 
-/// Values that begin a cache line, as those of training do.
+/// Values aligned to a cache line, as those of training are.
 struct Buffer {
     storage: Vec<f32>,
     start: usize,
@@ -43,7 +44,8 @@ fn zeros(len: usize) -> Buffer {
     buffer(len, |_| 0.0)
 }
 
-/// Seconds of each program: the first quartile over interleaved rounds, as other work on the machine only ever adds.
+/// The seconds of each program: the first quartile over interleaved rounds, as other load only ever adds
+/// time.
 fn race(programs: &mut [&mut dyn FnMut()]) -> Vec<f64> {
     const ROUNDS: usize = 41;
     let mut repeats = vec![1usize; programs.len()];
@@ -155,7 +157,8 @@ fn products() {
     }
 }
 
-/// Attention on `gemm` products a head, softmax by a plain loop: what one would write first.
+/// The obvious attention, as a baseline: two products of the `gemm` crate for each head, and softmax in a
+/// plain loop.
 fn crate_attention(out: &mut [f32], qkv: &[f32], s: &AttentionShape, scores: &mut [f32]) {
     let (t, d, width) = (s.tokens, s.head_dim, s.heads * s.head_dim);
     let none = gemm::Parallelism::None;
@@ -306,8 +309,7 @@ fn sweeps() {
     list.push(("bias_grad", 4.0, Box::new(move |l| reduce::bias_grad(&mut db, &dy[..l], false))));
     let (mut next, theta, grad) = buffers();
     let (mut m, mut v) = (values(big), zeros(big));
-    let step =
-        adamw::AdamWStep { lr: 1e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.05, step: 3, grad_scale: 1.0 };
+    let step = adamw::AdamWStep { lr: 1e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.05, step: 3 };
     list.push((
         "adamw",
         28.0,

@@ -1,7 +1,8 @@
-//! AdamW in one sweep, and the sum of partial gradients.
+//! AdamW in one sweep.
 
-use super::elementwise::same_len;
-use super::simd::{Simd, dispatch, sweep};
+use super::dispatch::dispatch;
+use super::lengths::same_len;
+use super::simd::{Simd, sweep};
 
 /// The constants of one AdamW step.
 #[derive(Clone, Copy, Debug)]
@@ -18,21 +19,23 @@ pub struct AdamWStep {
     pub weight_decay: f32,
     /// This step's number, from 1.
     pub step: u64,
-    /// The gradient is multiplied by this first (clipping, averaging).
-    pub grad_scale: f32,
 }
 
-/// One step of AdamW as PyTorch defines it, out of place: `next` receives the new parameters, m and v are updated.
+/// One step of AdamW as PyTorch defines it, out of place: `next` receives the new parameters, m and v are
+/// updated in place.
 ///
-/// θ' = θ (1 - lr·wd) - lr/(1 - β1ᵗ) · m / (√v / √(1 - β2ᵗ) + eps), with m and v updated before. Bias corrections are computed in `f64`.
+/// θ' = θ (1 - lr·wd) - lr/(1 - β1ᵗ) · m / (√v / √(1 - β2ᵗ) + eps), with m and v updated first. Bias
+/// corrections are computed in `f64`.
+///
+/// # Panics
+/// If the lengths differ, or the step is 0.
 pub fn adamw(next: &mut [f32], theta: &[f32], grad: &[f32], m: &mut [f32], v: &mut [f32], s: &AdamWStep) {
     for len in [theta.len(), grad.len(), m.len(), v.len()] {
         same_len(next.len(), len, "adamw");
     }
     assert!(s.step > 0, "adamw: steps count from 1");
     let power = |beta: f32| f64::from(beta).powf(s.step as f64);
-    let constants = Constants {
-        grad_scale: s.grad_scale,
+    let c = Constants {
         keep: (1.0 - f64::from(s.lr) * f64::from(s.weight_decay)) as f32,
         lerp1: (1.0 - f64::from(s.beta1)) as f32,
         beta2: s.beta2,
@@ -41,12 +44,12 @@ pub fn adamw(next: &mut [f32], theta: &[f32], grad: &[f32], m: &mut [f32], v: &m
         eps: s.eps,
         rate: (-f64::from(s.lr) / (1.0 - power(s.beta1))) as f32,
     };
-    dispatch!(adamw_on(next: &mut [f32], theta: &[f32], grad: &[f32], m: &mut [f32], v: &mut [f32], constants: Constants))
+    dispatch!(adamw_on(next: &mut [f32], theta: &[f32], grad: &[f32], m: &mut [f32], v: &mut [f32], c: Constants))
 }
 
+/// What is the same for all parameters of a step.
 #[derive(Clone, Copy)]
 struct Constants {
-    grad_scale: f32,
     keep: f32,
     lerp1: f32,
     beta2: f32,
@@ -58,14 +61,14 @@ struct Constants {
 
 #[inline(always)]
 fn adamw_on<S: Simd>(s: S, next: &mut [f32], theta: &[f32], grad: &[f32], m: &mut [f32], v: &mut [f32], c: Constants) {
-    let (scale, keep, lerp1, beta2) = (s.splat(c.grad_scale), s.splat(c.keep), s.splat(c.lerp1), s.splat(c.beta2));
+    let (keep, lerp1, beta2) = (s.splat(c.keep), s.splat(c.lerp1), s.splat(c.beta2));
     let (lerp2, root, eps, rate) = (s.splat(c.lerp2), s.splat(c.root_correction), s.splat(c.eps), s.splat(c.rate));
     let len = next.len();
     assert!(theta.len() == len && grad.len() == len && m.len() == len && v.len() == len);
     sweep!(S, len, |i, w| {
         // SAFETY: i + w <= len, the length of all five slices.
         unsafe {
-            let g = s.mul(s.load_n(grad.as_ptr().add(i), w), scale);
+            let g = s.load_n(grad.as_ptr().add(i), w);
             let old = s.load_n(m.as_ptr().add(i), w);
             let m1 = s.fma(s.sub(g, old), lerp1, old);
             let v1 = s.fma(s.mul(g, g), lerp2, s.mul(s.load_n(v.as_ptr().add(i), w), beta2));
@@ -92,7 +95,7 @@ mod tests {
             for step in 1..=5u64 {
                 let grad = wide(&values(len, 10 + step));
                 for i in 0..len {
-                    let g = grad[i] * 0.5;
+                    let g = grad[i];
                     theta[i] *= 1.0 - lr * wd;
                     m[i] = b1 * m[i] + (1.0 - b1) * g;
                     v[i] = b2 * v[i] + (1.0 - b2) * g * g;
@@ -104,15 +107,7 @@ mod tests {
                 let (mut now, mut next) = (start.clone(), vec![f32::NAN; len]);
                 let (mut m1, mut v1) = (vec![0.0; len], vec![0.0; len]);
                 for step in 1..=5 {
-                    let s = AdamWStep {
-                        lr: 1e-2,
-                        beta1: 0.9,
-                        beta2: 0.95,
-                        eps: 1e-8,
-                        weight_decay: 0.1,
-                        step,
-                        grad_scale: 0.5,
-                    };
+                    let s = AdamWStep { lr: 1e-2, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, step };
                     adamw(&mut next, &now, &values(len, 10 + step), &mut m1, &mut v1, &s);
                     std::mem::swap(&mut now, &mut next);
                 }

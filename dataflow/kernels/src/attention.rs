@@ -1,27 +1,31 @@
-//! Multi-head self-attention, straight from the layout of the qkv product.
+//! Multi-head self-attention that reads the output of the qkv product as it lies.
 //!
-//! A (image, head) pair at a time: its keys and values are packed into a scratch that stays in the first two cache levels, and all
-//! products are register tiles over it. No copy of the whole in another layout is ever made.
+//! One pair of image and head at a time: its keys and values are packed into scratch that stays in the
+//! first two cache levels, and all products run on register tiles over it. No tensor is ever copied to
+//! another layout as a whole.
 
-use super::elementwise::same_len;
+use super::dispatch::dispatch;
+use super::lengths::same_len;
 use super::math;
 use super::matmul::count_flops;
 use super::scratch::with_scratch;
-use super::simd::{Simd, dispatch, sweep};
-use super::tile::{Strided, copy_rows, small_product, transpose_rows};
+use super::simd::{Simd, sweep};
+use super::tile::{SmallProduct, Strided, copy_rows, transpose_rows};
 
-/// Sizes of one attention call. qkv is [batch·tokens, 3·heads·head_dim]: q, k and v of a token one after the other, each [heads, head_dim].
+/// The sizes of one attention call. qkv is [batch·tokens, 3·heads·head_dim]: q, k and v of a token one
+/// after the other, each [heads, head_dim].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttentionShape {
-    /// Images.
+    /// Number of images.
     pub batch: usize,
-    /// Tokens an image.
+    /// Tokens per image.
     pub tokens: usize,
-    /// Heads.
+    /// Number of heads.
     pub heads: usize,
     /// Width of a head; scores are scaled by 1/√head_dim.
     pub head_dim: usize,
-    /// The first `queries` tokens of each image are queried: `tokens`, or 1 where only the CLS token is needed.
+    /// The first `queries` tokens of each image are queries: `tokens`, or 1 if only the CLS token's output
+    /// is needed.
     pub queries: usize,
 }
 
@@ -47,14 +51,18 @@ impl AttentionShape {
     }
 }
 
-/// Rows of scores that are computed, normalised and used before the next ones.
+/// Rows of scores that are computed, normalised and multiplied by the values before the next rows.
 const QUERY_BLOCK: usize = 48;
-/// Every vector length divides this.
+/// Rows of scratch are padded to this, a multiple of every vector length.
 const PAD: usize = 16;
 
 /// out = softmax(q·kᵀ/√head_dim)·v for each image and head.
 ///
-/// out [batch·queries, heads·head_dim]; `probs` [batch, heads, queries, tokens] receives the softmax where the backward pass wants it.
+/// out [batch·queries, heads·head_dim]; `probs` [batch, heads, queries, tokens], if given, receives the
+/// softmax for the backward pass.
+///
+/// # Panics
+/// If a size of the shape is 0, `queries` exceeds `tokens`, or lengths do not fit.
 pub fn attention(out: &mut [f32], probs: Option<&mut [f32]>, qkv: &[f32], shape: &AttentionShape) {
     shape.check(qkv.len(), out.len(), probs.as_ref().map(|p| p.len()), "attention");
     shape.count(2);
@@ -82,29 +90,33 @@ fn forward<S: Simd>(
     let (values, scores) = rest.split_at_mut(tokens * ldd);
     assert!(scores.len() >= QUERY_BLOCK * ldt);
     let scale = 1.0 / (head_dim as f32).sqrt();
-    for b in 0..batch {
+    for image in 0..batch {
         for h in 0..heads {
-            // SAFETY: check() made qkv [batch·tokens, 3·width] and out [batch·queries, width]; keys hold head_dim rows of ldt, values
-            // tokens rows of ldd, scores QUERY_BLOCK rows of ldt, by the splits above.
+            // SAFETY: check() made qkv [batch·tokens, 3·width] and out [batch·queries, width]. By the
+            // splits above, keys hold head_dim rows of ldt, values tokens rows of ldd, and scores
+            // QUERY_BLOCK rows of ldt.
             unsafe {
-                let q = qkv.as_ptr().add(b * tokens * stride + h * head_dim);
+                let q = qkv.as_ptr().add(image * tokens * stride + h * head_dim);
                 transpose_rows(s, q.add(width), stride, tokens, head_dim, keys.as_mut_ptr(), ldt);
                 copy_rows(s, q.add(2 * width), stride, tokens, head_dim, values.as_mut_ptr(), ldd);
                 for first in (0..queries).step_by(QUERY_BLOCK) {
                     let rows = QUERY_BLOCK.min(queries - first);
                     let a = Strided { ptr: q.add(first * stride), row: stride, step: 1 };
-                    let scores_at = scores.as_mut_ptr();
-                    small_product(s, rows, tokens, head_dim, scale, a, keys.as_ptr(), ldt, scores_at, ldt);
+                    let (b, c) = (keys.as_ptr(), scores.as_mut_ptr());
+                    SmallProduct { rows, cols: tokens, k: head_dim, alpha: scale, a, b, ldb: ldt, c, ldc: ldt }
+                        .compute(s);
                     for (r, row) in scores.chunks_exact_mut(ldt).take(rows).enumerate() {
                         softmax(s, &mut row[..tokens]);
                         if !probs.is_empty() {
-                            let at = ((b * heads + h) * queries + first + r) * tokens;
+                            let at = ((image * heads + h) * queries + first + r) * tokens;
                             copy(s, &mut probs[at..at + tokens], &row[..tokens]);
                         }
                     }
                     let a = Strided { ptr: scores.as_ptr(), row: ldt, step: 1 };
-                    let o = out.as_mut_ptr().add((b * queries + first) * width + h * head_dim);
-                    small_product(s, rows, head_dim, tokens, 1.0, a, values.as_ptr(), ldd, o, width);
+                    let c = out.as_mut_ptr().add((image * queries + first) * width + h * head_dim);
+                    let b = values.as_ptr();
+                    SmallProduct { rows, cols: head_dim, k: tokens, alpha: 1.0, a, b, ldb: ldd, c, ldc: width }
+                        .compute(s);
                 }
             }
         }
@@ -126,7 +138,7 @@ fn softmax<S: Simd>(s: S, row: &mut [f32]) {
     let n = row.len();
     let mut top = s.splat(row[0]);
     sweep!(S, n, |i, w| {
-        // The zeros of a partial vector must not count, so a tail goes value by value.
+        // The zeros of a partial vector must not count as scores, so the tail goes value by value.
         if w == S::LANES {
             // SAFETY: i + LANES <= n.
             top = s.max(top, unsafe { s.load(row.as_ptr().add(i)) });
@@ -139,7 +151,7 @@ fn softmax<S: Simd>(s: S, row: &mut [f32]) {
     let top = s.splat(s.largest(top));
     let mut total = s.splat(0.0);
     sweep!(S, n, |i, w| {
-        // SAFETY: i + w <= n; lanes after the end are kept out of the sum.
+        // SAFETY: i + w <= n. keep() zeroes the lanes after the end.
         unsafe {
             let e = math::exp_neg(s, s.sub(s.load_n(row.as_ptr().add(i), w), top));
             s.store_n(row.as_mut_ptr().add(i), w, e);
@@ -155,15 +167,18 @@ fn softmax<S: Simd>(s: S, row: &mut [f32]) {
 
 /// The gradient of [`attention`] from its saved `probs` and `out`.
 ///
-/// dout and out [batch·queries, heads·head_dim], probs [batch, heads, queries, tokens]; dqkv, shaped as qkv, is overwritten wholly, with
-/// zeros for the queries of tokens that were not queried.
+/// dout and out [batch·queries, heads·head_dim], probs [batch, heads, queries, tokens]. All of dqkv, shaped
+/// as qkv, is overwritten; the gradient of q is zero for tokens that were no queries.
+///
+/// # Panics
+/// As [`attention`].
 pub fn attention_grad(dqkv: &mut [f32], dout: &[f32], qkv: &[f32], probs: &[f32], out: &[f32], shape: &AttentionShape) {
     shape.check(qkv.len(), out.len(), Some(probs.len()), "attention_grad");
     same_len(dqkv.len(), qkv.len(), "attention_grad");
     same_len(dout.len(), out.len(), "attention_grad");
     shape.count(4);
     let (padded_t, padded_d) = (shape.tokens.next_multiple_of(PAD), shape.head_dim.next_multiple_of(PAD));
-    // vᵀ, k, q and dout of a head, and the gradient of its scores.
+    // vᵀ, k, q and dout of one head, and the gradient of its scores.
     let len = shape.head_dim * padded_t + (shape.tokens + 2 * shape.queries) * padded_d + shape.queries * padded_t;
     with_scratch(len, |scratch| {
         let io = Backward { dqkv, dout, qkv, probs, out, scratch };
@@ -171,6 +186,7 @@ pub fn attention_grad(dqkv: &mut [f32], dout: &[f32], qkv: &[f32], probs: &[f32]
     });
 }
 
+/// The arguments of [`attention_grad`], and its scratch.
 struct Backward<'a> {
     dqkv: &'a mut [f32],
     dout: &'a [f32],
@@ -191,38 +207,46 @@ fn backward<S: Simd>(s: S, io: Backward<'_>, shape: &AttentionShape) {
     let (dout, scores) = rest.split_at_mut(queries * ldd);
     assert!(scores.len() >= queries * ldt);
     let scale = 1.0 / (head_dim as f32).sqrt();
-    for b in 0..batch {
+    for image in 0..batch {
         if queries < tokens {
-            let image = &mut io.dqkv[b * tokens * stride..(b + 1) * tokens * stride];
-            for token in image.chunks_exact_mut(stride).skip(queries) {
+            let tokens_of_image = &mut io.dqkv[image * tokens * stride..(image + 1) * tokens * stride];
+            for token in tokens_of_image.chunks_exact_mut(stride).skip(queries) {
                 token[..width].fill(0.0);
             }
         }
         for h in 0..heads {
-            let p = &io.probs[(b * heads + h) * queries * tokens..][..queries * tokens];
-            let at = b * queries * width + h * head_dim;
-            // SAFETY: check() made qkv and dqkv [batch·tokens, 3·width], dout and out [batch·queries, width]; the scratch holds vᵀ as
-            // head_dim rows of ldt, k as tokens rows and q and dout as queries rows of ldd, scores as queries rows of ldt.
+            let p = &io.probs[(image * heads + h) * queries * tokens..][..queries * tokens];
+            let at = image * queries * width + h * head_dim;
+            // SAFETY: check() made qkv and dqkv [batch·tokens, 3·width], dout and out [batch·queries,
+            // width]. By the splits above, vᵀ has head_dim rows of ldt, k tokens rows and q and dout
+            // queries rows of ldd, scores queries rows of ldt.
             unsafe {
-                let q = io.qkv.as_ptr().add(b * tokens * stride + h * head_dim);
+                let q = io.qkv.as_ptr().add(image * tokens * stride + h * head_dim);
                 let d = io.dout.as_ptr().add(at);
                 transpose_rows(s, q.add(2 * width), stride, tokens, head_dim, values.as_mut_ptr(), ldt);
                 copy_rows(s, q.add(width), stride, tokens, head_dim, keys.as_mut_ptr(), ldd);
                 copy_rows(s, q, stride, queries, head_dim, query.as_mut_ptr(), ldd);
                 copy_rows(s, d, width, queries, head_dim, dout.as_mut_ptr(), ldd);
                 let a = Strided { ptr: dout.as_ptr(), row: ldd, step: 1 };
-                small_product(s, queries, tokens, head_dim, 1.0, a, values.as_ptr(), ldt, scores.as_mut_ptr(), ldt);
+                let (b, c) = (values.as_ptr(), scores.as_mut_ptr());
+                let product =
+                    SmallProduct { rows: queries, cols: tokens, k: head_dim, alpha: 1.0, a, b, ldb: ldt, c, ldc: ldt };
+                product.compute(s);
                 for r in 0..queries {
                     let mean = row_dot(s, &dout[r * ldd..][..head_dim], &io.out[at + r * width..][..head_dim]);
                     softmax_grad(s, &mut scores[r * ldt..][..tokens], &p[r * tokens..][..tokens], mean, scale);
                 }
-                let g = io.dqkv.as_mut_ptr().add(b * tokens * stride + h * head_dim);
-                let a = Strided { ptr: scores.as_ptr(), row: ldt, step: 1 };
-                small_product(s, queries, head_dim, tokens, 1.0, a, keys.as_ptr(), ldd, g, stride);
-                let a = Strided { ptr: scores.as_ptr(), row: 1, step: ldt };
-                small_product(s, tokens, head_dim, queries, 1.0, a, query.as_ptr(), ldd, g.add(width), stride);
-                let a = Strided { ptr: p.as_ptr(), row: 1, step: tokens };
-                small_product(s, tokens, head_dim, queries, 1.0, a, dout.as_ptr(), ldd, g.add(2 * width), stride);
+                let g = io.dqkv.as_mut_ptr().add(image * tokens * stride + h * head_dim);
+                // dq = dscores · k, dk = dscoresᵀ · q, dv = probsᵀ · dout.
+                let (a, b) = (Strided { ptr: scores.as_ptr(), row: ldt, step: 1 }, keys.as_ptr());
+                let cols = head_dim;
+                let dq = SmallProduct { rows: queries, cols, k: tokens, alpha: 1.0, a, b, ldb: ldd, c: g, ldc: stride };
+                dq.compute(s);
+                let (a, b) = (Strided { ptr: scores.as_ptr(), row: 1, step: ldt }, query.as_ptr());
+                let dk = SmallProduct { rows: tokens, k: queries, a, b, c: g.add(width), ..dq };
+                dk.compute(s);
+                let (a, b) = (Strided { ptr: p.as_ptr(), row: 1, step: tokens }, dout.as_ptr());
+                SmallProduct { a, b, c: g.add(2 * width), ..dk }.compute(s);
             }
         }
     }

@@ -1,18 +1,9 @@
-//! Sweeps over activations: biases, activation functions and their gradients, sums.
+//! Elementwise sweeps: biases, activation functions and their gradients, scaled sums.
 
+use super::dispatch::dispatch;
+use super::lengths::{num_rows, same_len};
 use super::math;
-pub use super::reduce::{bias_grad, dot, first_non_finite, sum, sum_sq};
-use super::simd::{Simd, dispatch, sweep};
-
-/// Rows of length `n` in a matrix of `len` values; panics where they do not divide.
-pub(super) fn num_rows(len: usize, n: usize, what: &str) -> usize {
-    assert!(n > 0 && len.is_multiple_of(n), "{what}: {len} values are no rows of {n}");
-    len / n
-}
-
-pub(super) fn same_len(a: usize, b: usize, what: &str) {
-    assert!(a == b, "{what}: lengths differ: {a} and {b}");
-}
+use super::simd::{Simd, sweep};
 
 /// By element, in place: `$out[i] = $body`, where `$old` is the old `$out[i]` and each `$v` is `$src[i]`.
 macro_rules! map {
@@ -32,6 +23,9 @@ macro_rules! map {
 }
 
 /// y += bias on every row; y [rows, n], bias \[n].
+///
+/// # Panics
+/// If y is not whole rows.
 pub fn add_bias(y: &mut [f32], bias: &[f32]) {
     num_rows(y.len(), bias.len(), "add_bias");
     dispatch!(add_bias_on(y: &mut [f32], bias: &[f32]))
@@ -44,6 +38,9 @@ fn add_bias_on<S: Simd>(s: S, y: &mut [f32], bias: &[f32]) {
 }
 
 /// y += bias + residual; y and residual [rows, n], bias \[n].
+///
+/// # Panics
+/// If y is not whole rows, or residual not as long.
 pub fn add_bias_residual(y: &mut [f32], bias: &[f32], residual: &[f32]) {
     num_rows(y.len(), bias.len(), "add_bias_residual");
     same_len(y.len(), residual.len(), "add_bias_residual");
@@ -56,7 +53,10 @@ fn add_bias_residual_on<S: Simd>(s: S, y: &mut [f32], bias: &[f32], residual: &[
     }
 }
 
-/// pre += bias; out = gelu(pre) with the exact (erf) form; pre and out [rows, n], bias \[n].
+/// pre += bias; out = gelu(pre), the exact form with erf; pre and out [rows, n], bias \[n].
+///
+/// # Panics
+/// If pre is not whole rows, or out not as long.
 pub fn bias_gelu(pre: &mut [f32], out: &mut [f32], bias: &[f32]) {
     num_rows(pre.len(), bias.len(), "bias_gelu");
     same_len(pre.len(), out.len(), "bias_gelu");
@@ -78,6 +78,9 @@ fn bias_gelu_on<S: Simd>(s: S, pre: &mut [f32], out: &mut [f32], bias: &[f32]) {
 }
 
 /// dy *= gelu'(pre), by element.
+///
+/// # Panics
+/// If the lengths differ.
 pub fn gelu_grad(dy: &mut [f32], pre: &[f32]) {
     same_len(dy.len(), pre.len(), "gelu_grad");
     dispatch!(gelu_grad_on(dy: &mut [f32], pre: &[f32]))
@@ -88,6 +91,9 @@ fn gelu_grad_on<S: Simd>(s: S, dy: &mut [f32], pre: &[f32]) {
 }
 
 /// y = max(y + bias, 0) on every row; y [rows, n], bias \[n].
+///
+/// # Panics
+/// If y is not whole rows.
 pub fn bias_relu(y: &mut [f32], bias: &[f32]) {
     num_rows(y.len(), bias.len(), "bias_relu");
     dispatch!(bias_relu_on(y: &mut [f32], bias: &[f32]))
@@ -100,6 +106,9 @@ fn bias_relu_on<S: Simd>(s: S, y: &mut [f32], bias: &[f32]) {
 }
 
 /// dy = 0 where y, the output of [`bias_relu`], is not positive.
+///
+/// # Panics
+/// If the lengths differ.
 pub fn relu_grad(dy: &mut [f32], y: &[f32]) {
     same_len(dy.len(), y.len(), "relu_grad");
     dispatch!(relu_grad_on(dy: &mut [f32], y: &[f32]))
@@ -111,6 +120,9 @@ fn relu_grad_on<S: Simd>(s: S, dy: &mut [f32], y: &[f32]) {
 }
 
 /// y = sigmoid(y + bias) on every row; y [rows, n], bias \[n].
+///
+/// # Panics
+/// If y is not whole rows.
 pub fn bias_sigmoid(y: &mut [f32], bias: &[f32]) {
     num_rows(y.len(), bias.len(), "bias_sigmoid");
     dispatch!(bias_sigmoid_on(y: &mut [f32], bias: &[f32]))
@@ -123,6 +135,9 @@ fn bias_sigmoid_on<S: Simd>(s: S, y: &mut [f32], bias: &[f32]) {
 }
 
 /// dy *= y (1 - y), where y is the output of [`bias_sigmoid`].
+///
+/// # Panics
+/// If the lengths differ.
 pub fn sigmoid_grad(dy: &mut [f32], y: &[f32]) {
     same_len(dy.len(), y.len(), "sigmoid_grad");
     dispatch!(sigmoid_grad_on(dy: &mut [f32], y: &[f32]))
@@ -133,6 +148,9 @@ fn sigmoid_grad_on<S: Simd>(s: S, dy: &mut [f32], y: &[f32]) {
 }
 
 /// y += alpha x.
+///
+/// # Panics
+/// If the lengths differ.
 pub fn axpy(y: &mut [f32], alpha: f32, x: &[f32]) {
     same_len(y.len(), x.len(), "axpy");
     dispatch!(axpy_on(y: &mut [f32], alpha: f32, x: &[f32]))
@@ -143,6 +161,9 @@ fn axpy_on<S: Simd>(s: S, y: &mut [f32], alpha: f32, x: &[f32]) {
 }
 
 /// y += x.
+///
+/// # Panics
+/// If the lengths differ.
 pub fn add(y: &mut [f32], x: &[f32]) {
     same_len(y.len(), x.len(), "add");
     dispatch!(add_on(y: &mut [f32], x: &[f32]))
@@ -153,6 +174,9 @@ fn add_on<S: Simd>(s: S, y: &mut [f32], x: &[f32]) {
 }
 
 /// out = x + alpha v.
+///
+/// # Panics
+/// If the lengths differ.
 pub fn scale_add(out: &mut [f32], x: &[f32], alpha: f32, v: &[f32]) {
     same_len(out.len(), x.len(), "scale_add");
     same_len(out.len(), v.len(), "scale_add");
@@ -174,7 +198,8 @@ mod tests {
         0.5 * (1.0 + erf(x / 2f64.sqrt()))
     }
 
-    /// Runs a kernel on y [rows, n], bias [n] and x [rows, n] for all sizes and instruction sets against its twin by element.
+    /// Compares a kernel on y [rows, n], bias [n] and x [rows, n] with its twin by element, for all sizes
+    /// and instruction sets.
     fn check(
         kernel: impl Fn(&mut [f32], &[f32], &[f32]),
         twin: impl Fn(f64, f64, f64) -> f64,

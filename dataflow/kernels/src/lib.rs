@@ -1,24 +1,85 @@
-//! The arithmetic of the networks on plain row-major `f32` slices.
+//! The arithmetic of the networks on plain row-major `f32` slices, and the only `unsafe` code of the
+//! workspace.
 //!
-//! Every kernel is written once over `simd::Simd` and compiled for three instruction sets, products for a fourth, with three accuracies;
-//! [`isa`] picks one at run time. Kernels are deterministic: the same inputs on the same instruction set give the same bits, and a row's
-//! result does not depend on how many rows a call has. Lengths that do not fit are a programming error and panic.
-
-use std::cell::Cell;
-use std::sync::OnceLock;
+//! ```
+//! use mlomae_kernels::{Isa, Mat, add_bias, matmul, with_isa};
+//!
+//! // y [2, 2] = x [2, 3] · wᵀ + bias, with w stored as [2, 3].
+//! let (x, w) = ([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [1.0, 0.0, 0.0, 0.0, 1.0, 1.0]);
+//! let mut y = [0.0; 4];
+//! let (x, w) = (Mat { data: &x, ld: 3, trans: false }, Mat { data: &w, ld: 3, trans: true });
+//! matmul(&mut y, 2, x, w, 2, 2, 3, false);
+//! add_bias(&mut y, &[10.0, 20.0]);
+//! assert_eq!(y, [11.0, 25.0, 14.0, 31.0]);
+//!
+//! // The same on a chosen instruction set, on this thread only.
+//! with_isa(Isa::Portable, || matmul(&mut y, 2, x, w, 2, 2, 3, true));
+//! assert_eq!(y, [12.0, 30.0, 18.0, 42.0]);
+//! ```
+//!
+//! Kernels are deterministic: the same inputs on the same instruction set give the same bits, and the
+//! result of a row does not depend on how many rows a call has. They run on the calling thread. Lengths
+//! that do not fit are a programming error and panic. Each kernel is tested against a plain twin in `f64`
+//! on every instruction set of the machine.
+//!
+//! # Files, from the bottom up
+//!
+//! | file | what it has |
+//! | --- | --- |
+//! | `lengths` | checks of the lengths of slices |
+//! | `pages`, `scratch` | huge pages; one scratch buffer a thread |
+//! | `simd` | the trait `Simd`, vectors of one instruction set, and its portable implementation; `sweep!` |
+//! | `x86` | its implementations for AVX2 with FMA and for AVX-512 |
+//! | `math` | exp, erf, GELU and sigmoid on vectors |
+//! | `tile` | register tiles, small products and packing, generic over `Simd` |
+//! | `product` | the description of a matrix product, and its epilogue |
+//! | `amx` | products on AMX tiles |
+//! | `isa` | the list of instruction sets, their detection, and which one a thread uses |
+//! | `dispatch` | `dispatch!`, from `isa()` to a function for one `Simd` |
+//! | `gemm` | products in vector registers |
+//! | [`matmul`](mod@matmul) | products as others call them; chooses between `gemm` and `amx` |
+//! | [`attention`](mod@attention), [`norm`], [`patches`], [`adamw`](mod@adamw) | the kernels they name |
+//! | [`elementwise`], [`reduce`] | sweeps over activations and gradients, and sums |
+//! | `peak` | the measured peak rate of arithmetic |
+//!
+//! # Dispatch
+//!
+//! A kernel is a public function that checks lengths, and a generic one,
+//! `#[inline(always)] fn f<S: Simd>(s: S, ..)`. `dispatch!(f(..))` compiles `f` once for each
+//! implementation of `Simd`, inside a function with the matching `#[target_feature]`, and calls the one of
+//! [`isa()`]. That is the best instruction set of the machine, unless [`choose_isa`] chose another for the
+//! process or [`with_isa`] one for the calling thread. The AMX sets share all code of AVX-512 but the
+//! products.
+//!
+//! # A new instruction set
+//!
+//! 1. A token type that implements `Simd`, in a file of its own if it is another architecture. Its `new` is
+//!    `unsafe`, as the caller vouches for the processor.
+//! 2. A variant of [`Isa`] with its name, an entry in [`Isa::ALL`], and its detection in `isa`. Variants are in
+//!    the order of speed, and a machine has all below its best ([`Isa::is_here`]); those of another
+//!    architecture need a check of their own there.
+//! 3. An arm of `dispatch!` with a function for its target features.
+//! 4. In `gemm`, the size of its register tile, if neither 12 × 2 nor 6 × 2 vectors fit its registers.
+//!
+//! Tests take it up from [`Isa::ALL`]. An instruction set that only multiplies matrices, as AMX does, needs
+//! a module next to `amx` and a branch in `matmul` instead of 1 and 3.
 
 pub mod adamw;
 #[cfg(target_arch = "x86_64")]
 mod amx;
 pub mod attention;
+mod dispatch;
 pub mod elementwise;
 mod gemm;
+mod isa;
+mod lengths;
 mod math;
 pub mod matmul;
 pub mod norm;
 mod pages;
 pub mod patches;
 mod peak;
+mod product;
 pub mod reduce;
 mod scratch;
 mod simd;
@@ -31,6 +92,7 @@ mod x86;
 pub use adamw::{AdamWStep, adamw};
 pub use attention::{AttentionShape, attention, attention_grad};
 pub use elementwise::*;
+pub use isa::{Isa, choose_isa, isa, with_isa};
 pub use matmul::{Epilogue, Mat, flops, matmul, matmul_with};
 pub use norm::{layer_norm, layer_norm_grad};
 pub use pages::ask_for_huge_pages;
@@ -38,115 +100,3 @@ pub use patches::{patch_loss, patch_loss_grad, patch_targets, patchify};
 pub use peak::peak_gflops;
 pub use reduce::*;
 pub use scratch::LINE as CACHE_LINE;
-
-/// The instruction sets that kernels are compiled for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Isa {
-    /// Plain Rust, any processor.
-    Portable,
-    /// x86-64 with AVX2 and FMA: 8 lanes.
-    Avx2Fma,
-    /// x86-64 with AVX-512 F, VL, BW and DQ: 16 lanes.
-    Avx512,
-    /// AVX-512, and products on the tile unit of AMX in the accuracy of `f32`.
-    Amx,
-    /// As [`Isa::Amx`], but the factors of products keep 16 bits of their 24: half the work of the tile unit.
-    AmxBf16x2,
-    /// As [`Isa::Amx`], but the factors of products are rounded to bf16, 8 bits: a sixth of the work. Sums stay in `f32`.
-    AmxBf16,
-}
-
-impl Isa {
-    /// All that compute in the accuracy of `f32`, the plainest first.
-    pub const ALL: [Isa; 4] = [Isa::Portable, Isa::Avx2Fma, Isa::Avx512, Isa::Amx];
-    /// Those that round the factors of products, which are used only where they are asked for.
-    pub const ROUNDED: [Isa; 2] = [Isa::AmxBf16x2, Isa::AmxBf16];
-
-    /// Its name in reports and on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Isa::Portable => "portable",
-            Isa::Avx2Fma => "avx2",
-            Isa::Avx512 => "avx512",
-            Isa::Amx => "amx",
-            Isa::AmxBf16x2 => "amx-bf16x2",
-            Isa::AmxBf16 => "amx-bf16",
-        }
-    }
-
-    /// Whether this machine has it.
-    pub fn is_here(self) -> bool {
-        self.without_rounding() <= detect()
-    }
-
-    /// The same instructions in the accuracy of `f32`.
-    pub fn without_rounding(self) -> Isa {
-        if Isa::ROUNDED.contains(&self) { Isa::Amx } else { self }
-    }
-
-    /// Parts of bf16 that stand for a factor of a product, where the tile unit computes it.
-    fn num_parts(self) -> Option<usize> {
-        match self {
-            Isa::Amx => Some(3),
-            Isa::AmxBf16x2 => Some(2),
-            Isa::AmxBf16 => Some(1),
-            _ => None,
-        }
-    }
-
-    /// What products are computed in.
-    pub fn arithmetic(self) -> &'static str {
-        match self.num_parts() {
-            Some(2) => "f32 with products in two parts of bf16",
-            Some(1) => "f32 with products in bf16",
-            _ => "f32",
-        }
-    }
-}
-
-static CHOSEN: OnceLock<Isa> = OnceLock::new();
-
-/// Makes the whole process use `isa` instead of the best one, so that its results have the same bits as on a machine that has no
-/// better one. Returns false and changes nothing if this machine lacks it, or if kernels have run already.
-pub fn choose_isa(isa: Isa) -> bool {
-    isa.is_here() && CHOSEN.set(isa).is_ok()
-}
-
-thread_local! {
-    static FORCED: Cell<Option<Isa>> = const { Cell::new(None) };
-}
-
-/// The instruction set that kernels use: the best one this machine has, unless the process or this thread chose another.
-#[inline]
-pub fn isa() -> Isa {
-    match FORCED.get() {
-        Some(isa) => isa,
-        None => *CHOSEN.get_or_init(detect),
-    }
-}
-
-/// Makes the calling thread use `isa` (`None`: the best again), for tests and benchmarks. Returns false and changes nothing if this
-/// machine lacks it.
-pub fn set_isa_for_tests(isa: Option<Isa>) -> bool {
-    if isa.is_some_and(|isa| !isa.is_here()) {
-        return false;
-    }
-    FORCED.set(isa);
-    true
-}
-
-fn detect() -> Isa {
-    #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-        let wide = is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512vl")
-            && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512dq");
-        return match (wide, amx::is_there()) {
-            (true, true) => Isa::Amx,
-            (true, false) => Isa::Avx512,
-            _ => Isa::Avx2Fma,
-        };
-    }
-    Isa::Portable
-}

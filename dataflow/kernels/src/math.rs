@@ -1,6 +1,7 @@
-//! Vector forms of the transcendental functions.
+//! Vectorised exp, erf, GELU and sigmoid.
 //!
-//! The coefficients are minimax fits of our own (weighted least squares with Lawson's iteration in 40 digits).
+//! The coefficients are minimax polynomials, fitted by weighted least squares with Lawson's iteration in 40
+//! digits.
 
 use super::simd::Simd;
 
@@ -23,7 +24,7 @@ pub(super) fn exp_neg<S: Simd>(s: S, x: S::V) -> S::V {
     s.select_lt(x, s.splat(LOWEST), s.splat(0.0), y)
 }
 
-/// Beyond it Φ is 0 or 1 to half an ulp of 1.
+/// Φ(x) is 0 or 1, to half an ulp of 1, for |x| beyond this.
 const LIMIT: f32 = 5.42;
 
 /// Φ(x) - ½ = erf(x/√2) / 2, relative error about 1e-7.
@@ -44,14 +45,14 @@ pub(super) fn half_erf<S: Simd>(s: S, x: S::V) -> S::V {
     s.div(s.mul(x, p), q)
 }
 
-/// x·Φ(x); far left it stays within 2e-7 of 0.
+/// GELU: x·Φ(x). For x far below 0 it is within 2e-7 of 0.
 #[inline(always)]
 pub(super) fn gelu<S: Simd>(s: S, x: S::V) -> S::V {
     let x = s.max(s.splat(-LIMIT), x);
     s.mul(x, s.add(half_erf(s, x), s.splat(0.5)))
 }
 
-/// Φ(x) + x·φ(x).
+/// The derivative of GELU: Φ(x) + x·φ(x).
 #[inline(always)]
 pub(super) fn gelu_slope<S: Simd>(s: S, x: S::V) -> S::V {
     gelu_with_slope(s, x).1
@@ -66,7 +67,7 @@ pub(super) fn gelu_with_slope<S: Simd>(s: S, x: S::V) -> (S::V, S::V) {
     (s.mul(s.max(s.splat(-LIMIT), x), share), s.fma(x, density, share))
 }
 
-/// 1 / (1 + e^-x).
+/// The logistic function: 1 / (1 + e^-x).
 #[inline(always)]
 pub(super) fn sigmoid<S: Simd>(s: S, x: S::V) -> S::V {
     let zero = s.splat(0.0);

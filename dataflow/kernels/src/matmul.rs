@@ -1,6 +1,10 @@
-//! Products of row-major matrices.
+//! Products of row-major matrices: checks, the count of operations, and the choice between AMX and vector
+//! registers.
 
-use super::gemm::{Act, Finish, Operand, Product, gemm};
+use super::gemm::gemm;
+use super::product::{Act, Finish, Operand, Product};
+#[cfg(target_arch = "x86_64")]
+use super::{amx, isa::isa};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// op(X): a row-major matrix, or its transpose.
@@ -8,9 +12,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub struct Mat<'a> {
     /// Values, row-major.
     pub data: &'a [f32],
-    /// Leading dimension: values from one stored row to the next.
+    /// Leading dimension: distance in values from one stored row to the next.
     pub ld: usize,
-    /// Whether the transpose of what is stored is meant.
+    /// Whether op(X) is the transpose of the stored matrix.
     pub trans: bool,
 }
 
@@ -38,22 +42,28 @@ fn check_stored(len: usize, ld: usize, rows: usize, cols: usize, what: &str) {
 static FLOPS: AtomicU64 = AtomicU64::new(0);
 
 /// Σ 2mnk of all products since the program started, over all threads.
+#[must_use]
 pub fn flops() -> u64 {
     FLOPS.load(Ordering::Relaxed)
 }
 
-/// Counts the work of a product that another kernel does.
+/// Counts the operations of a product m × n × k.
 pub(super) fn count_flops(m: usize, n: usize, k: usize) {
     FLOPS.fetch_add(2 * (m as u64) * (n as u64) * (k as u64), Ordering::Relaxed);
 }
 
-/// c = op(a)·op(b), or c += op(a)·op(b) with `accumulate`: op(a) [m, k], op(b) [k, n], c [m, n] row-major with leading dimension `ldc`.
+/// c = op(a)·op(b), or c += op(a)·op(b) with `accumulate`: op(a) [m, k], op(b) [k, n], c [m, n] row-major
+/// with leading dimension `ldc`. If k is 0, the product is zero.
+///
+/// # Panics
+/// If a leading dimension is shorter than a row, or a slice too short for its matrix.
 #[allow(clippy::too_many_arguments)]
 pub fn matmul(c: &mut [f32], ldc: usize, a: Mat<'_>, b: Mat<'_>, m: usize, n: usize, k: usize, accumulate: bool) {
     run(c, ldc, a, b, m, n, k, accumulate, Finish::Plain);
 }
 
-/// What a product does to its result while it is still in the cache. All matrices [m, n] are laid out as c.
+/// What a product does to its result while that is still in registers or the cache. All matrices [m, n]
+/// have the layout of c.
 #[derive(Debug)]
 pub enum Epilogue<'a> {
     /// c += bias \[n].
@@ -74,11 +84,15 @@ pub enum Epilogue<'a> {
         /// [m, n].
         residual: &'a [f32],
     },
-    /// c *= gelu'(pre), and pre becomes gelu(pre), by element: the backward pass of [`Epilogue::BiasGeluKeep`], which keeps pre alone.
+    /// c *= gelu'(pre), and pre becomes gelu(pre), by element: the backward pass of
+    /// [`Epilogue::BiasGeluKeep`] where pre was kept and gelu(pre) was not.
     GeluGrad(&'a mut [f32]),
 }
 
 /// c = op(a)·op(b) as [`matmul`], then `epilogue`, without another sweep over c.
+///
+/// # Panics
+/// As [`matmul`], and if a bias has not n values or a matrix of the epilogue is too short.
 #[allow(clippy::too_many_arguments)]
 pub fn matmul_with(
     c: &mut [f32],
@@ -135,8 +149,26 @@ fn run(
     check_stored(c.len(), ldc, m, n, "c");
     count_flops(m, n, k);
     let product = Product { c: c.as_mut_ptr(), ldc, a: a.operand(), b: b.operand(), m, n, k, accumulate, finish };
-    // SAFETY: the checks made every element of the matrices lie in its slice; c and the epilogue's output are borrowed mutably.
-    unsafe { gemm(&product) }
+    // SAFETY: the checks above and in matmul_with() made every element lie in its slice; c and the
+    // epilogue's output are borrowed mutably.
+    unsafe { multiply(&product) }
+}
+
+/// Computes `p` on AMX tiles if [`isa()`](crate::isa()) is one of AMX and `p` suits them, else in vector
+/// registers.
+///
+/// # Safety
+/// As [`gemm`].
+unsafe fn multiply(p: &Product) {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(num_parts) = isa().num_parts()
+        && amx::suits(p)
+    {
+        // SAFETY: isa() returns only instruction sets of this machine; run() checked the matrices.
+        return unsafe { amx::gemm(p, num_parts) };
+    }
+    // SAFETY: run() checked the matrices.
+    unsafe { gemm(p) }
 }
 
 #[cfg(test)]
@@ -199,7 +231,7 @@ mod tests {
         })
     }
 
-    /// Sums with their own size as the yardstick, Σ |a·b|: the error that `f32` may make in k roundings, whatever the sizes.
+    /// Errors relative to Σ |a·b|, which bounds those of `f32` after k roundings whatever the magnitudes.
     #[test]
     fn products_are_as_accurate_as_f32_over_many_orders_of_magnitude() {
         let (m, n, k) = (33, 40, 333);
@@ -223,10 +255,11 @@ mod tests {
         });
     }
 
-    /// Where factors are rounded, an error is at most that of two roundings, comes near it, and a row still depends on nothing else.
+    /// With rounded factors, the largest error is close to but not above that of two roundings, and a row
+    /// still does not depend on the others.
     #[test]
     fn rounded_products_are_as_accurate_as_their_parts() {
-        use crate::{Isa, set_isa_for_tests};
+        use crate::isa::{Isa, with_isa};
         let (m, n, k) = (61, 70, 333);
         let (a, b) = (values(m * k, 5), values(k * n, 6));
         let product = |rows: std::ops::Range<usize>| {
@@ -237,18 +270,17 @@ mod tests {
             c
         };
         for (isa, bits) in [(Isa::AmxBf16x2, 16), (Isa::AmxBf16, 8)] {
-            if !set_isa_for_tests(Some(isa)) {
+            let rows = [0, 17, 60];
+            let Some((c, single)) = with_isa(isa, || (product(0..m), rows.map(|i| product(i..i + 1)))) else {
                 continue;
-            }
-            let c = product(0..m);
+            };
             let largest = errors(&c, &a, &b, n, k).fold(0.0, f64::max);
             let bound = 2.0 * (-f64::from(bits)).exp2();
             assert!(largest < bound && largest > bound / 100.0, "{isa:?}: error {largest:.1e} of {bound:.1e}");
-            for i in [0, 17, 60] {
-                assert_eq!(product(i..i + 1), c[i * n..(i + 1) * n], "{isa:?}: row {i}");
+            for (i, row) in rows.into_iter().zip(single) {
+                assert_eq!(row, c[i * n..(i + 1) * n], "{isa:?}: row {i}");
             }
         }
-        set_isa_for_tests(None);
     }
 
     #[test]
@@ -331,35 +363,17 @@ mod tests {
 
     #[test]
     fn work_is_counted() {
-        let before = flops();
-        let x = [1.0f32; 6];
-        matmul(
-            &mut [0.0; 4],
-            2,
-            Mat { data: &x, ld: 3, trans: false },
-            Mat { data: &x, ld: 2, trans: false },
-            2,
-            2,
-            3,
-            false,
-        );
+        let (before, x) = (flops(), [1.0f32; 6]);
+        let (a, b) = (Mat { data: &x, ld: 3, trans: false }, Mat { data: &x, ld: 2, trans: false });
+        matmul(&mut [0.0; 4], 2, a, b, 2, 2, 3, false);
         assert!(flops() >= before + 24);
     }
 
     #[test]
     #[should_panic(expected = "matmul b: 3 rows of 2")]
     fn a_short_operand_panics() {
-        let x = [1.0f32; 5];
-        let a = [1.0f32; 6];
-        matmul(
-            &mut [0.0; 4],
-            2,
-            Mat { data: &a, ld: 3, trans: false },
-            Mat { data: &x, ld: 2, trans: false },
-            2,
-            2,
-            3,
-            false,
-        );
+        let x = [1.0f32; 6];
+        let (a, b) = (Mat { data: &x, ld: 3, trans: false }, Mat { data: &x[..5], ld: 2, trans: false });
+        matmul(&mut [0.0; 4], 2, a, b, 2, 2, 3, false);
     }
 }

@@ -1,13 +1,18 @@
 //! Layer norm over the last dimension.
 
-use super::elementwise::{num_rows, same_len};
+use super::dispatch::dispatch;
+use super::lengths::{num_rows, same_len};
 use super::reduce::add_into;
 use super::scratch::with_scratch;
-use super::simd::{Simd, dispatch, sweep};
+use super::simd::{Simd, sweep};
 
 /// y = (x - mean) · rstd · gamma + beta on every row.
 ///
-/// x and y [rows, n], gamma and beta \[n]; stats [rows, 2] receives mean and rstd = 1/√(var + eps) with the biased variance, in two passes.
+/// x and y [rows, n], gamma and beta \[n]. stats [rows, 2] receives mean and rstd = 1/√(var + eps), with
+/// the biased variance, computed after the mean in a second pass.
+///
+/// # Panics
+/// If lengths do not fit.
 pub fn layer_norm(y: &mut [f32], stats: &mut [f32], x: &[f32], gamma: &[f32], beta: &[f32], eps: f32) {
     let rows = num_rows(x.len(), gamma.len(), "layer_norm");
     same_len(y.len(), x.len(), "layer_norm");
@@ -16,7 +21,8 @@ pub fn layer_norm(y: &mut [f32], stats: &mut [f32], x: &[f32], gamma: &[f32], be
     dispatch!(layer_norm_on(y: &mut [f32], stats: &mut [f32], x: &[f32], gamma: &[f32], beta: &[f32], eps: f32))
 }
 
-/// Σ of a term over `0..n` in four chains; in `$term`, `$w` lanes from `$i` are asked for.
+/// Σ of a term over `0..n` in four chains of additions. `$term` is the vector of `$w` lanes from `$i`, with
+/// zeros after them.
 macro_rules! row_sum {
     ($s:ident, $n:expr, |$i:ident, $w:ident| $term:expr) => {{
         let n: usize = $n;
@@ -48,7 +54,7 @@ fn layer_norm_on<S: Simd>(s: S, y: &mut [f32], stats: &mut [f32], x: &[f32], gam
         let mean = row_sum!(s, n, |i, w| unsafe { s.load_n(at.add(i), w) }) * inv_n;
         let centre = s.splat(mean);
         let var = row_sum!(s, n, |i, w| {
-            // SAFETY: i + w <= n, the length of x. Lanes after the row's end are kept out of the sum.
+            // SAFETY: i + w <= n, the length of x. keep() zeroes the lanes after the row's end.
             let d = s.keep(s.sub(unsafe { s.load_n(at.add(i), w) }, centre), w);
             s.mul(d, d)
         }) * inv_n;
@@ -68,8 +74,11 @@ fn layer_norm_on<S: Simd>(s: S, y: &mut [f32], stats: &mut [f32], x: &[f32], gam
 
 /// The gradient of [`layer_norm`] from the same x, stats and gamma.
 ///
-/// dx [rows, n] is overwritten or added to (`accumulate_dx`); `params` = (dgamma, dbeta), each \[n], are added to, summed over rows in
-/// blocks of 128.
+/// dx [rows, n] is overwritten, or added to with `accumulate_dx`. `params` = (dgamma, dbeta), each \[n],
+/// are added to, in blocks of 128 rows.
+///
+/// # Panics
+/// If lengths do not fit.
 pub fn layer_norm_grad(
     dx: &mut [f32],
     accumulate_dx: bool,
@@ -108,7 +117,7 @@ struct Grad<'a> {
     accumulate_dx: bool,
 }
 
-/// Parameter gradients and their scratch rows, all \[n].
+/// The gradients of the parameters and their sums over a block of rows, all \[n].
 struct Sums<'a> {
     dgamma: &'a mut [f32],
     dbeta: &'a mut [f32],
@@ -116,118 +125,91 @@ struct Sums<'a> {
     block_beta: &'a mut [f32],
 }
 
+/// Rows whose parameter gradients are summed before they join the total: bounds the length of a chain of
+/// additions.
 const BLOCK_ROWS: usize = 128;
 
 #[inline(always)]
-fn without_params<S: Simd>(s: S, io: Grad<'_>) {
-    let n = io.gamma.len();
+fn without_params<S: Simd>(s: S, mut io: Grad<'_>) {
     for r in 0..io.stats.len() / 2 {
-        let at = r * n..(r + 1) * n;
-        let stats = [io.stats[2 * r], io.stats[2 * r + 1]];
-        grad_row::<S, false>(
-            s,
-            &mut io.dx[at.clone()],
-            &io.dy[at.clone()],
-            &io.x[at],
-            stats,
-            io.gamma,
-            io.accumulate_dx,
-            &mut [],
-            &mut [],
-        );
+        io.row::<S, false>(s, r, &mut [], &mut []);
     }
 }
 
 #[inline(always)]
-fn with_params<S: Simd>(s: S, io: Grad<'_>, sums: Sums<'_>) {
-    let (n, rows) = (io.gamma.len(), io.stats.len() / 2);
+fn with_params<S: Simd>(s: S, mut io: Grad<'_>, sums: Sums<'_>) {
+    let rows = io.stats.len() / 2;
     for first in (0..rows).step_by(BLOCK_ROWS) {
         sums.block_gamma.fill(0.0);
         sums.block_beta.fill(0.0);
         for r in first..rows.min(first + BLOCK_ROWS) {
-            let at = r * n..(r + 1) * n;
-            let stats = [io.stats[2 * r], io.stats[2 * r + 1]];
-            grad_row::<S, true>(
-                s,
-                &mut io.dx[at.clone()],
-                &io.dy[at.clone()],
-                &io.x[at],
-                stats,
-                io.gamma,
-                io.accumulate_dx,
-                sums.block_gamma,
-                sums.block_beta,
-            );
+            io.row::<S, true>(s, r, sums.block_gamma, sums.block_beta);
         }
         add_into(s, sums.dgamma, sums.block_gamma);
         add_into(s, sums.dbeta, sums.block_beta);
     }
 }
 
-/// One row: dx (+)= rstd (g - mean(g) - x̂ mean(g x̂)) with g = dy·gamma; with `PARAMS`, dgamma += dy·x̂ and dbeta += dy.
-#[inline(always)]
-#[allow(clippy::too_many_arguments)]
-fn grad_row<S: Simd, const PARAMS: bool>(
-    s: S,
-    dx: &mut [f32],
-    dy: &[f32],
-    x: &[f32],
-    [mean, rstd]: [f32; 2],
-    gamma: &[f32],
-    accumulate: bool,
-    dgamma: &mut [f32],
-    dbeta: &mut [f32],
-) {
-    let n = gamma.len();
-    assert!(dx.len() == n && dy.len() == n && x.len() == n && (!PARAMS || (dgamma.len() == n && dbeta.len() == n)));
-    let (mut sum_g, mut sum_gx) = ([s.splat(0.0); 2], [s.splat(0.0); 2]);
-    let (centre, scale) = (s.splat(mean), s.splat(rstd));
-    let mut base = 0;
-    while base + 2 * S::LANES <= n {
-        for c in 0..2 {
-            let i = base + c * S::LANES;
-            // SAFETY: i + LANES <= n, the length of dy, gamma and x.
+impl Grad<'_> {
+    /// Row `r`: dx (+)= rstd (g - mean(g) - x̂ mean(g x̂)) with g = dy·gamma; with `PARAMS`, dgamma +=
+    /// dy·x̂ and dbeta += dy.
+    #[inline(always)]
+    fn row<S: Simd, const PARAMS: bool>(&mut self, s: S, r: usize, dgamma: &mut [f32], dbeta: &mut [f32]) {
+        let gamma = self.gamma;
+        let n = gamma.len();
+        let at = r * n..(r + 1) * n;
+        let (dx, dy, x) = (&mut self.dx[at.clone()], &self.dy[at.clone()], &self.x[at]);
+        let (mean, rstd, accumulate) = (self.stats[2 * r], self.stats[2 * r + 1], self.accumulate_dx);
+        assert!(!PARAMS || (dgamma.len() == n && dbeta.len() == n));
+        let (mut sum_g, mut sum_gx) = ([s.splat(0.0); 2], [s.splat(0.0); 2]);
+        let (centre, scale) = (s.splat(mean), s.splat(rstd));
+        let mut base = 0;
+        while base + 2 * S::LANES <= n {
+            for c in 0..2 {
+                let i = base + c * S::LANES;
+                // SAFETY: i + LANES <= n, the length of dy, gamma and x.
+                unsafe {
+                    let g = s.mul(s.load(dy.as_ptr().add(i)), s.load(gamma.as_ptr().add(i)));
+                    let d = s.sub(s.load(x.as_ptr().add(i)), centre);
+                    sum_g[c] = s.add(sum_g[c], g);
+                    sum_gx[c] = s.fma(g, d, sum_gx[c]);
+                }
+            }
+            base += 2 * S::LANES;
+        }
+        sweep!(S, n - base, |j, w| {
+            // SAFETY: base + j + w <= n. g is zero after the row's end.
             unsafe {
-                let g = s.mul(s.load(dy.as_ptr().add(i)), s.load(gamma.as_ptr().add(i)));
-                let d = s.sub(s.load(x.as_ptr().add(i)), centre);
-                sum_g[c] = s.add(sum_g[c], g);
-                sum_gx[c] = s.fma(g, d, sum_gx[c]);
+                let i = base + j;
+                let g = s.mul(s.load_n(dy.as_ptr().add(i), w), s.load_n(gamma.as_ptr().add(i), w));
+                let d = s.sub(s.load_n(x.as_ptr().add(i), w), centre);
+                sum_g[0] = s.add(sum_g[0], g);
+                sum_gx[0] = s.fma(g, d, sum_gx[0]);
             }
-        }
-        base += 2 * S::LANES;
+        });
+        let inv_n = 1.0 / n as f32;
+        let mean_g = s.splat(s.sum(s.add(sum_g[0], sum_g[1])) * inv_n);
+        let mean_gx = s.splat(s.sum(s.add(sum_gx[0], sum_gx[1])) * rstd * inv_n);
+        sweep!(S, n, |i, w| {
+            // SAFETY: i + w <= n, the length of all slices (with PARAMS, of dgamma and dbeta too).
+            unsafe {
+                let dy = s.load_n(dy.as_ptr().add(i), w);
+                let xhat = s.mul(s.sub(s.load_n(x.as_ptr().add(i), w), centre), scale);
+                let g = s.mul(dy, s.load_n(gamma.as_ptr().add(i), w));
+                let mut d = s.mul(scale, s.sub(s.sub(g, mean_g), s.mul(xhat, mean_gx)));
+                let p = dx.as_mut_ptr().add(i);
+                if accumulate {
+                    d = s.add(d, s.load_n(p, w));
+                }
+                s.store_n(p, w, d);
+                if PARAMS {
+                    let (p, q) = (dgamma.as_mut_ptr().add(i), dbeta.as_mut_ptr().add(i));
+                    s.store_n(p, w, s.fma(dy, xhat, s.load_n(p, w)));
+                    s.store_n(q, w, s.add(dy, s.load_n(q, w)));
+                }
+            }
+        });
     }
-    sweep!(S, n - base, |j, w| {
-        // SAFETY: base + j + w <= n. g is zero after the row's end.
-        unsafe {
-            let i = base + j;
-            let g = s.mul(s.load_n(dy.as_ptr().add(i), w), s.load_n(gamma.as_ptr().add(i), w));
-            let d = s.sub(s.load_n(x.as_ptr().add(i), w), centre);
-            sum_g[0] = s.add(sum_g[0], g);
-            sum_gx[0] = s.fma(g, d, sum_gx[0]);
-        }
-    });
-    let inv_n = 1.0 / n as f32;
-    let mean_g = s.splat(s.sum(s.add(sum_g[0], sum_g[1])) * inv_n);
-    let mean_gx = s.splat(s.sum(s.add(sum_gx[0], sum_gx[1])) * rstd * inv_n);
-    sweep!(S, n, |i, w| {
-        // SAFETY: i + w <= n, the length of all slices (of dgamma and dbeta where PARAMS).
-        unsafe {
-            let dy = s.load_n(dy.as_ptr().add(i), w);
-            let xhat = s.mul(s.sub(s.load_n(x.as_ptr().add(i), w), centre), scale);
-            let g = s.mul(dy, s.load_n(gamma.as_ptr().add(i), w));
-            let mut d = s.mul(scale, s.sub(s.sub(g, mean_g), s.mul(xhat, mean_gx)));
-            let p = dx.as_mut_ptr().add(i);
-            if accumulate {
-                d = s.add(d, s.load_n(p, w));
-            }
-            s.store_n(p, w, d);
-            if PARAMS {
-                let (p, q) = (dgamma.as_mut_ptr().add(i), dbeta.as_mut_ptr().add(i));
-                s.store_n(p, w, s.fma(dy, xhat, s.load_n(p, w)));
-                s.store_n(q, w, s.add(dy, s.load_n(q, w)));
-            }
-        }
-    });
 }
 
 #[cfg(test)]

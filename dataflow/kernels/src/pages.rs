@@ -1,13 +1,15 @@
-//! Pages of large vectors.
+//! Huge pages for large vectors.
 
-/// Bytes of a huge page where they have their usual size.
+/// Bytes of a huge page, of the usual size on x86-64 and AArch64.
 pub const HUGE_PAGE: usize = 1 << 21;
 
-/// Below it, too little of a vector would lie on whole huge pages, together with its neighbours.
+/// The fewest bytes for which huge pages are requested. Smaller vectors share theirs with too many
+/// neighbours.
 pub const WORTH_BYTES: usize = 1 << 18;
 
-/// Asks the system to put fresh memory on huge pages (2 MiB): a first touch then costs one page fault for 512, and sweeps miss fewer
-/// translations. Values stay as they are, and a system that has none goes on without them.
+/// Advises Linux to put fresh memory on huge pages of 2 MiB (`MADV_HUGEPAGE`): one page fault instead of
+/// 512 at the first touch, and fewer TLB misses. Values do not change; a system without huge pages ignores
+/// it.
 pub fn ask_for_huge_pages(values: &mut [f32]) {
     #[cfg(target_os = "linux")]
     if size_of_val(values) >= WORTH_BYTES {
@@ -15,7 +17,8 @@ pub fn ask_for_huge_pages(values: &mut [f32]) {
         let (address, bytes) = (values.as_mut_ptr() as usize, size_of_val(values));
         let first = address.next_multiple_of(PAGE) - address;
         let len = (bytes - first) / PAGE * PAGE;
-        // SAFETY: the range lies within `values`, which is borrowed mutably; this advice changes no contents. Its failure is no error.
+        // SAFETY: the range lies within `values`, and this advice changes no contents. Its failure may be
+        // ignored.
         unsafe { libc::madvise(values.as_mut_ptr().byte_add(first).cast(), len, libc::MADV_HUGEPAGE) };
     }
 }

@@ -1,16 +1,21 @@
 //! Images to patches, reconstruction targets and the per-patch loss.
 
-use super::elementwise::{num_rows, same_len};
-use super::simd::{Simd, dispatch, sweep};
+use super::dispatch::dispatch;
+use super::lengths::{num_rows, same_len};
+use super::simd::{Simd, sweep};
 
-/// Checks sizes; returns (batch, patches a side).
+/// Checks sizes; returns the number of images and of patches per side.
 fn grid(out: usize, images: usize, channels: usize, image: usize, patch: usize, what: &str) -> (usize, usize) {
     assert!(patch > 0 && image.is_multiple_of(patch), "{what}: an image of {image} has no whole patches of {patch}");
     same_len(out, images, what);
     (num_rows(images, channels * image * image, what), image / patch)
 }
 
-/// Cuts square images into patches: out [batch·L, C·P·P] in the order (channel, row, column) from images [batch, C, H, W], H = W = `image`.
+/// Cuts square images [batch, C, H, W], H = W = `image`, into patches: out [batch·L, C·P·P], where L is the
+/// number of patches of an image, P is `patch`, and values have the order (channel, row, column).
+///
+/// # Panics
+/// If patches do not divide the image, or lengths do not fit.
 pub fn patchify(out: &mut [f32], images: &[f32], channels: usize, image: usize, patch: usize) {
     let (batch, side) = grid(out.len(), images.len(), channels, image, patch, "patchify");
     let mut rows = out.chunks_exact_mut(patch);
@@ -29,8 +34,12 @@ pub fn patchify(out: &mut [f32], images: &[f32], channels: usize, image: usize, 
     }
 }
 
-/// The reconstruction targets: out [batch·L, P·P·C] in the order (row, column, channel), each patch minus its mean, over
-/// √(unbiased variance + 1e-6). A patch of a single value has variance 0.
+/// The reconstruction targets: out [batch·L, P·P·C] in the order (row, column, channel), each patch minus
+/// its mean, over √(unbiased variance + 1e-6). A patch of a single value has variance 0. Shapes are those
+/// of [`patchify`].
+///
+/// # Panics
+/// As [`patchify`].
 pub fn patch_targets(out: &mut [f32], images: &[f32], channels: usize, image: usize, patch: usize) {
     let (batch, side) = grid(out.len(), images.len(), channels, image, patch, "patch_targets");
     let len = patch * patch * channels;
@@ -53,6 +62,7 @@ pub fn patch_targets(out: &mut [f32], images: &[f32], channels: usize, image: us
     }
 }
 
+/// row = (row - mean) / √(unbiased variance + 1e-6).
 fn normalise(row: &mut [f32]) {
     let n = row.len() as f64;
     let mean = row.iter().map(|v| f64::from(*v)).sum::<f64>() / n;
@@ -64,6 +74,9 @@ fn normalise(row: &mut [f32]) {
 }
 
 /// loss \[rows] = the mean over n values of (pred - target)²; pred and target [rows, n].
+///
+/// # Panics
+/// If lengths do not fit.
 pub fn patch_loss(loss: &mut [f32], pred: &[f32], target: &[f32], n: usize) {
     same_len(pred.len(), target.len(), "patch_loss");
     same_len(loss.len(), num_rows(pred.len(), n, "patch_loss"), "patch_loss rows");
@@ -83,6 +96,9 @@ fn patch_loss_on<S: Simd>(s: S, loss: &mut [f32], pred: &[f32], target: &[f32], 
 }
 
 /// dpred = cotangent · 2 (pred - target) / n; pred, target and dpred [rows, n], cotangent \[rows].
+///
+/// # Panics
+/// If lengths do not fit.
 pub fn patch_loss_grad(dpred: &mut [f32], pred: &[f32], target: &[f32], cotangent: &[f32], n: usize) {
     same_len(pred.len(), target.len(), "patch_loss_grad");
     same_len(pred.len(), dpred.len(), "patch_loss_grad");

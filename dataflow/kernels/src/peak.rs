@@ -1,4 +1,4 @@
-//! The machine's arithmetic peak, measured: the yardstick of the benchmarks.
+//! The measured peak rate of arithmetic, to which benchmarks compare.
 
 use std::hint::black_box;
 use std::io;
@@ -6,29 +6,30 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::Builder;
 use std::time::Instant;
 
-use super::simd::{Simd, dispatch};
+use super::dispatch::dispatch;
+use super::isa::{isa, with_isa};
+use super::simd::Simd;
 
-/// Fused multiply-adds in flight: enough to hide their latency, few enough to stay in registers.
+/// Independent FMA chains: enough to hide the latency of an FMA, few enough to stay in registers.
 const NUM_CHAINS: usize = 12;
-/// Steps of all chains between two looks at the clock.
+/// Steps of all chains from one reading of the clock to the next.
 const STEPS: usize = 20_000;
 
-/// The lock of `mutex`, whatever state a panic left it in.
+/// Locks `mutex`, even if it is poisoned: it guards a single bool.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// `f32` fused multiply-adds in registers, counted as two operations each: 10⁹ operations a second over `num_threads` threads that
-/// compute for `seconds` at the same time.
+/// The rate of `f32` fused multiply-adds in registers, in 10⁹ operations a second (an FMA is two), of
+/// `num_threads` threads that compute for `seconds` at the same time.
 ///
 /// # Errors
 /// If a thread cannot be started.
 pub fn peak_gflops(num_threads: usize, seconds: f64) -> io::Result<f64> {
-    let isa = super::isa();
-    // Held until all threads are there: none waits at a barrier for one that never comes.
+    let isa = isa();
+    // Locked until all threads have started. A barrier would wait forever if one cannot start.
     let gate = Mutex::new(true);
     let rate = || {
-        super::set_isa_for_tests(Some(isa));
         if !*lock(&gate) {
             return 0.0;
         }
@@ -41,6 +42,8 @@ pub fn peak_gflops(num_threads: usize, seconds: f64) -> io::Result<f64> {
             }
         }
     };
+    // A new thread does not inherit what this one was forced to.
+    let rate = || with_isa(isa, rate).expect("invariant: isa() names only what this machine has");
     std::thread::scope(|scope| {
         let mut is_open = lock(&gate);
         let spawn = |_| Builder::new().spawn_scoped(scope, rate);
@@ -51,7 +54,7 @@ pub fn peak_gflops(num_threads: usize, seconds: f64) -> io::Result<f64> {
     })
 }
 
-/// Runs all chains and returns the number of operations.
+/// Runs all chains for [`STEPS`] and returns the number of operations.
 #[inline(always)]
 fn chains<S: Simd>(s: S) -> f64 {
     // Values stay finite and normal: x → 0.5 x + 0.25 tends to 0.5.

@@ -1,15 +1,22 @@
-//! Sums: over everything in `f64`, and over the rows of a matrix.
+//! Reductions: sums of a vector in `f64`, sums over the rows of a matrix, and the search for non-finite
+//! values.
 
-use super::elementwise::{num_rows, same_len};
+use super::dispatch::dispatch;
+use super::lengths::{num_rows, same_len};
 use super::scratch::with_scratch;
-use super::simd::{Simd, dispatch, sweep};
+use super::simd::{Simd, sweep};
 
 /// Σ x², accumulated in `f64` in a fixed order.
+#[must_use]
 pub fn sum_sq(x: &[f32]) -> f64 {
     dot(x, x)
 }
 
 /// Σ a·b, accumulated in `f64` in a fixed order.
+///
+/// # Panics
+/// If the lengths differ.
+#[must_use]
 pub fn dot(a: &[f32], b: &[f32]) -> f64 {
     same_len(a.len(), b.len(), "dot");
     dispatch!(dot_on(a: &[f32], b: &[f32]) -> f64)
@@ -36,6 +43,7 @@ fn dot_on<S: Simd>(s: S, a: &[f32], b: &[f32]) -> f64 {
 }
 
 /// Σ x, accumulated in `f64` in a fixed order.
+#[must_use]
 pub fn sum(x: &[f32]) -> f64 {
     dispatch!(sum_on(x: &[f32]) -> f64)
 }
@@ -50,6 +58,7 @@ fn sum_on<S: Simd>(s: S, x: &[f32]) -> f64 {
 }
 
 /// The index of the first infinite or NaN value.
+#[must_use]
 pub fn first_non_finite(x: &[f32]) -> Option<usize> {
     let start = dispatch!(non_finite_block(x: &[f32]) -> Option<usize>)?;
     x[start..].iter().position(|v| !v.is_finite()).map(|i| start + i)
@@ -65,10 +74,14 @@ fn non_finite_block<S: Simd>(s: S, x: &[f32]) -> Option<usize> {
     None
 }
 
-/// Rows that are summed in one scratch row before they join the total: bounds the length of a chain of additions.
+/// Rows that are summed before they join the total: bounds the length of a chain of additions.
 const BLOCK_ROWS: usize = 128;
 
-/// Column sums of dy [rows, n]: db = Σ rows, or db += Σ rows. Rows are added by eights as a tree, those by blocks of 128.
+/// Column sums of dy [rows, n]: db = Σ rows, or db += Σ rows with `accumulate`. Eight rows are added as a
+/// tree, their sums in blocks of 128 rows.
+///
+/// # Panics
+/// If dy is not whole rows.
 pub fn bias_grad(db: &mut [f32], dy: &[f32], accumulate: bool) {
     num_rows(dy.len(), db.len(), "bias_grad");
     if !accumulate {
@@ -105,7 +118,7 @@ fn bias_grad_on<S: Simd>(s: S, db: &mut [f32], dy: &[f32], block: &mut [f32]) {
     }
 }
 
-/// y += x for slices of one length.
+/// y += x, by element.
 #[inline(always)]
 pub(super) fn add_into<S: Simd>(s: S, y: &mut [f32], x: &[f32]) {
     assert!(y.len() == x.len());
@@ -119,6 +132,9 @@ pub(super) fn add_into<S: Simd>(s: S, y: &mut [f32], x: &[f32]) {
 }
 
 /// out = ((parts\[0] + parts\[1]) + parts\[2]) + ..., all of one length; zeros if there are none.
+///
+/// # Panics
+/// If the lengths differ.
 pub fn reduce_sum(out: &mut [f32], parts: &[&[f32]]) {
     for part in parts {
         same_len(out.len(), part.len(), "reduce_sum");

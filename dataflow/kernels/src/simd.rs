@@ -1,14 +1,16 @@
-//! One small vector vocabulary that every kernel is written in once, and its portable implementation.
+//! The vector operations that every kernel is written in, once for all instruction sets, and their portable
+//! implementation.
 //!
-//! A value of a [`Simd`] type is a token: it exists only where its instructions do, so arithmetic on its vectors is safe. Loads and
-//! stores take pointers and are `unsafe`. Everything here is `#[inline(always)]`, because the instructions may only be emitted inside
-//! the functions with `#[target_feature]` that `dispatch!` makes.
+//! A value of a [`Simd`] type is a token: it exists only where its instructions do, so arithmetic on its
+//! vectors is safe. Loads and stores take pointers and are `unsafe`. Everything is `#[inline(always)]`, as
+//! the instructions may only be emitted inside the `#[target_feature]` functions that [`super::dispatch`]
+//! makes.
 
 /// Vectors of `f32` of one instruction set.
 pub(crate) trait Simd: Copy {
     /// Lanes of one vector.
     const LANES: usize;
-    /// Whether 32 vector registers are there (else 16), which decides tile sizes.
+    /// Whether there are 32 vector registers instead of 16, which decides the sizes of register tiles.
     const WIDE: bool;
     /// Whether a vector is one register and `fma` one instruction.
     const FUSED: bool;
@@ -63,7 +65,7 @@ pub(crate) trait Simd: Copy {
     fn keep(self, a: Self::V, n: usize) -> Self::V;
     /// a < b ? x : y by lane (false for NaN).
     fn select_lt(self, a: Self::V, b: Self::V, x: Self::V, y: Self::V) -> Self::V;
-    /// The sum of the lanes by halves.
+    /// The sum of the lanes, as a tree: the upper half is added to the lower, and so on.
     fn sum(self, a: Self::V) -> f32;
     /// The largest lane.
     fn largest(self, a: Self::V) -> f32;
@@ -75,16 +77,18 @@ pub(crate) trait Simd: Copy {
     fn fma64(self, a: Self::V, b: Self::V, acc: Self::D) -> Self::D;
     /// The sum of the accumulators in lane order.
     fn sum64(self, acc: Self::D) -> f64;
-    /// Asks for the cache line of `p`; any address is allowed.
+    /// Prefetches the cache line of `p` into the first level; any address is allowed.
     fn prefetch(self, p: *const f32);
-    /// `dst[c * ldd + r] = src[min(r, last) * lds + c]` for r, c < LANES. Rows of `dst` are written in the order of c, so they may overlap.
+    /// `dst[c * ldd + r] = src[min(r, last) * lds + c]` for r, c < LANES. Rows of `dst` are written in the
+    /// order of c, so they may overlap each other.
     ///
     /// # Safety
-    /// Source rows 0..=last and the destination rows must be accessible, and the two apart.
+    /// LANES values of source rows 0..=last must be readable, those of the destination rows writable, and
+    /// the two may not overlap.
     unsafe fn transpose(self, src: *const f32, lds: usize, last: usize, dst: *mut f32, ldd: usize);
 }
 
-/// Eight lanes of plain Rust: the fallback everywhere, and the twin of the others in tests.
+/// Eight lanes of plain Rust: the fallback on any processor.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Portable;
 
@@ -128,7 +132,7 @@ impl Simd for Portable {
         }
         let mut v = [0.0; L];
         for (i, lane) in v.iter_mut().enumerate().take(n) {
-            // SAFETY: i < n, readable by contract.
+            // SAFETY: i < n; the caller makes p readable for n values.
             *lane = unsafe { *p.add(i) };
         }
         v
@@ -140,7 +144,7 @@ impl Simd for Portable {
             return unsafe { self.store(p, v) };
         }
         for (i, lane) in v.iter().enumerate().take(n) {
-            // SAFETY: i < n, writable by contract.
+            // SAFETY: i < n; the caller makes p writable for n values.
             unsafe { *p.add(i) = *lane };
         }
     }
@@ -162,7 +166,7 @@ impl Simd for Portable {
     }
     #[inline(always)]
     fn fma(self, a: [f32; L], b: [f32; L], c: [f32; L]) -> [f32; L] {
-        // Two roundings: a fused one is a library call without the instruction.
+        // Two roundings: without the FMA instruction, a fused multiply-add is a slow library call.
         self.add(self.mul(a, b), c)
     }
     #[inline(always)]
@@ -179,7 +183,7 @@ impl Simd for Portable {
     }
     #[inline(always)]
     fn round(self, a: [f32; L]) -> [f32; L] {
-        // Adding 1.5 * 2^23 leaves no bits for a fraction.
+        // The sum with 1.5 * 2^23 has no bits left for a fraction.
         const BIG: f32 = 12_582_912.0;
         map2(a, a, |a, _| (a + BIG) - BIG)
     }
@@ -235,14 +239,15 @@ impl Simd for Portable {
     unsafe fn transpose(self, src: *const f32, lds: usize, last: usize, dst: *mut f32, ldd: usize) {
         for c in 0..L {
             for r in 0..L {
-                // SAFETY: r, c < LANES, inside the squares of the contract.
+                // SAFETY: r, c < LANES; the caller makes both squares accessible.
                 unsafe { *dst.add(c * ldd + r) = *src.add(r.min(last) * lds + c) };
             }
         }
     }
 }
 
-/// Runs a body over `0..len` by vectors: `i` is the start, `w` the number of lanes (a constant but for the tail).
+/// Runs a body over `0..len` by vectors: `i` is the start, `w` the number of lanes (a constant except in
+/// the tail).
 macro_rules! sweep {
     ($S:ty, $len:expr, |$i:ident, $w:ident| $body:block) => {{
         let len: usize = $len;
@@ -262,33 +267,3 @@ macro_rules! sweep {
     }};
 }
 pub(crate) use sweep;
-
-/// Calls a function that is generic over its instruction set (`fn f<S: Simd>(s: S, ..)`, `#[inline(always)]`) for the one of [`super::isa`].
-macro_rules! dispatch {
-    ($f:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)?) => {{
-        #[cfg(target_arch = "x86_64")]
-        #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
-        #[allow(clippy::too_many_arguments)]
-        fn wide($($arg: $ty),*) $(-> $ret)? {
-            // SAFETY: the features of the token are those of this function.
-            $f(unsafe { $crate::x86::Avx512::new() }, $($arg),*)
-        }
-        #[cfg(target_arch = "x86_64")]
-        #[target_feature(enable = "avx2,fma")]
-        #[allow(clippy::too_many_arguments)]
-        fn narrow($($arg: $ty),*) $(-> $ret)? {
-            // SAFETY: the features of the token are those of this function.
-            $f(unsafe { $crate::x86::Avx2Fma::new() }, $($arg),*)
-        }
-        match $crate::isa().without_rounding() {
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: isa() names only instruction sets that this machine has.
-            $crate::Isa::Avx512 | $crate::Isa::Amx => unsafe { wide($($arg),*) },
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: as above.
-            $crate::Isa::Avx2Fma => unsafe { narrow($($arg),*) },
-            _ => $f($crate::simd::Portable, $($arg),*),
-        }
-    }};
-}
-pub(crate) use dispatch;

@@ -1,6 +1,6 @@
-//! Shared by the tests of the kernels.
+//! What the tests of all kernels share.
 
-use super::{Isa, set_isa_for_tests};
+use super::isa::{Isa, with_isa};
 
 /// Deterministic values around ±1 (xorshift, sum of four uniforms).
 pub(crate) fn values(len: usize, seed: u64) -> Vec<f32> {
@@ -22,11 +22,8 @@ pub(crate) fn wide(x: &[f32]) -> Vec<f64> {
 /// Runs `f` once for each instruction set of this machine, on this thread.
 pub(crate) fn each_isa(mut f: impl FnMut(Isa)) {
     for isa in Isa::ALL {
-        if set_isa_for_tests(Some(isa)) {
-            f(isa);
-        }
+        with_isa(isa, || f(isa));
     }
-    set_isa_for_tests(None);
 }
 
 /// Asserts |got - want| <= tolerance · max(1, largest |want|) for every element.

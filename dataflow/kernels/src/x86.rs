@@ -1,6 +1,9 @@
-//! The two x86-64 instruction sets.
-#![allow(clippy::undocumented_unsafe_blocks)] // SAFETY, for every block below: a token exists only where its instructions do
-// (`new`), and pointers are accessible by the contract of the trait.
+//! AVX-512 and AVX2 with FMA.
+
+// SAFETY, of every block in this file: a token exists only where its instructions do, as the caller of
+// `new` guarantees; the caller of a `Simd` method makes its pointers accessible for the lanes that the
+// method names. No load or store needs alignment.
+#![allow(clippy::undocumented_unsafe_blocks)]
 
 use super::simd::Simd;
 use std::arch::x86_64::*;
@@ -31,30 +34,80 @@ impl Avx2Fma {
     }
 }
 
+/// The methods of [`Simd`] that differ between the two instruction sets in the names of intrinsics alone. The
+/// last ones are one instruction each: `name(arguments) = intrinsic`.
+macro_rules! shared_methods {
+    (
+        lanes = $LANES:literal; vector = $V:ty; doubles = $D:ty;
+        splat = $splat:ident; load = $load:ident; store = $store:ident;
+        zero64 = $zero64:ident; store64 = $store64:ident;
+        $($name:ident($($arg:ident),+) = $instruction:ident;)+
+    ) => {
+        const LANES: usize = $LANES;
+        const FUSED: bool = true;
+        type V = $V;
+        type D = ($D, $D);
+
+        #[inline(always)]
+        fn splat(self, x: f32) -> $V {
+            unsafe { $splat(x) }
+        }
+        #[inline(always)]
+        unsafe fn load(self, p: *const f32) -> $V {
+            unsafe { $load(p) }
+        }
+        #[inline(always)]
+        unsafe fn store(self, p: *mut f32, v: $V) {
+            unsafe { $store(p, v) }
+        }
+        #[inline(always)]
+        fn zero64(self) -> ($D, $D) {
+            unsafe { ($zero64(), $zero64()) }
+        }
+        #[inline(always)]
+        fn sum64(self, acc: ($D, $D)) -> f64 {
+            let mut lanes = [0.0f64; $LANES];
+            unsafe {
+                $store64(lanes.as_mut_ptr(), acc.0);
+                $store64(lanes.as_mut_ptr().add($LANES / 2), acc.1);
+            }
+            lanes.iter().sum()
+        }
+        #[inline(always)]
+        fn prefetch(self, p: *const f32) {
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+        }
+        $(
+            #[inline(always)]
+            fn $name(self, $($arg: $V),+) -> $V {
+                unsafe { $instruction($($arg),+) }
+            }
+        )+
+    };
+}
+
 #[inline(always)]
 fn mask16(n: usize) -> __mmask16 {
     ((1u32 << n) - 1) as __mmask16
 }
 
 impl Simd for Avx512 {
-    const LANES: usize = 16;
     const WIDE: bool = true;
-    const FUSED: bool = true;
-    type V = __m512;
-    type D = (__m512d, __m512d);
 
-    #[inline(always)]
-    fn splat(self, x: f32) -> __m512 {
-        unsafe { _mm512_set1_ps(x) }
+    shared_methods! {
+        lanes = 16; vector = __m512; doubles = __m512d;
+        splat = _mm512_set1_ps; load = _mm512_loadu_ps; store = _mm512_storeu_ps;
+        zero64 = _mm512_setzero_pd; store64 = _mm512_storeu_pd;
+        add(a, b) = _mm512_add_ps;
+        sub(a, b) = _mm512_sub_ps;
+        mul(a, b) = _mm512_mul_ps;
+        div(a, b) = _mm512_div_ps;
+        fma(a, b, c) = _mm512_fmadd_ps;
+        max(a, b) = _mm512_max_ps;
+        min(a, b) = _mm512_min_ps;
+        sqrt(a) = _mm512_sqrt_ps;
     }
-    #[inline(always)]
-    unsafe fn load(self, p: *const f32) -> __m512 {
-        unsafe { _mm512_loadu_ps(p) }
-    }
-    #[inline(always)]
-    unsafe fn store(self, p: *mut f32, v: __m512) {
-        unsafe { _mm512_storeu_ps(p, v) }
-    }
+
     #[inline(always)]
     unsafe fn load_n(self, p: *const f32, n: usize) -> __m512 {
         if n == 16 {
@@ -68,38 +121,6 @@ impl Simd for Avx512 {
             return unsafe { _mm512_storeu_ps(p, v) };
         }
         unsafe { _mm512_mask_storeu_ps(p, mask16(n), v) }
-    }
-    #[inline(always)]
-    fn add(self, a: __m512, b: __m512) -> __m512 {
-        unsafe { _mm512_add_ps(a, b) }
-    }
-    #[inline(always)]
-    fn sub(self, a: __m512, b: __m512) -> __m512 {
-        unsafe { _mm512_sub_ps(a, b) }
-    }
-    #[inline(always)]
-    fn mul(self, a: __m512, b: __m512) -> __m512 {
-        unsafe { _mm512_mul_ps(a, b) }
-    }
-    #[inline(always)]
-    fn div(self, a: __m512, b: __m512) -> __m512 {
-        unsafe { _mm512_div_ps(a, b) }
-    }
-    #[inline(always)]
-    fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
-        unsafe { _mm512_fmadd_ps(a, b, c) }
-    }
-    #[inline(always)]
-    fn max(self, a: __m512, b: __m512) -> __m512 {
-        unsafe { _mm512_max_ps(a, b) }
-    }
-    #[inline(always)]
-    fn min(self, a: __m512, b: __m512) -> __m512 {
-        unsafe { _mm512_min_ps(a, b) }
-    }
-    #[inline(always)]
-    fn sqrt(self, a: __m512) -> __m512 {
-        unsafe { _mm512_sqrt_ps(a) }
     }
     #[inline(always)]
     fn round(self, a: __m512) -> __m512 {
@@ -137,29 +158,12 @@ impl Simd for Avx512 {
         unsafe { _mm512_fpclass_ps_mask::<0b1001_1001>(a) != 0 }
     }
     #[inline(always)]
-    fn zero64(self) -> (__m512d, __m512d) {
-        unsafe { (_mm512_setzero_pd(), _mm512_setzero_pd()) }
-    }
-    #[inline(always)]
     fn fma64(self, a: __m512, b: __m512, acc: (__m512d, __m512d)) -> (__m512d, __m512d) {
         unsafe {
             let upper = |v: __m512| _mm512_cvtps_pd(_mm512_extractf32x8_ps::<1>(v));
             let lower = |v: __m512| _mm512_cvtps_pd(_mm512_castps512_ps256(v));
             (_mm512_fmadd_pd(lower(a), lower(b), acc.0), _mm512_fmadd_pd(upper(a), upper(b), acc.1))
         }
-    }
-    #[inline(always)]
-    fn sum64(self, acc: (__m512d, __m512d)) -> f64 {
-        let mut lanes = [0.0f64; 16];
-        unsafe {
-            _mm512_storeu_pd(lanes.as_mut_ptr(), acc.0);
-            _mm512_storeu_pd(lanes.as_mut_ptr().add(8), acc.1);
-        }
-        lanes.iter().sum()
-    }
-    #[inline(always)]
-    fn prefetch(self, p: *const f32) {
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
     #[inline(always)]
     unsafe fn transpose(self, src: *const f32, lds: usize, last: usize, dst: *mut f32, ldd: usize) {
@@ -215,24 +219,22 @@ unsafe fn mask8(n: usize) -> __m256i {
 }
 
 impl Simd for Avx2Fma {
-    const LANES: usize = 8;
     const WIDE: bool = false;
-    const FUSED: bool = true;
-    type V = __m256;
-    type D = (__m256d, __m256d);
 
-    #[inline(always)]
-    fn splat(self, x: f32) -> __m256 {
-        unsafe { _mm256_set1_ps(x) }
+    shared_methods! {
+        lanes = 8; vector = __m256; doubles = __m256d;
+        splat = _mm256_set1_ps; load = _mm256_loadu_ps; store = _mm256_storeu_ps;
+        zero64 = _mm256_setzero_pd; store64 = _mm256_storeu_pd;
+        add(a, b) = _mm256_add_ps;
+        sub(a, b) = _mm256_sub_ps;
+        mul(a, b) = _mm256_mul_ps;
+        div(a, b) = _mm256_div_ps;
+        fma(a, b, c) = _mm256_fmadd_ps;
+        max(a, b) = _mm256_max_ps;
+        min(a, b) = _mm256_min_ps;
+        sqrt(a) = _mm256_sqrt_ps;
     }
-    #[inline(always)]
-    unsafe fn load(self, p: *const f32) -> __m256 {
-        unsafe { _mm256_loadu_ps(p) }
-    }
-    #[inline(always)]
-    unsafe fn store(self, p: *mut f32, v: __m256) {
-        unsafe { _mm256_storeu_ps(p, v) }
-    }
+
     #[inline(always)]
     unsafe fn load_n(self, p: *const f32, n: usize) -> __m256 {
         if n == 8 {
@@ -246,38 +248,6 @@ impl Simd for Avx2Fma {
             return unsafe { _mm256_storeu_ps(p, v) };
         }
         unsafe { _mm256_maskstore_ps(p, mask8(n), v) }
-    }
-    #[inline(always)]
-    fn add(self, a: __m256, b: __m256) -> __m256 {
-        unsafe { _mm256_add_ps(a, b) }
-    }
-    #[inline(always)]
-    fn sub(self, a: __m256, b: __m256) -> __m256 {
-        unsafe { _mm256_sub_ps(a, b) }
-    }
-    #[inline(always)]
-    fn mul(self, a: __m256, b: __m256) -> __m256 {
-        unsafe { _mm256_mul_ps(a, b) }
-    }
-    #[inline(always)]
-    fn div(self, a: __m256, b: __m256) -> __m256 {
-        unsafe { _mm256_div_ps(a, b) }
-    }
-    #[inline(always)]
-    fn fma(self, a: __m256, b: __m256, c: __m256) -> __m256 {
-        unsafe { _mm256_fmadd_ps(a, b, c) }
-    }
-    #[inline(always)]
-    fn max(self, a: __m256, b: __m256) -> __m256 {
-        unsafe { _mm256_max_ps(a, b) }
-    }
-    #[inline(always)]
-    fn min(self, a: __m256, b: __m256) -> __m256 {
-        unsafe { _mm256_min_ps(a, b) }
-    }
-    #[inline(always)]
-    fn sqrt(self, a: __m256) -> __m256 {
-        unsafe { _mm256_sqrt_ps(a) }
     }
     #[inline(always)]
     fn round(self, a: __m256) -> __m256 {
@@ -322,29 +292,12 @@ impl Simd for Avx2Fma {
         }
     }
     #[inline(always)]
-    fn zero64(self) -> (__m256d, __m256d) {
-        unsafe { (_mm256_setzero_pd(), _mm256_setzero_pd()) }
-    }
-    #[inline(always)]
     fn fma64(self, a: __m256, b: __m256, acc: (__m256d, __m256d)) -> (__m256d, __m256d) {
         unsafe {
             let (a0, a1) = (_mm256_cvtps_pd(_mm256_castps256_ps128(a)), _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(a)));
             let (b0, b1) = (_mm256_cvtps_pd(_mm256_castps256_ps128(b)), _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(b)));
             (_mm256_fmadd_pd(a0, b0, acc.0), _mm256_fmadd_pd(a1, b1, acc.1))
         }
-    }
-    #[inline(always)]
-    fn sum64(self, acc: (__m256d, __m256d)) -> f64 {
-        let mut lanes = [0.0f64; 8];
-        unsafe {
-            _mm256_storeu_pd(lanes.as_mut_ptr(), acc.0);
-            _mm256_storeu_pd(lanes.as_mut_ptr().add(4), acc.1);
-        }
-        lanes.iter().sum()
-    }
-    #[inline(always)]
-    fn prefetch(self, p: *const f32) {
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
     #[inline(always)]
     unsafe fn transpose(self, src: *const f32, lds: usize, last: usize, dst: *mut f32, ldd: usize) {

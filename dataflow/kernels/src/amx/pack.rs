@@ -1,24 +1,25 @@
-//! Factors packed as tiles: every value as three bf16 parts.
+//! Packing of factors into tiles of bf16: every value becomes up to three bf16 parts.
 
 use std::arch::x86_64::*;
 
-use super::super::gemm::Operand;
-use super::super::simd::Simd;
-use super::super::x86::Avx512;
-use super::{TILE, TILE_WORDS};
+use super::layout::{TILE, TILE_WORDS};
+use crate::product::Operand;
+use crate::simd::Simd;
+use crate::x86::Avx512;
 
-/// Vectors that are turned together.
+/// Vectors that are transposed together.
 const GROUP: usize = 4;
-/// A stage for each of the two squares of a group of rows, and then for each of its rows.
+/// Stages of a group of rows: one to load each of its two squares, then one to pack each row.
 const STAGES: usize = 2 + GROUP;
 
-/// One factor as its tiles see it: element (i, k) is at `ptr + i * outer + k * depth`, with i a row of op(A) or a column of op(B).
+/// A factor with the same names for A and B: element (i, k) is at `ptr + i * outer + k * depth`, where i is
+/// a row of op(A) or a column of op(B).
 #[derive(Clone, Copy)]
 pub(super) struct Side {
     pub(super) ptr: *const f32,
     pub(super) outer: usize,
     pub(super) depth: usize,
-    /// Whether the rows of a tile go along k (B), or its lanes (A).
+    /// Whether k runs along the rows of a tile (B), or along its lanes (A).
     pub(super) rows_are_deep: bool,
 }
 
@@ -31,29 +32,32 @@ impl Side {
         Side { ptr: b.ptr, outer: b.col, depth: b.row, rows_are_deep: true }
     }
 
-    /// From row to row of a tile, and from lane to lane; one of them is 1.
+    /// Distances from row to row of a tile and from lane to lane; one of them is 1.
     fn steps(&self) -> [usize; 2] {
         if self.rows_are_deep { [self.depth, self.outer] } else { [self.outer, self.depth] }
     }
 
-    /// Whether the lanes of a tile are apart and its rows adjoin in what is stored.
-    pub(super) fn lies_across(&self) -> bool {
+    /// Whether the rows of a tile are contiguous in memory instead of its lanes.
+    pub(super) fn needs_transpose(&self) -> bool {
         self.steps()[1] != 1
     }
 }
 
-/// A tile that is to be packed: row r of each part's tile holds pairs of the values at r of two squares of 16 by 16, the second 16 steps
-/// of k behind the first. Which of k's steps make a pair does not matter, as both factors have the same.
+/// A tile to pack. Row r of each part's tile holds pairs of values, from row r of two squares of 16 by 16
+/// values, the second 16 steps of k after the first. Which steps of k are paired does not matter, as both
+/// factors pair the same.
 #[derive(Clone, Copy)]
 pub(super) struct Tile {
     pub(super) side: Side,
     /// Its first value.
     pub(super) at: *const f32,
-    /// The first value of a tile of the same side that will be packed soon, and is asked for.
+    /// The first value of a later tile of the same side, which is prefetched.
     pub(super) ahead: *const f32,
-    /// How many rows of op(A) or columns of op(B) are there, and how many steps of k in each square. Zeros stand for the others.
+    /// Rows of op(A) or columns of op(B) that exist. The others are packed as zeros.
     pub(super) num_outer: usize,
+    /// Steps of k that exist in each square.
     pub(super) num_deep: [usize; 2],
+    /// Where the first part's tile goes, at the start of a cache line; the others follow.
     pub(super) to: *mut f32,
 }
 
@@ -62,30 +66,35 @@ impl Tile {
         self.num_outer == TILE && self.num_deep == [TILE; 2]
     }
 
-    /// Packs all of it at once.
+    /// Packs all of it at once, not interleaved.
     ///
     /// # Safety
-    /// The values that are there must be readable, and `to` writable for a tile of each part.
+    /// The values that exist must be readable, and `to` writable for a tile of each part and aligned to 64
+    /// bytes.
     #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
     #[inline(never)]
     pub(super) unsafe fn pack<const PARTS: usize>(&self, s: Avx512) {
-        // SAFETY: by contract.
+        // SAFETY: the caller makes the values readable and `to` writable; the target features are those of
+        // AVX-512.
         unsafe {
-            match (self.is_whole(), self.side.lies_across()) {
+            match (self.is_whole(), self.side.needs_transpose()) {
                 (false, _) => self.pack_part::<PARTS>(s),
-                (true, false) => Along::<PARTS>::new(self).turn::<0, 1>(s),
+                (true, false) => Contiguous::<PARTS>::new(self).slot::<0, 1>(s),
                 (true, true) => {
-                    let mut packing = Across::<PARTS>::new(s, self);
-                    packing.turn::<0, 4>(s);
-                    packing.turn::<1, 4>(s);
-                    packing.turn::<2, 4>(s);
-                    packing.turn::<3, 4>(s);
+                    let mut packing = Transposed::<PARTS>::new(s, self);
+                    packing.slot::<0, 4>(s);
+                    packing.slot::<1, 4>(s);
+                    packing.slot::<2, 4>(s);
+                    packing.slot::<3, 4>(s);
                 }
             }
         }
     }
 
-    /// As [`Tile::pack`], also of tiles that are not whole.
+    /// [`Tile::pack`] for tiles that need not be whole.
+    ///
+    /// # Safety
+    /// As [`Tile::pack`].
     #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
     #[inline(never)]
     unsafe fn pack_part<const PARTS: usize>(&self, s: Avx512) {
@@ -100,14 +109,14 @@ impl Tile {
                     (self.num_outer, self.num_deep[i])
                 };
                 let num_rows = num_rows.saturating_sub(first).min(GROUP);
-                // SAFETY: only rows and lanes inside the counts are read.
+                // SAFETY: reads only rows and lanes that exist; the others are masked.
                 unsafe {
                     if lane_step == 1 {
                         for (r, row) in rows[..num_rows].iter_mut().enumerate() {
                             *row = s.load_n(square.wrapping_add(r * row_step), num_lanes);
                         }
                     } else {
-                        *rows = turn(|lane| {
+                        *rows = transpose_group(|lane| {
                             let keep = if lane < num_lanes { (1 << num_rows) - 1 } else { 0 };
                             _mm_maskz_loadu_ps(keep, square.wrapping_add(lane * lane_step))
                         });
@@ -116,32 +125,33 @@ impl Tile {
             }
             let [x, y] = rows;
             for (r, (x, y)) in x.into_iter().zip(y).enumerate() {
-                // SAFETY: by contract.
+                // SAFETY: first + r < TILE, a row of each part's tile, which the caller of pack() makes
+                // writable.
                 unsafe { store_pairs::<PARTS>(x, y, self.to.add((first + r) * TILE)) };
             }
         }
     }
 }
 
-/// A whole tile on its way, in the turns of one step.
+/// The packing of a whole tile, spread over the slots of one step.
 pub(super) trait Packing {
-    /// Does what is due in turn `I` of `N`.
+    /// Packs the share of slot `I` of `N`.
     ///
     /// # Safety
-    /// As [`Tile::pack`]; turns must come in their order, on a processor with AVX-512.
-    unsafe fn turn<const I: usize, const N: usize>(&mut self, s: Avx512);
+    /// As [`Tile::pack`]; slots must come in their order, on a processor with AVX-512.
+    unsafe fn slot<const I: usize, const N: usize>(&mut self, s: Avx512);
 }
 
-/// No tile.
-pub(super) struct Nothing;
+/// Nothing to pack.
+pub(super) struct NoTile;
 
-impl Packing for Nothing {
+impl Packing for NoTile {
     #[inline(always)]
-    unsafe fn turn<const I: usize, const N: usize>(&mut self, _s: Avx512) {}
+    unsafe fn slot<const I: usize, const N: usize>(&mut self, _s: Avx512) {}
 }
 
-/// A tile whose lanes adjoin in what is stored.
-pub(super) struct Along<const PARTS: usize> {
+/// A tile whose lanes are contiguous in memory.
+pub(super) struct Contiguous<const PARTS: usize> {
     at: *const f32,
     second: usize,
     row_step: usize,
@@ -149,18 +159,19 @@ pub(super) struct Along<const PARTS: usize> {
     ahead: *const f32,
 }
 
-impl<const PARTS: usize> Along<PARTS> {
+impl<const PARTS: usize> Contiguous<PARTS> {
     pub(super) fn new(tile: &Tile) -> Self {
         let [row_step, _] = tile.side.steps();
-        Along { at: tile.at, second: TILE * tile.side.depth, row_step, to: tile.to, ahead: tile.ahead }
+        Contiguous { at: tile.at, second: TILE * tile.side.depth, row_step, to: tile.to, ahead: tile.ahead }
     }
 }
 
-impl<const PARTS: usize> Packing for Along<PARTS> {
+impl<const PARTS: usize> Packing for Contiguous<PARTS> {
     #[inline(always)]
-    unsafe fn turn<const I: usize, const N: usize>(&mut self, s: Avx512) {
+    unsafe fn slot<const I: usize, const N: usize>(&mut self, s: Avx512) {
         for r in I * TILE / N..(I + 1) * TILE / N {
-            // SAFETY: by contract.
+            // SAFETY: row r of the tile and of its squares, which Tile::pack()'s contract makes writable
+            // and readable.
             unsafe {
                 s.prefetch(self.ahead);
                 s.prefetch(self.ahead.wrapping_add(self.second));
@@ -172,8 +183,8 @@ impl<const PARTS: usize> Packing for Along<PARTS> {
     }
 }
 
-/// A tile whose rows adjoin in what is stored.
-pub(super) struct Across<const PARTS: usize> {
+/// A tile whose rows are contiguous in memory, so that it is transposed, in groups of [`GROUP`] rows.
+pub(super) struct Transposed<const PARTS: usize> {
     at: *const f32,
     second: usize,
     lane_step: usize,
@@ -182,26 +193,27 @@ pub(super) struct Across<const PARTS: usize> {
     squares: [[__m512; GROUP]; 2],
 }
 
-impl<const PARTS: usize> Across<PARTS> {
+impl<const PARTS: usize> Transposed<PARTS> {
     pub(super) fn new(s: Avx512, tile: &Tile) -> Self {
         let [_, lane_step] = tile.side.steps();
         let squares = [[s.splat(0.0); GROUP]; 2];
-        Across { at: tile.at, second: TILE * tile.side.depth, lane_step, to: tile.to, ahead: tile.ahead, squares }
+        Transposed { at: tile.at, second: TILE * tile.side.depth, lane_step, to: tile.to, ahead: tile.ahead, squares }
     }
 }
 
-impl<const PARTS: usize> Packing for Across<PARTS> {
+impl<const PARTS: usize> Packing for Transposed<PARTS> {
     #[inline(always)]
-    unsafe fn turn<const I: usize, const N: usize>(&mut self, s: Avx512) {
+    unsafe fn slot<const I: usize, const N: usize>(&mut self, s: Avx512) {
         const GROUPS: usize = TILE / GROUP;
-        // SAFETY: by contract.
+        // SAFETY: the slots of a step come in order, so the stages do; Tile::pack()'s contract covers their
+        // pointers.
         unsafe {
             if N.is_multiple_of(GROUPS) {
-                // Each group has the same number of turns. (Numbers from which the compiler sees the stage; with those of the other
-                // case a product takes 1.02 to 1.06 of its time.)
-                let turns = N / GROUPS;
-                let turn_in_group = I % turns;
-                for stage in turn_in_group * STAGES / turns..(turn_in_group + 1) * STAGES / turns {
+                // Each group has the same number of slots. (From these expressions the compiler knows the
+                // stage as a constant; those of the other case cost 2 to 6 % of a product.)
+                let slots = N / GROUPS;
+                let slot_in_group = I % slots;
+                for stage in slot_in_group * STAGES / slots..(slot_in_group + 1) * STAGES / slots {
                     self.stage(s, stage);
                 }
             } else {
@@ -213,19 +225,20 @@ impl<const PARTS: usize> Packing for Across<PARTS> {
     }
 }
 
-impl<const PARTS: usize> Across<PARTS> {
-    /// Reads one of the two squares of a group of rows, or packs one of the rows.
+impl<const PARTS: usize> Transposed<PARTS> {
+    /// Loads one of the two squares of a group of rows (stages 0 and 1), or packs one of its rows.
     ///
     /// # Safety
-    /// As [`Packing::turn`].
+    /// As [`Packing::slot`]; stages must come in their order.
     #[inline(always)]
     unsafe fn stage(&mut self, s: Avx512, stage: usize) {
-        // SAFETY: by contract.
+        // SAFETY: the group's rows lie in the tile, whose values Tile::pack()'s contract makes readable and
+        // `to` writable.
         unsafe {
             if stage < 2 {
                 let square = self.at.wrapping_add(stage * self.second);
                 let lane_step = self.lane_step;
-                self.squares[stage] = turn(|lane| _mm_loadu_ps(square.wrapping_add(lane * lane_step)));
+                self.squares[stage] = transpose_group(|lane| _mm_loadu_ps(square.wrapping_add(lane * lane_step)));
             } else {
                 let r = stage - 2;
                 s.prefetch(self.ahead);
@@ -241,15 +254,16 @@ impl<const PARTS: usize> Across<PARTS> {
     }
 }
 
-/// [`GROUP`] vectors that lie across: `four(l)` has lane l of each.
+/// Transposes: `four(l)` has lane l of each of the [`GROUP`] vectors.
 ///
 /// # Safety
 /// The processor must have AVX-512.
 #[inline(always)]
-unsafe fn turn(four: impl Fn(usize) -> __m128) -> [__m512; GROUP] {
-    // SAFETY: by contract.
+unsafe fn transpose_group(four: impl Fn(usize) -> __m128) -> [__m512; GROUP] {
+    // SAFETY: the callers are slots of a packing or pack_part(), which run on AVX-512 only; no memory is
+    // touched but through `four`, whose closure loads values that exist.
     unsafe {
-        // Quarter q of vector j is what adjoins at lane 4 q + j: squares of four by four remain.
+        // Quarter q of vector j is four(4 q + j); squares of four by four remain to be transposed.
         let mut x = [_mm512_setzero_ps(); GROUP];
         for (j, x) in x.iter_mut().enumerate() {
             let v = _mm512_castps128_ps512(four(j));
@@ -270,17 +284,19 @@ unsafe fn turn(four: impl Fn(usize) -> __m128) -> [__m512; GROUP] {
     }
 }
 
-/// Writes one row of each part's tile: pairs of the parts of `x` (low half) and `y`.
+/// Stores one row of each part's tile: pairs of the bf16 parts of `x` (low half) and `y`.
 ///
 /// # Safety
-/// `to` must be writable for a vector at each part's tile; the processor must have AVX-512.
+/// `to` must be aligned to 64 bytes and writable for a vector in each part's tile; the processor must have
+/// AVX-512.
 #[inline(always)]
 unsafe fn store_pairs<const PARTS: usize>(x: __m512, y: __m512, to: *mut f32) {
-    // SAFETY: by contract.
+    // SAFETY: Tile::pack()'s contract makes a row of each part's tile writable at `to`, at the start of a
+    // cache line.
     unsafe {
         let upper = _mm512_set1_epi32(0xffff_0000_u32 as i32);
         let half = _mm512_set1_epi32(0x8000);
-        // The nearest bf16 in the upper half, whatever in the lower.
+        // The nearest bf16 is in the upper half; the lower half is arbitrary.
         let nearest = |x: __m512| _mm512_add_epi32(_mm512_castps_si512(x), half);
         let rest = |x: __m512, high: __m512i| _mm512_sub_ps(x, _mm512_castsi512_ps(_mm512_and_si512(high, upper)));
         // low | high & upper
@@ -296,7 +312,7 @@ unsafe fn store_pairs<const PARTS: usize>(x: __m512, y: __m512, to: *mut f32) {
         if PARTS == 2 {
             return;
         }
-        // What is left has 8 bits.
+        // The rest has at most 8 bits, so it is a bf16 already.
         let (x, y) = (rest(x, x_middle), rest(y, y_middle));
         _mm512_store_si512(to.add(2 * TILE_WORDS).cast(), pair(_mm512_castps_si512(x), _mm512_castps_si512(y)));
     }
@@ -304,13 +320,14 @@ unsafe fn store_pairs<const PARTS: usize>(x: __m512, y: __m512, to: *mut f32) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{MAX_PARTS, is_there};
+    use super::super::layout::MAX_PARTS;
+    use super::super::tiles::is_available;
     use super::*;
 
     #[repr(C, align(64))]
     struct Packed([f32; MAX_PARTS * TILE_WORDS]);
 
-    /// The value that pair `half` of row `r` and lane `l` stands for: the sum of its bf16 parts.
+    /// The value in half `half` of row `r` and lane `l`: the sum of its bf16 parts.
     fn value(packed: &Packed, num_parts: usize, r: usize, l: usize, half: u32) -> f64 {
         let part = |p: usize| (packed.0[p * TILE_WORDS + r * TILE + l].to_bits() >> (16 * half)) << 16;
         (0..num_parts).map(|p| f64::from(f32::from_bits(part(p)))).sum()
@@ -318,16 +335,16 @@ mod tests {
 
     #[test]
     fn tiles_hold_their_values_however_they_are_packed() {
-        if is_there() {
+        if is_available() {
             tiles_hold::<3>(0.0);
             tiles_hold::<2>(1.0 / f64::from(1 << 17));
             tiles_hold::<1>(1.0 / f64::from(1 << 8));
         }
     }
 
-    /// With an error of at most that share of each value, and not always of less than a thirtieth of it.
+    /// Checks that the relative error is at most `error`, and for some value at least a thirtieth of it.
     fn tiles_hold<const PARTS: usize>(error: f64) {
-        // SAFETY: is_there() comes with AVX-512.
+        // SAFETY: is_available() implies AVX-512.
         let s = unsafe { Avx512::new() };
         const LD: usize = 40;
         let mut largest = 0.0f64;
@@ -339,7 +356,7 @@ mod tests {
                 for (to, whole) in packed.iter_mut().zip([true, false]) {
                     let to = to.0.as_mut_ptr();
                     let tile = Tile { side, at: side.ptr, ahead: side.ptr, num_outer, num_deep, to };
-                    // SAFETY: 16 by 32 values are there, and the tile's parts have room.
+                    // SAFETY: 16 by 32 values exist, and `to` is aligned and has room for all parts.
                     unsafe { if whole { tile.pack::<PARTS>(s) } else { tile.pack_part::<PARTS>(s) } };
                 }
                 assert!(packed[0].0.iter().zip(&packed[1].0).all(|(a, b)| a.to_bits() == b.to_bits()));

@@ -1,18 +1,19 @@
-//! Which panels are packed when.
+//! The order in which panels are packed.
 
 use std::ops::Range;
 
+use super::layout::{BLOCK, STEP, STEP_WORDS, TILE};
 use super::pack::{Side, Tile};
-use super::{BLOCK, STEP, STEP_WORDS, TILE};
 
-/// Panels of one factor over a stretch of k: 32 rows of op(A) or columns of op(B), for each step of 32 along k a tile a part for the first
-/// half and for the second (not of A if that is empty).
+/// The packed panels of one factor over a block of k. A panel has [`BLOCK`] rows of op(A) or columns of
+/// op(B); for each step of k it holds a tile a part for its first 16, then for the others (but for A only
+/// if it has others).
 pub(super) struct Panels {
     pub(super) side: Side,
     /// All rows of op(A) or columns of op(B) that have panels.
     pub(super) outer: Range<usize>,
     pub(super) to: *mut f32,
-    /// How many have room; further ones take the place of former ones.
+    /// How many panels have room at `to`; panel i lies at place i modulo this.
     pub(super) num_places: usize,
 }
 
@@ -22,27 +23,29 @@ impl Panels {
     }
 }
 
-/// The order in which the panels of one block of A and all of B are packed, which is that of their use: the first panels of each, the
-/// others of A, the others of B.
+/// The panels of one block of A and of all of B in the order of their use: the first of each, the others of
+/// A, the others of B. A panel has a number in that order.
 ///
-/// What changes from tile to tile are single words, which are read as they were written: the processor hands them on. A wider read would
-/// wait until the words reach the cache, which they do behind the tile unit.
+/// Fields are read with the width they were written with, so that store-to-load forwarding works. A wider
+/// load waits until the store buffer has drained, and that drains after the tile stores.
 pub(super) struct Queue {
     pub(super) a: Panels,
     pub(super) b: Panels,
     depth: Range<usize>,
     num_steps: usize,
-    /// Panels of B before the second of A, if B is not packed already.
+    /// Panels of B before the second of A; 0 if B is packed already.
     num_first: usize,
     has_b: bool,
-    /// Behind the number of the last panel that may be packed by now.
+    /// The number after that of the last panel that may be packed by now.
     limit: usize,
-    /// So many tiles are spread over so many steps.
+    /// Tiles to pack, spread evenly over this many steps.
     num_tiles: usize,
     in_steps: usize,
+    /// Tiles due, times `in_steps` (as Bresenham's line does).
     owed: usize,
+    /// The panel that is being packed.
     number: usize,
-    // Of the panel with that number:
+    // Of that panel:
     side: Side,
     num_outer: usize,
     num_halves: usize,
@@ -54,7 +57,7 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    /// `sweep` panels of B are used in turn with those of A; `has_b` says that all of B is packed already.
+    /// `sweep` panels of B are used with each panel of A; `has_b`: all of B is packed already.
     pub(super) fn new(a: Panels, b: Panels, depth: Range<usize>, sweep: usize, has_b: bool) -> Self {
         let num_first = if has_b { 0 } else { sweep.min(b.len()) };
         let (side, start, to) = (a.side, std::ptr::null(), std::ptr::null_mut());
@@ -84,12 +87,13 @@ impl Queue {
         queue
     }
 
-    /// `f32` places of a panel.
+    /// `f32` places of a packed panel.
     pub(super) fn panel_len(&self) -> usize {
         self.num_steps * 2 * STEP_WORDS
     }
 
-    /// From now on, panels of B up to that of this number (not included) may be packed, evenly over so many steps.
+    /// Allows the first `num_panels_of_b` panels of B to be packed, spread evenly over the next `num_steps`
+    /// steps.
     pub(super) fn allow(&mut self, num_panels_of_b: usize, num_steps: usize) {
         self.limit = self.a.len() + if self.has_b { 0 } else { num_panels_of_b.min(self.b.len()) };
         let num_tiles = self.limit.saturating_sub(self.number) * 2 * self.num_steps;
@@ -107,17 +111,17 @@ impl Queue {
         self.take()
     }
 
-    /// Where a panel of A lies once it is packed.
+    /// The place of a packed panel of A.
     pub(super) fn packed_a(&self, panel: usize) -> *const f32 {
         self.a.to.wrapping_add(panel % self.a.num_places * self.panel_len())
     }
 
-    /// As [`Queue::packed_a`].
+    /// The place of a packed panel of B.
     pub(super) fn packed_b(&self, panel: usize) -> *const f32 {
         self.b.to.wrapping_add(panel % self.b.num_places * self.panel_len())
     }
 
-    /// Whether tiles are left to pack before these panels of A and B can be used.
+    /// Whether panel `a` of A or panel `b` of B still lacks tiles.
     pub(super) fn needs(&self, a: usize, b: usize) -> bool {
         let number_of_a = if a == 0 { 0 } else { self.num_first + a };
         let number_of_b = if b < self.num_first { 1 + b } else { self.a.len() + b };
@@ -133,7 +137,7 @@ impl Queue {
         let (side, half, step, num_steps) = (self.side, self.half, self.step, self.num_steps);
         let (i, k) = (half * TILE, step * STEP);
         let at = self.start.wrapping_add(i * side.outer + k * side.depth);
-        // Along the rows of what is stored, so that it is read in order; what is asked for comes two tiles later.
+        // Tiles follow the stored rows, so that memory is read in order; the prefetch is two tiles ahead.
         let (next_half, next_step, ahead) = if side.depth == 1 {
             let ahead = at.wrapping_add(2 * STEP);
             let over = TILE * side.outer;
@@ -164,7 +168,7 @@ impl Queue {
         Some(tile)
     }
 
-    /// Begins the panel of this number, if there is one.
+    /// Sets the fields of panel `number`, if there is one.
     #[cold]
     #[inline(never)]
     fn begin(&mut self) {
@@ -191,11 +195,12 @@ impl Queue {
 
 #[cfg(test)]
 mod tests {
-    use super::super::SWEEP;
+    use super::super::layout::SWEEP;
     use super::*;
     use std::collections::{HashMap, HashSet};
 
-    /// Takes tiles in the order of a product of `m` by `n`, and returns how many; none may come too late, twice, or over what is in use.
+    /// Takes tiles in the order of a product of `m` by `n` and returns how many. None may come too late,
+    /// come twice, or overwrite a panel in use.
     fn take_all(m: usize, n: usize, k: usize, num_places: usize, has_b: bool) -> usize {
         let side = |rows_are_deep| Side { ptr: std::ptr::null(), outer: k, depth: 1, rows_are_deep };
         let (at_a, at_b) = (std::ptr::null_mut(), std::ptr::without_provenance_mut(1 << 40));

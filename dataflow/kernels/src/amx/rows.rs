@@ -1,95 +1,102 @@
-//! What is done for the rows of C while the tile unit multiplies.
+//! The epilogue of a block of C, interleaved with the products of the next block.
+//!
+//! [`super::blocks`] calls [`Rows::slot`] every few TDPBF16PS; a slot stores some rows and prefetches some
+//! lines.
 
 use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
 use std::ops::Range;
 
-use super::super::gemm::{Place, Product, prefetch, store_any, store_whole};
-use super::super::simd::Simd;
-use super::super::x86::Avx512;
-use super::{BLOCK, TILE};
+use super::layout::{BLOCK, TILE};
+use crate::product::{Place, Product, prefetch, store_any, store_whole};
+use crate::simd::Simd;
+use crate::x86::Avx512;
 
-/// Rows of C that are stored at a time.
+/// Rows of C that are stored together.
 const ROWS: usize = 2;
 
-/// What is done for the rows of C beside the blocks of one product.
+/// The epilogue of one product, and the prefetches for it.
 pub(super) struct Rows<'a> {
     s: Avx512,
     product: &'a Product,
-    /// The block of C before this one.
-    before: Option<Summed>,
-    /// This block of C.
+    /// The previous block of C, summed but not yet stored.
+    previous: Option<Summed>,
+    /// The block of C that is being summed.
     place: Place,
+    /// The next row to store of the previous block, and to prefetch of this one.
     next: usize,
-    a_turn: usize,
-    /// Packed panels of B that will be needed again.
-    again: Range<*const f32>,
-    lines_a_turn: usize,
+    rows_per_slot: usize,
+    /// Kept panels of B that come next and may have been evicted from the second-level cache.
+    panels: Range<*const f32>,
+    lines_per_slot: usize,
 }
 
 impl<'a> Rows<'a> {
     pub(super) fn new(s: Avx512, product: &'a Product) -> Self {
         let place = Place { at: 0, col: 0, rows: 0, cols: 0 };
-        let again = std::ptr::null()..std::ptr::null();
-        Rows { s, product, before: None, place, next: BLOCK, a_turn: 0, again, lines_a_turn: 0 }
+        let panels = std::ptr::null()..std::ptr::null();
+        Rows { s, product, previous: None, place, next: BLOCK, rows_per_slot: 0, panels, lines_per_slot: 0 }
     }
 
-    /// During the next `num_turns` turns, store the block before this one, and ask for what this one is added to.
-    pub(super) fn begin(&mut self, place: Place, num_turns: usize) {
-        (self.place, self.next, self.a_turn) = (place, 0, (BLOCK / ROWS).div_ceil(num_turns) * ROWS);
+    /// Over the next `num_slots` slots: stores the previous block, and prefetches the rows of C at `place`.
+    pub(super) fn begin(&mut self, place: Place, num_slots: usize) {
+        (self.place, self.next, self.rows_per_slot) = (place, 0, (BLOCK / ROWS).div_ceil(num_slots) * ROWS);
     }
 
-    /// During the next `num_turns` turns, ask for `len` values that were packed a while ago.
-    pub(super) fn ask_again(&mut self, packed: *const f32, len: usize, num_turns: usize) {
-        self.again = packed..packed.wrapping_add(len);
-        self.lines_a_turn = (len / TILE).div_ceil(num_turns);
+    /// Over the next `num_slots` slots: prefetches `len` values of packed panels into the second-level cache.
+    pub(super) fn prefetch_later(&mut self, packed: *const f32, len: usize, num_slots: usize) {
+        self.panels = packed..packed.wrapping_add(len);
+        self.lines_per_slot = (len / TILE).div_ceil(num_slots);
     }
 
-    /// Does what is due.
+    /// Stores and prefetches the share of one slot.
     ///
     /// # Safety
-    /// Blocks of sums must be readable and places must lie in C.
+    /// The sums of the previous block must be readable, and its place must lie in C.
     #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
     #[inline(never)]
-    pub(super) unsafe fn turn(&mut self) {
-        // SAFETY: by contract.
-        unsafe { self.store(self.next + self.a_turn) };
-        for _ in 0..self.lines_a_turn {
-            if self.again.start >= self.again.end {
+    pub(super) unsafe fn slot(&mut self) {
+        // SAFETY: sum_block() of blocks.rs calls this while the previous sums are kept in the scratch.
+        unsafe { self.store(self.next + self.rows_per_slot) };
+        for _ in 0..self.lines_per_slot {
+            if self.panels.start >= self.panels.end {
                 break;
             }
-            _mm_prefetch::<_MM_HINT_T1>(self.again.start.cast());
-            self.again.start = self.again.start.wrapping_add(TILE);
+            _mm_prefetch::<_MM_HINT_T1>(self.panels.start.cast());
+            self.panels.start = self.panels.start.wrapping_add(TILE);
         }
     }
 
-    /// Finishes what belongs to this block, and takes its sums to be stored beside the next.
+    /// Stores what is left of the previous block, and keeps `summed`, to be stored during the next one.
     ///
-    /// Always a part of the caller: handed over in memory, `summed` would be read as it was not written, and wait for the tile unit
-    /// ([`super::queue::Queue`] says more; 1.04 of the time of a product).
+    /// `#[inline(always)]` on purpose: passing `summed` through memory defeats store-to-load forwarding (see
+    /// [`super::queue::Queue`]; 1.04 of the time of a product).
     ///
     /// # Safety
-    /// As [`Rows::turn`].
+    /// As [`Rows::slot`]; `summed.sums` must stay readable until the next call has returned.
     #[inline(always)]
     pub(super) unsafe fn hand_over(&mut self, summed: Summed) {
         if self.next < BLOCK {
-            // SAFETY: by contract.
+            // SAFETY: blocks() alternates between two blocks of sums, so the previous ones are still there.
             unsafe { self.store(BLOCK) };
         }
-        self.before = Some(summed);
+        self.previous = Some(summed);
     }
 
     /// Stores the last block.
     ///
     /// # Safety
-    /// As [`Rows::turn`].
+    /// As [`Rows::slot`].
     #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
     pub(super) unsafe fn finish(&mut self) {
         (self.place.rows, self.next) = (0, 0);
-        // SAFETY: by contract.
+        // SAFETY: blocks() keeps the last sums until this returns.
         unsafe { self.store(BLOCK) };
     }
 
-    /// Stores the rows before `end`.
+    /// Stores the rows of the previous block before `end`, and prefetches as many of this block.
+    ///
+    /// # Safety
+    /// As [`Rows::slot`].
     #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
     #[inline]
     unsafe fn store(&mut self, end: usize) {
@@ -97,16 +104,16 @@ impl<'a> Rows<'a> {
             let num_rows = self.place.rows.saturating_sub(self.next).min(ROWS);
             let at = self.place.at + self.next * self.product.ldc;
             prefetch(self.s, self.product, Place { at, ..self.place }, num_rows, self.place.cols);
-            if let Some(before) = &self.before {
-                // SAFETY: by contract of the callers.
-                unsafe { before.store(self.s, self.product, self.next) };
+            if let Some(previous) = &self.previous {
+                // SAFETY: slot()'s callers keep the previous sums readable, and its place lies in C.
+                unsafe { previous.store(self.s, self.product, self.next) };
             }
             self.next += ROWS;
         }
     }
 }
 
-/// A block of sums on its way to C.
+/// A block of C that is summed but not yet stored.
 #[derive(Clone, Copy)]
 pub(super) struct Summed {
     pub(super) sums: *const f32,
@@ -116,7 +123,8 @@ pub(super) struct Summed {
 }
 
 impl Summed {
-    /// Writes [`ROWS`] rows, or those that are left, from `first` on to their place in C, with what `p` asks for.
+    /// Stores rows `first`.. of the block, [`ROWS`] of them or those that are left, through the epilogue of
+    /// `p`.
     ///
     /// # Safety
     /// `sums` must be readable for a block, and the place must lie in C.
@@ -126,7 +134,8 @@ impl Summed {
         let Summed { sums, place, add, last } = *self;
         let num_rows = place.rows.saturating_sub(first).min(ROWS);
         let place = Place { at: place.at + first * p.ldc, rows: num_rows, ..place };
-        // SAFETY: the contract is handed on, for some rows at a time.
+        // SAFETY: Rows keeps `sums` readable for a block, and these rows are part of the place, which lies
+        // in C.
         unsafe {
             let sums = sums.add(first * BLOCK);
             if place.cols < BLOCK || num_rows < ROWS || (last && p.finish.is_long()) {

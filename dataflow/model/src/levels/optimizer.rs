@@ -160,7 +160,6 @@ impl AdamW {
                 eps: c.eps as f32,
                 weight_decay: *weight_decay as f32,
                 step,
-                grad_scale: 1.0,
             };
             kernels::adamw(next, &values[range.clone()], &gradient[range.clone()], m, v, &s);
         });
