@@ -1,0 +1,140 @@
+//! Several ranks that each hold a run of every batch compute what one computes, to the bit.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use mlomae_model::config::{MaskInput, ModelConfig};
+use mlomae_model::levels::mask::{along, direction};
+use mlomae_model::levels::score::score;
+use mlomae_model::levels::vectors::{sum, widen};
+use mlomae_model::levels::{Cpu, Labelled, finetune, pretrain};
+use mlomae_model::masking::{MaskRule, MaskingChoice};
+use mlomae_model::nets::init::{normals, tensor_rng};
+use mlomae_model::parallel::arena::{Arena, Buffer};
+use mlomae_model::parallel::collective::Collective;
+use mlomae_model::tasks::Targets;
+use mlomae_model::{Compute, Level, Model, ModelError};
+
+/// One of two ranks, each a thread here.
+#[derive(Debug)]
+struct Pair {
+    rank: usize,
+    to_other: Sender<Vec<f32>>,
+    from_other: std::sync::Mutex<Receiver<Vec<f32>>>,
+}
+
+impl Pair {
+    fn new() -> [Self; 2] {
+        let (to_1, from_0) = channel();
+        let (to_0, from_1) = channel();
+        let rank = |rank, to_other, from_other| Pair { rank, to_other, from_other: std::sync::Mutex::new(from_other) };
+        [rank(0, to_1, from_1), rank(1, to_0, from_0)]
+    }
+
+    fn exchange(&self, values: &[f32]) -> Result<Vec<f32>, ModelError> {
+        let gone = |_| ModelError::Lane { lane: "cpu", problem: "the other rank is gone".to_owned() };
+        self.to_other.send(values.to_vec()).map_err(|_| gone(()))?;
+        self.from_other.lock().unwrap().recv().map_err(|_| gone(()))
+    }
+}
+
+impl Collective for Pair {
+    fn num_ranks(&self) -> usize {
+        2
+    }
+
+    fn rank(&self) -> usize {
+        self.rank
+    }
+
+    fn sum(&self, values: Buffer) -> Result<Buffer, ModelError> {
+        let other = self.exchange(&values)?;
+        let (left, right) = if self.rank == 0 { (&values[..], &other[..]) } else { (&other[..], &values[..]) };
+        Ok(Buffer::from_vec(left.iter().zip(right).map(|(a, b)| a + b).collect()))
+    }
+
+    fn gather(&self, values: Buffer) -> Result<Buffer, ModelError> {
+        let other = self.exchange(&values)?;
+        let (left, right) = if self.rank == 0 { (&values[..], &other[..]) } else { (&other[..], &values[..]) };
+        Ok(Buffer::from_vec([left, right].concat()))
+    }
+}
+
+/// Images of a batch, in grains of two.
+const BATCH: usize = 8;
+const GRAIN: usize = 2;
+
+struct Results {
+    losses: [f64; 3],
+    gradients: Vec<Vec<f32>>,
+    hypergradient: Vec<f32>,
+}
+
+fn draw(name: &str, len: usize) -> Vec<f32> {
+    let mut values = vec![0.0; len];
+    normals(&mut values, 1.0, &mut tensor_rng(4, name));
+    values
+}
+
+/// An outer iteration on the images `from..to` of each batch.
+fn iterate(cpu: &Cpu, from: usize, to: usize) -> Results {
+    let config = &cpu.model.config;
+    let values = config.image_values();
+    let images = |name: &str| draw(name, BATCH * values)[from * values..to * values].to_vec();
+    let targets = Targets::Classes((0..BATCH).map(|i| (i % config.num_classes) as i32).collect());
+    let init = |level| cpu.model.init(level, 1);
+    let (theta, c, phi) = (init(Level::Pretrain), init(Level::Finetune), init(Level::Mask));
+    let (x_p, x_f, x_v) = (images("p"), images("f"), images("v"));
+    let scored = score(cpu, Some(&theta), &phi, &x_p, &MaskRule::BY_SCORE).unwrap();
+    let p = pretrain::gradient(cpu, &theta, &phi, &x_p, &scored).unwrap();
+    let (f, v) = (Labelled { images: &x_f, targets: &targets }, Labelled { images: &x_v, targets: &targets });
+    let level2 = finetune::gradient(cpu, &theta, &widen(&c), f, None, true).unwrap();
+    let d = direction(cpu, &theta, &widen(&c), level2.recorded.unwrap(), f, v, 0.01).unwrap();
+    let along_v = sum(&cpu.compute, &d.v1, &d.w);
+    let hypergradient = along(cpu, &theta, &along_v, &phi, &x_p, &MaskRule::BY_SCORE, 0.01).unwrap().to_vec();
+    let gradients = [&p.gradient, &level2.gradient, &d.v1, &d.w].map(|gradient| gradient.to_vec()).to_vec();
+    Results { losses: [p.loss, level2.loss, d.loss], gradients, hypergradient }
+}
+
+#[test]
+fn two_ranks_compute_what_one_computes() {
+    for (masking, mask_input) in
+        [("token-mlp", MaskInput::Pixels), ("token-mlp", MaskInput::Embedding), ("flat-mlp", MaskInput::Embedding)]
+    {
+        let config = ModelConfig {
+            image: 12,
+            patch: 3,
+            channels: 1,
+            dim: 24,
+            depth: 2,
+            dec_dim: 16,
+            dec_depth: 1,
+            mask_ratio: 0.6,
+            masking: MaskingChoice::by_name(masking).unwrap(),
+            mask_input,
+            mask_hidden: 20,
+            num_classes: 4,
+            ..ModelConfig::default()
+        };
+        let model = Arc::new(Model::new(&config).unwrap());
+        let one = iterate(&Cpu::new(model.clone(), Compute::serial(GRAIN)), 0, BATCH);
+        let threads = Pair::new().map(|pair| {
+            let model = model.clone();
+            std::thread::spawn(move || {
+                let (from, to) = (pair.rank * BATCH / 2, (pair.rank + 1) * BATCH / 2);
+                let compute = Compute::new(1 + pair.rank, GRAIN, Arena::new()).unwrap();
+                iterate(&Cpu { collective: Arc::new(pair), ..Cpu::new(model, compute) }, from, to)
+            })
+        });
+        for thread in threads {
+            let rank = thread.join().unwrap();
+            assert_eq!(rank.losses, one.losses, "{masking} {mask_input:?}");
+            assert!(rank.gradients == one.gradients, "{masking} {mask_input:?}");
+            // The gradient of φ adds both ends of the difference before the ranks: equal up to rounding, which the difference amplifies.
+            let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt();
+            let pairs = || rank.hypergradient.iter().zip(&one.hypergradient);
+            let error = norm(&mut pairs().map(|(a, b)| a - b)) / norm(&mut one.hypergradient.iter().copied());
+            assert!(error < 1e-4, "{masking} {mask_input:?}: {error:e}");
+        }
+    }
+}
