@@ -13,7 +13,8 @@ use parquet::arrow::ArrowWriter;
 use parquet::basic::Compression;
 use parquet::file::properties::WriterProperties;
 
-use super::{DataError, Dataset, Image, Split, SyntheticDataset, SyntheticSpec, features};
+use super::parquet_file::features;
+use super::{DataError, Dataset, Image, Split, SyntheticDataset, SyntheticSpec};
 use crate::unfinished::Unfinished;
 
 /// Rows written at once; the memory bound of a conversion.

@@ -2,11 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use super::folder_layout::{Likeness, likeness};
-use super::listing::{Scope, name_of};
-use super::shards::{self, Shards};
-use super::splits::{named, strip_extension};
-use super::{DataError, Format, cifar, idx};
+use super::formats::{cifar, idx};
+use super::layout::folders::{Likeness, likeness};
+use super::layout::listing::{Scope, name_of};
+use super::layout::shards::{self, Shards};
+use super::layout::splits::{named, strip_extension};
+use super::{DataError, Format};
 
 /// What is looked for, in this order, for the message when nothing is found.
 const LOOKED_FOR: &str = "*.parquet, data_batch_1.bin or train.bin of cifar, data_batch_1 or train and meta of cifar, \

@@ -1,33 +1,17 @@
 //! Labelled image datasets behind one trait: opened by [`open`], decoded on demand, u8 throughout.
 
-mod cifar;
-pub mod classes;
 pub mod convert;
 pub mod decode;
 mod detect;
-mod embedded;
 mod error;
-mod features;
 pub mod fingerprint;
-mod folder_layout;
-pub(crate) mod footer;
-mod hf_parquet;
-mod idx;
-mod image_folder;
-mod label_column;
-mod listing;
-mod notes;
-pub(crate) mod pages;
-mod pickle;
-mod raw;
-pub mod resize;
-mod shards;
-mod splits;
+mod formats;
+mod labels;
+mod layout;
+mod parquet_file;
 pub mod summary;
-pub mod synthetic;
 #[cfg(test)]
 mod tests;
-mod watched;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -36,16 +20,20 @@ use std::sync::Arc;
 
 use crate::machine_memory::{self, Available, Limit};
 
-pub use classes::{HeldOut, LabelOrigin, NameSource, align};
 pub use convert::{ConvertReport, convert, write_synthetic};
 pub use decode::{DecodeError, DecodeLimits, Decoder};
 pub use error::DataError;
-pub use image_folder::MAX_SURVEYED;
-pub use listing::check_exclude;
+pub use formats::image_folder::MAX_SURVEYED;
+pub use formats::synthetic::{SyntheticDataset, SyntheticSpec};
+pub use labels::classes::{self, HeldOut, LabelOrigin, NameSource, align};
+pub use layout::listing::check_exclude;
 pub use summary::{Summary, summary};
-pub use synthetic::{SyntheticDataset, SyntheticSpec};
 
-use listing::{Kind, Scope};
+pub(crate) use parquet_file::{footer, pages};
+
+use formats::{cifar, embedded, hf_parquet, idx, image_folder};
+use layout::listing::{Kind, Scope};
+use layout::splits;
 
 /// A decoded image: u8, rows from the top, `pixels` in (row, column, channel) order.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -10,6 +10,7 @@ mod kind;
 mod orientation;
 mod png;
 mod raster;
+pub mod resize;
 
 use std::io::{BufRead, Cursor, Read, Seek, SeekFrom};
 

@@ -1,4 +1,4 @@
-use super::super::pickle::Pickle;
+use super::super::formats::cifar::pickle::Pickle;
 use super::*;
 
 /// Positions at which a file of `len` bytes is cut: the first and last ones, and many between.
@@ -140,7 +140,7 @@ fn pickles_cannot_exhaust_memory_or_call_what_they_may_name() {
     }
     let pickle = Pickle::load(b"(lp0\nI-5\naL7L\naS'a\\x41\\n'\naV\\u00e9\naF1.5\naI01\na.").unwrap();
     let items: Vec<_> = pickle.list(pickle.root()).unwrap().cloned().collect();
-    use super::super::pickle::Value::{Bool, Bytes, Float, Int, Str};
+    use super::super::formats::cifar::pickle::Value::{Bool, Bytes, Float, Int, Str};
     assert_eq!(items, [Int(-5), Int(7), Bytes(b"aA\n".to_vec()), Str("é".to_owned()), Float(1.5), Bool(true)]);
 }
 

@@ -57,7 +57,7 @@ fn object_patches_are_where_the_object_is() {
                 assert_eq!(dataset.known_object_patches(index, patch), Some(patches));
             }
             // The object's brightness stands out from the background's.
-            let image = resize::to_channels(&dataset.sample(index).unwrap().image, 1);
+            let image = decode::resize::to_channels(&dataset.sample(index).unwrap().image, 1);
             let mean = |object: bool| {
                 let values: Vec<f64> = image
                     .pixels
@@ -89,7 +89,7 @@ fn shapes_of_different_classes_differ() {
             .flat_map(|y| (left..=right).map(move |x| (x, y)))
             .map(|(x, y)| u8::from(pixels[y * 48 + x]) * 255)
             .collect();
-        resize::resize(&Image { width, height, channels: 1, pixels: crop }, 12, 12).pixels
+        decode::resize::resize(&Image { width, height, channels: 1, pixels: crop }, 12, 12).pixels
     };
     let mut means = vec![vec![0.0; 144]; 10];
     for index in 0..200 {

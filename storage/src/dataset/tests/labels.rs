@@ -23,7 +23,7 @@ impl Made {
     fn write(&self, file: &str, columns: Vec<(&str, ArrayRef)>, class_label: Option<(&str, &[&str])>) {
         let metadata = class_label.map(|(column, names)| {
             let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-            features::metadata(Some(column), &names)
+            parquet_file::features::metadata(Some(column), &names)
         });
         self.write_with(file, columns, metadata.unwrap_or_default());
     }

@@ -1,7 +1,7 @@
 use std::io::Read;
 
+use super::super::decode::resize::{resize, to_channels};
 use super::super::decode::{DecodeError, DecodeLimits, decode, header};
-use super::super::resize::{resize, to_channels};
 use super::*;
 
 fn gunzip(path: PathBuf) -> Vec<u8> {

@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use super::classes::{LabelOrigin, NameSource};
-use super::decode::Header;
-use super::{DataError, Dataset, DatasetInfo, Image, Sample, check_index};
+use crate::dataset::decode::Header;
+use crate::dataset::labels::classes::{LabelOrigin, NameSource};
+use crate::dataset::{DataError, Dataset, DatasetInfo, Image, Sample, check_index};
 
 /// Size and channels of the images seen so far; unreadable ones are left to whoever decodes them.
 #[derive(Debug, Default)]

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{DataError, Dataset, DatasetInfo, Sample};
+use crate::dataset::{DataError, Dataset, DatasetInfo, Sample};
 
 /// Names of a list that a message shows at most.
 const MAX_SHOWN: usize = 12;
@@ -182,7 +182,7 @@ pub fn listed(names: &[String]) -> String {
 }
 
 /// A name that may not be UTF-8: the bytes that are not are written as `\xE9`, so that different names stay different.
-pub(super) fn name_of_bytes(bytes: &[u8]) -> String {
+pub(in crate::dataset) fn name_of_bytes(bytes: &[u8]) -> String {
     let mut name = String::with_capacity(bytes.len());
     for chunk in bytes.utf8_chunks() {
         name.push_str(chunk.valid());

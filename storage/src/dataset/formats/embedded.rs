@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{DataError, Dataset, DatasetSpec, Split, hf_parquet};
+use super::hf_parquet;
+use crate::dataset::{DataError, Dataset, DatasetSpec, Split};
 
-static TRAIN: &[u8] = include_bytes!("../../../configs/data/fashion-mnist-6k/train.parquet");
-static TEST: &[u8] = include_bytes!("../../../configs/data/fashion-mnist-6k/test.parquet");
+static TRAIN: &[u8] = include_bytes!("../../../../configs/data/fashion-mnist-6k/train.parquet");
+static TEST: &[u8] = include_bytes!("../../../../configs/data/fashion-mnist-6k/test.parquet");
 
 pub(crate) fn open(spec: &DatasetSpec) -> Result<Arc<dyn Dataset>, DataError> {
     let (bytes, path) = match spec.split {

@@ -1,6 +1,6 @@
 //! Names under which the splits of a dataset are stored: one table for folders, shards and single files.
 
-use super::Split;
+use crate::dataset::Split;
 
 /// A part of a dataset as it is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

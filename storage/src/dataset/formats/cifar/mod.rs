@@ -1,17 +1,19 @@
 //! CIFAR-10 and CIFAR-100, in the binary version and in the python version that torchvision downloads.
 
+pub(crate) mod pickle;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::input::{open_regular, read_to_end};
 
-use super::classes::name_of_bytes;
-use super::detect::folder_with;
-use super::label_column;
-use super::listing::Scope;
-use super::pickle::{Pickle, Value};
-use super::raw::{Layout, RawDataset};
-use super::{DataError, Dataset, DatasetInfo, DatasetSpec, Format, Split, file_name, numbered_classes};
+use self::pickle::{Pickle, Value};
+use crate::dataset::detect::folder_with;
+use crate::dataset::formats::raw::{Layout, RawDataset};
+use crate::dataset::labels::classes::name_of_bytes;
+use crate::dataset::labels::label_column;
+use crate::dataset::layout::listing::Scope;
+use crate::dataset::{DataError, Dataset, DatasetInfo, DatasetSpec, Format, Split, file_name, numbered_classes};
 
 const SIDE: usize = 32;
 const IMAGE_LEN: usize = SIDE * SIDE * 3;

@@ -9,15 +9,17 @@ use std::sync::Arc;
 
 use crate::input::open_regular;
 
-use super::classes::name_of_bytes;
-use super::decode::EXTENSIONS;
-use super::folder_layout::{Labels, Layout, SplitFolder, check_no_inner_splits, holds_image, layout};
-use super::listing::{Entry, Kind, Scope, name_of};
-use super::notes::escaped;
 use super::raw::Survey;
-use super::resize::into_channels;
-use super::splits::{Part, names_of};
-use super::{DataError, Dataset, DatasetInfo, DatasetSpec, Decoder, Format, Sample, Split, check_index, file_name};
+use crate::dataset::decode::EXTENSIONS;
+use crate::dataset::decode::resize::into_channels;
+use crate::dataset::labels::classes::name_of_bytes;
+use crate::dataset::layout::folders::{Labels, Layout, SplitFolder, check_no_inner_splits, holds_image, layout};
+use crate::dataset::layout::listing::{Entry, Kind, Scope, name_of};
+use crate::dataset::layout::notes::escaped;
+use crate::dataset::layout::splits::{Part, names_of};
+use crate::dataset::{
+    DataError, Dataset, DatasetInfo, DatasetSpec, Decoder, Format, Sample, Split, check_index, file_name,
+};
 
 const MAX_DEPTH: usize = 16;
 /// More bytes than this are no file of annotations.

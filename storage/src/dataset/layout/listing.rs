@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 
 use glob::{MatchOptions, Pattern};
 
-use super::DataError;
 use super::notes::{Notes, shown};
 use super::splits::{Shard, strip_extension};
+use crate::dataset::DataError;
 
 /// Folders and files that operating systems and tools leave in every folder; in lower case. Hidden ones are known by their dot.
 const SYSTEM_NAMES: [&str; 12] = [

@@ -8,11 +8,11 @@ use flate2::bufread::MultiGzDecoder;
 
 use crate::input::open_regular;
 
-use super::detect::folder_with;
-use super::listing::{Kind, Scope};
 use super::raw::{Layout, RawDataset};
-use super::splits::{Part, named, parts_of};
-use super::{DataError, Dataset, DatasetInfo, DatasetSpec, Format, Split, file_name, numbered_classes};
+use crate::dataset::detect::folder_with;
+use crate::dataset::layout::listing::{Kind, Scope};
+use crate::dataset::layout::splits::{Part, named, parts_of};
+use crate::dataset::{DataError, Dataset, DatasetInfo, DatasetSpec, Format, Split, file_name, numbered_classes};
 
 /// More values than this in one file are taken for a damaged header.
 const MAX_VALUES: usize = 1 << 36;

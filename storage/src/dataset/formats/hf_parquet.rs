@@ -16,18 +16,18 @@ use parquet::file::reader::ChunkReader;
 
 use crate::guard::guarded;
 
-use super::classes::LabelOrigin;
-use super::features::Features;
-use super::label_column::{self, LabelColumn, Labels, Unified};
-use super::listing::{Kind, Scope};
 use super::raw::Survey;
-use super::resize::into_channels;
-use super::shards;
-use super::splits::{Part, Shard, parts_of, strip_extension};
-use super::watched::WatchedFile;
-use super::{
+use crate::dataset::decode::resize::into_channels;
+use crate::dataset::labels::classes::LabelOrigin;
+use crate::dataset::labels::label_column::{self, LabelColumn, Labels, Unified};
+use crate::dataset::layout::listing::{Kind, Scope};
+use crate::dataset::layout::shards;
+use crate::dataset::layout::splits::{Part, Shard, parts_of, strip_extension};
+use crate::dataset::parquet_file::features::Features;
+use crate::dataset::parquet_file::watched::WatchedFile;
+use crate::dataset::parquet_file::{footer, pages};
+use crate::dataset::{
     DataError, Dataset, DatasetInfo, DatasetSpec, DecodeError, Decoder, Format, Sample, Split, check_index, file_name,
-    footer, pages,
 };
 
 const ROWS_PER_BATCH: usize = 1024;
@@ -107,7 +107,7 @@ pub(crate) fn open_bytes(
 
 /// Reads one file as [`open`] does.
 #[cfg(test)]
-pub(super) fn read_for_tests<R: ChunkReader + 'static>(
+pub(in crate::dataset) fn read_for_tests<R: ChunkReader + 'static>(
     reader: R,
     path: &Path,
     spec: &DatasetSpec,

@@ -3,10 +3,10 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use super::image_folder::is_image;
 use super::listing::{Entry, Kind, Scope};
 use super::splits::{Named, Part, Rank, is_plain, named, names_of, parts_of, words};
-use super::{DataError, Split};
+use crate::dataset::formats::image_folder::is_image;
+use crate::dataset::{DataError, Split};
 
 /// Folders below a class or split in which an image is looked for.
 const MAX_DEPTH: usize = 16;

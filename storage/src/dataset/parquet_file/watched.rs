@@ -10,11 +10,11 @@ use bytes::Bytes;
 use parquet::errors::{ParquetError, Result as ParquetResult};
 use parquet::file::reader::{ChunkReader, Length};
 
-use super::DataError;
+use crate::dataset::DataError;
 use crate::input::open_regular;
 
 /// An open file of fixed length. Cloning shares the file and its first error.
-pub(super) struct WatchedFile<F = File> {
+pub(crate) struct WatchedFile<F = File> {
     file: Arc<F>,
     len: u64,
     failure: Arc<Mutex<Option<io::Error>>>,
@@ -27,7 +27,7 @@ impl<F> Clone for WatchedFile<F> {
 }
 
 impl WatchedFile {
-    pub(super) fn open(path: &Path) -> Result<Self, DataError> {
+    pub(crate) fn open(path: &Path) -> Result<Self, DataError> {
         let open = || {
             let file = open_regular(path)?;
             Ok((file.metadata()?.len(), file))
@@ -43,7 +43,7 @@ impl<F: FileExt> WatchedFile<F> {
     }
 
     /// What a decoder made of the file, unless the system could not read it.
-    pub(super) fn explain<T>(&self, decoded: Result<T, DataError>, path: &Path) -> Result<T, DataError> {
+    pub(crate) fn explain<T>(&self, decoded: Result<T, DataError>, path: &Path) -> Result<T, DataError> {
         let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner).take();
         match (decoded, failure) {
             (Err(_), Some(error)) => Err(DataError::read(path, error)),
@@ -53,7 +53,7 @@ impl<F: FileExt> WatchedFile<F> {
 }
 
 /// Reads from one place on.
-pub(super) struct WatchedRead<F> {
+pub(crate) struct WatchedRead<F> {
     file: WatchedFile<F>,
     at: u64,
 }
@@ -103,7 +103,8 @@ impl<F: FileExt + Send + Sync> ChunkReader for WatchedFile<F> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dataset::{DatasetSpec, Format, Split, SyntheticSpec, convert, hf_parquet};
+    use crate::dataset::formats::hf_parquet;
+    use crate::dataset::{DatasetSpec, Format, Split, SyntheticSpec, convert};
 
     /// A disk that fails behind a place.
     struct Failing {

@@ -7,7 +7,7 @@ mod textures;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::{DataError, Dataset, DatasetInfo, Format, Image, Sample, Split, check_index};
+use crate::dataset::{DataError, Dataset, DatasetInfo, Format, Image, Sample, Split, check_index};
 use shapes::{Placement, Shape};
 use textures::Texture;
 
