@@ -2,32 +2,9 @@
 
 use std::path::PathBuf;
 
-use mlomae_storage::dataset::{DatasetSpec, Format, Split, SyntheticSpec};
+use mlomae_storage::dataset::{DatasetSpec, FormatName, Split, SyntheticSpec};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-
-/// The forms of data sets that can be read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum DataFormat {
-    /// Told from the files.
-    Auto,
-    /// Hugging Face Parquet: an image column and a label column.
-    HfParquet,
-    /// CIFAR-10 or CIFAR-100, binary version.
-    CifarBin,
-    /// CIFAR-10 or CIFAR-100, python version, as torchvision downloads it.
-    CifarPickle,
-    /// IDX, the format of the MNIST family.
-    Idx,
-    /// A folder for each class.
-    ImageFolder,
-    /// Generated: a textured background with one shaped object.
-    Synthetic,
-    /// The subset of Fashion-MNIST inside the program.
-    #[default]
-    Embedded,
-}
 
 /// Which split judges the encoder. Training never sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
@@ -74,7 +51,7 @@ pub enum OnBadImage {
 #[serde(default, deny_unknown_fields)]
 pub struct DataConfig {
     /// Form of the files.
-    pub format: DataFormat,
+    pub format: FormatName,
     /// File or folder of the data set; not for `embedded` and `synthetic`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
@@ -130,13 +107,13 @@ pub struct DataConfig {
     /// Changes of the training images.
     pub augment: AugmentConfig,
     /// The generated data set.
-    pub synthetic: SyntheticConfig,
+    pub synthetic: SyntheticSpec,
 }
 
 impl Default for DataConfig {
     fn default() -> Self {
         Self {
-            format: DataFormat::default(),
+            format: FormatName::default(),
             path: None,
             label_column: None,
             image_column: None,
@@ -153,7 +130,7 @@ impl Default for DataConfig {
             mean: None,
             std: None,
             augment: AugmentConfig::default(),
-            synthetic: SyntheticConfig::default(),
+            synthetic: SyntheticSpec::default(),
         }
     }
 }
@@ -193,61 +170,12 @@ pub enum Crop {
     Resized,
 }
 
-/// The generated data set: its labels are shapes and the object's place is known.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct SyntheticConfig {
-    /// Images of the training split.
-    #[schemars(range(min = 1, max = 10_000_000))]
-    pub num_train: usize,
-    /// Images of the test split.
-    #[schemars(range(min = 1, max = 10_000_000))]
-    pub num_test: usize,
-    /// Side of the square images in pixels.
-    #[schemars(range(min = 8, max = 1024))]
-    pub image: usize,
-    /// Shapes in use, which are the classes.
-    #[schemars(range(min = 2, max = 10))]
-    pub num_classes: usize,
-    /// Colour channels, 1 or 3.
-    #[schemars(range(min = 1, max = 3))]
-    pub channels: usize,
-    /// Seed of the images; apart from the seed of the training.
-    #[schemars(range(min = 0, max = 9_223_372_036_854_775_807_u64))]
-    pub seed: u64,
-}
-
-impl Default for SyntheticConfig {
-    fn default() -> Self {
-        let SyntheticSpec { num_train, num_test, image, num_classes, seed, channels } = SyntheticSpec::default();
-        Self { num_train, num_test, image, num_classes, channels, seed }
-    }
-}
-
-impl DataFormat {
-    /// The reader's own name of the format.
-    #[must_use]
-    pub const fn format(self) -> Format {
-        match self {
-            Self::Auto => Format::Auto,
-            Self::HfParquet => Format::HfParquet,
-            Self::CifarBin => Format::CifarBin,
-            Self::CifarPickle => Format::CifarPickle,
-            Self::Idx => Format::Idx,
-            Self::ImageFolder => Format::ImageFolder,
-            Self::Synthetic => Format::Synthetic,
-            Self::Embedded => Format::Embedded,
-        }
-    }
-}
-
 impl DataConfig {
     /// What opens a split of the configured data set.
     #[must_use]
     pub fn dataset_spec(&self, split: Split) -> DatasetSpec {
-        let SyntheticConfig { num_train, num_test, image, num_classes, channels, seed } = self.synthetic;
         DatasetSpec {
-            format: self.format.format(),
+            format: self.format,
             path: self.path.clone(),
             split,
             label_column: self.label_column.clone(),
@@ -255,7 +183,7 @@ impl DataConfig {
             exclude: self.exclude.clone(),
             exif_orientation: self.exif_orientation,
             channels: self.channels,
-            synthetic: SyntheticSpec { num_train, num_test, image, num_classes, seed, channels },
+            synthetic: self.synthetic.clone(),
             ..DatasetSpec::default()
         }
     }

@@ -24,7 +24,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use actors::{ActorsConfig, StageConfig};
-pub use data::{AugmentConfig, Crop, DataConfig, DataFormat, OnBadImage, SyntheticConfig, TestSplit};
+pub use data::{AugmentConfig, Crop, DataConfig, OnBadImage, TestSplit};
 pub use method::{DecayGroup, Hypergradient, LevelConfig, MethodConfig, Schedule};
 pub use model::{MaskConfig, MaskInput, MaskNet, ModelConfig, PosEmbed, Preset, PresetValues};
 pub use output::{CheckpointConfig, EvalConfig, LogsConfig};

@@ -13,10 +13,17 @@ use parquet::arrow::ArrowWriter;
 use parquet::basic::Compression;
 use parquet::file::properties::WriterProperties;
 
+use super::error::DataError;
+use super::formats::hf_parquet::HfParquet;
+use super::formats::synthetic::SyntheticDataset;
 use super::parquet_file::features;
-use super::{DataError, Dataset, Image, Split, SyntheticDataset, SyntheticSpec};
+use super::pixels::Image;
+use super::sample::Dataset;
+use super::spec::{FormatName, Split, SyntheticSpec};
 use crate::unfinished::Unfinished;
 
+/// The format of the files that a conversion writes.
+pub const FORMAT: FormatName = HfParquet::NAME;
 /// Rows written at once; the memory bound of a conversion.
 const ROWS_PER_GROUP: usize = 500;
 

@@ -15,7 +15,7 @@ pub enum DataError {
         /// What was asked for.
         path: PathBuf,
     },
-    /// The path exists, but holds nothing that `Format::Auto` knows.
+    /// The path exists, but holds nothing that any format knows.
     #[error("no dataset recognised (looked for {looked_for}) in {}", path.display())]
     Unrecognised {
         /// What was examined.
@@ -183,6 +183,12 @@ impl DataError {
 
     pub(crate) fn sample(path: &Path, sample: usize, reason: impl ToString) -> Self {
         Self::Sample { path: path.to_owned(), sample, reason: reason.to_string() }
+    }
+
+    /// The refusal of a third split by data that is no files.
+    pub(crate) fn only_train_and_test(format: &str, split: &str) -> Self {
+        let hint = "it has the splits train and test".to_owned();
+        Self::NoSplit { path: format.into(), split: split.to_owned(), hint }
     }
 
     /// A failed read: an absent file is `NotFound`, everything else `Io`.

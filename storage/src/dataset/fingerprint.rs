@@ -13,7 +13,8 @@ use parquet::file::reader::FileReader;
 use parquet::file::serialized_reader::SerializedFileReader;
 use serde::{Deserialize, Serialize};
 
-use super::{DataError, Dataset};
+use super::error::DataError;
+use super::sample::Dataset;
 use crate::guard::guarded;
 
 /// Pixel values that are decoded at most, about: a twentieth of a second.

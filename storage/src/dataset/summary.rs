@@ -1,6 +1,7 @@
 //! What `data info` shows of a dataset.
 
-use super::{DataError, Dataset};
+use super::error::DataError;
+use super::sample::Dataset;
 
 /// Counts and statistics over every sample of a split.
 #[derive(Clone, Debug, PartialEq)]

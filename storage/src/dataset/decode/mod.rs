@@ -11,17 +11,24 @@ mod orientation;
 mod png;
 mod raster;
 pub mod resize;
+pub(crate) mod survey;
 
 use std::io::{BufRead, Cursor, Read, Seek, SeekFrom};
+use std::path::Path;
 
 use image::metadata::Orientation;
 
-use super::Image;
+use super::pixels::Image;
 use crate::guard::guarded;
 use kind::Kind;
 
 /// Names of files in an image folder that are taken for images, without the dot, in small letters.
 pub const EXTENSIONS: [&str; 10] = ["png", "jpg", "jpeg", "jpe", "jfif", "webp", "bmp", "tif", "tiff", "gif"];
+
+/// Whether a file is taken for an image by its extension.
+pub(crate) fn is_image_name(path: &Path) -> bool {
+    path.extension().is_some_and(|ext| EXTENSIONS.iter().any(|known| ext.eq_ignore_ascii_case(known)))
+}
 
 /// The formats that are read, for messages.
 const READABLE: &str = "png, jpeg, webp, bmp, tiff or gif";

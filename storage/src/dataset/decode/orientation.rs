@@ -3,7 +3,7 @@
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageBuffer};
 
-use super::super::Image;
+use crate::dataset::pixels::Image;
 
 /// What the bytes of an EXIF segment say, without its `Exif\0\0`. Damaged ones say nothing, as everywhere.
 pub(super) fn of_exif(bytes: &[u8]) -> Orientation {

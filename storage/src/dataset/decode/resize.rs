@@ -4,7 +4,7 @@ use fast_image_resize::images::{TypedImage, TypedImageRef};
 use fast_image_resize::pixels::{U8, U8x3};
 use fast_image_resize::{FilterType, PixelTrait, ResizeAlg, ResizeOptions, Resizer};
 
-use crate::dataset::Image;
+use crate::dataset::pixels::Image;
 
 /// The image scaled to `width` by `height` pixels (bilinear, widened when shrinking so that nothing aliases). An image of that size is
 /// copied. Sizes of 0 are taken as 1.

@@ -16,23 +16,72 @@ use parquet::file::reader::ChunkReader;
 
 use crate::guard::guarded;
 
-use super::raw::Survey;
 use crate::dataset::decode::resize::into_channels;
-use crate::dataset::labels::classes::LabelOrigin;
+use crate::dataset::decode::survey::Survey;
+use crate::dataset::decode::{DecodeError, Decoder};
+use crate::dataset::error::DataError;
+use crate::dataset::format::{Format, Likeness};
 use crate::dataset::labels::label_column::{self, LabelColumn, Labels, Unified};
+use crate::dataset::layout::listing::file_name;
 use crate::dataset::layout::listing::{Kind, Scope};
 use crate::dataset::layout::shards;
 use crate::dataset::layout::splits::{Part, Shard, parts_of, strip_extension};
 use crate::dataset::parquet_file::features::Features;
 use crate::dataset::parquet_file::watched::WatchedFile;
 use crate::dataset::parquet_file::{footer, pages};
-use crate::dataset::{
-    DataError, Dataset, DatasetInfo, DatasetSpec, DecodeError, Decoder, Format, Sample, Split, check_index, file_name,
-};
+use crate::dataset::sample::{Dataset, DatasetInfo, LabelOrigin, Sample, check_index};
+use crate::dataset::spec::{DatasetSpec, FormatName, Split};
 
 const ROWS_PER_BATCH: usize = 1024;
 /// Memory for a row beside its image: its view and its label.
 const ROW_BYTES: u64 = 32;
+
+/// Hugging Face's use of Parquet.
+pub(crate) struct HfParquet;
+
+impl HfParquet {
+    pub(crate) const NAME: FormatName = FormatName::new("hf-parquet");
+}
+
+impl Format for HfParquet {
+    fn name(&self) -> FormatName {
+        Self::NAME
+    }
+
+    fn about(&self) -> &'static str {
+        "Hugging Face Parquet: an image column and a label column."
+    }
+
+    fn looked_for(&self) -> Option<String> {
+        Some("*.parquet".to_owned())
+    }
+
+    fn file_extension(&self) -> Option<&'static str> {
+        Some("parquet")
+    }
+
+    fn recognises(&self, folder: &Path, scope: &Scope) -> Result<Likeness, DataError> {
+        let shards = shards::find(folder, scope)?;
+        Ok(if shards.has_direct() {
+            Likeness::Certain
+        } else if shards.has_splits() {
+            Likeness::SplitFiles
+        } else if !shards.is_empty() {
+            // Their names say no split; `open` says so.
+            Likeness::Loose
+        } else {
+            Likeness::None
+        })
+    }
+
+    fn has_configurations(&self) -> bool {
+        true
+    }
+
+    fn open(&self, place: &Path, spec: &DatasetSpec, scope: &Scope) -> Result<Arc<dyn Dataset>, DataError> {
+        open(place, spec, scope)
+    }
+}
 
 /// A split held as encoded bytes.
 pub(crate) struct ParquetDataset {
@@ -43,6 +92,7 @@ pub(crate) struct ParquetDataset {
     decoder: Decoder,
     notes: Vec<String>,
     resident_bytes: u64,
+    has_files: bool,
 }
 
 /// One record batch of encoded images.
@@ -67,9 +117,11 @@ struct Gathered {
     labels: Labels,
     notes: Vec<String>,
     resident_bytes: u64,
+    /// Whether the paths are those of files; what is inside the program has only a name.
+    has_files: bool,
 }
 
-pub(crate) fn open(path: &Path, spec: &DatasetSpec, scope: &Scope) -> Result<Arc<dyn Dataset>, DataError> {
+fn open(path: &Path, spec: &DatasetSpec, scope: &Scope) -> Result<Arc<dyn Dataset>, DataError> {
     let (split, files) = if path.is_file() {
         (single_file(path, spec.split)?, vec![path.to_owned()])
     } else {
@@ -90,7 +142,8 @@ pub(crate) fn open(path: &Path, spec: &DatasetSpec, scope: &Scope) -> Result<Arc
     // The folder that was named, even where the files lie deeper.
     let named = spec.path.as_deref().unwrap_or(path);
     let name = if path.is_file() { stem(&file_name(path)) } else { file_name(named) };
-    gathered.finish(name, Format::HfParquet, split, spec, path)
+    gathered.has_files = true;
+    gathered.finish(name, HfParquet::NAME, split, spec, path)
 }
 
 /// A file that is inside the program; `path` is only its name.
@@ -98,11 +151,12 @@ pub(crate) fn open_bytes(
     bytes: bytes::Bytes,
     path: &Path,
     name: &str,
+    format: FormatName,
     spec: &DatasetSpec,
 ) -> Result<Arc<dyn Dataset>, DataError> {
     let mut gathered = Gathered::default();
     gathered.read(bytes, path, spec)?;
-    gathered.finish(name.to_owned(), Format::Embedded, spec.split.to_string(), spec, path)
+    gathered.finish(name.to_owned(), format, spec.split.to_string(), spec, path)
 }
 
 /// Reads one file as [`open`] does.
@@ -226,7 +280,7 @@ impl Gathered {
     fn finish(
         self,
         name: String,
-        format: Format,
+        format: FormatName,
         split: String,
         spec: &DatasetSpec,
         path: &Path,
@@ -272,6 +326,7 @@ impl Gathered {
             decoder,
             notes,
             resident_bytes: self.resident_bytes,
+            has_files: self.has_files,
         }))
     }
 }
@@ -445,8 +500,7 @@ impl Dataset for ParquetDataset {
     }
 
     fn files(&self) -> Vec<&Path> {
-        // A file inside the program has only a name.
-        if self.info.format == Format::Embedded.as_str() {
+        if !self.has_files {
             return Vec::new();
         }
         let mut files: Vec<&Path> = self.chunks.iter().map(|chunk| chunk.path.as_path()).collect();

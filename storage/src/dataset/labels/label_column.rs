@@ -11,9 +11,11 @@ use arrow::array::{Array, ArrayRef, AsArray};
 use arrow::compute::{CastOptions, cast_with_options};
 use arrow::datatypes::{DataType, Float64Type, Int64Type, Schema};
 
-use super::classes::{self, NameSource};
+use super::classes::{self, numbered_classes};
+use crate::dataset::error::DataError;
 use crate::dataset::parquet_file::features::Features;
-use crate::dataset::{DataError, DatasetSpec, numbered_classes};
+use crate::dataset::sample::NameSource;
+use crate::dataset::spec::DatasetSpec;
 
 /// The setting that names the column.
 pub(in crate::dataset) const KEY: &str = "data.label_column";

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use super::listing::{Entry, Kind, Scope};
 use super::splits::{Named, Part, Rank, is_plain, named, names_of, parts_of, words};
-use crate::dataset::formats::image_folder::is_image;
-use crate::dataset::{DataError, Split};
+use crate::dataset::decode::is_image_name;
+use crate::dataset::error::DataError;
+use crate::dataset::spec::Split;
 
 /// Folders below a class or split in which an image is looked for.
 const MAX_DEPTH: usize = 16;
@@ -81,10 +82,11 @@ fn holds_image_below(folder: &Path, scope: &Scope, depth: usize) -> bool {
 }
 
 fn is_image_file(entry: &Entry) -> bool {
-    matches!(entry.kind, Kind::File | Kind::BrokenLink) && is_image(&entry.path)
+    matches!(entry.kind, Kind::File | Kind::BrokenLink) && is_image_name(&entry.path)
 }
 
-fn holds_image_directly(folder: &Path, scope: &Scope) -> bool {
+/// Whether a folder has an image in it, not only in folders below.
+pub(crate) fn holds_image_directly(folder: &Path, scope: &Scope) -> bool {
     scope.peek(folder).is_ok_and(|entries| entries.iter().any(is_image_file))
 }
 
@@ -342,7 +344,8 @@ fn unwrapped(folder: &Path, part: Part, scope: &Scope) -> PathBuf {
     at
 }
 
-fn says_nothing(name: &str) -> bool {
+/// Whether a name consists of words that say nothing of what is in the folder.
+pub(crate) fn says_nothing(name: &str) -> bool {
     let words = words(name);
     words.iter().all(|word| is_plain(word)) && words.iter().any(|word| word.starts_with(char::is_alphabetic))
 }
@@ -372,42 +375,4 @@ fn labels(folder: &Path, part: Part, classes: &[&OsStr], scope: &Scope) -> Optio
         // Classes that train lacks, which the reader refuses by name.
         _ => Some(Labels::Folders),
     }
-}
-
-/// Whether a folder's own folders look like a dataset of images, and how surely.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Likeness {
-    /// Nothing of the kind.
-    None,
-    /// One class folder, which may as well be something else.
-    OneClass,
-    /// Class folders.
-    Classes,
-    /// Splits with classes.
-    Splits,
-}
-
-/// Judges a folder for detection.
-pub(crate) fn likeness(folder: &Path, root: &Path, exclude: &[String]) -> Result<Likeness, DataError> {
-    // Its notes are thrown away: the reader makes them again.
-    let scope = Scope::new(root, exclude)?;
-    Ok(match layout(folder, &scope) {
-        Ok(Layout::Splits(_)) | Err(DataError::Ambiguous { .. } | DataError::Malformed { .. }) => Likeness::Splits,
-        Err(DataError::NoSplit { .. }) => Likeness::Classes,
-        Ok(Layout::Flat(classes)) => {
-            let is_class = |class: &&PathBuf| {
-                let wrapped = || {
-                    let inner = scope.folders(class);
-                    inner.iter().any(|entry| says_nothing(&entry.name()) && holds_image_directly(&entry.path, &scope))
-                };
-                holds_image_directly(class, &scope) || wrapped()
-            };
-            match classes.iter().filter(is_class).take(2).count() {
-                0 => Likeness::None,
-                1 => Likeness::OneClass,
-                _ => Likeness::Classes,
-            }
-        }
-        Err(_) => Likeness::None,
-    })
 }

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use super::listing::{Entry, Kind, Scope, name_of};
 use super::splits::{Named, Part, Rank, Shard, named, names_of, parts_of, strip_extension};
-use crate::dataset::{DataError, Split};
+use crate::dataset::error::DataError;
+use crate::dataset::spec::Split;
 
 /// Endings of downloads that were not finished.
 const UNFINISHED: [&str; 7] = ["incomplete", "part", "partial", "crdownload", "download", "tmp", "aria2"];

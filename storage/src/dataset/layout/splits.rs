@@ -1,6 +1,6 @@
 //! Names under which the splits of a dataset are stored: one table for folders, shards and single files.
 
-use crate::dataset::Split;
+use crate::dataset::spec::Split;
 
 /// A part of a dataset as it is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -45,6 +45,12 @@ pub(crate) const fn parts_of(split: Split) -> &'static [Part] {
         Split::Test => &[Part::Test, Part::Validation],
         Split::Validation => &[Part::Validation],
     }
+}
+
+/// Whether a split's stored name is that of a validation split.
+#[must_use]
+pub fn is_validation(split: &str) -> bool {
+    Part::Validation.words().iter().any(|name| name.eq_ignore_ascii_case(split))
 }
 
 /// The names that are looked for, for messages.

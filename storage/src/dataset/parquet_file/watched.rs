@@ -10,7 +10,7 @@ use bytes::Bytes;
 use parquet::errors::{ParquetError, Result as ParquetResult};
 use parquet::file::reader::{ChunkReader, Length};
 
-use crate::dataset::DataError;
+use crate::dataset::error::DataError;
 use crate::input::open_regular;
 
 /// An open file of fixed length. Cloning shares the file and its first error.
@@ -103,8 +103,8 @@ impl<F: FileExt + Send + Sync> ChunkReader for WatchedFile<F> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dataset::formats::hf_parquet;
-    use crate::dataset::{DatasetSpec, Format, Split, SyntheticSpec, convert};
+    use crate::dataset::formats::hf_parquet::{self, HfParquet};
+    use crate::dataset::{DatasetSpec, Split, SyntheticSpec, convert};
 
     /// A disk that fails behind a place.
     struct Failing {
@@ -133,7 +133,7 @@ mod tests {
         convert::write_synthetic(&spec, dir.path(), &mut |_, _| {}).unwrap();
         let path = dir.path().join("train-00000-of-00001.parquet");
         let bytes = std::fs::read(&path).unwrap();
-        let spec = DatasetSpec::new(Format::HfParquet, Some(path.clone()), Split::Train);
+        let spec = DatasetSpec::new(HfParquet::NAME, Some(path.clone()), Split::Train);
         let (mut num_failed, mut num_read) = (0, 0);
         for from in (4..bytes.len() as u64).step_by(97).chain([bytes.len() as u64 - 1]) {
             let file = WatchedFile::new(Failing { bytes: bytes.clone(), from }, bytes.len() as u64);

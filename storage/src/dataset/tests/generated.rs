@@ -116,7 +116,7 @@ fn senseless_settings_are_refused() {
         (SyntheticSpec { num_test: 0, ..base }, "synthetic.num_test must be 1 to 2147483648, not 0"),
     ];
     for (spec, message) in wrong {
-        let spec = DatasetSpec { format: Format::Synthetic, synthetic: spec, ..DatasetSpec::default() };
+        let spec = DatasetSpec { format: Synthetic::NAME, synthetic: spec, ..DatasetSpec::default() };
         assert_eq!(open(&spec).err().unwrap().to_string(), message);
     }
 }
