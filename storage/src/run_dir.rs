@@ -24,6 +24,11 @@ pub const MAX_CONFIG_BYTES: u64 = 16 << 20;
 /// The largest `run.json`: it holds a command line.
 const MAX_RECORD_BYTES: u64 = 16 << 20;
 
+/// What a run id is, for messages.
+pub const RUN_ID_RULE: &str = "letters, digits, '.', '_' and '-', beginning with a letter or digit, at most 128";
+/// Characters of a run id at most, which is also the name of a folder.
+const MAX_RUN_ID: usize = 128;
+
 const RECORD: &str = "run.json";
 /// What a run directory may hold before its record is written.
 const BEFORE_RECORD: [&str; 8] =
@@ -45,9 +50,7 @@ pub enum RunDirError {
     #[error("run directory: no run (a folder with run.json) at `{}`", .0.display())]
     NoRun(PathBuf),
     /// A run id that cannot be a folder name.
-    #[error(
-        "run directory: a run id has 1 to 120 of the characters a-z A-Z 0-9 . _ - and does not begin with a dot: `{0}`"
-    )]
+    #[error("run directory: a run id must be {RUN_ID_RULE}: `{0}`")]
     BadId(String),
     /// `run.json` cannot be understood.
     #[error("run directory: cannot read `{}`: {reason}", path.display())]
@@ -111,7 +114,7 @@ impl fmt::Display for RunStatus {
 pub struct Versions {
     /// The program.
     pub program: String,
-    /// The log schemas.
+    /// The log schemas; empty where nobody said.
     pub schema: String,
     /// The compiler, if known.
     pub rustc: Option<String>,
@@ -205,7 +208,7 @@ impl RunRecord {
             status: RunStatus::Running,
             versions: Versions {
                 program: program_version.to_string(),
-                schema: crate::logs::SCHEMA_VERSION.to_string(),
+                schema: String::new(),
                 rustc: option_env!("RUSTC_VERSION").map(str::to_string),
             },
             seed,
@@ -222,11 +225,17 @@ impl RunRecord {
         }
     }
 
+    /// The same record, of a run whose logs have the schemas of this version.
+    #[must_use]
+    pub fn with_log_schema(mut self, version: &str) -> Self {
+        self.versions.schema = version.to_string();
+        self
+    }
+
     /// The same run, taken up again by this process on this machine, computing with `isa`: running, one segment later.
     pub fn resume(&mut self, program_version: &str, isa: &str) {
         self.status = RunStatus::Running;
         self.versions.program = program_version.to_string();
-        self.versions.schema = crate::logs::SCHEMA_VERSION.to_string();
         self.ended = None;
         self.exit_code = None;
         self.error = None;
@@ -255,7 +264,9 @@ pub struct RunDir {
 impl RunDir {
     /// Makes `<root>/<run_id>` with its folders, and holds it for this process.
     pub fn create(root: &Path, run_id: &str) -> Result<Self, RunDirError> {
-        check_id(run_id)?;
+        if !is_run_id(run_id) {
+            return Err(RunDirError::BadId(run_id.to_string()));
+        }
         create_dir_all(root)?;
         let path = root.join(run_id);
         match atomic::create_dir(&path) {
@@ -345,26 +356,19 @@ impl RunDir {
         Ok(Self { lock: Some(lock), ..Self::open(path)? })
     }
 
-    /// Opens the newest run below `root` for reading, by the time it began; none if there is none.
-    ///
-    /// `accept` chooses among them; records that cannot be read are passed over.
-    pub fn find_latest(root: &Path, accept: impl Fn(&RunRecord) -> bool) -> Result<Option<Self>, RunDirError> {
+    /// Opens the newest run below `root` for reading, by the time it began. Records that cannot be read are passed over.
+    pub fn latest(root: &Path) -> Result<Self, RunDirError> {
         let mut newest: Option<(String, String, PathBuf)> = None;
         for name in crate::atomic::names(root)? {
             let path = root.join(&name);
             let Ok(run) = Self::open(&path) else { continue };
             let Ok(record) = run.record() else { continue };
             let key = (record.started.clone(), name, path);
-            if accept(&record) && newest.as_ref().is_none_or(|best| *best < key) {
+            if newest.as_ref().is_none_or(|best| *best < key) {
                 newest = Some(key);
             }
         }
-        newest.map(|(_, _, path)| Self::open(&path)).transpose()
-    }
-
-    /// The newest run below `root`.
-    pub fn latest(root: &Path) -> Result<Self, RunDirError> {
-        Self::find_latest(root, |_| true)?.ok_or_else(|| RunDirError::NoRun(root.to_path_buf()))
+        newest.map_or_else(|| Err(RunDirError::NoRun(root.to_path_buf())), |(_, _, path)| Self::open(&path))
     }
 
     /// The folder.
@@ -375,11 +379,6 @@ impl RunDir {
     /// The run's id: the folder's name.
     pub fn id(&self) -> String {
         self.path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
-    }
-
-    /// Whether this value holds the run.
-    pub fn is_locked(&self) -> bool {
-        self.lock.is_some()
     }
 
     /// `logs/`.
@@ -484,11 +483,12 @@ fn random_u16() -> u16 {
     (RandomState::new().hash_one(std::process::id()) & 0xffff) as u16
 }
 
-fn check_id(id: &str) -> Result<(), RunDirError> {
-    let fits = (1..=120).contains(&id.len())
-        && !id.starts_with('.')
-        && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
-    if fits { Ok(()) } else { Err(RunDirError::BadId(id.to_string())) }
+/// Whether a text can be a run id, see [`RUN_ID_RULE`].
+#[must_use]
+pub fn is_run_id(id: &str) -> bool {
+    id.len() <= MAX_RUN_ID
+        && id.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
 }
 
 #[cfg(test)]
@@ -499,7 +499,7 @@ mod tests {
     fn a_run_is_made_once_held_and_found_again() {
         let root = tempfile::tempdir().unwrap();
         let id = new_run_id("quick start/é");
-        assert!(id.len() > 20 && check_id(&id).is_ok(), "{id}");
+        assert!(id.len() > 20 && is_run_id(&id), "{id}");
         let run = RunDir::create(root.path(), &id).unwrap();
         assert!(matches!(RunDir::create(root.path(), &id), Err(RunDirError::Exists(_))));
         assert!(RunDir::open(run.path()).is_err(), "no record yet");
@@ -566,14 +566,13 @@ mod tests {
         }
         RunDir::create(root.path(), "z-without-record").unwrap();
         assert_eq!(RunDir::latest(root.path()).unwrap().id(), "a");
-        let found = RunDir::find_latest(root.path(), |record| record.id != "a").unwrap().unwrap();
-        assert_eq!(found.id(), "b");
     }
 
     #[test]
     fn ids_cannot_leave_the_root_and_broken_records_are_named() {
         let root = tempfile::tempdir().unwrap();
-        for id in ["", "..", "../x", "a/b", ".hidden", "a b", "é"] {
+        assert!(RUN_ID_RULE.ends_with(&format!("at most {MAX_RUN_ID}")) && is_run_id(&"a".repeat(MAX_RUN_ID)));
+        for id in ["", "..", "../x", "a/b", ".hidden", "a b", "é", &"a".repeat(MAX_RUN_ID + 1)] {
             assert!(matches!(RunDir::create(root.path(), id), Err(RunDirError::BadId(_))), "{id}");
         }
         let run = RunDir::create(root.path(), "x").unwrap();

@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use mlomae_storage::checkpoint;
-use mlomae_storage::dataset::{DatasetSpec, DecodeLimits, Split, decode, open};
+use mlomae_storage::dataset::{DatasetSpec, DecodeLimits, Decoder, Split, open};
 use mlomae_storage::logs::{Table, repair, tail, truncate_after};
 use tempfile::TempDir;
 
@@ -147,8 +147,8 @@ fn idx_labels(bytes: &[u8]) -> bool {
 
 /// One image of any format; the corpora begin with different ones.
 fn encoded_image(bytes: &[u8]) -> bool {
-    let header = decode::header(bytes, &LIMITS);
-    let image = decode::decode(bytes, &LIMITS);
+    let header = Decoder::new(LIMITS).header(bytes);
+    let image = Decoder::new(LIMITS).decode(bytes);
     if let Ok(image) = &image {
         assert_eq!(image.pixels.len(), image.width * image.height * image.channels);
         assert!(image.width * image.height <= LIMITS.max_pixels);

@@ -1,6 +1,7 @@
 //! Relations between keys, which no single key's range can express.
 
 use mlomae_storage::dataset::{DataError, Split, check_exclude};
+use mlomae_storage::run_dir::{RUN_ID_RULE, is_run_id};
 
 use super::{Config, ConfigError, Crop, MaskInput, TelemetryConfig};
 use crate::flow::stage_name::StageName;
@@ -33,12 +34,7 @@ impl Config {
         if let Some(id) = &self.run.id
             && !is_run_id(id)
         {
-            errors.push(error(
-                "run.id",
-                format!("\"{id}\""),
-                "cannot name a directory",
-                "letters, digits, '.', '_' and '-', beginning with a letter or digit, at most 128",
-            ));
+            errors.push(error("run.id", format!("\"{id}\""), "cannot name a directory", RUN_ID_RULE));
         }
         if let Err(problem) = self.telemetry.address() {
             let value = format!("{:?}", self.telemetry.prometheus);
@@ -251,9 +247,4 @@ impl Config {
     fn num_steps_checked(&self) -> Option<i64> {
         i64::try_from(self.train.outer_iterations.checked_mul(self.method.unroll)?).ok()
     }
-}
-
-fn is_run_id(id: &str) -> bool {
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-    id.len() <= 128 && id.starts_with(|c: char| c.is_ascii_alphanumeric()) && id.chars().all(plain)
 }

@@ -9,7 +9,6 @@
 //! truncated or altered file is refused by name.
 
 mod error;
-mod layout;
 mod safetensors_io;
 mod state;
 mod store;
@@ -18,9 +17,7 @@ mod store;
 mod tests;
 
 pub use error::CheckpointError;
-pub use layout::{expect_exact_layout, expect_layout};
 pub use safetensors_io::{NamedTensorAny, TensorData, read_safetensors};
-pub use state::CHECKPOINT_FORMAT;
 pub use store::{clean, go_back, list, load, older_whole, resolve, save, step_of};
 
 use serde_json::Value;

@@ -109,23 +109,6 @@ pub enum TensorData {
 }
 
 impl TensorData {
-    /// Number of values.
-    pub fn len(&self) -> usize {
-        match self {
-            Self::F32(v) => v.len(),
-            Self::F64(v) => v.len(),
-            Self::I64(v) => v.len(),
-            Self::I32(v) => v.len(),
-            Self::U8(v) => v.len(),
-            Self::Bool(v) => v.len(),
-        }
-    }
-
-    /// Whether there is no value.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
     /// The type's name in the format.
     pub fn dtype(&self) -> &'static str {
         match self {

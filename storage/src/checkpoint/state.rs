@@ -12,7 +12,7 @@ use super::CheckpointError;
 use super::safetensors_io::FileSum;
 
 /// Version of the checkpoint's form.
-pub const CHECKPOINT_FORMAT: u64 = 1;
+const CHECKPOINT_FORMAT: u64 = 1;
 
 /// The largest `state.json`, about a million names of classes; parsed, it may take twenty times as much.
 pub(super) const MAX_BYTES: u64 = 64 << 20;

@@ -248,24 +248,6 @@ fn what_cannot_be_saved_leaves_nothing() {
 }
 
 #[test]
-fn layouts_name_the_first_difference() {
-    let tensors = parts(0.0).model;
-    let expected = [("patch_embed.proj.weight", vec![4, 3, 2, 2]), ("blocks.0.norm1.bias", vec![4])];
-    expect_exact_layout(&tensors, &expected).unwrap();
-    expect_layout(&tensors, &expected[1..]).unwrap();
-    let message = |error: CheckpointError| {
-        assert_eq!(error.exit_code(), 65);
-        error.to_string()
-    };
-    let extra = message(expect_exact_layout(&tensors, &expected[1..]).unwrap_err());
-    assert_eq!(extra, "checkpoint: unexpected tensor of shape [4, 3, 2, 2]: `patch_embed.proj.weight`");
-    let wrong = message(expect_layout(&tensors, &[("blocks.0.norm1.bias", vec![8])]).unwrap_err());
-    assert_eq!(wrong, "checkpoint: tensor `blocks.0.norm1.bias`: expected shape [8], got [4]");
-    let missing = message(expect_layout(&tensors, &[("cls_token", vec![1, 1, 4])]).unwrap_err());
-    assert_eq!(missing, "checkpoint: missing tensor of shape [1, 1, 4] (2 tensors found): `cls_token`");
-}
-
-#[test]
 fn foreign_safetensors_are_read_or_refused() {
     let path = Path::new("x.safetensors");
     let file = |header: &str, data: &[u8]| {

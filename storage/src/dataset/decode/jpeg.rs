@@ -5,7 +5,6 @@
 //! see [`Phases`]. What it does not warn of, scans that are not there at all, is found by a walk over the markers
 //! first.
 
-use std::any::Any;
 use std::cell::Cell;
 use std::io::{Read, Seek};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -15,6 +14,7 @@ use mozjpeg::{ColorSpace, Decompress};
 use mozjpeg_sys::{jpeg_common_struct, jpeg_error_mgr, msg_parm_union};
 
 use super::{DecodeError, Stored, orientation};
+use crate::guard::panic_text;
 
 const FORMAT: &str = "jpeg";
 /// Bytes that hold all before the first scan in most files, in nearly all, and in any.
@@ -336,9 +336,8 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Vec<u8>, DecodeError> {
 
 /// Why libjpeg gave up: decodes once more with the manager that has its words.
 fn refusal(bytes: &[u8]) -> DecodeError {
-    let words = |payload: Box<dyn Any + Send>| payload.downcast::<String>().map(|words| *words).unwrap_or_default();
     let words = match catch_unwind(AssertUnwindSafe(|| decompress(bytes, None))) {
-        Err(payload) => words(payload),
+        Err(payload) => panic_text(&*payload).to_owned(),
         Ok(Err(error)) => error.to_string(),
         Ok(Ok(_)) => String::new(),
     };

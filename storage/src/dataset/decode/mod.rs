@@ -238,22 +238,6 @@ impl Decoder {
     }
 }
 
-/// [`Decoder::header`] with EXIF orientation.
-///
-/// # Errors
-/// The same.
-pub fn header(bytes: &[u8], limits: &DecodeLimits) -> Result<Header, DecodeError> {
-    Decoder::new(*limits).header(bytes)
-}
-
-/// [`Decoder::decode`] with EXIF orientation.
-///
-/// # Errors
-/// The same.
-pub fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Image, DecodeError> {
-    Decoder::new(*limits).decode(bytes)
-}
-
 /// The first line of a decoder's message, without quotes and full stop.
 fn one_line(text: &str) -> String {
     text.lines().next().unwrap_or_default().trim_matches(['"', '.']).to_owned()

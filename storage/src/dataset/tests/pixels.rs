@@ -1,8 +1,15 @@
 use std::io::Read;
 
 use super::super::decode::resize::{resize, to_channels};
-use super::super::decode::{DecodeError, DecodeLimits, decode, header};
 use super::*;
+
+fn header(bytes: &[u8], limits: &DecodeLimits) -> Result<decode::Header, DecodeError> {
+    Decoder::new(*limits).header(bytes)
+}
+
+fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Image, DecodeError> {
+    Decoder::new(*limits).decode(bytes)
+}
 
 fn gunzip(path: PathBuf) -> Vec<u8> {
     let mut bytes = Vec::new();

@@ -137,7 +137,7 @@ impl SyntheticDataset {
     }
 
     /// Pixels of sample `index` that are at least half object, [image * image].
-    pub fn object_pixels(&self, index: usize) -> Vec<bool> {
+    pub(crate) fn object_pixels(&self, index: usize) -> Vec<bool> {
         self.coverage(index).into_iter().map(|share| share >= 0.5).collect()
     }
 
