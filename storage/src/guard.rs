@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Runs `decode`, whose state is thrown away if it panics; a panic becomes an error made of its message.
+/// Runs `decode`, whose state is dropped if it panics; a panic becomes an error made of its message.
 pub(crate) fn guarded<T, E>(decode: impl FnOnce() -> Result<T, E>, refuse: impl FnOnce(String) -> E) -> Result<T, E> {
     match catch_unwind(AssertUnwindSafe(decode)) {
         Ok(result) => result,

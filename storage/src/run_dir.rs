@@ -72,6 +72,7 @@ pub enum RunDirError {
 
 impl RunDirError {
     /// The exit code of the command line: 65 corrupt, 66 missing, 74 I/O, 78 bad config.
+    #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::File(error) => error.exit_code(),
@@ -136,6 +137,7 @@ pub struct Host {
 
 impl Host {
     /// This machine, on which the process computes with the instruction set `isa`.
+    #[must_use]
     pub fn this(isa: &str) -> Self {
         let kernel = |file: &str| fs::read_to_string(Path::new("/proc/sys/kernel").join(file)).unwrap_or_default();
         let os = [std::env::consts::OS, kernel("osrelease").trim(), std::env::consts::ARCH].join(" ");
@@ -179,8 +181,8 @@ pub struct RunRecord {
     /// How many times it has been resumed: the `segment` of its newest log rows.
     #[serde(default)]
     pub segment: i32,
-    /// The command line of its last process, program first. An argument need not be UTF-8: each byte of it that belongs to
-    /// no UTF-8 sequence is written as `\xNN`, each backslash as `\\`.
+    /// The command line of its last process, program first. An argument need not be UTF-8: each byte of it that belongs
+    /// to no UTF-8 sequence is written as `\xNN`, each backslash as `\\`.
     #[serde(default)]
     pub command: Vec<String>,
     /// Seconds of running time up to the end of its last orderly ended process.
@@ -201,6 +203,7 @@ fn command_line() -> Vec<String> {
 
 impl RunRecord {
     /// The record of a run that begins now, in this process, on this machine, computing with `isa`.
+    #[must_use]
     pub fn begin(id: &str, program_version: &str, isa: &str, seed: u64) -> Self {
         Self {
             format: RUN_FORMAT,
@@ -263,6 +266,10 @@ pub struct RunDir {
 
 impl RunDir {
     /// Makes `<root>/<run_id>` with its folders, and holds it for this process.
+    ///
+    /// # Errors
+    /// [`RunDirError::BadId`] if `run_id` cannot be one, [`RunDirError::Exists`] if the folder is there,
+    /// [`RunDirError::File`] if a file operation fails.
     pub fn create(root: &Path, run_id: &str) -> Result<Self, RunDirError> {
         if !is_run_id(run_id) {
             return Err(RunDirError::BadId(run_id.to_string()));
@@ -275,7 +282,8 @@ impl RunDir {
             Err(error) => return Err(error.into()),
         }
         let run = Self { lock: Some(RunLock::acquire(&path)?), path };
-        // Another process may have moved the new folder aside before it was locked, and made and ended its own run here.
+        // Another process may have moved the new folder aside before it was locked, and made and ended its own run
+        // here.
         if crate::atomic::names(&run.path)?.iter().any(|name| name != LOCK) {
             return Err(RunDirError::Exists(run.path));
         }
@@ -290,6 +298,10 @@ impl RunDir {
     ///
     /// The run's lock is held until it is moved, so that a run at work stays where it is. Only runs, what is left of
     /// those that were killed before they had a record, and empty folders are moved.
+    ///
+    /// # Errors
+    /// [`RunDirError::NotMoved`] if it is no run, [`RunDirError::InUse`] if a process holds it, [`RunDirError::File`]
+    /// if it cannot be renamed.
     pub fn move_aside(path: &Path) -> Result<Option<PathBuf>, RunDirError> {
         if !path.exists() {
             return Ok(None);
@@ -336,6 +348,9 @@ impl RunDir {
     }
 
     /// Opens a run for reading; it may be running.
+    ///
+    /// # Errors
+    /// [`RunDirError::NoRun`] if it has no record, [`RunDirError::File`] if that cannot be opened.
     pub fn open(path: &Path) -> Result<Self, RunDirError> {
         let record = path.join(RECORD);
         match open_plain(&record, OpenOptions::new().read(true)) {
@@ -349,6 +364,9 @@ impl RunDir {
     }
 
     /// Opens a run to continue it, and holds it for this process.
+    ///
+    /// # Errors
+    /// Those of [`RunDir::open`] and [`RunLock::acquire`].
     pub fn open_locked(path: &Path) -> Result<Self, RunDirError> {
         Self::open(path)?;
         let lock = RunLock::acquire(path)?;
@@ -356,7 +374,10 @@ impl RunDir {
         Ok(Self { lock: Some(lock), ..Self::open(path)? })
     }
 
-    /// Opens the newest run below `root` for reading, by the time it began. Records that cannot be read are passed over.
+    /// Opens the newest run below `root` for reading, by the time it began. Records that cannot be read are skipped.
+    ///
+    /// # Errors
+    /// [`RunDirError::NoRun`] if there is none, [`RunDirError::File`] if the folder cannot be read.
     pub fn latest(root: &Path) -> Result<Self, RunDirError> {
         let mut newest: Option<(String, String, PathBuf)> = None;
         for name in crate::atomic::names(root)? {
@@ -372,57 +393,74 @@ impl RunDir {
     }
 
     /// The folder.
+    #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
     /// The run's id: the folder's name.
+    #[must_use]
     pub fn id(&self) -> String {
         self.path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
     }
 
     /// `logs/`.
+    #[must_use]
     pub fn logs(&self) -> PathBuf {
         self.path.join("logs")
     }
 
     /// `checkpoints/`.
+    #[must_use]
     pub fn checkpoints(&self) -> PathBuf {
         self.path.join("checkpoints")
     }
 
     /// `images/`: PNG panels.
+    #[must_use]
     pub fn images(&self) -> PathBuf {
         self.path.join("images")
     }
 
     /// `report/`.
+    #[must_use]
     pub fn report(&self) -> PathBuf {
         self.path.join("report")
     }
 
     /// `config.toml`: every key, resolved.
+    #[must_use]
     pub fn config(&self) -> PathBuf {
         self.path.join("config.toml")
     }
 
     /// `config.input.toml`: as it was given.
+    #[must_use]
     pub fn config_input(&self) -> PathBuf {
         self.path.join("config.input.toml")
     }
 
     /// Writes both configs.
+    ///
+    /// # Errors
+    /// [`RunDirError::File`] if one of them cannot be written.
     pub fn write_configs(&self, resolved: &str, input: &str) -> Result<(), RunDirError> {
         write_atomic(&self.config_input(), input.as_bytes())?;
         Ok(write_atomic(&self.config(), resolved.as_bytes())?)
     }
 
     /// Reads the resolved config.
+    ///
+    /// # Errors
+    /// [`RunDirError::File`] if it cannot be read, [`RunDirError::Corrupt`] if it is not UTF-8.
     pub fn read_config(&self) -> Result<String, RunDirError> {
         self.read_text(self.config())
     }
 
     /// Reads the config as it was given; empty if it is not there.
+    ///
+    /// # Errors
+    /// [`RunDirError::File`] if it is there and cannot be read, [`RunDirError::Corrupt`] if it is not UTF-8.
     pub fn read_config_input(&self) -> Result<String, RunDirError> {
         match self.read_text(self.config_input()) {
             Err(RunDirError::File(error)) if error.is_missing() => Ok(String::new()),
@@ -436,6 +474,9 @@ impl RunDir {
     }
 
     /// Writes `run.json`, by rename.
+    ///
+    /// # Errors
+    /// [`RunDirError::File`] if it cannot be written.
     pub fn write_record(&self, record: &RunRecord) -> Result<(), RunDirError> {
         let path = self.path.join(RECORD);
         let mut text = serde_json::to_string_pretty(record)
@@ -445,6 +486,10 @@ impl RunDir {
     }
 
     /// Reads `run.json` as it is.
+    ///
+    /// # Errors
+    /// [`RunDirError::NoRun`] if there is none, [`RunDirError::Corrupt`] if it cannot be understood,
+    /// [`RunDirError::File`] if it cannot be read.
     pub fn record(&self) -> Result<RunRecord, RunDirError> {
         let path = self.path.join(RECORD);
         let bytes = match read_plain_at_most(&path, MAX_RECORD_BYTES) {
@@ -460,6 +505,9 @@ impl RunDir {
     }
 
     /// How the run stands: a record that says `running` while no process holds the run means that it was killed.
+    ///
+    /// # Errors
+    /// Those of [`RunDir::record`].
     pub fn status(&self) -> Result<RunStatus, RunDirError> {
         let status = self.record()?.status;
         let alive = self.lock.is_some() || RunLock::is_held(&self.path);
@@ -470,6 +518,7 @@ impl RunDir {
 /// A new run id: time (UTC), name, four random hex digits: `20261123-224412-quickstart-7f3a`.
 ///
 /// Characters of `name` that do not fit a folder name become `-`.
+#[must_use]
 pub fn new_run_id(name: &str) -> String {
     let clean: String =
         name.chars().take(60).map(|c| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' }).collect();

@@ -17,7 +17,9 @@ const MAX_NAME: usize = 120;
 
 /// The formats and some examples, for the end of the help.
 fn after_help() -> String {
-    let mut help = "Formats, told from the files unless --format says; those without files need no PATH:\n".to_owned();
+    let mut help =
+        "Formats, recognised from the files unless --format is given; generated and embedded data needs no PATH:\n"
+            .to_owned();
     for format in FORMATS {
         help.push_str(&format!("  {:<14}{}\n", format.name(), format.about().trim_end_matches('.')));
     }

@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum TestSplit {
-    /// The test split if it has labels, else the validation split, else none; what departs from the test split is said.
+    /// The test split if it has labels, else the validation split, else none; a warning says what is used instead of
+    /// the test split.
     #[default]
     Auto,
     /// The test split, which must have labels.
@@ -41,7 +42,7 @@ pub enum OnBadImage {
     /// The run ends with its file and sample (exit code 65).
     #[default]
     Refuse,
-    /// It is passed over: another image of its role takes its place, the same one whenever the run is repeated or
+    /// It is left out: another image of its role takes its place, the same one whenever the run is repeated or
     /// resumed; of evaluations it is left out. Named in the events, counted at the end.
     Skip,
 }
@@ -57,18 +58,19 @@ pub struct DataConfig {
     pub path: Option<PathBuf>,
     /// Label column of Parquet files, or CIFAR-100's `fine_label` or `coarse_label`. Without it: `label`, the one
     /// `ClassLabel`, one of the usual names, or the only column of numbers or categories that is no index and no size.
-    /// Strings are classes in the order of their numbers if all are whole numbers, else of their bytes; -1, null, NaN and
-    /// the empty string mean no label.
+    /// Strings are classes in the order of their numbers if all are whole numbers, else of their bytes; -1, null, NaN
+    /// and the empty string mean no label.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label_column: Option<String>,
     /// Image column of Parquet files. Without it: `image`, `img`, or the only one there is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_column: Option<String>,
-    /// Splits, folders and files that are left out: names, or patterns with `*` and `?`. One with a `/` is held against the
-    /// path relative to `data.path`, one without against every name; a Parquet file also has the name of its split.
+    /// Splits, folders and files that are left out: names, or patterns with `*` and `?`. One with a `/` is matched
+    /// against the path relative to `data.path`, one without against every name; a Parquet file also has the name of
+    /// its split.
     pub exclude: Vec<String>,
-    /// Split that judges the encoder, mapped to the train split's classes by name. `auto`: the test split if it has labels,
-    /// else the validation split, else none.
+    /// Split that judges the encoder, mapped to the train split's classes by name. `auto`: the test split if it has
+    /// labels, else the validation split, else none.
     pub test_split: TestSplit,
     /// Side in pixels of the square images that the networks see; other sizes are resized.
     /// Without it: the side of the data's own images.

@@ -48,6 +48,7 @@ impl CheckpointError {
     }
 
     /// The exit code of the command line: 65 bad data, 66 missing, 70 internal, 74 I/O.
+    #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::File(error) => error.exit_code(),

@@ -1,6 +1,6 @@
 //! `state.json`: what a checkpoint is, the sums of its files, and the caller's state.
 //!
-//! Its first line is `{"crc32":"xxxxxxxx",` with the sum of all bytes behind that line, so the file is plain JSON and
+//! Its first line is `{"crc32":"xxxxxxxx",` with the sum of all bytes after that line, so the file is plain JSON and
 //! still guards itself.
 
 use std::collections::BTreeMap;

@@ -211,7 +211,7 @@ fn any_damage_is_refused_by_name() {
         };
         for _ in 0..60 {
             fs::write(&path, &bytes[..rng.random_range(0..bytes.len())]).unwrap();
-            // Only its last newline may be missing from a state that still parses, and its sum tells.
+            // Only its last newline may be missing from a state that still parses, and its sum shows that.
             assert_eq!(refused("cut").exit_code(), 65);
             let mut altered = bytes.clone();
             altered[rng.random_range(0..bytes.len())] ^= 1 << rng.random_range(0..7);
@@ -256,10 +256,14 @@ fn foreign_safetensors_are_read_or_refused() {
         bytes.extend(data);
         bytes
     };
-    let header = r#"{"__metadata__":{"case":"a"},"b":{"dtype":"F64","shape":[1],"data_offsets":[0,8]},"a":{"dtype":"I64","shape":[],"data_offsets":[8,16]}}"#;
+    let header = [
+        r#"{"__metadata__":{"case":"a"},"b":{"dtype":"F64","shape":[1],"data_offsets":[0,8]},"#,
+        r#""a":{"dtype":"I64","shape":[],"data_offsets":[8,16]}}"#,
+    ]
+    .concat();
     let mut data = 2.5f64.to_le_bytes().to_vec();
     data.extend((-7i64).to_le_bytes());
-    let bytes = file(header, &data);
+    let bytes = file(&header, &data);
     let (metadata, tensors) = parse(path, &bytes).unwrap();
     assert_eq!(metadata["case"], "a");
     assert_eq!((&tensors[0].data, tensors[0].name.as_str()), (&TensorData::F64(vec![2.5]), "b"), "in file order");

@@ -28,7 +28,7 @@ pub(crate) fn locate(path: &Path, wanted: FormatName, exclude: &[String]) -> Res
             unrecognised(path, format!("a folder, or {}", patterns.join(", ")))
         });
     }
-    // The notes that its search makes are thrown away: the reader makes them again.
+    // The notes of the search are dropped: the reader makes them again.
     let scope = Scope::new(path, exclude)?;
     let search = Search { formats: wanted.map_or_else(|| FORMATS.to_vec(), |one| vec![one]), scope: &scope };
     let mut place = path.to_owned();

@@ -162,6 +162,7 @@ pub enum DataError {
 
 impl DataError {
     /// Process exit code of this error: 65 bad data, 66 no input, 74 input or output failed.
+    #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Io { source, .. } if refusal_code(source).is_some() => refusal_code(source).unwrap_or(74),
@@ -173,6 +174,7 @@ impl DataError {
 
     /// Whether the encoded image of one sample is to blame, so that the other samples are as good as ever. A file that
     /// cannot be read at all is not a bad image.
+    #[must_use]
     pub fn is_bad_image(&self) -> bool {
         matches!(self, Self::Decode { .. })
     }

@@ -42,8 +42,8 @@ pub trait Format: Sync {
         None
     }
 
-    /// Opens the wanted split of the dataset at `place`, the folder that was recognised or the file that was named. Both
-    /// `place` and `scope` are empty for a format that reads no files.
+    /// Opens the wanted split of the dataset at `place`, the folder that was recognised or the file that was named.
+    /// Both `place` and `scope` are empty for a format that reads no files.
     ///
     /// # Errors
     /// [`DataError`] about a split that is absent, files that are damaged, labels that cannot be read or settings that

@@ -1,7 +1,22 @@
 //! Labelled image datasets behind one trait: opened by [`open`], decoded on demand, u8 throughout.
 //!
-//! A format is one module in `formats`, which implements [`Format`] and has a line in [`FORMATS`]. Detection, opening, the
-//! schema of the configuration, the help of the command line and messages all read that list.
+//! A format is one module in `formats`, which implements [`Format`] and has a line in [`FORMATS`]. Detection, opening,
+//! the schema of the configuration, the help of the command line and messages all read that list.
+//!
+//! ```
+//! use mlomae_storage::dataset::{DatasetSpec, FormatName, Split, open};
+//!
+//! // The images inside the program; `FormatName::AUTO` and a path open those of a file or folder.
+//! let train = open(&DatasetSpec::new(FormatName::EMBEDDED, None, Split::Train))?;
+//! assert_eq!((train.len(), train.info().class_names.len()), (5000, 10));
+//!
+//! let sample = train.sample(0)?;
+//! let image = &sample.image;
+//! assert_eq!((image.width, image.height, image.channels), (28, 28, 1));
+//! assert_eq!(image.pixels.len(), 28 * 28);
+//! assert_eq!(sample.label, train.label(0)?);
+//! # Ok::<(), mlomae_storage::dataset::DataError>(())
+//! ```
 
 pub mod convert;
 pub mod decode;

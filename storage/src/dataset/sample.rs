@@ -21,7 +21,7 @@ pub struct Sample {
 pub struct DatasetInfo {
     /// Name of its folder or file, or `synthetic`, `fashion-mnist-6k`.
     pub name: String,
-    /// Name of the [`Format`] that reads it, never `auto`.
+    /// Name of the [`Format`](super::Format) that reads it, never `auto`.
     pub format: String,
     /// Name of the split as stored: `train`, `test`, or `validation` where that stands in for the test split.
     pub split: String,
@@ -32,7 +32,7 @@ pub struct DatasetInfo {
     /// Column or field that the labels come from, where the format has such names.
     pub label_column: Option<String>,
     /// (width, height) of all images, after they are turned; none when they differ, or when nobody looked at all of
-    /// them (an image folder of more files than [`MAX_SURVEYED`]).
+    /// them (an image folder of more files than [`MAX_SURVEYED`](super::MAX_SURVEYED)).
     pub image_size: Option<(usize, usize)>,
     /// Channels of every sample: 1 when all images are known to be grey, else 3.
     pub channels: usize,
@@ -54,9 +54,16 @@ pub trait Dataset: Send + Sync {
     }
 
     /// The label of sample `index`, without decoding its image.
+    ///
+    /// # Errors
+    /// [`DataError::OutOfRange`] beyond the end; an error of its file if labels are read late.
     fn label(&self, index: usize) -> Result<Option<i32>, DataError>;
 
     /// Decodes sample `index`.
+    ///
+    /// # Errors
+    /// [`DataError::OutOfRange`] beyond the end, [`DataError::Decode`] for a bad image, [`DataError::Io`] if its file
+    /// cannot be read.
     fn sample(&self, index: usize) -> Result<Sample, DataError>;
 
     /// Where its labels and the names of its classes come from.
@@ -64,7 +71,7 @@ pub trait Dataset: Send + Sync {
         LabelOrigin::default()
     }
 
-    /// What its owner should know of the files, one line each: what was passed over.
+    /// What its owner should know of the files, one line each: what was left out.
     fn notes(&self) -> Vec<String> {
         Vec::new()
     }
@@ -79,8 +86,8 @@ pub trait Dataset: Send + Sync {
         0
     }
 
-    /// Which patches of sample `index` hold its object, row by row over the grid of `patch` by `patch` pixels: known only of
-    /// synthetic images.
+    /// Which patches of sample `index` hold its object, row by row over the grid of `patch` by `patch` pixels: known
+    /// only of synthetic images.
     fn known_object_patches(&self, _index: usize, _patch: usize) -> Option<Vec<bool>> {
         None
     }

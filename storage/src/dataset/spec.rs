@@ -111,8 +111,9 @@ pub struct DatasetSpec {
     pub label_column_optional: bool,
     /// The image column of a Parquet file; default `image`, `img`, or the only one there is.
     pub image_column: Option<String>,
-    /// Splits, folders and files that are left out: names, or patterns with `*`, `?` and `[…]`. One with a `/` is held against the path
-    /// relative to the dataset's folder, one without against every name on it; a Parquet file also has the name of its split.
+    /// Splits, folders and files that are left out: names, or patterns with `*`, `?` and `[…]`. One with a `/` is
+    /// matched against the path relative to the dataset's folder, one without against every name on it; a Parquet file
+    /// also has the name of its split.
     pub exclude: Vec<String>,
     /// Bounds on what a decoder may allocate.
     pub limits: DecodeLimits,

@@ -1,4 +1,5 @@
-//! The readers against files of real writers (`tests/fixtures/readers/make.py`), against damage, and against each other.
+//! The readers against files of real writers (`tests/fixtures/readers/make.py`), against damage, and against each
+//! other.
 
 mod bombs;
 mod conversion;

@@ -163,6 +163,7 @@ pub struct Decoder {
 
 impl Decoder {
     /// Turns images as they say.
+    #[must_use]
     pub fn new(limits: DecodeLimits) -> Self {
         Self { limits, exif_orientation: true }
     }

@@ -1,7 +1,8 @@
 //! Hugging Face Parquet: encoded images stay as they are in Arrow arrays and are decoded on demand.
 //!
-//! Images are read as views into the file's unpacked pages. So an image that a dictionary holds once and a thousand rows
-//! name takes its memory once, no offset overflows at 2 GiB, and what a file takes is known from its pages' headers.
+//! Images are read as views into the file's unpacked pages. So an image that a dictionary holds once and a thousand
+//! rows name takes its memory once, no offset overflows at 2 GiB, and what a file takes is known from its pages'
+//! headers.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -268,7 +269,7 @@ impl Gathered {
             })?;
             if is_copied {
                 copied_bytes = copied_bytes.saturating_add(images.get_array_memory_size() as u64);
-                // Half of it stays free for the next batch and what growing leaves behind.
+                // Half of it stays free for the next batch and what a growing vector has freed.
                 budget.check(path, copied_bytes.saturating_mul(2))?;
             }
             self.chunks.push(Chunk { start, images, path: path.to_owned() });
@@ -345,8 +346,9 @@ fn check_compression(metadata: &ParquetMetaData, mask: &ProjectionMask) -> Resul
     Ok(())
 }
 
-/// The same file with its images read as views (string views of Arrow): these point into the unpacked pages, so that a batch
-/// may hold more than the 2 GiB that 32-bit offsets reach, and a dictionary's entry is held once however many rows name it.
+/// The same file with its images read as views (string views of Arrow): these point into the unpacked pages, so that a
+/// batch may hold more than the 2 GiB that 32-bit offsets reach, and a dictionary's entry is held once however many
+/// rows name it.
 fn with_views(metadata: ArrowReaderMetadata, image: &str) -> ArrowReaderMetadata {
     let schema = metadata.schema();
     let fields: Fields = schema

@@ -1,4 +1,4 @@
-//! IDX, the format of the MNIST family: big-endian shape, then u8 values; gzipped or not, which the signature tells.
+//! IDX, the format of the MNIST family: big-endian shape, then u8 values; gzipped or not, as the signature says.
 
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -244,7 +244,7 @@ fn read_tensor(source: &mut dyn Read, path: &Path, spec: &DatasetSpec, max_bytes
     }
     let len = shape.iter().try_fold(1_usize, |len, &dim| len.checked_mul(dim)).filter(|&len| len <= MAX_VALUES);
     let len = len.ok_or_else(|| DataError::malformed(path, format!("unbelievable shape {shape:?}")))?;
-    // A file cut short is told by the sample at which it ends, but no room is made for what it cannot hold.
+    // The error about a truncated file names the sample at which it ends, but no room is made for what it cannot hold.
     let capacity = u64::min(len as u64, max_bytes).saturating_add(1);
     spec.budget().check(path, capacity)?;
     let mut values = Vec::new();

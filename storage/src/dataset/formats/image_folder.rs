@@ -168,7 +168,8 @@ fn class_name(class: &Path) -> String {
     name_of_bytes(class.file_name().unwrap_or_default().as_encoded_bytes())
 }
 
-/// A split with the folders whose names are its classes: its own, or the train split's where a file has the classes of its images.
+/// A split with the folders whose names are its classes: its own, or the train split's where a file has the classes of
+/// its images.
 struct Chosen {
     folder: PathBuf,
     part: Part,
@@ -210,7 +211,7 @@ impl Place<'_> {
             None => Vec::new(),
         };
         let names: Vec<&OsStr> = classes.iter().filter_map(|class| class.file_name()).collect();
-        // Who opens the train split is told what is wrong with the other.
+        // The notes of the train split say what is wrong with the other one.
         let other = if wanted == Split::Train { Split::Test } else { wanted };
         let (test, refused) = splits.held_out(other, &names, scope)?;
         if let Some((train, test)) = train.as_ref().zip(test.as_ref()) {
@@ -296,7 +297,8 @@ impl Place<'_> {
         }
     }
 
-    /// Images of a class folder and the folders in it. Links to folders are not followed: they could lead to another class.
+    /// Images of a class folder and the folders in it. Links to folders are not followed: they could lead to another
+    /// class.
     fn collect(&self, folder: &Path, label: i32, depth: usize, found: &mut Found) -> Result<(), DataError> {
         if depth > MAX_DEPTH {
             return Err(DataError::malformed(folder, format!("folders must be at most {MAX_DEPTH} deep")));
@@ -325,7 +327,8 @@ impl Place<'_> {
         Ok(())
     }
 
-    /// Images of a split whose classes are in a file: a name, a tab, its class, and what else there is (Tiny ImageNet's boxes).
+    /// Images of a split whose classes are in a file: a name, a tab, its class, and what else there is (Tiny ImageNet's
+    /// boxes).
     fn collect_annotated(
         &self,
         folder: &Path,

@@ -62,7 +62,7 @@ impl FormatName {
     /// What it reads, one line.
     #[must_use]
     pub fn about(self) -> &'static str {
-        self.format().map_or("Told from the files.", Format::about)
+        self.format().map_or("Recognised from the files.", Format::about)
     }
 
     /// Whether it needs a path; a dataset that is generated or inside the program does not.

@@ -27,7 +27,7 @@ pub(crate) struct RawDataset {
 }
 
 impl RawDataset {
-    /// `info.image_size` and `info.channels` must be known; labels are held against the class names.
+    /// `info.image_size` and `info.channels` must be known; labels are checked against the class names.
     pub fn new(
         info: DatasetInfo,
         layout: Layout,
@@ -60,7 +60,7 @@ impl RawDataset {
         Ok(Self { info, layout, pixels, labels, image_len, notes: Vec::new(), files })
     }
 
-    /// The same with what its reader passed over.
+    /// The same with what its reader left out.
     pub fn with_notes(self, notes: Vec<String>) -> Self {
         Self { notes, ..self }
     }

@@ -150,6 +150,7 @@ pub(super) fn quoted(name: &str) -> String {
 }
 
 /// Names for a message, in quotes and escaped, the first few of many.
+#[must_use]
 pub fn listed(names: &[String]) -> String {
     if names.is_empty() {
         return "(none)".to_owned();

@@ -1,8 +1,8 @@
 //! The label column of a Parquet file: which one it is, and its values as classes.
 //!
 //! It is found by what the file says of it (a `ClassLabel`), by its name and by its type. A column of numbers that is
-//! an index or a size, by its name or because every row has a value of its own, is never taken unasked. Columns that are
-//! declared or named go first, so that what else a file holds does not matter.
+//! an index or a size, by its name or because every row has a value of its own, is never taken unasked. Columns that
+//! are declared or named go first, so that what else a file holds does not matter.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -172,7 +172,7 @@ impl Candidate<'_> {
 
 /// Whether a column of numbers is an index or a size by its name, or pandas' index.
 fn is_index(name: &str, features: &Features) -> bool {
-    // Alone; behind another word as in `image_id`, `img_w`; or joined to one as in `imageid`, `filesize`.
+    // Alone; after another word as in `image_id`, `img_w`; or joined to one as in `imageid`, `filesize`.
     const NAMES: [&str; 27] = [
         "id",
         "idx",

@@ -147,8 +147,8 @@ impl Candidate {
     }
 }
 
-/// The group of names whose folders are the splits: plain names if there is a train split of them, else other words that a train and
-/// another split share, as `chest_train` and `chest_test`. None if there is no train split.
+/// The group of names whose folders are the splits: plain names if there is a train split of them, else other words
+/// that a train and another split share, as `chest_train` and `chest_test`. None if there is no train split.
 fn group(candidates: &[Candidate], folder: &Path, scope: &Scope) -> Result<Option<String>, DataError> {
     let trains = candidates.iter().filter(|candidate| candidate.is(Part::Train, Content::Classes));
     let mut groups: Vec<&str> = trains.map(Candidate::group).collect();
@@ -216,13 +216,14 @@ fn flat(folder: &Path, folders: &[&Entry], candidates: &[Candidate], scope: &Sco
     let is_no_class =
         |path: &Path| with_images.iter().any(|other| other.named.part != Part::Train && other.folder == path);
     for candidate in &with_images {
-        match candidate.named.part {
-            Part::Train => scope.note("named as a split, taken for a class, as it holds images beside classes", &candidate.folder),
-            _ => scope.note(
-                "named as a split without class folders, left out and no class (if it is one, put all classes into a folder train)",
-                &candidate.folder,
-            ),
-        }
+        let kind = match candidate.named.part {
+            Part::Train => "named as a split, taken for a class, as it holds images beside classes",
+            _ => {
+                "named as a split without class folders, left out and no class (if it is one, put all classes into a \
+                 folder train)"
+            }
+        };
+        scope.note(kind, &candidate.folder);
     }
     let classes: Vec<PathBuf> =
         folders.iter().map(|entry| entry.path.clone()).filter(|path| !is_no_class(path)).collect();
@@ -256,7 +257,8 @@ impl Splits {
         Ok(Some(SplitFolder { folder, part: Part::Train, labels: Labels::Folders }))
     }
 
-    /// The folder that serves as the test split, and why others do not, one line each. `classes` are the names of the train split's.
+    /// The folder that serves as the test split, and why others do not, one line each. `classes` are the names of the
+    /// train split's.
     pub fn held_out(
         &self,
         wanted: Split,

@@ -1,5 +1,5 @@
-//! Folders as readers see them: without hidden and system files, without what `data.exclude` names, and with the kind of every
-//! entry known before anything is opened (a fifo would block its reader for ever).
+//! Folders as readers see them: without hidden and system files, without what `data.exclude` names, and with the kind
+//! of every entry known before anything is opened (a fifo would block its reader for ever).
 
 use std::cell::RefCell;
 use std::fs::{FileType, Metadata};
@@ -11,7 +11,8 @@ use super::notes::{Notes, shown};
 use super::splits::{Shard, strip_extension};
 use crate::dataset::error::DataError;
 
-/// Folders and files that operating systems and tools leave in every folder; in lower case. Hidden ones are known by their dot.
+/// Folders and files that operating systems and tools leave in every folder; in lower case. Hidden ones are known by
+/// their dot.
 const SYSTEM_NAMES: [&str; 12] = [
     "__macosx",
     "@eadir",
@@ -113,7 +114,7 @@ impl Kind {
     }
 }
 
-/// What of a dataset's folder is looked at, and what was passed over.
+/// What of a dataset's folder is looked at, and what was left out.
 #[derive(Debug)]
 pub struct Scope {
     root: PathBuf,
@@ -266,8 +267,8 @@ pub(crate) fn is_system_name(name: &str) -> bool {
     name.starts_with('.') || SYSTEM_NAMES.iter().any(|known| name.to_lowercase() == *known)
 }
 
-/// A pattern with a slash is held against the path relative to the root, one without against the last name, and for a Parquet file
-/// against that without its extension, number and total.
+/// A pattern with a slash is matched against the path relative to the root, one without against the last name, and for
+/// a Parquet file against that without its extension, number and total.
 fn matches(pattern: &Pattern, relative: &Path) -> bool {
     let options =
         MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: false };

@@ -183,7 +183,8 @@ fn several(folder: &Path, part: Part, scope: &Scope, files: &[&File]) -> DataErr
     }
 }
 
-/// The files of one set: beside `train`, `train_noisy` is another split. A name with other words is only taken if there is no other.
+/// The files of one set: beside `train`, `train_noisy` is another split. A name with other words is only taken if there
+/// is no other.
 fn of_one_set<'f>(files: &[&'f File], folder: &Path, part: Part, scope: &Scope) -> Result<Vec<&'f File>, DataError> {
     let best = files.iter().map(|file| file.named.rank).min().unwrap_or(Rank::Exact);
     let chosen: Vec<&File> = files.iter().copied().filter(|file| file.named.rank == best).collect();

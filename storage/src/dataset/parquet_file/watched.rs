@@ -1,4 +1,5 @@
-//! A file for decoders that tell a disk's error as damage of the data: it keeps the error, which then is the one to report.
+//! A file for decoders that report a disk's error as damage of the data: it keeps the error, which then is the one to
+//! report.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read};
@@ -106,7 +107,7 @@ mod tests {
     use crate::dataset::formats::hf_parquet::{self, HfParquet};
     use crate::dataset::{DatasetSpec, Split, SyntheticSpec, convert};
 
-    /// A disk that fails behind a place.
+    /// A disk that cannot read one place.
     struct Failing {
         bytes: Vec<u8>,
         from: u64,

@@ -228,8 +228,8 @@ fn links_out_of_the_folder_are_refused() {
         assert!(matches!(error, DataError::Escape { .. }) && error.to_string().contains(link), "{error}");
         std::fs::remove_file(root.join(link)).unwrap();
     }
-    // Links to images inside are followed, those to folders are not: one to the split would lead to the other classes. A
-    // file that turns into a link after opening is refused when it is read.
+    // Links to images inside are followed, those to folders are not: one to the split would lead to the other classes.
+    // A file that turns into a link after opening is refused when it is read.
     symlink(root.join("train/bee/1.png"), root.join("train/ant/y.png")).unwrap();
     symlink(root.join("train/ant"), root.join("train/ant/circle")).unwrap();
     symlink(root.join("train"), root.join("train/ant/up")).unwrap();
@@ -241,7 +241,7 @@ fn links_out_of_the_folder_are_refused() {
     std::fs::remove_file(root.join("train/ant/0.png")).unwrap();
     symlink(secret.join("0.png"), root.join("train/ant/0.png")).unwrap();
     assert!(matches!(dataset.sample(0), Err(DataError::Escape { .. })));
-    // A folder without images is no class, and told.
+    // A folder without images is no class, and noted.
     std::fs::create_dir(root.join("train/cow")).unwrap();
     std::fs::remove_file(root.join("train/ant/0.png")).unwrap();
     let dataset = open(&spec).unwrap();

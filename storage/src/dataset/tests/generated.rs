@@ -77,7 +77,8 @@ fn object_patches_are_where_the_object_is() {
 
 #[test]
 fn shapes_of_different_classes_differ() {
-    // Mean silhouettes around the object's centre of mass must be told apart by a nearest-mean rule far above chance.
+    // Mean silhouettes around the object's centre of mass must be distinguished by a nearest-mean rule far above
+    // chance.
     let dataset = synthetic(&SyntheticSpec { num_train: 400, ..small(10, 48, 1) }, Split::Train);
     let silhouette = |index: usize| {
         let pixels = dataset.object_pixels(index);

@@ -1,9 +1,9 @@
-//! How splits, folders and shards are found: names, archives, leftovers, and what the owner is told.
+//! How splits, folders and shards are found: names, archives, leftovers, and what the notes say.
 
 use super::*;
 
-/// A dataset made of files at paths: a `.png` is an image, a `.parquet` has as many rows as its contents say (`3 rows` of label 0), a
-/// path with a slash at its end is an empty folder, anything else is text.
+/// A dataset made of files at paths: a `.png` is an image, a `.parquet` has as many rows as its contents say (`3 rows`
+/// of label 0), a path with a slash at its end is an empty folder, anything else is text.
 pub(super) struct Made(tempfile::TempDir);
 
 impl Made {
@@ -30,7 +30,7 @@ impl Made {
         if [".png", ".jpg", ".jpeg"].iter().any(|end| lower.ends_with(end)) {
             std::fs::copy(fixture("images/rgb.png"), target).unwrap();
         } else if lower.ends_with(".parquet") {
-            // The label tells which file was read.
+            // The label shows which file was read.
             write_parquet(&target, &[path.len() as i64; 2]);
         } else {
             std::fs::write(target, b"text").unwrap();
@@ -197,7 +197,7 @@ fn folders_without_images_are_no_classes_and_named() {
     let expected = "folders without images, no classes: 3 (train/cow, train/dog, train/x\\u{1b}[2J\\n)";
     assert!(has_note(&*dataset, expected), "{:?}", dataset.notes());
     assert!(has_note(&*dataset, "images outside of class folders left out: 1 (train/7.png)"), "{:?}", dataset.notes());
-    // The test split has its own classes, which are held against these by name.
+    // The test split has its own classes, which are mapped to these by name.
     made.add("test/cow/0.png");
     assert_eq!(made.open(Split::Test).info().class_names, ["ant", "bee", "cow"]);
 }

@@ -180,7 +180,8 @@ fn brotli_pages_are_read_and_lzo_is_refused_by_name() {
     // The codec is a number of the footer: where gzip's and snappy's footers differ, LZO's differs in the same byte.
     write_images(&path, images.clone(), Compression::SNAPPY);
     let mut bytes = std::fs::read(&path).unwrap();
-    // Field 4 of the column's metadata (codec), an i32 of 1 (snappy) in zigzag, after the end of the list of names in field 3.
+    // Field 4 of the column's metadata (codec), an i32 of 1 (snappy) in zigzag, after the end of the list of names in
+    // field 3.
     let at = bytes.windows(9).rposition(|nine| nine == b"\x05image\x15\x02\x16").unwrap();
     bytes[at + 7] = 6;
     std::fs::write(&path, bytes).unwrap();

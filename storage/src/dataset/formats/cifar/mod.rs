@@ -79,7 +79,7 @@ impl Format for CifarPickle {
     }
 }
 
-/// Which of the two datasets, told by the file names.
+/// Which of the two datasets, known by the names of the files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Cifar10,

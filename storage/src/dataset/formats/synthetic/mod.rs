@@ -1,5 +1,5 @@
-//! Generated images: a textured background with one shaped object. The label is the shape, and the object's place is known, so that a
-//! learned mask can be judged. Every image is a function of (seed, split, index) alone.
+//! Generated images: a textured background with one shaped object. The label is the shape, and the object's place is
+//! known, so that a learned mask can be judged. Every image is a function of (seed, split, index) alone.
 
 mod shapes;
 mod textures;
@@ -72,6 +72,9 @@ enum Purpose {
 
 impl SyntheticDataset {
     /// A split of the images that `spec` describes.
+    ///
+    /// # Errors
+    /// [`DataError::Setting`] about the first value that is out of range.
     pub fn new(spec: &SyntheticSpec, split: Split) -> Result<Self, DataError> {
         let check = |key, value: usize, allowed: &[usize], text: &str| {
             let ok = allowed.contains(&value);
@@ -141,8 +144,9 @@ impl SyntheticDataset {
         self.coverage(index).into_iter().map(|share| share >= 0.5).collect()
     }
 
-    /// Patches of sample `index` with at least one object pixel, row by row over the grid of `patch` by `patch` pixels (the last row and
-    /// column of the grid may be narrower); empty for a patch of 0.
+    /// Patches of sample `index` with at least one object pixel, row by row over the grid of `patch` by `patch` pixels
+    /// (the last row and column of the grid may be narrower); empty for a patch of 0.
+    #[must_use]
     pub fn object_patches(&self, index: usize, patch: usize) -> Vec<bool> {
         if patch == 0 {
             return Vec::new();
