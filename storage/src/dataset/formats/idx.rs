@@ -14,7 +14,7 @@ use crate::dataset::format::{Format, Likeness};
 use crate::dataset::labels::classes::numbered_classes;
 use crate::dataset::layout::listing::{Kind, Scope, file_name, folder_with};
 use crate::dataset::layout::splits::{Part, named, parts_of};
-use crate::dataset::sample::{Dataset, DatasetInfo};
+use crate::dataset::sample::{Dataset, DatasetInfo, NameSource};
 use crate::dataset::spec::{DatasetSpec, FormatName, Split};
 
 /// More values than this in one file are taken for a damaged header.
@@ -141,7 +141,8 @@ fn open(path: &Path, spec: &DatasetSpec, scope: &Scope) -> Result<Arc<dyn Datase
         image_size: Some((width, height)),
         channels,
     };
-    let dataset = RawDataset::new(info, Layout::Interleaved, images.values, labels, &[(image_file, 0)])?;
+    let dataset =
+        RawDataset::new(info, NameSource::Numbers, Layout::Interleaved, images.values, labels, &[(image_file, 0)])?;
     Ok(Arc::new(dataset.with_notes(scope.lines())))
 }
 

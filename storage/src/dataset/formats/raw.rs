@@ -18,6 +18,7 @@ pub(crate) enum Layout {
 /// Images of one size, one after the other.
 pub(crate) struct RawDataset {
     info: DatasetInfo,
+    names: NameSource,
     layout: Layout,
     pixels: Vec<u8>,
     labels: Vec<i32>,
@@ -27,9 +28,11 @@ pub(crate) struct RawDataset {
 }
 
 impl RawDataset {
-    /// `info.image_size` and `info.channels` must be known; labels are checked against the class names.
+    /// `names` says where those of the classes come from. `info.image_size` and `info.channels` must be known; labels
+    /// are checked against the class names.
     pub fn new(
         info: DatasetInfo,
+        names: NameSource,
         layout: Layout,
         pixels: Vec<u8>,
         labels: Vec<i32>,
@@ -57,7 +60,7 @@ impl RawDataset {
             ));
         }
         let files = files.iter().map(|(path, _)| path.clone()).collect();
-        Ok(Self { info, layout, pixels, labels, image_len, notes: Vec::new(), files })
+        Ok(Self { info, names, layout, pixels, labels, image_len, notes: Vec::new(), files })
     }
 
     /// The same with what its reader left out.
@@ -76,9 +79,7 @@ impl Dataset for RawDataset {
     }
 
     fn label_origin(&self) -> LabelOrigin {
-        // IDX alone has no names at all, not even that of a field.
-        let names = if self.info.label_column.is_none() { NameSource::Numbers } else { NameSource::Declared };
-        LabelOrigin { names, ..LabelOrigin::default() }
+        LabelOrigin { names: self.names, ..LabelOrigin::default() }
     }
 
     fn files(&self) -> Vec<&Path> {

@@ -14,7 +14,7 @@ use crate::dataset::formats::raw::{Layout, RawDataset};
 use crate::dataset::labels::classes::{name_of_bytes, numbered_classes};
 use crate::dataset::labels::label_column;
 use crate::dataset::layout::listing::{Scope, file_name, folder_with};
-use crate::dataset::sample::{Dataset, DatasetInfo};
+use crate::dataset::sample::{Dataset, DatasetInfo, NameSource};
 use crate::dataset::spec::{DatasetSpec, FormatName, Split};
 
 const SIDE: usize = 32;
@@ -325,7 +325,8 @@ impl Gathered {
             image_size: Some((SIDE, SIDE)),
             channels: 3,
         };
-        let dataset = RawDataset::new(info, Layout::Planes, self.pixels, self.labels, &self.files)?;
+        let dataset =
+            RawDataset::new(info, NameSource::Declared, Layout::Planes, self.pixels, self.labels, &self.files)?;
         Ok(Arc::new(dataset.with_notes(scope.lines())))
     }
 }
