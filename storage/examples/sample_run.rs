@@ -1,4 +1,5 @@
-//! Makes a run directory with made-up rows, for checking the logs with other programs (see `tests/python/check_logs.py`).
+//! Makes a run directory with made-up rows, for checking the logs with other programs (see
+//! `tests/python/check_logs.py`).
 //!
 //! `cargo run --release -p mlomae-storage --example sample_run -- ROOT finished|killed|slow STEPS`
 //!
@@ -13,7 +14,8 @@ use std::time::Duration;
 
 use mlomae_storage::checkpoint::{self, CheckpointRef, TensorRef};
 use mlomae_storage::logs::{
-    ActorRow, Clock, EvalRow, EventRow, Level, LogContext, LogPolicy, LogWriter, MaskRow, MetricRow, Severity,
+    ActorRow, Clock, EvalRow, EventRow, Level, LogContext, LogPolicy, LogWriter, MaskRow, MetricRow, SCHEMA_VERSION,
+    Severity,
 };
 use mlomae_storage::run_dir::{RunDir, RunRecord, RunStatus, new_run_id};
 
@@ -112,7 +114,7 @@ fn save(run: &Path, step: i64, wall_s: f64) -> Result<PathBuf, Failure> {
 
 fn make(root: &Path, mode: &str, steps: i64) -> Result<(), Failure> {
     let run = RunDir::create(root, &new_run_id(mode))?;
-    let mut record = RunRecord::begin(&run.id(), env!("CARGO_PKG_VERSION"), "", 42);
+    let mut record = RunRecord::begin(&run.id(), env!("CARGO_PKG_VERSION"), "", 42).with_log_schema(SCHEMA_VERSION);
     run.write_record(&record)?;
     println!("{}", run.path().display());
     let clock = Clock::start();

@@ -4,8 +4,8 @@
 //! directory at each single operation.
 //!
 //! No file here is opened through a symbolic link (`O_NOFOLLOW`), and none but a regular one: whoever can write into a
-//! run directory must not be able to turn a write, or a wait, elsewhere. The folders `logs`, `checkpoints`, `images` and
-//! `report` of a run, and all above it, may be links: people keep them on other disks.
+//! run directory must not be able to turn a write, or a wait, elsewhere. The folders `logs`, `checkpoints`, `images`
+//! and `report` of a run, and all above it, may be links: people keep them on other disks.
 
 #[cfg(test)]
 pub(crate) mod record;
@@ -37,11 +37,13 @@ pub struct FileError {
 
 impl FileError {
     /// An error of operation `op` on `path`.
+    #[must_use]
     pub fn new(op: &'static str, path: &Path, source: io::Error) -> Self {
         Self { op, path: path.to_path_buf(), source }
     }
 
     /// 66 for an input that is missing or no file, 65 for one that is too large, 74 for any other I/O error.
+    #[must_use]
     pub fn exit_code(&self) -> u8 {
         let is_input = matches!(self.op, "read" | "open" | "list" | "resolve");
         match input::refusal_code(&self.source) {
@@ -52,6 +54,7 @@ impl FileError {
     }
 
     /// True when the file or folder does not exist.
+    #[must_use]
     pub fn is_missing(&self) -> bool {
         self.source.kind() == io::ErrorKind::NotFound
     }
@@ -94,6 +97,9 @@ pub(crate) fn open_plain(path: &Path, options: &mut OpenOptions) -> io::Result<F
 }
 
 /// Makes a folder and its parents, and brings the entries of all that were missing to the disk.
+///
+/// # Errors
+/// [`FileError`] if a folder cannot be made, or what is in its place is no folder.
 pub fn create_dir_all(path: &Path) -> Result<(), FileError> {
     if path.is_dir() {
         return Ok(());
@@ -113,6 +119,9 @@ pub fn create_dir_all(path: &Path) -> Result<(), FileError> {
 }
 
 /// Makes a folder that must not exist yet; its entry is not brought to the disk.
+///
+/// # Errors
+/// [`FileError`] if it cannot be made, also because there is something of that name.
 pub fn create_dir(path: &Path) -> Result<(), FileError> {
     step("create folder", path, || fs::create_dir(path))?;
     #[cfg(test)]
@@ -134,6 +143,9 @@ pub(crate) fn create_plain_dir(path: &Path) -> Result<(), FileError> {
 }
 
 /// Creates a file that must not exist yet.
+///
+/// # Errors
+/// [`FileError`] if it cannot be created, also because there is something of that name.
 pub fn create_new(path: &Path) -> Result<File, FileError> {
     let file = step("create", path, || OpenOptions::new().write(true).create_new(true).open(path))?;
     #[cfg(test)]
@@ -141,7 +153,7 @@ pub fn create_new(path: &Path) -> Result<File, FileError> {
     Ok(file)
 }
 
-/// Opens a regular file to write behind its end, and creates it if it is missing; never through a link.
+/// Opens a regular file to append to it, and creates it if it is missing; never through a link.
 pub(crate) fn append(path: &Path) -> Result<File, FileError> {
     #[cfg(test)]
     let is_new = fs::symlink_metadata(path).is_err();
@@ -154,6 +166,9 @@ pub(crate) fn append(path: &Path) -> Result<File, FileError> {
 }
 
 /// Writes all bytes at the file's position; a failure may leave some of them written.
+///
+/// # Errors
+/// [`FileError`] if not all bytes could be written.
 pub fn write_all(file: &mut File, path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     #[cfg(test)]
     if let Err(error) = fault::check("write", path) {
@@ -168,6 +183,9 @@ pub fn write_all(file: &mut File, path: &Path, bytes: &[u8]) -> Result<(), FileE
 }
 
 /// Cuts the file back to `len` bytes and continues writing there.
+///
+/// # Errors
+/// [`FileError`] if its length or position cannot be set.
 pub fn truncate(file: &mut File, path: &Path, len: u64) -> Result<(), FileError> {
     step("truncate", path, || {
         file.set_len(len)?;
@@ -179,6 +197,9 @@ pub fn truncate(file: &mut File, path: &Path, len: u64) -> Result<(), FileError>
 }
 
 /// Brings a file's contents to the disk.
+///
+/// # Errors
+/// [`FileError`] if the system reports that it could not write the contents.
 pub fn sync(file: &File, path: &Path) -> Result<(), FileError> {
     step("sync", path, || if SYNCS { file.sync_all() } else { Ok(()) })?;
     #[cfg(test)]
@@ -187,6 +208,9 @@ pub fn sync(file: &File, path: &Path) -> Result<(), FileError> {
 }
 
 /// Renames within one file system, replacing what is there. A link is renamed itself, and replaced itself.
+///
+/// # Errors
+/// [`FileError`] if `from` is missing, or the system refuses.
 pub fn rename(from: &Path, to: &Path) -> Result<(), FileError> {
     step("rename", from, || fs::rename(from, to))?;
     #[cfg(test)]
@@ -195,6 +219,9 @@ pub fn rename(from: &Path, to: &Path) -> Result<(), FileError> {
 }
 
 /// Removes a file or a link; a file that is already gone is no error.
+///
+/// # Errors
+/// [`FileError`] if it is there and cannot be removed.
 pub fn remove_file(path: &Path) -> Result<(), FileError> {
     step("remove", path, || ignore_missing(fs::remove_file(path)))?;
     #[cfg(test)]
@@ -202,7 +229,11 @@ pub fn remove_file(path: &Path) -> Result<(), FileError> {
     Ok(())
 }
 
-/// Removes a folder with all it holds, or a link to one without what it holds; a folder that is already gone is no error.
+/// Removes a folder with all it holds, or a link to one without what it holds; a folder that is already gone is no
+/// error.
+///
+/// # Errors
+/// [`FileError`] if something in it cannot be removed.
 pub fn remove_dir_all(path: &Path) -> Result<(), FileError> {
     step("remove", path, || ignore_missing(fs::remove_dir_all(path)))?;
     #[cfg(test)]
@@ -218,6 +249,9 @@ fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
 }
 
 /// Makes a symbolic link that must not exist yet.
+///
+/// # Errors
+/// [`FileError`] if it cannot be made, also because there is something of that name.
 pub fn symlink(target: &Path, link: &Path) -> Result<(), FileError> {
     step("link", link, || std::os::unix::fs::symlink(target, link))?;
     #[cfg(test)]
@@ -226,21 +260,34 @@ pub fn symlink(target: &Path, link: &Path) -> Result<(), FileError> {
 }
 
 /// Reads a whole regular file, which may take half of the memory that is left.
+///
+/// # Errors
+/// [`FileError`] if the file is missing, no regular file, too large or unreadable.
 pub fn read(path: &Path) -> Result<Vec<u8>, FileError> {
     read_at_most(path, machine_memory::available().num_bytes / 2)
 }
 
 /// Reads a whole regular file of at most `max_bytes`.
+///
+/// # Errors
+/// [`FileError`] if the file is missing, no regular file, longer than `max_bytes` or unreadable.
 pub fn read_at_most(path: &Path, max_bytes: u64) -> Result<Vec<u8>, FileError> {
     input::read_at_most(path, max_bytes).map_err(|e| FileError::new("read", path, e))
 }
 
-/// Reads a whole file of a run directory, which may take half of the memory that is left: a regular one, not through a link.
+/// Reads a whole file of a run directory, which may take half of the memory that is left: a regular one, not through a
+/// link.
+///
+/// # Errors
+/// [`FileError`] if the file is missing, a link, no regular file, too large or unreadable.
 pub fn read_plain(path: &Path) -> Result<Vec<u8>, FileError> {
     read_plain_at_most(path, machine_memory::available().num_bytes / 2)
 }
 
 /// Reads a whole file of a run directory, of at most `max_bytes`: a regular one, not through a link.
+///
+/// # Errors
+/// [`FileError`] if the file is missing, a link, no regular file, longer than `max_bytes` or unreadable.
 pub fn read_plain_at_most(path: &Path, max_bytes: u64) -> Result<Vec<u8>, FileError> {
     let read = || {
         let file = open_plain(path, OpenOptions::new().read(true))?;
@@ -251,6 +298,9 @@ pub fn read_plain_at_most(path: &Path, max_bytes: u64) -> Result<Vec<u8>, FileEr
 }
 
 /// Brings a folder's entries (names, renames, removals) to the disk.
+///
+/// # Errors
+/// [`FileError`] if the folder cannot be opened or written to the disk.
 pub fn fsync_dir(path: &Path) -> Result<(), FileError> {
     step("sync folder", path, || {
         let folder = File::open(path)?;
@@ -288,6 +338,9 @@ pub(crate) fn parent(path: &Path) -> &Path {
 }
 
 /// Writes `bytes` to `path` so that a reader sees the old file or the new one, never a part, even across a power loss.
+///
+/// # Errors
+/// [`FileError`] if a step fails; the earlier file, or none, is still there then.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     let mut file = AtomicFile::create(path)?;
     file.put(bytes)?;
@@ -308,6 +361,9 @@ pub struct AtomicFile {
 
 impl AtomicFile {
     /// Opens `<path>.tmp` for writing.
+    ///
+    /// # Errors
+    /// [`FileError`] if the temporary file cannot be created.
     pub fn create(path: &Path) -> Result<Self, FileError> {
         let mut name = path.as_os_str().to_os_string();
         name.push(".tmp");
@@ -323,6 +379,9 @@ impl AtomicFile {
     }
 
     /// Writes all bytes.
+    ///
+    /// # Errors
+    /// [`FileError`] if the bytes cannot be written.
     pub fn put(&mut self, bytes: &[u8]) -> Result<(), FileError> {
         match &mut self.file {
             Some(file) => write_all(file, &self.tmp, bytes),
@@ -338,6 +397,9 @@ impl AtomicFile {
     }
 
     /// Fsync, rename to the final name, fsync of the folder.
+    ///
+    /// # Errors
+    /// [`FileError`] if the contents cannot be written to the disk or renamed; the earlier file is still there then.
     pub fn commit(mut self) -> Result<(), FileError> {
         if let Some(file) = &self.file {
             sync(file, &self.tmp)?;

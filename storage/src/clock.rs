@@ -23,16 +23,19 @@ pub struct Clock {
 
 impl Clock {
     /// A clock that starts now, for a new run.
+    #[must_use]
     pub fn start() -> Self {
         Self::resume(0.0)
     }
 
     /// A clock that starts now, for a run that has already been running for `offset_s` seconds.
+    #[must_use]
     pub fn resume(offset_s: f64) -> Self {
         Self { started: Instant::now(), started_us: unix_us(), offset_s }
     }
 
     /// The present moment.
+    #[must_use]
     pub fn stamp(&self) -> Stamp {
         let elapsed = self.started.elapsed();
         Stamp {
@@ -42,12 +45,14 @@ impl Clock {
     }
 
     /// Seconds of running time since the run began.
+    #[must_use]
     pub fn wall_s(&self) -> f64 {
         self.stamp().wall_s
     }
 }
 
 /// Microseconds since 1970-01-01 UTC, by the system's clock.
+#[must_use]
 pub fn unix_us() -> i64 {
     match SystemTime::now().duration_since(UNIX_EPOCH) {
         Ok(since) => i64::try_from(since.as_micros()).unwrap_or(i64::MAX),
@@ -90,12 +95,14 @@ fn civil(ts_us: i64) -> Civil {
 }
 
 /// `2026-11-23T22:44:12.123456Z`, from microseconds since 1970 (UTC).
+#[must_use]
 pub fn rfc3339(ts_us: i64) -> String {
     let c = civil(ts_us);
     format!("{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:06}Z", c.year, c.month, c.day, c.hour, c.minute, c.second, c.micros)
 }
 
 /// `20261123-224412`, from microseconds since 1970 (UTC): sorts by time.
+#[must_use]
 pub fn compact(ts_us: i64) -> String {
     let c = civil(ts_us);
     format!("{:04}{:02}{:02}-{:02}{:02}{:02}", c.year, c.month, c.day, c.hour, c.minute, c.second)

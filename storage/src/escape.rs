@@ -9,7 +9,8 @@ use std::os::unix::ffi::OsStrExt;
 /// sequence, or turns the direction of what follows (bidirectional override).
 fn acts(c: char) -> bool {
     c.is_control()
-        || matches!(c, '\u{2028}' | '\u{2029}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        || matches!(c, '\u{2028}' | '\u{2029}' | '\u{200e}' | '\u{200f}')
+        || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// The text on one line: line breaks, tabs and all that a terminal would obey are written as Rust does, `\n`, `\u{1b}`.
@@ -94,9 +95,9 @@ mod tests {
             if let Some(escape) = rest.strip_prefix(r"\x") {
                 bytes.push(u8::from_str_radix(&escape[..2], 16).expect("two digits"));
                 rest = &escape[2..];
-            } else if let Some(behind) = rest.strip_prefix(r"\\") {
+            } else if let Some(after) = rest.strip_prefix(r"\\") {
                 bytes.push(b'\\');
-                rest = behind;
+                rest = after;
             } else {
                 bytes.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes());
                 rest = &rest[c.len_utf8()..];

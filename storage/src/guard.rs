@@ -1,18 +1,24 @@
 //! A guard around other crates' decoders, which may panic on damaged bytes.
 
+use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Runs `decode`, whose state is thrown away if it panics; a panic becomes an error made of its message.
+/// Runs `decode`, whose state is dropped if it panics; a panic becomes an error made of its message.
 pub(crate) fn guarded<T, E>(decode: impl FnOnce() -> Result<T, E>, refuse: impl FnOnce(String) -> E) -> Result<T, E> {
     match catch_unwind(AssertUnwindSafe(decode)) {
         Ok(result) => result,
         Err(payload) => {
-            let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
-            let text = text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_default();
             // One line, whatever an assertion had to say.
-            Err(refuse(format!("the decoder gave up: {}", text.lines().next().unwrap_or_default())))
+            let text = panic_text(&*payload).lines().next().unwrap_or_default();
+            Err(refuse(format!("the decoder gave up: {text}")))
         }
     }
+}
+
+/// The message of a panic; empty if it has none.
+pub(crate) fn panic_text(payload: &(dyn Any + Send)) -> &str {
+    let text = payload.downcast_ref::<&str>().copied();
+    text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Opening what somebody else has named: only regular files, and never more bytes than there is reason for.
 //!
 //! Opening a named pipe waits for its writer, and reading a device may never end; a file's kind is looked at before it
-//! is opened, and again behind `O_NONBLOCK`, as a name may change in between.
+//! is opened, and again after it, with `O_NONBLOCK`, as a name may change in between.
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions};

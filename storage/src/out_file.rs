@@ -1,7 +1,7 @@
 //! Files that a user names for a command's output.
 //!
-//! A regular file appears whole or not at all and keeps the mode of the one it replaces; a device, a pipe and the target
-//! of a link are written through, as other tools do; `-` is stdout. A folder is refused.
+//! A regular file appears whole or not at all and keeps the mode of the one it replaces; a device, a pipe and the
+//! target of a link are written through, as other tools do; `-` is stdout. A folder is refused.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -41,12 +41,14 @@ enum Sink {
 }
 
 /// Whether a path stands for stdout.
+#[must_use]
 pub fn is_stdout(path: &Path) -> bool {
     ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"].iter().any(|name| path == Path::new(name))
 }
 
 impl OutFile {
-    /// Opens the output; nothing of an earlier one is lost before the new one is whole, or begun where it is written through.
+    /// Opens the output; nothing of an earlier one is lost before the new one is whole, or begun where it is written
+    /// through.
     ///
     /// # Errors
     /// If it is a folder, or cannot be opened or made.

@@ -24,6 +24,11 @@ pub const MAX_CONFIG_BYTES: u64 = 16 << 20;
 /// The largest `run.json`: it holds a command line.
 const MAX_RECORD_BYTES: u64 = 16 << 20;
 
+/// What a run id is, for messages.
+pub const RUN_ID_RULE: &str = "letters, digits, '.', '_' and '-', beginning with a letter or digit, at most 128";
+/// Characters of a run id at most, which is also the name of a folder.
+const MAX_RUN_ID: usize = 128;
+
 const RECORD: &str = "run.json";
 /// What a run directory may hold before its record is written.
 const BEFORE_RECORD: [&str; 8] =
@@ -45,9 +50,7 @@ pub enum RunDirError {
     #[error("run directory: no run (a folder with run.json) at `{}`", .0.display())]
     NoRun(PathBuf),
     /// A run id that cannot be a folder name.
-    #[error(
-        "run directory: a run id has 1 to 120 of the characters a-z A-Z 0-9 . _ - and does not begin with a dot: `{0}`"
-    )]
+    #[error("run directory: a run id must be {RUN_ID_RULE}: `{0}`")]
     BadId(String),
     /// `run.json` cannot be understood.
     #[error("run directory: cannot read `{}`: {reason}", path.display())]
@@ -69,6 +72,7 @@ pub enum RunDirError {
 
 impl RunDirError {
     /// The exit code of the command line: 65 corrupt, 66 missing, 74 I/O, 78 bad config.
+    #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::File(error) => error.exit_code(),
@@ -111,7 +115,7 @@ impl fmt::Display for RunStatus {
 pub struct Versions {
     /// The program.
     pub program: String,
-    /// The log schemas.
+    /// The log schemas; empty where nobody said.
     pub schema: String,
     /// The compiler, if known.
     pub rustc: Option<String>,
@@ -133,6 +137,7 @@ pub struct Host {
 
 impl Host {
     /// This machine, on which the process computes with the instruction set `isa`.
+    #[must_use]
     pub fn this(isa: &str) -> Self {
         let kernel = |file: &str| fs::read_to_string(Path::new("/proc/sys/kernel").join(file)).unwrap_or_default();
         let os = [std::env::consts::OS, kernel("osrelease").trim(), std::env::consts::ARCH].join(" ");
@@ -176,8 +181,8 @@ pub struct RunRecord {
     /// How many times it has been resumed: the `segment` of its newest log rows.
     #[serde(default)]
     pub segment: i32,
-    /// The command line of its last process, program first. An argument need not be UTF-8: each byte of it that belongs to
-    /// no UTF-8 sequence is written as `\xNN`, each backslash as `\\`.
+    /// The command line of its last process, program first. An argument need not be UTF-8: each byte of it that belongs
+    /// to no UTF-8 sequence is written as `\xNN`, each backslash as `\\`.
     #[serde(default)]
     pub command: Vec<String>,
     /// Seconds of running time up to the end of its last orderly ended process.
@@ -198,6 +203,7 @@ fn command_line() -> Vec<String> {
 
 impl RunRecord {
     /// The record of a run that begins now, in this process, on this machine, computing with `isa`.
+    #[must_use]
     pub fn begin(id: &str, program_version: &str, isa: &str, seed: u64) -> Self {
         Self {
             format: RUN_FORMAT,
@@ -205,7 +211,7 @@ impl RunRecord {
             status: RunStatus::Running,
             versions: Versions {
                 program: program_version.to_string(),
-                schema: crate::logs::SCHEMA_VERSION.to_string(),
+                schema: String::new(),
                 rustc: option_env!("RUSTC_VERSION").map(str::to_string),
             },
             seed,
@@ -222,11 +228,17 @@ impl RunRecord {
         }
     }
 
+    /// The same record, of a run whose logs have the schemas of this version.
+    #[must_use]
+    pub fn with_log_schema(mut self, version: &str) -> Self {
+        self.versions.schema = version.to_string();
+        self
+    }
+
     /// The same run, taken up again by this process on this machine, computing with `isa`: running, one segment later.
     pub fn resume(&mut self, program_version: &str, isa: &str) {
         self.status = RunStatus::Running;
         self.versions.program = program_version.to_string();
-        self.versions.schema = crate::logs::SCHEMA_VERSION.to_string();
         self.ended = None;
         self.exit_code = None;
         self.error = None;
@@ -254,8 +266,14 @@ pub struct RunDir {
 
 impl RunDir {
     /// Makes `<root>/<run_id>` with its folders, and holds it for this process.
+    ///
+    /// # Errors
+    /// [`RunDirError::BadId`] if `run_id` cannot be one, [`RunDirError::Exists`] if the folder is there,
+    /// [`RunDirError::File`] if a file operation fails.
     pub fn create(root: &Path, run_id: &str) -> Result<Self, RunDirError> {
-        check_id(run_id)?;
+        if !is_run_id(run_id) {
+            return Err(RunDirError::BadId(run_id.to_string()));
+        }
         create_dir_all(root)?;
         let path = root.join(run_id);
         match atomic::create_dir(&path) {
@@ -264,7 +282,8 @@ impl RunDir {
             Err(error) => return Err(error.into()),
         }
         let run = Self { lock: Some(RunLock::acquire(&path)?), path };
-        // Another process may have moved the new folder aside before it was locked, and made and ended its own run here.
+        // Another process may have moved the new folder aside before it was locked, and made and ended its own run
+        // here.
         if crate::atomic::names(&run.path)?.iter().any(|name| name != LOCK) {
             return Err(RunDirError::Exists(run.path));
         }
@@ -279,6 +298,10 @@ impl RunDir {
     ///
     /// The run's lock is held until it is moved, so that a run at work stays where it is. Only runs, what is left of
     /// those that were killed before they had a record, and empty folders are moved.
+    ///
+    /// # Errors
+    /// [`RunDirError::NotMoved`] if it is no run, [`RunDirError::InUse`] if a process holds it, [`RunDirError::File`]
+    /// if it cannot be renamed.
     pub fn move_aside(path: &Path) -> Result<Option<PathBuf>, RunDirError> {
         if !path.exists() {
             return Ok(None);
@@ -325,6 +348,9 @@ impl RunDir {
     }
 
     /// Opens a run for reading; it may be running.
+    ///
+    /// # Errors
+    /// [`RunDirError::NoRun`] if it has no record, [`RunDirError::File`] if that cannot be opened.
     pub fn open(path: &Path) -> Result<Self, RunDirError> {
         let record = path.join(RECORD);
         match open_plain(&record, OpenOptions::new().read(true)) {
@@ -338,6 +364,9 @@ impl RunDir {
     }
 
     /// Opens a run to continue it, and holds it for this process.
+    ///
+    /// # Errors
+    /// Those of [`RunDir::open`] and [`RunLock::acquire`].
     pub fn open_locked(path: &Path) -> Result<Self, RunDirError> {
         Self::open(path)?;
         let lock = RunLock::acquire(path)?;
@@ -345,85 +374,93 @@ impl RunDir {
         Ok(Self { lock: Some(lock), ..Self::open(path)? })
     }
 
-    /// Opens the newest run below `root` for reading, by the time it began; none if there is none.
+    /// Opens the newest run below `root` for reading, by the time it began. Records that cannot be read are skipped.
     ///
-    /// `accept` chooses among them; records that cannot be read are passed over.
-    pub fn find_latest(root: &Path, accept: impl Fn(&RunRecord) -> bool) -> Result<Option<Self>, RunDirError> {
+    /// # Errors
+    /// [`RunDirError::NoRun`] if there is none, [`RunDirError::File`] if the folder cannot be read.
+    pub fn latest(root: &Path) -> Result<Self, RunDirError> {
         let mut newest: Option<(String, String, PathBuf)> = None;
         for name in crate::atomic::names(root)? {
             let path = root.join(&name);
             let Ok(run) = Self::open(&path) else { continue };
             let Ok(record) = run.record() else { continue };
             let key = (record.started.clone(), name, path);
-            if accept(&record) && newest.as_ref().is_none_or(|best| *best < key) {
+            if newest.as_ref().is_none_or(|best| *best < key) {
                 newest = Some(key);
             }
         }
-        newest.map(|(_, _, path)| Self::open(&path)).transpose()
-    }
-
-    /// The newest run below `root`.
-    pub fn latest(root: &Path) -> Result<Self, RunDirError> {
-        Self::find_latest(root, |_| true)?.ok_or_else(|| RunDirError::NoRun(root.to_path_buf()))
+        newest.map_or_else(|| Err(RunDirError::NoRun(root.to_path_buf())), |(_, _, path)| Self::open(&path))
     }
 
     /// The folder.
+    #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
     /// The run's id: the folder's name.
+    #[must_use]
     pub fn id(&self) -> String {
         self.path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
     }
 
-    /// Whether this value holds the run.
-    pub fn is_locked(&self) -> bool {
-        self.lock.is_some()
-    }
-
     /// `logs/`.
+    #[must_use]
     pub fn logs(&self) -> PathBuf {
         self.path.join("logs")
     }
 
     /// `checkpoints/`.
+    #[must_use]
     pub fn checkpoints(&self) -> PathBuf {
         self.path.join("checkpoints")
     }
 
     /// `images/`: PNG panels.
+    #[must_use]
     pub fn images(&self) -> PathBuf {
         self.path.join("images")
     }
 
     /// `report/`.
+    #[must_use]
     pub fn report(&self) -> PathBuf {
         self.path.join("report")
     }
 
     /// `config.toml`: every key, resolved.
+    #[must_use]
     pub fn config(&self) -> PathBuf {
         self.path.join("config.toml")
     }
 
     /// `config.input.toml`: as it was given.
+    #[must_use]
     pub fn config_input(&self) -> PathBuf {
         self.path.join("config.input.toml")
     }
 
     /// Writes both configs.
+    ///
+    /// # Errors
+    /// [`RunDirError::File`] if one of them cannot be written.
     pub fn write_configs(&self, resolved: &str, input: &str) -> Result<(), RunDirError> {
         write_atomic(&self.config_input(), input.as_bytes())?;
         Ok(write_atomic(&self.config(), resolved.as_bytes())?)
     }
 
     /// Reads the resolved config.
+    ///
+    /// # Errors
+    /// [`RunDirError::File`] if it cannot be read, [`RunDirError::Corrupt`] if it is not UTF-8.
     pub fn read_config(&self) -> Result<String, RunDirError> {
         self.read_text(self.config())
     }
 
     /// Reads the config as it was given; empty if it is not there.
+    ///
+    /// # Errors
+    /// [`RunDirError::File`] if it is there and cannot be read, [`RunDirError::Corrupt`] if it is not UTF-8.
     pub fn read_config_input(&self) -> Result<String, RunDirError> {
         match self.read_text(self.config_input()) {
             Err(RunDirError::File(error)) if error.is_missing() => Ok(String::new()),
@@ -437,6 +474,9 @@ impl RunDir {
     }
 
     /// Writes `run.json`, by rename.
+    ///
+    /// # Errors
+    /// [`RunDirError::File`] if it cannot be written.
     pub fn write_record(&self, record: &RunRecord) -> Result<(), RunDirError> {
         let path = self.path.join(RECORD);
         let mut text = serde_json::to_string_pretty(record)
@@ -446,6 +486,10 @@ impl RunDir {
     }
 
     /// Reads `run.json` as it is.
+    ///
+    /// # Errors
+    /// [`RunDirError::NoRun`] if there is none, [`RunDirError::Corrupt`] if it cannot be understood,
+    /// [`RunDirError::File`] if it cannot be read.
     pub fn record(&self) -> Result<RunRecord, RunDirError> {
         let path = self.path.join(RECORD);
         let bytes = match read_plain_at_most(&path, MAX_RECORD_BYTES) {
@@ -461,6 +505,9 @@ impl RunDir {
     }
 
     /// How the run stands: a record that says `running` while no process holds the run means that it was killed.
+    ///
+    /// # Errors
+    /// Those of [`RunDir::record`].
     pub fn status(&self) -> Result<RunStatus, RunDirError> {
         let status = self.record()?.status;
         let alive = self.lock.is_some() || RunLock::is_held(&self.path);
@@ -471,6 +518,7 @@ impl RunDir {
 /// A new run id: time (UTC), name, four random hex digits: `20261123-224412-quickstart-7f3a`.
 ///
 /// Characters of `name` that do not fit a folder name become `-`.
+#[must_use]
 pub fn new_run_id(name: &str) -> String {
     let clean: String =
         name.chars().take(60).map(|c| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' }).collect();
@@ -484,11 +532,12 @@ fn random_u16() -> u16 {
     (RandomState::new().hash_one(std::process::id()) & 0xffff) as u16
 }
 
-fn check_id(id: &str) -> Result<(), RunDirError> {
-    let fits = (1..=120).contains(&id.len())
-        && !id.starts_with('.')
-        && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
-    if fits { Ok(()) } else { Err(RunDirError::BadId(id.to_string())) }
+/// Whether a text can be a run id, see [`RUN_ID_RULE`].
+#[must_use]
+pub fn is_run_id(id: &str) -> bool {
+    id.len() <= MAX_RUN_ID
+        && id.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
 }
 
 #[cfg(test)]
@@ -499,7 +548,7 @@ mod tests {
     fn a_run_is_made_once_held_and_found_again() {
         let root = tempfile::tempdir().unwrap();
         let id = new_run_id("quick start/é");
-        assert!(id.len() > 20 && check_id(&id).is_ok(), "{id}");
+        assert!(id.len() > 20 && is_run_id(&id), "{id}");
         let run = RunDir::create(root.path(), &id).unwrap();
         assert!(matches!(RunDir::create(root.path(), &id), Err(RunDirError::Exists(_))));
         assert!(RunDir::open(run.path()).is_err(), "no record yet");
@@ -566,14 +615,13 @@ mod tests {
         }
         RunDir::create(root.path(), "z-without-record").unwrap();
         assert_eq!(RunDir::latest(root.path()).unwrap().id(), "a");
-        let found = RunDir::find_latest(root.path(), |record| record.id != "a").unwrap().unwrap();
-        assert_eq!(found.id(), "b");
     }
 
     #[test]
     fn ids_cannot_leave_the_root_and_broken_records_are_named() {
         let root = tempfile::tempdir().unwrap();
-        for id in ["", "..", "../x", "a/b", ".hidden", "a b", "é"] {
+        assert!(RUN_ID_RULE.ends_with(&format!("at most {MAX_RUN_ID}")) && is_run_id(&"a".repeat(MAX_RUN_ID)));
+        for id in ["", "..", "../x", "a/b", ".hidden", "a b", "é", &"a".repeat(MAX_RUN_ID + 1)] {
             assert!(matches!(RunDir::create(root.path(), id), Err(RunDirError::BadId(_))), "{id}");
         }
         let run = RunDir::create(root.path(), "x").unwrap();

@@ -56,7 +56,7 @@ pub fn remove_all_and_hold() {
     std::mem::forget(begun);
 }
 
-/// What cannot be removed stays; there is nobody left to tell.
+/// What cannot be removed stays; there is nobody left to report it to.
 fn remove(path: &Path) {
     if !path.is_dir() {
         let _ = fs::remove_file(path);

@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use mlomae_storage::checkpoint;
-use mlomae_storage::dataset::{DatasetSpec, DecodeLimits, Format, Split, decode, open};
+use mlomae_storage::dataset::{DatasetSpec, DecodeLimits, Decoder, Split, open};
 use mlomae_storage::logs::{Table, repair, tail, truncate_after};
 use tempfile::TempDir;
 
@@ -77,9 +77,9 @@ fn write(path: &Path, bytes: &[u8]) {
 }
 
 /// Opens a dataset and reads samples and labels from both its ends.
-fn read_dataset(path: &Path, format: Format, label_column: Option<&str>) -> bool {
+fn read_dataset(path: &Path, format: &str, label_column: Option<&str>) -> bool {
     let label_column = label_column.map(str::to_owned);
-    let spec = DatasetSpec::new(format, Some(path.to_owned()), Split::Train);
+    let spec = DatasetSpec::new(format.parse().expect("a format"), Some(path.to_owned()), Split::Train);
     let spec = DatasetSpec { limits: LIMITS, label_column, ..spec };
     let Ok(dataset) = open(&spec) else { return false };
     let mut is_whole = true;
@@ -101,54 +101,54 @@ fn read_dataset(path: &Path, format: Format, label_column: Option<&str>) -> bool
 }
 
 /// Puts the bytes in the place of one file of a fixture and reads the dataset.
-fn damage(target: &'static str, of: &str, file: &str, format: Format, bytes: &[u8]) -> bool {
+fn damage(target: &'static str, of: &str, file: &str, format: &str, bytes: &[u8]) -> bool {
     let folder = folder(target, |folder| copy(&fixture(of), folder));
     write(&folder.join(file), bytes);
     read_dataset(&folder, format, None)
 }
 
 fn hf_parquet(bytes: &[u8]) -> bool {
-    let is_whole = damage("hf_parquet", "hf-plain", "train.parquet", Format::HfParquet, bytes);
+    let is_whole = damage("hf_parquet", "hf-plain", "train.parquet", "hf-parquet", bytes);
     let folder = folder("hf_parquet", |_| {});
     // One of the seeds has two label columns.
-    is_whole || read_dataset(&folder, Format::HfParquet, Some("fine_label"))
+    is_whole || read_dataset(&folder, "hf-parquet", Some("fine_label"))
 }
 
 fn cifar10_bin(bytes: &[u8]) -> bool {
-    damage("cifar10_bin", "cifar10-bin", "data_batch_1.bin", Format::CifarBin, bytes)
+    damage("cifar10_bin", "cifar10-bin", "data_batch_1.bin", "cifar-bin", bytes)
 }
 
 fn cifar100_bin(bytes: &[u8]) -> bool {
-    damage("cifar100_bin", "cifar100-bin", "train.bin", Format::CifarBin, bytes)
+    damage("cifar100_bin", "cifar100-bin", "train.bin", "cifar-bin", bytes)
 }
 
 fn cifar10_pickle(bytes: &[u8]) -> bool {
-    damage("cifar10_pickle", "cifar10-py2/cifar-10-batches-py", "data_batch_1", Format::CifarPickle, bytes)
+    damage("cifar10_pickle", "cifar10-py2/cifar-10-batches-py", "data_batch_1", "cifar-pickle", bytes)
 }
 
 fn cifar100_pickle(bytes: &[u8]) -> bool {
-    damage("cifar100_pickle", "cifar100-protocol4/cifar-100-python", "train", Format::CifarPickle, bytes)
+    damage("cifar100_pickle", "cifar100-protocol4/cifar-100-python", "train", "cifar-pickle", bytes)
 }
 
 fn cifar_pickle_meta(bytes: &[u8]) -> bool {
-    damage("cifar_pickle_meta", "cifar10-py3/cifar-10-batches-py", "batches.meta", Format::CifarPickle, bytes)
+    damage("cifar_pickle_meta", "cifar10-py3/cifar-10-batches-py", "batches.meta", "cifar-pickle", bytes)
 }
 
 /// Plain or gzipped, whatever its name says.
 fn idx_images(bytes: &[u8]) -> bool {
-    let plain = damage("idx_images", "idx-plain", "train-images-idx3-ubyte", Format::Idx, bytes);
-    damage("idx_images_gz", "idx-gz", "train-images-idx3-ubyte.gz", Format::Idx, bytes) || plain
+    let plain = damage("idx_images", "idx-plain", "train-images-idx3-ubyte", "idx", bytes);
+    damage("idx_images_gz", "idx-gz", "train-images-idx3-ubyte.gz", "idx", bytes) || plain
 }
 
 fn idx_labels(bytes: &[u8]) -> bool {
-    let plain = damage("idx_labels", "idx-plain", "train-labels-idx1-ubyte", Format::Idx, bytes);
-    damage("idx_labels_gz", "idx-gz", "train-labels-idx1-ubyte.gz", Format::Idx, bytes) || plain
+    let plain = damage("idx_labels", "idx-plain", "train-labels-idx1-ubyte", "idx", bytes);
+    damage("idx_labels_gz", "idx-gz", "train-labels-idx1-ubyte.gz", "idx", bytes) || plain
 }
 
 /// One image of any format; the corpora begin with different ones.
 fn encoded_image(bytes: &[u8]) -> bool {
-    let header = decode::header(bytes, &LIMITS);
-    let image = decode::decode(bytes, &LIMITS);
+    let header = Decoder::new(LIMITS).header(bytes);
+    let image = Decoder::new(LIMITS).decode(bytes);
     if let Ok(image) = &image {
         assert_eq!(image.pixels.len(), image.width * image.height * image.channels);
         assert!(image.width * image.height <= LIMITS.max_pixels);
@@ -167,7 +167,7 @@ fn image_folder(bytes: &[u8]) -> bool {
         }
     });
     write(&folder.join("train/two/1.jpg"), bytes);
-    read_dataset(&folder, Format::ImageFolder, None)
+    read_dataset(&folder, "image-folder", None)
 }
 
 /// Reads a checkpoint with the bytes in the place of one of its files.

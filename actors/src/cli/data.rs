@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use mlomae_storage::dataset::{
-    self, ConvertReport, DataError, Dataset, DatasetSpec, Format, NameSource, Split, SyntheticSpec,
+    self, ConvertReport, DataError, Dataset, DatasetSpec, FORMATS, FormatName, NameSource, Split, SyntheticSpec,
 };
 use mlomae_storage::escape::{one_line, shortened};
 
@@ -15,18 +15,27 @@ use crate::process::error::CliError;
 /// Characters of a class's name that are printed; a text of a megabyte may be one, and no column is so wide.
 const MAX_NAME: usize = 120;
 
-/// Look at a dataset, convert it to Parquet, or generate one
-#[derive(Debug, clap::Args)]
-#[command(after_help = "\
-Formats, told from the files unless --format says: hf-parquet (Hugging Face), cifar-bin and
-cifar-pickle (CIFAR-10 and CIFAR-100), idx (MNIST family, gzipped or not), image-folder (a folder
-of PNG, JPEG, WebP, BMP, TIFF or GIF files for each class); embedded and synthetic need no path.
-
-Examples:
+/// The formats and some examples, for the end of the help.
+fn after_help() -> String {
+    let mut help =
+        "Formats, recognised from the files unless --format is given; generated and embedded data needs no PATH:\n"
+            .to_owned();
+    for format in FORMATS {
+        help.push_str(&format!("  {:<14}{}\n", format.name(), format.about().trim_end_matches('.')));
+    }
+    help.push_str(
+        "\nExamples:
   mlomae data info --format embedded
   mlomae data info /data/cifar-100-python --label-column fine_label
   mlomae data convert /data/cifar-10-batches-bin data/cifar10
-  mlomae data synthetic data/shapes --num-train 10000 --image 64")]
+  mlomae data synthetic data/shapes --num-train 10000 --image 64",
+    );
+    help
+}
+
+/// Look at a dataset, convert it to Parquet, or generate one
+#[derive(Debug, clap::Args)]
+#[command(after_help = after_help())]
 pub(crate) struct Args {
     #[command(subcommand)]
     command: Command,
@@ -46,7 +55,7 @@ enum Command {
 struct SourceArgs {
     /// How the files are stored
     #[arg(long, default_value = "auto", value_name = "FORMAT", value_parser = parse_format)]
-    format: Format,
+    format: FormatName,
     /// Label column where there are several
     #[arg(long, value_name = "NAME")]
     label_column: Option<String>,
@@ -110,8 +119,8 @@ struct SyntheticArgs {
     seed: u64,
 }
 
-fn parse_format(text: &str) -> Result<Format, String> {
-    Format::parse(text).map_err(|error| error.to_string())
+fn parse_format(text: &str) -> Result<FormatName, String> {
+    FormatName::parse(text).map_err(|error| error.to_string())
 }
 
 fn parse_split(text: &str) -> Result<Split, String> {
@@ -163,8 +172,8 @@ impl SourceArgs {
         }
     }
 
-    const fn needs_path(&self) -> bool {
-        !matches!(self.format, Format::Embedded | Format::Synthetic)
+    fn needs_path(&self) -> bool {
+        self.format.reads_files()
     }
 }
 
@@ -189,7 +198,8 @@ fn in_classes_of_first(splits: Vec<Arc<dyn Dataset>>) -> Result<Vec<Noted>, CliE
 
 fn info(args: &InfoArgs, session: &mut Session<'_>) -> Result<(), CliError> {
     if args.path.is_none() && args.source.needs_path() {
-        return Err(CliError::usage("data info needs a PATH, or --format embedded or synthetic"));
+        let others: Vec<_> = dataset::reading_no_files().into_iter().map(FormatName::as_str).collect();
+        return Err(CliError::usage(format!("data info needs a PATH, or --format {}", others.join(" or "))));
     }
     let splits = in_classes_of_first(args.source.open(args.path.as_deref())?)?;
     let mut report = Vec::new();
@@ -283,7 +293,7 @@ fn convert(args: &ConvertArgs, session: &mut Session<'_>) -> Result<(), CliError
     let splits = args.source.open(path)?;
     // Names that were gathered are the same in all files of the result; a list of the source is kept as it is.
     let is_kept = splits.iter().all(|split| {
-        split.info().format == Format::HfParquet.as_str() && split.label_origin().names == NameSource::Declared
+        split.info().format == dataset::convert::FORMAT.as_str() && split.label_origin().names == NameSource::Declared
     });
     let splits =
         if is_kept { splits.into_iter().map(|s| (s, Vec::new())).collect() } else { in_classes_of_first(splits)? };

@@ -6,7 +6,7 @@ use mlomae_dataflow::config::{Config, ConfigError, ConfigInputs, EvalConfig};
 use mlomae_dataflow::run::state::TrainState;
 use mlomae_kernels as kernels;
 use mlomae_storage::checkpoint::{self, CheckpointError};
-use mlomae_storage::logs::{Clock, EvalRow, TableReader};
+use mlomae_storage::logs::{Clock, EvalRow, SCHEMA_VERSION, TableReader};
 use mlomae_storage::run_dir::{RunDir, RunStatus};
 
 use crate::process::error::CliError;
@@ -147,6 +147,7 @@ impl Run {
         let isa = kernels::isa().name();
         let isa_before = std::mem::take(&mut record.host.isa);
         record.resume(VERSION, isa);
+        record.versions.schema = SCHEMA_VERSION.to_owned();
         dir.write_record(&record)?;
         tracing::info!(
             kind = "run_resumed",

@@ -11,7 +11,9 @@ use mlomae_dataflow::run::sink::{Latest, RunSink};
 use mlomae_dataflow::run::state::TrainState;
 use mlomae_kernels as kernels;
 use mlomae_storage::escape::one_line;
-use mlomae_storage::logs::{Clock, EvalRow, EventRow, Level, LogContext, LogPolicy, LogWriter, Severity};
+use mlomae_storage::logs::{
+    Clock, EvalRow, EventRow, Level, LogContext, LogPolicy, LogWriter, SCHEMA_VERSION, Severity,
+};
 use mlomae_storage::run_dir::{RunDir, RunRecord, RunStatus, new_run_id};
 
 use crate::process::error::{CliError, exit_code};
@@ -73,7 +75,8 @@ impl Run {
         let dir = RunDir::create(&root, &id)?;
         // The record makes the folder a run, so it comes after what a run needs to be taken up.
         dir.write_configs(&config_toml(&prepared.config)?, &as_given(inputs))?;
-        let record = RunRecord::begin(&id, VERSION, kernels::isa().name(), prepared.config.seed);
+        let record =
+            RunRecord::begin(&id, VERSION, kernels::isa().name(), prepared.config.seed).with_log_schema(SCHEMA_VERSION);
         dir.write_record(&record)?;
         tracing::info!(kind = "run_started", "run directory {}", dir.path().display());
         Ok(Start { run: Self { dir, record, clock: Clock::start() }, prepared, state, metrics, judged: None })
@@ -85,7 +88,8 @@ impl Run {
     /// If it cannot be made.
     pub fn scratch(root: &Path, prepared: &Prepared) -> Result<Self, CliError> {
         let id = new_run_id("scratch");
-        let record = RunRecord::begin(&id, VERSION, kernels::isa().name(), prepared.config.seed);
+        let record =
+            RunRecord::begin(&id, VERSION, kernels::isa().name(), prepared.config.seed).with_log_schema(SCHEMA_VERSION);
         Ok(Self { dir: RunDir::create(root, &id)?, record, clock: Clock::start() })
     }
 

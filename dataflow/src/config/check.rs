@@ -1,8 +1,9 @@
 //! Relations between keys, which no single key's range can express.
 
-use mlomae_storage::dataset::check_exclude;
+use mlomae_storage::dataset::{DataError, Split, check_exclude};
+use mlomae_storage::run_dir::{RUN_ID_RULE, is_run_id};
 
-use super::{Config, ConfigError, Crop, DataFormat, TelemetryConfig};
+use super::{Config, ConfigError, Crop, TelemetryConfig};
 use crate::flow::stage_name::StageName;
 
 fn error(key: &str, value: impl ToString, problem: impl Into<String>, allowed: &str) -> ConfigError {
@@ -33,23 +34,14 @@ impl Config {
         if let Some(id) = &self.run.id
             && !is_run_id(id)
         {
-            errors.push(error(
-                "run.id",
-                format!("\"{id}\""),
-                "cannot name a directory",
-                "letters, digits, '.', '_' and '-', beginning with a letter or digit, at most 128",
-            ));
+            errors.push(error("run.id", format!("\"{id}\""), "cannot name a directory", RUN_ID_RULE));
         }
         if let Err(problem) = self.telemetry.address() {
             let value = format!("{:?}", self.telemetry.prometheus);
             errors.push(error("telemetry.prometheus", value, problem, TelemetryConfig::ALLOWED));
         }
-        let image = match self.data.format {
-            DataFormat::Embedded => Some(self.data.image.unwrap_or(28)),
-            DataFormat::Synthetic => Some(self.data.image.unwrap_or(self.data.synthetic.image)),
-            _ => self.data.image,
-        };
-        if let Some(image) = image {
+        let side_of_data = || self.data.format.format()?.image_side(&self.data.dataset_spec(Split::Train));
+        if let Some(image) = self.data.image.or_else(side_of_data) {
             errors.extend(self.check_image(image));
         }
         errors
@@ -115,7 +107,7 @@ impl Config {
 
     fn check_data_keys(&self, errors: &mut Vec<ConfigError>) {
         let data = &self.data;
-        let needs_path = !matches!(data.format, DataFormat::Embedded | DataFormat::Synthetic);
+        let needs_path = data.format.reads_files();
         if needs_path && data.path.is_none() {
             errors.push(error("data.path", "", "is missing", "a file or folder"));
         }
@@ -131,7 +123,7 @@ impl Config {
             let problem = "is given, but data.format reads no files";
             errors.push(error("data.exclude", format!("{:?}", data.exclude), problem, "no data.exclude"));
         }
-        if let Err(mlomae_storage::dataset::DataError::Setting { allowed, value, .. }) = check_exclude(&data.exclude) {
+        if let Err(DataError::Setting { allowed, value, .. }) = check_exclude(&data.exclude) {
             errors.push(error("data.exclude", value, "not an allowed value", &allowed));
         }
         for (key, channels) in
@@ -256,9 +248,4 @@ impl Config {
     fn num_steps_checked(&self) -> Option<i64> {
         i64::try_from(self.train.outer_iterations.checked_mul(self.method.unroll)?).ok()
     }
-}
-
-fn is_run_id(id: &str) -> bool {
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-    id.len() <= 128 && id.starts_with(|c: char| c.is_ascii_alphanumeric()) && id.chars().all(plain)
 }

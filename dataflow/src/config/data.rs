@@ -2,38 +2,16 @@
 
 use std::path::PathBuf;
 
-use mlomae_storage::dataset::{DatasetSpec, Format, Split, SyntheticSpec};
+use mlomae_storage::dataset::{DatasetSpec, FormatName, Split, SyntheticSpec};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-
-/// The forms of data sets that can be read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum DataFormat {
-    /// Told from the files.
-    Auto,
-    /// Hugging Face Parquet: an image column and a label column.
-    HfParquet,
-    /// CIFAR-10 or CIFAR-100, binary version.
-    CifarBin,
-    /// CIFAR-10 or CIFAR-100, python version, as torchvision downloads it.
-    CifarPickle,
-    /// IDX, the format of the MNIST family.
-    Idx,
-    /// A folder for each class.
-    ImageFolder,
-    /// Generated: a textured background with one shaped object.
-    Synthetic,
-    /// The subset of Fashion-MNIST inside the program.
-    #[default]
-    Embedded,
-}
 
 /// Which split judges the encoder. Training never sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum TestSplit {
-    /// The test split if it has labels, else the validation split, else none; what departs from the test split is said.
+    /// The test split if it has labels, else the validation split, else none; a warning says what is used instead of
+    /// the test split.
     #[default]
     Auto,
     /// The test split, which must have labels.
@@ -64,7 +42,7 @@ pub enum OnBadImage {
     /// The run ends with its file and sample (exit code 65).
     #[default]
     Refuse,
-    /// It is passed over: another image of its role takes its place, the same one whenever the run is repeated or
+    /// It is left out: another image of its role takes its place, the same one whenever the run is repeated or
     /// resumed; of evaluations it is left out. Named in the events, counted at the end.
     Skip,
 }
@@ -74,24 +52,25 @@ pub enum OnBadImage {
 #[serde(default, deny_unknown_fields)]
 pub struct DataConfig {
     /// Form of the files.
-    pub format: DataFormat,
+    pub format: FormatName,
     /// File or folder of the data set; not for `embedded` and `synthetic`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
     /// Label column of Parquet files, or CIFAR-100's `fine_label` or `coarse_label`. Without it: `label`, the one
     /// `ClassLabel`, one of the usual names, or the only column of numbers or categories that is no index and no size.
-    /// Strings are classes in the order of their numbers if all are whole numbers, else of their bytes; -1, null, NaN and
-    /// the empty string mean no label.
+    /// Strings are classes in the order of their numbers if all are whole numbers, else of their bytes; -1, null, NaN
+    /// and the empty string mean no label.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label_column: Option<String>,
     /// Image column of Parquet files. Without it: `image`, `img`, or the only one there is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_column: Option<String>,
-    /// Splits, folders and files that are left out: names, or patterns with `*` and `?`. One with a `/` is held against the
-    /// path relative to `data.path`, one without against every name; a Parquet file also has the name of its split.
+    /// Splits, folders and files that are left out: names, or patterns with `*` and `?`. One with a `/` is matched
+    /// against the path relative to `data.path`, one without against every name; a Parquet file also has the name of
+    /// its split.
     pub exclude: Vec<String>,
-    /// Split that judges the encoder, mapped to the train split's classes by name. `auto`: the test split if it has labels,
-    /// else the validation split, else none.
+    /// Split that judges the encoder, mapped to the train split's classes by name. `auto`: the test split if it has
+    /// labels, else the validation split, else none.
     pub test_split: TestSplit,
     /// Side in pixels of the square images that the networks see; other sizes are resized.
     /// Without it: the side of the data's own images.
@@ -130,13 +109,13 @@ pub struct DataConfig {
     /// Changes of the training images.
     pub augment: AugmentConfig,
     /// The generated data set.
-    pub synthetic: SyntheticConfig,
+    pub synthetic: SyntheticSpec,
 }
 
 impl Default for DataConfig {
     fn default() -> Self {
         Self {
-            format: DataFormat::default(),
+            format: FormatName::default(),
             path: None,
             label_column: None,
             image_column: None,
@@ -153,7 +132,7 @@ impl Default for DataConfig {
             mean: None,
             std: None,
             augment: AugmentConfig::default(),
-            synthetic: SyntheticConfig::default(),
+            synthetic: SyntheticSpec::default(),
         }
     }
 }
@@ -193,61 +172,12 @@ pub enum Crop {
     Resized,
 }
 
-/// The generated data set: its labels are shapes and the object's place is known.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct SyntheticConfig {
-    /// Images of the training split.
-    #[schemars(range(min = 1, max = 10_000_000))]
-    pub num_train: usize,
-    /// Images of the test split.
-    #[schemars(range(min = 1, max = 10_000_000))]
-    pub num_test: usize,
-    /// Side of the square images in pixels.
-    #[schemars(range(min = 8, max = 1024))]
-    pub image: usize,
-    /// Shapes in use, which are the classes.
-    #[schemars(range(min = 2, max = 10))]
-    pub num_classes: usize,
-    /// Colour channels, 1 or 3.
-    #[schemars(range(min = 1, max = 3))]
-    pub channels: usize,
-    /// Seed of the images; apart from the seed of the training.
-    #[schemars(range(min = 0, max = 9_223_372_036_854_775_807_u64))]
-    pub seed: u64,
-}
-
-impl Default for SyntheticConfig {
-    fn default() -> Self {
-        let SyntheticSpec { num_train, num_test, image, num_classes, seed, channels } = SyntheticSpec::default();
-        Self { num_train, num_test, image, num_classes, channels, seed }
-    }
-}
-
-impl DataFormat {
-    /// The reader's own name of the format.
-    #[must_use]
-    pub const fn format(self) -> Format {
-        match self {
-            Self::Auto => Format::Auto,
-            Self::HfParquet => Format::HfParquet,
-            Self::CifarBin => Format::CifarBin,
-            Self::CifarPickle => Format::CifarPickle,
-            Self::Idx => Format::Idx,
-            Self::ImageFolder => Format::ImageFolder,
-            Self::Synthetic => Format::Synthetic,
-            Self::Embedded => Format::Embedded,
-        }
-    }
-}
-
 impl DataConfig {
     /// What opens a split of the configured data set.
     #[must_use]
     pub fn dataset_spec(&self, split: Split) -> DatasetSpec {
-        let SyntheticConfig { num_train, num_test, image, num_classes, channels, seed } = self.synthetic;
         DatasetSpec {
-            format: self.format.format(),
+            format: self.format,
             path: self.path.clone(),
             split,
             label_column: self.label_column.clone(),
@@ -255,7 +185,7 @@ impl DataConfig {
             exclude: self.exclude.clone(),
             exif_orientation: self.exif_orientation,
             channels: self.channels,
-            synthetic: SyntheticSpec { num_train, num_test, image, num_classes, seed, channels },
+            synthetic: self.synthetic.clone(),
             ..DatasetSpec::default()
         }
     }

@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 
 pub use actors::{ActorsConfig, StageConfig};
 pub use compute::ComputeConfig;
-pub use data::{AugmentConfig, Crop, DataConfig, DataFormat, OnBadImage, SyntheticConfig, TestSplit};
+pub use data::{AugmentConfig, Crop, DataConfig, OnBadImage, TestSplit};
 pub use method::{LevelConfig, MethodConfig};
 pub use model::{MaskConfig, ModelConfig, Preset, PresetValues};
 pub use output::{CheckpointConfig, EvalConfig, LogsConfig};

@@ -1,3 +1,5 @@
+use mlomae_storage::dataset::FormatName;
+
 use super::*;
 
 const SHIPPED: [(&str, &str); 5] = [
@@ -86,7 +88,7 @@ fn settings_reach_every_key_with_a_value_of_its_type() {
     // A bare word is a string, quoted or not.
     let bare = set("data.format=synthetic").expect("valid");
     assert_eq!(set("data.format=\"synthetic\""), Ok(bare.clone()));
-    assert_eq!(bare.data.format, DataFormat::Synthetic);
+    assert_eq!(bare.data.format.as_str(), "synthetic");
     assert_eq!(set("data.format=embedded"), Ok(Config::default()));
 }
 
@@ -282,4 +284,31 @@ fn malformed_settings_are_refused_in_one_line() {
         let errors = set(setting).expect_err(setting);
         assert_eq!(errors.len(), 1, "{setting:?}: {errors:?}");
     }
+}
+
+#[test]
+fn every_format_of_data_sets_is_a_value_with_its_description() {
+    let keys = |section: &serde_json::Value| section["properties"].clone();
+    let format = &keys(&keys(schema())["data"])["format"];
+    let variants: Vec<&serde_json::Value> = format["oneOf"].as_array().expect("variants").iter().collect();
+    let names: Vec<_> = variants.iter().filter_map(|variant| variant["const"].as_str()).collect();
+    assert!(names.iter().copied().eq(FormatName::all().map(FormatName::as_str)), "{names:?}");
+    // Old configurations and checkpoints have these.
+    for name in ["auto", "hf-parquet", "cifar-bin", "cifar-pickle", "idx", "image-folder", "synthetic", "embedded"] {
+        assert!(names.contains(&name), "{name}");
+    }
+    assert!(variants.iter().all(|variant| variant["description"].as_str().is_some_and(|text| text.ends_with('.'))));
+    assert_eq!((&format["default"], &format["description"]), (&"embedded".into(), &"Form of the files.".into()));
+    // As a derived enum has them.
+    let of_test_split = &keys(&keys(schema())["data"])["test_split"]["oneOf"][0];
+    let fields =
+        |variant: &serde_json::Value| variant.as_object().map(|fields| fields.keys().cloned().collect::<Vec<_>>());
+    assert_eq!(fields(variants[0]), fields(of_test_split));
+    assert_eq!(
+        lines("[data]\nformat = \"image-foldr\""),
+        [format!(
+            "data.format = \"image-foldr\": not an allowed value; did you mean \"image-folder\"? (allowed: {})",
+            names.join(", ")
+        )]
+    );
 }

@@ -1,7 +1,7 @@
 //! From decoded images to what the networks see: cut, flipped, resized and normalised.
 
 use mlomae_storage::dataset::Image;
-use mlomae_storage::dataset::resize::{resize, to_channels};
+use mlomae_storage::dataset::decode::resize::{resize, to_channels};
 use rand_chacha::ChaCha8Rng;
 
 use crate::config::{AugmentConfig, Crop};

@@ -1,4 +1,4 @@
-//! Records the operations of a thread with their contents, so that a test can tell what a power loss would leave.
+//! Records the operations of a thread with their contents, so that a test knows what a power loss would leave.
 
 use std::cell::RefCell;
 use std::path::PathBuf;
@@ -8,7 +8,7 @@ use std::path::PathBuf;
 pub(crate) enum Op {
     CreateDir(PathBuf),
     Create(PathBuf),
-    /// Bytes behind the end of the file.
+    /// Bytes appended at the end of the file.
     Write(PathBuf, Contents),
     Truncate(PathBuf, u64),
     Sync(PathBuf),
@@ -22,7 +22,7 @@ pub(crate) enum Op {
     Promise(i64),
 }
 
-/// Bytes, told of by their number.
+/// Bytes, shown by their number.
 #[derive(Clone)]
 pub(crate) struct Contents(pub(crate) Vec<u8>);
 

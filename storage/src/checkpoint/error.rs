@@ -37,9 +37,6 @@ pub enum CheckpointError {
         /// The version found.
         got: String,
     },
-    /// Tensors do not fit the model.
-    #[error("checkpoint: {0}")]
-    Layout(String),
     /// A checkpoint that must not be written.
     #[error("checkpoint: cannot save: {0}")]
     Invalid(String),
@@ -51,11 +48,12 @@ impl CheckpointError {
     }
 
     /// The exit code of the command line: 65 bad data, 66 missing, 70 internal, 74 I/O.
+    #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::File(error) => error.exit_code(),
             Self::NotFound(_) | Self::MissingFile(_) => 66,
-            Self::Corrupt { .. } | Self::Version { .. } | Self::Layout(_) => 65,
+            Self::Corrupt { .. } | Self::Version { .. } => 65,
             Self::Invalid(_) => 70,
         }
     }

@@ -7,9 +7,26 @@
 //! A checkpoint is written as `.tmp-step-…`, each file and the folder brought to the disk, then renamed; `latest` is
 //! replaced by rename after that. `state.json` names each file's length and CRC-32, and carries its own, so that a
 //! truncated or altered file is refused by name.
+//!
+//! ```
+//! use mlomae_storage::checkpoint::{self, CheckpointRef, TensorRef};
+//!
+//! let run = tempfile::tempdir()?;
+//! let state = serde_json::json!({ "epoch": 3 });
+//! let weight = TensorRef { name: "head.weight", shape: &[2, 3], values: &[0.5; 6] };
+//! let checkpoint =
+//!     CheckpointRef { model: vec![], head: vec![weight], mask: vec![], optimizer: vec![], state: &state, keep: 2 };
+//! let folder = checkpoint::save(run.path(), 1200, &checkpoint)?;
+//! assert!(folder.ends_with("checkpoints/step-00001200"));
+//!
+//! // The latest of the run; every file is checked against its sum.
+//! let read = checkpoint::load(run.path())?;
+//! assert_eq!((read.step, read.state["epoch"].as_i64()), (1200, Some(3)));
+//! assert_eq!((read.head[0].name.as_str(), read.head[0].values.as_slice()), ("head.weight", &[0.5; 6][..]));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod error;
-mod layout;
 mod safetensors_io;
 mod state;
 mod store;
@@ -18,9 +35,7 @@ mod store;
 mod tests;
 
 pub use error::CheckpointError;
-pub use layout::{expect_exact_layout, expect_layout};
 pub use safetensors_io::{NamedTensorAny, TensorData, read_safetensors};
-pub use state::CHECKPOINT_FORMAT;
 pub use store::{clean, go_back, list, load, older_whole, resolve, save, step_of};
 
 use serde_json::Value;
@@ -38,6 +53,7 @@ pub struct NamedTensor {
 
 impl NamedTensor {
     /// The same tensor, borrowed.
+    #[must_use]
     pub fn as_ref(&self) -> TensorRef<'_> {
         TensorRef { name: &self.name, shape: &self.shape, values: &self.values }
     }

@@ -109,24 +109,8 @@ pub enum TensorData {
 }
 
 impl TensorData {
-    /// Number of values.
-    pub fn len(&self) -> usize {
-        match self {
-            Self::F32(v) => v.len(),
-            Self::F64(v) => v.len(),
-            Self::I64(v) => v.len(),
-            Self::I32(v) => v.len(),
-            Self::U8(v) => v.len(),
-            Self::Bool(v) => v.len(),
-        }
-    }
-
-    /// Whether there is no value.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
     /// The type's name in the format.
+    #[must_use]
     pub fn dtype(&self) -> &'static str {
         match self {
             Self::F32(_) => "F32",
@@ -139,6 +123,7 @@ impl TensorData {
     }
 
     /// All values as f64 (i64 beyond 2^53 are rounded).
+    #[must_use]
     pub fn to_f64(&self) -> Vec<f64> {
         match self {
             Self::F32(v) => v.iter().map(|v| f64::from(*v)).collect(),
@@ -169,6 +154,10 @@ fn words<const N: usize, T>(bytes: &[u8], convert: impl Fn([u8; N]) -> T) -> Vec
 /// Reads any safetensors file of F32, F64, I64, I32, U8 or BOOL: its metadata, and its tensors in file order.
 ///
 /// A truncated file, or one that is not safetensors, is refused with its path.
+///
+/// # Errors
+/// [`CheckpointError::MissingFile`] if there is no such file, [`CheckpointError::Corrupt`] with its path if it is
+/// truncated or not safetensors, [`CheckpointError::File`] if it cannot be read.
 pub fn read_safetensors(path: &Path) -> Result<(HashMap<String, String>, Vec<NamedTensorAny>), CheckpointError> {
     let bytes = match atomic::read(path) {
         Err(error) if error.is_missing() => return Err(CheckpointError::MissingFile(path.to_path_buf())),

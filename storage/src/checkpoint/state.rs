@@ -1,6 +1,6 @@
 //! `state.json`: what a checkpoint is, the sums of its files, and the caller's state.
 //!
-//! Its first line is `{"crc32":"xxxxxxxx",` with the sum of all bytes behind that line, so the file is plain JSON and
+//! Its first line is `{"crc32":"xxxxxxxx",` with the sum of all bytes after that line, so the file is plain JSON and
 //! still guards itself.
 
 use std::collections::BTreeMap;
@@ -12,7 +12,7 @@ use super::CheckpointError;
 use super::safetensors_io::FileSum;
 
 /// Version of the checkpoint's form.
-pub const CHECKPOINT_FORMAT: u64 = 1;
+const CHECKPOINT_FORMAT: u64 = 1;
 
 /// The largest `state.json`, about a million names of classes; parsed, it may take twenty times as much.
 pub(super) const MAX_BYTES: u64 = 64 << 20;

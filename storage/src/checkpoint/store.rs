@@ -16,7 +16,7 @@ const LATEST: &str = "latest";
 const TMP: &str = ".tmp-";
 /// A checkpoint being replaced by another of its step.
 const OLD: &str = ".old-";
-/// A checkpoint that a run has gone back behind.
+/// A checkpoint of a later step than the one that a run has gone back to.
 const ASIDE: &str = "aside-";
 /// A checkpoint being removed.
 const DEL: &str = ".del-";
@@ -34,6 +34,10 @@ fn parse_step(name: &str) -> Option<u64> {
 ///
 /// Until `latest` is replaced, which is the last step before the old ones go, the previous checkpoint stays the latest;
 /// a failure at any point leaves it so. A checkpoint of the same step is replaced.
+///
+/// # Errors
+/// [`CheckpointError::Invalid`] if values do not fit their shapes, names occur twice or the state is no JSON object;
+/// [`CheckpointError::File`] if a file operation fails. The previous checkpoint is still the latest then.
 pub fn save(run: &Path, step: u64, checkpoint: &CheckpointRef<'_>) -> Result<PathBuf, CheckpointError> {
     let root = run.join("checkpoints");
     atomic::create_dir_all(&root)?;
@@ -97,7 +101,7 @@ fn point_latest(root: &Path, name: &str) -> Result<(), CheckpointError> {
 /// Removes all but the `keep` newest checkpoints, never `current`.
 fn prune(root: &Path, keep: usize, current: &str) -> Result<(), CheckpointError> {
     let steps = steps(root)?;
-    // Those of steps behind the current one were left by a run that has gone back; they count among the newest.
+    // Those of steps after the current one were left by a run that has gone back; they count among the newest.
     let removed = steps.len().saturating_sub(keep);
     let mut renamed = Vec::new();
     for (_, name) in steps.into_iter().take(removed).filter(|(_, name)| name != current) {
@@ -122,12 +126,16 @@ fn steps(root: &Path) -> Result<Vec<(u64, String)>, FileError> {
 }
 
 /// The checkpoints of the run directory `run`: steps and folders, ascending.
+///
+/// # Errors
+/// [`CheckpointError::File`] if the folder of the checkpoints cannot be read; one that is missing has none.
 pub fn list(run: &Path) -> Result<Vec<(u64, PathBuf)>, CheckpointError> {
     let root = run.join("checkpoints");
     Ok(steps(&root)?.into_iter().map(|(step, name)| (step, root.join(name))).collect())
 }
 
 /// The newest whole checkpoint of steps before `step`, beside the checkpoint's folder `dir`.
+#[must_use]
 pub fn older_whole(dir: &Path, step: u64) -> Option<PathBuf> {
     let root = atomic::parent(dir);
     let older = steps(root).ok()?.into_iter().rev().filter(|(other, _)| *other < step);
@@ -135,12 +143,16 @@ pub fn older_whole(dir: &Path, step: u64) -> Option<PathBuf> {
 }
 
 /// The level-1 steps in the name of a checkpoint's folder, none if it has another name.
+#[must_use]
 pub fn step_of(dir: &Path) -> Option<u64> {
     parse_step(&dir.file_name()?.to_string_lossy())
 }
 
 /// Makes the checkpoint of `step` the latest of `run`. Those of later steps are set aside as `aside-step-…`, which
 /// nothing reads. Returns their folders. Only for the process that holds the run.
+///
+/// # Errors
+/// [`CheckpointError::File`] if a link or folder cannot be renamed.
 pub fn go_back(run: &Path, step: u64) -> Result<Vec<PathBuf>, CheckpointError> {
     let root = run.join("checkpoints");
     // The link first: a crash in between leaves checkpoints that it does not name.
@@ -159,6 +171,9 @@ pub fn go_back(run: &Path, step: u64) -> Result<Vec<PathBuf>, CheckpointError> {
 }
 
 /// Finishes or takes back what an interrupted save left in `run`. Only for the process that holds the run.
+///
+/// # Errors
+/// [`CheckpointError::File`] if a folder cannot be read, renamed or removed.
 pub fn clean(run: &Path) -> Result<(), CheckpointError> {
     let root = run.join("checkpoints");
     for name in atomic::names(&root)? {
@@ -183,6 +198,10 @@ pub fn clean(run: &Path) -> Result<(), CheckpointError> {
 ///
 /// `checkpoints` itself may be a link to a folder on another disk. `latest` must name a folder beside it, and no
 /// checkpoint of a run may be a link.
+///
+/// # Errors
+/// [`CheckpointError::NotFound`] if there is no checkpoint, [`CheckpointError::Corrupt`] if a link leads out of the
+/// run.
 pub fn resolve(path: &Path) -> Result<PathBuf, CheckpointError> {
     let is_link = path.file_name().is_some_and(|name| name == LATEST);
     if !is_link && path.join(STATE).is_file() {
@@ -219,7 +238,7 @@ fn newest(root: &Path) -> Result<Option<PathBuf>, CheckpointError> {
     let link = root.join(LATEST);
     match fs::read_link(&link) {
         Ok(target) => {
-            // A link that leads to nothing at all is left behind by who removed or moved checkpoints.
+            // A link that leads to nothing at all is left where checkpoints were removed or moved.
             if let Ok(target) = fs::canonicalize(&link)
                 && (target.parent() != Some(&*canonical(root)?) || step_of(&target).is_none())
             {
@@ -262,6 +281,10 @@ fn read_at_most(path: &Path, max_bytes: u64) -> Result<Vec<u8>, CheckpointError>
 }
 
 /// Reads a checkpoint and checks every file against its sum. `dir` may be anything that [`resolve`] accepts.
+///
+/// # Errors
+/// Those of [`resolve`]; [`CheckpointError::MissingFile`], [`CheckpointError::Corrupt`] or [`CheckpointError::Version`]
+/// with the file that is missing, altered, truncated or of another format.
 pub fn load(dir: &Path) -> Result<Checkpoint, CheckpointError> {
     let dir = if parse_step(&dir.file_name().unwrap_or_default().to_string_lossy()).is_some() && dir.is_dir() {
         // A folder of that name lacks a file rather than being none.

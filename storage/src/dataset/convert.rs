@@ -13,9 +13,17 @@ use parquet::arrow::ArrowWriter;
 use parquet::basic::Compression;
 use parquet::file::properties::WriterProperties;
 
-use super::{DataError, Dataset, Image, Split, SyntheticDataset, SyntheticSpec, features};
+use super::error::DataError;
+use super::formats::hf_parquet::HfParquet;
+use super::formats::synthetic::SyntheticDataset;
+use super::parquet_file::features;
+use super::pixels::Image;
+use super::sample::Dataset;
+use super::spec::{FormatName, Split, SyntheticSpec};
 use crate::unfinished::Unfinished;
 
+/// The format of the files that a conversion writes.
+pub const FORMAT: FormatName = HfParquet::NAME;
 /// Rows written at once; the memory bound of a conversion.
 const ROWS_PER_GROUP: usize = 500;
 
@@ -34,10 +42,14 @@ pub struct ConvertReport {
     pub num_bytes: u64,
 }
 
-/// Writes a split as `out_dir/<split>-00000-of-00001.parquet` with columns `image` (struct<bytes, path>, PNG) and the labels (int64, null
-/// for none, under the dataset's own column name or `label`), and the `huggingface` metadata with the classes' names. A dataset
-/// without any label gets no label column. The file appears when it is whole; an
-/// existing one is refused. `progress` is called with (images done, images in all) after every group of rows.
+/// Writes a split as `out_dir/<split>-00000-of-00001.parquet` with columns `image` (struct<bytes, path>, PNG) and the
+/// labels (int64, null for none, under the dataset's own column name or `label`), and the `huggingface` metadata with
+/// the classes' names. A dataset without any label gets no label column. The file appears when it is whole; an existing
+/// one is refused. `progress` is called with (images done, images in all) after every group of rows.
+///
+/// # Errors
+/// [`DataError::Exists`] if the file is there already, [`DataError::Io`] if it cannot be written, and what reading a
+/// sample or label of `dataset` gives.
 pub fn convert(
     dataset: &dyn Dataset,
     out_dir: &Path,
@@ -72,6 +84,9 @@ pub fn convert(
 }
 
 /// Generates both splits of a synthetic dataset and writes them as [`convert`] does: training split first.
+///
+/// # Errors
+/// Those of [`SyntheticDataset::new`] and [`convert`].
 pub fn write_synthetic(
     spec: &SyntheticSpec,
     out_dir: &Path,
@@ -145,6 +160,9 @@ fn write(
 }
 
 /// An image as an 8-bit grey or RGB PNG.
+///
+/// # Errors
+/// If the pixels are not as many as the shape says, or there are neither 1 nor 3 channels.
 pub fn encode_png(image: &Image) -> Result<Vec<u8>, image::ImageError> {
     let mut out = Cursor::new(Vec::new());
     let color = if image.channels == 1 { ExtendedColorType::L8 } else { ExtendedColorType::Rgb8 };

@@ -15,7 +15,7 @@ pub enum DataError {
         /// What was asked for.
         path: PathBuf,
     },
-    /// The path exists, but holds nothing that `Format::Auto` knows.
+    /// The path exists, but holds nothing that any format knows.
     #[error("no dataset recognised (looked for {looked_for}) in {}", path.display())]
     Unrecognised {
         /// What was examined.
@@ -162,6 +162,7 @@ pub enum DataError {
 
 impl DataError {
     /// Process exit code of this error: 65 bad data, 66 no input, 74 input or output failed.
+    #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Io { source, .. } if refusal_code(source).is_some() => refusal_code(source).unwrap_or(74),
@@ -173,6 +174,7 @@ impl DataError {
 
     /// Whether the encoded image of one sample is to blame, so that the other samples are as good as ever. A file that
     /// cannot be read at all is not a bad image.
+    #[must_use]
     pub fn is_bad_image(&self) -> bool {
         matches!(self, Self::Decode { .. })
     }
@@ -183,6 +185,12 @@ impl DataError {
 
     pub(crate) fn sample(path: &Path, sample: usize, reason: impl ToString) -> Self {
         Self::Sample { path: path.to_owned(), sample, reason: reason.to_string() }
+    }
+
+    /// The refusal of a third split by data that is no files.
+    pub(crate) fn only_train_and_test(format: &str, split: &str) -> Self {
+        let hint = "it has the splits train and test".to_owned();
+        Self::NoSplit { path: format.into(), split: split.to_owned(), hint }
     }
 
     /// A failed read: an absent file is `NotFound`, everything else `Io`.

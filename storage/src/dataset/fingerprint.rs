@@ -1,4 +1,4 @@
-//! What a split of a dataset held, small enough for a checkpoint's state: a run that is resumed is held against it.
+//! What a split of a dataset held, small enough for a checkpoint's state: a run that is resumed is compared with it.
 //!
 //! All labels count, and of the images a keyed sample (a stratified one: one image of each of equally long stretches,
 //! drawn by a hash of its place), of small splits all of them. Names and times of folders do not count, so that data
@@ -13,7 +13,8 @@ use parquet::file::reader::FileReader;
 use parquet::file::serialized_reader::SerializedFileReader;
 use serde::{Deserialize, Serialize};
 
-use super::{DataError, Dataset};
+use super::error::DataError;
+use super::sample::Dataset;
 use crate::guard::guarded;
 
 /// Pixel values that are decoded at most, about: a twentieth of a second.
@@ -190,11 +191,12 @@ fn files_of(
 }
 
 impl Fingerprint {
-    /// The fingerprint of `dataset`, which was opened at `root`. Decodes some four million pixel values at most, or 16 images; of
-    /// the files it looks at lengths and Parquet footers, and at the bytes of not more than 32 files of 512 MiB together.
+    /// The fingerprint of `dataset`, which was opened at `root`. Decodes some four million pixel values at most, or 16
+    /// images; of the files it looks at lengths and Parquet footers, and at the bytes of not more than 32 files of 512
+    /// MiB together.
     ///
     /// # Errors
-    /// If a label cannot be told or a file is gone. An image that cannot be decoded is none.
+    /// If a label cannot be read or a file is gone. An image that cannot be decoded is no error.
     pub fn of(dataset: &dyn Dataset, root: Option<&Path>) -> Result<Self, DataError> {
         let info = dataset.info();
         let mut labels = Hasher::new();

@@ -1,6 +1,7 @@
 //! What `data info` shows of a dataset.
 
-use super::{DataError, Dataset};
+use super::error::DataError;
+use super::sample::Dataset;
 
 /// Counts and statistics over every sample of a split.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,6 +25,9 @@ pub struct Summary {
 }
 
 /// Decodes every sample of a split and counts. Sums are integers, so that no order of summation matters.
+///
+/// # Errors
+/// The error of the first sample that cannot be read or decoded.
 pub fn summary(dataset: &dyn Dataset) -> Result<Summary, DataError> {
     let info = dataset.info();
     let mut classes: Vec<(String, usize)> = info.class_names.iter().map(|name| (name.clone(), 0)).collect();

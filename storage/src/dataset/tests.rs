@@ -1,4 +1,5 @@
-//! The readers against files of real writers (`tests/fixtures/readers/make.py`), against damage, and against each other.
+//! The readers against files of real writers (`tests/fixtures/readers/make.py`), against damage, and against each
+//! other.
 
 mod bombs;
 mod conversion;
@@ -14,29 +15,34 @@ mod shards;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::formats::cifar::{CifarBin, CifarPickle};
+use super::formats::hf_parquet::HfParquet;
+use super::formats::idx::Idx;
+use super::formats::image_folder::ImageFolder;
+use super::formats::synthetic::Synthetic;
 use super::*;
 
 /// Name of a fixture, format, its training samples, the golden image's label.
-const FIXTURES: [(&str, Format, usize, Option<i32>); 12] = [
-    ("cifar10-py2", Format::CifarPickle, 6, Some(7)),
-    ("cifar10-py3", Format::CifarPickle, 6, Some(7)),
-    ("cifar100-protocol0", Format::CifarPickle, 2, Some(42)),
-    ("cifar100-protocol4", Format::CifarPickle, 2, Some(42)),
-    ("cifar10-bin", Format::CifarBin, 6, Some(7)),
-    ("cifar100-bin", Format::CifarBin, 2, Some(42)),
-    ("hf-snappy", Format::HfParquet, 4, Some(7)),
-    ("hf-zstd", Format::HfParquet, 2, Some(42)),
-    ("hf-grey", Format::HfParquet, 2, Some(1)),
-    ("idx-plain", Format::Idx, 3, Some(4)),
-    ("idx-gz", Format::Idx, 3, Some(4)),
-    ("image-folder", Format::ImageFolder, 4, Some(0)),
+const FIXTURES: [(&str, FormatName, usize, Option<i32>); 12] = [
+    ("cifar10-py2", CifarPickle::NAME, 6, Some(7)),
+    ("cifar10-py3", CifarPickle::NAME, 6, Some(7)),
+    ("cifar100-protocol0", CifarPickle::NAME, 2, Some(42)),
+    ("cifar100-protocol4", CifarPickle::NAME, 2, Some(42)),
+    ("cifar10-bin", CifarBin::NAME, 6, Some(7)),
+    ("cifar100-bin", CifarBin::NAME, 2, Some(42)),
+    ("hf-snappy", HfParquet::NAME, 4, Some(7)),
+    ("hf-zstd", HfParquet::NAME, 2, Some(42)),
+    ("hf-grey", HfParquet::NAME, 2, Some(1)),
+    ("idx-plain", Idx::NAME, 3, Some(4)),
+    ("idx-gz", Idx::NAME, 3, Some(4)),
+    ("image-folder", ImageFolder::NAME, 4, Some(0)),
 ];
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/readers").join(name)
 }
 
-fn spec(path: &Path, format: Format, split: Split) -> DatasetSpec {
+fn spec(path: &Path, format: FormatName, split: Split) -> DatasetSpec {
     let mut spec = DatasetSpec::new(format, Some(path.to_owned()), split);
     if path.ends_with("hf-zstd") {
         spec.label_column = Some("fine_label".to_owned());
@@ -45,7 +51,7 @@ fn spec(path: &Path, format: Format, split: Split) -> DatasetSpec {
 }
 
 fn open_fixture(name: &str, split: Split) -> Arc<dyn Dataset> {
-    open(&spec(&fixture(name), Format::Auto, split)).unwrap_or_else(|e| panic!("{name}: {e}"))
+    open(&spec(&fixture(name), FormatName::AUTO, split)).unwrap_or_else(|e| panic!("{name}: {e}"))
 }
 
 fn golden() -> Vec<u8> {

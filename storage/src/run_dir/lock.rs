@@ -26,6 +26,10 @@ impl RunLock {
     ///
     /// While it is held, no process of this program moves the folder or works in it. Locks of this kind (`flock`) do
     /// not reach other machines on some network file systems.
+    ///
+    /// # Errors
+    /// [`RunDirError::InUse`] if another process holds it, [`RunDirError::File`] if the lock file cannot be opened or
+    /// written.
     pub fn acquire(run: &Path) -> Result<Self, RunDirError> {
         let path = run.join(LOCK);
         for _ in 0..MAX_MOVES {
@@ -54,6 +58,7 @@ impl RunLock {
     }
 
     /// Whether a process holds the run now.
+    #[must_use]
     pub fn is_held(run: &Path) -> bool {
         let Ok(file) = open_plain(&run.join(LOCK), OpenOptions::new().read(true)) else { return false };
         let is_held = matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock));

@@ -5,7 +5,6 @@
 //! see [`Phases`]. What it does not warn of, scans that are not there at all, is found by a walk over the markers
 //! first.
 
-use std::any::Any;
 use std::cell::Cell;
 use std::io::{Read, Seek};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -15,6 +14,7 @@ use mozjpeg::{ColorSpace, Decompress};
 use mozjpeg_sys::{jpeg_common_struct, jpeg_error_mgr, msg_parm_union};
 
 use super::{DecodeError, Stored, orientation};
+use crate::guard::panic_text;
 
 const FORMAT: &str = "jpeg";
 /// Bytes that hold all before the first scan in most files, in nearly all, and in any.
@@ -85,7 +85,7 @@ fn segment(bytes: &[u8], at: usize) -> Result<&[u8], Fault> {
     bytes.get(at + 2..at + len).ok_or(Fault::Ends)
 }
 
-/// The next marker at or after `at`, and the place behind it. Bytes between segments are skipped, as libjpeg does.
+/// The next marker at or after `at`, and the place after it. Bytes between segments are skipped, as libjpeg does.
 fn marker(bytes: &[u8], mut at: usize) -> Result<(u8, usize), Fault> {
     loop {
         at += bytes.get(at..).and_then(|rest| rest.iter().position(|byte| *byte == 0xFF)).ok_or(Fault::Ends)?;
@@ -135,8 +135,8 @@ fn frame(marker: u8, segment: &[u8]) -> Result<Frame, Fault> {
 fn start(bytes: &[u8]) -> Result<Start, Fault> {
     let (mut at, mut found, mut turned) = (2, None, None);
     loop {
-        let (marker, behind) = marker(bytes, at)?;
-        at = behind;
+        let (marker, after) = marker(bytes, at)?;
+        at = after;
         if let Some(process) = foreign_process(marker) {
             return unsupported(process);
         }
@@ -206,8 +206,8 @@ fn scans(bytes: &[u8], start: Start) -> Result<bool, Fault> {
         at += header.len() + 2;
         // In a scan's data 0xFF is stuffed with 0 or begins a restart marker; tables may stand between scans.
         let is_at_scan = loop {
-            let (marker, behind) = marker(bytes, at)?;
-            at = behind;
+            let (marker, after) = marker(bytes, at)?;
+            at = after;
             match marker {
                 0x01 | 0xD0..=0xD7 => {}
                 0xD9 => break false,
@@ -252,8 +252,8 @@ thread_local! {
 /// libjpeg's warnings by the time at which they came.
 ///
 /// Before the first scan they are about segments (stray bytes, odd versions). While rows of a single scan are decoded
-/// they say that its data is damaged or ends early, and behind the last row that bytes are left over, which changes no
-/// pixel. Images of several scans are decoded whole at the start, where nothing tells these apart, so that every
+/// they say that its data is damaged or ends early, and after the last row that bytes are left over, which changes no
+/// pixel. Images of several scans are decoded whole at the start, where nothing distinguishes these, so that every
 /// warning counts.
 #[derive(Debug, Default)]
 struct Phases {
@@ -336,9 +336,8 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Vec<u8>, DecodeError> {
 
 /// Why libjpeg gave up: decodes once more with the manager that has its words.
 fn refusal(bytes: &[u8]) -> DecodeError {
-    let words = |payload: Box<dyn Any + Send>| payload.downcast::<String>().map(|words| *words).unwrap_or_default();
     let words = match catch_unwind(AssertUnwindSafe(|| decompress(bytes, None))) {
-        Err(payload) => words(payload),
+        Err(payload) => panic_text(&*payload).to_owned(),
         Ok(Err(error)) => error.to_string(),
         Ok(Ok(_)) => String::new(),
     };

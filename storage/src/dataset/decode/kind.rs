@@ -2,7 +2,7 @@
 
 use super::DecodeError;
 
-/// Bytes that tell a format.
+/// First bytes that are looked at for a signature.
 pub(super) const SIGNATURE_LEN: usize = 512;
 
 /// A format that is read.
@@ -52,7 +52,7 @@ const FOREIGN: [(&[u8], &str); 32] = [
     (b"\0\0\0\0\0\0\0\0", "zeros"),
 ];
 
-/// Beginnings of text, in small letters, behind white space and a byte order mark.
+/// Beginnings of text, in small letters, after white space and a byte order mark.
 const FOREIGN_TEXT: [(&str, &str); 6] = [
     ("<svg", "SVG"),
     ("<!doctype svg", "SVG"),

@@ -10,17 +10,25 @@ mod kind;
 mod orientation;
 mod png;
 mod raster;
+pub mod resize;
+pub(crate) mod survey;
 
 use std::io::{BufRead, Cursor, Read, Seek, SeekFrom};
+use std::path::Path;
 
 use image::metadata::Orientation;
 
-use super::Image;
+use super::pixels::Image;
 use crate::guard::guarded;
 use kind::Kind;
 
 /// Names of files in an image folder that are taken for images, without the dot, in small letters.
 pub const EXTENSIONS: [&str; 10] = ["png", "jpg", "jpeg", "jpe", "jfif", "webp", "bmp", "tif", "tiff", "gif"];
+
+/// Whether a file is taken for an image by its extension.
+pub(crate) fn is_image_name(path: &Path) -> bool {
+    path.extension().is_some_and(|ext| EXTENSIONS.iter().any(|known| ext.eq_ignore_ascii_case(known)))
+}
 
 /// The formats that are read, for messages.
 const READABLE: &str = "png, jpeg, webp, bmp, tiff or gif";
@@ -155,6 +163,7 @@ pub struct Decoder {
 
 impl Decoder {
     /// Turns images as they say.
+    #[must_use]
     pub fn new(limits: DecodeLimits) -> Self {
         Self { limits, exif_orientation: true }
     }
@@ -228,22 +237,6 @@ impl Decoder {
         }
         Ok((kind, stored))
     }
-}
-
-/// [`Decoder::header`] with EXIF orientation.
-///
-/// # Errors
-/// The same.
-pub fn header(bytes: &[u8], limits: &DecodeLimits) -> Result<Header, DecodeError> {
-    Decoder::new(*limits).header(bytes)
-}
-
-/// [`Decoder::decode`] with EXIF orientation.
-///
-/// # Errors
-/// The same.
-pub fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Image, DecodeError> {
-    Decoder::new(*limits).decode(bytes)
 }
 
 /// The first line of a decoder's message, without quotes and full stop.

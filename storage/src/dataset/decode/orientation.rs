@@ -3,7 +3,7 @@
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageBuffer};
 
-use super::super::Image;
+use crate::dataset::pixels::Image;
 
 /// What the bytes of an EXIF segment say, without its `Exif\0\0`. Damaged ones say nothing, as everywhere.
 pub(super) fn of_exif(bytes: &[u8]) -> Orientation {
@@ -58,7 +58,7 @@ mod tests {
             let turned = turn(stored.clone(), orientation);
             assert_eq!((turned.width, turned.height, &turned.pixels[..]), (width, 6 / width, pixels), "{number}");
             assert_eq!(swaps_sides(orientation), width == 2, "{number}");
-            let rgb = super::super::super::resize::to_channels(&stored, 3);
+            let rgb = super::super::resize::to_channels(&stored, 3);
             let turned = turn(rgb, orientation);
             let red: Vec<u8> = turned.pixels.iter().copied().step_by(3).collect();
             assert_eq!((turned.channels, &red[..]), (3, pixels), "{number}");

@@ -123,7 +123,7 @@ fn palette_len(flags: u8) -> usize {
     if flags & 0x80 == 0 { 0 } else { 3 << ((flags & 7) + 1) }
 }
 
-/// Left, top, width and height of a GIF's first frame, behind the extensions before it. None if it is not reached.
+/// Left, top, width and height of a GIF's first frame, after the extensions before it. None if it is not reached.
 fn first_frame_of_gif(bytes: &[u8]) -> Option<[usize; 4]> {
     let mut at = 13 + palette_len(*bytes.get(10)?);
     loop {

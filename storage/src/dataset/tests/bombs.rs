@@ -57,7 +57,7 @@ fn repeated(image: &[u8]) -> impl Iterator<Item = BinaryArray> + '_ {
 }
 
 fn bounded(path: &Path, max_bytes: u64) -> DatasetSpec {
-    DatasetSpec { max_resident_bytes: Some(max_bytes), ..spec(path, Format::HfParquet, Split::Train) }
+    DatasetSpec { max_resident_bytes: Some(max_bytes), ..spec(path, HfParquet::NAME, Split::Train) }
 }
 
 #[test]
@@ -120,7 +120,7 @@ fn sparse_files_of_other_formats_are_refused_by_their_size() {
         let file = std::fs::File::create(folder.path().join(format!("data_batch_{batch}.bin"))).unwrap();
         file.set_len(3073 << 20).unwrap();
     }
-    let spec = DatasetSpec { max_resident_bytes: Some(1 << 30), ..spec(folder.path(), Format::CifarBin, Split::Train) };
+    let spec = DatasetSpec { max_resident_bytes: Some(1 << 30), ..spec(folder.path(), CifarBin::NAME, Split::Train) };
     let error = open(&spec).err().unwrap();
     assert!(matches!(error, DataError::Memory { .. }), "{error}");
     let folder = tempfile::tempdir().unwrap();
@@ -130,7 +130,7 @@ fn sparse_files_of_other_formats_are_refused_by_their_size() {
     }
     let images = std::fs::OpenOptions::new().write(true).open(folder.path().join("train-images-idx3-ubyte")).unwrap();
     images.set_len(16 + 0x0400_0000 * 784).unwrap();
-    let spec = DatasetSpec { format: Format::Idx, path: Some(folder.path().to_owned()), ..spec };
+    let spec = DatasetSpec { format: Idx::NAME, path: Some(folder.path().to_owned()), ..spec };
     let error = open(&spec).err().unwrap();
     assert!(matches!(error, DataError::Memory { .. }), "{error}");
 }

@@ -2,7 +2,7 @@ use super::*;
 
 #[test]
 fn every_fixture_survives_conversion() {
-    for (name, ..) in FIXTURES.iter().chain(&[("flat-folder", Format::Auto, 2, None)]) {
+    for (name, ..) in FIXTURES.iter().chain(&[("flat-folder", FormatName::AUTO, 2, None)]) {
         let original = open_fixture(name, Split::Train);
         let folder = tempfile::tempdir().unwrap();
         let mut calls = Vec::new();
@@ -14,7 +14,7 @@ fn every_fixture_survives_conversion() {
             "{name}"
         );
         assert_eq!(folder.path().read_dir().unwrap().count(), 1, "no leftovers of {name}");
-        let copy = open(&DatasetSpec::new(Format::Auto, Some(folder.path().to_owned()), Split::Train)).unwrap();
+        let copy = open(&DatasetSpec::new(FormatName::AUTO, Some(folder.path().to_owned()), Split::Train)).unwrap();
         assert_eq!(copy.info().class_names, original.info().class_names, "{name}");
         assert_eq!(copy.info().image_size, original.info().image_size, "{name}");
         for index in 0..original.len() {
@@ -45,7 +45,7 @@ fn synthetic_data_are_written_in_both_splits() {
     assert_eq!(reports.iter().map(|report| report.num_samples).collect::<Vec<_>>(), [1100, 30]);
     for split in [Split::Train, Split::Test] {
         let generated = SyntheticDataset::new(&spec, split).unwrap();
-        let stored = open(&DatasetSpec::new(Format::Auto, Some(folder.path().to_owned()), split)).unwrap();
+        let stored = open(&DatasetSpec::new(FormatName::AUTO, Some(folder.path().to_owned()), split)).unwrap();
         assert_eq!(stored.info().class_names, ["circle", "square", "triangle"]);
         for index in 0..generated.len() {
             assert_eq!(stored.sample(index).unwrap(), generated.sample(index).unwrap());
@@ -65,7 +65,7 @@ fn summary_counts_and_averages() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::create_dir(folder.path().join("only")).unwrap();
     std::fs::copy(fixture("images/rgb.png"), folder.path().join("only/golden.png")).unwrap();
-    let found = summary(&*open(&spec(folder.path(), Format::Auto, Split::Train)).unwrap()).unwrap();
+    let found = summary(&*open(&spec(folder.path(), FormatName::AUTO, Split::Train)).unwrap()).unwrap();
     for channel in 0..3 {
         let values: Vec<f64> =
             golden().iter().skip(channel).step_by(3).map(|&value| f64::from(value) / 255.0).collect();

@@ -1,4 +1,4 @@
-use super::super::pickle::Pickle;
+use super::super::formats::cifar::pickle::Pickle;
 use super::*;
 
 /// Positions at which a file of `len` bytes is cut: the first and last ones, and many between.
@@ -47,7 +47,7 @@ fn no_altered_label_of_a_page_with_a_checksum_goes_unseen() {
     let whole = std::fs::read(fixture("hf-page-checksums").join("train.parquet")).unwrap();
     let read = |bytes: &[u8]| {
         std::fs::write(&file, bytes).unwrap();
-        let dataset = open(&spec(folder.path(), Format::HfParquet, Split::Train))?;
+        let dataset = open(&spec(folder.path(), HfParquet::NAME, Split::Train))?;
         (0..dataset.len()).map(|index| dataset.label(index)).collect::<Result<Vec<_>, _>>()
     };
     let labels: Vec<_> = (0..12).map(|i| Some(i % 3)).collect();
@@ -97,7 +97,7 @@ fn evil_pickles_are_refused_by_name_and_execute_nothing() {
         let folder = tempfile::tempdir().unwrap();
         copy_folder(&fixture("cifar10-py3/cifar-10-batches-py"), folder.path());
         std::fs::write(folder.path().join("data_batch_3"), bytes).unwrap();
-        let error = open(&spec(folder.path(), Format::Auto, Split::Train)).err().unwrap();
+        let error = open(&spec(folder.path(), FormatName::AUTO, Split::Train)).err().unwrap();
         assert!(error.to_string().contains("data_batch_3: a pickle may only name"), "{error}");
         assert_eq!(error.exit_code(), 65);
     }
@@ -140,7 +140,7 @@ fn pickles_cannot_exhaust_memory_or_call_what_they_may_name() {
     }
     let pickle = Pickle::load(b"(lp0\nI-5\naL7L\naS'a\\x41\\n'\naV\\u00e9\naF1.5\naI01\na.").unwrap();
     let items: Vec<_> = pickle.list(pickle.root()).unwrap().cloned().collect();
-    use super::super::pickle::Value::{Bool, Bytes, Float, Int, Str};
+    use super::super::formats::cifar::pickle::Value::{Bool, Bytes, Float, Int, Str};
     assert_eq!(items, [Int(-5), Int(7), Bytes(b"aA\n".to_vec()), Str("é".to_owned()), Float(1.5), Bool(true)]);
 }
 
@@ -153,16 +153,16 @@ fn wrong_shapes_are_refused() {
     copy_folder(&fixture("cifar10-bin"), root);
     let batch = std::fs::read(root.join("data_batch_2.bin")).unwrap();
     std::fs::write(root.join("data_batch_2.bin"), [&batch[..], &batch[..5]].concat()).unwrap();
-    let error = read_error(Format::CifarBin);
+    let error = read_error(CifarBin::NAME);
     assert!(
         error.ends_with("data_batch_2.bin: sample 3: truncated: a record has 3073 bytes, the last one 5"),
         "{error}"
     );
     std::fs::write(root.join("data_batch_2.bin"), [&[200], &batch[1..]].concat()).unwrap();
-    let error = read_error(Format::CifarBin);
+    let error = read_error(CifarBin::NAME);
     assert!(error.ends_with("data_batch_2.bin: sample 2: label must be 0 to 9, not 200"), "{error}");
     std::fs::remove_file(root.join("data_batch_2.bin")).unwrap();
-    let error = open(&spec(root, Format::CifarBin, Split::Train)).err().unwrap();
+    let error = open(&spec(root, CifarBin::NAME, Split::Train)).err().unwrap();
     assert!(error.to_string().ends_with("the train split is incomplete, absent: data_batch_2.bin"), "{error}");
     assert_eq!(error.exit_code(), 65, "an incomplete split is not an absent one");
 
@@ -174,10 +174,10 @@ fn wrong_shapes_are_refused() {
     let mut wrong = whole.clone();
     wrong[at..at + 5].copy_from_slice(&[b'K', 4, b'M', 0, 6]);
     std::fs::write(&file, &wrong).unwrap();
-    assert!(read_error(Format::CifarPickle).ends_with("data_batch_1: data must have shape [n, 3072], not [4, 1536]"));
+    assert!(read_error(CifarPickle::NAME).ends_with("data_batch_1: data must have shape [n, 3072], not [4, 1536]"));
     wrong[at + 1] = 3;
     std::fs::write(&file, &wrong).unwrap();
-    assert!(read_error(Format::CifarPickle).contains("array of shape [3, 1536] has 6144 values"));
+    assert!(read_error(CifarPickle::NAME).contains("array of shape [3, 1536] has 6144 values"));
 
     copy_folder(&fixture("idx-plain"), root);
     let images = root.join("train-images-idx3-ubyte");
@@ -186,7 +186,7 @@ fn wrong_shapes_are_refused() {
         let mut changed = whole.clone();
         changed[at] = value;
         std::fs::write(&images, changed).unwrap();
-        read_error(Format::Idx)
+        read_error(Idx::NAME)
     };
     assert!(with(2, 0x0D).contains("must be of type 0x08 (u8), not 0x0d"));
     assert!(with(3, 1).contains("more than the 3 values") || with(3, 1).contains("must have shape"));
@@ -195,7 +195,7 @@ fn wrong_shapes_are_refused() {
     assert!(with(4, 0xFF).contains("unbelievable shape") || with(4, 0xFF).contains("truncated"));
     std::fs::write(&images, &whole).unwrap();
     std::fs::copy(root.join("t10k-labels-idx1-ubyte"), root.join("train-labels-idx1-ubyte")).unwrap();
-    assert!(read_error(Format::Idx).contains("1 labels, but"));
+    assert!(read_error(Idx::NAME).contains("1 labels, but"));
 }
 
 #[test]
@@ -203,9 +203,9 @@ fn parquet_labels_beyond_the_classes_and_missing_shards_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     copy_folder(&fixture("hf-snappy"), folder.path());
     std::fs::remove_file(folder.path().join("data/train-00001-of-00002.parquet")).unwrap();
-    let error = first_error(&spec(folder.path(), Format::Auto, Split::Train)).unwrap().to_string();
+    let error = first_error(&spec(folder.path(), FormatName::AUTO, Split::Train)).unwrap().to_string();
     assert!(error.ends_with("is one of 2 files by its name, but there are 1; absent: 1"), "{error}");
-    let mut spec = spec(&fixture("hf-zstd"), Format::Auto, Split::Train);
+    let mut spec = spec(&fixture("hf-zstd"), FormatName::AUTO, Split::Train);
     spec.label_column = Some("missing".to_owned());
     let error = first_error(&spec).unwrap().to_string();
     assert!(error.ends_with("choose data.label_column from: fine_label (int64), coarse_label (int64)"), "{error}");
@@ -220,7 +220,7 @@ fn links_out_of_the_folder_are_refused() {
     let secret = folder.path().join("secret");
     copy_folder(&fixture("image-folder"), &root);
     copy_folder(&fixture("image-folder/train/ant"), &secret);
-    let spec = spec(&root, Format::Auto, Split::Train);
+    let spec = spec(&root, FormatName::AUTO, Split::Train);
     for (link, target) in [("train/ant/z.png", "secret/0.png"), ("train/wasp", "secret"), ("train/ant/deep", "secret")]
     {
         symlink(folder.path().join(target), root.join(link)).unwrap();
@@ -228,8 +228,8 @@ fn links_out_of_the_folder_are_refused() {
         assert!(matches!(error, DataError::Escape { .. }) && error.to_string().contains(link), "{error}");
         std::fs::remove_file(root.join(link)).unwrap();
     }
-    // Links to images inside are followed, those to folders are not: one to the split would lead to the other classes. A
-    // file that turns into a link after opening is refused when it is read.
+    // Links to images inside are followed, those to folders are not: one to the split would lead to the other classes.
+    // A file that turns into a link after opening is refused when it is read.
     symlink(root.join("train/bee/1.png"), root.join("train/ant/y.png")).unwrap();
     symlink(root.join("train/ant"), root.join("train/ant/circle")).unwrap();
     symlink(root.join("train"), root.join("train/ant/up")).unwrap();
@@ -241,7 +241,7 @@ fn links_out_of_the_folder_are_refused() {
     std::fs::remove_file(root.join("train/ant/0.png")).unwrap();
     symlink(secret.join("0.png"), root.join("train/ant/0.png")).unwrap();
     assert!(matches!(dataset.sample(0), Err(DataError::Escape { .. })));
-    // A folder without images is no class, and told.
+    // A folder without images is no class, and noted.
     std::fs::create_dir(root.join("train/cow")).unwrap();
     std::fs::remove_file(root.join("train/ant/0.png")).unwrap();
     let dataset = open(&spec).unwrap();
@@ -257,7 +257,7 @@ fn what_an_image_folder_passes_over_is_told_and_a_class_of_the_test_split_alone_
     for name in ["a.webm", "b.txt", "c.csv", "d.json", ".hidden"] {
         std::fs::write(root.join("train/ant").join(name), b"?").unwrap();
     }
-    let notes = open(&spec(root, Format::Auto, Split::Train)).unwrap().notes();
+    let notes = open(&spec(root, FormatName::AUTO, Split::Train)).unwrap().notes();
     assert_eq!(notes[0], "hidden or system files and folders skipped: 1 (train/ant/.hidden)");
     let known = "png, jpg, jpeg, jpe, jfif, webp, bmp, tif, tiff, gif";
     let start = format!("files skipped in the train split (not {known}): 5 (train/ant/a.webm, train/ant/b.txt, ");
@@ -265,9 +265,9 @@ fn what_an_image_folder_passes_over_is_told_and_a_class_of_the_test_split_alone_
     // A class before all others changes the label, but not the class, of what is in the test split.
     copy_folder(&root.join("train/ant"), &root.join("train/aardvark"));
     let align_test = || {
-        let train = open(&spec(root, Format::Auto, Split::Train)).unwrap();
+        let train = open(&spec(root, FormatName::AUTO, Split::Train)).unwrap();
         let labels: Vec<_> = (0..train.len()).map(|index| train.label(index).unwrap()).collect();
-        align(open(&spec(root, Format::Auto, Split::Test))?, &*train, &labels)
+        align(open(&spec(root, FormatName::AUTO, Split::Test))?, &*train, &labels)
     };
     let test = align_test().unwrap().dataset;
     assert_eq!(test.info().class_names, ["aardvark", "ant", "bee"]);
@@ -298,7 +298,7 @@ fn a_page_that_announces_too_much_is_refused_before_it_is_unpacked() {
     writer.write(&batch).unwrap();
     writer.close().unwrap();
 
-    let spec = spec(&path, Format::HfParquet, Split::Train);
+    let spec = spec(&path, HfParquet::NAME, Split::Train);
     assert_eq!(open(&spec).unwrap().len(), 1, "its page shrinks to a hundredth of a percent, and is small");
     let mut bytes = std::fs::read(&path).unwrap();
     let reader = SerializedFileReader::new(std::fs::File::open(&path).unwrap()).unwrap();

@@ -3,7 +3,7 @@ use super::*;
 
 /// The fingerprint of the train split at `path`.
 fn train(path: &Path) -> Fingerprint {
-    let dataset = open(&DatasetSpec::new(Format::Auto, Some(path.to_owned()), Split::Train)).unwrap();
+    let dataset = open(&DatasetSpec::new(FormatName::AUTO, Some(path.to_owned()), Split::Train)).unwrap();
     Fingerprint::of(&*dataset, Some(path)).unwrap()
 }
 

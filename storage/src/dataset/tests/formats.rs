@@ -25,7 +25,7 @@ fn detected_and_named_formats_give_the_same() {
     for (name, format, ..) in FIXTURES {
         let path = fixture(name);
         for split in [Split::Train, Split::Test] {
-            let (auto, named) = (open(&spec(&path, Format::Auto, split)), open(&spec(&path, format, split)));
+            let (auto, named) = (open(&spec(&path, FormatName::AUTO, split)), open(&spec(&path, format, split)));
             if name == "hf-grey" && split == Split::Test {
                 assert!(auto.err().unwrap().to_string().contains("found train.parquet"));
                 continue;
@@ -52,7 +52,7 @@ fn classes_and_splits_have_their_names() {
         assert_eq!((test.len(), test.label(0).unwrap(), test.info().split.as_str()), (1, Some(9), "test"), "{name}");
     }
     for name in ["cifar100-protocol0", "cifar100-protocol4", "cifar100-bin"] {
-        let mut spec = spec(&fixture(name), Format::Auto, Split::Train);
+        let mut spec = spec(&fixture(name), FormatName::AUTO, Split::Train);
         assert_eq!(open(&spec).unwrap().info().class_names[42], "fine_42", "{name}");
         spec.label_column = Some("coarse_label".to_owned());
         let coarse = open(&spec).unwrap();
@@ -78,7 +78,7 @@ fn parquet_labels_may_be_absent_and_several() {
     assert_eq!(labels, [Some(3), Some(7), None, None], "-1 and null are no labels; the second file's row has id 3");
     assert_eq!(dataset.sample(3).unwrap().id, 3);
 
-    let mut spec = DatasetSpec::new(Format::HfParquet, Some(fixture("hf-zstd")), Split::Train);
+    let mut spec = DatasetSpec::new(HfParquet::NAME, Some(fixture("hf-zstd")), Split::Train);
     let message = open(&spec).err().unwrap().to_string();
     assert!(
         message.ends_with(
@@ -102,11 +102,11 @@ fn parquet_labels_may_be_absent_and_several() {
 #[test]
 fn single_files_and_splits() {
     let file = fixture("hf-snappy/data/train-00001-of-00002.parquet");
-    assert_eq!(open(&spec(&file, Format::Auto, Split::Train)).unwrap().len(), 1);
-    let error = open(&spec(&file, Format::Auto, Split::Test)).err().unwrap();
+    assert_eq!(open(&spec(&file, FormatName::AUTO, Split::Train)).unwrap().len(), 1);
+    let error = open(&spec(&file, FormatName::AUTO, Split::Test)).err().unwrap();
     assert!(error.to_string().contains("a single file holds one split, this one train"), "{error}");
     assert_eq!(error.exit_code(), 66);
-    let error = open(&spec(&fixture("flat-folder"), Format::Auto, Split::Test)).err().unwrap();
+    let error = open(&spec(&fixture("flat-folder"), FormatName::AUTO, Split::Test)).err().unwrap();
     assert!(error.to_string().contains("class folders directly in it are one split, train"), "{error}");
 
     // Sizes and channels differ in the flat folder.
@@ -121,23 +121,22 @@ fn single_files_and_splits() {
 
 #[test]
 fn names_are_parsed_and_refused_with_the_choices() {
-    for &format in Format::ALL {
-        assert_eq!(Format::parse(format.as_str()).unwrap(), format);
+    for format in FormatName::all() {
+        assert_eq!(FormatName::parse(format.as_str()).unwrap(), format);
     }
-    let message = Format::parse("imagenet").unwrap_err().to_string();
+    let message = FormatName::parse("imagenet").unwrap_err().to_string();
     assert!(
-        Format::ALL.iter().all(|format| message.contains(format.as_str())) && message.ends_with("not \"imagenet\""),
+        FormatName::all().all(|format| message.contains(format.as_str())) && message.ends_with("not \"imagenet\""),
         "{message}"
     );
     assert!("valid".parse::<Split>().is_err());
 
-    let error = open(&DatasetSpec::new(Format::Idx, None, Split::Train)).err().unwrap();
+    let error = open(&DatasetSpec::new(Idx::NAME, None, Split::Train)).err().unwrap();
     assert_eq!(error.to_string(), "data.path must be a folder or file for format idx, not absent");
-    let error = open(&spec(Path::new("/no/such/folder"), Format::Auto, Split::Train)).err().unwrap();
+    let error = open(&spec(Path::new("/no/such/folder"), FormatName::AUTO, Split::Train)).err().unwrap();
     assert_eq!((error.to_string().as_str(), error.exit_code()), ("dataset not found: /no/such/folder", 66));
     let empty = tempfile::tempdir().unwrap();
-    for &format in
-        &[Format::Auto, Format::HfParquet, Format::CifarBin, Format::CifarPickle, Format::Idx, Format::ImageFolder]
+    for &format in &[FormatName::AUTO, HfParquet::NAME, CifarBin::NAME, CifarPickle::NAME, Idx::NAME, ImageFolder::NAME]
     {
         let error = open(&spec(empty.path(), format, Split::Train)).err().unwrap();
         assert!(error.to_string().contains(&empty.path().display().to_string()), "{format}: {error}");
@@ -146,7 +145,7 @@ fn names_are_parsed_and_refused_with_the_choices() {
 
 #[test]
 fn every_thread_reads_the_same() {
-    for (name, ..) in FIXTURES.iter().chain(&[("flat-folder", Format::Auto, 2, None)]) {
+    for (name, ..) in FIXTURES.iter().chain(&[("flat-folder", FormatName::AUTO, 2, None)]) {
         let dataset = open_fixture(name, Split::Train);
         let alone: Vec<_> = (0..dataset.len()).map(|index| dataset.sample(index).unwrap()).collect();
         std::thread::scope(|scope| {

@@ -57,7 +57,7 @@ fn object_patches_are_where_the_object_is() {
                 assert_eq!(dataset.known_object_patches(index, patch), Some(patches));
             }
             // The object's brightness stands out from the background's.
-            let image = resize::to_channels(&dataset.sample(index).unwrap().image, 1);
+            let image = decode::resize::to_channels(&dataset.sample(index).unwrap().image, 1);
             let mean = |object: bool| {
                 let values: Vec<f64> = image
                     .pixels
@@ -77,7 +77,8 @@ fn object_patches_are_where_the_object_is() {
 
 #[test]
 fn shapes_of_different_classes_differ() {
-    // Mean silhouettes around the object's centre of mass must be told apart by a nearest-mean rule far above chance.
+    // Mean silhouettes around the object's centre of mass must be distinguished by a nearest-mean rule far above
+    // chance.
     let dataset = synthetic(&SyntheticSpec { num_train: 400, ..small(10, 48, 1) }, Split::Train);
     let silhouette = |index: usize| {
         let pixels = dataset.object_pixels(index);
@@ -89,7 +90,7 @@ fn shapes_of_different_classes_differ() {
             .flat_map(|y| (left..=right).map(move |x| (x, y)))
             .map(|(x, y)| u8::from(pixels[y * 48 + x]) * 255)
             .collect();
-        resize::resize(&Image { width, height, channels: 1, pixels: crop }, 12, 12).pixels
+        decode::resize::resize(&Image { width, height, channels: 1, pixels: crop }, 12, 12).pixels
     };
     let mut means = vec![vec![0.0; 144]; 10];
     for index in 0..200 {
@@ -116,7 +117,7 @@ fn senseless_settings_are_refused() {
         (SyntheticSpec { num_test: 0, ..base }, "synthetic.num_test must be 1 to 2147483648, not 0"),
     ];
     for (spec, message) in wrong {
-        let spec = DatasetSpec { format: Format::Synthetic, synthetic: spec, ..DatasetSpec::default() };
+        let spec = DatasetSpec { format: Synthetic::NAME, synthetic: spec, ..DatasetSpec::default() };
         assert_eq!(open(&spec).err().unwrap().to_string(), message);
     }
 }

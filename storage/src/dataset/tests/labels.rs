@@ -23,7 +23,7 @@ impl Made {
     fn write(&self, file: &str, columns: Vec<(&str, ArrayRef)>, class_label: Option<(&str, &[&str])>) {
         let metadata = class_label.map(|(column, names)| {
             let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-            features::metadata(Some(column), &names)
+            parquet_file::features::metadata(Some(column), &names)
         });
         self.write_with(file, columns, metadata.unwrap_or_default());
     }
@@ -48,7 +48,7 @@ impl Made {
     }
 
     fn spec(&self, split: Split) -> DatasetSpec {
-        DatasetSpec::new(Format::HfParquet, Some(self.0.path().to_owned()), split)
+        DatasetSpec::new(HfParquet::NAME, Some(self.0.path().to_owned()), split)
     }
 
     fn open(&self, split: Split) -> Result<Arc<dyn Dataset>, DataError> {
@@ -377,8 +377,8 @@ fn class_folders_of_the_test_split_are_mapped_by_name() {
         add(path);
     }
     let align_test = || {
-        let train = open(&spec(made.path(), Format::Auto, Split::Train))?;
-        align(open(&spec(made.path(), Format::Auto, Split::Test))?, &*train, &labels(&*train))
+        let train = open(&spec(made.path(), FormatName::AUTO, Split::Train))?;
+        align(open(&spec(made.path(), FormatName::AUTO, Split::Test))?, &*train, &labels(&*train))
     };
     assert_eq!(named(&*align_test().unwrap().dataset), ["bee", "cat"]);
     add("test/wasp/0.png");
@@ -402,7 +402,7 @@ fn class_folders_whose_names_are_no_utf_8_stay_apart() {
         }
     }
     for split in [Split::Train, Split::Test] {
-        let dataset = open(&spec(made.path(), Format::Auto, split)).unwrap();
+        let dataset = open(&spec(made.path(), FormatName::AUTO, split)).unwrap();
         assert_eq!(dataset.info().class_names, ["caf\\xe8", "caf\\xe9"]);
         assert_eq!(labels(&*dataset), [0, 0, 1].map(Some));
     }
@@ -413,7 +413,7 @@ fn conversion_keeps_labels_and_names_and_invents_no_nulls() {
     let out = tempfile::tempdir().unwrap();
     let reopened = |folder: &str| {
         let path = out.path().join(folder);
-        open(&DatasetSpec::new(Format::HfParquet, Some(path), Split::Train)).unwrap()
+        open(&DatasetSpec::new(HfParquet::NAME, Some(path), Split::Train)).unwrap()
     };
     let column: ArrayRef = Arc::new(StringArray::from(vec![Some("10"), Some("2"), None, Some("2")]));
     let source = of(vec![("label", column)]).open(Split::Train).unwrap();
@@ -442,12 +442,12 @@ fn a_validation_split_can_be_opened_where_there_is_one() {
     std::fs::remove_file(made.0.path().join("test.parquet")).unwrap();
     assert_eq!(made.open(Split::Test).unwrap().info().split, "validation", "it stands in");
     for (name, format) in
-        [("cifar10-bin", Format::CifarBin), ("idx-plain", Format::Idx), ("cifar10-py3", Format::CifarPickle)]
+        [("cifar10-bin", CifarBin::NAME), ("idx-plain", Idx::NAME), ("cifar10-py3", CifarPickle::NAME)]
     {
         let error = open(&spec(&fixture(name), format, Split::Validation)).err().unwrap();
         assert!(matches!(error, DataError::NoSplit { .. }), "{name}: {error}");
     }
-    for format in [Format::Embedded, Format::Synthetic] {
+    for format in [FormatName::EMBEDDED, Synthetic::NAME] {
         let error = open(&DatasetSpec::new(format, None, Split::Validation)).err().unwrap();
         assert_eq!(error.exit_code(), 66, "{error}");
     }

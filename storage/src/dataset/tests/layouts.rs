@@ -1,9 +1,9 @@
-//! How splits, folders and shards are found: names, archives, leftovers, and what the owner is told.
+//! How splits, folders and shards are found: names, archives, leftovers, and what the notes say.
 
 use super::*;
 
-/// A dataset made of files at paths: a `.png` is an image, a `.parquet` has as many rows as its contents say (`3 rows` of label 0), a
-/// path with a slash at its end is an empty folder, anything else is text.
+/// A dataset made of files at paths: a `.png` is an image, a `.parquet` has as many rows as its contents say (`3 rows`
+/// of label 0), a path with a slash at its end is an empty folder, anything else is text.
 pub(super) struct Made(tempfile::TempDir);
 
 impl Made {
@@ -30,7 +30,7 @@ impl Made {
         if [".png", ".jpg", ".jpeg"].iter().any(|end| lower.ends_with(end)) {
             std::fs::copy(fixture("images/rgb.png"), target).unwrap();
         } else if lower.ends_with(".parquet") {
-            // The label tells which file was read.
+            // The label shows which file was read.
             write_parquet(&target, &[path.len() as i64; 2]);
         } else {
             std::fs::write(target, b"text").unwrap();
@@ -38,7 +38,7 @@ impl Made {
     }
 
     pub(super) fn spec(&self, split: Split) -> DatasetSpec {
-        DatasetSpec::new(Format::Auto, Some(self.0.path().to_owned()), split)
+        DatasetSpec::new(FormatName::AUTO, Some(self.0.path().to_owned()), split)
     }
 
     pub(super) fn open(&self, split: Split) -> Arc<dyn Dataset> {
@@ -197,7 +197,7 @@ fn folders_without_images_are_no_classes_and_named() {
     let expected = "folders without images, no classes: 3 (train/cow, train/dog, train/x\\u{1b}[2J\\n)";
     assert!(has_note(&*dataset, expected), "{:?}", dataset.notes());
     assert!(has_note(&*dataset, "images outside of class folders left out: 1 (train/7.png)"), "{:?}", dataset.notes());
-    // The test split has its own classes, which are held against these by name.
+    // The test split has its own classes, which are mapped to these by name.
     made.add("test/cow/0.png");
     assert_eq!(made.open(Split::Test).info().class_names, ["ant", "bee", "cow"]);
 }
@@ -290,7 +290,7 @@ fn split_names_among_class_folders_are_never_silently_classes() {
     assert!(matches!(error, DataError::NoSplit { .. }), "{error}");
     // Classes that have splits inside.
     let paths = ["bottle/train/good/0.png", "bottle/test/bad/0.png", "cable/train/good/0.png", "cable/test/bad/0.png"];
-    for format in [Format::Auto, Format::ImageFolder] {
+    for format in [FormatName::AUTO, ImageFolder::NAME] {
         let made = Made::new(&paths);
         let error = open(&DatasetSpec { format, ..made.spec(Split::Train) }).err().unwrap();
         assert!(
@@ -357,7 +357,8 @@ fn links_in_circles_and_special_files_are_skipped_or_refused() {
     let made = Made::new(&["test.parquet"]);
     assert!(std::process::Command::new("mkfifo").arg(made.path("train.parquet")).status().unwrap().success());
     assert!(matches!(made.error(Split::Train), DataError::NoSplit { .. }));
-    let error = open(&DatasetSpec::new(Format::Auto, Some(made.path("train.parquet")), Split::Train)).err().unwrap();
+    let error =
+        open(&DatasetSpec::new(FormatName::AUTO, Some(made.path("train.parquet")), Split::Train)).err().unwrap();
     assert!(error.to_string().ends_with("train.parquet: a dataset is a folder or a file, not a fifo"), "{error}");
     std::fs::remove_file(made.path("train.parquet")).unwrap();
     symlink("train.parquet", made.path("train.parquet")).unwrap();
@@ -396,7 +397,8 @@ fn exclusions_that_match_nothing_are_told() {
     let spec = DatasetSpec { exclude: vec!["[".to_owned()], ..made.spec(Split::Test) };
     assert!(open(&spec).err().unwrap().to_string().starts_with("data.exclude must be names or patterns"));
     for (name, file, split) in [("cifar10-bin", "test_batch.bin", Split::Test), ("idx-gz", "t10k*", Split::Test)] {
-        let spec = DatasetSpec { exclude: vec![file.to_owned()], ..super::spec(&fixture(name), Format::Auto, split) };
+        let spec =
+            DatasetSpec { exclude: vec![file.to_owned()], ..super::spec(&fixture(name), FormatName::AUTO, split) };
         assert!(matches!(open(&spec).err().unwrap(), DataError::NoSplit { .. }), "{name}");
     }
 }

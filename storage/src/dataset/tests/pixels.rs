@@ -1,8 +1,15 @@
 use std::io::Read;
 
-use super::super::decode::{DecodeError, DecodeLimits, decode, header};
-use super::super::resize::{resize, to_channels};
+use super::super::decode::resize::{resize, to_channels};
 use super::*;
+
+fn header(bytes: &[u8], limits: &DecodeLimits) -> Result<decode::Header, DecodeError> {
+    Decoder::new(*limits).header(bytes)
+}
+
+fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Image, DecodeError> {
+    Decoder::new(*limits).decode(bytes)
+}
 
 fn gunzip(path: PathBuf) -> Vec<u8> {
     let mut bytes = Vec::new();
@@ -76,7 +83,7 @@ fn nearly_grey(grey: usize) -> tempfile::TempDir {
 #[test]
 fn one_coloured_file_among_thousands_makes_the_data_coloured() {
     let folder = nearly_grey(4500);
-    let data = spec(folder.path(), Format::Auto, Split::Train);
+    let data = spec(folder.path(), FormatName::AUTO, Split::Train);
     let dataset = open(&data).unwrap();
     assert_eq!((dataset.info().channels, dataset.info().image_size), (3, Some((32, 32))));
     assert!(dataset.sample(4500).unwrap().image.pixels == gunzip(fixture("images/rgb-jpg.raw")));
@@ -103,7 +110,7 @@ fn one_image_of_another_size_is_seen_wherever_it_is() {
     let class = folder.path().join("train/cat");
     let image = Image { width: 31, height: 32, channels: 1, pixels: vec![0; 31 * 32] };
     std::fs::write(class.join("y.png"), super::super::convert::encode_png(&image).unwrap()).unwrap();
-    let data = spec(folder.path(), Format::Auto, Split::Train);
+    let data = spec(folder.path(), FormatName::AUTO, Split::Train);
     assert_eq!(open(&data).unwrap().info().image_size, None);
     std::fs::remove_file(class.join("y.png")).unwrap();
     assert_eq!(open(&data).unwrap().info().image_size, Some((32, 32)));
@@ -122,7 +129,7 @@ fn a_folder_of_webp_alone_is_recognised_and_names_of_files_may_lie() {
         std::fs::write(folder.path().join("train").join(class).join("0.WEBP"), webp.get_ref()).unwrap();
     }
     std::fs::copy(fixture("images/rgb.jpg"), folder.path().join("train/b/1.gif")).unwrap();
-    let dataset = open(&spec(folder.path(), Format::Auto, Split::Train)).unwrap();
+    let dataset = open(&spec(folder.path(), FormatName::AUTO, Split::Train)).unwrap();
     assert_eq!((dataset.info().format.as_str(), dataset.len(), dataset.info().channels), ("image-folder", 3, 3));
     assert!(dataset.sample(0).unwrap().image.pixels == rgb);
     assert!(dataset.sample(2).unwrap().image.pixels == gunzip(fixture("images/rgb-jpg.raw")));
@@ -164,7 +171,7 @@ fn a_bomb_in_a_dataset_is_named_with_its_sample() {
     let mut png = std::fs::read(&path).unwrap();
     png[16..24].copy_from_slice(&[0, 0, 0xEA, 0x60, 0, 0, 0xEA, 0x60]);
     std::fs::write(&path, png).unwrap();
-    let dataset = open(&spec(folder.path(), Format::Auto, Split::Train)).unwrap();
+    let dataset = open(&spec(folder.path(), FormatName::AUTO, Split::Train)).unwrap();
     let error = dataset.sample(2).unwrap_err();
     assert!(
         error

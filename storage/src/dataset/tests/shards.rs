@@ -42,7 +42,7 @@ fn parquet_files_are_found_in_every_usual_place() {
     }
     // The folder of one split alone.
     let made = Made::new(&["NAME/train/0000.parquet"]);
-    let spec = DatasetSpec::new(Format::Auto, Some(made.path("NAME/train")), Split::Train);
+    let spec = DatasetSpec::new(FormatName::AUTO, Some(made.path("NAME/train")), Split::Train);
     assert_eq!(open(&spec).unwrap().len(), 2);
 }
 
@@ -54,7 +54,7 @@ fn images_with_parquet_files_of_facts_beside_them_are_images() {
     }
     assert_eq!(made.open(Split::Train).info().format, "image-folder");
     let made = Made::new(&["default/train/0000.parquet", "assets/banner.png", "docs/a.png", "docs/b.png"]);
-    assert_eq!(open(&DatasetSpec { format: Format::HfParquet, ..made.spec(Split::Train) }).unwrap().len(), 2);
+    assert_eq!(open(&DatasetSpec { format: HfParquet::NAME, ..made.spec(Split::Train) }).unwrap().len(), 2);
     let made = Made::new(&["train/0000.parquet", "assets/banner.png", "docs/a.png"]);
     assert_eq!(made.open(Split::Train).info().format, "hf-parquet");
     // What is named otherwise is no split of `train`.
@@ -115,7 +115,7 @@ fn several_sets_of_files_for_one_split_are_refused_by_name() {
     assert!(error.to_string().ends_with("choose data.path from them: coarse, fine"), "{error}");
     let spec = DatasetSpec { exclude: vec!["coarse".to_owned()], ..made.spec(Split::Train) };
     assert_eq!(open(&spec).unwrap().len(), 2);
-    let spec = DatasetSpec::new(Format::Auto, Some(made.path("fine")), Split::Train);
+    let spec = DatasetSpec::new(FormatName::AUTO, Some(made.path("fine")), Split::Train);
     assert_eq!(open(&spec).unwrap().len(), 2);
     let error = Made::new(&["train/test-00000-of-00001.parquet"]).error(Split::Train);
     assert!(error.to_string().ends_with("lies in a folder train, but its name says test"), "{error}");
@@ -180,7 +180,8 @@ fn brotli_pages_are_read_and_lzo_is_refused_by_name() {
     // The codec is a number of the footer: where gzip's and snappy's footers differ, LZO's differs in the same byte.
     write_images(&path, images.clone(), Compression::SNAPPY);
     let mut bytes = std::fs::read(&path).unwrap();
-    // Field 4 of the column's metadata (codec), an i32 of 1 (snappy) in zigzag, after the end of the list of names in field 3.
+    // Field 4 of the column's metadata (codec), an i32 of 1 (snappy) in zigzag, after the end of the list of names in
+    // field 3.
     let at = bytes.windows(9).rposition(|nine| nine == b"\x05image\x15\x02\x16").unwrap();
     bytes[at + 7] = 6;
     std::fs::write(&path, bytes).unwrap();

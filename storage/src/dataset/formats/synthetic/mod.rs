@@ -1,37 +1,57 @@
-//! Generated images: a textured background with one shaped object. The label is the shape, and the object's place is known, so that a
-//! learned mask can be judged. Every image is a function of (seed, split, index) alone.
+//! Generated images: a textured background with one shaped object. The label is the shape, and the object's place is
+//! known, so that a learned mask can be judged. Every image is a function of (seed, split, index) alone.
 
 mod shapes;
 mod textures;
 
+use std::path::Path;
+use std::sync::Arc;
+
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::{DataError, Dataset, DatasetInfo, Format, Image, Sample, Split, check_index};
+use crate::dataset::error::DataError;
+use crate::dataset::format::{Format, Likeness};
+use crate::dataset::layout::listing::Scope;
+use crate::dataset::pixels::Image;
+use crate::dataset::sample::{Dataset, DatasetInfo, Sample, check_index};
+use crate::dataset::spec::{DatasetSpec, FormatName, Split, SyntheticSpec};
 use shapes::{Placement, Shape};
 use textures::Texture;
 
-/// What to generate.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SyntheticSpec {
-    /// Images of the training split.
-    pub num_train: usize,
-    /// Images of the test split.
-    pub num_test: usize,
-    /// Width and height in pixels, 8 to 1024.
-    pub image: usize,
-    /// Shapes in use, 2 to 10.
-    pub num_classes: usize,
-    /// Decides everything else.
-    pub seed: u64,
-    /// 1 (grey) or 3 (colour).
-    pub channels: usize,
+/// The format of generated images.
+pub(crate) struct Synthetic;
+
+impl Synthetic {
+    pub(crate) const NAME: FormatName = FormatName::new("synthetic");
 }
 
-impl Default for SyntheticSpec {
-    /// 4,000 + 1,000 colour images of 32 x 32 pixels in 4 classes.
-    fn default() -> Self {
-        Self { num_train: 4000, num_test: 1000, image: 32, num_classes: 4, seed: 0, channels: 3 }
+impl Format for Synthetic {
+    fn name(&self) -> FormatName {
+        Self::NAME
+    }
+
+    fn about(&self) -> &'static str {
+        "Generated: a textured background with one shaped object."
+    }
+
+    fn looked_for(&self) -> Option<String> {
+        None
+    }
+
+    fn recognises(&self, _folder: &Path, _scope: &Scope) -> Result<Likeness, DataError> {
+        Ok(Likeness::None)
+    }
+
+    fn image_side(&self, spec: &DatasetSpec) -> Option<usize> {
+        Some(spec.synthetic.image)
+    }
+
+    fn open(&self, _place: &Path, spec: &DatasetSpec, _scope: &Scope) -> Result<Arc<dyn Dataset>, DataError> {
+        if spec.split == Split::Validation {
+            return Err(DataError::only_train_and_test(Self::NAME.as_str(), spec.split.as_str()));
+        }
+        Ok(Arc::new(SyntheticDataset::new(&spec.synthetic, spec.split)?))
     }
 }
 
@@ -52,6 +72,9 @@ enum Purpose {
 
 impl SyntheticDataset {
     /// A split of the images that `spec` describes.
+    ///
+    /// # Errors
+    /// [`DataError::Setting`] about the first value that is out of range.
     pub fn new(spec: &SyntheticSpec, split: Split) -> Result<Self, DataError> {
         let check = |key, value: usize, allowed: &[usize], text: &str| {
             let ok = allowed.contains(&value);
@@ -76,7 +99,7 @@ impl SyntheticDataset {
         range("synthetic.num_test", spec.num_test, 1, 1 << 31)?;
         let info = DatasetInfo {
             name: "synthetic".to_owned(),
-            format: Format::Synthetic.to_string(),
+            format: Synthetic::NAME.to_string(),
             split: split.to_string(),
             num_samples: if split == Split::Train { spec.num_train } else { spec.num_test },
             class_names: Shape::ALL[..spec.num_classes].iter().map(|shape| shape.name().to_owned()).collect(),
@@ -117,12 +140,13 @@ impl SyntheticDataset {
     }
 
     /// Pixels of sample `index` that are at least half object, [image * image].
-    pub fn object_pixels(&self, index: usize) -> Vec<bool> {
+    pub(crate) fn object_pixels(&self, index: usize) -> Vec<bool> {
         self.coverage(index).into_iter().map(|share| share >= 0.5).collect()
     }
 
-    /// Patches of sample `index` with at least one object pixel, row by row over the grid of `patch` by `patch` pixels (the last row and
-    /// column of the grid may be narrower); empty for a patch of 0.
+    /// Patches of sample `index` with at least one object pixel, row by row over the grid of `patch` by `patch` pixels
+    /// (the last row and column of the grid may be narrower); empty for a patch of 0.
+    #[must_use]
     pub fn object_patches(&self, index: usize, patch: usize) -> Vec<bool> {
         if patch == 0 {
             return Vec::new();

@@ -1,8 +1,8 @@
 //! The label column of a Parquet file: which one it is, and its values as classes.
 //!
 //! It is found by what the file says of it (a `ClassLabel`), by its name and by its type. A column of numbers that is
-//! an index or a size, by its name or because every row has a value of its own, is never taken unasked. Columns that are
-//! declared or named go first, so that what else a file holds does not matter.
+//! an index or a size, by its name or because every row has a value of its own, is never taken unasked. Columns that
+//! are declared or named go first, so that what else a file holds does not matter.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -11,12 +11,14 @@ use arrow::array::{Array, ArrayRef, AsArray};
 use arrow::compute::{CastOptions, cast_with_options};
 use arrow::datatypes::{DataType, Float64Type, Int64Type, Schema};
 
-use super::classes::{self, NameSource};
-use super::features::Features;
-use super::{DataError, DatasetSpec, numbered_classes};
+use super::classes::{self, numbered_classes};
+use crate::dataset::error::DataError;
+use crate::dataset::parquet_file::features::Features;
+use crate::dataset::sample::NameSource;
+use crate::dataset::spec::DatasetSpec;
 
 /// The setting that names the column.
-pub(super) const KEY: &str = "data.label_column";
+pub(in crate::dataset) const KEY: &str = "data.label_column";
 /// More classes than this are taken for a mistaken label column.
 const MAX_CLASSES: usize = 1 << 20;
 /// Names of label columns, without regard to case.
@@ -50,7 +52,7 @@ impl Kind {
 
 /// A label column that was found.
 #[derive(Clone, Debug)]
-pub(super) struct LabelColumn {
+pub(in crate::dataset) struct LabelColumn {
     pub name: String,
     /// Its type, for people.
     pub type_text: String,
@@ -60,7 +62,7 @@ pub(super) struct LabelColumn {
 
 impl LabelColumn {
     /// What the owner of the data should know of the choice.
-    pub(super) fn note(&self) -> Option<String> {
+    pub fn note(&self) -> Option<String> {
         let text = format!("{} ({})", self.name.escape_debug(), self.type_text);
         self.by_elimination.then(|| {
             format!("labels are those of column {text}, as no other can be meant, but nothing says so; {KEY} names one")
@@ -73,7 +75,7 @@ impl LabelColumn {
 /// # Errors
 /// [`DataError::Column`] with the candidates and their types if several could be meant, if the only one is an index or
 /// a size, or if the one that is meant has a type that cannot be read.
-pub(super) fn choose(
+pub(in crate::dataset) fn choose(
     schema: &Schema,
     features: &Features,
     image: &str,
@@ -170,7 +172,7 @@ impl Candidate<'_> {
 
 /// Whether a column of numbers is an index or a size by its name, or pandas' index.
 fn is_index(name: &str, features: &Features) -> bool {
-    // Alone; behind another word as in `image_id`, `img_w`; or joined to one as in `imageid`, `filesize`.
+    // Alone; after another word as in `image_id`, `img_w`; or joined to one as in `imageid`, `filesize`.
     const NAMES: [&str; 27] = [
         "id",
         "idx",
@@ -228,7 +230,7 @@ fn is_index(name: &str, features: &Features) -> bool {
 }
 
 /// A type in the words of pyarrow and pandas, as `dictionary<int32, string>`.
-pub(super) fn type_text(kind: &DataType) -> String {
+pub(in crate::dataset) fn type_text(kind: &DataType) -> String {
     match kind {
         DataType::Boolean => "bool".to_owned(),
         DataType::Utf8 => "string".to_owned(),
@@ -249,14 +251,14 @@ pub(super) fn type_text(kind: &DataType) -> String {
 
 /// The labels of a split, file by file, before its classes are known.
 #[derive(Debug, Default)]
-pub(super) struct Labels {
+pub(in crate::dataset) struct Labels {
     files: Vec<FileLabels>,
     /// Rows of all files, with and without a label.
     len: usize,
 }
 
 /// The labels of a split in one list of classes.
-pub(super) struct Unified {
+pub(in crate::dataset) struct Unified {
     pub class_names: Vec<String>,
     /// Where the names come from.
     pub source: NameSource,

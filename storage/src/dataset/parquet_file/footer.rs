@@ -39,7 +39,8 @@ pub(crate) fn check<R: ChunkReader>(reader: &R) -> Result<(), String> {
     }
 }
 
-/// Goes through a `FileMetaData`: the schema is its second field, the row groups its fourth. Answers with what is wrong.
+/// Goes through a `FileMetaData`: the schema is its second field, the row groups its fourth. Answers with what is
+/// wrong.
 fn walk(footer: &[u8]) -> io::Result<Option<String>> {
     let mut input = Compact::new(footer);
     let mut last = 0;

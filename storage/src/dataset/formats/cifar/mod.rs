@@ -1,26 +1,87 @@
 //! CIFAR-10 and CIFAR-100, in the binary version and in the python version that torchvision downloads.
 
+pub(crate) mod pickle;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::input::{open_regular, read_to_end};
 
-use super::classes::name_of_bytes;
-use super::detect::folder_with;
-use super::label_column;
-use super::listing::Scope;
-use super::pickle::{Pickle, Value};
-use super::raw::{Layout, RawDataset};
-use super::{DataError, Dataset, DatasetInfo, DatasetSpec, Format, Split, file_name, numbered_classes};
+use self::pickle::{Pickle, Value};
+use crate::dataset::error::DataError;
+use crate::dataset::format::{Format, Likeness};
+use crate::dataset::formats::raw::{Layout, RawDataset};
+use crate::dataset::labels::classes::{name_of_bytes, numbered_classes};
+use crate::dataset::labels::label_column;
+use crate::dataset::layout::listing::{Scope, file_name, folder_with};
+use crate::dataset::sample::{Dataset, DatasetInfo, NameSource};
+use crate::dataset::spec::{DatasetSpec, FormatName, Split};
 
 const SIDE: usize = 32;
 const IMAGE_LEN: usize = SIDE * SIDE * 3;
 /// The largest of the published files has 185 MB.
 const MAX_FILE_BYTES: u64 = 16 << 30;
 
-/// Which of the two datasets, told by the file names.
+/// CIFAR-10 or CIFAR-100, binary version.
+pub(crate) struct CifarBin;
+/// CIFAR-10 or CIFAR-100, python version.
+pub(crate) struct CifarPickle;
+
+impl CifarBin {
+    pub(crate) const NAME: FormatName = FormatName::new("cifar-bin");
+}
+
+impl CifarPickle {
+    pub(crate) const NAME: FormatName = FormatName::new("cifar-pickle");
+}
+
+impl Format for CifarBin {
+    fn name(&self) -> FormatName {
+        Self::NAME
+    }
+
+    fn about(&self) -> &'static str {
+        "CIFAR-10 or CIFAR-100, binary version."
+    }
+
+    fn looked_for(&self) -> Option<String> {
+        Some("data_batch_1.bin or train.bin of cifar".to_owned())
+    }
+
+    fn recognises(&self, folder: &Path, scope: &Scope) -> Result<Likeness, DataError> {
+        Ok(find_bin(folder, scope).map_or(Likeness::None, |_| Likeness::Certain))
+    }
+
+    fn open(&self, place: &Path, spec: &DatasetSpec, scope: &Scope) -> Result<Arc<dyn Dataset>, DataError> {
+        open_bin(place, spec, scope)
+    }
+}
+
+impl Format for CifarPickle {
+    fn name(&self) -> FormatName {
+        Self::NAME
+    }
+
+    fn about(&self) -> &'static str {
+        "CIFAR-10 or CIFAR-100, python version, as torchvision downloads it."
+    }
+
+    fn looked_for(&self) -> Option<String> {
+        Some("data_batch_1 or train and meta of cifar".to_owned())
+    }
+
+    fn recognises(&self, folder: &Path, scope: &Scope) -> Result<Likeness, DataError> {
+        Ok(find_pickle(folder, scope).map_or(Likeness::None, |_| Likeness::Certain))
+    }
+
+    fn open(&self, place: &Path, spec: &DatasetSpec, scope: &Scope) -> Result<Arc<dyn Dataset>, DataError> {
+        open_pickle(place, spec, scope)
+    }
+}
+
+/// Which of the two datasets, known by the names of the files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+enum Kind {
     Cifar10,
     Cifar100,
 }
@@ -39,7 +100,7 @@ fn has(folder: &Path, name: &str, scope: &Scope) -> bool {
 }
 
 /// The folder with the files of the binary version.
-pub(crate) fn find_bin(path: &Path, scope: &Scope) -> Option<(PathBuf, Kind)> {
+fn find_bin(path: &Path, scope: &Scope) -> Option<(PathBuf, Kind)> {
     let folder = folder_with(path, &["cifar-10-batches-bin", "cifar-100-binary"], |folder| {
         has(folder, "data_batch_1.bin", scope)
             || has(folder, "test_batch.bin", scope)
@@ -55,7 +116,7 @@ pub(crate) fn find_bin(path: &Path, scope: &Scope) -> Option<(PathBuf, Kind)> {
 }
 
 /// The folder with the files of the python version.
-pub(crate) fn find_pickle(path: &Path, scope: &Scope) -> Option<(PathBuf, Kind)> {
+fn find_pickle(path: &Path, scope: &Scope) -> Option<(PathBuf, Kind)> {
     let folder = folder_with(path, &["cifar-10-batches-py", "cifar-100-python"], |folder| {
         has(folder, "data_batch_1", scope)
             || has(folder, "test_batch", scope)
@@ -128,7 +189,7 @@ fn read(path: &Path, spec: &DatasetSpec) -> Result<Vec<u8>, DataError> {
     read_to_end(file, num_bytes, MAX_FILE_BYTES).map_err(|e| DataError::read(path, e))
 }
 
-pub(crate) fn open_bin(path: &Path, spec: &DatasetSpec, scope: &Scope) -> Result<Arc<dyn Dataset>, DataError> {
+fn open_bin(path: &Path, spec: &DatasetSpec, scope: &Scope) -> Result<Arc<dyn Dataset>, DataError> {
     let found = find_bin(path, scope)
         .ok_or_else(|| absent(path, spec, "data_batch_1.bin, test_batch.bin, train.bin or test.bin"))?;
     let (folder, kind) = found;
@@ -167,7 +228,7 @@ pub(crate) fn open_bin(path: &Path, spec: &DatasetSpec, scope: &Scope) -> Result
     } else {
         default_names(column)
     };
-    gathered.finish(path, Format::CifarBin, spec.split, class_names, column, scope)
+    gathered.finish(path, CifarBin::NAME, spec.split, class_names, column, scope)
 }
 
 /// As many numbers as the published dataset has classes.
@@ -179,7 +240,7 @@ fn default_names(column: &str) -> Vec<String> {
     }))
 }
 
-pub(crate) fn open_pickle(path: &Path, spec: &DatasetSpec, scope: &Scope) -> Result<Arc<dyn Dataset>, DataError> {
+fn open_pickle(path: &Path, spec: &DatasetSpec, scope: &Scope) -> Result<Arc<dyn Dataset>, DataError> {
     let (folder, kind) = find_pickle(path, scope)
         .ok_or_else(|| absent(path, spec, "data_batch_1, test_batch, or meta with train or test"))?;
     let column = kind.label_column(spec, path)?;
@@ -194,7 +255,7 @@ pub(crate) fn open_pickle(path: &Path, spec: &DatasetSpec, scope: &Scope) -> Res
     }
     let meta = folder.join(if kind == Kind::Cifar10 { "batches.meta" } else { "meta" });
     let class_names = if meta.is_file() { read_names(&meta, names_key, spec)? } else { default_names(column) };
-    gathered.finish(path, Format::CifarPickle, spec.split, class_names, column, scope)
+    gathered.finish(path, CifarPickle::NAME, spec.split, class_names, column, scope)
 }
 
 /// The value of a key of the pickled dict.
@@ -248,7 +309,7 @@ impl Gathered {
     fn finish(
         self,
         path: &Path,
-        format: Format,
+        format: FormatName,
         split: Split,
         class_names: Vec<String>,
         column: &str,
@@ -264,7 +325,8 @@ impl Gathered {
             image_size: Some((SIDE, SIDE)),
             channels: 3,
         };
-        let dataset = RawDataset::new(info, Layout::Planes, self.pixels, self.labels, &self.files)?;
+        let dataset =
+            RawDataset::new(info, NameSource::Declared, Layout::Planes, self.pixels, self.labels, &self.files)?;
         Ok(Arc::new(dataset.with_notes(scope.lines())))
     }
 }

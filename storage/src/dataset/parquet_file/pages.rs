@@ -16,7 +16,8 @@ const MAX_RATIO: u64 = 256;
 const MAX_DEPTH: u32 = 16;
 /// The number of this encoding: a value is a length of the value before it, and what comes then.
 const DELTA_BYTE_ARRAY: i64 = 7;
-/// Bytes of text that a batch may be copied to: what a dictionary or a shared prefix says once may be there in every row.
+/// Bytes of text that a batch may be copied to: what a dictionary or a shared prefix says once may be there in every
+/// row.
 const BATCH_BYTES: u64 = 64 << 20;
 
 /// What the pages of some columns unpack to.
@@ -24,8 +25,8 @@ const BATCH_BYTES: u64 = 64 << 20;
 pub(crate) struct Extent {
     /// Bytes of all pages, unpacked.
     pub unpacked_bytes: u64,
-    /// Bytes of all values in arrays, texts and binary values without what they consist of: a page says in some bytes that
-    /// a value comes a billion times (run length).
+    /// Bytes of all values in arrays, texts and binary values without what they consist of: a page says in some bytes
+    /// that a value comes a billion times (run length).
     pub value_bytes: u64,
     /// Bytes of the largest page of texts or of binary values, unpacked. No value is longer, whatever its encoding.
     pub largest_page_bytes: u64,
@@ -115,8 +116,8 @@ struct Header {
 }
 
 impl Header {
-    /// Reads a `PageHeader` in Thrift's compact protocol: sizes are its second and third fields, its fifth is the header
-    /// of a data page, its eighth that of one of version 2.
+    /// Reads a `PageHeader` in Thrift's compact protocol: sizes are its second and third fields, its fifth is the
+    /// header of a data page, its eighth that of one of version 2.
     fn read(bytes: impl Read) -> io::Result<Self> {
         let mut input = Compact::new(bytes);
         let (mut field, mut sizes, mut data) = (0, [None; 2], [None; 2]);

@@ -5,35 +5,13 @@ use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{DataError, Dataset, DatasetInfo, Sample};
+use crate::dataset::error::DataError;
+use crate::dataset::sample::{Dataset, DatasetInfo, LabelOrigin, NameSource, Sample};
 
 /// Names of a list that a message shows at most.
 const MAX_SHOWN: usize = 12;
 /// Characters of a name that a message shows at most.
 const MAX_CHARS: usize = 48;
-
-/// Where the names of a split's classes come from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum NameSource {
-    /// The dataset lists them: a `ClassLabel`, class folders, a file of names.
-    #[default]
-    Declared,
-    /// There are none: labels are numbers, and the names are these numbers.
-    Numbers,
-    /// They are the values of a column of strings, sorted: by number if all are whole numbers, else by their bytes.
-    Values,
-}
-
-/// What is known of the place that labels come from, beyond [`DatasetInfo::label_column`].
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct LabelOrigin {
-    /// Where the names of the classes come from.
-    pub names: NameSource,
-    /// Type of the label column, as `int64` or `dictionary<int32, string>`, where there is one.
-    pub column_type: Option<String>,
-    /// Columns that were looked at and not taken, each with its type, where there is no label column.
-    pub not_taken: Vec<String>,
-}
 
 /// A held-out split whose labels are indices into the train split's classes.
 pub struct HeldOut {
@@ -172,6 +150,7 @@ pub(super) fn quoted(name: &str) -> String {
 }
 
 /// Names for a message, in quotes and escaped, the first few of many.
+#[must_use]
 pub fn listed(names: &[String]) -> String {
     if names.is_empty() {
         return "(none)".to_owned();
@@ -182,7 +161,7 @@ pub fn listed(names: &[String]) -> String {
 }
 
 /// A name that may not be UTF-8: the bytes that are not are written as `\xE9`, so that different names stay different.
-pub(super) fn name_of_bytes(bytes: &[u8]) -> String {
+pub(in crate::dataset) fn name_of_bytes(bytes: &[u8]) -> String {
     let mut name = String::with_capacity(bytes.len());
     for chunk in bytes.utf8_chunks() {
         name.push_str(chunk.valid());
@@ -196,6 +175,11 @@ pub(super) fn name_of_bytes(bytes: &[u8]) -> String {
 /// Whether the names are the labels themselves.
 pub(super) fn is_numbered(names: &[String]) -> bool {
     names.iter().enumerate().all(|(label, name)| *name == label.to_string())
+}
+
+/// Class names of a format that stores none: the numbers up to the largest label.
+pub(crate) fn numbered_classes(labels: impl Iterator<Item = i32>) -> Vec<String> {
+    labels.max().map_or_else(Vec::new, |max| (0..=max).map(|class| class.to_string()).collect())
 }
 
 /// A split with its labels in another list of classes.

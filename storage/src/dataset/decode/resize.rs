@@ -4,10 +4,11 @@ use fast_image_resize::images::{TypedImage, TypedImageRef};
 use fast_image_resize::pixels::{U8, U8x3};
 use fast_image_resize::{FilterType, PixelTrait, ResizeAlg, ResizeOptions, Resizer};
 
-use super::Image;
+use crate::dataset::pixels::Image;
 
-/// The image scaled to `width` by `height` pixels (bilinear, widened when shrinking so that nothing aliases). An image of that size is
-/// copied. Sizes of 0 are taken as 1.
+/// The image scaled to `width` by `height` pixels (bilinear, widened when shrinking so that nothing aliases). An image
+/// of that size is copied. Sizes of 0 are taken as 1.
+#[must_use]
 pub fn resize(image: &Image, width: usize, height: usize) -> Image {
     let (width, height) = (width.max(1), height.max(1));
     if (image.width, image.height) == (width, height) {
@@ -35,7 +36,8 @@ fn resize_typed<P: PixelTrait>(image: &Image, width: usize, height: usize) -> Op
     Some(Image { width, height, channels: image.channels, pixels })
 }
 
-/// For what the resizer does not take: odd numbers of channels, or a pixel vector shorter than its shape (missing values become 0).
+/// For what the resizer does not take: odd numbers of channels, or a pixel vector shorter than its shape (missing
+/// values become 0).
 fn nearest(image: &Image, width: usize, height: usize) -> Image {
     let mut pixels = Vec::with_capacity(width * height * image.channels);
     for y in 0..height {
@@ -47,7 +49,9 @@ fn nearest(image: &Image, width: usize, height: usize) -> Image {
     Image { width, height, channels: image.channels, pixels }
 }
 
-/// The image with 1 or 3 channels: grey is repeated, colour is weighed (ITU-R 601: 0.299 R + 0.587 G + 0.114 B, rounded).
+/// The image with 1 or 3 channels: grey is repeated, colour is weighed (ITU-R 601: 0.299 R + 0.587 G + 0.114 B,
+/// rounded).
+#[must_use]
 pub fn to_channels(image: &Image, channels: usize) -> Image {
     let pixels = match (image.channels, channels) {
         (1, 3) => image.pixels.iter().flat_map(|&grey| [grey; 3]).collect(),

@@ -9,15 +9,20 @@ use std::sync::Arc;
 
 use crate::input::open_regular;
 
-use super::classes::name_of_bytes;
-use super::decode::EXTENSIONS;
-use super::folder_layout::{Labels, Layout, SplitFolder, check_no_inner_splits, holds_image, layout};
-use super::listing::{Entry, Kind, Scope, name_of};
-use super::notes::escaped;
-use super::raw::Survey;
-use super::resize::into_channels;
-use super::splits::{Part, names_of};
-use super::{DataError, Dataset, DatasetInfo, DatasetSpec, Decoder, Format, Sample, Split, check_index, file_name};
+use crate::dataset::decode::resize::into_channels;
+use crate::dataset::decode::survey::Survey;
+use crate::dataset::decode::{Decoder, EXTENSIONS, is_image_name};
+use crate::dataset::error::DataError;
+use crate::dataset::format::{Format, Likeness};
+use crate::dataset::labels::classes::name_of_bytes;
+use crate::dataset::layout::folders::{
+    Labels, Layout, SplitFolder, check_no_inner_splits, holds_image, holds_image_directly, layout, says_nothing,
+};
+use crate::dataset::layout::listing::{Entry, Kind, Scope, file_name, name_of};
+use crate::dataset::layout::notes::escaped;
+use crate::dataset::layout::splits::{Part, names_of};
+use crate::dataset::sample::{Dataset, DatasetInfo, Sample, check_index};
+use crate::dataset::spec::{DatasetSpec, FormatName, Split};
 
 const MAX_DEPTH: usize = 16;
 /// More bytes than this are no file of annotations.
@@ -30,6 +35,64 @@ pub const MAX_SURVEYED: usize = 1 << 18;
 const SURVEYED_AT_ONCE: usize = 1024;
 /// Threads that wait for a distant disk.
 const NUM_SURVEYORS: usize = 8;
+
+/// The format of one folder of images a class.
+pub(crate) struct ImageFolder;
+
+impl ImageFolder {
+    pub(crate) const NAME: FormatName = FormatName::new("image-folder");
+}
+
+impl Format for ImageFolder {
+    fn name(&self) -> FormatName {
+        Self::NAME
+    }
+
+    fn about(&self) -> &'static str {
+        "A folder of PNG, JPEG, WebP, BMP, TIFF or GIF files for each class."
+    }
+
+    fn looked_for(&self) -> Option<String> {
+        Some(format!("class folders of images ({})", EXTENSIONS.join(", ")))
+    }
+
+    fn recognises(&self, folder: &Path, scope: &Scope) -> Result<Likeness, DataError> {
+        Ok(likeness(folder, scope))
+    }
+
+    fn has_configurations(&self) -> bool {
+        true
+    }
+
+    fn open(&self, place: &Path, spec: &DatasetSpec, scope: &Scope) -> Result<Arc<dyn Dataset>, DataError> {
+        open(place, spec, scope)
+    }
+}
+
+/// Whether a folder's own folders look like a dataset of images, and how surely.
+fn likeness(folder: &Path, scope: &Scope) -> Likeness {
+    match layout(folder, scope) {
+        Ok(Layout::Splits(_)) | Err(DataError::Ambiguous { .. } | DataError::Malformed { .. }) => {
+            Likeness::SplitFolders
+        }
+        Err(DataError::NoSplit { .. }) => Likeness::OneSplit,
+        Ok(Layout::Flat(classes)) => {
+            let is_class = |class: &&PathBuf| {
+                let wrapped = || {
+                    let inner = scope.folders(class);
+                    inner.iter().any(|entry| says_nothing(&entry.name()) && holds_image_directly(&entry.path, scope))
+                };
+                holds_image_directly(class, scope) || wrapped()
+            };
+            match classes.iter().filter(is_class).take(2).count() {
+                0 => Likeness::None,
+                1 => Likeness::Doubtful,
+                _ => Likeness::OneSplit,
+            }
+        }
+        Err(_) => Likeness::None,
+    }
+}
 
 struct FolderDataset {
     info: DatasetInfo,
@@ -46,16 +109,12 @@ struct Found {
     files: Vec<(PathBuf, i32)>,
 }
 
-pub(crate) fn is_image(path: &Path) -> bool {
-    path.extension().is_some_and(|ext| EXTENSIONS.iter().any(|known| ext.eq_ignore_ascii_case(known)))
-}
-
 /// Why there is no split.
 fn no_split(path: &Path, wanted: Split, hint: String) -> DataError {
     DataError::NoSplit { path: path.to_owned(), split: wanted.to_string(), hint }
 }
 
-pub(crate) fn open(path: &Path, spec: &DatasetSpec, scope: &Scope) -> Result<Arc<dyn Dataset>, DataError> {
+fn open(path: &Path, spec: &DatasetSpec, scope: &Scope) -> Result<Arc<dyn Dataset>, DataError> {
     if let Some(column) = &spec.label_column {
         let allowed = "absent for image-folder, whose labels are its folders".to_owned();
         return Err(DataError::Setting { key: "label_column", allowed, value: format!("{column:?}") });
@@ -89,7 +148,7 @@ pub(crate) fn open(path: &Path, spec: &DatasetSpec, scope: &Scope) -> Result<Arc
     let info = DatasetInfo {
         // The folder that was named, even where the splits lie deeper.
         name: file_name(spec.path.as_deref().unwrap_or(path)),
-        format: Format::ImageFolder.to_string(),
+        format: ImageFolder::NAME.to_string(),
         split,
         num_samples: files.len(),
         class_names,
@@ -109,7 +168,8 @@ fn class_name(class: &Path) -> String {
     name_of_bytes(class.file_name().unwrap_or_default().as_encoded_bytes())
 }
 
-/// A split with the folders whose names are its classes: its own, or the train split's where a file has the classes of its images.
+/// A split with the folders whose names are its classes: its own, or the train split's where a file has the classes of
+/// its images.
 struct Chosen {
     folder: PathBuf,
     part: Part,
@@ -151,7 +211,7 @@ impl Place<'_> {
             None => Vec::new(),
         };
         let names: Vec<&OsStr> = classes.iter().filter_map(|class| class.file_name()).collect();
-        // Who opens the train split is told what is wrong with the other.
+        // The notes of the train split say what is wrong with the other one.
         let other = if wanted == Split::Train { Split::Test } else { wanted };
         let (test, refused) = splits.held_out(other, &names, scope)?;
         if let Some((train, test)) = train.as_ref().zip(test.as_ref()) {
@@ -190,7 +250,7 @@ impl Place<'_> {
         for entry in self.scope.entries(folder)? {
             match entry.kind {
                 Kind::Folder => classes.push(entry.path),
-                Kind::File if is_image(&entry.path) => {
+                Kind::File if is_image_name(&entry.path) => {
                     self.scope.note("images outside of class folders left out", &entry.path);
                 }
                 Kind::File => {}
@@ -237,7 +297,8 @@ impl Place<'_> {
         }
     }
 
-    /// Images of a class folder and the folders in it. Links to folders are not followed: they could lead to another class.
+    /// Images of a class folder and the folders in it. Links to folders are not followed: they could lead to another
+    /// class.
     fn collect(&self, folder: &Path, label: i32, depth: usize, found: &mut Found) -> Result<(), DataError> {
         if depth > MAX_DEPTH {
             return Err(DataError::malformed(folder, format!("folders must be at most {MAX_DEPTH} deep")));
@@ -252,12 +313,12 @@ impl Place<'_> {
                     self.scope.note(&format!("links to folders not followed in the {} split", found.split), path);
                 }
                 Kind::Folder => self.collect(path, label, depth + 1, found)?,
-                Kind::File if is_image(path) => found.files.push((entry.path, label)),
+                Kind::File if is_image_name(path) => found.files.push((entry.path, label)),
                 Kind::File => {
                     let known = EXTENSIONS.join(", ");
                     self.scope.note(&format!("files skipped in the {} split (not {known})", found.split), path);
                 }
-                Kind::BrokenLink if is_image(path) => {
+                Kind::BrokenLink if is_image_name(path) => {
                     return Err(DataError::malformed(path, "is a link that leads nowhere"));
                 }
                 Kind::Special(_) | Kind::BrokenLink => self.note_odd(&entry),
@@ -266,7 +327,8 @@ impl Place<'_> {
         Ok(())
     }
 
-    /// Images of a split whose classes are in a file: a name, a tab, its class, and what else there is (Tiny ImageNet's boxes).
+    /// Images of a split whose classes are in a file: a name, a tab, its class, and what else there is (Tiny ImageNet's
+    /// boxes).
     fn collect_annotated(
         &self,
         folder: &Path,

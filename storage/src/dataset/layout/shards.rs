@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use super::listing::{Entry, Kind, Scope, name_of};
 use super::splits::{Named, Part, Rank, Shard, named, names_of, parts_of, strip_extension};
-use super::{DataError, Split};
+use crate::dataset::error::DataError;
+use crate::dataset::spec::Split;
 
 /// Endings of downloads that were not finished.
 const UNFINISHED: [&str; 7] = ["incomplete", "part", "partial", "crdownload", "download", "tmp", "aria2"];
@@ -182,7 +183,8 @@ fn several(folder: &Path, part: Part, scope: &Scope, files: &[&File]) -> DataErr
     }
 }
 
-/// The files of one set: beside `train`, `train_noisy` is another split. A name with other words is only taken if there is no other.
+/// The files of one set: beside `train`, `train_noisy` is another split. A name with other words is only taken if there
+/// is no other.
 fn of_one_set<'f>(files: &[&'f File], folder: &Path, part: Part, scope: &Scope) -> Result<Vec<&'f File>, DataError> {
     let best = files.iter().map(|file| file.named.rank).min().unwrap_or(Rank::Exact);
     let chosen: Vec<&File> = files.iter().copied().filter(|file| file.named.rank == best).collect();

@@ -1,10 +1,11 @@
-//! A pickle machine that executes nothing: it builds dicts, lists, tuples, strings, bytes and numpy arrays of u8, and refuses every other
-//! global by name. Protocols 0 to 4, as far as the CIFAR files of Python 2 and 3 and numpy need them.
+//! A pickle machine that executes nothing: it builds dicts, lists, tuples, strings, bytes and numpy arrays of u8, and
+//! refuses every other global by name. Protocols 0 to 4, as far as the CIFAR files of Python 2 and 3 and numpy need
+//! them.
 
 use std::ops::Range;
 
-/// Instructions of a pickle at most: those of the largest CIFAR file are some hundred thousand. A byte of the input can make
-/// a value of fifty.
+/// Instructions of a pickle at most: those of the largest CIFAR file are some hundred thousand. A byte of the input can
+/// make a value of fifty.
 const MAX_STEPS: usize = 1 << 23;
 
 /// A value; containers hold handles into the [`Pickle`] that made it.
@@ -68,7 +69,7 @@ impl<'a> Pickle<'a> {
         &self.values[self.root]
     }
 
-    /// The value behind a handle.
+    /// The value of a handle.
     pub fn get(&self, handle: Handle) -> &Value {
         &self.values[handle]
     }

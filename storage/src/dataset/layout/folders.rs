@@ -3,10 +3,11 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use super::image_folder::is_image;
 use super::listing::{Entry, Kind, Scope};
 use super::splits::{Named, Part, Rank, is_plain, named, names_of, parts_of, words};
-use super::{DataError, Split};
+use crate::dataset::decode::is_image_name;
+use crate::dataset::error::DataError;
+use crate::dataset::spec::Split;
 
 /// Folders below a class or split in which an image is looked for.
 const MAX_DEPTH: usize = 16;
@@ -81,10 +82,11 @@ fn holds_image_below(folder: &Path, scope: &Scope, depth: usize) -> bool {
 }
 
 fn is_image_file(entry: &Entry) -> bool {
-    matches!(entry.kind, Kind::File | Kind::BrokenLink) && is_image(&entry.path)
+    matches!(entry.kind, Kind::File | Kind::BrokenLink) && is_image_name(&entry.path)
 }
 
-fn holds_image_directly(folder: &Path, scope: &Scope) -> bool {
+/// Whether a folder has an image in it, not only in folders below.
+pub(crate) fn holds_image_directly(folder: &Path, scope: &Scope) -> bool {
     scope.peek(folder).is_ok_and(|entries| entries.iter().any(is_image_file))
 }
 
@@ -145,8 +147,8 @@ impl Candidate {
     }
 }
 
-/// The group of names whose folders are the splits: plain names if there is a train split of them, else other words that a train and
-/// another split share, as `chest_train` and `chest_test`. None if there is no train split.
+/// The group of names whose folders are the splits: plain names if there is a train split of them, else other words
+/// that a train and another split share, as `chest_train` and `chest_test`. None if there is no train split.
 fn group(candidates: &[Candidate], folder: &Path, scope: &Scope) -> Result<Option<String>, DataError> {
     let trains = candidates.iter().filter(|candidate| candidate.is(Part::Train, Content::Classes));
     let mut groups: Vec<&str> = trains.map(Candidate::group).collect();
@@ -214,13 +216,14 @@ fn flat(folder: &Path, folders: &[&Entry], candidates: &[Candidate], scope: &Sco
     let is_no_class =
         |path: &Path| with_images.iter().any(|other| other.named.part != Part::Train && other.folder == path);
     for candidate in &with_images {
-        match candidate.named.part {
-            Part::Train => scope.note("named as a split, taken for a class, as it holds images beside classes", &candidate.folder),
-            _ => scope.note(
-                "named as a split without class folders, left out and no class (if it is one, put all classes into a folder train)",
-                &candidate.folder,
-            ),
-        }
+        let kind = match candidate.named.part {
+            Part::Train => "named as a split, taken for a class, as it holds images beside classes",
+            _ => {
+                "named as a split without class folders, left out and no class (if it is one, put all classes into a \
+                 folder train)"
+            }
+        };
+        scope.note(kind, &candidate.folder);
     }
     let classes: Vec<PathBuf> =
         folders.iter().map(|entry| entry.path.clone()).filter(|path| !is_no_class(path)).collect();
@@ -254,7 +257,8 @@ impl Splits {
         Ok(Some(SplitFolder { folder, part: Part::Train, labels: Labels::Folders }))
     }
 
-    /// The folder that serves as the test split, and why others do not, one line each. `classes` are the names of the train split's.
+    /// The folder that serves as the test split, and why others do not, one line each. `classes` are the names of the
+    /// train split's.
     pub fn held_out(
         &self,
         wanted: Split,
@@ -342,7 +346,8 @@ fn unwrapped(folder: &Path, part: Part, scope: &Scope) -> PathBuf {
     at
 }
 
-fn says_nothing(name: &str) -> bool {
+/// Whether a name consists of words that say nothing of what is in the folder.
+pub(crate) fn says_nothing(name: &str) -> bool {
     let words = words(name);
     words.iter().all(|word| is_plain(word)) && words.iter().any(|word| word.starts_with(char::is_alphabetic))
 }
@@ -372,42 +377,4 @@ fn labels(folder: &Path, part: Part, classes: &[&OsStr], scope: &Scope) -> Optio
         // Classes that train lacks, which the reader refuses by name.
         _ => Some(Labels::Folders),
     }
-}
-
-/// Whether a folder's own folders look like a dataset of images, and how surely.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Likeness {
-    /// Nothing of the kind.
-    None,
-    /// One class folder, which may as well be something else.
-    OneClass,
-    /// Class folders.
-    Classes,
-    /// Splits with classes.
-    Splits,
-}
-
-/// Judges a folder for detection.
-pub(crate) fn likeness(folder: &Path, root: &Path, exclude: &[String]) -> Result<Likeness, DataError> {
-    // Its notes are thrown away: the reader makes them again.
-    let scope = Scope::new(root, exclude)?;
-    Ok(match layout(folder, &scope) {
-        Ok(Layout::Splits(_)) | Err(DataError::Ambiguous { .. } | DataError::Malformed { .. }) => Likeness::Splits,
-        Err(DataError::NoSplit { .. }) => Likeness::Classes,
-        Ok(Layout::Flat(classes)) => {
-            let is_class = |class: &&PathBuf| {
-                let wrapped = || {
-                    let inner = scope.folders(class);
-                    inner.iter().any(|entry| says_nothing(&entry.name()) && holds_image_directly(&entry.path, &scope))
-                };
-                holds_image_directly(class, &scope) || wrapped()
-            };
-            match classes.iter().filter(is_class).take(2).count() {
-                0 => Likeness::None,
-                1 => Likeness::OneClass,
-                _ => Likeness::Classes,
-            }
-        }
-        Err(_) => Likeness::None,
-    })
 }

@@ -1,5 +1,5 @@
-//! Folders as readers see them: without hidden and system files, without what `data.exclude` names, and with the kind of every
-//! entry known before anything is opened (a fifo would block its reader for ever).
+//! Folders as readers see them: without hidden and system files, without what `data.exclude` names, and with the kind
+//! of every entry known before anything is opened (a fifo would block its reader for ever).
 
 use std::cell::RefCell;
 use std::fs::{FileType, Metadata};
@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 
 use glob::{MatchOptions, Pattern};
 
-use super::DataError;
 use super::notes::{Notes, shown};
 use super::splits::{Shard, strip_extension};
+use crate::dataset::error::DataError;
 
-/// Folders and files that operating systems and tools leave in every folder; in lower case. Hidden ones are known by their dot.
+/// Folders and files that operating systems and tools leave in every folder; in lower case. Hidden ones are known by
+/// their dot.
 const SYSTEM_NAMES: [&str; 12] = [
     "__macosx",
     "@eadir",
@@ -66,6 +67,12 @@ pub(crate) fn name_of(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
+/// Last component of a path, for messages and names.
+pub(crate) fn file_name(path: &Path) -> String {
+    let whole = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    whole.file_name().unwrap_or(whole.as_os_str()).to_string_lossy().into_owned()
+}
+
 impl Kind {
     fn of(kind: FileType) -> Self {
         #[cfg(unix)]
@@ -107,9 +114,9 @@ impl Kind {
     }
 }
 
-/// What of a dataset's folder is looked at, and what was passed over.
+/// What of a dataset's folder is looked at, and what was left out.
 #[derive(Debug)]
-pub(crate) struct Scope {
+pub struct Scope {
     root: PathBuf,
     exclude: Vec<Pattern>,
     /// Which exclusions have matched.
@@ -119,33 +126,29 @@ pub(crate) struct Scope {
 
 impl Scope {
     /// Everything below `root` but what `exclude` names.
-    pub fn new(root: &Path, exclude: &[String]) -> Result<Self, DataError> {
+    pub(crate) fn new(root: &Path, exclude: &[String]) -> Result<Self, DataError> {
         let exclude = exclude.iter().map(|text| pattern(text)).collect::<Result<Vec<_>, _>>()?;
         let used = RefCell::new(vec![false; exclude.len()]);
         Ok(Self { root: root.to_owned(), exclude, used, notes: RefCell::default() })
     }
 
-    pub fn root(&self) -> &Path {
-        &self.root
-    }
-
     /// Adds a path to the notes.
-    pub fn note(&self, kind: &str, path: &Path) {
+    pub(crate) fn note(&self, kind: &str, path: &Path) {
         self.notes.borrow_mut().add(kind, shown(path, &self.root));
     }
 
     /// Adds a line to the notes.
-    pub fn say(&self, line: String) {
+    pub(crate) fn say(&self, line: String) {
         self.notes.borrow_mut().say(line);
     }
 
     /// A path relative to the root, as it is shown.
-    pub fn shown(&self, path: &Path) -> String {
+    pub(crate) fn shown(&self, path: &Path) -> String {
         shown(path, &self.root)
     }
 
     /// Paths relative to the root, as they are shown.
-    pub fn all_shown<'p>(&self, paths: impl IntoIterator<Item = &'p PathBuf>) -> String {
+    pub(crate) fn all_shown<'p>(&self, paths: impl IntoIterator<Item = &'p PathBuf>) -> String {
         let mut names: Vec<_> = paths.into_iter().map(|path| self.shown(path)).collect();
         let more = names.len().saturating_sub(8);
         names.truncate(8);
@@ -154,7 +157,7 @@ impl Scope {
     }
 
     /// Whether an exclusion names the path or a folder in which it lies.
-    pub fn excludes(&self, path: &Path) -> bool {
+    pub(crate) fn excludes(&self, path: &Path) -> bool {
         let Ok(relative) = path.strip_prefix(&self.root) else {
             return false;
         };
@@ -169,23 +172,23 @@ impl Scope {
     }
 
     /// Whether a path, its links followed, is below the root.
-    pub fn holds(&self, path: &Path) -> bool {
+    pub(crate) fn holds(&self, path: &Path) -> bool {
         let real = |path: &Path| path.canonicalize().ok();
         real(path).zip(real(&self.root)).is_some_and(|(path, root)| path.starts_with(root))
     }
 
     /// The entries of a folder, sorted by their names, without hidden, system and excluded ones. Silent about these.
-    pub fn peek(&self, folder: &Path) -> Result<Vec<Entry>, DataError> {
+    pub(crate) fn peek(&self, folder: &Path) -> Result<Vec<Entry>, DataError> {
         self.read(folder, &mut |_, _| {})
     }
 
     /// The same, and notes what it leaves out.
-    pub fn entries(&self, folder: &Path) -> Result<Vec<Entry>, DataError> {
+    pub(crate) fn entries(&self, folder: &Path) -> Result<Vec<Entry>, DataError> {
         self.read(folder, &mut |kind, path| self.note(kind, path))
     }
 
     /// The same, and notes what exclusions leave out: where hidden files are usual and cannot be meant.
-    pub fn visible(&self, folder: &Path) -> Result<Vec<Entry>, DataError> {
+    pub(crate) fn visible(&self, folder: &Path) -> Result<Vec<Entry>, DataError> {
         self.read(folder, &mut |kind, path| {
             if kind == EXCLUDED {
                 self.note(kind, path)
@@ -220,14 +223,14 @@ impl Scope {
     }
 
     /// The folders in a folder; none if it cannot be read.
-    pub fn folders(&self, folder: &Path) -> Vec<Entry> {
+    pub(crate) fn folders(&self, folder: &Path) -> Vec<Entry> {
         let mut entries = self.peek(folder).unwrap_or_default();
         entries.retain(Entry::is_folder);
         entries
     }
 
     /// The notes, one line a kind, with one about exclusions that match nothing.
-    pub fn lines(&self) -> Vec<String> {
+    pub(crate) fn lines(&self) -> Vec<String> {
         let unused: Vec<usize> = (0..self.exclude.len()).filter(|at| !self.used.borrow()[*at]).collect();
         if !unused.is_empty() {
             // A split that is not open may hold what they mean.
@@ -254,13 +257,18 @@ impl Scope {
     }
 }
 
+/// The first of `folder` and its named subfolders which satisfies a test.
+pub(crate) fn folder_with(folder: &Path, subfolders: &[&str], test: impl Fn(&Path) -> bool) -> Option<PathBuf> {
+    std::iter::once(folder.to_owned()).chain(subfolders.iter().map(|name| folder.join(name))).find(|place| test(place))
+}
+
 /// Whether a name is hidden or one of an operating system's own.
 pub(crate) fn is_system_name(name: &str) -> bool {
     name.starts_with('.') || SYSTEM_NAMES.iter().any(|known| name.to_lowercase() == *known)
 }
 
-/// A pattern with a slash is held against the path relative to the root, one without against the last name, and for a Parquet file
-/// against that without its extension, number and total.
+/// A pattern with a slash is matched against the path relative to the root, one without against the last name, and for
+/// a Parquet file against that without its extension, number and total.
 fn matches(pattern: &Pattern, relative: &Path) -> bool {
     let options =
         MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: false };

@@ -1,4 +1,4 @@
-//! IDX, the format of the MNIST family: big-endian shape, then u8 values; gzipped or not, which the signature tells.
+//! IDX, the format of the MNIST family: big-endian shape, then u8 values; gzipped or not, as the signature says.
 
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -8,17 +8,49 @@ use flate2::bufread::MultiGzDecoder;
 
 use crate::input::open_regular;
 
-use super::detect::folder_with;
-use super::listing::{Kind, Scope};
 use super::raw::{Layout, RawDataset};
-use super::splits::{Part, named, parts_of};
-use super::{DataError, Dataset, DatasetInfo, DatasetSpec, Format, Split, file_name, numbered_classes};
+use crate::dataset::error::DataError;
+use crate::dataset::format::{Format, Likeness};
+use crate::dataset::labels::classes::numbered_classes;
+use crate::dataset::layout::listing::{Kind, Scope, file_name, folder_with};
+use crate::dataset::layout::splits::{Part, named, parts_of};
+use crate::dataset::sample::{Dataset, DatasetInfo, NameSource};
+use crate::dataset::spec::{DatasetSpec, FormatName, Split};
 
 /// More values than this in one file are taken for a damaged header.
 const MAX_VALUES: usize = 1 << 36;
 /// Deflate unpacks a byte to 1032 at most, so that a file's size says what it cannot hold.
 const MAX_GZIP_RATIO: u64 = 1032;
 const GZIP_SIGNATURE: [u8; 2] = [0x1F, 0x8B];
+
+/// The IDX format.
+pub(crate) struct Idx;
+
+impl Idx {
+    pub(crate) const NAME: FormatName = FormatName::new("idx");
+}
+
+impl Format for Idx {
+    fn name(&self) -> FormatName {
+        Self::NAME
+    }
+
+    fn about(&self) -> &'static str {
+        "IDX, the format of the MNIST family, gzipped or not."
+    }
+
+    fn looked_for(&self) -> Option<String> {
+        Some("*-images-idx3-ubyte".to_owned())
+    }
+
+    fn recognises(&self, folder: &Path, scope: &Scope) -> Result<Likeness, DataError> {
+        Ok(if image_files(folder, scope)?.is_empty() { Likeness::None } else { Likeness::Certain })
+    }
+
+    fn open(&self, place: &Path, spec: &DatasetSpec, scope: &Scope) -> Result<Arc<dyn Dataset>, DataError> {
+        open(place, spec, scope)
+    }
+}
 
 /// Values of one IDX file.
 struct Tensor {
@@ -27,7 +59,7 @@ struct Tensor {
 }
 
 /// Image files in a folder, or in the `raw` folder that torchvision makes, sorted by name.
-pub(crate) fn image_files(path: &Path, scope: &Scope) -> Result<Vec<PathBuf>, DataError> {
+fn image_files(path: &Path, scope: &Scope) -> Result<Vec<PathBuf>, DataError> {
     let mut files = Vec::new();
     for place in subfolders().iter().map(|name| path.join(name)).chain([path.to_owned()]) {
         if !place.is_dir() {
@@ -63,7 +95,7 @@ fn part_of(name: &str) -> Option<Part> {
     if is_test { Some(Part::Test) } else { named(prefix).map(|named| named.part) }
 }
 
-pub(crate) fn open(path: &Path, spec: &DatasetSpec, scope: &Scope) -> Result<Arc<dyn Dataset>, DataError> {
+fn open(path: &Path, spec: &DatasetSpec, scope: &Scope) -> Result<Arc<dyn Dataset>, DataError> {
     let (image_file, label_file) = find(path, spec.split, scope)?;
     let images = read(&image_file, spec)?;
     let (channels, height, width) = match images.shape[1..] {
@@ -101,7 +133,7 @@ pub(crate) fn open(path: &Path, spec: &DatasetSpec, scope: &Scope) -> Result<Arc
     }
     let info = DatasetInfo {
         name: file_name(path),
-        format: Format::Idx.to_string(),
+        format: Idx::NAME.to_string(),
         split: part_of(&file_name_of(&image_file)).map_or(spec.split.as_str(), Part::as_str).to_owned(),
         num_samples: labels.len(),
         class_names: numbered_classes(std::iter::once(largest)),
@@ -109,7 +141,8 @@ pub(crate) fn open(path: &Path, spec: &DatasetSpec, scope: &Scope) -> Result<Arc
         image_size: Some((width, height)),
         channels,
     };
-    let dataset = RawDataset::new(info, Layout::Interleaved, images.values, labels, &[(image_file, 0)])?;
+    let dataset =
+        RawDataset::new(info, NameSource::Numbers, Layout::Interleaved, images.values, labels, &[(image_file, 0)])?;
     Ok(Arc::new(dataset.with_notes(scope.lines())))
 }
 
@@ -212,7 +245,7 @@ fn read_tensor(source: &mut dyn Read, path: &Path, spec: &DatasetSpec, max_bytes
     }
     let len = shape.iter().try_fold(1_usize, |len, &dim| len.checked_mul(dim)).filter(|&len| len <= MAX_VALUES);
     let len = len.ok_or_else(|| DataError::malformed(path, format!("unbelievable shape {shape:?}")))?;
-    // A file cut short is told by the sample at which it ends, but no room is made for what it cannot hold.
+    // The error about a truncated file names the sample at which it ends, but no room is made for what it cannot hold.
     let capacity = u64::min(len as u64, max_bytes).saturating_add(1);
     spec.budget().check(path, capacity)?;
     let mut values = Vec::new();

@@ -1,4 +1,5 @@
-//! The `huggingface` entry of a Parquet file's schema metadata: which columns are images and class labels, and the classes' names.
+//! The `huggingface` entry of a Parquet file's schema metadata: which columns are images and class labels, and the
+//! classes' names.
 
 use std::collections::HashMap;
 
@@ -23,7 +24,7 @@ impl Features {
     /// Reads the entries; a file without them has no features. `columns` gives the order.
     ///
     /// # Errors
-    /// One line if the entry is damaged. pandas' entry is only a hint, a damaged one is passed over.
+    /// One line if the entry is damaged. pandas' entry is only a hint, a damaged one is ignored.
     pub fn read(metadata: &Metadata, columns: &[&str]) -> Result<Self, String> {
         let index_columns = metadata.get("pandas").map(|text| index_columns(text)).unwrap_or_default();
         let mut found = Self { index_columns, ..Self::default() };

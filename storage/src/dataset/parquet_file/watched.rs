@@ -1,4 +1,5 @@
-//! A file for decoders that tell a disk's error as damage of the data: it keeps the error, which then is the one to report.
+//! A file for decoders that report a disk's error as damage of the data: it keeps the error, which then is the one to
+//! report.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read};
@@ -10,11 +11,11 @@ use bytes::Bytes;
 use parquet::errors::{ParquetError, Result as ParquetResult};
 use parquet::file::reader::{ChunkReader, Length};
 
-use super::DataError;
+use crate::dataset::error::DataError;
 use crate::input::open_regular;
 
 /// An open file of fixed length. Cloning shares the file and its first error.
-pub(super) struct WatchedFile<F = File> {
+pub(crate) struct WatchedFile<F = File> {
     file: Arc<F>,
     len: u64,
     failure: Arc<Mutex<Option<io::Error>>>,
@@ -27,7 +28,7 @@ impl<F> Clone for WatchedFile<F> {
 }
 
 impl WatchedFile {
-    pub(super) fn open(path: &Path) -> Result<Self, DataError> {
+    pub(crate) fn open(path: &Path) -> Result<Self, DataError> {
         let open = || {
             let file = open_regular(path)?;
             Ok((file.metadata()?.len(), file))
@@ -43,7 +44,7 @@ impl<F: FileExt> WatchedFile<F> {
     }
 
     /// What a decoder made of the file, unless the system could not read it.
-    pub(super) fn explain<T>(&self, decoded: Result<T, DataError>, path: &Path) -> Result<T, DataError> {
+    pub(crate) fn explain<T>(&self, decoded: Result<T, DataError>, path: &Path) -> Result<T, DataError> {
         let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner).take();
         match (decoded, failure) {
             (Err(_), Some(error)) => Err(DataError::read(path, error)),
@@ -53,7 +54,7 @@ impl<F: FileExt> WatchedFile<F> {
 }
 
 /// Reads from one place on.
-pub(super) struct WatchedRead<F> {
+pub(crate) struct WatchedRead<F> {
     file: WatchedFile<F>,
     at: u64,
 }
@@ -103,9 +104,10 @@ impl<F: FileExt + Send + Sync> ChunkReader for WatchedFile<F> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dataset::{DatasetSpec, Format, Split, SyntheticSpec, convert, hf_parquet};
+    use crate::dataset::formats::hf_parquet::{self, HfParquet};
+    use crate::dataset::{DatasetSpec, Split, SyntheticSpec, convert};
 
-    /// A disk that fails behind a place.
+    /// A disk that cannot read one place.
     struct Failing {
         bytes: Vec<u8>,
         from: u64,
@@ -132,7 +134,7 @@ mod tests {
         convert::write_synthetic(&spec, dir.path(), &mut |_, _| {}).unwrap();
         let path = dir.path().join("train-00000-of-00001.parquet");
         let bytes = std::fs::read(&path).unwrap();
-        let spec = DatasetSpec::new(Format::HfParquet, Some(path.clone()), Split::Train);
+        let spec = DatasetSpec::new(HfParquet::NAME, Some(path.clone()), Split::Train);
         let (mut num_failed, mut num_read) = (0, 0);
         for from in (4..bytes.len() as u64).step_by(97).chain([bytes.len() as u64 - 1]) {
             let file = WatchedFile::new(Failing { bytes: bytes.clone(), from }, bytes.len() as u64);

@@ -1,58 +1,10 @@
-//! What readers share: datasets of equally sized u8 images in memory, and the survey of image headers.
+//! Equally sized u8 images in memory, as CIFAR and IDX have them: what their readers share.
 
 use std::path::{Path, PathBuf};
 
-use super::classes::{LabelOrigin, NameSource};
-use super::decode::Header;
-use super::{DataError, Dataset, DatasetInfo, Image, Sample, check_index};
-
-/// Size and channels of the images seen so far; unreadable ones are left to whoever decodes them.
-#[derive(Debug, Default)]
-pub(crate) struct Survey {
-    size: Option<(usize, usize)>,
-    differs: bool,
-    coloured: bool,
-    seen: bool,
-    /// Channels that were decided before.
-    decided: Option<usize>,
-    is_part: bool,
-}
-
-impl Survey {
-    /// Of a dataset whose samples are wanted with `channels`; only 3 decides anything.
-    pub fn new(channels: Option<usize>) -> Self {
-        Self { decided: channels.filter(|channels| *channels == 3), ..Self::default() }
-    }
-
-    pub fn add(&mut self, header: Option<Header>) {
-        let Some(header) = header else { return };
-        let size = (header.width, header.height);
-        self.differs |= *self.size.get_or_insert(size) != size;
-        self.coloured |= header.channels != 1;
-        self.seen = true;
-    }
-
-    /// True when no further image can change the outcome.
-    pub fn is_settled(&self) -> bool {
-        self.differs && (self.coloured || self.decided.is_some())
-    }
-
-    /// There are images that were not looked at: what is not settled then is not known.
-    pub fn leave_out_the_rest(&mut self) {
-        self.is_part = true;
-    }
-
-    /// (width, height) when all were the same.
-    pub fn image_size(&self) -> Option<(usize, usize)> {
-        self.size.filter(|_| !self.differs && !self.is_part)
-    }
-
-    /// 1 when all were grey, else 3.
-    pub fn channels(&self) -> usize {
-        let all_grey = self.seen && !self.coloured && !self.is_part;
-        self.decided.unwrap_or(if all_grey { 1 } else { 3 })
-    }
-}
+use crate::dataset::error::DataError;
+use crate::dataset::pixels::Image;
+use crate::dataset::sample::{Dataset, DatasetInfo, LabelOrigin, NameSource, Sample, check_index};
 
 /// How the values of an image lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +18,7 @@ pub(crate) enum Layout {
 /// Images of one size, one after the other.
 pub(crate) struct RawDataset {
     info: DatasetInfo,
+    names: NameSource,
     layout: Layout,
     pixels: Vec<u8>,
     labels: Vec<i32>,
@@ -75,9 +28,11 @@ pub(crate) struct RawDataset {
 }
 
 impl RawDataset {
-    /// `info.image_size` and `info.channels` must be known; labels are held against the class names.
+    /// `names` says where those of the classes come from. `info.image_size` and `info.channels` must be known; labels
+    /// are checked against the class names.
     pub fn new(
         info: DatasetInfo,
+        names: NameSource,
         layout: Layout,
         pixels: Vec<u8>,
         labels: Vec<i32>,
@@ -105,10 +60,10 @@ impl RawDataset {
             ));
         }
         let files = files.iter().map(|(path, _)| path.clone()).collect();
-        Ok(Self { info, layout, pixels, labels, image_len, notes: Vec::new(), files })
+        Ok(Self { info, names, layout, pixels, labels, image_len, notes: Vec::new(), files })
     }
 
-    /// The same with what its reader passed over.
+    /// The same with what its reader left out.
     pub fn with_notes(self, notes: Vec<String>) -> Self {
         Self { notes, ..self }
     }
@@ -124,9 +79,7 @@ impl Dataset for RawDataset {
     }
 
     fn label_origin(&self) -> LabelOrigin {
-        // IDX alone has no names at all, not even that of a field.
-        let names = if self.info.label_column.is_none() { NameSource::Numbers } else { NameSource::Declared };
-        LabelOrigin { names, ..LabelOrigin::default() }
+        LabelOrigin { names: self.names, ..LabelOrigin::default() }
     }
 
     fn files(&self) -> Vec<&Path> {

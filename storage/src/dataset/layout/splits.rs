@@ -1,6 +1,6 @@
 //! Names under which the splits of a dataset are stored: one table for folders, shards and single files.
 
-use super::Split;
+use crate::dataset::spec::Split;
 
 /// A part of a dataset as it is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -47,6 +47,12 @@ pub(crate) const fn parts_of(split: Split) -> &'static [Part] {
     }
 }
 
+/// Whether a split's stored name is that of a validation split.
+#[must_use]
+pub fn is_validation(split: &str) -> bool {
+    Part::Validation.words().iter().any(|name| name.eq_ignore_ascii_case(split))
+}
+
 /// The names that are looked for, for messages.
 pub(crate) fn names_of(split: Split) -> String {
     parts_of(split).iter().flat_map(|part| part.words()).copied().collect::<Vec<_>>().join(", ")
@@ -64,7 +70,8 @@ pub(crate) struct Named {
     pub part: Part,
     /// How much there is beside the split's name.
     pub rank: Rank,
-    /// The words beside it, joined by `_`, without those that say nothing: what tells `train_noisy` from `train`.
+    /// The words beside it, joined by `_`, without those that say nothing: what distinguishes `train_noisy` from
+    /// `train`.
     pub group: String,
     /// Whether nothing of meaning stands before the split's name.
     pub leads: bool,
@@ -81,8 +88,8 @@ pub(crate) enum Rank {
     Other,
 }
 
-/// Splits a name at what is no letter or digit, before capitals (`TrainSet`) and between letters and digits (`train2017`); words in
-/// lower case.
+/// Splits a name at what is no letter or digit, before capitals (`TrainSet`) and between letters and digits
+/// (`train2017`); words in lower case.
 pub(crate) fn words(name: &str) -> Vec<String> {
     let (mut words, mut word, mut last) = (Vec::new(), String::new(), ' ');
     for next in name.chars() {
@@ -101,8 +108,8 @@ pub(crate) fn words(name: &str) -> Vec<String> {
     words
 }
 
-/// The split that a name names, none if it names none or several (`train_val`). Its word must be the first or the last, or have only
-/// words before or after it that say nothing.
+/// The split that a name names, none if it names none or several (`train_val`). Its word must be the first or the last,
+/// or have only words before or after it that say nothing.
 pub(crate) fn named(name: &str) -> Option<Named> {
     named_words(&words(name))
 }

@@ -1,7 +1,8 @@
 //! Hugging Face Parquet: encoded images stay as they are in Arrow arrays and are decoded on demand.
 //!
-//! Images are read as views into the file's unpacked pages. So an image that a dictionary holds once and a thousand rows
-//! name takes its memory once, no offset overflows at 2 GiB, and what a file takes is known from its pages' headers.
+//! Images are read as views into the file's unpacked pages. So an image that a dictionary holds once and a thousand
+//! rows name takes its memory once, no offset overflows at 2 GiB, and what a file takes is known from its pages'
+//! headers.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,23 +17,72 @@ use parquet::file::reader::ChunkReader;
 
 use crate::guard::guarded;
 
-use super::classes::LabelOrigin;
-use super::features::Features;
-use super::label_column::{self, LabelColumn, Labels, Unified};
-use super::listing::{Kind, Scope};
-use super::raw::Survey;
-use super::resize::into_channels;
-use super::shards;
-use super::splits::{Part, Shard, parts_of, strip_extension};
-use super::watched::WatchedFile;
-use super::{
-    DataError, Dataset, DatasetInfo, DatasetSpec, DecodeError, Decoder, Format, Sample, Split, check_index, file_name,
-    footer, pages,
-};
+use crate::dataset::decode::resize::into_channels;
+use crate::dataset::decode::survey::Survey;
+use crate::dataset::decode::{DecodeError, Decoder};
+use crate::dataset::error::DataError;
+use crate::dataset::format::{Format, Likeness};
+use crate::dataset::labels::label_column::{self, LabelColumn, Labels, Unified};
+use crate::dataset::layout::listing::file_name;
+use crate::dataset::layout::listing::{Kind, Scope};
+use crate::dataset::layout::shards;
+use crate::dataset::layout::splits::{Part, Shard, parts_of, strip_extension};
+use crate::dataset::parquet_file::features::Features;
+use crate::dataset::parquet_file::watched::WatchedFile;
+use crate::dataset::parquet_file::{footer, pages};
+use crate::dataset::sample::{Dataset, DatasetInfo, LabelOrigin, Sample, check_index};
+use crate::dataset::spec::{DatasetSpec, FormatName, Split};
 
 const ROWS_PER_BATCH: usize = 1024;
 /// Memory for a row beside its image: its view and its label.
 const ROW_BYTES: u64 = 32;
+
+/// Hugging Face's use of Parquet.
+pub(crate) struct HfParquet;
+
+impl HfParquet {
+    pub(crate) const NAME: FormatName = FormatName::new("hf-parquet");
+}
+
+impl Format for HfParquet {
+    fn name(&self) -> FormatName {
+        Self::NAME
+    }
+
+    fn about(&self) -> &'static str {
+        "Hugging Face Parquet: an image column and a label column."
+    }
+
+    fn looked_for(&self) -> Option<String> {
+        Some("*.parquet".to_owned())
+    }
+
+    fn file_extension(&self) -> Option<&'static str> {
+        Some("parquet")
+    }
+
+    fn recognises(&self, folder: &Path, scope: &Scope) -> Result<Likeness, DataError> {
+        let shards = shards::find(folder, scope)?;
+        Ok(if shards.has_direct() {
+            Likeness::Certain
+        } else if shards.has_splits() {
+            Likeness::SplitFiles
+        } else if !shards.is_empty() {
+            // Their names say no split; `open` says so.
+            Likeness::Loose
+        } else {
+            Likeness::None
+        })
+    }
+
+    fn has_configurations(&self) -> bool {
+        true
+    }
+
+    fn open(&self, place: &Path, spec: &DatasetSpec, scope: &Scope) -> Result<Arc<dyn Dataset>, DataError> {
+        open(place, spec, scope)
+    }
+}
 
 /// A split held as encoded bytes.
 pub(crate) struct ParquetDataset {
@@ -43,6 +93,7 @@ pub(crate) struct ParquetDataset {
     decoder: Decoder,
     notes: Vec<String>,
     resident_bytes: u64,
+    has_files: bool,
 }
 
 /// One record batch of encoded images.
@@ -67,9 +118,11 @@ struct Gathered {
     labels: Labels,
     notes: Vec<String>,
     resident_bytes: u64,
+    /// Whether the paths are those of files; what is inside the program has only a name.
+    has_files: bool,
 }
 
-pub(crate) fn open(path: &Path, spec: &DatasetSpec, scope: &Scope) -> Result<Arc<dyn Dataset>, DataError> {
+fn open(path: &Path, spec: &DatasetSpec, scope: &Scope) -> Result<Arc<dyn Dataset>, DataError> {
     let (split, files) = if path.is_file() {
         (single_file(path, spec.split)?, vec![path.to_owned()])
     } else {
@@ -90,7 +143,8 @@ pub(crate) fn open(path: &Path, spec: &DatasetSpec, scope: &Scope) -> Result<Arc
     // The folder that was named, even where the files lie deeper.
     let named = spec.path.as_deref().unwrap_or(path);
     let name = if path.is_file() { stem(&file_name(path)) } else { file_name(named) };
-    gathered.finish(name, Format::HfParquet, split, spec, path)
+    gathered.has_files = true;
+    gathered.finish(name, HfParquet::NAME, split, spec, path)
 }
 
 /// A file that is inside the program; `path` is only its name.
@@ -98,16 +152,17 @@ pub(crate) fn open_bytes(
     bytes: bytes::Bytes,
     path: &Path,
     name: &str,
+    format: FormatName,
     spec: &DatasetSpec,
 ) -> Result<Arc<dyn Dataset>, DataError> {
     let mut gathered = Gathered::default();
     gathered.read(bytes, path, spec)?;
-    gathered.finish(name.to_owned(), Format::Embedded, spec.split.to_string(), spec, path)
+    gathered.finish(name.to_owned(), format, spec.split.to_string(), spec, path)
 }
 
 /// Reads one file as [`open`] does.
 #[cfg(test)]
-pub(super) fn read_for_tests<R: ChunkReader + 'static>(
+pub(in crate::dataset) fn read_for_tests<R: ChunkReader + 'static>(
     reader: R,
     path: &Path,
     spec: &DatasetSpec,
@@ -214,7 +269,7 @@ impl Gathered {
             })?;
             if is_copied {
                 copied_bytes = copied_bytes.saturating_add(images.get_array_memory_size() as u64);
-                // Half of it stays free for the next batch and what growing leaves behind.
+                // Half of it stays free for the next batch and what a growing vector has freed.
                 budget.check(path, copied_bytes.saturating_mul(2))?;
             }
             self.chunks.push(Chunk { start, images, path: path.to_owned() });
@@ -226,7 +281,7 @@ impl Gathered {
     fn finish(
         self,
         name: String,
-        format: Format,
+        format: FormatName,
         split: String,
         spec: &DatasetSpec,
         path: &Path,
@@ -272,6 +327,7 @@ impl Gathered {
             decoder,
             notes,
             resident_bytes: self.resident_bytes,
+            has_files: self.has_files,
         }))
     }
 }
@@ -290,8 +346,9 @@ fn check_compression(metadata: &ParquetMetaData, mask: &ProjectionMask) -> Resul
     Ok(())
 }
 
-/// The same file with its images read as views (string views of Arrow): these point into the unpacked pages, so that a batch
-/// may hold more than the 2 GiB that 32-bit offsets reach, and a dictionary's entry is held once however many rows name it.
+/// The same file with its images read as views (string views of Arrow): these point into the unpacked pages, so that a
+/// batch may hold more than the 2 GiB that 32-bit offsets reach, and a dictionary's entry is held once however many
+/// rows name it.
 fn with_views(metadata: ArrowReaderMetadata, image: &str) -> ArrowReaderMetadata {
     let schema = metadata.schema();
     let fields: Fields = schema
@@ -445,8 +502,7 @@ impl Dataset for ParquetDataset {
     }
 
     fn files(&self) -> Vec<&Path> {
-        // A file inside the program has only a name.
-        if self.info.format == Format::Embedded.as_str() {
+        if !self.has_files {
             return Vec::new();
         }
         let mut files: Vec<&Path> = self.chunks.iter().map(|chunk| chunk.path.as_path()).collect();

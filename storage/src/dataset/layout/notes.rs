@@ -1,11 +1,11 @@
-//! What a reader passes over, gathered for its owner: a line for each kind, with names and a count.
+//! What a reader leaves out, gathered for the owner of the data: a line for each kind, with names and a count.
 
 use std::path::Path;
 
 /// Names of a kind that are listed.
 const MAX_NAMES: usize = 10;
 
-/// Kinds of things passed over, in the order in which they were met.
+/// Kinds of things left out, in the order in which they were met.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Notes {
     kinds: Vec<Kind>,
@@ -48,7 +48,8 @@ impl Notes {
     }
 }
 
-/// A path below `root` as it is shown: relative, with what a terminal would obey or a line cannot hold written as escapes.
+/// A path below `root` as it is shown: relative, with what a terminal would obey or a line cannot hold written as
+/// escapes.
 pub(crate) fn shown(path: &Path, root: &Path) -> String {
     let relative = path.strip_prefix(root).ok().filter(|path| !path.as_os_str().is_empty());
     escaped(&relative.unwrap_or(path).to_string_lossy())

@@ -1,0 +1,4 @@
+//! Where labels are found, and where lists of classes meet.
+
+pub mod classes;
+pub(crate) mod label_column;
