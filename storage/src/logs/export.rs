@@ -11,9 +11,9 @@ use arrow::ipc::writer::FileWriter;
 
 use super::columns::Vocabulary;
 use super::error::LogError;
-use super::schema::Table;
 use super::sealed::{DamagedPart, write_parquet};
 use super::source::Snapshot;
+use super::tables::Table;
 use super::text;
 use crate::atomic::create_dir_all;
 use crate::out_file::OutFile;
@@ -69,6 +69,9 @@ pub struct Exported {
 /// Writes all rows of `table`, sealed and open, to `out`: see [`OutFile`]. Damaged parts are passed over.
 ///
 /// Works on a finished, a killed and a running run, and changes nothing in it.
+///
+/// # Errors
+/// [`LogError::NoLogs`] if there are none, or if a file cannot be read, is none of this program's, or cannot be written.
 pub fn export(run: &Path, table: Table, format: ExportFormat, out: &Path) -> Result<Exported, LogError> {
     let snapshot = Snapshot::take(run, table, 0)?;
     let schema = snapshot.schema.clone().ok_or_else(|| LogError::Corrupt {
@@ -90,6 +93,9 @@ pub fn export(run: &Path, table: Table, format: ExportFormat, out: &Path) -> Res
 }
 
 /// Exports every table as `<out>/<table>.<extension>`.
+///
+/// # Errors
+/// As [`export`].
 pub fn export_all(run: &Path, format: ExportFormat, out: &Path) -> Result<Vec<Exported>, LogError> {
     // Nothing is made for a run that is not there.
     Snapshot::take(run, Table::Metrics, 0)?;

@@ -17,8 +17,8 @@ use arrow::error::ArrowError;
 use arrow::ipc::writer::StreamWriter;
 
 use super::error::LogError;
-use super::schema::Table;
 use super::stream::{TRAILER, frame_sum, frames};
+use super::tables::Table;
 use crate::atomic::{self, AtomicFile, FileError};
 
 /// An open stream.

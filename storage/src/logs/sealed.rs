@@ -20,8 +20,9 @@ use parquet::file::statistics::Statistics;
 
 use super::error::LogError;
 use super::paths::part_path;
-use super::schema::{SchemaMeta, Table, recognise};
+use super::schema::{SchemaMeta, recognise};
 use super::sums::{self, PartSum, Sums};
+use super::tables::Table;
 use crate::atomic::{self, FileError, open_plain};
 use crate::dataset::{footer, pages};
 use crate::guard::guarded;

@@ -11,10 +11,10 @@ use arrow::datatypes::SchemaRef;
 use super::error::LogError;
 use super::paths;
 use super::repair::missing;
-use super::schema::Table;
 use super::sealed::{DamagedPart, Part, open_file};
 use super::stream::read_stream;
 use super::sums::Sums;
+use super::tables::Table;
 
 /// How often a snapshot is taken anew when its files change meanwhile, as they do for an instant in a resume.
 const ATTEMPTS: u32 = 40;

@@ -15,7 +15,8 @@ use arrow::ipc::convert::try_fb_to_schema;
 use arrow::ipc::reader::{read_dictionary, read_record_batch};
 use arrow::ipc::{Message, MessageHeader, root_as_message};
 
-use super::schema::{SchemaMeta, Table, recognise};
+use super::schema::{SchemaMeta, recognise};
+use super::tables::Table;
 use crate::atomic::{FileError, read_plain};
 
 /// Behind a frame's flatbuffer, before the CRC-32 of flatbuffer and body: 64 bytes together, so that bodies stay aligned.
