@@ -1,4 +1,5 @@
-//! Makes a run directory with made-up rows, for checking the logs with other programs (see `tests/python/check_logs.py`).
+//! Makes a run directory with made-up rows, for checking the logs with other programs (see
+//! `tests/python/check_logs.py`).
 //!
 //! `cargo run --release -p mlomae-storage --example sample_run -- ROOT finished|killed|slow STEPS`
 //!

@@ -1,4 +1,5 @@
-//! The numbers of the table `metrics`: their names, levels, splits and units, once for those who write and who read them.
+//! The numbers of the table `metrics`: their names, levels, splits and units, once for those who write and who read
+//! them.
 
 use std::borrow::Cow;
 

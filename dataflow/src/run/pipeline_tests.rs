@@ -1,5 +1,5 @@
-//! The whole pipeline on small networks: serial and threaded runs agree to the bit in every variant of the method, at any
-//! lag, number of workers and capacity; a stopped and resumed run agrees with an uninterrupted one.
+//! The whole pipeline on small networks: serial and threaded runs agree to the bit in every variant of the method, at
+//! any lag, number of workers and capacity; a stopped and resumed run agrees with an uninterrupted one.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex};

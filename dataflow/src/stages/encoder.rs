@@ -20,7 +20,7 @@ use crate::record::memory::process_memory;
 use crate::record::statistics::{
     MaskStatistics, ObjectStatistics, SaturationWatch, check_loss, check_vector, internal,
 };
-use crate::record::{CheckpointFile, CheckpointPart, FlatTensors, Level, MaskRow, PartOf, Recorder};
+use crate::record::{CheckpointFile, CheckpointPart, FlatTensors, Level, MaskRow, Metric, PartOf, Recorder};
 use crate::stages::score::{Shift, shift_before, slot_interrupt};
 
 /// Input of one level-1 step.
@@ -206,7 +206,7 @@ impl EncoderStage {
         let (num_patches, grid) = (model.config.num_patches(), model.config.grid() as i16);
         let side = model.config.grid();
         for (position, share) in self.statistics.coverage_by_position().iter().enumerate() {
-            let name = format!("mask_coverage.{}.{}", position / side, position % side);
+            let name = Metric::mask_coverage_at(position / side, position % side);
             recorder.metric(self.method.moment(step + 1, Level::Pretrain), name, *share, "pretrain", "share");
         }
         if let Some(objects) = objects {

@@ -57,7 +57,8 @@ pub(super) fn went_back(segment: i32, from_step: i64, to_step: i64) -> EventRow 
     }
 }
 
-/// The greatest step of all rows that count, if it is greater than `step`, else anything up to it. All logs must be sealed.
+/// The greatest step of all rows that count, if it is greater than `step`, else anything up to it. All logs must be
+/// sealed.
 pub(super) fn last_step(run: &Path, step: i64) -> Result<i64, LogError> {
     // The statistics of the files tell that there is nothing to be found, or where.
     let sums = Sums::read(run)?;

@@ -47,7 +47,8 @@ pub trait Value: Sized {
         0
     }
 
-    /// Bytes that any value holds beside itself whose size the patches tell; texts, whose size nothing tells, count as none.
+    /// Bytes that any value holds beside itself whose size the patches tell; texts, whose size nothing tells, count as
+    /// none.
     fn list_bytes(_num_patches: usize) -> usize {
         0
     }
@@ -72,7 +73,8 @@ pub trait ColumnBuilder: Debug + Send {
 
 /// Text values with stable numbers: a value keeps its key for as long as the vocabulary lives.
 ///
-/// Keys are only ever appended, so a reader that keeps just the newest dictionary of a stream still decodes every batch.
+/// Keys are only ever appended, so a reader that keeps just the newest dictionary of a stream still decodes every
+/// batch.
 #[derive(Debug, Default)]
 pub struct Vocabulary {
     keys: HashMap<String, i32>,

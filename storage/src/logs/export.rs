@@ -71,7 +71,8 @@ pub struct Exported {
 /// Works on a finished, a killed and a running run, and changes nothing in it.
 ///
 /// # Errors
-/// [`LogError::NoLogs`] if there are none, or if a file cannot be read, is none of this program's, or cannot be written.
+/// [`LogError::NoLogs`] if there are none, or if a file cannot be read, is none of this program's, or cannot be
+/// written.
 pub fn export(run: &Path, table: Table, format: ExportFormat, out: &Path) -> Result<Exported, LogError> {
     let snapshot = Snapshot::take(run, table, 0)?;
     let schema = snapshot.schema.clone().ok_or_else(|| LogError::Corrupt {

@@ -41,7 +41,8 @@ pub(crate) fn damaged_path(run: &Path, table: Table, number: u64) -> PathBuf {
     table_dir(run, table).join(format!("{}.damaged", part_name(number)))
 }
 
-/// Makes all folders of the logs, and brings their entries to the disk. `logs` may be a link to a folder, those in it not.
+/// Makes all folders of the logs, and brings their entries to the disk. `logs` may be a link to a folder, those in it
+/// not.
 pub(crate) fn create_dirs(run: &Path) -> Result<(), FileError> {
     create_dir_all(&logs_dir(run))?;
     create_plain_dir(&live_dir(run))?;

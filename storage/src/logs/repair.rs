@@ -1,9 +1,9 @@
 //! Making a run's logs whole again after its process died.
 //!
 //! Each step can be cut off and repeated: (1) every part that is damaged is set aside under another name; (2) every
-//! stream that is not sealed yet is sealed under its own number; (3) one events part reports all of them, and names them
-//! in its key-values; (4) parts that are lost are listed as gone, and the streams are removed. Whatever the moment of a
-//! crash, the next repair finds which of these are done, and no row or report comes twice.
+//! stream that is not sealed yet is sealed under its own number; (3) one events part reports all of them, and names
+//! them in its key-values; (4) parts that are lost are listed as gone, and the streams are removed. Whatever the moment
+//! of a crash, the next repair finds which of these are done, and no row or report comes twice.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};

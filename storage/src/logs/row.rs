@@ -178,8 +178,8 @@ macro_rules! columns {
     };
 }
 
-/// Declares a table: its name, what it holds, whether it is truncated on resume, optionally how urgent a row is, and the
-/// struct of its rows, whose fields are its columns behind the common ones.
+/// Declares a table: its name, what it holds, whether it is truncated on resume, optionally how urgent a row is, and
+/// the struct of its rows, whose fields are its columns behind the common ones.
 macro_rules! table {
     (
         $name:literal: $about:literal, is_truncated: $is_truncated:literal $(, urgency: $urgency:expr)?;

@@ -219,9 +219,9 @@ impl TableLog {
 
 /// Writes the tables of a run: rows go to live streams, and in larger pieces to Parquet.
 ///
-/// It belongs to one thread, and to the process that holds the run's lock ([`crate::run_dir::RunDir`]). Every failure to
-/// write is returned; after one, rows that were accepted are still held and the next call tries again.
-/// Dropping the writer without [`LogWriter::close`] leaves the streams for a repair.
+/// It belongs to one thread, and to the process that holds the run's lock ([`crate::run_dir::RunDir`]). Every failure
+/// to write is returned; after one, rows that were accepted are still held and the next call tries again. Dropping the
+/// writer without [`LogWriter::close`] leaves the streams for a repair.
 pub struct LogWriter {
     run: PathBuf,
     run_id: Arc<str>,
@@ -254,8 +254,8 @@ impl LogWriter {
     }
 
     /// Opens the logs of a run that continues from a checkpoint at `step`: repairs, and takes back the rows of later
-    /// steps from the tables that are truncated (`metrics`, `masks`, `evals`), so that the sequence of steps has neither
-    /// gap nor repeat.
+    /// steps from the tables that are truncated (`metrics`, `masks`, `evals`), so that the sequence of steps has
+    /// neither gap nor repeat.
     ///
     /// The others (`actors`, `events`) keep theirs, since that work was done. If any table had rows of later steps, an
     /// event [`super::EVENT_WENT_BACK`] marks them: a row of an earlier segment than the event's, and of a later step
@@ -313,8 +313,8 @@ impl LogWriter {
         self.clock
     }
 
-    /// Takes a row of any table, whose lists must have one value a patch. An event flushes all tables: at once if it is an
-    /// error, at most ten times a second if not.
+    /// Takes a row of any table, whose lists must have one value a patch. An event flushes all tables: at once if it is
+    /// an error, at most ten times a second if not.
     ///
     /// # Errors
     /// [`LogError::WrongLength`], which leaves no trace of the row, or if rows cannot be written.
@@ -362,7 +362,8 @@ impl LogWriter {
 
     /// Flushes, and brings the live streams to the disk: not even a power loss takes them then.
     ///
-    /// Call it before a checkpoint is published: a run resumed from that checkpoint then finds the rows of all its steps.
+    /// Call it before a checkpoint is published: a run resumed from that checkpoint then finds the rows of all its
+    /// steps.
     ///
     /// # Errors
     /// As [`LogWriter::flush`], or if the disk does not confirm.

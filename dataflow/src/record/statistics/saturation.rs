@@ -12,8 +12,8 @@ pub(crate) struct SaturationWatch {
 }
 
 impl SaturationWatch {
-    /// Takes the saturation of one more step; true once, when it has been above [`SATURATED`] for [`SATURATED_STEPS`] steps
-    /// in a row.
+    /// Takes the saturation of one more step; true once, when it has been above [`SATURATED`] for [`SATURATED_STEPS`]
+    /// steps in a row.
     pub(crate) fn has_become_saturated(&mut self, saturation: f64) -> bool {
         if self.num_steps >= SATURATED_STEPS {
             return false;

@@ -41,8 +41,8 @@ fn io(message: impl std::fmt::Display) -> StageError {
 }
 
 impl RunSink {
-    /// A sink for the run directory `run`; checkpoints get `state` beside what the stages say, and the newest `keep` stay.
-    /// The run starts at the step of `latest`.
+    /// A sink for the run directory `run`; checkpoints get `state` beside what the stages say, and the newest `keep`
+    /// stay. The run starts at the step of `latest`.
     #[must_use]
     pub fn new(run: &Path, logs: LogWriter, keep: usize, state: StaticState, latest: Latest) -> Self {
         let (clock, start) = (logs.clock(), latest.get());

@@ -1,7 +1,7 @@
 //! The log tables: a file each, which declares the columns once, and the list of them.
 //!
-//! A new table is a file here, its `mod` and its line in the list below: schema, writer, readers, repair, export and help
-//! follow from it. A new column is a field at the end of its struct; an `Option` there raises the minor version of
+//! A new table is a file here, its `mod` and its line in the list below: schema, writer, readers, repair, export and
+//! help follow from it. A new column is a field at the end of its struct; an `Option` there raises the minor version of
 //! [`super::SCHEMA_VERSION`], anything else the major one.
 
 mod actors;
@@ -213,5 +213,57 @@ impl FromStr for Table {
 
     fn from_str(name: &str) -> Result<Self, UnknownTable> {
         Self::ALL.into_iter().find(|table| table.name() == name).ok_or_else(|| UnknownTable { name: name.to_owned() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::logs::row::Columns;
+
+    #[test]
+    fn the_readme_has_each_table_as_it_is_declared() {
+        let readme = include_str!("../../../../README.md");
+        for Declaration { name, about, columns, .. } in &TABLES {
+            let line = format!("| `{name}` | {about} | `{}` |", columns.join("`, `"));
+            assert!(readme.lines().any(|found| found == line), "README.md lacks the line: {line}");
+        }
+        for name in Common::NAMES {
+            assert!(readme.contains(&format!("`{name}`")), "{name}");
+        }
+    }
+
+    #[test]
+    fn names_are_told_apart_and_no_column_has_one_of_the_common_names() {
+        for (table, declaration) in Table::ALL.into_iter().zip(&TABLES) {
+            assert_eq!(table.name(), declaration.name);
+            assert_eq!(table.name().parse(), Ok(table), "two tables have one name");
+            let mut names = [Common::NAMES, declaration.columns].concat();
+            let num_names = names.len();
+            names.sort_unstable();
+            names.dedup();
+            assert_eq!(names.len(), num_names, "{table}: two columns have one name");
+        }
+    }
+
+    #[test]
+    fn the_size_of_a_row_counts_its_lists_and_texts() {
+        let mask = MaskRow {
+            sample_id: 0,
+            label: None,
+            policy_version: 0,
+            mask_ratio: 0.5,
+            mask: vec![false; 6],
+            score: Some(vec![0.0; 6]),
+            patch_loss: None,
+            grid_h: 2,
+            grid_w: 3,
+        };
+        assert_eq!(LogRow::from(mask.clone()).heap_bytes(), 6 + 24);
+        assert_eq!(Table::Masks.declaration().list_bytes(6), 6 + 24 + 24);
+        let row = MetricRow { name: "loss".into(), value: 0.0, split: String::from("own").into(), unit: "1".into() };
+        assert_eq!(LogRow::from(row).heap_bytes(), 3, "literals take no memory of the row");
+        assert_eq!(Table::Metrics.declaration().list_bytes(6), 0);
+        assert!(LogRow::from(mask).get::<MetricRow>().is_none());
     }
 }
