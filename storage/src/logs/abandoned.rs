@@ -13,7 +13,8 @@ use super::paths;
 use super::read::{Logged, TableReader};
 use super::sealed::Part;
 use super::sums::Sums;
-use super::tables::{ActorRow, EventRow, Table};
+use super::tables::Table;
+use super::tables::rows::{ActorRow, EventRow};
 use super::words::Severity;
 
 /// Kind of the event of a run that went on from a step before its last one.

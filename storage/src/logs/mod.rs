@@ -82,7 +82,8 @@ pub use repair::{RepairReport, RepairedStream, TruncateReport, repair, truncate_
 pub use row::Declaration;
 pub use schema::{KEY_GRID, KEY_NAME, KEY_PROGRAM, KEY_RUN, KEY_VERSION, SCHEMA_VERSION, SchemaMeta, schema};
 pub use sealed::DamagedPart;
-pub use tables::{ActorRow, EvalRow, EventRow, LogRow, MaskRow, MetricRow, Row, TABLES, Table, UnknownTable};
+pub use tables::rows::*;
+pub use tables::{LogRow, Row, TABLES, Table, UnknownTable};
 pub use tail::{Follow, tail};
 pub use words::{Level, Severity, Text};
 pub use writer::{LogContext, LogPolicy, LogWriter, ResumeReport};

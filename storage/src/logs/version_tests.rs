@@ -78,6 +78,28 @@ fn every_row_of_version_1_0_is_read_typed_and_exported_as_it_was() {
 }
 
 #[test]
+fn a_table_that_an_earlier_version_had_not_is_empty_until_the_run_goes_on() {
+    let root = tempfile::tempdir().unwrap();
+    let (run, out) = (old_run(root.path()), root.path().join("out"));
+    let num_exported = || export_all(&run, ExportFormat::Csv, &out).map(|exported| exported.len());
+    fs::remove_dir_all(run.join("logs/evals")).unwrap();
+    fs::remove_file(run.join("logs/live/evals-000002.arrows")).unwrap();
+    assert!(num_exported().is_err(), "it is listed: someone deleted it");
+    let list = run.join("logs/sums.jsonl");
+    let lines = fs::read_to_string(&list).unwrap();
+    let others: Vec<_> =
+        lines.lines().filter(|line| !line.contains("evals/")).map(|line| format!("{line}\n")).collect();
+    fs::write(&list, others.concat()).unwrap();
+    assert_eq!(num_exported().unwrap(), Table::ALL.len() - 1);
+    assert_eq!(rows::<EvalRow>(&run), []);
+    assert_eq!(tail(&run, Table::Evals, 9).unwrap(), Vec::<String>::new());
+    let ctx = LogContext { run_id: "run".into(), patch_grid: (4, 4), ..ctx(2) };
+    LogWriter::resume(&run, ctx, by_hand(), 18).unwrap().0.close().unwrap();
+    assert_eq!(num_exported().unwrap(), Table::ALL.len());
+    assert_eq!(rows::<EvalRow>(&run), []);
+}
+
+#[test]
 fn a_run_of_version_1_0_goes_on_with_its_logs() {
     let root = tempfile::tempdir().unwrap();
     let run = old_run(root.path());

@@ -53,7 +53,12 @@ impl<R: Row> AnyRow for R {
 /// Makes [`Table`], [`TABLES`], [`LogRow`] and [`TableBuilders`] of the list of tables.
 macro_rules! tables {
     ($($Name:ident = $file:ident::$Row:ident,)+) => {
-        $(pub use $file::$Row;)+
+        $(use $file::$Row;)+
+
+        /// The rows of all tables.
+        pub mod rows {
+            $(pub use super::$file::$Row;)+
+        }
 
         /// One of the log tables.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
