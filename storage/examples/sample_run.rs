@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use mlomae_storage::checkpoint::{self, CheckpointRef, TensorRef};
 use mlomae_storage::logs::{
-    ActorRow, Clock, EvalRow, EventRow, Level, LogContext, LogPolicy, LogWriter, MaskRow, MetricRow, SCHEMA_VERSION,
-    Severity,
+    ActorRow, Clock, EvalRow, EventRow, Level, LogContext, LogPolicy, LogWriter, MaskRow, MetricRow, Place,
+    SCHEMA_VERSION, Severity,
 };
 use mlomae_storage::run_dir::{RunDir, RunRecord, RunStatus, new_run_id};
 
@@ -25,30 +25,18 @@ const GRID: (u16, u16) = (4, 4);
 
 fn step_rows(log: &mut LogWriter, step: i64) -> Result<(), Failure> {
     let stamp = log.clock().stamp();
-    let epoch = (step / 100) as i32;
+    let place = |level| Place { stamp, epoch: (step / 100) as i32, step, level };
     let value = 1.0 / (1.0 + step as f64);
     for (level, name, unit) in
         [(Level::Pretrain, "loss", "1"), (Level::Pretrain, "lr", "1"), (Level::Mask, "hypergradient_norm", "1")]
     {
         let value = if step == 5 && name == "lr" { f64::NAN } else { value };
-        log.metric(MetricRow {
-            stamp,
-            epoch,
-            step,
-            level,
-            name: name.into(),
-            value,
-            split: "pretrain".into(),
-            unit: unit.into(),
-        })?;
+        let row = MetricRow { name: name.into(), value, split: "pretrain".into(), unit: unit.into() };
+        log.push(place(Some(level)), row)?;
     }
     if step % 10 == 0 {
         for sample in 0..4 {
-            log.mask(MaskRow {
-                stamp,
-                epoch,
-                step,
-                level: Level::Mask,
+            let row = MaskRow {
                 sample_id: sample * 1000,
                 label: (sample != 3).then_some(sample as i32),
                 policy_version: step / 10,
@@ -56,14 +44,13 @@ fn step_rows(log: &mut LogWriter, step: i64) -> Result<(), Failure> {
                 mask: (0..16).map(|i| (i + step) % 4 != 0).collect(),
                 score: (sample != 2).then(|| (0..16).map(|i| i as f32 / 16.0).collect()),
                 patch_loss: (step % 20 == 0).then(|| vec![0.5; 16]),
-            })?;
+                grid_h: GRID.0 as i16,
+                grid_w: GRID.1 as i16,
+            };
+            log.push(place(Some(Level::Mask)), row)?;
         }
         for (i, stage) in ["load", "score", "encoder", "evaluator", "policy", "log"].into_iter().enumerate() {
-            log.actor(ActorRow {
-                stamp,
-                epoch,
-                step,
-                level: (stage == "encoder").then_some(Level::Pretrain),
+            let row = ActorRow {
                 stage: stage.into(),
                 instance: 0,
                 items: step,
@@ -77,22 +64,20 @@ fn step_rows(log: &mut LogWriter, step: i64) -> Result<(), Failure> {
                 utilization: 0.1 * i as f32,
                 restarts: 0,
                 lag: 0,
-            })?;
+            };
+            log.push(place((stage == "encoder").then_some(Level::Pretrain)), row)?;
         }
     }
     if step % 50 == 0 {
-        log.event(EventRow {
-            stamp,
-            epoch,
-            step,
-            level: None,
+        let row = EventRow {
             severity: Severity::Info,
             // A new word now and then, so that dictionaries grow while a stream is open.
             kind: format!("milestone_{}", step / 50).into(),
             stage: (step > 0).then_some("log".into()),
             message: format!("step {step}, \"quoted\", ünïcode"),
             fields: format!("{{\"step\":{step}}}"),
-        })?;
+        };
+        log.push(place(None), row)?;
     }
     Ok(())
 }
@@ -155,12 +140,7 @@ fn make(root: &Path, mode: &str, steps: i64) -> Result<(), Failure> {
         }
         std::process::abort();
     }
-    let stamp = clock.stamp();
-    log.eval(EvalRow {
-        stamp,
-        epoch: 0,
-        step: steps,
-        level: Level::Eval,
+    let row = EvalRow {
         task: "knn".into(),
         split: "test".into(),
         metric: "accuracy".into(),
@@ -168,7 +148,8 @@ fn make(root: &Path, mode: &str, steps: i64) -> Result<(), Failure> {
         n: 1000,
         checkpoint: format!("step-{steps:08}"),
         seconds: 1.5,
-    })?;
+    };
+    log.push(Place { stamp: clock.stamp(), epoch: 0, step: steps, level: Some(Level::Eval) }, row)?;
     log.close()?;
     record.wall_s = clock.wall_s();
     record.step = steps;

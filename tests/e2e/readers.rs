@@ -32,6 +32,13 @@ fn check(python: &Path, args: &[&str], place: &Place) -> String {
     text
 }
 
+/// Opens the logs of `run` with the three libraries, where there is a Python that has them.
+pub fn check_if_possible(place: &Place, run: &str) {
+    if let Some(python) = python() {
+        check(&python, &[run], place);
+    }
+}
+
 /// Rows that pyarrow found in sealed parts and in live streams of `table`.
 fn num_rows(text: &str, table: &str) -> (usize, usize) {
     let line = text.lines().find(|line| line.starts_with(table)).expect("line of the table");

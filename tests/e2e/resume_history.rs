@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::place::{Place, file_names, wait_for};
+use crate::place::{Place, file_names, fixture, wait_for};
 
 /// The events of a kind: segment, step and fields.
 fn events(place: &Place, run: &str, kind: &str) -> Vec<(i64, i64, String)> {
@@ -121,4 +121,46 @@ fn a_killed_run_marks_the_steps_that_it_lost() {
 
 fn checkpoint_step(place: &Place) -> i64 {
     place.state("run")["outer_iteration"].as_i64().expect("a number") * 2
+}
+
+/// A run whose logs are those of the program of schema version 1.0, killed in step 27, with the checkpoint of step 18.
+fn old_run(place: &Place) {
+    place.train("run", &["--max-steps", "9", "--set", "pipeline.lag=1"]);
+    std::fs::remove_dir_all(place.path("run/logs")).expect("the new logs");
+    let old = fixture("logs-1.0/logs");
+    for table in file_names(&old).iter().filter(|name| !name.contains('.')) {
+        std::fs::create_dir_all(place.path("run/logs").join(table)).expect("a folder");
+        for name in file_names(&old.join(table)) {
+            std::fs::copy(old.join(table).join(&name), place.path("run/logs").join(table).join(&name)).expect("a part");
+        }
+    }
+    std::fs::copy(old.join("sums.jsonl"), place.path("run/logs/sums.jsonl")).expect("the list");
+    let record = String::from_utf8(crate::place::read(&place.path("run/run.json"))).expect("UTF-8");
+    let record = record.replace("\"finished\"", "\"running\"").replace("\"segment\": 0", "\"segment\": 1");
+    std::fs::write(place.path("run/run.json"), record).expect("written");
+}
+
+#[test]
+fn a_run_of_the_first_schema_is_read_and_resumed() {
+    let place = Place::new();
+    old_run(&place);
+    let frame: Value = serde_json::from_str(&place.succeed(&["top", "run", "--json"])).expect("JSON");
+    assert_eq!(frame["losses"][0]["history"].as_array().map(Vec::len), Some(26), "{frame}");
+    let score = |frame: &Value| frame["stages"].as_array()?.iter().find(|stage| stage["stage"] == "score").cloned();
+    assert_eq!(score(&frame).expect("the stage")["lag"], 1, "{frame}");
+    assert!(place.succeed(&["timeline", "run"]).contains("encoder"));
+    assert!(place.succeed(&["logs", "tail", "run", "--table", "masks", "-n", "1"]).contains(" mask="));
+    assert_eq!(place.rows("run", "metrics").len(), 514);
+    place.succeed(&["train", "--resume", "run", "--quiet", "--max-steps", "12"]);
+    assert_eq!(place.loss_steps("run"), (1..=24).collect::<Vec<_>>(), "neither a gap nor a repeat");
+    let marks = events(&place, "run", "went_back");
+    assert!(matches!(&marks[..], [(2, 18, _)]), "{marks:?}");
+    assert_eq!(place.run_record("run")["status"], "finished");
+    let frame: Value = serde_json::from_str(&place.succeed(&["top", "run", "--json"])).expect("JSON");
+    assert_eq!(score(&frame).expect("the stage")["lag"], 1, "measured now: {frame}");
+    for table in ["metrics", "masks", "actors", "events", "evals"] {
+        let num_parts = file_names(&place.path("run/logs").join(table)).len();
+        assert!(num_parts >= 2, "old and new parts of {table}");
+    }
+    crate::readers::check_if_possible(&place, "run");
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use mlomae_storage::logs::{self, DamagedPart, ExportFormat, Follow, Table};
+use mlomae_storage::logs::{self, DamagedPart, ExportFormat, Follow, TABLES, Table};
 use mlomae_storage::out_file::is_stdout;
 use mlomae_storage::run_dir::RunLock;
 
@@ -16,20 +16,31 @@ const POLL: Duration = Duration::from_millis(500);
 
 /// Export, repair or follow the Arrow logs of a run
 #[derive(Debug, clap::Args)]
-#[command(after_help = "\
-RUN is a run directory, the id of a run below ./runs, or `latest`. The tables are metrics, masks,
-actors, events and evals. No command here disturbs a run that is still training. Parts that are
-damaged are named and passed over; an export that lacks rows for it ends with 65.
+#[command(after_help = after_help())]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+fn after_help() -> String {
+    let tables: Vec<_> = TABLES.iter().map(|table| format!("  {:<9} {}", table.name, table.about)).collect();
+    format!(
+        "\
+RUN is a run directory, the id of a run below ./runs, or `latest`. No command here disturbs a run
+that is still training. Parts that are damaged are named and passed over; an export that lacks rows
+for it ends with 65.
+
+Tables:
+{}
 
 Examples:
   mlomae logs tail latest --follow                   the events of the newest run as they come
   mlomae logs tail runs/my-run --table metrics -n 50
   mlomae logs export latest --table metrics --format csv --out metrics.csv
   mlomae logs export latest --table evals --format csv --out - | column -ts,
-  mlomae logs repair runs/killed                     seal what a killed run left open")]
-pub(crate) struct Args {
-    #[command(subcommand)]
-    command: Command,
+  mlomae logs repair runs/killed                     seal what a killed run left open",
+        tables.join("\n")
+    )
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -51,7 +62,7 @@ struct ExportArgs {
     /// Run directory
     #[arg(value_name = "RUN")]
     run: PathBuf,
-    /// Only this table; without it all five
+    /// Only this table; without it all
     #[arg(long, value_parser = parse_table)]
     table: Option<Table>,
     /// parquet, csv or arrow
@@ -79,7 +90,7 @@ struct TailArgs {
 }
 
 fn parse_table(text: &str) -> Result<Table, String> {
-    text.parse().map_err(|error: logs::LogError| error.to_string())
+    text.parse().map_err(|error: logs::UnknownTable| error.to_string())
 }
 
 fn parse_format(text: &str) -> Result<ExportFormat, String> {

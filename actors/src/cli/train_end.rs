@@ -11,6 +11,7 @@ use mlomae_dataflow::run::sink::{CheckpointTensors, Latest};
 use mlomae_dataflow::run::state::TrainState;
 use mlomae_model::Level;
 use mlomae_storage::checkpoint;
+use mlomae_storage::logs::Table;
 
 use super::bar::Bar;
 use super::facts::count_text;
@@ -19,7 +20,6 @@ use crate::process::terminal::Terminal;
 use crate::train::eval::{Judge, Judgement, Task};
 use crate::train::resumption::Finished;
 use crate::train::run::Run;
-use crate::train::run_log::RowCounts;
 use crate::train::setup::Prepared;
 use crate::train::training::TrainingReport;
 use crate::watch::progress::duration_text;
@@ -142,10 +142,10 @@ pub(super) fn print_summary(
         writeln!(out, "object      {object:.0} % of its patches masked, {background:.0} % of the others{auc}")?;
     }
     print_judgement(out, run.path(), prepared, judged)?;
-    let mut rows = report.rows.get();
-    rows[4] += num_evals;
-    let rows = RowCounts::TABLES.iter().zip(rows).map(|(table, num)| format!("{table} {num}"));
-    writeln!(out, "log rows    {}", rows.collect::<Vec<_>>().join(", "))?;
+    // The evaluation at the end is written behind the log stage.
+    let num_later = |table| if table == Table::Evals { num_evals } else { 0 };
+    let rows = Table::ALL.map(|table| format!("{table} {}", report.rows.get(table) + num_later(table)));
+    writeln!(out, "log rows    {}", rows.join(", "))?;
     if report.outcome.num_restarts() > 0 {
         writeln!(out, "restarts    {}, see the events table", report.outcome.num_restarts())?;
     }

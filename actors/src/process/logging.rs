@@ -10,6 +10,7 @@ use std::time::{Instant, SystemTime};
 
 use crossbeam::channel::{Receiver, Sender, TrySendError, bounded};
 use mlomae_storage::escape::{one_line, os_text};
+use mlomae_storage::logs::Severity;
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
@@ -45,8 +46,8 @@ pub enum LogFormat {
 pub struct LoggedEvent {
     /// When it happened.
     pub time: SystemTime,
-    /// `error`, `warn` or `info`.
-    pub severity: &'static str,
+    /// How much it matters.
+    pub severity: Severity,
     /// What kind of event it is, as `stage_restarted`; `message` if the event does not say.
     pub kind: String,
     /// The stage it is about; empty if none.
@@ -72,7 +73,7 @@ impl EventQueue {
         let num_dropped = self.num_dropped.swap(0, Ordering::Relaxed);
         let drops = (num_dropped > 0).then(|| LoggedEvent {
             time: SystemTime::now(),
-            severity: "warn",
+            severity: Severity::Warn,
             kind: "events_dropped".to_owned(),
             stage: String::new(),
             message: format!("{num_dropped} events were dropped, the queue was full"),
@@ -148,13 +149,12 @@ impl<S: Subscriber> Layer<S> for EventLayer {
     }
 }
 
-const fn severity(level: Level) -> &'static str {
+const fn severity(level: Level) -> Severity {
     match level {
-        Level::ERROR => "error",
-        Level::WARN => "warn",
-        Level::INFO => "info",
-        Level::DEBUG => "debug",
-        Level::TRACE => "trace",
+        Level::ERROR => Severity::Error,
+        Level::WARN => Severity::Warn,
+        Level::INFO => Severity::Info,
+        Level::DEBUG | Level::TRACE => Severity::Debug,
     }
 }
 
@@ -240,8 +240,9 @@ where
         };
         let (begin, end) =
             if writer.has_ansi_escapes() { (format!("\x1b[{color}m"), "\x1b[0m") } else { (String::new(), "") };
+        let name = if level == Level::TRACE { "trace" } else { severity(level).name() };
         let seconds = self.begin.elapsed().as_secs_f64();
-        write!(writer, "{seconds:7.1}s {begin}{:<5}{end} {}", severity(level), one_line(&fields.message))?;
+        write!(writer, "{seconds:7.1}s {begin}{:<5}{end} {}", name, one_line(&fields.message))?;
         // The message says it all; what is a column for queries is noise for people.
         if level > Level::INFO {
             for (name, value) in &fields.others {
@@ -306,7 +307,7 @@ mod tests {
         let event = &events[0];
         assert_eq!(
             (event.severity, &*event.kind, &*event.stage, &*event.message),
-            ("error", "stage_restarted", "score", "score 1 panicked")
+            (Severity::Error, "stage_restarted", "score", "score 1 panicked")
         );
         let expected = serde_json::json!({"instance": 1, "lost_sample_ids": [3, 5], "loss": "NaN"});
         assert_eq!(Value::Object(event.fields.clone()), expected);

@@ -341,7 +341,7 @@ fn a_sink_of_telemetry_does_not_keep_the_log_stage_waiting() {
         sleep(Duration::from_millis(60));
         records.send_or_drop(Item).map_or(Exit::Disconnected, |_| Exit::Finished)
     });
-    let probe = WorkerProbe { worker: encoder.id(), counters: encoder.counters(), inputs: Vec::new(), lag: None };
+    let probe = WorkerProbe { worker: encoder.id(), counters: encoder.counters(), inputs: Vec::new() };
     let telemetry = Telemetry::new(vec![probe], Duration::from_millis(10), Duration::MAX, move |samples| {
         for _ in samples {
             let _ = to_log.send_or_drop(Item);

@@ -2,7 +2,6 @@
 //! that hangs.
 
 use std::io;
-use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -23,8 +22,6 @@ pub struct WorkerProbe {
     pub counters: StageCounters,
     /// The edges that it receives from.
     pub inputs: Vec<Arc<EdgeGauge>>,
-    /// By how many outer iterations its policy is behind, if it works with one.
-    pub lag: Option<Arc<AtomicI32>>,
 }
 
 /// The figures of one worker at one moment.
@@ -42,8 +39,6 @@ pub struct ActorSample {
     pub queue_bytes: usize,
     /// `1 - waits / wall` since the sample before, in 0..=1.
     pub utilization: f64,
-    /// By how many outer iterations its policy is behind; 0 if it works with none.
-    pub lag: i32,
 }
 
 /// The newest samples, shared with whoever displays them.
@@ -193,7 +188,6 @@ fn sample(probe: &WorkerProbe, before: Option<&ActorSample>) -> ActorSample {
         queue_cap: probe.inputs.iter().map(|edge| edge.queue_cap()).sum(),
         queue_bytes: probe.inputs.iter().map(|edge| edge.queue_bytes()).sum(),
         utilization: if wall_ns == 0 { 0.0 } else { busy_ns as f64 / wall_ns as f64 },
-        lag: probe.lag.as_ref().map_or(0, |lag| lag.load(Ordering::Relaxed)),
     }
 }
 
@@ -292,12 +286,7 @@ mod tests {
     use std::thread::sleep;
 
     fn probe(stage: StageName) -> WorkerProbe {
-        WorkerProbe {
-            worker: WorkerId { stage, instance: 0 },
-            counters: StageCounters::new(),
-            inputs: Vec::new(),
-            lag: None,
-        }
+        WorkerProbe { worker: WorkerId { stage, instance: 0 }, counters: StageCounters::new(), inputs: Vec::new() }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use mlomae_dataflow::config::{Config, ConfigError, ConfigInputs, EvalConfig};
 use mlomae_dataflow::run::state::TrainState;
 use mlomae_kernels as kernels;
 use mlomae_storage::checkpoint::{self, CheckpointError};
-use mlomae_storage::logs::{Clock, EvalRow, SCHEMA_VERSION, TableReader};
+use mlomae_storage::logs::{Clock, EvalRow, Logged, SCHEMA_VERSION, TableReader};
 use mlomae_storage::run_dir::{RunDir, RunStatus};
 
 use crate::process::error::CliError;
@@ -214,10 +214,11 @@ fn is_same(a: &EvalConfig, b: &EvalConfig) -> bool {
 fn recorded_judgement(run: &Path, step: u64) -> Result<Option<(Judgement, Judgement)>, CliError> {
     let rows = TableReader::<EvalRow>::new(run).poll()?;
     let newest = |metric: &str| {
-        let is_it = |row: &EvalRow| {
-            u64::try_from(row.step) == Ok(step) && row.task == Task::Knn.as_str() && row.metric == metric
+        let is_it = |logged: &Logged<EvalRow>| {
+            let row = &logged.row;
+            u64::try_from(logged.place.step) == Ok(step) && row.task == Task::Knn.as_str() && row.metric == metric
         };
-        rows.iter().map(|row| &row.row).rfind(|row| is_it(row)).map(|row| Judgement {
+        rows.iter().rfind(|logged| is_it(logged)).map(|Logged { row, .. }| Judgement {
             accuracy: row.value,
             num_train: 0,
             num_test: usize::try_from(row.n).unwrap_or(0),

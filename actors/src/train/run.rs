@@ -12,7 +12,7 @@ use mlomae_dataflow::run::state::TrainState;
 use mlomae_kernels as kernels;
 use mlomae_storage::escape::one_line;
 use mlomae_storage::logs::{
-    Clock, EvalRow, EventRow, Level, LogContext, LogPolicy, LogWriter, SCHEMA_VERSION, Severity,
+    Clock, EvalRow, EventRow, Level, LogContext, LogPolicy, LogWriter, Place, SCHEMA_VERSION, Severity,
 };
 use mlomae_storage::run_dir::{RunDir, RunRecord, RunStatus, new_run_id};
 
@@ -155,26 +155,25 @@ impl Run {
     ) -> Result<(), CliError> {
         let mut writer = LogWriter::open(self.path(), self.log_context(prepared), log_policy(&prepared.config))?;
         let epoch = step.saturating_sub(1) / prepared.method.steps_per_epoch.max(1);
+        let place = || Place {
+            stamp: self.clock.stamp(),
+            epoch: i32::try_from(epoch).unwrap_or(i32::MAX),
+            step: i64::try_from(step).unwrap_or(i64::MAX),
+            level: Some(Level::Eval),
+        };
         for SkippedImage { split, sample, message } in skipped {
-            writer.event(EventRow {
-                stamp: self.clock.stamp(),
-                epoch: i32::try_from(epoch).unwrap_or(i32::MAX),
-                step: i64::try_from(step).unwrap_or(i64::MAX),
-                level: Some(Level::Eval),
+            let row = EventRow {
                 severity: Severity::Warn,
                 kind: IMAGE_SKIPPED.into(),
                 stage: Some(StageName::Load.as_str().into()),
                 message: format!("image skipped: {message}"),
                 fields: serde_json::json!({ "split": split, "sample": sample }).to_string(),
-            })?;
+            };
+            writer.push(place(), row)?;
         }
         let split = prepared.data.test.as_ref().map_or_else(|| "test".to_owned(), |test| test.info().split.clone());
         for (task, metric, judgement) in results {
-            writer.eval(EvalRow {
-                stamp: self.clock.stamp(),
-                epoch: i32::try_from(epoch).unwrap_or(i32::MAX),
-                step: i64::try_from(step).unwrap_or(i64::MAX),
-                level: Level::Eval,
+            let row = EvalRow {
                 task: task.as_str().into(),
                 split: split.clone().into(),
                 metric: (*metric).to_owned().into(),
@@ -182,7 +181,8 @@ impl Run {
                 n: i64::try_from(judgement.num_test).unwrap_or(i64::MAX),
                 checkpoint: checkpoint.to_owned(),
                 seconds: judgement.seconds,
-            })?;
+            };
+            writer.push(place(), row)?;
         }
         Ok(writer.close()?)
     }

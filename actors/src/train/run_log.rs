@@ -8,39 +8,31 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use mlomae_dataflow::flow::exit::StageError;
-use mlomae_dataflow::record::{ActorRecord, EventRecord, Level, Moment, Record, RecordBody, Severity};
+use mlomae_dataflow::flow::stage_name::StageName;
+use mlomae_dataflow::record::{ActorRow, EventRow, MetricRow, Record, RecordBody, Severity, When};
 use mlomae_dataflow::stages::log::{AssembledCheckpoint, RecordSink};
+use mlomae_storage::logs::Table;
 
 use crate::process::logging::{EventQueue, LoggedEvent};
 use crate::roles::telemetry::ActorSample;
 
-/// Rows of each table that were written, in the order metrics, masks, actors, events, evals.
-/// Cloning shares the counts.
+/// Rows of each table that were written. Cloning shares the counts.
 #[derive(Debug, Clone, Default)]
 pub struct RowCounts {
-    counts: Arc<[AtomicU64; 5]>,
+    counts: Arc<[AtomicU64; Table::ALL.len()]>,
 }
 
 impl RowCounts {
-    /// The names of the tables.
-    pub const TABLES: [&'static str; 5] = ["metrics", "masks", "actors", "events", "evals"];
-
-    /// The counts now, in the order of [`TABLES`](Self::TABLES).
+    /// The count of a table now.
     #[must_use]
-    pub fn get(&self) -> [u64; 5] {
-        std::array::from_fn(|table| self.counts[table].load(Ordering::Relaxed))
+    pub fn get(&self, table: Table) -> u64 {
+        self.counts[table.index()].load(Ordering::Relaxed)
     }
 
     fn add(&self, body: &RecordBody) {
-        let table = match body {
-            RecordBody::Metric(_) => 0,
-            RecordBody::Mask(_) => 1,
-            RecordBody::Actor(_) => 2,
-            RecordBody::Event(_) => 3,
-            RecordBody::Eval(_) => 4,
-            RecordBody::Part(_) => return,
-        };
-        self.counts[table].fetch_add(1, Ordering::Relaxed);
+        if let RecordBody::Row(_, row) = body {
+            self.counts[row.table().index()].fetch_add(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -164,7 +156,7 @@ impl<K: RecordSink> RunLog<K> {
                 break;
             }
             for sample in &samples {
-                self.put(Record { at, body: actor_record(sample) })?;
+                self.put(Record { at, ..Record::row(When::Made, actor_row(sample)) })?;
             }
         }
         Ok(())
@@ -174,7 +166,7 @@ impl<K: RecordSink> RunLog<K> {
 impl<K: RecordSink> RecordSink for RunLog<K> {
     fn write(&mut self, record: Record) -> Result<(), StageError> {
         // The log stage's own records overtake those of the stages, whose metrics tell how far training was.
-        if matches!(record.body, RecordBody::Metric(_)) {
+        if record.get::<MetricRow>().is_some() {
             self.youngest = self.youngest.max(record.at);
         }
         self.put(record)
@@ -200,54 +192,52 @@ impl<K: RecordSink> RecordSink for RunLog<K> {
 }
 
 fn event_record(event: LoggedEvent) -> Record {
-    let severity = match event.severity {
-        "error" => Severity::Error,
-        "warn" => Severity::Warning,
-        _ => Severity::Info,
-    };
-    let body = RecordBody::Event(EventRecord {
-        severity,
+    let row = EventRow {
+        severity: event.severity,
         kind: event.kind.into(),
-        stage: event.stage.parse().ok(),
-        step: None,
+        stage: event.stage.parse::<StageName>().ok().map(|stage| stage.as_str().into()),
         message: event.message,
-        fields: event.fields.into(),
-    });
-    Record { at: event.time, body }
+        fields: serde_json::Value::Object(event.fields).to_string(),
+    };
+    Record { at: event.time, ..Record::event(row) }
 }
 
-fn samples_dropped(num_dropped: u64) -> EventRecord {
-    EventRecord {
-        severity: Severity::Warning,
+fn samples_dropped(num_dropped: u64) -> EventRow {
+    EventRow {
+        severity: Severity::Warn,
         kind: "samples_dropped".into(),
         stage: None,
-        step: None,
         message: format!("{num_dropped} rounds of samples were dropped, the log stage did not come for them"),
-        fields: serde_json::Map::from_iter([("num_dropped".to_owned(), num_dropped.into())]).into(),
+        fields: serde_json::json!({ "num_dropped": num_dropped }).to_string(),
     }
 }
 
-fn actor_record(sample: &ActorSample) -> RecordBody {
+fn actor_row(sample: &ActorSample) -> ActorRow {
     let whole = |number: usize| i32::try_from(number).unwrap_or(i32::MAX);
-    RecordBody::Actor(Box::new(ActorRecord {
-        // The sink knows the step better than a sampler does.
-        moment: Moment { epoch: 0, step: 0, level: Level::Pretrain },
-        stage: sample.worker.stage,
+    let seconds = |ns: u64| ns as f64 * 1e-9;
+    let counters = &sample.counters;
+    ActorRow {
+        stage: sample.worker.stage.as_str().into(),
         instance: i16::try_from(sample.worker.instance).unwrap_or(i16::MAX),
-        counters: sample.counters,
+        items: counters.items.cast_signed(),
+        bytes: counters.bytes.cast_signed(),
+        busy_s: seconds(counters.busy_ns),
+        wait_in_s: seconds(counters.wait_in_ns),
+        wait_out_s: seconds(counters.wait_out_ns),
         queue_len: whole(sample.queue_len),
         queue_cap: whole(sample.queue_cap),
         queue_bytes: i64::try_from(sample.queue_bytes).unwrap_or(i64::MAX),
         utilization: sample.utilization as f32,
-        lag: sample.lag,
-    }))
+        restarts: i32::try_from(counters.restarts).unwrap_or(i32::MAX),
+        // The sink knows what was measured at the sample's time.
+        lag: 0,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use mlomae_dataflow::flow::counters::StageCounters;
-    use mlomae_dataflow::flow::stage_name::StageName;
-    use mlomae_dataflow::record::MetricRecord;
+    use mlomae_dataflow::record::{Level, Moment};
 
     use super::*;
     use crate::process::terminal::Terminal;
@@ -259,7 +249,7 @@ mod tests {
 
     impl RecordSink for Rows {
         fn write(&mut self, record: Record) -> Result<(), StageError> {
-            self.0.push(matches!(record.body, RecordBody::Actor(_)));
+            self.0.push(record.get::<ActorRow>().is_some());
             Ok(())
         }
 
@@ -278,8 +268,8 @@ mod tests {
 
     fn metric(at: SystemTime) -> Record {
         let moment = Moment { epoch: 0, step: 1, level: Level::Pretrain };
-        let body = MetricRecord { moment, name: "loss".into(), value: 1.0, split: "pretrain", unit: "1" };
-        Record { at, body: RecordBody::Metric(body) }
+        let row = MetricRow { name: "loss".into(), value: 1.0, split: "pretrain".into(), unit: "1".into() };
+        Record { at, ..Record::row(When::At(moment), row) }
     }
 
     #[test]
@@ -295,7 +285,6 @@ mod tests {
             queue_cap: 0,
             queue_bytes: 0,
             utilization: 0.0,
-            lag: 0,
         };
         let num = |log: &RunLog<Rows>| log.inner.0.iter().filter(|is_sample| **is_sample).count();
         let before = SystemTime::now();

@@ -2,7 +2,6 @@
 //! one thread without actors.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicI32;
 use std::time::Duration;
 
 use mlomae_dataflow::flow::exit::Exit;
@@ -99,12 +98,8 @@ pub fn train(
 
     let (outcome, samples) = if options.serial {
         let run = SerialRun::new(setup, sink, stop.clone())?;
-        let probe = |(stage, counters)| WorkerProbe {
-            worker: WorkerId { stage, instance: 0 },
-            counters,
-            inputs: Vec::new(),
-            lag: None,
-        };
+        let probe =
+            |(stage, counters)| WorkerProbe { worker: WorkerId { stage, instance: 0 }, counters, inputs: Vec::new() };
         let telemetry = telemetry(run.counters().into_iter().map(probe).collect());
         let newest = telemetry.newest();
         let display = display(newest.clone()).transpose().map_err(no_thread)?;
@@ -120,7 +115,6 @@ pub fn train(
             })?;
         // The log stage ends when all senders are gone; the telemetry's samples reach it by the sink.
         drop(pipeline.log);
-        let lag = Arc::new(AtomicI32::new(i32::try_from(config.pipeline.lag).unwrap_or(i32::MAX)));
         let probes = pipeline.workers.iter().map(|worker| WorkerProbe {
             worker: worker_id(worker.stage, worker.instance),
             counters: worker.counters.clone(),
@@ -130,7 +124,6 @@ pub fn train(
                 .filter(|edge| edge.name().ends_with(&format!("->{}", worker.stage)))
                 .cloned()
                 .collect(),
-            lag: (worker.stage == StageName::Score).then(|| Arc::clone(&lag)),
         });
         let telemetry = telemetry(probes.collect());
         let newest = telemetry.newest();

@@ -60,7 +60,6 @@ mod tests {
             queue_cap: 0,
             queue_bytes: 0,
             utilization: 0.0,
-            lag: 0,
         }
     }
 

@@ -11,7 +11,7 @@ use crate::flow::fault::FaultPhase;
 use crate::flow::ports::{FanInSender, Halt, Payload, WaitContext};
 use crate::flow::stage_name::StageName;
 use crate::flow::stop::StopLevel;
-use crate::record::{EventRecord, Record, Recorder, Severity};
+use crate::record::{EventRow, Record, Recorder, Severity};
 
 /// An item that a panic took: it travels on in the item's place, so that order and counts hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -299,17 +299,17 @@ impl<S: Stage, W: Wiring<S>> StageRunner<S, W> {
         };
         let lost = Lost { stage: S::NAME, sample_ids, message };
         let unit = self.units.start;
-        self.recorder.event(EventRecord {
+        self.recorder.event(EventRow {
             severity: Severity::Error,
             kind: "lost_batch".into(),
-            stage: Some(S::NAME),
-            step: None,
+            stage: Some(S::NAME.as_str().into()),
             message: format!("{} {} panicked, its batch is lost: {}", S::NAME, self.instance, lost.message),
             fields: serde_json::json!({
                 "instance": self.instance,
                 "unit": unit,
                 "sample_ids": lost.sample_ids,
-            }),
+            })
+            .to_string(),
         });
         ports.0.send(unit, Flow::Lost(lost), &self.context)?;
         self.units.start += 1;

@@ -9,7 +9,7 @@ use crate::flow::ports::{OrderedReceiver, OrderedSender, Payload, WaitContext, f
 use crate::flow::stage::{Flow, Interrupt, Lost, Stage, StageRunner, Wiring};
 use crate::flow::stage_name::StageName;
 use crate::flow::stop::{StopFlag, StopLevel, StopReason};
-use crate::record::{EventRecord, Record, RecordBody, Recorder, Severity};
+use crate::record::{EventRow, Record, Recorder, Severity};
 
 const UNROLL: u64 = 3;
 
@@ -22,14 +22,13 @@ impl Payload for Number {
     }
 }
 
-fn said(kind: &'static str, number: u64) -> EventRecord {
-    EventRecord {
+fn said(kind: &'static str, number: u64) -> EventRow {
+    EventRow {
         severity: Severity::Info,
         kind: kind.into(),
         stage: None,
-        step: None,
         message: String::new(),
-        fields: number.into(),
+        fields: number.to_string(),
     }
 }
 
@@ -212,8 +211,8 @@ fn start(num_outer: u64, nap: Duration, source_fault: Fault, sum_fault: Fault) -
     let log = std::thread::spawn(move || {
         let mut said = Vec::new();
         while let Ok(record) = log_receiver.recv_timeout(Duration::from_millis(50), &StageCounters::new()) {
-            if let Some(Record { body: RecordBody::Event(event), .. }) = record {
-                said.push((event.kind.into_owned(), event.fields.as_u64().unwrap_or(0)));
+            if let Some(event) = record.as_ref().and_then(Record::get::<EventRow>) {
+                said.push((event.kind.to_string(), event.fields.parse().unwrap_or(0)));
             }
         }
         said

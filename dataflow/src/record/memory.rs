@@ -10,3 +10,16 @@ pub fn process_memory() -> Option<(u64, u64)> {
     };
     Some((bytes("VmRSS:")?, bytes("VmHWM:")?))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn memory_is_at_least_what_was_just_touched() {
+        let touched = vec![1_u8; 32 << 20];
+        let (resident, peak) = process_memory().unwrap();
+        assert!(resident > touched.iter().map(|&b| u64::from(b)).sum() && peak >= resident / 2, "{resident} {peak}");
+    }
+}

@@ -16,7 +16,7 @@ use crate::flow::stage::{Flow, Interrupt, Stage, StageRunner, Wiring};
 use crate::flow::stage_name::StageName;
 use crate::flow::stop::{StopFlag, StopLevel, StopReason};
 use crate::flow::topology::{EdgeDecl, EdgeKind, StageDecl, Topology};
-use crate::record::{EventRecord, Record, Recorder, Severity};
+use crate::record::{EventRow, Record, Recorder, Severity};
 use crate::stages::log::{AssembledCheckpoint, LogRunner, LogStage, RecordSink};
 
 const NUM_TOPOLOGIES: u64 = 250;
@@ -52,13 +52,12 @@ impl Body {
         if self.max_nap_us > 0 {
             std::thread::sleep(Duration::from_micros(self.rng.random_range(0..self.max_nap_us)));
         }
-        recorder.event(EventRecord {
+        recorder.event(EventRow {
             severity: Severity::Info,
             kind: "unit".into(),
-            stage: Some(stage),
-            step: None,
+            stage: Some(stage.as_str().into()),
             message: String::new(),
-            fields: unit.into(),
+            fields: unit.to_string(),
         });
         match self.fails_at {
             Some(at) if at == unit => Err(StageError::Data { stage, message: format!("unit {unit}"), exit_code: 65 }),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use mlomae_model::lane::{Lane, LaneSize, Lanes, LanesSpec};
 use mlomae_model::levels::optimizer::AdamW;
 use mlomae_model::{Level, ModelError, PerLevel, Vector};
+use mlomae_storage::logs::TABLES;
 
 use crate::config::ActorsConfig;
 use crate::flow::counters::StageCounters;
@@ -19,7 +20,7 @@ use crate::flow::stop::StopFlag;
 use crate::flow::topology::{EdgeDecl, EdgeKind, StageDecl, Topology, TopologyError};
 use crate::method::Method;
 use crate::method::batch::{ImageBatch, LabelledPair, Panel, ScoredBatch, Snapshot, batch_bytes};
-use crate::record::{ActorRecord, MaskRecord, Record};
+use crate::record::Record;
 use crate::run::state::TrainState;
 use crate::stages::encoder::{EncoderPorts, EncoderStage};
 use crate::stages::evaluator::{EvaluatorPorts, EvaluatorStage, OptionalDirection};
@@ -194,12 +195,17 @@ pub fn topology(method: &Method, actors: &ActorsConfig, batch_sizes: [usize; 3])
     )
 }
 
-/// The largest of the rows: the masks of an image, the loss of a batch, the figures of a worker.
+/// The largest of the rows: the longest lists of any table, or the event of a lost batch, which names its samples.
 fn row_bytes(method: &Method, batch: usize) -> usize {
-    let boxed = size_of::<MaskRecord>().max(size_of::<ActorRecord>());
-    let patches = 9 * method.model.config.num_patches();
-    size_of::<Record>() + (boxed + patches).max(size_of::<serde_json::Value>() * batch)
+    let num_patches = method.model.config.num_patches();
+    let lists = TABLES.iter().map(|table| table.list_bytes(num_patches)).max().unwrap_or(0);
+    size_of::<Record>() + lists.max(EVENT_LINE + SAMPLE_ID * batch)
 }
+
+/// Bytes of an event's message and fields beside lists of samples.
+const EVENT_LINE: usize = 512;
+/// Bytes of a sample's id with the comma behind it, in the fields of an event.
+const SAMPLE_ID: usize = "-9223372036854775808,".len();
 
 /// Bytes of the parts of checkpoints on their way to the log stage and in it. What a stage records between two of its
 /// parts lies between them in the queue too, so that a full queue holds few of them.

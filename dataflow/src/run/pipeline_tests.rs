@@ -1,10 +1,11 @@
-//! The whole pipeline on small networks: serial and threaded runs agree to the bit in every variant of the method, at any
-//! lag, number of workers and capacity; a stopped and resumed run agrees with an uninterrupted one.
+//! The whole pipeline on small networks: serial and threaded runs agree to the bit in every variant of the method, at
+//! any lag, number of workers and capacity; a stopped and resumed run agrees with an uninterrupted one.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use mlomae_storage::logs::LogRow;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -14,7 +15,7 @@ use crate::flow::stage_name::StageName;
 use crate::flow::stop::{StopFlag, StopReason};
 use crate::input::plan::Role;
 use crate::method::{Method, model_config};
-use crate::record::{CheckpointFile, PartOf, Record, RecordBody};
+use crate::record::{CheckpointFile, PartOf, Record, RecordBody, When};
 use crate::run::pipeline::{Setup, build};
 use crate::run::serial::SerialRun;
 use crate::run::state::{TensorSource, TensorView, TrainState};
@@ -49,15 +50,14 @@ impl RecordSink for KeepsAll {
         }
         match record.body {
             // Times and memory are the machine's; coverage and change of masks count from the begin of a process.
-            RecordBody::Metric(row)
-                if !matches!(row.unit, "images/s" | "bytes")
+            RecordBody::Row(When::At(moment), LogRow::Metrics(row))
+                if !matches!(&*row.unit, "images/s" | "bytes")
                     && !row.name.starts_with("mask_coverage")
                     && row.name != "mask_change" =>
             {
-                let place = (row.moment.level.name(), row.name.into_owned(), row.moment.step, row.value.to_bits());
-                kept.metrics.push(place);
+                kept.metrics.push((moment.level.name(), row.name.into_owned(), moment.step, row.value.to_bits()));
             }
-            RecordBody::Event(event) => kept.events.push(event.kind.into_owned()),
+            RecordBody::Row(_, LogRow::Events(event)) => kept.events.push(event.kind.into_owned()),
             _ => {}
         }
         Ok(())

@@ -3,10 +3,12 @@
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
+use mlomae_storage::logs::LogRow;
+
 use crate::config::{Config, ConfigInputs};
 use crate::flow::exit::{Exit, StageError};
 use crate::flow::stop::StopFlag;
-use crate::record::{CheckpointPart, Level, Record, RecordBody};
+use crate::record::{CheckpointPart, Level, Metric, Record, RecordBody, When};
 use crate::run::data::Data;
 use crate::run::pipeline::{Worker, build};
 use crate::run::serial::SerialRun;
@@ -32,19 +34,26 @@ struct MemorySink(Arc<Mutex<Trace>>);
 impl RecordSink for MemorySink {
     fn write(&mut self, record: Record) -> Result<(), StageError> {
         let mut trace = self.0.lock().unwrap();
-        if let RecordBody::Metric(m) = &record.body {
+        if let RecordBody::Row(When::At(moment), LogRow::Metrics(m)) = &record.body {
+            // Whatever a stage writes is on the list.
+            let metric = Metric::of(moment.level, &m.name).unwrap_or_else(|| panic!("not listed: {moment:?} {m:?}"));
+            assert_eq!((&*m.split, &*m.unit), (metric.split(), metric.unit()), "{metric:?}");
             // What the stage that does a level's work logs when it is done; the mask loss comes from the evaluator.
-            let mark = if m.moment.level == Level::Mask { "hypergradient_norm" } else { "loss" };
+            let mark = if moment.level == Level::Mask { "hypergradient_norm" } else { "loss" };
             if m.name == mark {
-                trace.work.push((record.at, m.moment.step, m.moment.level.name().into()));
+                trace.work.push((record.at, moment.step, moment.level.name().into()));
             }
         }
         match record.body {
-            RecordBody::Metric(m) if m.name != "images_per_second" && m.unit != "bytes" => {
-                trace.metrics.push((m.moment.step, m.moment.level.name().into(), m.name.into(), m.value.to_bits()));
+            RecordBody::Row(When::At(moment), LogRow::Metrics(m))
+                if m.name != "images_per_second" && m.unit != "bytes" =>
+            {
+                trace.metrics.push((moment.step, moment.level.name().into(), m.name.into(), m.value.to_bits()));
             }
-            RecordBody::Mask(m) => trace.masks.push((m.moment.step, m.sample_id, m.mask)),
-            RecordBody::Event(event) => assert_eq!(event.kind, "checkpoint", "{event:?}"),
+            RecordBody::Row(When::At(moment), LogRow::Masks(m)) => {
+                trace.masks.push((moment.step, m.sample_id, m.mask));
+            }
+            RecordBody::Row(_, LogRow::Events(event)) => assert_eq!(event.kind, "checkpoint", "{event:?}"),
             _ => {}
         }
         Ok(())

@@ -20,7 +20,7 @@ use crate::record::memory::process_memory;
 use crate::record::statistics::{
     MaskStatistics, ObjectStatistics, SaturationWatch, check_loss, check_vector, internal,
 };
-use crate::record::{CheckpointFile, CheckpointPart, FlatTensors, Level, MaskRecord, PartOf, RecordBody, Recorder};
+use crate::record::{CheckpointFile, CheckpointPart, FlatTensors, Level, MaskRow, Metric, PartOf, Recorder};
 use crate::stages::score::{Shift, shift_before, slot_interrupt};
 
 /// Input of one level-1 step.
@@ -210,7 +210,7 @@ impl EncoderStage {
         let (num_patches, grid) = (model.config.num_patches(), model.config.grid() as i16);
         let side = model.config.grid();
         for (position, share) in self.statistics.coverage_by_position().iter().enumerate() {
-            let name = format!("mask_coverage.{}.{}", position / side, position % side);
+            let name = Metric::mask_coverage_at(position / side, position % side);
             recorder.metric(self.method.moment(step + 1, Level::Pretrain), name, *share, "pretrain", "share");
         }
         if let Some(objects) = objects {
@@ -229,17 +229,18 @@ impl EncoderStage {
         }
         for (image, &id) in panel.ids.iter().enumerate() {
             let place = image * num_patches..(image + 1) * num_patches;
-            recorder.push(RecordBody::Mask(Box::new(MaskRecord {
-                moment: self.method.moment(step + 1, Level::Pretrain),
+            let row = MaskRow {
                 sample_id: id,
                 label: panel.targets.class(image),
                 policy_version: policy_version.cast_signed(),
                 mask_ratio: scored.order.num_masked() as f32 / num_patches as f32,
                 mask: place.clone().map(|i| scored.order.is_masked(i)).collect(),
-                score: scored.weights().map_or_else(|| vec![1.0; num_patches], |w| w[place.clone()].to_vec()),
-                patch_loss: losses[place].to_vec(),
-                grid: (grid, grid),
-            })));
+                score: Some(scored.weights().map_or_else(|| vec![1.0; num_patches], |w| w[place.clone()].to_vec())),
+                patch_loss: Some(losses[place].to_vec()),
+                grid_h: grid,
+                grid_w: grid,
+            };
+            recorder.row(self.method.moment(step + 1, Level::Pretrain), row);
         }
         Ok(())
     }

@@ -5,12 +5,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use mlomae_storage::logs::Table;
+
 use crate::flow::exit::{Exit, StageError, panic_message};
 use crate::flow::fault::FaultPhase;
 use crate::flow::ports::{FanInReceiver, Halt, WaitContext};
 use crate::flow::stage_name::StageName;
 use crate::flow::stop::StopLevel;
-use crate::record::{CheckpointPart, EventRecord, PartOf, Record, RecordBody, Severity};
+use crate::record::{CheckpointPart, EventRow, PartOf, Record, RecordBody, Severity, When};
 
 /// How long the stage waits for a record before it looks after its live streams.
 const IDLE: Duration = Duration::from_millis(200);
@@ -88,7 +90,7 @@ impl<K: RecordSink> LogStage<K> {
     pub fn handle(&mut self, record: Record) -> Result<(), StageError> {
         match record.body {
             RecordBody::Part(part) => self.add_part(part)?,
-            _ => self.sink.write(record)?,
+            RecordBody::Row(..) => self.sink.write(record)?,
         }
         if self.last_flush.elapsed() >= TICK { self.flush() } else { Ok(()) }
     }
@@ -111,18 +113,14 @@ impl<K: RecordSink> LogStage<K> {
         // A complete one is here only after the error or panic that kept it from being written.
         pending.retain(|_, parts| parts.len() < PartOf::ALL.len());
         for (outer, parts) in pending {
-            let missing: Vec<String> = PartOf::ALL
-                .iter()
-                .filter(|part| !parts.contains_key(part))
-                .map(|part| format!("{part:?}").to_lowercase())
-                .collect();
-            self.sink.write(Record::event(EventRecord {
-                severity: Severity::Warning,
+            let missing: Vec<&str> =
+                PartOf::ALL.into_iter().filter(|part| !parts.contains_key(part)).map(PartOf::as_str).collect();
+            self.sink.write(Record::event(EventRow {
+                severity: Severity::Warn,
                 kind: "incomplete_checkpoint".into(),
-                stage: Some(StageName::Log),
-                step: None,
+                stage: Some(StageName::Log.as_str().into()),
                 message: format!("no checkpoint after outer iteration {outer}: missing {}", missing.join(", ")),
-                fields: serde_json::json!({ "outer": outer, "missing": missing }),
+                fields: serde_json::json!({ "outer": outer, "missing": missing }).to_string(),
             }))?;
         }
         self.sink.close()
@@ -146,19 +144,20 @@ impl<K: RecordSink> LogStage<K> {
         let name = self.sink.checkpoint(&checkpoint)?;
         self.newest = Some(outer);
         self.pending.remove(&outer);
-        self.sink.write(Record::event(EventRecord {
+        let event = EventRow {
             severity: Severity::Info,
             kind: "checkpoint".into(),
-            stage: Some(StageName::Log),
-            step: i64::try_from(step).ok(),
+            stage: Some(StageName::Log.as_str().into()),
             message: format!("checkpoint {name}"),
             fields: serde_json::json!({
                 "checkpoint": name,
                 "outer": outer,
                 "step": step,
                 "seconds": begin.elapsed().as_secs_f64(),
-            }),
-        }))?;
+            })
+            .to_string(),
+        };
+        self.sink.write(Record::row(i64::try_from(step).map_or(When::Made, When::Step), event))?;
         self.flush()
     }
 }
@@ -169,7 +168,7 @@ enum InHand {
     /// A part of a checkpoint. Handling it twice does no harm, so it is tried again.
     Part(SystemTime, Arc<CheckpointPart>),
     /// A row, by its table. It may have been written already, so it is not written again.
-    Row(&'static str),
+    Row(Table),
 }
 
 /// The worker of the log stage. It drains until every sender is gone, whatever the stop flag says,
@@ -248,11 +247,7 @@ impl<K: RecordSink> LogRunner<K> {
         let bytes = crate::flow::ports::Payload::size_bytes(&record);
         self.in_hand = Some(match &record.body {
             RecordBody::Part(part) => InHand::Part(record.at, Arc::clone(part)),
-            RecordBody::Metric(_) => InHand::Row("metrics"),
-            RecordBody::Mask(_) => InHand::Row("masks"),
-            RecordBody::Actor(_) => InHand::Row("actors"),
-            RecordBody::Event(_) => InHand::Row("events"),
-            RecordBody::Eval(_) => InHand::Row("evals"),
+            RecordBody::Row(_, row) => InHand::Row(row.table()),
         });
         self.strike(FaultPhase::Begin);
         self.stage.handle(record)?;
@@ -270,13 +265,12 @@ impl<K: RecordSink> LogRunner<K> {
             Some(InHand::Part(at, part)) => self.handle(Record { at, body: RecordBody::Part(part) }),
             Some(InHand::Row(table)) => {
                 self.num_handled += 1;
-                self.stage.handle(Record::event(EventRecord {
+                self.stage.handle(Record::event(EventRow {
                     severity: Severity::Error,
                     kind: "lost_record".into(),
-                    stage: Some(StageName::Log),
-                    step: None,
+                    stage: Some(StageName::Log.as_str().into()),
                     message: format!("{} panicked, one row of {table} may be lost: {message}", StageName::Log),
-                    fields: serde_json::json!({ "table": table }),
+                    fields: serde_json::json!({ "table": table.name() }).to_string(),
                 }))
             }
             None => Ok(()),

@@ -8,7 +8,7 @@ use crate::flow::exit::{Exit, StageError};
 use crate::flow::ports::{FanInSender, WaitContext, fan_in_edge};
 use crate::flow::stage_name::StageName;
 use crate::flow::stop::StopReason;
-use crate::record::{CheckpointPart, EventRecord, PartOf, Record, RecordBody, Severity};
+use crate::record::{CheckpointPart, EventRow, PartOf, Record, RecordBody, Severity};
 
 #[derive(Debug, Default)]
 struct Memory {
@@ -23,14 +23,14 @@ struct Memory {
 impl RecordSink for Memory {
     fn write(&mut self, record: Record) -> Result<(), StageError> {
         assert!(!self.is_closed, "written after the end");
-        let RecordBody::Event(event) = record.body else {
+        let Some(event) = record.get::<EventRow>() else {
             return Ok(());
         };
         if self.panics_on == Some(event.kind.as_ref()) {
             self.panics_on = None;
             panic!("sink");
         }
-        self.kinds.push(event.kind.into_owned());
+        self.kinds.push(event.kind.to_string());
         Ok(())
     }
 
@@ -60,13 +60,12 @@ fn part(outer: u64, part: PartOf) -> Record {
 }
 
 fn event(kind: &'static str) -> Record {
-    Record::event(EventRecord {
+    Record::event(EventRow {
         severity: Severity::Info,
         kind: kind.into(),
         stage: None,
-        step: None,
         message: String::new(),
-        fields: serde_json::Value::Null,
+        fields: "{}".into(),
     })
 }
 

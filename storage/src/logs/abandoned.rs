@@ -10,12 +10,12 @@ use serde_json::json;
 
 use super::error::LogError;
 use super::paths;
-use super::read::{Segmented, TableReader};
-use super::rows::{ActorRow, EventRow, Severity};
-use super::schema::Table;
+use super::read::{Logged, TableReader};
 use super::sealed::Part;
 use super::sums::Sums;
-use crate::clock::Stamp;
+use super::tables::Table;
+use super::tables::rows::{ActorRow, EventRow};
+use super::words::Severity;
 
 /// Kind of the event of a run that went on from a step before its last one.
 pub const EVENT_WENT_BACK: &str = "went_back";
@@ -29,10 +29,10 @@ pub struct Abandoned {
 
 impl Abandoned {
     /// Takes note of an event; true if the run went back with it.
-    pub fn note(&mut self, event: &Segmented<EventRow>) -> bool {
+    pub fn note(&mut self, event: &Logged<EventRow>) -> bool {
         let went_back = event.row.kind == EVENT_WENT_BACK;
         if went_back {
-            self.marks.push((event.segment, event.row.step));
+            self.marks.push((event.segment, event.place.step));
         }
         went_back
     }
@@ -45,12 +45,8 @@ impl Abandoned {
 }
 
 /// The event of segment `segment`, which goes on from `to_step` although the run had come to `from_step`.
-pub(super) fn went_back(stamp: Stamp, segment: i32, from_step: i64, to_step: i64) -> EventRow {
+pub(super) fn went_back(segment: i32, from_step: i64, to_step: i64) -> EventRow {
     EventRow {
-        stamp,
-        epoch: 0,
-        step: to_step,
-        level: None,
         severity: Severity::Info,
         kind: EVENT_WENT_BACK.into(),
         stage: Some("log".into()),
@@ -62,7 +58,8 @@ pub(super) fn went_back(stamp: Stamp, segment: i32, from_step: i64, to_step: i64
     }
 }
 
-/// The greatest step of all rows that count, if it is greater than `step`, else anything up to it. All logs must be sealed.
+/// The greatest step of all rows that count, if it is greater than `step`, else anything up to it. All logs must be
+/// sealed.
 pub(super) fn last_step(run: &Path, step: i64) -> Result<i64, LogError> {
     // The statistics of the files tell that there is nothing to be found, or where.
     let sums = Sums::read(run)?;
@@ -92,8 +89,8 @@ pub(super) fn last_step(run: &Path, step: i64) -> Result<i64, LogError> {
     for event in &events {
         abandoned.note(event);
     }
-    let of_actors = actors.iter().map(|row| (row.segment, row.row.step));
-    for (segment, step) in events.iter().map(|row| (row.segment, row.row.step)).chain(of_actors) {
+    let of_actors = actors.iter().map(|row| (row.segment, row.place.step));
+    for (segment, step) in events.iter().map(|row| (row.segment, row.place.step)).chain(of_actors) {
         if !abandoned.has(segment, step) {
             last = last.max(step);
         }
@@ -104,14 +101,17 @@ pub(super) fn last_step(run: &Path, step: i64) -> Result<i64, LogError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::Stamp;
+    use crate::logs::common::Place;
 
     #[test]
     fn a_row_is_abandoned_by_a_later_segment_that_began_before_it() {
         let mut abandoned = Abandoned::default();
-        let stamp = Stamp { ts_us: 0, wall_s: 0.0 };
-        let event = |segment, from, to| Segmented { segment, row: went_back(stamp, segment, from, to) };
+        let place = |step| Place { stamp: Stamp { ts_us: 0, wall_s: 0.0 }, epoch: 0, step, level: None };
+        let event = |segment, from, to| Logged { segment, place: place(to), row: went_back(segment, from, to) };
         assert!(abandoned.note(&event(1, 27, 20)) && abandoned.note(&event(3, 40, 10)));
-        let other = Segmented { segment: 9, row: EventRow { kind: "checkpoint".into(), ..went_back(stamp, 9, 9, 0) } };
+        let row = EventRow { kind: "checkpoint".into(), ..went_back(9, 9, 0) };
+        let other = Logged { segment: 9, place: place(0), row };
         assert!(!abandoned.note(&other));
         for (segment, step, expected) in
             [(0, 20, true), (0, 10, false), (0, 27, true), (1, 11, true), (2, 40, true), (2, 9, false), (3, 40, false)]

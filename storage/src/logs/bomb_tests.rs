@@ -16,18 +16,15 @@ use super::*;
 fn bomb(run: &Path, column: &str, text: &str, copies: usize) -> u64 {
     let mut log = LogWriter::open(run, ctx(0), by_hand()).unwrap();
     push_step(&mut log, 0).unwrap();
-    log.event(EventRow {
-        stamp: Clock::start().stamp(),
-        epoch: 0,
-        step: 0,
-        level: None,
+    let place = Place { stamp: Clock::start().stamp(), epoch: 0, step: 0, level: None };
+    let row = EventRow {
         severity: Severity::Info,
         kind: "test".into(),
         stage: None,
         message: "small".into(),
         fields: "{}".into(),
-    })
-    .unwrap();
+    };
+    log.push(place, row).unwrap();
     log.close().unwrap();
     let path = part_path(run, Table::Events, 1);
     let part = Part::open(run, Table::Events, 1, &Sums::read(run).unwrap()).unwrap();

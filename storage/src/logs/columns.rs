@@ -1,23 +1,82 @@
-//! Rows into record batches.
+//! The types of columns: for each type of a row's field its Arrow type, its builder, and how it is read back.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
+use std::fmt::Debug;
 use std::sync::Arc;
 
 use arrow::array::{
-    ArrayRef, BooleanBuilder, DictionaryArray, FixedSizeListArray, Float32Builder, Float64Builder, Int16Builder,
-    Int32Builder, Int64Builder, NullBufferBuilder, RecordBatch, StringArray, StringBuilder,
+    Array, ArrayRef, AsArray, BooleanBuilder, DictionaryArray, FixedSizeListArray, Float32Builder, Float64Builder,
+    Int16Builder, Int32Builder, Int64Builder, NullBufferBuilder, PrimitiveBuilder, StringArray, StringBuilder,
     TimestampMicrosecondBuilder,
 };
-use arrow::datatypes::{DataType, FieldRef, SchemaRef};
+use arrow::datatypes::{
+    ArrowPrimitiveType, DataType, Field, FieldRef, Float32Type, Float64Type, Int16Type, Int32Type, Int64Type, TimeUnit,
+    TimestampMicrosecondType,
+};
 use arrow::error::ArrowError;
 
-use super::rows::Cell;
+use super::words::{Level, Severity, Text, Word};
+
+/// A type whose values fill a column. A missing value is a null, of an `Option` alone.
+pub trait Value: Sized {
+    /// Collects the values.
+    type Builder: ColumnBuilder + 'static;
+    /// Whether the column may hold nulls.
+    const IS_NULLABLE: bool = false;
+
+    /// The column's type, with `num_patches` values in a list.
+    fn data_type(num_patches: usize) -> DataType;
+
+    /// A builder without values.
+    fn builder(num_patches: usize) -> Self::Builder;
+
+    /// Adds a value, or a null.
+    fn push(value: Option<&Self>, builder: &mut Self::Builder);
+
+    /// The value at `row`; none if there is none, or none that is understood.
+    fn read(column: &dyn Array, row: usize) -> Option<Self>;
+
+    /// The value of a column that is not there, since its table was written by an earlier minor version.
+    fn absent() -> Option<Self> {
+        None
+    }
+
+    /// Bytes that the value holds beside itself.
+    fn heap_bytes(&self) -> usize {
+        0
+    }
+
+    /// Bytes that any value holds beside itself whose size the patches tell; texts, whose size nothing tells, count as
+    /// none.
+    fn list_bytes(_num_patches: usize) -> usize {
+        0
+    }
+
+    /// Values in the list, if it is one.
+    fn list_len(&self) -> Option<usize> {
+        None
+    }
+}
+
+/// Collects the values of a column.
+pub trait ColumnBuilder: Debug + Send {
+    /// The `num_rows` values so far as an array.
+    ///
+    /// # Errors
+    /// [`ArrowError`] if they do not make one.
+    fn finish(&mut self, num_rows: usize) -> Result<ArrayRef, ArrowError>;
+
+    /// Forgets a vocabulary that has grown beyond `limit` values, between two streams.
+    fn trim(&mut self, _limit: usize) {}
+}
 
 /// Text values with stable numbers: a value keeps its key for as long as the vocabulary lives.
 ///
-/// Keys are only ever appended, so a reader that keeps just the newest dictionary of a stream still decodes every batch.
+/// Keys are only ever appended, so a reader that keeps just the newest dictionary of a stream still decodes every
+/// batch.
 #[derive(Debug, Default)]
-pub(crate) struct Vocabulary {
+pub struct Vocabulary {
     keys: HashMap<String, i32>,
     values: Vec<String>,
     /// The values as an array, shared by all batches until a value is added.
@@ -25,7 +84,7 @@ pub(crate) struct Vocabulary {
 }
 
 impl Vocabulary {
-    pub(crate) fn key(&mut self, value: &str) -> i32 {
+    pub(super) fn key(&mut self, value: &str) -> i32 {
         if let Some(key) = self.keys.get(value) {
             return *key;
         }
@@ -36,157 +95,349 @@ impl Vocabulary {
         key
     }
 
-    pub(crate) fn array(&mut self) -> ArrayRef {
+    pub(super) fn array(&mut self) -> ArrayRef {
         let values = &self.values;
         Arc::clone(self.array.get_or_insert_with(|| Arc::new(StringArray::from_iter_values(values))))
     }
+}
 
-    pub(crate) fn len(&self) -> usize {
-        self.values.len()
-    }
+/// A dictionary column.
+#[derive(Debug, Default)]
+pub struct DictionaryBuilder {
+    keys: Int32Builder,
+    vocabulary: Vocabulary,
+}
 
-    fn clear(&mut self) {
-        *self = Self::default();
+impl DictionaryBuilder {
+    fn push(&mut self, value: Option<&str>) {
+        self.keys.append_option(value.map(|value| self.vocabulary.key(value)));
     }
 }
 
+impl ColumnBuilder for DictionaryBuilder {
+    fn finish(&mut self, _: usize) -> Result<ArrayRef, ArrowError> {
+        Ok(Arc::new(DictionaryArray::try_new(self.keys.finish(), self.vocabulary.array())?))
+    }
+
+    fn trim(&mut self, limit: usize) {
+        debug_assert!(self.keys.values_slice().is_empty(), "keys in flight");
+        if self.vocabulary.values.len() > limit {
+            self.vocabulary = Vocabulary::default();
+        }
+    }
+}
+
+fn dictionary_type() -> DataType {
+    DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8))
+}
+
+/// The text at `row` of a column, plain or by a dictionary; none for a null.
+fn text(column: &dyn Array, row: usize) -> Option<&str> {
+    if column.is_null(row) {
+        return None;
+    }
+    if let Some(plain) = column.as_string_opt::<i32>() {
+        return Some(plain.value(row));
+    }
+    let dictionary = column.as_dictionary_opt::<Int32Type>()?;
+    let key = usize::try_from(dictionary.keys().value(row)).ok()?;
+    let values = dictionary.values().as_string_opt::<i32>()?;
+    (key < values.len()).then(|| values.value(key))
+}
+
+/// Types that are written to a dictionary column.
+macro_rules! dictionaries {
+    ($($Type:ty: $to_text:expr, $of_text:expr, $bytes:expr;)+) => {$(
+        impl Value for $Type {
+            type Builder = DictionaryBuilder;
+
+            fn data_type(_: usize) -> DataType {
+                dictionary_type()
+            }
+
+            fn builder(_: usize) -> DictionaryBuilder {
+                DictionaryBuilder::default()
+            }
+
+            fn push(value: Option<&Self>, builder: &mut DictionaryBuilder) {
+                let to_text: fn(&Self) -> &str = $to_text;
+                builder.push(value.map(to_text));
+            }
+
+            fn read(column: &dyn Array, row: usize) -> Option<Self> {
+                let of_text: fn(&str) -> Option<Self> = $of_text;
+                of_text(text(column, row)?)
+            }
+
+            fn heap_bytes(&self) -> usize {
+                let bytes: fn(&Self) -> usize = $bytes;
+                bytes(self)
+            }
+        }
+    )+};
+}
+
+dictionaries! {
+    Text: |text| text, |text| Some(Cow::Owned(text.to_owned())), |text| match text {
+        Cow::Borrowed(_) => 0,
+        Cow::Owned(text) => text.len(),
+    };
+    Arc<str>: |text| text, |text| Some(text.into()), |_| 0;
+    Level: |level| level.name(), Level::of_word, |_| 0;
+    Severity: |severity| severity.name(), Severity::of_word, |_| 0;
+}
+
+impl ColumnBuilder for StringBuilder {
+    fn finish(&mut self, _: usize) -> Result<ArrayRef, ArrowError> {
+        Ok(Arc::new(Self::finish(self)))
+    }
+}
+
+impl Value for String {
+    type Builder = StringBuilder;
+
+    fn data_type(_: usize) -> DataType {
+        DataType::Utf8
+    }
+
+    fn builder(_: usize) -> StringBuilder {
+        StringBuilder::new()
+    }
+
+    fn push(value: Option<&Self>, builder: &mut StringBuilder) {
+        builder.append_option(value);
+    }
+
+    fn read(column: &dyn Array, row: usize) -> Option<Self> {
+        text(column, row).map(str::to_owned)
+    }
+
+    fn heap_bytes(&self) -> usize {
+        self.len()
+    }
+}
+
+impl<T: ArrowPrimitiveType + Debug> ColumnBuilder for PrimitiveBuilder<T> {
+    fn finish(&mut self, _: usize) -> Result<ArrayRef, ArrowError> {
+        Ok(Arc::new(Self::finish(self)))
+    }
+}
+
+fn number<T: ArrowPrimitiveType>(column: &dyn Array, row: usize) -> Option<T::Native> {
+    let column = column.as_primitive_opt::<T>()?;
+    column.is_valid(row).then(|| column.value(row))
+}
+
+/// Types that are written to a column of numbers.
+macro_rules! numbers {
+    ($($Type:ty: $Arrow:ty, $Builder:ty, $kind:expr;)+) => {$(
+        impl Value for $Type {
+            type Builder = $Builder;
+
+            fn data_type(_: usize) -> DataType {
+                $kind
+            }
+
+            fn builder(_: usize) -> $Builder {
+                <$Builder>::new()
+            }
+
+            fn push(value: Option<&Self>, builder: &mut $Builder) {
+                builder.append_option(value.copied());
+            }
+
+            fn read(column: &dyn Array, row: usize) -> Option<Self> {
+                number::<$Arrow>(column, row)
+            }
+        }
+    )+};
+}
+
+numbers! {
+    i64: Int64Type, Int64Builder, DataType::Int64;
+    i32: Int32Type, Int32Builder, DataType::Int32;
+    i16: Int16Type, Int16Builder, DataType::Int16;
+    f64: Float64Type, Float64Builder, DataType::Float64;
+    f32: Float32Type, Float32Builder, DataType::Float32;
+}
+
+/// Microseconds since 1970-01-01 UTC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Time(pub(super) i64);
+
+impl Value for Time {
+    type Builder = TimestampMicrosecondBuilder;
+
+    fn data_type(_: usize) -> DataType {
+        DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()))
+    }
+
+    fn builder(_: usize) -> TimestampMicrosecondBuilder {
+        TimestampMicrosecondBuilder::new().with_timezone("UTC")
+    }
+
+    fn push(value: Option<&Self>, builder: &mut TimestampMicrosecondBuilder) {
+        builder.append_option(value.map(|time| time.0));
+    }
+
+    fn read(column: &dyn Array, row: usize) -> Option<Self> {
+        number::<TimestampMicrosecondType>(column, row).map(Self)
+    }
+}
+
+/// An item of a list with one value a patch.
+pub trait Item: Copy + Default {
+    /// Collects the items of all rows.
+    type Builder: Debug + Default + Send + 'static;
+    /// The items' type.
+    const TYPE: DataType;
+
+    /// Adds the items of a row.
+    fn append(items: &[Self], builder: &mut Self::Builder);
+
+    /// The items of all rows.
+    fn finish(builder: &mut Self::Builder) -> ArrayRef;
+
+    /// The items of a row.
+    fn read(items: &dyn Array) -> Option<Vec<Self>>;
+}
+
+impl Item for bool {
+    type Builder = BooleanBuilder;
+    const TYPE: DataType = DataType::Boolean;
+
+    fn append(items: &[Self], builder: &mut BooleanBuilder) {
+        builder.append_slice(items);
+    }
+
+    fn finish(builder: &mut BooleanBuilder) -> ArrayRef {
+        Arc::new(builder.finish())
+    }
+
+    fn read(items: &dyn Array) -> Option<Vec<Self>> {
+        Some(items.as_boolean_opt()?.values().iter().collect())
+    }
+}
+
+impl Item for f32 {
+    type Builder = Float32Builder;
+    const TYPE: DataType = DataType::Float32;
+
+    fn append(items: &[Self], builder: &mut Float32Builder) {
+        builder.append_slice(items);
+    }
+
+    fn finish(builder: &mut Float32Builder) -> ArrayRef {
+        Arc::new(builder.finish())
+    }
+
+    fn read(items: &dyn Array) -> Option<Vec<Self>> {
+        Some(items.as_primitive_opt::<Float32Type>()?.values().to_vec())
+    }
+}
+
+/// A column of lists of one length.
 #[derive(Debug)]
-enum Column {
-    Dict { keys: Int32Builder, vocabulary: Vocabulary },
-    Utf8(StringBuilder),
-    Time(TimestampMicrosecondBuilder),
-    I64(Int64Builder),
-    I32(Int32Builder),
-    I16(Int16Builder),
-    F64(Float64Builder),
-    F32(Float32Builder),
-    Bools { item: FieldRef, len: i32, values: BooleanBuilder },
-    Floats { item: FieldRef, len: i32, values: Float32Builder, valid: NullBufferBuilder },
+pub struct ListBuilder<I: Item> {
+    item: FieldRef,
+    len: usize,
+    items: I::Builder,
+    valid: NullBufferBuilder,
 }
 
-impl Column {
-    fn new(kind: &DataType) -> Result<Self, ArrowError> {
-        Ok(match kind {
-            DataType::Dictionary(..) => Self::Dict { keys: Int32Builder::new(), vocabulary: Vocabulary::default() },
-            DataType::Utf8 => Self::Utf8(StringBuilder::new()),
-            DataType::Timestamp(_, zone) => {
-                Self::Time(TimestampMicrosecondBuilder::new().with_timezone_opt(zone.clone()))
-            }
-            DataType::Int64 => Self::I64(Int64Builder::new()),
-            DataType::Int32 => Self::I32(Int32Builder::new()),
-            DataType::Int16 => Self::I16(Int16Builder::new()),
-            DataType::Float64 => Self::F64(Float64Builder::new()),
-            DataType::Float32 => Self::F32(Float32Builder::new()),
-            DataType::FixedSizeList(item, len) => match item.data_type() {
-                DataType::Boolean => Self::Bools { item: Arc::clone(item), len: *len, values: BooleanBuilder::new() },
-                _ => Self::Floats {
-                    item: Arc::clone(item),
-                    len: *len,
-                    values: Float32Builder::new(),
-                    valid: NullBufferBuilder::new(0),
-                },
-            },
-            other => return Err(ArrowError::SchemaError(format!("no log column has the type {other}"))),
-        })
+fn item_field<I: Item>() -> FieldRef {
+    Arc::new(Field::new("item", I::TYPE, false))
+}
+
+fn list_size(len: usize) -> i32 {
+    i32::try_from(len).unwrap_or(i32::MAX)
+}
+
+impl<I: Item + Debug> ColumnBuilder for ListBuilder<I> {
+    fn finish(&mut self, num_rows: usize) -> Result<ArrayRef, ArrowError> {
+        let (items, valid) = (I::finish(&mut self.items), self.valid.finish());
+        let (item, len) = (Arc::clone(&self.item), list_size(self.len));
+        Ok(Arc::new(FixedSizeListArray::try_new_with_length(item, len, items, valid, num_rows)?))
+    }
+}
+
+impl<I: Item + Debug + Send + 'static> Value for Vec<I> {
+    type Builder = ListBuilder<I>;
+
+    fn data_type(num_patches: usize) -> DataType {
+        DataType::FixedSizeList(item_field::<I>(), list_size(num_patches))
     }
 
-    fn push(&mut self, cell: Cell<'_>) {
-        match (self, cell) {
-            (Self::Dict { keys, vocabulary }, Cell::Text(value)) => {
-                keys.append_option(value.map(|v| vocabulary.key(v)));
+    fn builder(num_patches: usize) -> ListBuilder<I> {
+        let (items, valid) = (I::Builder::default(), NullBufferBuilder::new(0));
+        ListBuilder { item: item_field::<I>(), len: num_patches, items, valid }
+    }
+
+    fn push(value: Option<&Self>, builder: &mut ListBuilder<I>) {
+        match value {
+            Some(items) => {
+                I::append(items, &mut builder.items);
+                builder.valid.append_non_null();
             }
-            (Self::Utf8(values), Cell::Text(value)) => values.append_option(value),
-            (Self::Time(values), Cell::I64(value)) => values.append_value(value),
-            (Self::I64(values), Cell::I64(value)) => values.append_value(value),
-            (Self::I32(values), Cell::I32(value)) => values.append_option(value),
-            (Self::I16(values), Cell::I16(value)) => values.append_value(value),
-            (Self::F64(values), Cell::F64(value)) => values.append_value(value),
-            (Self::F32(values), Cell::F32(value)) => values.append_value(value),
-            (Self::Bools { values, .. }, Cell::Bools(items)) => values.append_slice(items),
-            (Self::Floats { values, valid, len, .. }, Cell::Floats(items)) => match items {
-                Some(items) => {
-                    values.append_slice(items);
-                    valid.append_non_null();
-                }
-                None => {
-                    // Items are not nullable, so an absent list still holds zeros under its null bit.
-                    (0..*len).for_each(|_| values.append_value(0.0));
-                    valid.append_null();
-                }
-            },
-            (column, cell) => unreachable!("invariant: a row's cells follow its columns: {column:?} <- {cell:?}"),
+            None => {
+                // Items are not nullable, so an absent list still holds zeros under its null bit.
+                I::append(&vec![I::default(); builder.len], &mut builder.items);
+                builder.valid.append_null();
+            }
         }
     }
 
-    fn finish(&mut self, rows: usize) -> Result<ArrayRef, ArrowError> {
-        Ok(match self {
-            Self::Dict { keys, vocabulary } => Arc::new(DictionaryArray::try_new(keys.finish(), vocabulary.array())?),
-            Self::Utf8(values) => Arc::new(values.finish()),
-            Self::Time(values) => Arc::new(values.finish()),
-            Self::I64(values) => Arc::new(values.finish()),
-            Self::I32(values) => Arc::new(values.finish()),
-            Self::I16(values) => Arc::new(values.finish()),
-            Self::F64(values) => Arc::new(values.finish()),
-            Self::F32(values) => Arc::new(values.finish()),
-            Self::Bools { item, len, values } => {
-                let values = Arc::new(values.finish());
-                Arc::new(FixedSizeListArray::try_new_with_length(Arc::clone(item), *len, values, None, rows)?)
-            }
-            Self::Floats { item, len, values, valid } => {
-                let (values, valid) = (Arc::new(values.finish()), valid.finish());
-                Arc::new(FixedSizeListArray::try_new_with_length(Arc::clone(item), *len, values, valid, rows)?)
-            }
-        })
+    fn read(column: &dyn Array, row: usize) -> Option<Self> {
+        let lists = column.as_fixed_size_list_opt()?;
+        if lists.is_null(row) { None } else { I::read(lists.value(row).as_ref()) }
+    }
+
+    fn heap_bytes(&self) -> usize {
+        size_of_val(self.as_slice())
+    }
+
+    fn list_bytes(num_patches: usize) -> usize {
+        num_patches.saturating_mul(size_of::<I>())
+    }
+
+    fn list_len(&self) -> Option<usize> {
+        Some(self.len())
     }
 }
 
-/// Collects rows of one table into record batches.
-#[derive(Debug)]
-pub(crate) struct BatchBuilder {
-    schema: SchemaRef,
-    columns: Vec<Column>,
-    rows: usize,
-}
+impl<V: Value> Value for Option<V> {
+    type Builder = V::Builder;
+    const IS_NULLABLE: bool = true;
 
-impl BatchBuilder {
-    pub(crate) fn new(schema: SchemaRef) -> Result<Self, ArrowError> {
-        let columns = schema.fields().iter().map(|f| Column::new(f.data_type())).collect::<Result<_, _>>()?;
-        Ok(Self { schema, columns, rows: 0 })
+    fn data_type(num_patches: usize) -> DataType {
+        V::data_type(num_patches)
     }
 
-    pub(crate) fn push(&mut self, cells: &[Cell<'_>]) {
-        assert_eq!(cells.len(), self.columns.len(), "invariant: one cell a column");
-        for (column, cell) in self.columns.iter_mut().zip(cells) {
-            column.push(*cell);
-        }
-        self.rows += 1;
+    fn builder(num_patches: usize) -> V::Builder {
+        V::builder(num_patches)
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.rows
+    fn push(value: Option<&Self>, builder: &mut V::Builder) {
+        V::push(value.and_then(Option::as_ref), builder);
     }
 
-    /// The rows so far as a batch; the vocabularies stay.
-    pub(crate) fn finish(&mut self) -> Result<RecordBatch, ArrowError> {
-        let rows = std::mem::take(&mut self.rows);
-        let columns = self.columns.iter_mut().map(|c| c.finish(rows)).collect::<Result<Vec<_>, _>>()?;
-        RecordBatch::try_new(Arc::clone(&self.schema), columns)
+    fn read(column: &dyn Array, row: usize) -> Option<Self> {
+        Some(V::read(column, row))
     }
 
-    /// Forgets vocabularies that have grown beyond `limit` values, between two streams.
-    pub(crate) fn trim_vocabularies(&mut self, limit: usize) {
-        for column in &mut self.columns {
-            if let Column::Dict { keys, vocabulary } = column {
-                debug_assert!(keys.values_slice().is_empty(), "keys in flight");
-                if vocabulary.len() > limit {
-                    vocabulary.clear();
-                }
-            }
-        }
+    fn absent() -> Option<Self> {
+        Some(None)
     }
-}
 
-/// Bytes held by a batch's arrays, roughly.
-pub(crate) fn batch_bytes(batch: &RecordBatch) -> usize {
-    batch.columns().iter().map(|c| c.get_buffer_memory_size()).sum()
+    fn heap_bytes(&self) -> usize {
+        self.as_ref().map_or(0, Value::heap_bytes)
+    }
+
+    fn list_bytes(num_patches: usize) -> usize {
+        V::list_bytes(num_patches)
+    }
+
+    fn list_len(&self) -> Option<usize> {
+        self.as_ref().and_then(Value::list_len)
+    }
 }

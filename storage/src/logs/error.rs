@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use arrow::error::ArrowError;
 use parquet::errors::ParquetError;
 
-use super::schema::Table;
+use super::tables::{Table, UnknownTable};
 use crate::atomic::FileError;
 
 /// A log could not be written, read or repaired.
@@ -55,8 +55,8 @@ pub enum LogError {
         got: usize,
     },
     /// A table name that does not exist.
-    #[error("logs: unknown table, expected one of metrics, masks, actors, events, evals: `{0}`")]
-    UnknownTable(String),
+    #[error(transparent)]
+    UnknownTable(#[from] UnknownTable),
     /// An export format that does not exist.
     #[error("logs: unknown format, expected one of parquet, csv, arrow: `{0}`")]
     UnknownFormat(String),

@@ -11,9 +11,11 @@ use arrow::ipc::writer::FileWriter;
 
 use super::columns::Vocabulary;
 use super::error::LogError;
-use super::schema::Table;
+use super::paths::table_dir;
 use super::sealed::{DamagedPart, write_parquet};
 use super::source::Snapshot;
+use super::sums::Sums;
+use super::tables::Table;
 use super::text;
 use crate::atomic::create_dir_all;
 use crate::out_file::OutFile;
@@ -69,10 +71,14 @@ pub struct Exported {
 /// Writes all rows of `table`, sealed and open, to `out`: see [`OutFile`]. Damaged parts are passed over.
 ///
 /// Works on a finished, a killed and a running run, and changes nothing in it.
+///
+/// # Errors
+/// [`LogError::NoLogs`] if there are none, or if a file cannot be read, is none of this program's, or cannot be
+/// written.
 pub fn export(run: &Path, table: Table, format: ExportFormat, out: &Path) -> Result<Exported, LogError> {
     let snapshot = Snapshot::take(run, table, 0)?;
     let schema = snapshot.schema.clone().ok_or_else(|| LogError::Corrupt {
-        path: super::paths::table_dir(run, table),
+        path: table_dir(run, table),
         reason: "the table has neither parts nor streams that can be read".into(),
     })?;
     let file = OutFile::create(out)?;
@@ -89,13 +95,19 @@ pub fn export(run: &Path, table: Table, format: ExportFormat, out: &Path) -> Res
     Ok(Exported { table, path: out.to_path_buf(), num_rows, damaged })
 }
 
-/// Exports every table as `<out>/<table>.<extension>`.
+/// Exports every table as `<out>/<table>.<extension>`, but those that a run of an earlier version has not.
+///
+/// # Errors
+/// As [`export`].
 pub fn export_all(run: &Path, format: ExportFormat, out: &Path) -> Result<Vec<Exported>, LogError> {
     // Nothing is made for a run that is not there.
     Snapshot::take(run, Table::Metrics, 0)?;
     create_dir_all(out)?;
     let path = |table| out.join(format!("{table}.{}", format.extension()));
-    Table::ALL.into_iter().map(|table| export(run, table, format, &path(table))).collect()
+    let sums = Sums::read(run)?;
+    // A table that was deleted is still listed.
+    let is_there = |table: &Table| table_dir(run, *table).is_dir() || sums.max_number(*table).is_some();
+    Table::ALL.into_iter().filter(is_there).map(|table| export(run, table, format, &path(table))).collect()
 }
 
 /// The batches of a snapshot under one schema, piece by piece.

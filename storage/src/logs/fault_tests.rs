@@ -37,23 +37,11 @@ pub(super) fn by_hand() -> LogPolicy {
 /// One row of every table for level-1 step `step`; new words keep coming.
 pub(super) fn push_step(log: &mut LogWriter, step: i64) -> Result<(), LogError> {
     let stamp = log.clock().stamp();
-    let (epoch, level) = (step as i32 / 10, Level::Pretrain);
+    let place = |level| Place { stamp, epoch: step as i32 / 10, step, level };
     let name = if step % 4 == 3 { format!("loss_{step}").into() } else { "loss".into() };
-    log.metric(MetricRow {
-        stamp,
-        epoch,
-        step,
-        level,
-        name,
-        value: 1.0 / (step + 1) as f64,
-        split: "pretrain".into(),
-        unit: "1".into(),
-    })?;
-    log.mask(MaskRow {
-        stamp,
-        epoch,
-        step,
-        level: Level::Mask,
+    let value = 1.0 / (step + 1) as f64;
+    log.push(place(Some(Level::Pretrain)), MetricRow { name, value, split: "pretrain".into(), unit: "1".into() })?;
+    let mask = MaskRow {
         sample_id: step * 7,
         label: (step % 2 == 0).then_some(3),
         policy_version: step / 2,
@@ -61,12 +49,11 @@ pub(super) fn push_step(log: &mut LogWriter, step: i64) -> Result<(), LogError> 
         mask: (0..6).map(|i| i % 2 == step % 2).collect(),
         score: (step % 3 != 0).then(|| vec![0.25; 6]),
         patch_loss: (step % 3 == 0).then(|| vec![step as f32; 6]),
-    })?;
-    log.actor(ActorRow {
-        stamp,
-        epoch,
-        step,
-        level: None,
+        grid_h: GRID.0 as i16,
+        grid_w: GRID.1 as i16,
+    };
+    log.push(place(Some(Level::Mask)), mask)?;
+    let actor = ActorRow {
         stage: "load".into(),
         instance: 0,
         items: step,
@@ -80,12 +67,9 @@ pub(super) fn push_step(log: &mut LogWriter, step: i64) -> Result<(), LogError> 
         utilization: 0.5,
         restarts: 0,
         lag: 0,
-    })?;
-    log.eval(EvalRow {
-        stamp,
-        epoch,
-        step,
-        level: Level::Eval,
+    };
+    log.push(place(None), actor)?;
+    let eval = EvalRow {
         task: "knn".into(),
         split: "test".into(),
         metric: "accuracy".into(),
@@ -93,22 +77,20 @@ pub(super) fn push_step(log: &mut LogWriter, step: i64) -> Result<(), LogError> 
         n: 100,
         checkpoint: format!("step-{step:08}"),
         seconds: 0.1,
-    })
+    };
+    log.push(place(Some(Level::Eval)), eval)
 }
 
 fn note(log: &mut LogWriter, kind: &'static str) -> Result<(), LogError> {
-    let stamp = log.clock().stamp();
-    log.event(EventRow {
-        stamp,
-        epoch: 0,
-        step: 0,
-        level: None,
+    let place = Place { stamp: log.clock().stamp(), epoch: 0, step: 0, level: None };
+    let row = EventRow {
         severity: Severity::Info,
         kind: kind.into(),
         stage: None,
         message: "a, \"quoted\"\nmessage".into(),
         fields: "{}".into(),
-    })
+    };
+    log.push(place, row)
 }
 
 /// The steps of a table in order, sealed and live.

@@ -17,8 +17,8 @@ use arrow::error::ArrowError;
 use arrow::ipc::writer::StreamWriter;
 
 use super::error::LogError;
-use super::schema::Table;
 use super::stream::{TRAILER, frame_sum, frames};
+use super::tables::Table;
 use crate::atomic::{self, AtomicFile, FileError};
 
 /// An open stream.
@@ -36,7 +36,8 @@ pub(crate) struct LiveStream {
 }
 
 impl LiveStream {
-    /// Creates the stream's file. It appears under its name with the schema in it, so that readers can open it at every moment.
+    /// Creates the stream's file. It appears under its name with the schema in it, so that readers can open it at every
+    /// moment.
     pub(crate) fn create(path: &Path, table: Table, number: u64, schema: &Schema) -> Result<Self, LogError> {
         let mut encoder =
             StreamWriter::try_new(Vec::new(), schema).map_err(|source| LogError::Arrow { table, source })?;

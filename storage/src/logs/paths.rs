@@ -3,8 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::error::LogError;
-use super::schema::Table;
-use super::sums::Sums;
+use super::tables::Table;
 use crate::atomic::{FileError, create_dir_all, create_plain_dir, names};
 
 /// `logs/` of a run.
@@ -42,7 +41,8 @@ pub(crate) fn damaged_path(run: &Path, table: Table, number: u64) -> PathBuf {
     table_dir(run, table).join(format!("{}.damaged", part_name(number)))
 }
 
-/// Makes all folders of the logs, and brings their entries to the disk. `logs` may be a link to a folder, those in it not.
+/// Makes all folders of the logs, and brings their entries to the disk. `logs` may be a link to a folder, those in it
+/// not.
 pub(crate) fn create_dirs(run: &Path) -> Result<(), FileError> {
     create_dir_all(&logs_dir(run))?;
     create_plain_dir(&live_dir(run))?;
@@ -77,10 +77,7 @@ pub(crate) fn streams(run: &Path, table: Table) -> Result<Vec<u64>, FileError> {
     numbered(&live_dir(run), &format!("{table}-"), ".arrows")
 }
 
-/// The number for the next stream of `table`: one that no part ever had, so that readers who count by numbers miss nothing.
-pub(crate) fn next_number(run: &Path, table: Table) -> Result<u64, FileError> {
-    let damaged = numbered(&table_dir(run, table), "part-", ".parquet.damaged")?;
-    let used = parts(run, table)?.into_iter().chain(streams(run, table)?).chain(damaged);
-    let last = used.chain(Sums::read(run)?.max_number(table)).max();
-    Ok(last.unwrap_or(0).saturating_add(1))
+/// Numbers of the parts of `table` that were set aside, ascending.
+pub(crate) fn damaged(run: &Path, table: Table) -> Result<Vec<u64>, FileError> {
+    numbered(&table_dir(run, table), "part-", ".parquet.damaged")
 }

@@ -1,9 +1,9 @@
 //! Making a run's logs whole again after its process died.
 //!
 //! Each step can be cut off and repeated: (1) every part that is damaged is set aside under another name; (2) every
-//! stream that is not sealed yet is sealed under its own number; (3) one events part reports all of them, and names them
-//! in its key-values; (4) parts that are lost are listed as gone, and the streams are removed. Whatever the moment of a
-//! crash, the next repair finds which of these are done, and no row or report comes twice.
+//! stream that is not sealed yet is sealed under its own number; (3) one events part reports all of them, and names
+//! them in its key-values; (4) parts that are lost are listed as gone, and the streams are removed. Whatever the moment
+//! of a crash, the next repair finds which of these are done, and no row or report comes twice.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -11,19 +11,23 @@ use std::sync::Arc;
 
 use arrow::array::{AsArray, BooleanArray, RecordBatch};
 use arrow::compute::filter_record_batch;
-use arrow::datatypes::{Int32Type, Int64Type};
+use arrow::datatypes::Int64Type;
 use serde_json::json;
 
-use super::columns::BatchBuilder;
+use super::batch::{AnyBatchBuilder as _, BatchBuilder};
+use super::common::{Common, Place};
 use super::error::LogError;
 use super::paths;
-use super::rows::{EventRow, Row, RowContext, Severity};
-use super::schema::{SchemaMeta, Table, schema};
+use super::row::Columns as _;
+use super::schema::{SchemaMeta, schema};
 use super::sealed::{DamagedPart, KEY_LOST_BYTES, KEY_REPAIRED, KEY_STREAM, Part, write_part};
 use super::stream::{StreamContents, read_stream};
 use super::sums::{self, Sums};
+use super::tables::Table;
+use super::tables::rows::EventRow;
+use super::words::Severity;
 use crate::atomic;
-use crate::clock::Clock;
+use crate::clock::{Clock, Stamp};
 use crate::run_dir::{RunDirError, RunLock};
 
 /// What became of one live stream.
@@ -99,16 +103,20 @@ fn lock(run: &Path) -> Result<RunLock, LogError> {
 
 /// Seals what a dead process left open in `run`, and removes temporary files. A second repair does nothing.
 ///
-/// Refused while another process holds the run.
+/// # Errors
+/// [`LogError::InUse`] while another process holds the run, [`LogError::NoLogs`] if it has none, or if files cannot be
+/// read, written or renamed. A repair that failed is continued by the next one.
 pub fn repair(run: &Path) -> Result<RepairReport, LogError> {
     paths::require_logs(run)?;
     let _lock = lock(run)?;
     repair_unlocked(run)
 }
 
-/// Repairs, then removes the rows of steps greater than `step` from `metrics`, `masks` and `evals`.
+/// Repairs, then removes the rows of steps greater than `step` from the tables that are truncated (`metrics`, `masks`,
+/// `evals`). [`super::LogWriter::resume`] does the same for a caller that holds the run.
 ///
-/// Refused while another process holds the run. [`super::LogWriter::resume`] does the same for a caller that holds it.
+/// # Errors
+/// As [`repair`].
 pub fn truncate_after(run: &Path, step: i64) -> Result<TruncateReport, LogError> {
     paths::require_logs(run)?;
     let _lock = lock(run)?;
@@ -305,24 +313,23 @@ fn report(run: &Path, found: &[Found], damaged: &[DamagedPart], meta: &SchemaMet
     }
     let schema = schema(Table::Events, meta);
     let wrap = |source| LogError::Arrow { table: Table::Events, source };
-    let mut builder = BatchBuilder::new(Arc::clone(&schema)).map_err(wrap)?;
-    let (segment, last) = last_position(found);
-    let ctx = RowContext { meta: meta.clone(), segment };
-    let rows = lost.iter().map(|part| damage_event(part, last)).chain(news.iter().map(|stream| event(stream, last)));
-    for row in rows {
-        let mut cells = Vec::new();
-        row.cells(&ctx, &mut cells);
-        builder.push(&cells);
+    let mut builder = BatchBuilder::<EventRow>::new(meta.num_patches());
+    let (segment, last) = last_place(found);
+    let run_id = Arc::from(meta.run_id.as_str());
+    for row in lost.iter().map(|part| damage_event(part)).chain(news.iter().map(|stream| event(stream))) {
+        let mut place = last;
+        place.stamp.ts_us = Clock::start().stamp().ts_us;
+        builder.push(&Common::new(&run_id, segment, &place), &row);
     }
-    let batch = builder.finish().map_err(wrap)?;
+    let batch = builder.finish(&schema).map_err(wrap)?;
     atomic::create_plain_dir(&paths::table_dir(run, Table::Events))?;
-    let number = paths::next_number(run, Table::Events)?;
+    let number = sums::next_number(run, Table::Events)?;
     let names: Vec<String> = news.iter().map(|s| s.name()).chain(lost.iter().map(|part| part_id(part))).collect();
     let pairs = [(KEY_STREAM, number.to_string()), (KEY_REPAIRED, names.join(","))];
     write_part(run, Table::Events, number, &schema, &pairs, std::iter::once(Ok(batch)))
 }
 
-fn damage_event(part: &DamagedPart, at: Position) -> EventRow {
+fn damage_event(part: &DamagedPart) -> EventRow {
     let fields = json!({
         "table": part.table.name(),
         "part": part.number,
@@ -330,59 +337,28 @@ fn damage_event(part: &DamagedPart, at: Position) -> EventRow {
         "damage": part.reason,
         "set_aside": part.set_aside.as_ref().and_then(|aside| aside.file_name()).map(|name| name.to_string_lossy()),
     });
-    repair_event(Severity::Warn, "log_damage", part.to_string(), &fields, at)
+    repair_event(Severity::Warn, "log_damage", part.to_string(), &fields)
 }
 
-fn repair_event(
-    severity: Severity,
-    kind: &'static str,
-    message: String,
-    fields: &serde_json::Value,
-    at: Position,
-) -> EventRow {
-    let mut stamp = Clock::start().stamp();
-    stamp.wall_s = at.wall_s;
-    EventRow {
-        stamp,
-        epoch: at.epoch,
-        step: at.step,
-        level: None,
-        severity,
-        kind: kind.into(),
-        stage: Some("log".into()),
-        message,
-        fields: fields.to_string(),
-    }
+fn repair_event(severity: Severity, kind: &'static str, message: String, fields: &serde_json::Value) -> EventRow {
+    EventRow { severity, kind: kind.into(), stage: Some("log".into()), message, fields: fields.to_string() }
 }
 
-/// Where the run stood when it died, as far as its streams tell.
-#[derive(Clone, Copy, Default)]
-struct Position {
-    wall_s: f64,
-    epoch: i32,
-    step: i64,
-}
-
-fn last_position(found: &[Found]) -> (i32, Position) {
+/// Segment and place at which the run stood when it died, as far as its streams tell.
+fn last_place(found: &[Found]) -> (i32, Place) {
     let mut segment = 0;
-    let mut last = Position::default();
-    for batch in found.iter().filter_map(|s| s.contents.batches.last()) {
-        let at = batch.num_rows() - 1;
-        let int = |name: &str| Some(batch.column_by_name(name)?.as_primitive_opt::<Int32Type>()?.value(at));
-        let step = batch.column_by_name("step").and_then(|c| c.as_primitive_opt::<Int64Type>()).map(|c| c.value(at));
-        let wall = batch
-            .column_by_name("wall_s")
-            .and_then(|c| c.as_primitive_opt())
-            .map(|c: &arrow::array::Float64Array| c.value(at));
-        segment = segment.max(int("segment").unwrap_or(0));
-        last.epoch = last.epoch.max(int("epoch").unwrap_or(0));
-        last.step = last.step.max(step.unwrap_or(0));
-        last.wall_s = last.wall_s.max(wall.unwrap_or(0.0));
+    let mut last = Place { stamp: Stamp { ts_us: 0, wall_s: 0.0 }, epoch: 0, step: 0, level: None };
+    for batch in found.iter().filter_map(|stream| stream.contents.batches.last()) {
+        let Some(common) = Common::read(batch, batch.num_rows() - 1) else { continue };
+        segment = segment.max(common.segment);
+        last.epoch = last.epoch.max(common.epoch);
+        last.step = last.step.max(common.step);
+        last.stamp.wall_s = last.stamp.wall_s.max(common.wall_s);
     }
     (segment, last)
 }
 
-fn event(stream: &Found, at: Position) -> EventRow {
+fn event(stream: &Found) -> EventRow {
     let contents = &stream.contents;
     let (name, lost, rows) = (stream.name(), contents.lost_bytes(), contents.num_rows());
     let (severity, message) = match (&contents.foreign, lost) {
@@ -398,7 +374,7 @@ fn event(stream: &Found, at: Position) -> EventRow {
         "total_bytes": contents.total_bytes,
         "damage": contents.damage,
     });
-    repair_event(severity, "log_repair", message, &fields, at)
+    repair_event(severity, "log_repair", message, &fields)
 }
 
 /// Step 4: removes a stream that is sealed and told of; a file of something else is kept under another name.
@@ -412,11 +388,11 @@ fn retire(stream: &Found) -> Result<Option<PathBuf>, LogError> {
     Ok(Some(aside))
 }
 
-/// Removes the rows of steps greater than `step` from the sealed parts of `metrics`, `masks` and `evals`, part by part:
+/// Removes the rows of steps greater than `step` from the sealed parts of the tables that are truncated, part by part:
 /// each part is replaced by rename, and a part without rows left is removed.
 pub(crate) fn truncate_sealed(run: &Path, step: i64) -> Result<TruncateReport, LogError> {
     let mut report = TruncateReport::default();
-    for table in [Table::Metrics, Table::Masks, Table::Evals] {
+    for table in Table::ALL.into_iter().filter(|table| table.declaration().is_truncated) {
         let mut removed = 0;
         let sums = Sums::read(run)?;
         // The newest first: whatever the moment, a reader sees all rows up to some step.

@@ -1,13 +1,13 @@
-//! The five log tables: names, columns, metadata.
+//! The schemas of the tables in files: columns and metadata.
 
 use std::collections::HashMap;
-use std::fmt;
-use std::str::FromStr;
 use std::sync::Arc;
 
-use arrow::datatypes::{DataType, Field, Metadata, Schema, SchemaRef, TimeUnit};
+use arrow::datatypes::{Field, Metadata, Schema, SchemaRef};
 
-use super::error::LogError;
+use super::common::Common;
+use super::row::Columns as _;
+use super::tables::Table;
 
 /// Version of the table schemas. A new nullable column at the end raises the minor number, anything else the major one.
 pub const SCHEMA_VERSION: &str = "1.0";
@@ -22,56 +22,6 @@ pub const KEY_RUN: &str = "mlomae.run_id";
 pub const KEY_PROGRAM: &str = "mlomae.program.version";
 /// Metadata key: patches down and across, `14x14`.
 pub const KEY_GRID: &str = "mlomae.patch_grid";
-
-/// One of the five log tables.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Table {
-    /// Losses, norms, rates: one value a row.
-    Metrics,
-    /// Masks and scores of a fixed panel of samples.
-    Masks,
-    /// Cumulative counters of every stage instance.
-    Actors,
-    /// What happened, with its severity.
-    Events,
-    /// Results of evaluations.
-    Evals,
-}
-
-impl Table {
-    /// All tables, in their usual order.
-    pub const ALL: [Self; 5] = [Self::Metrics, Self::Masks, Self::Actors, Self::Events, Self::Evals];
-
-    /// The name in paths and on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Metrics => "metrics",
-            Self::Masks => "masks",
-            Self::Actors => "actors",
-            Self::Events => "events",
-            Self::Evals => "evals",
-        }
-    }
-
-    /// Its place in [`Table::ALL`].
-    pub(crate) fn index(self) -> usize {
-        self as usize
-    }
-}
-
-impl fmt::Display for Table {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl FromStr for Table {
-    type Err = LogError;
-
-    fn from_str(name: &str) -> Result<Self, LogError> {
-        Self::ALL.into_iter().find(|t| t.name() == name).ok_or_else(|| LogError::UnknownTable(name.to_string()))
-    }
-}
 
 /// What a table's schema says about the run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,77 +51,10 @@ impl SchemaMeta {
     }
 }
 
-fn dict() -> DataType {
-    DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8))
-}
-
-fn list(item: DataType, len: usize) -> DataType {
-    let len = i32::try_from(len).unwrap_or(i32::MAX);
-    DataType::FixedSizeList(Arc::new(Field::new("item", item, false)), len)
-}
-
-/// The columns of `table`, with `num_patches` values in each mask list.
+/// The columns of `table`, with `num_patches` values in each list.
 fn fields(table: Table, num_patches: usize) -> Vec<Field> {
-    use DataType::{Float32, Float64, Int16, Int32, Int64, Utf8};
-    let must = |name: &str, kind: DataType| Field::new(name, kind, false);
-    let may = |name: &str, kind: DataType| Field::new(name, kind, true);
-    let time = DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()));
-    let mut fields = vec![
-        must("run_id", dict()),
-        must("ts", time),
-        must("wall_s", Float64),
-        must("segment", Int32),
-        must("epoch", Int32),
-        must("step", Int64),
-        may("level", dict()),
-    ];
-    fields.extend(match table {
-        Table::Metrics => {
-            vec![must("name", dict()), must("value", Float64), must("split", dict()), must("unit", dict())]
-        }
-        Table::Masks => vec![
-            must("sample_id", Int64),
-            may("label", Int32),
-            must("policy_version", Int64),
-            must("mask_ratio", Float32),
-            must("mask", list(DataType::Boolean, num_patches)),
-            may("score", list(Float32, num_patches)),
-            may("patch_loss", list(Float32, num_patches)),
-            must("grid_h", Int16),
-            must("grid_w", Int16),
-        ],
-        Table::Actors => vec![
-            must("stage", dict()),
-            must("instance", Int16),
-            must("items", Int64),
-            must("bytes", Int64),
-            must("busy_s", Float64),
-            must("wait_in_s", Float64),
-            must("wait_out_s", Float64),
-            must("queue_len", Int32),
-            must("queue_cap", Int32),
-            must("queue_bytes", Int64),
-            must("utilization", Float32),
-            must("restarts", Int32),
-            must("lag", Int32),
-        ],
-        Table::Events => vec![
-            must("severity", dict()),
-            must("kind", dict()),
-            may("stage", dict()),
-            must("message", Utf8),
-            must("fields", Utf8),
-        ],
-        Table::Evals => vec![
-            must("task", dict()),
-            must("split", dict()),
-            must("metric", dict()),
-            must("value", Float64),
-            must("n", Int64),
-            must("checkpoint", Utf8),
-            must("seconds", Float64),
-        ],
-    });
+    let mut fields = Common::fields(num_patches);
+    fields.extend((table.declaration().fields)(num_patches));
     fields
 }
 
@@ -187,7 +70,12 @@ pub fn schema(table: Table, meta: &SchemaMeta) -> SchemaRef {
     Arc::new(Schema::new_with_metadata(fields(table, meta.num_patches()), metadata))
 }
 
-/// Checks that `found` is this program's schema of `table`, or one of a later minor version.
+/// The number before the dot.
+fn major(version: &str) -> &str {
+    version.split('.').next().unwrap_or_default()
+}
+
+/// Checks that `found` is this program's schema of `table`, or one of another minor version.
 ///
 /// The error is the reason, without the file.
 pub(crate) fn recognise(table: Table, found: &Schema) -> Result<SchemaMeta, String> {
@@ -196,15 +84,20 @@ pub(crate) fn recognise(table: Table, found: &Schema) -> Result<SchemaMeta, Stri
         return Err(format!("expected the schema `mlomae.{table}`, got `{name}`"));
     }
     let version = found.metadata().get(KEY_VERSION).map_or("", String::as_str);
-    let major = |version: &str| version.split('.').next().map(str::to_string);
     if major(version) != major(SCHEMA_VERSION) {
-        return Err(format!("expected schema version 1.x, got `{version}`"));
+        return Err(format!("expected schema version {}.x, got `{version}`", major(SCHEMA_VERSION)));
     }
     let meta = SchemaMeta::from_metadata(found.metadata()).ok_or("schema metadata without run id or patch grid")?;
     if meta.num_patches() > 1 << 24 {
         return Err(format!("patch grid too large: {}x{}", meta.patch_grid.0, meta.patch_grid.1));
     }
-    let expected = fields(table, meta.num_patches());
+    fits(&fields(table, meta.num_patches()), found)?;
+    Ok(meta)
+}
+
+/// Checks that the columns of a file are the `expected` ones. At the end a later minor version may have further columns
+/// and an earlier one may lack some, if they are nullable.
+fn fits(expected: &[Field], found: &Schema) -> Result<(), String> {
     for (i, want) in expected.iter().enumerate() {
         match found.fields().get(i) {
             Some(got) if got.name() == want.name() && got.data_type() == want.data_type() => {}
@@ -217,18 +110,24 @@ pub(crate) fn recognise(table: Table, found: &Schema) -> Result<SchemaMeta, Stri
                     got.data_type()
                 ));
             }
+            None if want.is_nullable() => {}
             None => return Err(format!("column {i} `{}` is missing", want.name())),
         }
     }
-    if let Some(extra) = found.fields().iter().skip(expected.len()).find(|f| !f.is_nullable()) {
-        return Err(format!("unexpected column that is not nullable: `{}`", extra.name()));
+    match found.fields().iter().skip(expected.len()).find(|field| !field.is_nullable()) {
+        Some(extra) => Err(format!("unexpected column that is not nullable: `{}`", extra.name())),
+        None => Ok(()),
     }
-    Ok(meta)
 }
 
 #[cfg(test)]
 mod tests {
+    use arrow::array::AsArray;
+    use arrow::datatypes::{DataType, Float64Type};
+
     use super::*;
+    use crate::logs::batch::{AnyBatchBuilder, BatchBuilder};
+    use crate::logs::row::{Columns, columns};
 
     fn meta() -> SchemaMeta {
         SchemaMeta { run_id: "r".into(), program_version: "0.1.0".into(), patch_grid: (3, 5) }
@@ -244,7 +143,11 @@ mod tests {
             }
             assert_eq!(table.name().parse::<Table>().unwrap(), table);
         }
-        assert_eq!("x".parse::<Table>().unwrap_err().exit_code(), 2);
+        let error = crate::logs::LogError::from("x".parse::<Table>().unwrap_err());
+        assert_eq!(error.exit_code(), 2);
+        let text = error.to_string();
+        assert!(text.starts_with("logs: unknown table, expected one of metrics, masks, actors, "), "{text}");
+        assert!(text.ends_with(": `x`"), "{text}");
     }
 
     #[test]
@@ -261,5 +164,52 @@ mod tests {
         assert!(recognise(Table::Evals, &with(Field::new("later", DataType::Int8, false), "1.1")).is_err());
         let reason = recognise(Table::Evals, &with(Field::new("later", DataType::Int8, true), "2.0")).unwrap_err();
         assert!(reason.contains("`2.0`"), "{reason}");
+    }
+
+    columns! {
+        /// A row of a table before a minor version added columns.
+        struct Before {
+            /// A value.
+            value: f64,
+        }
+    }
+
+    columns! {
+        /// A row of the same table behind it.
+        struct After {
+            /// A value.
+            value: f64,
+            /// Added later.
+            ci_low: Option<f64>,
+            /// Added later.
+            ci_high: Option<f64>,
+        }
+    }
+
+    fn batch<R: Columns>(row: &R) -> arrow::array::RecordBatch {
+        let mut builder = BatchBuilder::<R>::new(0);
+        let stamp = crate::clock::Stamp { ts_us: 1, wall_s: 0.5 };
+        let place = crate::logs::Place { stamp, epoch: 2, step: 3, level: None };
+        builder.push(&Common::new(&"r".into(), 4, &place), row);
+        let fields: Vec<_> = Common::fields(0).into_iter().chain(R::fields(0)).collect();
+        builder.finish(&Arc::new(Schema::new(fields))).unwrap()
+    }
+
+    #[test]
+    fn rows_of_earlier_and_later_minor_versions_are_read_with_what_they_have() {
+        let (old, new) =
+            (batch(&Before { value: 0.25 }), batch(&After { value: 0.5, ci_low: Some(0.4), ci_high: None }));
+        assert_eq!(new.column_by_name("ci_low").unwrap().as_primitive::<Float64Type>().value(0), 0.4);
+        assert_eq!(After::read(&old, 0), Some(After { value: 0.25, ci_low: None, ci_high: None }));
+        assert_eq!(After::read(&new, 0), Some(After { value: 0.5, ci_low: Some(0.4), ci_high: None }));
+        assert_eq!(Before::read(&new, 0), Some(Before { value: 0.5 }));
+        let expected = |own: Vec<Field>| -> Vec<Field> { Common::fields(0).into_iter().chain(own).collect() };
+        assert_eq!(fits(&expected(After::fields(0)), &old.schema()), Ok(()));
+        assert_eq!(fits(&expected(Before::fields(0)), &new.schema()), Ok(()));
+        let without: Vec<_> = old.schema().fields().iter().take(7).cloned().collect();
+        let reason = fits(&expected(After::fields(0)), &Schema::new(without)).unwrap_err();
+        assert_eq!(reason, "column 7 `value` is missing");
+        let common = Common::read(&old, 0).unwrap();
+        assert_eq!((&*common.run_id, common.segment, common.place().epoch, common.place().step), ("r", 4, 2, 3));
     }
 }

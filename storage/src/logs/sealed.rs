@@ -1,7 +1,7 @@
 //! The sealed tier: whole Parquet files, each with a sum of its own and one in the list.
 //!
-//! The key-value `mlomae.crc32` of a part is the CRC-32 of the file with that value's eight digits taken as zeros, so that
-//! a part can be checked alone. The list `logs/sums.jsonl` has the CRC-32 of the file as it is.
+//! The key-value `mlomae.crc32` of a part is the CRC-32 of the file with that value's eight digits taken as zeros, so
+//! that a part can be checked alone. The list `logs/sums.jsonl` has the CRC-32 of the file as it is.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -20,8 +20,9 @@ use parquet::file::statistics::Statistics;
 
 use super::error::LogError;
 use super::paths::part_path;
-use super::schema::{SchemaMeta, Table, recognise};
+use super::schema::{SchemaMeta, recognise};
 use super::sums::{self, PartSum, Sums};
+use super::tables::Table;
 use crate::atomic::{self, FileError, open_plain};
 use crate::dataset::{footer, pages};
 use crate::guard::guarded;
@@ -268,8 +269,8 @@ impl Part {
         Some(max)
     }
 
-    /// All batches. What they take is bounded before they are decoded, and texts, of which a dictionary says once what is in
-    /// a million rows, while they are.
+    /// All batches. What they take is bounded before they are decoded, and texts, of which a dictionary says once what
+    /// is in a million rows, while they are.
     pub(crate) fn read(self, path: &Path) -> Result<Vec<RecordBatch>, LogError> {
         let bound = max_bytes(self.bytes.len() as u64);
         let refuse = |needed: u64| {
@@ -301,8 +302,8 @@ impl Part {
     }
 }
 
-/// What the rows of a part of `file_bytes` may take: half of the memory that is left, and of that what no part of a real
-/// run comes near.
+/// What the rows of a part of `file_bytes` may take: half of the memory that is left, and of that what no part of a
+/// real run comes near.
 fn max_bytes(file_bytes: u64) -> u64 {
     let believable = MAX_PART_BYTES.max(file_bytes.saturating_mul(MAX_RATIO));
     believable.min(machine_memory::available().num_bytes / 2)

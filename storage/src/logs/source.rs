@@ -11,10 +11,10 @@ use arrow::datatypes::SchemaRef;
 use super::error::LogError;
 use super::paths;
 use super::repair::missing;
-use super::schema::Table;
 use super::sealed::{DamagedPart, Part, open_file};
 use super::stream::read_stream;
 use super::sums::Sums;
+use super::tables::Table;
 
 /// How often a snapshot is taken anew when its files change meanwhile, as they do for an instant in a resume.
 const ATTEMPTS: u32 = 40;
@@ -53,9 +53,9 @@ pub(crate) struct Snapshot {
 }
 
 impl Snapshot {
-    /// Takes a snapshot of the pieces numbered `from` and higher. No lock is needed: the streams are read before the parts
-    /// are listed, so rows that move from one to the other are seen in the part; and if parts are replaced or removed
-    /// meanwhile, as a resume and a repair do, it is taken again.
+    /// Takes a snapshot of the pieces numbered `from` and higher. No lock is needed: the streams are read before the
+    /// parts are listed, so rows that move from one to the other are seen in the part; and if parts are replaced or
+    /// removed meanwhile, as a resume and a repair do, it is taken again.
     pub(crate) fn take(run: &Path, table: Table, from: u64) -> Result<Self, LogError> {
         for _ in 1..ATTEMPTS {
             if let Some(snapshot) = Self::try_take(run, table, from)? {
@@ -92,7 +92,8 @@ impl Snapshot {
             };
             sealed.push(Sealed { number, path, file });
         }
-        // A new part is listed after it is there, and a replaced or removed one before: this list knows what was opened.
+        // A new part is listed after it is there, and a replaced or removed one before: this list knows what was
+        // opened.
         let sums = Sums::read(run)?;
         // Numbers are not used twice: a stream that is still there was neither sealed nor taken back so far.
         let streams = paths::streams(run, table)?;

@@ -15,10 +15,12 @@ use arrow::ipc::convert::try_fb_to_schema;
 use arrow::ipc::reader::{read_dictionary, read_record_batch};
 use arrow::ipc::{Message, MessageHeader, root_as_message};
 
-use super::schema::{SchemaMeta, Table, recognise};
+use super::schema::{SchemaMeta, recognise};
+use super::tables::Table;
 use crate::atomic::{FileError, read_plain};
 
-/// Behind a frame's flatbuffer, before the CRC-32 of flatbuffer and body: 64 bytes together, so that bodies stay aligned.
+/// Behind a frame's flatbuffer, before the CRC-32 of flatbuffer and body: 64 bytes together, so that bodies stay
+/// aligned.
 pub(super) const TRAILER: &[u8; 60] = &{
     let (mut trailer, mark) = ([0; 60], b"mlomae frame sum");
     trailer.split_at_mut(60 - mark.len()).1.copy_from_slice(mark);
@@ -257,7 +259,8 @@ fn buffer_widths(kind: &DataType, out: &mut Vec<i64>) {
     }
 }
 
-/// Refuses a header whose buffers do not lie in its body, or whose lengths are no lengths: the decoder takes them as given.
+/// Refuses a header whose buffers do not lie in its body, or whose lengths are no lengths: the decoder takes them as
+/// given.
 ///
 /// `widths` are the bytes of one value of each buffer, in order.
 fn check_buffers(header: &arrow::ipc::RecordBatch<'_>, body_len: usize, widths: &[i64]) -> Result<(), String> {

@@ -1,8 +1,8 @@
 //! The list of sealed parts, `logs/sums.jsonl`: rows, bytes and CRC-32 of each, one JSON object a line.
 //!
-//! Lines are only ever added, and each carries the CRC-32 of what stands before it in the line, so that one that was torn
-//! or altered is passed over. A new part is listed after it has its name; one that is replaced or removed before that
-//! happens: whatever the moment of a crash, a part fits one of its lines, or has none yet.
+//! Lines are only ever added, and each carries the CRC-32 of what stands before it in the line, so that one that was
+//! torn or altered is passed over. A new part is listed after it has its name; one that is replaced or removed before
+//! that happens: whatever the moment of a crash, a part fits one of its lines, or has none yet.
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::paths::{logs_dir, part_name};
-use super::schema::Table;
+use super::paths::{self, logs_dir, part_name};
+use super::tables::Table;
 use crate::atomic::{self, FileError};
 
 const FILE: &str = "sums.jsonl";
@@ -82,6 +82,14 @@ impl Sums {
     pub(crate) fn max_number(&self, table: Table) -> Option<u64> {
         self.parts.range((table, 0)..=(table, u64::MAX)).next_back().map(|((_, number), _)| *number)
     }
+}
+
+/// The number for the next stream of `table`: one that no part ever had, so that readers who count by numbers miss
+/// nothing.
+pub(crate) fn next_number(run: &Path, table: Table) -> Result<u64, FileError> {
+    let used = paths::parts(run, table)?.into_iter().chain(paths::streams(run, table)?);
+    let last = used.chain(paths::damaged(run, table)?).chain(Sums::read(run)?.max_number(table)).max();
+    Ok(last.unwrap_or(0).saturating_add(1))
 }
 
 /// A line without its sum: an object that is not closed yet.

@@ -6,12 +6,15 @@ use std::path::{Path, PathBuf};
 use arrow::array::RecordBatch;
 
 use super::error::LogError;
-use super::schema::Table;
 use super::sealed::DamagedPart;
 use super::source::Snapshot;
+use super::tables::Table;
 use super::text;
 
 /// The last `n` rows of `table` as lines, oldest first, from sealed parts and open streams.
+///
+/// # Errors
+/// As [`Follow::last`].
 pub fn tail(run: &Path, table: Table, n: usize) -> Result<Vec<String>, LogError> {
     Ok(Follow::last(run, table, n)?.1)
 }
@@ -50,11 +53,17 @@ impl Follow {
     }
 
     /// Follows `table` from now on; the rows so far are skipped.
+    ///
+    /// # Errors
+    /// As [`Follow::last`].
     pub fn new(run: &Path, table: Table) -> Result<Self, LogError> {
         Ok(Self::last(run, table, 0)?.0)
     }
 
     /// Follows `table` from now on, and returns its last `n` rows as lines.
+    ///
+    /// # Errors
+    /// [`LogError::NoLogs`] if there are none, or if a file cannot be read or is none of this program's.
     pub fn last(run: &Path, table: Table, n: usize) -> Result<(Self, Vec<String>), LogError> {
         let snapshot = Snapshot::take(run, table, 0)?;
         let mut follow = Self::from_start(run, table);
@@ -83,6 +92,9 @@ impl Follow {
     }
 
     /// The rows that came since the last call, as lines. Returns at once; wait between calls.
+    ///
+    /// # Errors
+    /// As [`Follow::last`].
     pub fn poll(&mut self) -> Result<Vec<String>, LogError> {
         let mut lines = Vec::new();
         self.poll_rows(|batch, row| lines.push(text::line(batch, row)))?;
@@ -90,6 +102,9 @@ impl Follow {
     }
 
     /// As [`Follow::poll`], for callers that read the columns themselves: `each(batch, row)` for every new row.
+    ///
+    /// # Errors
+    /// As [`Follow::last`].
     pub fn poll_rows(&mut self, mut each: impl FnMut(&RecordBatch, usize)) -> Result<(), LogError> {
         let snapshot = Snapshot::take(&self.run, self.table, self.number)?;
         self.damaged.extend(snapshot.missing.iter().cloned());

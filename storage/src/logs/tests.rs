@@ -123,12 +123,8 @@ fn tables_are_sealed_by_rows_and_by_age() {
 fn rows_that_do_not_fit_are_refused_and_leave_no_trace() {
     let root = tempfile::tempdir().unwrap();
     let mut log = LogWriter::open(root.path(), ctx(0), by_hand()).unwrap();
-    let stamp = log.clock().stamp();
+    let place = Place { stamp: log.clock().stamp(), epoch: 0, step: 0, level: Some(Level::Mask) };
     let row = MaskRow {
-        stamp,
-        epoch: 0,
-        step: 0,
-        level: Level::Mask,
         sample_id: 0,
         label: None,
         policy_version: 0,
@@ -136,8 +132,10 @@ fn rows_that_do_not_fit_are_refused_and_leave_no_trace() {
         mask: vec![true; 6],
         score: Some(vec![0.0; 5]),
         patch_loss: None,
+        grid_h: 2,
+        grid_w: 3,
     };
-    let error = log.mask(row).unwrap_err();
+    let error = log.push(place, row).unwrap_err();
     assert_eq!(error.to_string(), "logs: table `masks`, column `score`: expected 6 values, got 5");
     push_step(&mut log, 0).unwrap();
     log.close().unwrap();
@@ -226,7 +224,7 @@ fn a_damaged_part_is_named_set_aside_and_in_nobodys_way() {
         let rest: Vec<i64> = (0..10).chain(20..30).collect();
         // Readers name it and go on with the others.
         let mut reader = TableReader::<MetricRow>::new(&run);
-        let read: Vec<i64> = reader.poll().unwrap().iter().map(|row| row.row.step).collect();
+        let read: Vec<i64> = reader.poll().unwrap().iter().map(|row| row.place.step).collect();
         assert_eq!(read, rest, "{what}");
         let named = reader.take_damaged();
         assert!(named.len() == 1 && named[0].to_string().contains("part-000002.parquet"), "{what}: {named:?}");
@@ -403,7 +401,7 @@ fn readers_of_a_table_that_is_resumed_again_and_again_see_no_gap_and_no_row_twic
             scope.spawn(|| {
                 while !is_over.load(std::sync::atomic::Ordering::Relaxed) {
                     let mut reader = TableReader::<MetricRow>::new(&run);
-                    let steps: Vec<i64> = reader.poll().unwrap().iter().map(|row| row.row.step).collect();
+                    let steps: Vec<i64> = reader.poll().unwrap().iter().map(|row| row.place.step).collect();
                     assert!(steps.iter().copied().eq(0..steps.len() as i64) && steps.len() >= 13, "{steps:?}");
                     assert_eq!(reader.take_damaged(), []);
                     num_looks.fetch_add(1, std::sync::atomic::Ordering::Relaxed);

@@ -8,14 +8,19 @@ use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 
 use super::abandoned;
-use super::columns::{BatchBuilder, batch_bytes};
+use super::batch::{AnyBatchBuilder, batch_bytes};
+use super::common::{Common, Place};
 use super::error::LogError;
 use super::live::LiveStream;
 use super::paths;
 use super::repair::{self, RepairReport, TruncateReport};
-use super::rows::{ActorRow, EvalRow, EventRow, LogRow, MaskRow, MetricRow, Row, RowContext, Severity};
-use super::schema::{SchemaMeta, Table, schema};
+use super::row::{Urgency, WrongList};
+use super::schema::{SchemaMeta, schema};
 use super::sealed::{KEY_STREAM, write_part};
+use super::sums;
+use super::tables::rows::EventRow;
+use super::tables::{LogRow, Table, TableBuilders};
+use super::words::Severity;
 use crate::atomic;
 use crate::clock::Clock;
 
@@ -42,14 +47,11 @@ pub struct LogContext {
 }
 
 impl LogContext {
-    fn row_context(&self) -> RowContext {
-        RowContext {
-            meta: SchemaMeta {
-                run_id: self.run_id.clone(),
-                program_version: self.program_version.clone(),
-                patch_grid: self.patch_grid,
-            },
-            segment: self.segment,
+    fn schema_meta(&self) -> SchemaMeta {
+        SchemaMeta {
+            run_id: self.run_id.clone(),
+            program_version: self.program_version.clone(),
+            patch_grid: self.patch_grid,
         }
     }
 }
@@ -95,7 +97,6 @@ pub struct ResumeReport {
 struct TableLog {
     table: Table,
     schema: SchemaRef,
-    builder: BatchBuilder,
     stream: Option<LiveStream>,
     /// A stream that is sealed already and must be removed before the next one opens.
     sealed_stream: Option<PathBuf>,
@@ -112,17 +113,14 @@ struct TableLog {
 }
 
 impl TableLog {
-    fn open(run: &Path, table: Table, ctx: &RowContext) -> Result<Self, LogError> {
-        let schema = schema(table, &ctx.meta);
-        let builder = BatchBuilder::new(Arc::clone(&schema)).map_err(|source| LogError::Arrow { table, source })?;
+    fn open(run: &Path, table: Table, meta: &SchemaMeta, builder: &mut dyn AnyBatchBuilder) -> Result<Self, LogError> {
         if paths::parts(run, table)?.is_empty() {
             // A part of zero rows, so that a query over this table finds a file from the first moment.
-            repair::write_empty(run, table, &ctx.meta)?;
+            repair::write_empty(run, table, meta)?;
         }
         let mut log = Self {
             table,
-            schema,
-            builder,
+            schema: schema(table, meta),
             stream: None,
             sealed_stream: None,
             batches: Vec::new(),
@@ -132,36 +130,37 @@ impl TableLog {
             total_rows: 0,
             is_unnamed: false,
         };
-        log.ensure_stream(run)?;
+        log.ensure_stream(run, builder)?;
         Ok(log)
     }
 
     /// The open stream; opens the next one after a seal.
-    fn ensure_stream(&mut self, run: &Path) -> Result<&mut LiveStream, LogError> {
+    fn ensure_stream(&mut self, run: &Path, builder: &mut dyn AnyBatchBuilder) -> Result<&mut LiveStream, LogError> {
         if let Some(path) = &self.sealed_stream {
             atomic::remove_file(path)?;
             self.sealed_stream = None;
         }
         if self.stream.is_none() {
-            let number = paths::next_number(run, self.table)?;
+            let number = sums::next_number(run, self.table)?;
             let path = paths::live_path(run, self.table, number);
-            self.builder.trim_vocabularies(MAX_VOCABULARY);
+            builder.trim_vocabularies(MAX_VOCABULARY);
             self.stream = Some(LiveStream::create(&path, self.table, number, &self.schema)?);
             self.is_unnamed = true;
         }
         Ok(self.stream.as_mut().expect("invariant: opened above"))
     }
 
-    fn open_rows(&self) -> usize {
-        self.num_rows + self.builder.len()
+    fn open_rows(&self, builder: &dyn AnyBatchBuilder) -> usize {
+        self.num_rows + builder.num_rows()
     }
 
     /// Brings all rows to the live stream.
-    fn flush(&mut self, run: &Path) -> Result<(), LogError> {
-        self.ensure_stream(run)?;
+    fn flush(&mut self, run: &Path, builder: &mut dyn AnyBatchBuilder) -> Result<(), LogError> {
+        self.ensure_stream(run, builder)?;
         let stream = self.stream.as_mut().expect("invariant: opened above");
-        if self.builder.len() > 0 {
-            let batch = self.builder.finish().map_err(|source| LogError::Arrow { table: self.table, source })?;
+        if builder.num_rows() > 0 {
+            let wrap = |source| LogError::Arrow { table: self.table, source };
+            let batch = builder.finish(&self.schema).map_err(wrap)?;
             self.num_rows += batch.num_rows();
             self.num_bytes += batch_bytes(&batch);
             self.batches.push(batch.clone());
@@ -172,20 +171,21 @@ impl TableLog {
         Ok(())
     }
 
-    fn is_due(&self, policy: &LogPolicy, age_limit: Duration) -> bool {
+    fn is_due(&self, builder: &dyn AnyBatchBuilder, policy: &LogPolicy, age_limit: Duration) -> bool {
         let bytes = self.stream.as_ref().map_or(0, LiveStream::num_bytes).max(self.num_bytes as u64);
-        self.open_rows() >= policy.seal_rows
-            || (self.open_rows() > 0 && bytes >= policy.seal_bytes)
+        let num_rows = self.open_rows(builder);
+        num_rows >= policy.seal_rows
+            || (num_rows > 0 && bytes >= policy.seal_bytes)
             || self.first_row.is_some_and(|since| since.elapsed() >= age_limit)
     }
 
     /// Seals the open rows as a part, then removes their stream.
-    fn seal(&mut self, run: &Path) -> Result<(), LogError> {
-        if self.open_rows() == 0 {
+    fn seal(&mut self, run: &Path, builder: &mut dyn AnyBatchBuilder) -> Result<(), LogError> {
+        if self.open_rows(builder) == 0 {
             return Ok(());
         }
-        self.flush(run)?;
-        let number = self.ensure_stream(run)?.number();
+        self.flush(run, builder)?;
+        let number = self.ensure_stream(run, builder)?.number();
         let path = paths::part_path(run, self.table, number);
         let batches = self.batches.iter().cloned().map(Ok);
         let written = write_part(run, self.table, number, &self.schema, &[(KEY_STREAM, number.to_string())], batches);
@@ -208,8 +208,8 @@ impl TableLog {
     }
 
     /// Seals everything and leaves no stream behind.
-    fn close(&mut self, run: &Path) -> Result<(), LogError> {
-        self.seal(run)?;
+    fn close(&mut self, run: &Path, builder: &mut dyn AnyBatchBuilder) -> Result<(), LogError> {
+        self.seal(run, builder)?;
         let leftover = self.stream.take().map(|s| s.path().to_path_buf());
         for path in leftover.into_iter().chain(self.sealed_stream.take()) {
             atomic::remove_file(&path)?;
@@ -218,29 +218,36 @@ impl TableLog {
     }
 }
 
-/// Writes the five tables of a run: rows go to live streams, and in larger pieces to Parquet.
+/// Writes the tables of a run: rows go to live streams, and in larger pieces to Parquet.
 ///
-/// It belongs to one thread, and to the process that holds the run's lock ([`crate::run_dir::RunDir`]). Every failure to
-/// write is returned; after one, rows that were accepted are still held and the next call tries again.
-/// Dropping the writer without [`LogWriter::close`] leaves the streams for a repair.
+/// It belongs to one thread, and to the process that holds the run's lock ([`crate::run_dir::RunDir`]). Every failure
+/// to write is returned; after one, rows that were accepted are still held and the next call tries again. Dropping the
+/// writer without [`LogWriter::close`] leaves the streams for a repair.
 pub struct LogWriter {
     run: PathBuf,
-    ctx: RowContext,
+    run_id: Arc<str>,
+    segment: i32,
+    num_patches: usize,
     clock: Clock,
     policy: LogPolicy,
+    /// In the order of [`Table::ALL`].
     tables: Vec<TableLog>,
+    builders: TableBuilders,
     opened: Instant,
     last_flush: Instant,
 }
 
 impl std::fmt::Debug for LogWriter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LogWriter").field("run", &self.run).field("ctx", &self.ctx).finish_non_exhaustive()
+        f.debug_struct("LogWriter").field("run", &self.run).field("segment", &self.segment).finish_non_exhaustive()
     }
 }
 
 impl LogWriter {
     /// Opens the logs of a run, repairing first what an earlier process left open.
+    ///
+    /// # Errors
+    /// If the logs cannot be repaired ([`super::repair`]) or files cannot be made.
     pub fn open(run: &Path, ctx: LogContext, policy: LogPolicy) -> Result<Self, LogError> {
         paths::create_dirs(run)?;
         repair::repair_unlocked(run)?;
@@ -248,47 +255,53 @@ impl LogWriter {
     }
 
     /// Opens the logs of a run that continues from a checkpoint at `step`: repairs, and takes back the rows of later
-    /// steps from `metrics`, `masks` and `evals`, so that the sequence of steps has neither gap nor repeat.
+    /// steps from the tables that are truncated (`metrics`, `masks`, `evals`), so that the sequence of steps has
+    /// neither gap nor repeat.
     ///
-    /// `actors` and `events` keep theirs, since that work was done. If any table had rows of later steps, an event
-    /// [`super::EVENT_WENT_BACK`] marks them: a row of an earlier segment than the event's, and of a later step than the event's,
-    /// belongs to a history that was abandoned ([`super::Abandoned`]).
+    /// The others (`actors`, `events`) keep theirs, since that work was done. If any table had rows of later steps, an
+    /// event [`super::EVENT_WENT_BACK`] marks them: a row of an earlier segment than the event's, and of a later step
+    /// than the event's, belongs to a history that was abandoned ([`super::Abandoned`]).
+    ///
+    /// # Errors
+    /// As [`LogWriter::open`], or if a part cannot be read or replaced.
     pub fn resume(run: &Path, ctx: LogContext, policy: LogPolicy, step: i64) -> Result<(Self, ResumeReport), LogError> {
         paths::create_dirs(run)?;
         let repair = repair::repair_unlocked(run)?;
         let last_step = abandoned::last_step(run, step)?;
         let truncated = repair::truncate_sealed(run, step)?;
         let mut writer = Self::open_clean(run, &ctx, policy)?;
+        let place = Place { stamp: ctx.clock.stamp(), epoch: 0, step, level: None };
         if truncated.num_rows() > 0 {
             let row = EventRow {
-                stamp: ctx.clock.stamp(),
-                epoch: 0,
-                step,
-                level: None,
                 severity: Severity::Info,
                 kind: "log_truncate".into(),
                 stage: Some("log".into()),
                 message: format!("{} rows behind step {step} taken back", truncated.num_rows()),
                 fields: truncated.to_json().to_string(),
             };
-            writer.event(row)?;
+            writer.push(place, row)?;
         }
         if last_step > step {
-            writer.event(abandoned::went_back(ctx.clock.stamp(), ctx.segment, last_step, step))?;
+            writer.push(place, abandoned::went_back(ctx.segment, last_step, step))?;
         }
         Ok((writer, ResumeReport { repair, truncated }))
     }
 
     fn open_clean(run: &Path, ctx: &LogContext, policy: LogPolicy) -> Result<Self, LogError> {
-        let row_ctx = ctx.row_context();
-        let tables = Table::ALL.into_iter().map(|t| TableLog::open(run, t, &row_ctx)).collect::<Result<Vec<_>, _>>()?;
+        let meta = ctx.schema_meta();
+        let mut builders = TableBuilders::new(meta.num_patches());
+        let open = |table| TableLog::open(run, table, &meta, builders.of(table));
+        let tables = Table::ALL.into_iter().map(open).collect::<Result<Vec<_>, _>>()?;
         let now = Instant::now();
         let mut writer = Self {
             run: run.to_path_buf(),
-            ctx: row_ctx,
+            run_id: meta.run_id.as_str().into(),
+            segment: ctx.segment,
+            num_patches: meta.num_patches(),
             clock: ctx.clock,
             policy,
             tables,
+            builders,
             opened: now,
             last_flush: now,
         };
@@ -301,62 +314,36 @@ impl LogWriter {
         self.clock
     }
 
-    /// Takes a row of any table.
-    pub fn push(&mut self, row: LogRow) -> Result<(), LogError> {
-        match row {
-            LogRow::Metric(row) => self.metric(row),
-            LogRow::Mask(row) => self.mask(row),
-            LogRow::Actor(row) => self.actor(row),
-            LogRow::Event(row) => self.event(row),
-            LogRow::Eval(row) => self.eval(row),
+    /// Takes a row of any table, whose lists must have one value a patch. An event flushes all tables: at once if it is
+    /// an error, at most ten times a second if not.
+    ///
+    /// # Errors
+    /// [`LogError::WrongLength`], which leaves no trace of the row, or if rows cannot be written.
+    pub fn push(&mut self, place: Place, row: impl Into<LogRow>) -> Result<(), LogError> {
+        let row = row.into();
+        let (table, row) = (row.table(), row.any());
+        if let Some(WrongList { column, len }) = row.wrong_list(self.num_patches) {
+            return Err(LogError::WrongLength { table, column, expected: self.num_patches, got: len });
         }
-    }
-
-    /// Takes a row of `metrics`.
-    pub fn metric(&mut self, row: MetricRow) -> Result<(), LogError> {
-        self.take(&row)
-    }
-
-    /// Takes a row of `masks`; its lists must have one value a patch.
-    pub fn mask(&mut self, row: MaskRow) -> Result<(), LogError> {
-        self.take(&row)
-    }
-
-    /// Takes a row of `actors`.
-    pub fn actor(&mut self, row: ActorRow) -> Result<(), LogError> {
-        self.take(&row)
-    }
-
-    /// Takes a row of `events` and flushes all tables: at once for an error, at most ten times a second for others.
-    pub fn event(&mut self, row: EventRow) -> Result<(), LogError> {
-        self.take(&row)?;
-        if row.severity >= Severity::Error || self.last_flush.elapsed() >= EVENT_FLUSH_GAP {
-            self.flush()?;
-        }
-        Ok(())
-    }
-
-    /// Takes a row of `evals`.
-    pub fn eval(&mut self, row: EvalRow) -> Result<(), LogError> {
-        self.take(&row)
-    }
-
-    fn take<R: Row>(&mut self, row: &R) -> Result<(), LogError> {
-        row.check(&self.ctx)?;
-        let log = &mut self.tables[R::TABLE.index()];
-        let mut cells = Vec::with_capacity(24);
-        row.cells(&self.ctx, &mut cells);
-        log.builder.push(&cells);
+        row.push(&Common::new(&self.run_id, self.segment, &place), &mut self.builders);
+        let (log, builder) = (&mut self.tables[table.index()], self.builders.of(table));
         log.total_rows += 1;
         log.first_row.get_or_insert_with(Instant::now);
-        if log.builder.len() >= MAX_WAITING_ROWS {
-            log.flush(&self.run)?;
+        if builder.num_rows() >= MAX_WAITING_ROWS {
+            log.flush(&self.run, builder)?;
         }
-        Ok(())
+        match row.urgency() {
+            Urgency::Now => self.flush(),
+            Urgency::Soon if self.last_flush.elapsed() >= EVENT_FLUSH_GAP => self.flush(),
+            Urgency::Soon | Urgency::None => Ok(()),
+        }
     }
 
     /// Flushes the live streams if a second has passed, and seals the tables that are due. Call it often: it is cheap
     /// when nothing is to be done.
+    ///
+    /// # Errors
+    /// If rows cannot be written.
     pub fn tick(&mut self) -> Result<(), LogError> {
         if self.last_flush.elapsed() >= self.policy.flush_every {
             self.flush()?;
@@ -365,18 +352,25 @@ impl LogWriter {
     }
 
     /// Flushes the live streams now. A killed process loses nothing that was flushed.
+    ///
+    /// # Errors
+    /// If rows cannot be written, or a stream was deleted under the writer.
     pub fn flush(&mut self) -> Result<(), LogError> {
         self.last_flush = Instant::now();
         let run = self.run.clone();
-        self.each(|log| log.flush(&run))
+        self.each(|log, builder| log.flush(&run, builder))
     }
 
     /// Flushes, and brings the live streams to the disk: not even a power loss takes them then.
     ///
-    /// Call it before a checkpoint is published: a run resumed from that checkpoint then finds the rows of all its steps.
+    /// Call it before a checkpoint is published: a run resumed from that checkpoint then finds the rows of all its
+    /// steps.
+    ///
+    /// # Errors
+    /// As [`LogWriter::flush`], or if the disk does not confirm.
     pub fn sync(&mut self) -> Result<(), LogError> {
         self.flush()?;
-        self.each(|log| log.stream.as_ref().map_or(Ok(()), |s| Ok(s.sync()?)))?;
+        self.each(|log, _| log.stream.as_ref().map_or(Ok(()), |s| Ok(s.sync()?)))?;
         self.sync_names()
     }
 
@@ -390,13 +384,16 @@ impl LogWriter {
     }
 
     /// Seals the tables whose open rows are too many, too large or too old.
+    ///
+    /// # Errors
+    /// If a part cannot be written; its rows stay in the live stream.
     pub fn rotate(&mut self) -> Result<(), LogError> {
         let age_limit = (self.opened.elapsed() / 20).min(self.policy.seal_age_max).max(self.policy.seal_age);
         let (run, policy) = (self.run.clone(), self.policy.clone());
-        self.each(|log| {
-            if log.is_due(&policy, age_limit) {
-                log.seal(&run)?;
-                log.ensure_stream(&run).map(|_| ())
+        self.each(|log, builder| {
+            if log.is_due(builder, &policy, age_limit) {
+                log.seal(&run, builder)?;
+                log.ensure_stream(&run, builder).map(|_| ())
             } else {
                 Ok(())
             }
@@ -404,18 +401,24 @@ impl LogWriter {
     }
 
     /// Seals all tables now.
+    ///
+    /// # Errors
+    /// As [`LogWriter::rotate`].
     pub fn seal(&mut self) -> Result<(), LogError> {
         let run = self.run.clone();
-        self.each(|log| {
-            log.seal(&run)?;
-            log.ensure_stream(&run).map(|_| ())
+        self.each(|log, builder| {
+            log.seal(&run, builder)?;
+            log.ensure_stream(&run, builder).map(|_| ())
         })
     }
 
-    /// Seals everything and removes the live streams. On failure the streams that could not be sealed stay behind.
+    /// Seals everything and removes the live streams.
+    ///
+    /// # Errors
+    /// If a table cannot be sealed; its stream stays behind for a repair.
     pub fn close(mut self) -> Result<(), LogError> {
         let run = self.run.clone();
-        self.each(|log| log.close(&run))?;
+        self.each(|log, builder| log.close(&run, builder))?;
         Ok(atomic::fsync_dir(&paths::live_dir(&run))?)
     }
 
@@ -425,10 +428,13 @@ impl LogWriter {
     }
 
     /// Does the same to all tables, also when one fails, and returns the first failure.
-    fn each(&mut self, mut action: impl FnMut(&mut TableLog) -> Result<(), LogError>) -> Result<(), LogError> {
+    fn each(
+        &mut self,
+        mut action: impl FnMut(&mut TableLog, &mut dyn AnyBatchBuilder) -> Result<(), LogError>,
+    ) -> Result<(), LogError> {
         let mut first = Ok(());
         for log in &mut self.tables {
-            let result = action(log);
+            let result = action(log, self.builders.of(log.table));
             if first.is_ok() {
                 first = result;
             }

@@ -27,8 +27,8 @@ pub struct Figures {
     pub num_checkpoints: u64,
     /// Log rows written by this process.
     pub num_rows: u64,
-    /// By how many outer iterations the masks' policy is behind.
-    pub lag: u32,
+    /// Outer iterations by which the masks' policy was behind, as last measured.
+    pub policy_lag: Option<f64>,
     /// Resident and peak memory in bytes, where the system tells.
     pub memory: Option<(u64, u64)>,
 }
@@ -140,8 +140,8 @@ fn run(text: &mut Exposition, figures: &Figures) {
         (
             Gauge,
             "mlomae_policy_lag",
-            "Outer iterations by which the masks' policy is behind.",
-            Some(figures.lag.into()),
+            "Outer iterations by which the masks' policy was behind, as last measured.",
+            figures.policy_lag,
         ),
         (
             Counter,
@@ -230,7 +230,7 @@ mod tests {
             epoch: 2,
             num_checkpoints: 1,
             num_rows: 5,
-            lag: 1,
+            policy_lag: Some(1.0),
             memory: Some((4096, 8192)),
         }
     }

@@ -69,8 +69,7 @@ pub fn serve(
     probes: ProbeSlot,
 ) -> Result<MetricsServer, CliError> {
     let progress = figures(prepared, first_outer, latest.clone());
-    let lag = prepared.config.pipeline.lag;
-    let body = move || render(&gather(progress(), lag, &latest, &probes.get()));
+    let body = move || render(&gather(progress(), &latest, &probes.get()));
     let address = listener.local_addr();
     let server = address.and_then(|address| Ok((address, MetricsServer::start(listener, body)?)));
     let (address, server) =
@@ -79,7 +78,7 @@ pub fn serve(
     Ok(server)
 }
 
-fn gather(progress: ProgressFigures, lag: u32, latest: &Latest, probes: &[WorkerProbe]) -> Figures {
+fn gather(progress: ProgressFigures, latest: &Latest, probes: &[WorkerProbe]) -> Figures {
     let latest = latest.get();
     let mut queues: Vec<QueueSample> = Vec::new();
     for probe in probes {
@@ -105,7 +104,7 @@ fn gather(progress: ProgressFigures, lag: u32, latest: &Latest, probes: &[Worker
         epoch: latest.epoch,
         num_checkpoints: latest.num_checkpoints,
         num_rows: latest.num_rows,
-        lag,
+        policy_lag: latest.policy_lag,
         memory: process_memory(),
     }
 }

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use mlomae_dataflow::config::{Config, ConfigInputs};
 use mlomae_dataflow::flow::stage_name::StageName;
-use mlomae_storage::logs::{Abandoned, ActorRow, EventRow, Level, MetricRow, Severity, TableReader};
+use mlomae_dataflow::record::Metric;
+use mlomae_storage::logs::{Abandoned, ActorRow, EventRow, Level, Logged, MetricRow, Severity, TableReader};
 use mlomae_storage::run_dir::{RunDir, RunLock, RunRecord, RunStatus};
 
 use crate::process::error::CliError;
@@ -75,24 +76,24 @@ pub struct Track {
     /// When the worker started. A row is stamped when it is written, up to a second after its counters were read, so
     /// the least delayed one tells.
     begin_s: f64,
-    newest: Option<ActorRow>,
+    newest: Option<Logged<ActorRow>>,
 }
 
 impl Track {
     /// Adds the next sample.
-    pub fn push(&mut self, row: ActorRow) {
-        let mut totals = Totals::of(&row);
-        let begin_s = row.stamp.wall_s - totals.covered_s();
+    pub fn push(&mut self, sample: Logged<ActorRow>) {
+        let mut totals = Totals::of(&sample.row);
+        let begin_s = sample.place.stamp.wall_s - totals.covered_s();
         self.begin_s = if self.rows.is_empty() { begin_s } else { self.begin_s.min(begin_s) };
         totals.at_s = totals.covered_s();
         self.rows.push(totals);
-        self.newest = Some(row);
+        self.newest = Some(sample);
     }
 
     /// The newest row as it was logged.
     #[must_use]
-    pub const fn newest(&self) -> Option<&ActorRow> {
-        self.newest.as_ref()
+    pub fn newest(&self) -> Option<&ActorRow> {
+        self.newest.as_ref().map(|sample| &sample.row)
     }
 
     /// When the worker started, in the run's time.
@@ -157,7 +158,7 @@ pub struct History {
     /// The newest number of outer iterations by which the policy in use was behind.
     pub policy_lag: Option<f64>,
     /// Warnings and errors, oldest first.
-    pub warnings: Vec<EventRow>,
+    pub warnings: Vec<Logged<EventRow>>,
 }
 
 /// The values of a loss over the run.
@@ -255,20 +256,19 @@ impl History {
             return Ok(());
         }
         for sample in self.actors.poll()? {
-            if self.abandoned.has(sample.segment, sample.row.step) {
+            if self.abandoned.has(sample.segment, sample.place.step) {
                 continue;
             }
             // Stages of a later version of the program are not known here.
             if let Ok(stage) = sample.row.stage.parse() {
-                self.tracks.entry((sample.segment, (stage, sample.row.instance))).or_default().push(sample.row);
+                self.tracks.entry((sample.segment, (stage, sample.row.instance))).or_default().push(sample);
             }
         }
         for metric in self.metrics.poll()? {
-            self.add_metric(&metric.row);
+            self.add_metric(&metric);
         }
         // Warnings stay, whichever history they are of.
-        let events = events.into_iter().map(|event| event.row);
-        self.warnings.extend(events.filter(|event| event.severity >= Severity::Warn));
+        self.warnings.extend(events.into_iter().filter(|event| event.row.severity >= Severity::Warn));
         let damaged = [self.actors.take_damaged(), self.metrics.take_damaged(), self.events.take_damaged()];
         for part in damaged.iter().flatten() {
             tracing::warn!(kind = "log_damage", "{part}");
@@ -276,22 +276,17 @@ impl History {
         Ok(())
     }
 
-    fn add_metric(&mut self, row: &MetricRow) {
-        if row.level != Level::Eval {
-            self.step = self.step.max(row.step);
-        }
-        let place = match row.level {
-            Level::Pretrain => 0,
-            Level::Finetune => 1,
-            Level::Mask => 2,
-            Level::Eval => return,
-        };
-        match (&*row.name, row.level) {
-            ("loss", _) => self.losses[place].push(row.value),
-            ("images_per_second", Level::Pretrain) => self.images_per_s = Some(row.value),
-            ("policy_lag", Level::Pretrain) => self.policy_lag = Some(row.value),
+    fn add_metric(&mut self, Logged { place, row, .. }: &Logged<MetricRow>) {
+        let Some(level) = place.level.filter(|level| *level != Level::Eval) else { return };
+        self.step = self.step.max(place.step);
+        match Metric::of(level, &row.name) {
+            Some(Metric::PretrainLoss) => self.losses[0].push(row.value),
+            Some(Metric::FinetuneLoss) => self.losses[1].push(row.value),
+            Some(Metric::ValidationLoss) => self.losses[2].push(row.value),
+            Some(Metric::ImagesPerSecond) => self.images_per_s = Some(row.value),
+            Some(Metric::PolicyLag) => self.policy_lag = Some(row.value),
             // The policy itself writes it, at the end of its update.
-            ("hypergradient_norm", Level::Mask) => self.policy_step = self.policy_step.max(row.step),
+            Some(Metric::HypergradientNorm) => self.policy_step = self.policy_step.max(place.step),
             _ => {}
         }
     }
@@ -340,16 +335,13 @@ impl History {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use mlomae_storage::logs::Stamp;
+    use mlomae_storage::logs::{Place, Stamp};
 
     /// A sample `delay_s` after its counters were read by a worker that started at second 10.
-    pub(crate) fn sample(stage: StageName, covered: [f64; 3], items: i64, delay_s: f64) -> ActorRow {
+    pub(crate) fn sample(stage: StageName, covered: [f64; 3], items: i64, delay_s: f64) -> Logged<ActorRow> {
         let [busy_s, wait_in_s, wait_out_s] = covered;
-        ActorRow {
-            stamp: Stamp { ts_us: 1, wall_s: 10.0 + covered.iter().sum::<f64>() + delay_s },
-            epoch: 0,
-            step: 0,
-            level: None,
+        let stamp = Stamp { ts_us: 1, wall_s: 10.0 + covered.iter().sum::<f64>() + delay_s };
+        let row = ActorRow {
             stage: stage.as_str().into(),
             instance: 0,
             items,
@@ -363,7 +355,8 @@ pub(crate) mod tests {
             utilization: 0.5,
             restarts: 0,
             lag: 0,
-        }
+        };
+        Logged { segment: 0, place: Place { stamp, epoch: 0, step: 0, level: None }, row }
     }
 
     #[test]

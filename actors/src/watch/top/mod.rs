@@ -82,7 +82,7 @@ pub struct StageLine {
     pub wait_out: f64,
     /// Restarts after a panic.
     pub restarts: i32,
-    /// Outer iterations by which its policy is behind.
+    /// Of the scorer: outer iterations by which its policy was behind, as last measured.
     pub lag: i32,
 }
 
@@ -128,10 +128,10 @@ impl Frame {
         });
         let warnings = &history.warnings;
         let last = warnings[warnings.len().saturating_sub(NUM_WARNINGS)..].iter().map(|event| WarningLine {
-            wall_s: event.stamp.wall_s,
-            severity: event.severity.name().to_owned(),
-            kind: event.kind.to_string(),
-            message: event.message.clone(),
+            wall_s: event.place.stamp.wall_s,
+            severity: event.row.severity.name().to_owned(),
+            kind: event.row.kind.to_string(),
+            message: event.row.message.clone(),
         });
         Self {
             run: history.record.id.clone(),

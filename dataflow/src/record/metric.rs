@@ -1,0 +1,178 @@
+//! The numbers of the table `metrics`: their names, levels, splits and units, once for those who write and who read
+//! them.
+
+use std::borrow::Cow;
+
+use mlomae_storage::logs::{Level, Text};
+
+/// Declares [`Metric`] by the level, name, split and unit of each number.
+macro_rules! metrics {
+    ($($(#[doc = $about:literal])+ $Name:ident: $Level:ident, $name:literal, $split:literal, $unit:literal;)+) => {
+        /// A number of the table `metrics`.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum Metric {
+            $($(#[doc = $about])+ $Name,)+
+        }
+
+        impl Metric {
+            /// All of them.
+            pub const ALL: &'static [Self] = &[$(Self::$Name),+];
+
+            /// The level that it belongs to.
+            #[must_use]
+            pub const fn level(self) -> Level {
+                match self {
+                    $(Self::$Name => Level::$Level,)+
+                }
+            }
+
+            /// The name in the logs; names repeat from level to level.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$Name => $name,)+
+                }
+            }
+
+            /// The role that it is measured on.
+            #[must_use]
+            pub const fn split(self) -> &'static str {
+                match self {
+                    $(Self::$Name => $split,)+
+                }
+            }
+
+            /// The unit.
+            #[must_use]
+            pub const fn unit(self) -> &'static str {
+                match self {
+                    $(Self::$Name => $unit,)+
+                }
+            }
+
+            /// What it is.
+            #[must_use]
+            pub const fn about(self) -> &'static str {
+                match self {
+                    $(Self::$Name => concat!($($about),+).trim_ascii(),)+
+                }
+            }
+        }
+    };
+}
+
+metrics! {
+    /// Reconstruction loss L_m.
+    PretrainLoss: Pretrain, "loss", "pretrain", "1";
+    /// Learning rate of θ.
+    PretrainRate: Pretrain, "lr", "pretrain", "1";
+    /// Norm of the gradient of θ.
+    PretrainGradientNorm: Pretrain, "grad_norm", "pretrain", "1";
+    /// Mean binary entropy of the scores.
+    ScoreEntropy: Pretrain, "score_entropy", "pretrain", "nat";
+    /// Share of the scores outside 0.02..0.98.
+    ScoreSaturation: Pretrain, "score_saturation", "pretrain", "share";
+    /// Lowest share of the last thousand images in which a position was masked.
+    MaskCoverageMin: Pretrain, "mask_coverage_min", "pretrain", "share";
+    /// Highest share of the last thousand images in which a position was masked.
+    MaskCoverageMax: Pretrain, "mask_coverage_max", "pretrain", "share";
+    /// Share of the last thousand images in which the patch at that place was masked.
+    MaskCoverageAt: Pretrain, "mask_coverage.ROW.COLUMN", "pretrain", "share";
+    /// Share of an image's patches whose mask changed since its last visit.
+    MaskChange: Pretrain, "mask_change", "pretrain", "share";
+    /// Outer iterations by which the policy in use was behind.
+    PolicyLag: Pretrain, "policy_lag", "pretrain", "outer iterations";
+    /// Resident memory of the process.
+    MemoryResident: Pretrain, "memory_resident", "pretrain", "bytes";
+    /// Largest resident memory of the process so far.
+    MemoryPeak: Pretrain, "memory_peak", "pretrain", "bytes";
+    /// Level-1 images a second.
+    ImagesPerSecond: Pretrain, "images_per_second", "pretrain", "images/s";
+    /// Loss L_f of the head on the role train.
+    FinetuneLoss: Finetune, "loss", "train", "nat";
+    /// Accuracy of the head on the role train.
+    FinetuneAccuracy: Finetune, "accuracy", "train", "share";
+    /// Learning rate of the head c.
+    FinetuneRate: Finetune, "lr", "train", "1";
+    /// Norm of the gradient of c.
+    FinetuneGradientNorm: Finetune, "grad_norm", "train", "1";
+    /// Loss L_v of the finetuned head on the role validation.
+    ValidationLoss: Mask, "loss", "validation", "nat";
+    /// Accuracy of the finetuned head on the role validation.
+    ValidationAccuracy: Mask, "accuracy", "validation", "share";
+    /// Norm of v1, the hypergradient's path over the finetuned head as a direction in θ.
+    V1Norm: Mask, "v1_norm", "train", "1";
+    /// Norm of w, the hypergradient's straight path as a direction in θ.
+    WNorm: Mask, "w_norm", "validation", "1";
+    /// Learning rate of the masking network φ.
+    MaskRate: Mask, "lr", "validation", "1";
+    /// Norm of the hypergradient ∂φ.
+    HypergradientNorm: Mask, "hypergradient_norm", "validation", "1";
+    /// Norm of its term over the finetuned head; with `method.hypergradient = "published"` only.
+    HypergradientIndirectNorm: Mask, "hypergradient_indirect_norm", "validation", "1";
+    /// Norm of its straight term; with `method.hypergradient = "published"` only.
+    HypergradientDirectNorm: Mask, "hypergradient_direct_norm", "validation", "1";
+    /// Cosine to the hypergradient before.
+    HypergradientCosine: Mask, "hypergradient_cosine", "validation", "1";
+    /// Area under the ROC curve of the panel's scores as a detector of object patches, where these are known.
+    ObjectScoreAuc: Mask, "object_score_auc", "validation", "1";
+    /// Share of the panel's object patches that are masked, where these are known.
+    ObjectMaskShare: Mask, "object_mask_share", "validation", "share";
+    /// Share of the panel's other patches that are masked, where the objects are known.
+    BackgroundMaskShare: Mask, "background_mask_share", "validation", "share";
+}
+
+/// What the names of [`Metric::MaskCoverageAt`] begin with.
+const MASK_COVERAGE_AT: &str = "mask_coverage.";
+
+impl Metric {
+    /// The number that is called `name` at `level`.
+    #[must_use]
+    pub fn of(level: Level, name: &str) -> Option<Self> {
+        let name = if name.starts_with(MASK_COVERAGE_AT) { Self::MaskCoverageAt.name() } else { name };
+        Self::ALL.iter().copied().find(|metric| metric.level() == level && metric.name() == name)
+    }
+
+    /// The name of [`Metric::MaskCoverageAt`] at one place.
+    #[must_use]
+    pub fn mask_coverage_at(row: usize, column: usize) -> Text {
+        Cow::Owned(format!("{MASK_COVERAGE_AT}{row}.{column}"))
+    }
+}
+
+impl From<Metric> for Text {
+    fn from(metric: Metric) -> Self {
+        Cow::Borrowed(metric.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_is_found_by_its_level_and_name() {
+        for metric in Metric::ALL {
+            assert_eq!(Metric::of(metric.level(), metric.name()), Some(*metric), "two numbers have one name");
+            assert!(!metric.about().is_empty() && metric.about().ends_with('.'));
+        }
+        assert_eq!(Metric::of(Level::Pretrain, &Metric::mask_coverage_at(3, 11)), Some(Metric::MaskCoverageAt));
+        assert_eq!(Metric::of(Level::Eval, "loss"), None);
+        assert_eq!(Metric::of(Level::Mask, "score_entropy"), None);
+    }
+
+    #[test]
+    fn the_readme_names_numbers_that_exist() {
+        let readme = include_str!("../../../README.md");
+        let table =
+            readme.split("Metrics worth a look").nth(1).expect("the table").split("\n## ").next().expect("its end");
+        let mut num_names = 0;
+        for cell in table.lines().filter(|line| line.starts_with("| `")).filter_map(|line| line.split('|').nth(1)) {
+            for name in cell.split('`').skip(1).step_by(2) {
+                assert!(Metric::ALL.iter().any(|metric| metric.name() == name), "{name}");
+                num_names += 1;
+            }
+        }
+        assert!(num_names >= 9, "{num_names}");
+    }
+}

@@ -1,0 +1,13 @@
+//! What stages find out about their results: numbers for the logs, and results that are none.
+
+mod finite;
+mod internal;
+mod masks;
+mod objects;
+mod saturation;
+
+pub(crate) use finite::{check_loss, check_vector};
+pub(crate) use internal::internal;
+pub(crate) use masks::MaskStatistics;
+pub(crate) use objects::ObjectStatistics;
+pub(crate) use saturation::SaturationWatch;

@@ -1,0 +1,51 @@
+//! How far training was at which time.
+
+use std::collections::VecDeque;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::record::{Metric, MetricRow, Moment};
+
+/// Advances that are remembered: several times the second that a record may wait, of the fastest runs.
+const MAX_ADVANCES: usize = 16_384;
+
+/// When training reached a step.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Advance {
+    pub(super) at: SystemTime,
+    pub(super) step: i64,
+    pub(super) epoch: i32,
+    /// Outer iterations by which the policy in use was behind, as last measured.
+    pub(super) policy_lag: i32,
+}
+
+/// How far training was at which time: events and samples are written later than they are made.
+#[derive(Debug)]
+pub(super) struct Advances(VecDeque<Advance>);
+
+impl Advances {
+    pub(super) fn starting(step: i64, epoch: i32) -> Self {
+        Self(VecDeque::from([Advance { at: UNIX_EPOCH, step, epoch, policy_lag: 0 }]))
+    }
+
+    /// Takes note of a row of `metrics` that was made `at` a time.
+    pub(super) fn note(&mut self, at: SystemTime, moment: Moment, row: &MetricRow) {
+        let newest = self.newest(|_| true);
+        if moment.step > newest.step {
+            if self.0.len() == MAX_ADVANCES {
+                self.0.pop_front();
+            }
+            self.0.push_back(Advance { at, step: moment.step, epoch: moment.epoch, ..newest });
+        }
+        if Metric::of(moment.level, &row.name) == Some(Metric::PolicyLag)
+            && let Some(newest) = self.0.back_mut()
+        {
+            newest.policy_lag = row.value as i32;
+        }
+    }
+
+    /// The newest advance that `is_past`, else the oldest that is remembered.
+    pub(super) fn newest(&self, is_past: impl Fn(&Advance) -> bool) -> Advance {
+        let found = self.0.iter().rev().find(|advance| is_past(advance)).or_else(|| self.0.front());
+        found.copied().unwrap_or(Advance { at: UNIX_EPOCH, step: 0, epoch: 0, policy_lag: 0 })
+    }
+}
