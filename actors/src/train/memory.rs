@@ -3,7 +3,7 @@
 use mlomae_dataflow::config::MemoryCheck;
 use mlomae_dataflow::flow::stage_name::StageName;
 use mlomae_dataflow::flow::topology::EdgeBound;
-use mlomae_dataflow::input::plan::Role;
+use mlomae_dataflow::record::statistics::MAX_REMEMBERED;
 use mlomae_dataflow::run::pipeline::topology;
 use mlomae_model::Level;
 use mlomae_model::ModelConfig;
@@ -265,10 +265,10 @@ fn queue_bytes(prepared: &Prepared) -> Result<u64, CliError> {
     Ok(topology.bounds().iter().map(edge).fold(0, u64::saturating_add))
 }
 
-/// The last mask of every sample that pretrains, by which changes are told.
+/// The last masks that are remembered, by which changes are told.
 fn mask_bytes(prepared: &Prepared) -> u64 {
-    let num_samples = prepared.data.roles.indices(Role::Pretrain).len() as u64;
-    num_samples.saturating_mul(prepared.method.model.config.num_patches() as u64 + MASK_BYTES)
+    times(&[MAX_REMEMBERED, prepared.method.model.config.num_patches().div_ceil(8)])
+        + MAX_REMEMBERED as u64 * MASK_BYTES
 }
 
 /// Features of the train and the test images, twice while they are compared, and a batch on its way.

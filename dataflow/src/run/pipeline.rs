@@ -112,7 +112,7 @@ impl Setup {
             mask: size(StageName::Policy, pretrain_batch),
         };
         let Lanes { score, pretrain, finetune, mask } = method.device.lanes(&spec)?;
-        let TrainState { theta, head, policies, optimizers, previous_hypergradient, .. } = state;
+        let TrainState { theta, head, policies, optimizers, previous_hypergradient, masks, .. } = state;
         let (theta, head) = (pretrain.upload(&theta)?, finetune.upload(&head)?);
         let upload = |lane: &dyn Lane, adamw: AdamW| {
             let (m, v) = (lane.upload(&adamw.m)?, lane.upload(&adamw.v)?);
@@ -129,7 +129,7 @@ impl Setup {
         let stages = Stages {
             load,
             score: ScoreStage::new(method.clone(), score),
-            encoder: EncoderStage::new(method.clone(), pretrain, theta, adamw, panel),
+            encoder: EncoderStage::new(method.clone(), pretrain, theta, adamw, masks, panel),
             evaluator: EvaluatorStage::new(method.clone(), finetune, head, adamw_f),
             policy: PolicyStage::new(method.clone(), mask, policies, adamw_m, previous_hypergradient),
         };

@@ -49,12 +49,8 @@ impl RecordSink for KeepsAll {
             }
         }
         match record.body {
-            // Times and memory are the machine's; coverage and change of masks count from the begin of a process.
-            RecordBody::Row(When::At(moment), LogRow::Metrics(row))
-                if !matches!(&*row.unit, "images/s" | "bytes")
-                    && !row.name.starts_with("mask_coverage")
-                    && row.name != "mask_change" =>
-            {
+            // Times and memory are the machine's.
+            RecordBody::Row(When::At(moment), LogRow::Metrics(row)) if !matches!(&*row.unit, "images/s" | "bytes") => {
                 kept.metrics.push((moment.level.name(), row.name.into_owned(), moment.step, row.value.to_bits()));
             }
             RecordBody::Row(_, LogRow::Events(event)) => kept.events.push(event.kind.into_owned()),

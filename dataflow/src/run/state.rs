@@ -7,6 +7,7 @@ use mlomae_model::levels::optimizer::AdamW;
 use mlomae_model::{Level, PerLevel, Vector};
 
 use crate::method::Method;
+use crate::record::statistics::MaskHistory;
 use crate::record::{CheckpointFile, PartOf, optimizer_prefix};
 use crate::stages::policy::{PolicyVersion, lag_prefix};
 use crate::stages::score::Shift;
@@ -26,6 +27,8 @@ pub struct TrainState {
     pub optimizers: PerLevel<AdamW>,
     /// The hypergradient of the iteration before.
     pub previous_hypergradient: Option<Vector>,
+    /// What is known of the masks so far.
+    pub masks: MaskHistory,
 }
 
 /// Why a checkpoint does not fit the configured run.
@@ -52,6 +55,9 @@ pub enum StateError {
     /// A number of `state.json` is not there.
     #[error("checkpoint's state lacks the number {0}")]
     State(String),
+    /// What `state.json` says of masks cannot be.
+    #[error("checkpoint's state: encoder.masks cannot be read: {0}")]
+    Masks(String),
     /// A number of `state.json` cannot be.
     #[error("checkpoint's state: {key} must be {allowed}, got {found}")]
     Number {
@@ -141,6 +147,7 @@ impl TrainState {
             policies: VecDeque::from([PolicyVersion { phi: init(Level::Mask), shift: None }]),
             optimizers: PerLevel::from_fn(|level| AdamW::new(method.adamw[level], model.layout(level))),
             previous_hypergradient: None,
+            masks: MaskHistory::default(),
         }
     }
 
@@ -180,6 +187,11 @@ impl TrainState {
             let step = whole_number(state, &[PartOf::of(level).as_str(), "adamw_step"], max)?;
             Ok(AdamW::restored(method.adamw[level], layout, step, moment("m")?, moment("v")?))
         };
+        // Checkpoints of versions before have none: what is known of masks begins anew.
+        let masks = match state.get(PartOf::Encoder.as_str()).and_then(|encoder| encoder.get("masks")) {
+            Some(masks) => MaskHistory::from_json(masks, model.config.num_patches()).map_err(StateError::Masks)?,
+            None => MaskHistory::default(),
+        };
         let mut policies = VecDeque::new();
         // As many versions as this run's lag can ask for; before outer iteration 0 there is nothing older than the first.
         let num_versions = outer.min(method.lag) + 1;
@@ -199,6 +211,7 @@ impl TrainState {
             head: read_flat(source, CheckpointFile::Head, "", model.layout(Level::Finetune))?,
             policies,
             optimizers: PerLevel::try_from_fn(optimizer)?,
+            masks,
             previous_hypergradient: read_flat_if_any(
                 source,
                 CheckpointFile::Optimizer,

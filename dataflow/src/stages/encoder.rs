@@ -1,6 +1,5 @@
 //! The encoder stage: level 1, and the snapshots that levels 2 and 3 work on.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -17,9 +16,7 @@ use crate::flow::stop::StopLevel;
 use crate::method::Method;
 use crate::method::batch::{Panel, ScoredBatch, Snapshot};
 use crate::record::memory::process_memory;
-use crate::record::statistics::{
-    MaskStatistics, ObjectStatistics, SaturationWatch, check_loss, check_vector, internal,
-};
+use crate::record::statistics::{MaskHistory, MaskStatistics, ObjectStatistics, check_loss, check_vector, internal};
 use crate::record::{CheckpointFile, CheckpointPart, FlatTensors, Level, MaskRow, Metric, PartOf, Recorder};
 use crate::stages::score::{Shift, shift_before, slot_interrupt};
 
@@ -49,28 +46,22 @@ pub struct EncoderStage {
     optimizer: AdamW,
     last: Option<Arc<ScoredBatch>>,
     panel: Panel,
-    statistics: MaskStatistics,
-    saturation: SaturationWatch,
-    previous_masks: HashMap<i64, Vec<bool>>,
+    history: MaskHistory,
     last_step_at: Option<Instant>,
 }
 
 impl EncoderStage {
-    /// An encoder at `theta` with its optimizer's state; the masks of `panel` are logged.
+    /// An encoder at `theta` with its optimizer's state and what is known of its masks; the masks of `panel` are logged.
     #[must_use]
-    pub fn new(method: Method, lane: Box<dyn Lane>, theta: Vector, optimizer: AdamW, panel: Panel) -> Self {
-        Self {
-            method,
-            lane,
-            theta,
-            optimizer,
-            last: None,
-            panel,
-            statistics: MaskStatistics::default(),
-            saturation: SaturationWatch::default(),
-            previous_masks: HashMap::new(),
-            last_step_at: None,
-        }
+    pub fn new(
+        method: Method,
+        lane: Box<dyn Lane>,
+        theta: Vector,
+        optimizer: AdamW,
+        history: MaskHistory,
+        panel: Panel,
+    ) -> Self {
+        Self { method, lane, theta, optimizer, last: None, panel, history, last_step_at: None }
     }
 
     /// The newest θ.
@@ -114,7 +105,7 @@ impl EncoderStage {
             step: outer * self.method.unroll,
             part: PartOf::Encoder,
             tensors,
-            state: serde_json::json!({ "adamw_step": self.optimizer.step }),
+            state: serde_json::json!({ "adamw_step": self.optimizer.step, "masks": self.history.to_json() }),
         });
     }
 
@@ -127,24 +118,10 @@ impl EncoderStage {
         recorder: &mut Recorder,
     ) -> Result<(), ModelError> {
         let seconds = self.last_step_at.replace(Instant::now()).map(|at| at.elapsed().as_secs_f64());
-        let order = &batch.scored.order;
-        let masks = (0..order.batch()).map(|image| {
-            (image * order.num_patches..(image + 1) * order.num_patches)
-                .map(|i| order.is_masked(i))
-                .collect::<Vec<bool>>()
-        });
-        let (mut num_changed, mut num_seen) = (0, 0);
-        for (id, mask) in batch.batch.ids.iter().zip(masks) {
-            self.statistics.add_mask(&mask);
-            if let Some(previous) = self.previous_masks.get(id) {
-                num_changed += previous.iter().zip(&mask).filter(|(a, b)| a != b).count();
-                num_seen += mask.len();
-            }
-            self.previous_masks.insert(*id, mask);
-        }
+        let change = self.history.add(&batch.batch.ids, &batch.scored.order);
         let scores = batch.scored.weights().map(MaskStatistics::of_scores);
         if let Some((_, saturation)) = scores
-            && self.saturation.has_become_saturated(saturation)
+            && self.history.saturation.has_become_saturated(saturation)
         {
             tracing::warn!(
                 kind = "scores_saturated",
@@ -168,11 +145,11 @@ impl EncoderStage {
             metric("score_entropy", entropy, "nat");
             metric("score_saturation", saturation, "share");
         }
-        let (lowest, highest) = self.statistics.coverage();
+        let (lowest, highest) = self.history.statistics.coverage();
         metric("mask_coverage_min", lowest, "share");
         metric("mask_coverage_max", highest, "share");
-        if num_seen > 0 {
-            metric("mask_change", num_changed as f64 / num_seen as f64, "share");
+        if let Some(share) = change.share() {
+            metric("mask_change", share, "share");
         }
         metric(
             "policy_lag",
@@ -209,7 +186,7 @@ impl EncoderStage {
         let losses = lane.patch_losses(&self.theta, &images, &scored)?.to_host()?;
         let (num_patches, grid) = (model.config.num_patches(), model.config.grid() as i16);
         let side = model.config.grid();
-        for (position, share) in self.statistics.coverage_by_position().iter().enumerate() {
+        for (position, share) in self.history.statistics.coverage_by_position().iter().enumerate() {
             let name = Metric::mask_coverage_at(position / side, position % side);
             recorder.metric(self.method.moment(step + 1, Level::Pretrain), name, *share, "pretrain", "share");
         }

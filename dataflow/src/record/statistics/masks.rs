@@ -1,7 +1,7 @@
 //! Numbers about masks and scores.
 
-/// How often each position has been masked of late.
-#[derive(Debug, Default)]
+/// How often each position was masked: a running mean over about 1,000 images.
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct MaskStatistics {
     coverage: Vec<f64>,
 }
@@ -10,6 +10,11 @@ pub(crate) struct MaskStatistics {
 const COVERAGE_WEIGHT: f64 = 1e-3;
 
 impl MaskStatistics {
+    /// With the running shares of a checkpoint.
+    pub(crate) const fn restored(coverage: Vec<f64>) -> Self {
+        Self { coverage }
+    }
+
     pub(crate) fn add_mask(&mut self, mask: &[bool]) {
         if self.coverage.is_empty() {
             self.coverage = vec![mask.iter().filter(|m| **m).count() as f64 / mask.len() as f64; mask.len()];

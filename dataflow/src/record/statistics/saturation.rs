@@ -6,12 +6,22 @@ const SATURATED: f64 = 0.9;
 const SATURATED_STEPS: u32 = 20;
 
 /// Watches for scores that have saturated: their gradient is next to nothing, and the same patches stay masked.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct SaturationWatch {
     num_steps: u32,
 }
 
 impl SaturationWatch {
+    /// After `num_steps` saturated steps in a row.
+    pub(crate) const fn restored(num_steps: u32) -> Self {
+        Self { num_steps }
+    }
+
+    /// Saturated steps in a row.
+    pub(crate) const fn num_steps(&self) -> u32 {
+        self.num_steps
+    }
+
     /// Takes the saturation of one more step; true once, when it has been above [`SATURATED`] for [`SATURATED_STEPS`]
     /// steps in a row.
     pub(crate) fn has_become_saturated(&mut self, saturation: f64) -> bool {
