@@ -1,6 +1,6 @@
 //! Numbers about masks and scores.
 
-/// How often each position has been masked of late.
+/// How often each position has been masked recently.
 #[derive(Debug, Default)]
 pub(crate) struct MaskStatistics {
     coverage: Vec<f64>,
