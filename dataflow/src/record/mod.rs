@@ -27,15 +27,15 @@ pub struct Moment {
     pub level: Level,
 }
 
-/// What is known of a row's place in training when it is made. What is missing follows from how far training was at
-/// its time, which the sink knows.
+/// What is known of a row's place in training when it is made. The sink derives the rest from the progress at that
+/// time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum When {
     /// All of it.
     At(Moment),
-    /// The level-1 steps that had been done at what the row tells of.
+    /// The level-1 steps done at the reported event.
     Step(i64),
-    /// Only the time at which it was made.
+    /// Only the time.
     Made,
 }
 
@@ -70,7 +70,7 @@ impl Record {
         Self::now(RecordBody::Row(when, row.into()))
     }
 
-    /// An event made now, of this time.
+    /// An event that happened now.
     #[must_use]
     pub fn event(event: EventRow) -> Self {
         Self::row(When::Made, event)

@@ -1,4 +1,4 @@
-//! The log stage: writes records, and a checkpoint when all of its parts are in.
+//! The log stage: writes records, and a checkpoint when all of its parts have arrived.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,7 +14,7 @@ use crate::flow::stage_name::StageName;
 use crate::flow::stop::StopLevel;
 use crate::record::{CheckpointPart, EventRow, PartOf, Record, RecordBody, Severity, When};
 
-/// How long the stage waits for a record before it looks after its live streams.
+/// How long the stage waits for a record before it flushes its live streams.
 const IDLE: Duration = Duration::from_millis(200);
 /// How often the live streams are flushed.
 const TICK: Duration = Duration::from_secs(1);
@@ -110,7 +110,7 @@ impl<K: RecordSink> LogStage<K> {
     /// [`StageError::Io`].
     pub fn close(&mut self) -> Result<(), StageError> {
         let mut pending = std::mem::take(&mut self.pending);
-        // A complete one is here only after the error or panic that kept it from being written.
+        // A complete one is here only if an error or panic prevented its write.
         pending.retain(|_, parts| parts.len() < PartOf::ALL.len());
         for (outer, parts) in pending {
             let missing: Vec<&str> =
@@ -128,7 +128,7 @@ impl<K: RecordSink> LogStage<K> {
 
     fn add_part(&mut self, part: Arc<CheckpointPart>) -> Result<(), StageError> {
         let (outer, step) = (part.outer, part.step);
-        // A stage's last words may repeat the checkpoint that fell on its last unit.
+        // The final checkpoint parts of a stage may repeat the checkpoint after its last unit.
         if self.newest.is_some_and(|newest| outer <= newest) {
             return Ok(());
         }
@@ -137,7 +137,7 @@ impl<K: RecordSink> LogStage<K> {
         if parts.len() < PartOf::ALL.len() {
             return Ok(());
         }
-        // They stay until the checkpoint is written: after a panic it is tried again.
+        // They are kept until the checkpoint is written, since it is retried after a panic.
         let parts = parts.clone();
         let begin = Instant::now();
         let checkpoint = AssembledCheckpoint { outer, step, parts: parts.into_values().collect() };
@@ -162,10 +162,10 @@ impl<K: RecordSink> LogStage<K> {
     }
 }
 
-/// What a panic may take: the record that is being written.
+/// The record that is being written, which a panic may lose.
 #[derive(Debug)]
 enum InHand {
-    /// A part of a checkpoint. Handling it twice does no harm, so it is tried again.
+    /// A part of a checkpoint. Handling it twice is harmless, so it is retried.
     Part(SystemTime, Arc<CheckpointPart>),
     /// A row, by its table. It may have been written already, so it is not written again.
     Row(Table),
@@ -209,7 +209,7 @@ impl<K: RecordSink> LogRunner<K> {
             Ok(Ok(())) if self.context.stop.level() == StopLevel::None => Exit::Finished,
             Ok(Ok(())) => Exit::Stopped,
             Ok(Err(error)) => {
-                // What was written before is worth sealing; the first error is the one to report.
+                // The rows written before are still sealed; the first error is reported.
                 if let Err(second) = self.stage.close() {
                     tracing::debug!(%second, "logs could not be sealed after an error");
                 }

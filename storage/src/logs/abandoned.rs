@@ -1,8 +1,8 @@
 //! Rows of a history that was abandoned: a run went on from a checkpoint that was not its last step.
 //!
-//! `metrics`, `masks` and `evals` hold only the history that counts, since rows behind the checkpoint are taken back.
-//! `actors` and `events` say what was done, so theirs stay, and an event [`EVENT_WENT_BACK`] marks them: a row of an
-//! earlier segment than the event's, and of a later step than the event's, belongs to a history that was abandoned.
+//! `metrics`, `masks` and `evals` hold only the history that counts, since rows after the checkpoint are removed.
+//! `actors` and `events` record the work that was done, so theirs stay, and an event [`EVENT_WENT_BACK`] marks them: a
+//! row of an earlier segment than the event's, and of a later step, belongs to a history that was abandoned.
 
 use std::path::Path;
 
@@ -23,12 +23,12 @@ pub const EVENT_WENT_BACK: &str = "went_back";
 /// Which rows belong to a history that was abandoned, by the events of a run that went back.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Abandoned {
-    /// Segment and step of each going back.
+    /// Segment and step of each event.
     marks: Vec<(i32, i64)>,
 }
 
 impl Abandoned {
-    /// Takes note of an event; true if the run went back with it.
+    /// Records an event; true if it marks that the run went back.
     pub fn note(&mut self, event: &Logged<EventRow>) -> bool {
         let went_back = event.row.kind == EVENT_WENT_BACK;
         if went_back {
@@ -58,10 +58,10 @@ pub(super) fn went_back(segment: i32, from_step: i64, to_step: i64) -> EventRow 
     }
 }
 
-/// The greatest step of all rows that count, if it is greater than `step`, else anything up to it. All logs must be
+/// The last step of all rows that count, if it is after `step`; otherwise any number up to `step`. All logs must be
 /// sealed.
 pub(super) fn last_step(run: &Path, step: i64) -> Result<i64, LogError> {
-    // The statistics of the files tell that there is nothing to be found, or where.
+    // The statistics in the files show whether there is anything to find.
     let sums = Sums::read(run)?;
     let greatest = |table: Table| -> Result<i64, LogError> {
         let mut greatest = 0;
@@ -71,7 +71,7 @@ pub(super) fn last_step(run: &Path, step: i64) -> Result<i64, LogError> {
         }
         Ok(greatest)
     };
-    // Nothing abandoned is left in these.
+    // These hold no abandoned rows.
     let mut last = greatest(Table::Metrics)?.max(greatest(Table::Masks)?);
     let of_all = greatest(Table::Actors)?.max(greatest(Table::Events)?);
     if of_all <= step.max(last) {
@@ -81,7 +81,7 @@ pub(super) fn last_step(run: &Path, step: i64) -> Result<i64, LogError> {
         let actors = TableReader::<ActorRow>::new(run).poll()?;
         Ok((events, actors))
     });
-    // Rows that memory cannot hold are no reason not to go on: one mark too many marks nothing that counts.
+    // Too many rows for memory must not stop a resume: an unnecessary mark excludes no row that counts.
     let Ok((events, actors)) = rows else {
         return Ok(of_all);
     };

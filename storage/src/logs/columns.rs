@@ -18,7 +18,7 @@ use arrow::error::ArrowError;
 
 use super::words::{Level, Severity, Text, Word};
 
-/// A type whose values fill a column. A missing value is a null, of an `Option` alone.
+/// A type whose values fill a column. Only an `Option` may be null.
 pub trait Value: Sized {
     /// Collects the values.
     type Builder: ColumnBuilder + 'static;
@@ -34,26 +34,25 @@ pub trait Value: Sized {
     /// Adds a value, or a null.
     fn push(value: Option<&Self>, builder: &mut Self::Builder);
 
-    /// The value at `row`; none if there is none, or none that is understood.
+    /// The value at `row`; none if it is null or not one of this type.
     fn read(column: &dyn Array, row: usize) -> Option<Self>;
 
-    /// The value of a column that is not there, since its table was written by an earlier minor version.
+    /// The value for a column that is missing because an earlier minor version wrote the file; none if it is required.
     fn absent() -> Option<Self> {
         None
     }
 
-    /// Bytes that the value holds beside itself.
+    /// Heap memory of the value in bytes.
     fn heap_bytes(&self) -> usize {
         0
     }
 
-    /// Bytes that any value holds beside itself whose size the patches tell; texts, whose size nothing tells, count as
-    /// none.
+    /// Upper bound of the heap memory of lists, which have one value a patch; 0 for text, which has no bound.
     fn list_bytes(_num_patches: usize) -> usize {
         0
     }
 
-    /// Values in the list, if it is one.
+    /// Length of the list, if it is one.
     fn list_len(&self) -> Option<usize> {
         None
     }
@@ -64,7 +63,7 @@ pub trait ColumnBuilder: Debug + Send {
     /// The `num_rows` values so far as an array.
     ///
     /// # Errors
-    /// [`ArrowError`] if they do not make one.
+    /// [`ArrowError`] if Arrow refuses them.
     fn finish(&mut self, num_rows: usize) -> Result<ArrayRef, ArrowError>;
 
     /// Forgets a vocabulary that has grown beyond `limit` values, between two streams.

@@ -8,7 +8,7 @@ use super::words::Level;
 use crate::clock::Stamp;
 
 columns! {
-    /// What stands before each row.
+    /// The first columns of each row.
     pub(super) struct Common {
         /// The run's id.
         run_id: Arc<str>,

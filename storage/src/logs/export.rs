@@ -68,7 +68,7 @@ pub struct Exported {
     pub damaged: Vec<DamagedPart>,
 }
 
-/// Writes all rows of `table`, sealed and open, to `out`: see [`OutFile`]. Damaged parts are passed over.
+/// Writes all rows of `table`, sealed and open, to `out`: see [`OutFile`]. Damaged parts are skipped.
 ///
 /// Works on a finished, a killed and a running run, and changes nothing in it.
 ///
@@ -95,12 +95,13 @@ pub fn export(run: &Path, table: Table, format: ExportFormat, out: &Path) -> Res
     Ok(Exported { table, path: out.to_path_buf(), num_rows, damaged })
 }
 
-/// Exports every table as `<out>/<table>.<extension>`, but those that a run of an earlier version has not.
+/// Exports every table as `<out>/<table>.<extension>`, except tables that the run lacks because an earlier version of
+/// the program wrote it.
 ///
 /// # Errors
 /// As [`export`].
 pub fn export_all(run: &Path, format: ExportFormat, out: &Path) -> Result<Vec<Exported>, LogError> {
-    // Nothing is made for a run that is not there.
+    // No folder is created if there is no run.
     Snapshot::take(run, Table::Metrics, 0)?;
     create_dir_all(out)?;
     let path = |table| out.join(format!("{table}.{}", format.extension()));
@@ -184,7 +185,7 @@ fn write_ipc(
     }
     let mut writer = FileWriter::try_new(file, schema).map_err(wrap)?;
     let mut rows = 0;
-    // The first pass has named what is damaged.
+    // The first pass has reported the damaged parts.
     for batch in batches(snapshot, schema, &mut Vec::new()) {
         let batch = batch?;
         rows += batch.num_rows() as u64;

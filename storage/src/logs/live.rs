@@ -3,8 +3,8 @@
 //! Dictionaries that grow are sent again whole, with the old values in their old places; never as a delta, which polars
 //! refuses. pyarrow and polars read such streams, with and without an end mark.
 //!
-//! Each frame's metadata is longer than its flatbuffer by the [`TRAILER`], which other readers pass over: after a power
-//! loss pages of a frame may read as zeros, and no other part of the format tells.
+//! Each frame's metadata is longer than its flatbuffer by the [`TRAILER`], which other readers ignore: after a power
+//! loss pages of a frame may read as zeros, which nothing else in the format would reveal.
 
 use std::fs::File;
 use std::io;
@@ -29,7 +29,7 @@ pub(crate) struct LiveStream {
     file: File,
     /// Bytes known to be whole in the file.
     good_bytes: u64,
-    /// The file may hold a part of a frame behind `good_bytes`.
+    /// The file may hold a part of a frame after `good_bytes`.
     torn: bool,
     /// Encodes into memory; what it holds is not yet in the file.
     encoder: StreamWriter<Vec<u8>>,
@@ -62,7 +62,7 @@ impl LiveStream {
         self.good_bytes + self.encoder.get_ref().len() as u64
     }
 
-    /// Adds a batch to what waits for [`LiveStream::drain`].
+    /// Encodes a batch into the buffer that [`LiveStream::drain`] writes.
     pub(crate) fn encode(&mut self, batch: &RecordBatch) -> Result<(), LogError> {
         let waiting = std::mem::take(self.encoder.get_mut());
         let encoded = self.encoder.write(batch).map_err(|source| LogError::Arrow { table: self.table, source });
@@ -73,7 +73,7 @@ impl LiveStream {
         Ok(())
     }
 
-    /// Writes what waits. After a failure the file ends with its last whole frame, and the next call tries again.
+    /// Writes the buffer. After a failure the file ends with its last whole frame, and the next call tries again.
     pub(crate) fn drain(&mut self) -> Result<(), FileError> {
         if self.encoder.get_ref().is_empty() {
             return Ok(());
@@ -102,7 +102,7 @@ impl LiveStream {
         Ok(())
     }
 
-    /// Brings the file's contents to the disk.
+    /// Flushes the file's contents to the disk (fsync).
     pub(crate) fn sync(&self) -> Result<(), FileError> {
         atomic::sync(&self.file, &self.path)
     }

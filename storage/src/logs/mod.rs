@@ -5,8 +5,8 @@
 //! logs/<table>/part-000002.parquet     sealed parts: always whole, so that a query over *.parquet never fails
 //! logs/sums.jsonl                      rows, bytes and CRC-32 of the sealed parts
 //! ```
-//! Stream n is sealed as part n. While both exist the part counts, so no row is ever seen twice. A part that is damaged
-//! is named by readers, who go on with the others; a repair sets it aside as `part-….parquet.damaged`.
+//! Stream n is sealed as part n. While both exist the part counts, so no row is ever seen twice. Readers
+//! report a damaged part and skip it; a repair renames it to `part-….parquet.damaged`.
 //!
 //! Each table is declared in one file of `tables/`, from which follow its row, its schema, its writer and its reader:
 //!

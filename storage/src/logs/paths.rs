@@ -36,13 +36,12 @@ pub(crate) fn part_name(number: u64) -> String {
     format!("part-{number:06}.parquet")
 }
 
-/// What a part that is damaged is renamed to: no longer by the ending of a Parquet file, so that queries pass over it.
+/// The new name of a damaged part, without the ending of a Parquet file, so that queries skip it.
 pub(crate) fn damaged_path(run: &Path, table: Table, number: u64) -> PathBuf {
     table_dir(run, table).join(format!("{}.damaged", part_name(number)))
 }
 
-/// Makes all folders of the logs, and brings their entries to the disk. `logs` may be a link to a folder, those in it
-/// not.
+/// Creates all folders of the logs durably. `logs` may be a symbolic link to a folder, its subfolders may not.
 pub(crate) fn create_dirs(run: &Path) -> Result<(), FileError> {
     create_dir_all(&logs_dir(run))?;
     create_plain_dir(&live_dir(run))?;

@@ -1,8 +1,9 @@
-//! Power losses: what a real sequence of operations may have left on the disk at any moment, within what fsync promises.
+//! Power losses: what a real sequence of operations may have left on the disk at any moment, within what fsync
+//! promises.
 //!
 //! The model is weaker than common file systems: of a file, only what was there at its last fsync is certain; what came
-//! later may be there, in part, or as zeros. Of a folder, the entries at its last fsync are certain; later changes arrive
-//! in their order, but up to any point, and independently of files and of other folders.
+//! later may be there, in part, or as zeros. Of a folder, the entries at its last fsync are certain; later changes
+//! arrive in their order, but up to any point, and independently of files and of other folders.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -23,7 +23,7 @@ pub struct Logged<R> {
     pub row: R,
 }
 
-/// Reads a table from its first row on, and then what comes.
+/// Reads a table from its first row on, then the rows that are added.
 #[derive(Debug)]
 pub struct TableReader<R> {
     follow: Follow,
@@ -37,7 +37,7 @@ impl<R: Row> TableReader<R> {
         Self { follow: Follow::from_start(run, R::TABLE), row: PhantomData }
     }
 
-    /// The damaged parts that were met since the last call: their rows are passed over.
+    /// The damaged parts found since the last call; their rows are skipped.
     pub fn take_damaged(&mut self) -> Vec<DamagedPart> {
         self.follow.take_damaged()
     }
@@ -54,7 +54,7 @@ impl<R: Row> TableReader<R> {
         self.follow.poll_rows(|batch, row| {
             num_bytes = num_bytes.saturating_add(size_of::<Logged<R>>() as u64 + row_text_bytes(batch, row));
             if num_bytes > bound {
-                // The rest is only counted.
+                // Further rows are counted, not kept.
                 rows = Vec::new();
                 return;
             }

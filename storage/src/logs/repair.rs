@@ -1,6 +1,6 @@
 //! Making a run's logs whole again after its process died.
 //!
-//! Each step can be cut off and repeated: (1) every part that is damaged is set aside under another name; (2) every
+//! Each step can be interrupted and repeated: (1) every damaged part is renamed; (2) every
 //! stream that is not sealed yet is sealed under its own number; (3) one events part reports all of them, and names
 //! them in its key-values; (4) parts that are lost are listed as gone, and the streams are removed. Whatever the moment
 //! of a crash, the next repair finds which of these are done, and no row or report comes twice.
@@ -39,7 +39,7 @@ pub struct RepairedStream {
     pub number: u64,
     /// Rows recovered from it.
     pub num_rows: u64,
-    /// Bytes behind its last whole batch.
+    /// Bytes after its last whole batch.
     pub lost_bytes: u64,
     /// It had been sealed before its process died, so that it was only removed.
     pub was_sealed: bool,
@@ -75,7 +75,7 @@ impl RepairReport {
     }
 }
 
-/// Rows taken back on resume, by table.
+/// Rows removed on resume, by table.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct TruncateReport {
     /// Tables with the rows removed from each.
@@ -140,7 +140,7 @@ impl Found {
         format!("{}-{:06}", self.table, self.number)
     }
 
-    /// Whether there is something to tell: rows or bytes.
+    /// Whether there is something to report: rows or bytes.
     fn is_news(&self) -> bool {
         let something =
             self.contents.foreign.is_some() || self.contents.lost_bytes() > 0 || self.contents.num_rows() > 0;
@@ -177,7 +177,7 @@ pub(crate) fn repair_unlocked(run: &Path) -> Result<RepairReport, LogError> {
     }
     for table in damaged.iter().map(|part| part.table).collect::<HashSet<_>>() {
         if paths::parts(run, table)?.is_empty() {
-            // A query over this table finds a file at every moment.
+            // So that a query over this table always finds a file.
             write_empty(run, table, &meta)?;
         }
     }
@@ -221,7 +221,7 @@ fn set_damaged_aside(run: &Path) -> Result<(Vec<DamagedPart>, Option<SchemaMeta>
                 meta.get_or_insert_with(|| part.meta().clone());
                 let sum = part.sum();
                 if !part.is_listed {
-                    // Its own sum, if it has one, tells nothing of what the decoder makes of it.
+                    // A good checksum does not mean that the decoder accepts the file.
                     part.read(&path)?;
                     unlisted.push((table, number, Some(sum)));
                 }
@@ -240,7 +240,7 @@ fn set_damaged_aside(run: &Path) -> Result<(Vec<DamagedPart>, Option<SchemaMeta>
                 aside = paths::damaged_path(run, table, number).with_extension(format!("damaged-{again}"));
             }
             atomic::rename(&path, &aside)?;
-            // A stream of its number holds the same rows.
+            // The stream with its number holds the same rows.
             let num_rows = if streams.contains(&number) { Some(0) } else { sums.newest(table, number).map(|s| s.rows) };
             damaged.push(DamagedPart { table, number, path, reason, num_rows, set_aside: Some(aside) });
         }
@@ -255,7 +255,7 @@ fn set_damaged_aside(run: &Path) -> Result<(Vec<DamagedPart>, Option<SchemaMeta>
     Ok((damaged, meta))
 }
 
-/// A part that is listed and not there: it was deleted, or a repair was cut off behind its first step.
+/// A part that is listed but missing: it was deleted, or a repair was interrupted after its first step.
 pub(crate) fn missing(run: &Path, table: Table, number: u64, sums: &Sums) -> DamagedPart {
     let aside = Some(paths::damaged_path(run, table, number)).filter(|aside| aside.exists());
     DamagedPart {
@@ -268,7 +268,7 @@ pub(crate) fn missing(run: &Path, table: Table, number: u64, sums: &Sums) -> Dam
     }
 }
 
-/// Removes what interrupted writes left under temporary names.
+/// Removes the temporary files of interrupted writes.
 fn remove_temporaries(run: &Path) -> Result<(), LogError> {
     let folders = Table::ALL.into_iter().map(|table| paths::table_dir(run, table));
     for dir in folders.chain([paths::live_dir(run)]) {
@@ -294,7 +294,7 @@ fn part_id(part: &DamagedPart) -> String {
     format!("{}/{}", part.table, paths::part_name(part.number))
 }
 
-/// Step 3: one events part for all streams and parts that have something to tell and were not told of yet.
+/// Step 3: one events part for all streams and parts that have something to report and were not reported yet.
 fn report(run: &Path, found: &[Found], damaged: &[DamagedPart], meta: &SchemaMeta) -> Result<(), LogError> {
     // Only a repair could have come before this one, so its report can only be the newest part.
     let sums = Sums::read(run)?;
@@ -344,7 +344,7 @@ fn repair_event(severity: Severity, kind: &'static str, message: String, fields:
     EventRow { severity, kind: kind.into(), stage: Some("log".into()), message, fields: fields.to_string() }
 }
 
-/// Segment and place at which the run stood when it died, as far as its streams tell.
+/// Segment and place of the run when it died, as far as its streams show.
 fn last_place(found: &[Found]) -> (i32, Place) {
     let mut segment = 0;
     let mut last = Place { stamp: Stamp { ts_us: 0, wall_s: 0.0 }, epoch: 0, step: 0, level: None };
@@ -377,7 +377,7 @@ fn event(stream: &Found) -> EventRow {
     repair_event(severity, "log_repair", message, &fields)
 }
 
-/// Step 4: removes a stream that is sealed and told of; a file of something else is kept under another name.
+/// Step 4: removes a stream that is sealed and reported; a file that is no log is kept under another name.
 fn retire(stream: &Found) -> Result<Option<PathBuf>, LogError> {
     if stream.contents.foreign.is_none() {
         atomic::remove_file(&stream.path)?;

@@ -1,4 +1,4 @@
-//! What a table's declaration is made of: the columns of its rows, and what is said of the table as a whole.
+//! The declaration of a table: the columns of its rows, and properties of the table as a whole.
 
 use std::fmt::Debug;
 
@@ -7,7 +7,7 @@ use arrow::datatypes::Field;
 
 use super::columns::ColumnBuilder;
 
-/// Columns that are declared together, one a field of the type.
+/// A struct whose fields are columns.
 pub trait Columns: Clone + Debug + Send + Sync + Sized + 'static {
     /// Collects the values of each column.
     type Builders: Builders;
@@ -23,16 +23,16 @@ pub trait Columns: Clone + Debug + Send + Sync + Sized + 'static {
     /// Adds the values to the builders.
     fn push(&self, builders: &mut Self::Builders);
 
-    /// The values at `row` of a batch; none if a column that must have one holds none that is understood.
+    /// The values at `row` of a batch; none if a required column is missing, null or of another type.
     fn read(batch: &RecordBatch, row: usize) -> Option<Self>;
 
     /// The first list whose length is not `num_patches`.
     fn wrong_list(&self, num_patches: usize) -> Option<WrongList>;
 
-    /// Bytes that the values hold beside the struct.
+    /// Heap memory of the values in bytes.
     fn heap_bytes(&self) -> usize;
 
-    /// Bytes that the lists of a row take.
+    /// Heap memory of the lists of a row in bytes.
     fn list_bytes(num_patches: usize) -> usize;
 }
 
@@ -42,7 +42,7 @@ pub trait Builders: Debug + Send {
     fn all(&mut self) -> Vec<&mut dyn ColumnBuilder>;
 }
 
-/// A list that has not one value a patch.
+/// A list whose length is not the number of patches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WrongList {
     pub(super) column: &'static str,
@@ -60,17 +60,17 @@ pub enum Urgency {
     Now,
 }
 
-/// What is declared of a table beside its columns.
+/// The properties of a table.
 #[derive(Debug)]
 pub struct Declaration {
     /// The name in paths and on the command line.
     pub name: &'static str,
-    /// What its rows are, in a few words.
+    /// What it holds, in a few words.
     pub about: &'static str,
-    /// Names of its own columns, behind those that all tables have.
+    /// Names of its own columns, which follow those that all tables have.
     pub columns: &'static [&'static str],
-    /// Whether rows behind the checkpoint are removed when a run goes on from it. What stays instead tells of the work
-    /// that was done, also on a history that was abandoned.
+    /// Whether a resume removes the rows after its checkpoint. Tables that are not truncated record the work that was
+    /// done, including that of an abandoned history.
     pub is_truncated: bool,
     /// The types of its own columns.
     pub(super) fields: fn(num_patches: usize) -> Vec<Field>,
@@ -79,7 +79,8 @@ pub struct Declaration {
 }
 
 impl Declaration {
-    /// Bytes that the lists of a row take, with one value for each of `num_patches` patches; its texts come on top.
+    /// Heap memory of the lists of a row in bytes, with one value for each of `num_patches` patches; text is not
+    /// counted.
     #[must_use]
     pub fn list_bytes(&self, num_patches: usize) -> usize {
         (self.list_bytes)(num_patches)
@@ -88,7 +89,7 @@ impl Declaration {
 
 /// The rows of a table.
 pub trait Declared: Columns {
-    /// What is said of the table.
+    /// The properties of the table.
     const DECLARATION: Declaration;
 
     /// How soon readers must see this row.
@@ -179,7 +180,7 @@ macro_rules! columns {
 }
 
 /// Declares a table: its name, what it holds, whether it is truncated on resume, optionally how urgent a row is, and
-/// the struct of its rows, whose fields are its columns behind the common ones.
+/// the struct of its rows, whose fields are its own columns.
 macro_rules! table {
     (
         $name:literal: $about:literal, is_truncated: $is_truncated:literal $(, urgency: $urgency:expr)?;

@@ -40,7 +40,7 @@ impl SchemaMeta {
         usize::from(self.patch_grid.0) * usize::from(self.patch_grid.1)
     }
 
-    /// Reads it back from a schema's metadata.
+    /// Parses a schema's metadata.
     pub(crate) fn from_metadata(metadata: &Metadata) -> Option<Self> {
         let (down, across) = metadata.get(KEY_GRID)?.split_once('x')?;
         Some(Self {
@@ -175,7 +175,7 @@ mod tests {
     }
 
     columns! {
-        /// A row of the same table behind it.
+        /// A row of the same table after it.
         struct After {
             /// A value.
             value: f64,

@@ -37,17 +37,17 @@ pub(crate) const KEY_LOST_BYTES: &str = "mlomae.lost_bytes";
 pub(crate) const KEY_REPAIRED: &str = "mlomae.repaired";
 /// Key-value of a part: its own sum.
 const KEY_CRC32: &str = "mlomae.crc32";
-/// Key-value of a part that must have a sum of its own, so that no altered byte can make it look like one of a version
-/// that wrote none.
+/// Key-value of a part that must have a sum of its own, so that an altered byte cannot make it look like a part of a
+/// version that wrote none.
 const KEY_SUMMED: &str = "mlomae.summed";
-/// The sum before it is known, and what it counts as in itself.
+/// Placeholder of the sum, also while the sum is computed.
 const NO_CRC32: &[u8; 8] = b"00000000";
 
-/// Rows that are decoded at once.
+/// Rows in a decoded batch.
 const ROWS_PER_BATCH: usize = 8192;
-/// The rows of any part may take this much memory; in unit tests less, which is sooner filled.
+/// The rows of any part may take this much memory; less in unit tests.
 const MAX_PART_BYTES: u64 = if cfg!(test) { 64 << 20 } else { 2 << 30 };
-/// Those of a larger one may take this many times its size. Numbers shrink to a twentieth at most.
+/// The rows of a larger part may take this many times its size. Numbers are compressed to a twentieth at most.
 const MAX_RATIO: u64 = 64;
 
 fn properties(schema: &SchemaRef, extra: &[(&str, String)]) -> WriterProperties {
@@ -84,7 +84,7 @@ pub(crate) fn write_parquet<W: Write + Send>(
     Ok((writer.into_inner().map_err(wrap)?, rows))
 }
 
-/// Writes a part, which appears only when it is whole and on the disk, and lists it. One that is there is replaced.
+/// Writes a part atomically and durably, replacing one of its number, and adds it to the list.
 pub(crate) fn write_part(
     run: &Path,
     table: Table,
@@ -112,13 +112,13 @@ pub(crate) fn write_part(
     if replaces { Ok(()) } else { Ok(sums::append(run, &line)?) }
 }
 
-/// Where the digits of a part's own sum stand: in its footer, behind their key and Thrift's type and length.
+/// Position of the digits of a part's own sum: in its footer, after their key and Thrift's type and length.
 fn crc32_place(bytes: &[u8]) -> Option<usize> {
     let (_, tail) = bytes.split_last_chunk::<8>()?;
     let footer_bytes = u32::from_le_bytes([tail[0], tail[1], tail[2], tail[3]]) as usize;
     let footer = bytes.len().checked_sub(8)?.checked_sub(footer_bytes)?;
     let key = [KEY_CRC32.as_bytes(), &[0x18, 8]].concat();
-    // The key-values stand behind all that comes from rows.
+    // The key-values come after everything that depends on rows.
     let at = bytes[footer..].windows(key.len()).rposition(|window| window == key)?;
     let digits = footer + at + key.len();
     (digits + NO_CRC32.len() <= bytes.len()).then_some(digits)
@@ -134,7 +134,7 @@ fn fits_itself(bytes: &[u8]) -> bool {
     format!("{:08x}", hasher.finalize()).as_bytes() == digits
 }
 
-/// A part that cannot be used, or is not there any more.
+/// A part that is damaged or missing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DamagedPart {
     /// Its table.
@@ -177,7 +177,7 @@ fn corrupt(path: &Path, reason: impl ToString) -> LogError {
     LogError::Corrupt { path: path.to_path_buf(), reason: reason.to_string() }
 }
 
-/// Opens a part's file, which is then the same whatever happens to its name.
+/// Opens a part's file; the handle stays valid if the file is renamed or replaced.
 pub(crate) fn open_file(path: &Path) -> Result<File, FileError> {
     open_plain(path, OpenOptions::new().read(true)).map_err(|e| FileError::new("open", path, e))
 }
@@ -196,7 +196,7 @@ impl Part {
 
     /// Reads an open file and checks that it is a part of `table`, the one of its number, and whole.
     ///
-    /// A file that cannot be read is a [`LogError::File`]; [`LogError::Corrupt`] is what the bytes tell.
+    /// A file that cannot be read is a [`LogError::File`], one with wrong contents a [`LogError::Corrupt`].
     pub(crate) fn of_file(file: &File, path: &Path, table: Table, number: u64, sums: &Sums) -> Result<Self, LogError> {
         let bytes = read_from_start(file).map_err(|e| FileError::new("read", path, e))?;
         let num_bytes = bytes.len() as u64;
@@ -234,12 +234,12 @@ impl Part {
         Ok(Self { bytes, metadata, meta, is_listed, pairs })
     }
 
-    /// What the part says of its run.
+    /// The run's metadata in the part.
     pub(crate) fn meta(&self) -> &SchemaMeta {
         &self.meta
     }
 
-    /// The line that the part would have in the list.
+    /// The part's entry for the list.
     pub(crate) fn sum(&self) -> PartSum {
         PartSum { rows: self.num_rows(), bytes: self.bytes.len() as u64, crc32: crc32fast::hash(&self.bytes) }
     }
@@ -269,8 +269,8 @@ impl Part {
         Some(max)
     }
 
-    /// All batches. What they take is bounded before they are decoded, and texts, of which a dictionary says once what
-    /// is in a million rows, while they are.
+    /// All batches. Their memory is bounded before they are decoded; that of text while they are, since a dictionary
+    /// stores a text once for any number of rows.
     pub(crate) fn read(self, path: &Path) -> Result<Vec<RecordBatch>, LogError> {
         let bound = max_bytes(self.bytes.len() as u64);
         let refuse = |needed: u64| {
@@ -302,8 +302,8 @@ impl Part {
     }
 }
 
-/// What the rows of a part of `file_bytes` may take: half of the memory that is left, and of that what no part of a
-/// real run comes near.
+/// Memory that the rows of a part of `file_bytes` may take: at most half of what is available, and no more than any
+/// part of a real run needs.
 fn max_bytes(file_bytes: u64) -> u64 {
     let believable = MAX_PART_BYTES.max(file_bytes.saturating_mul(MAX_RATIO));
     believable.min(machine_memory::available().num_bytes / 2)

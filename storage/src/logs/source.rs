@@ -16,9 +16,9 @@ use super::stream::read_stream;
 use super::sums::Sums;
 use super::tables::Table;
 
-/// How often a snapshot is taken anew when its files change meanwhile, as they do for an instant in a resume.
+/// How often a snapshot is retried when its files change meanwhile, as they do for an instant in a resume.
 const ATTEMPTS: u32 = 40;
-/// The pause before that.
+/// The pause before a retry.
 const PAUSE: Duration = Duration::from_millis(5);
 /// Parts that a snapshot holds open at most, the newest: they stay readable whatever a resume or a repair does.
 const MAX_OPEN: usize = 400;
@@ -47,7 +47,7 @@ pub(crate) struct Snapshot {
     pub(crate) pieces: Vec<(u64, Piece)>,
     /// The newest schema, with its metadata.
     pub(crate) schema: Option<SchemaRef>,
-    /// Parts that are listed and not there.
+    /// Parts that are listed but missing.
     pub(crate) missing: Vec<DamagedPart>,
     sums: Sums,
 }
@@ -95,7 +95,7 @@ impl Snapshot {
         // A new part is listed after it is there, and a replaced or removed one before: this list knows what was
         // opened.
         let sums = Sums::read(run)?;
-        // Numbers are not used twice: a stream that is still there was neither sealed nor taken back so far.
+        // Numbers are never reused: a stream that still exists was neither sealed nor removed meanwhile.
         let streams = paths::streams(run, table)?;
         let is_same = sealed.iter().all(Sealed::is_in_place)
             && live.iter().all(|(number, _)| streams.contains(number))
@@ -156,7 +156,7 @@ impl Snapshot {
 }
 
 impl Sealed {
-    /// Whether the name still is that of the open file.
+    /// Whether the path still names the open file.
     fn is_in_place(&self) -> bool {
         let Some(file) = &self.file else { return true };
         match (file.metadata(), fs::symlink_metadata(&self.path)) {

@@ -1,7 +1,7 @@
 //! Reading Arrow IPC streams that may end anywhere.
 //!
 //! The frames are walked here, and only whole ones go to the Arrow decoder: a stream whose writer died, or is still
-//! writing, yields all its whole batches and the number of bytes behind them.
+//! writing, yields all its whole batches and the number of bytes after them.
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,7 +19,7 @@ use super::schema::{SchemaMeta, recognise};
 use super::tables::Table;
 use crate::atomic::{FileError, read_plain};
 
-/// Behind a frame's flatbuffer, before the CRC-32 of flatbuffer and body: 64 bytes together, so that bodies stay
+/// Follows a frame's flatbuffer, before the CRC-32 of flatbuffer and body: 64 bytes together, so that bodies stay
 /// aligned.
 pub(super) const TRAILER: &[u8; 60] = &{
     let (mut trailer, mark) = ([0; 60], b"mlomae frame sum");
@@ -93,7 +93,7 @@ pub(crate) struct StreamContents {
 }
 
 impl StreamContents {
-    /// Bytes behind the last whole frame that will be lost.
+    /// Bytes after the last whole frame, which will be lost.
     pub(crate) fn lost_bytes(&self) -> u64 {
         // A file of something else is kept.
         if self.foreign.is_some() { 0 } else { self.total_bytes - self.good_bytes }
@@ -193,7 +193,7 @@ fn walk(bytes: &Buffer, table: Table, contents: &mut StreamContents) -> Result<(
         let body = bytes.slice_with_length(frame.body, end - frame.body);
         check_sum(&bytes[frame.metadata.0..frame.metadata.1], &body)?;
         decode(&message, &body, table, &mut dictionaries, contents)?;
-        // A dictionary belongs to the batch behind it: only a batch, or the schema, makes the bytes before it good.
+        // A dictionary belongs to the batch after it, so only a batch or the schema makes the bytes before it good.
         if message.header_type() != MessageHeader::DictionaryBatch {
             contents.good_bytes = end as u64;
         }
@@ -259,8 +259,7 @@ fn buffer_widths(kind: &DataType, out: &mut Vec<i64>) {
     }
 }
 
-/// Refuses a header whose buffers do not lie in its body, or whose lengths are no lengths: the decoder takes them as
-/// given.
+/// Refuses a header whose buffers lie outside its body or have impossible lengths: the decoder does not check them.
 ///
 /// `widths` are the bytes of one value of each buffer, in order.
 fn check_buffers(header: &arrow::ipc::RecordBatch<'_>, body_len: usize, widths: &[i64]) -> Result<(), String> {

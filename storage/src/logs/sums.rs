@@ -1,8 +1,8 @@
 //! The list of sealed parts, `logs/sums.jsonl`: rows, bytes and CRC-32 of each, one JSON object a line.
 //!
-//! Lines are only ever added, and each carries the CRC-32 of what stands before it in the line, so that one that was
-//! torn or altered is passed over. A new part is listed after it has its name; one that is replaced or removed before
-//! that happens: whatever the moment of a crash, a part fits one of its lines, or has none yet.
+//! Lines are only appended, and each carries the CRC-32 of the rest of the line, so that a torn or altered line is
+//! skipped. A new part is listed after its rename, a replacement or removal before it happens: whenever a crash occurs,
+//! a part fits one of its lines or has none yet.
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
@@ -28,7 +28,7 @@ pub(crate) struct PartSum {
 
 #[derive(Debug, Clone, Default)]
 struct Entry {
-    /// Oldest first. More than one, if rows were taken back.
+    /// Oldest first; more than one if rows were removed.
     versions: Vec<PartSum>,
     is_gone: bool,
 }
@@ -84,8 +84,8 @@ impl Sums {
     }
 }
 
-/// The number for the next stream of `table`: one that no part ever had, so that readers who count by numbers miss
-/// nothing.
+/// The number for the next stream of `table`, which no part ever had: readers continue by number and would miss a
+/// reused one.
 pub(crate) fn next_number(run: &Path, table: Table) -> Result<u64, FileError> {
     let used = paths::parts(run, table)?.into_iter().chain(paths::streams(run, table)?);
     let last = used.chain(paths::damaged(run, table)?).chain(Sums::read(run)?.max_number(table)).max();
@@ -133,7 +133,7 @@ pub(crate) fn append(run: &Path, parts: &[(Table, u64, Option<PartSum>)]) -> Res
     let mut text = Vec::new();
     let len = file.metadata().map_err(|e| FileError::new("inspect", &path, e))?.len();
     if len > 0 {
-        // What a power loss tore must not swallow the next line.
+        // A line torn by a power loss must not merge with the next one.
         let mut last = [0];
         let read =
             atomic::open_plain(&path, OpenOptions::new().read(true)).and_then(|f| f.read_exact_at(&mut last, len - 1));
@@ -145,7 +145,7 @@ pub(crate) fn append(run: &Path, parts: &[(Table, u64, Option<PartSum>)]) -> Res
     for (table, number, sum) in parts {
         let line = open_line(*table, *number, sum.as_ref());
         let crc32 = crc32fast::hash(line.as_bytes());
-        // Into memory, which takes everything.
+        // Writing to memory cannot fail.
         let _ = writeln!(text, "{line},\"line\":\"{crc32:08x}\"}}");
     }
     atomic::write_all(&mut file, &path, &text)?;

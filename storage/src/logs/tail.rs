@@ -1,4 +1,4 @@
-//! The newest rows of a table, and those that come.
+//! The newest rows of a table, and those that are added.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ pub fn tail(run: &Path, table: Table, n: usize) -> Result<Vec<String>, LogError>
 
 /// Follows a table while it is being written: each [`Follow::poll`] returns the rows that came since the last one.
 ///
-/// Parts that are damaged are passed over; [`Follow::take_damaged`] has them.
+/// Damaged parts are skipped; [`Follow::take_damaged`] reports them.
 #[derive(Debug)]
 pub struct Follow {
     run: PathBuf,
@@ -30,7 +30,7 @@ pub struct Follow {
     number: u64,
     done: usize,
     damaged: Vec<DamagedPart>,
-    /// Parts that were named once.
+    /// Parts that were reported once.
     named: HashSet<u64>,
 }
 
@@ -40,7 +40,7 @@ impl Follow {
         Self { run: run.to_path_buf(), table, number: 0, done: 0, damaged: Vec::new(), named: HashSet::new() }
     }
 
-    /// The damaged parts that were met since the last call.
+    /// The damaged parts found since the last call.
     pub fn take_damaged(&mut self) -> Vec<DamagedPart> {
         let mut damaged = std::mem::take(&mut self.damaged);
         damaged.retain(|part| self.named.insert(part.number));

@@ -75,7 +75,7 @@ words! {
     pub enum Severity {
         /// For developers.
         Debug = "debug",
-        /// The normal course of a run.
+        /// Normal operation.
         Info = "info",
         /// Something was lost, repeated or late; the run goes on.
         Warn = "warn",

@@ -56,7 +56,7 @@ impl LogContext {
     }
 }
 
-/// When rows go where.
+/// When rows are flushed and sealed.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LogPolicy {
     /// Rows reach the live stream within this time.
@@ -89,11 +89,11 @@ impl Default for LogPolicy {
 pub struct ResumeReport {
     /// Streams that were sealed or dropped.
     pub repair: RepairReport,
-    /// Rows behind the checkpoint that were taken back.
+    /// Rows after the checkpoint that were removed.
     pub truncated: TruncateReport,
 }
 
-/// One table on its way to the disk.
+/// The writer of one table.
 struct TableLog {
     table: Table,
     schema: SchemaRef,
@@ -115,7 +115,7 @@ struct TableLog {
 impl TableLog {
     fn open(run: &Path, table: Table, meta: &SchemaMeta, builder: &mut dyn AnyBatchBuilder) -> Result<Self, LogError> {
         if paths::parts(run, table)?.is_empty() {
-            // A part of zero rows, so that a query over this table finds a file from the first moment.
+            // A part of zero rows, so that a query over this table always finds a file.
             repair::write_empty(run, table, meta)?;
         }
         let mut log = Self {
@@ -154,7 +154,7 @@ impl TableLog {
         self.num_rows + builder.num_rows()
     }
 
-    /// Brings all rows to the live stream.
+    /// Writes all rows to the live stream.
     fn flush(&mut self, run: &Path, builder: &mut dyn AnyBatchBuilder) -> Result<(), LogError> {
         self.ensure_stream(run, builder)?;
         let stream = self.stream.as_mut().expect("invariant: opened above");
@@ -190,7 +190,7 @@ impl TableLog {
         let batches = self.batches.iter().cloned().map(Ok);
         let written = write_part(run, self.table, number, &self.schema, &[(KEY_STREAM, number.to_string())], batches);
         if written.is_err() {
-            // It may have been renamed, and failed after that: the stream must not grow beside a part of its number.
+            // It may have failed after the rename: the stream must not grow while a part of its number exists.
             let _ = atomic::remove_file(&path);
             if !path.exists() {
                 return written;
@@ -254,7 +254,7 @@ impl LogWriter {
         Self::open_clean(run, &ctx, policy)
     }
 
-    /// Opens the logs of a run that continues from a checkpoint at `step`: repairs, and takes back the rows of later
+    /// Opens the logs of a run that continues from a checkpoint at `step`: repairs, and removes the rows of later
     /// steps from the tables that are truncated (`metrics`, `masks`, `evals`), so that the sequence of steps has
     /// neither gap nor repeat.
     ///

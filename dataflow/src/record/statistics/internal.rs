@@ -1,4 +1,4 @@
-//! Errors of the model that only a fault of this program can cause.
+//! Model errors that indicate a bug.
 
 use mlomae_model::ModelError;
 

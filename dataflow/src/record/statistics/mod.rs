@@ -1,4 +1,4 @@
-//! What stages find out about their results: numbers for the logs, and results that are none.
+//! Statistics of the stages' results for the logs, and checks that results are finite.
 
 mod finite;
 mod internal;

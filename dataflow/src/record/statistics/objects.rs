@@ -1,6 +1,6 @@
-//! How masks and scores fit the objects of images, where their patches are known.
+//! Agreement of masks and scores with objects whose patches are known.
 
-/// How masks and scores lie to objects whose patches are known.
+/// Agreement of masks and scores with objects whose patches are known.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct ObjectStatistics {
     /// Area under the ROC curve of the scores as a detector of an image's object patches, mean of the images: 1 if each

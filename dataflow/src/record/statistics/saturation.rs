@@ -2,7 +2,7 @@
 
 /// Share of saturated scores above which a policy has nothing left to learn from.
 const SATURATED: f64 = 0.9;
-/// Level-1 steps in a row after which saturated scores are called so.
+/// Consecutive level-1 steps with saturated scores before a warning.
 const SATURATED_STEPS: u32 = 20;
 
 /// Watches for scores that have saturated: their gradient is next to nothing, and the same patches stay masked.

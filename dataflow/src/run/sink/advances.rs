@@ -1,11 +1,11 @@
-//! How far training was at which time.
+//! Progress of training over time.
 
 use std::collections::VecDeque;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::record::{Metric, MetricRow, Moment};
 
-/// Advances that are remembered: several times the second that a record may wait, of the fastest runs.
+/// Number of advances kept: those of several seconds of the fastest runs, while a record waits about one.
 const MAX_ADVANCES: usize = 16_384;
 
 /// When training reached a step.
@@ -18,7 +18,7 @@ pub(super) struct Advance {
     pub(super) policy_lag: i32,
 }
 
-/// How far training was at which time: events and samples are written later than they are made.
+/// Progress of training over time, for events and samples, which are written later than they are made.
 #[derive(Debug)]
 pub(super) struct Advances(VecDeque<Advance>);
 
@@ -27,7 +27,7 @@ impl Advances {
         Self(VecDeque::from([Advance { at: UNIX_EPOCH, step, epoch, policy_lag: 0 }]))
     }
 
-    /// Takes note of a row of `metrics` that was made `at` a time.
+    /// Records the progress that a row of `metrics` made `at` a time shows.
     pub(super) fn note(&mut self, at: SystemTime, moment: Moment, row: &MetricRow) {
         let newest = self.newest(|_| true);
         if moment.step > newest.step {

@@ -23,7 +23,7 @@ pub struct LatestValues {
     pub finetune_loss: Option<f64>,
     /// L_v.
     pub validation_loss: Option<f64>,
-    /// How well the scores find the objects of the panel, where they are known: area under the ROC curve, 0.5 by
+    /// Area under the ROC curve of the panel's scores as a detector of its objects, where these are known; 0.5 is
     /// chance.
     pub object_score_auc: Option<f64>,
     /// Share of the panel's object patches that are masked, where they are known.
@@ -60,7 +60,7 @@ impl Latest {
 }
 
 impl LatestValues {
-    /// Takes note of a row of `metrics`.
+    /// Updates the number that a row of `metrics` holds.
     pub(super) fn note(&mut self, moment: Moment, row: &MetricRow) {
         (self.epoch, self.step) = (self.epoch.max(moment.epoch), self.step.max(moment.step));
         let place = match Metric::of(moment.level, &row.name) {

@@ -22,7 +22,7 @@ use tensors::Named;
 pub use latest::{Latest, LatestValues};
 pub use tensors::CheckpointTensors;
 
-/// What of `state.json` does not change over a run: an object.
+/// The part of `state.json` that stays constant over a run: an object.
 pub type StaticState = serde_json::Map<String, serde_json::Value>;
 
 /// Writes records to a run directory.
@@ -41,8 +41,8 @@ fn io(message: impl std::fmt::Display) -> StageError {
 }
 
 impl RunSink {
-    /// A sink for the run directory `run`; checkpoints get `state` beside what the stages say, and the newest `keep`
-    /// stay. The run starts at the step of `latest`.
+    /// A sink for the run directory `run`; checkpoints contain `state` and the states of the stages, and the newest
+    /// `keep` are kept. The run starts at the step of `latest`.
     #[must_use]
     pub fn new(run: &Path, logs: LogWriter, keep: usize, state: StaticState, latest: Latest) -> Self {
         let (clock, start) = (logs.clock(), latest.get());
@@ -60,8 +60,7 @@ impl RunSink {
         self.logs.as_mut().ok_or_else(|| io("the logs are closed"))
     }
 
-    /// The place of a row that was made `at` a time, as far as that is known. A sample of the scorer gets the policy's
-    /// lag at its time.
+    /// The place of a row that was made `at` a time. A sample of the scorer gets the policy's lag at that time.
     fn place(&self, at: SystemTime, when: When, row: &mut LogRow) -> Place {
         let stamp = self.stamp(at);
         match when {

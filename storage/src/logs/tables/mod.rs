@@ -98,21 +98,20 @@ macro_rules! tables {
 
         /// The rows of each table on their way into a batch.
         #[derive(Debug)]
-        #[allow(non_snake_case)]
         pub struct TableBuilders {
-            $($Name: BatchBuilder<$Row>,)+
+            $($file: BatchBuilder<$Row>,)+
         }
 
         impl TableBuilders {
             /// Builders without rows, whose lists have `num_patches` values.
             pub(super) fn new(num_patches: usize) -> Self {
-                Self { $($Name: BatchBuilder::new(num_patches)),+ }
+                Self { $($file: BatchBuilder::new(num_patches)),+ }
             }
 
             /// The builder of `table`.
             pub(super) fn of(&mut self, table: Table) -> &mut dyn AnyBatchBuilder {
                 match table {
-                    $(Table::$Name => &mut self.$Name,)+
+                    $(Table::$Name => &mut self.$file,)+
                 }
             }
         }
@@ -122,7 +121,7 @@ macro_rules! tables {
                 const TABLE: Table = Table::$Name;
 
                 fn builder(builders: &mut TableBuilders) -> &mut BatchBuilder<Self> {
-                    &mut builders.$Name
+                    &mut builders.$file
                 }
 
                 fn of(row: &LogRow) -> Option<&Self> {
