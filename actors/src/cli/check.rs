@@ -64,7 +64,7 @@ impl Args {
             writeln!(
                 session.out,
                 "  {:<20} {:>3} items and {:>2} in hand, each about {}{large}",
-                bound.name,
+                bound.id.to_string(),
                 bound.queue_cap,
                 bound.num_in_hand,
                 bytes_text(bound.payload_bytes)

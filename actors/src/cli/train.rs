@@ -18,7 +18,7 @@ use crate::process::error::{CliError, check_outcome};
 use crate::process::signals::SignalWatcher;
 use crate::train::resumption::Resumed;
 use crate::train::run::{Run, Start};
-use crate::train::training::{Observer, TrainingOptions, train};
+use crate::train::training::{Observer, TrainingOptions, progress_of, train};
 use crate::watch::prometheus::{self, ProbeSlot};
 
 /// Pretrain with learned masks, from a configuration or where a run ended
@@ -109,7 +109,10 @@ impl Args {
             );
         }
         let probes = ProbeSlot::default();
-        let serve = |listener| prometheus::serve(listener, &prepared, first_outer, latest.clone(), probes.clone());
+        let serve = |listener| {
+            let progress = progress_of(&prepared, first_outer, latest.clone());
+            prometheus::serve(listener, progress, prepared.config.pipeline.lag, latest.clone(), probes.clone())
+        };
         let server = metrics.map(serve).transpose();
         let observer: Option<Observer> = match &server {
             Ok(Some(_)) => Some(Box::new(move |workers| probes.connect(workers))),

@@ -3,11 +3,10 @@
 use std::fmt;
 use std::time::Duration;
 
-use mlomae_dataflow::flow::counters::Phase;
+use mlomae_dataflow::flow::counters::Activity;
 use mlomae_dataflow::flow::exit::Exit;
+use mlomae_dataflow::flow::stage_name::WorkerId;
 use mlomae_dataflow::flow::stop::StopReason;
-
-use crate::roles::worker::WorkerId;
 
 /// The end of one worker.
 #[derive(Debug, Clone)]
@@ -24,15 +23,15 @@ pub struct StillRunning {
     /// The worker.
     pub worker: WorkerId,
     /// What it is doing.
-    pub phase: Phase,
+    pub activity: Activity,
     /// For how long it has been doing so.
-    pub phase_time: Duration,
+    pub activity_time: Duration,
 }
 
 impl fmt::Display for StillRunning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let seconds = self.phase_time.as_secs_f64();
-        write!(f, "{} ({} for {seconds:.1} s)", self.worker, self.phase.as_str())
+        let seconds = self.activity_time.as_secs_f64();
+        write!(f, "{} ({} for {seconds:.1} s)", self.worker, self.activity.as_str())
     }
 }
 

@@ -9,6 +9,7 @@ use mlomae_dataflow::flow::exit::StageError;
 use mlomae_dataflow::flow::ports::{
     Halt, OrderedReceiver, OrderedSender, Payload, WaitContext, fan_in_edge, ordered_edge,
 };
+use mlomae_dataflow::flow::stage_name::EdgeId;
 use mlomae_dataflow::flow::stop::StopLevel;
 
 use super::*;
@@ -134,7 +135,7 @@ impl Drop for Body {
 }
 
 struct Pipeline {
-    tasks: Vec<StageTask>,
+    workers: Vec<WorkerBody>,
     stop: StopFlag,
     done: Arc<Mutex<Vec<StageName>>>,
     release: Arc<AtomicBool>,
@@ -147,7 +148,7 @@ fn pipeline(faults: &[(StageName, Fault)], capacity: usize, num_items: u64) -> P
     let done = Arc::default();
     let release = Arc::<AtomicBool>::default();
     let mut source = None;
-    let mut tasks = Vec::new();
+    let mut workers = Vec::new();
     let mut load = StageCounters::new();
     for stage in StageName::ALL {
         let counters = StageCounters::new();
@@ -157,7 +158,7 @@ fn pipeline(faults: &[(StageName, Fault)], capacity: usize, num_items: u64) -> P
         let (sink, next) = if stage == StageName::Log {
             (None, None)
         } else {
-            let mut edge = ordered_edge(stage.as_str(), 1, 1, capacity);
+            let mut edge = ordered_edge(EdgeId::fan_in(stage), 1, 1, capacity);
             (edge.senders.pop(), edge.receivers.pop())
         };
         let fault = faults.iter().find(|fault| fault.0 == stage).map_or(Fault::None, |f| f.1);
@@ -172,9 +173,9 @@ fn pipeline(faults: &[(StageName, Fault)], capacity: usize, num_items: u64) -> P
             done: Arc::clone(&done),
             release: Arc::clone(&release),
         };
-        tasks.push(StageTask::new(stage, 0, 2, counters, move || body.run()));
+        workers.push(WorkerBody::new(WorkerId { stage, instance: 0 }, 2, counters, move || body.run()));
     }
-    Pipeline { tasks, stop, done, release, load }
+    Pipeline { workers, stop, done, release, load }
 }
 
 fn quick() -> SupervisorOptions {
@@ -188,7 +189,7 @@ fn quick() -> SupervisorOptions {
 
 impl Pipeline {
     fn supervise(self, options: SupervisorOptions) -> (Outcome, Vec<StageName>) {
-        let outcome = supervise(self.tasks, &self.stop, None, options);
+        let outcome = supervise(self.workers, &self.stop, None, options);
         let done = self.done.lock().expect("no test panics with the lock").clone();
         // Ends a stage that hangs, so that no thread outlives its test for long.
         self.release.store(true, Ordering::Relaxed);
@@ -321,12 +322,12 @@ fn a_hanging_stage_is_named_and_given_up() {
 #[test]
 fn a_sink_of_telemetry_does_not_keep_the_log_stage_waiting() {
     let stop = StopFlag::new();
-    let (to_log, from_all) = fan_in_edge::<Item>("records", 2, 64);
+    let (to_log, from_all) = fan_in_edge::<Item>(EdgeId::fan_in(StageName::Log), 2, 64);
     let counters = StageCounters::new();
     let num_logged = Arc::new(AtomicU64::new(0));
     let log = {
         let (counters, num_logged) = (counters.clone(), Arc::clone(&num_logged));
-        StageTask::new(StageName::Log, 0, 0, counters.clone(), move || {
+        WorkerBody::new(WorkerId { stage: StageName::Log, instance: 0 }, 0, counters.clone(), move || {
             loop {
                 match from_all.recv_timeout(Duration::from_millis(5), &counters) {
                     Ok(Some(Item)) => _ = num_logged.fetch_add(1, Ordering::Relaxed),
@@ -337,14 +338,15 @@ fn a_sink_of_telemetry_does_not_keep_the_log_stage_waiting() {
         })
     };
     let records = to_log.clone();
-    let encoder = StageTask::new(StageName::Encoder, 0, 0, StageCounters::new(), move || {
-        sleep(Duration::from_millis(60));
-        records.send_or_drop(Item).map_or(Exit::Disconnected, |_| Exit::Finished)
-    });
+    let encoder =
+        WorkerBody::new(WorkerId { stage: StageName::Encoder, instance: 0 }, 0, StageCounters::new(), move || {
+            sleep(Duration::from_millis(60));
+            records.send(Item, &WaitContext::default()).map_or(Exit::Disconnected, |()| Exit::Finished)
+        });
     let probe = WorkerProbe { worker: encoder.id(), counters: encoder.counters(), inputs: Vec::new(), lag: None };
     let telemetry = Telemetry::new(vec![probe], Duration::from_millis(10), Duration::MAX, move |samples| {
         for _ in samples {
-            let _ = to_log.send_or_drop(Item);
+            let _ = to_log.send(Item, &WaitContext::default());
         }
     });
     let outcome = supervise(vec![log, encoder], &stop, Some(telemetry), quick());

@@ -9,10 +9,9 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use actix::prelude::*;
-use mlomae_dataflow::flow::counters::{CountersSnapshot, Phase, StageCounters};
+use mlomae_dataflow::flow::counters::{Activity, CountersSnapshot, StageCounters};
 use mlomae_dataflow::flow::ports::EdgeGauge;
-
-use crate::roles::worker::WorkerId;
+use mlomae_dataflow::flow::stage_name::WorkerId;
 
 /// Where one worker's figures are read. Holds no end of any channel.
 #[derive(Debug, Clone)]
@@ -77,7 +76,7 @@ pub enum Finding {
     /// Every running worker waits, none has finished an item, for longer than the limit.
     Stuck {
         /// The waiting workers with what they wait for.
-        waiting: Vec<(WorkerId, Phase)>,
+        waiting: Vec<(WorkerId, Activity)>,
     },
 }
 
@@ -150,24 +149,24 @@ impl Telemetry {
         for (sample, reported) in samples.iter().zip(&mut self.reported) {
             let hangs = sample.counters.hangs(limit_ns);
             if hangs && !*reported {
-                let busy = Duration::from_nanos(sample.counters.phase_ns);
+                let busy = Duration::from_nanos(sample.counters.activity_ns);
                 findings.push(Finding::Hangs { worker: sample.worker, busy });
             }
             *reported = hangs;
         }
-        let running = || samples.iter().filter(|sample| sample.counters.phase != Phase::Idle);
+        let running = || samples.iter().filter(|sample| sample.counters.activity != Activity::Idle);
         // A receiver without a deadline, such as the log stage's, leaves its wait now and then, so
         // long waits alone do not tell; nobody finishing anything within one sample does.
         let num_items = |samples: &[ActorSample]| samples.iter().map(|s| s.counters.items).sum::<u64>();
         let waits_long =
-            |sample: &&ActorSample| sample.counters.phase != Phase::Busy && sample.counters.unit_ns > limit_ns;
+            |sample: &&ActorSample| sample.counters.activity != Activity::Busy && sample.counters.unit_ns > limit_ns;
         let stuck = running().next().is_some()
-            && running().all(|sample| sample.counters.phase != Phase::Busy)
+            && running().all(|sample| sample.counters.activity != Activity::Busy)
             && running().any(|sample| waits_long(&sample))
             && !before.is_empty()
             && num_items(before) == num_items(samples);
         if stuck && !self.reported_stuck {
-            let waiting = running().map(|sample| (sample.worker, sample.counters.phase)).collect();
+            let waiting = running().map(|sample| (sample.worker, sample.counters.activity)).collect();
             findings.push(Finding::Stuck { waiting });
         }
         self.reported_stuck = stuck;
@@ -208,7 +207,7 @@ fn log(finding: &Finding) {
         ),
         Finding::Stuck { waiting } => {
             let waiting: Vec<_> =
-                waiting.iter().map(|(worker, phase)| format!("{worker} ({})", phase.as_str())).collect();
+                waiting.iter().map(|(worker, activity)| format!("{worker} ({})", activity.as_str())).collect();
             tracing::warn!(kind = "pipeline_stuck", "every stage waits: {}", waiting.join(", "));
         }
     }
@@ -288,7 +287,7 @@ impl Handler<Close> for TelemetryActor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mlomae_dataflow::flow::stage_name::StageName;
+    use mlomae_dataflow::flow::stage_name::{StageName, WorkerId};
     use std::thread::sleep;
 
     fn probe(stage: StageName) -> WorkerProbe {
@@ -332,7 +331,7 @@ mod tests {
         let _wait_in = probes[1].counters.wait_in();
         telemetry.sample();
         sleep(Duration::from_millis(20));
-        let expected = vec![(probes[0].worker, Phase::WaitOut), (probes[1].worker, Phase::WaitIn)];
+        let expected = vec![(probes[0].worker, Activity::WaitOut), (probes[1].worker, Activity::WaitIn)];
         assert_eq!(telemetry.sample(), [Finding::Stuck { waiting: expected }]);
         assert_eq!(telemetry.sample(), []);
         probes[1].counters.add_item(10);

@@ -246,12 +246,11 @@ fn actor_record(sample: &ActorSample) -> RecordBody {
 #[cfg(test)]
 mod tests {
     use mlomae_dataflow::flow::counters::StageCounters;
-    use mlomae_dataflow::flow::stage_name::StageName;
+    use mlomae_dataflow::flow::stage_name::{StageName, WorkerId};
     use mlomae_dataflow::record::MetricRecord;
 
     use super::*;
     use crate::process::terminal::Terminal;
-    use crate::roles::worker::WorkerId;
 
     /// Says of every row whether it is a sample.
     #[derive(Debug, Default)]

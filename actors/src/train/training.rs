@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use mlomae_dataflow::flow::exit::Exit;
 use mlomae_dataflow::flow::fault::FaultPlan;
-use mlomae_dataflow::flow::stage_name::StageName;
+use mlomae_dataflow::flow::stage_name::{StageName, WorkerId};
 use mlomae_dataflow::flow::stop::StopFlag;
 use mlomae_dataflow::run::pipeline::{self, BuildError};
 use mlomae_dataflow::run::serial::SerialRun;
@@ -20,7 +20,7 @@ use crate::process::terminal::Terminal;
 use crate::roles::outcome::{Outcome, WorkerExit};
 use crate::roles::supervisor::{SupervisorOptions, supervise};
 use crate::roles::telemetry::{ActorSample, NewestSamples, Telemetry, TelemetryThread, WorkerProbe};
-use crate::roles::worker::{StageTask, WorkerId};
+use crate::roles::worker::WorkerBody;
 use crate::train::run_log::{RowCounts, RunLog};
 use crate::train::setup::Prepared;
 use crate::watch::progress::{ProgressDisplay, ProgressFigures};
@@ -81,7 +81,7 @@ pub fn train(
     let (sample_queue, rows) = (sink.samples(), sink.row_counts());
     let (stop, latest) = (options.stop, options.latest);
     let display = |samples: NewestSamples| {
-        let figures = figures(prepared, first_outer, latest.clone());
+        let figures = progress_of(prepared, first_outer, latest.clone());
         options.display.clone().map(|terminal| ProgressDisplay::start(terminal, figures, samples))
     };
     let telemetry = |probes: Vec<WorkerProbe>| {
@@ -122,33 +122,24 @@ pub fn train(
         drop(pipeline.log);
         let lag = Arc::new(AtomicI32::new(i32::try_from(config.pipeline.lag).unwrap_or(i32::MAX)));
         let probes = pipeline.workers.iter().map(|worker| WorkerProbe {
-            worker: worker_id(worker.stage, worker.instance),
+            worker: worker.id,
             counters: worker.counters.clone(),
-            inputs: pipeline
-                .gauges
-                .iter()
-                .filter(|edge| edge.name().ends_with(&format!("->{}", worker.stage)))
-                .cloned()
-                .collect(),
-            lag: (worker.stage == StageName::Score).then(|| Arc::clone(&lag)),
+            inputs: pipeline.gauges.iter().filter(|edge| edge.id().to == worker.id.stage).cloned().collect(),
+            lag: (worker.id.stage == StageName::Score).then(|| Arc::clone(&lag)),
         });
         let telemetry = telemetry(probes.collect());
         let newest = telemetry.newest();
         let display = display(newest.clone()).transpose().map_err(no_thread)?;
         let max_restarts = config.actors.max_restarts;
-        let tasks = pipeline.workers.into_iter().map(|worker| {
-            let WorkerId { stage, instance } = worker_id(worker.stage, worker.instance);
-            StageTask::new(stage, instance, max_restarts, worker.counters, worker.run)
-        });
-        let outcome = supervise(tasks.collect(), &stop, Some(telemetry), SupervisorOptions::default());
+        let workers = pipeline
+            .workers
+            .into_iter()
+            .map(|worker| WorkerBody::new(worker.id, max_restarts, worker.counters, worker.run));
+        let outcome = supervise(workers.collect(), &stop, Some(telemetry), SupervisorOptions::default());
         drop(display);
         (outcome, newest)
     };
     Ok(TrainingReport { outcome, samples: samples.get(), rows })
-}
-
-fn worker_id(stage: StageName, instance: usize) -> WorkerId {
-    WorkerId { stage, instance: u16::try_from(instance).unwrap_or(u16::MAX) }
 }
 
 fn internal(error: impl std::fmt::Display) -> CliError {
@@ -168,8 +159,8 @@ fn serial_outcome(exit: Exit, stop: &StopFlag) -> Outcome {
     }
 }
 
-/// The display's figures from the newest metrics.
-pub(crate) fn figures(
+/// How far a run is that goes on after `first_outer` outer iterations, from the newest metrics.
+pub fn progress_of(
     prepared: &Prepared,
     first_outer: u64,
     latest: Latest,

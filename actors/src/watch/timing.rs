@@ -50,9 +50,9 @@ fn push_line(text: &mut String, name: &str, counters: &CountersSnapshot) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::roles::worker::WorkerId;
+    use mlomae_dataflow::flow::stage_name::WorkerId;
 
-    fn sample(stage: StageName, instance: u16, busy_ns: u64, wait_in_ns: u64) -> ActorSample {
+    fn sample(stage: StageName, instance: usize, busy_ns: u64, wait_in_ns: u64) -> ActorSample {
         ActorSample {
             worker: WorkerId { stage, instance },
             counters: CountersSnapshot { items: 5, busy_ns, wait_in_ns, ..Default::default() },

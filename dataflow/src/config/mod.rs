@@ -248,13 +248,6 @@ impl Config {
     pub const fn num_steps(&self) -> u64 {
         self.train.outer_iterations * self.method.unroll
     }
-
-    /// Whether a checkpoint falls on the start of outer iteration `outer` (that is, after `outer`
-    /// iterations): every `checkpoint.every_steps` level-1 steps, and at the end.
-    #[must_use]
-    pub const fn is_checkpoint(&self, outer: u64) -> bool {
-        outer > 0 && (outer == self.train.outer_iterations || self.checkpoint.is_due(outer, self.method.unroll))
-    }
 }
 
 fn preset_table(preset: Preset) -> toml::Table {

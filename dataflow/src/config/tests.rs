@@ -200,15 +200,11 @@ fn the_schema_documents_every_key() {
 
 #[test]
 fn checkpoints_fall_on_the_first_boundary_after_each_interval() {
-    let mut config = Config::default();
-    config.train.outer_iterations = 10;
-    config.method.unroll = 2;
-    config.checkpoint.every_steps = 5;
-    let at: Vec<u64> = (0..=10).filter(|outer| config.is_checkpoint(*outer)).collect();
+    let mut checkpoint = CheckpointConfig { every_steps: 5, ..CheckpointConfig::default() };
+    let at: Vec<u64> = (1..=11).filter(|outer| checkpoint.is_due(*outer, 2)).collect();
     assert_eq!(at, [3, 5, 8, 10]);
-    config.checkpoint.every_steps = 0;
-    let at: Vec<u64> = (0..=10).filter(|outer| config.is_checkpoint(*outer)).collect();
-    assert_eq!(at, [10]);
+    checkpoint.every_steps = 0;
+    assert!((1..=11).all(|outer| !checkpoint.is_due(outer, 2)));
 }
 
 #[test]

@@ -54,7 +54,7 @@ pub struct SlotWriter<T> {
 }
 
 impl<T> SlotWriter<T> {
-    /// Publishes the next version. The oldest is let go when more than the kept number are there.
+    /// Publishes the next version. The oldest is evicted when there are more than the kept number.
     ///
     /// # Panics
     /// If `version` does not follow the newest one.
@@ -113,7 +113,7 @@ impl<T> SlotReader<T> {
     ///
     /// # Errors
     /// [`SlotError::Halted`] by the stop flag, or because the writer is gone and never published
-    /// it; [`SlotError::Evicted`] if it was let go.
+    /// it; [`SlotError::Evicted`] if it was evicted.
     pub fn wait(&self, version: u64, context: &WaitContext) -> Result<Arc<T>, SlotError> {
         let mut state = self.inner.lock();
         if let Some(outcome) = self.look(&state, version) {
@@ -231,14 +231,14 @@ mod tests {
         let (writer, reader) = slot::<()>("theta", 1);
         let context = WaitContext::default();
         let stop = context.stop.clone();
-        let begin = Instant::now();
+        let start = Instant::now();
         let waiting = std::thread::spawn(move || reader.wait(0, &context));
         stop.request(StopReason::Interrupt);
         std::thread::sleep(2 * POLL);
         assert!(!waiting.is_finished(), "a graceful stop lets the iteration end");
         stop.request(StopReason::Interrupt);
         assert_eq!(waiting.join().expect("no panic"), Err(SlotError::Halted(Halt::Stopped)));
-        assert!(begin.elapsed() < Duration::from_secs(5));
+        assert!(start.elapsed() < Duration::from_secs(5));
         drop(writer);
     }
 }

@@ -235,12 +235,6 @@ impl EpochPlan {
         (self.roles.indices(role).len() / self.batches[role.index()]) as u64
     }
 
-    /// Epoch of batch `number` of `role`.
-    #[must_use]
-    pub fn epoch_of(&self, role: Role, number: u64) -> u64 {
-        number / self.batches_per_epoch(role)
-    }
-
     /// Batch `number` of `role`, counted from 0 over all epochs. In iteration j with unroll k, level
     /// 1 takes the pretrain batches j·k to j·k + k − 1, and levels 2 and 3 take batch j of their roles.
     pub fn batch(&mut self, role: Role, number: u64) -> PlannedBatch {

@@ -12,7 +12,8 @@ use mlomae_model::layout::SharedLayout;
 use mlomae_model::levels::optimizer::AdamW;
 
 use crate::flow::ports::Payload;
-use crate::flow::stage_name::StageName;
+use crate::flow::stage::{Log, Lost};
+use crate::flow::stage_name::{StageName, WorkerId};
 
 pub use mlomae_storage::logs::Level;
 
@@ -313,5 +314,28 @@ impl Recorder {
     /// Takes everything collected, in order.
     pub fn take(&mut self) -> Vec<Record> {
         std::mem::take(&mut self.records)
+    }
+}
+
+impl Log for Recorder {
+    type Record = Record;
+
+    fn lose(&mut self, worker: WorkerId, unit: u64, lost: &Lost) {
+        self.event(EventRecord {
+            severity: Severity::Error,
+            kind: "lost_batch".into(),
+            stage: Some(worker.stage),
+            step: None,
+            message: format!("{worker} panicked, its batch is lost: {}", lost.message),
+            fields: serde_json::json!({
+                "instance": worker.instance,
+                "unit": unit,
+                "sample_ids": lost.sample_ids,
+            }),
+        });
+    }
+
+    fn take(&mut self) -> Vec<Record> {
+        Self::take(self)
     }
 }

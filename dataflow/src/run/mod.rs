@@ -3,6 +3,7 @@
 pub mod data;
 #[cfg(test)]
 mod deadlock_tests;
+pub mod edges;
 pub mod evaluation;
 pub mod held_out;
 pub mod pipeline;

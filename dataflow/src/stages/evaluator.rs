@@ -51,6 +51,7 @@ impl Stage for EvaluatorStage {
     type In = (Snapshot, LabelledPair);
     /// None where level 3 rests (the baseline).
     type Out = Option<Direction>;
+    type Log = Recorder;
     const NAME: StageName = StageName::Evaluator;
 
     fn process(&mut self, outer: u64, input: Self::In, recorder: &mut Recorder) -> Result<Self::Out, StageError> {

@@ -300,6 +300,7 @@ fn data_error(error: &DataError) -> StageError {
 impl Stage for LoadStage {
     type In = ();
     type Out = Loaded;
+    type Log = Recorder;
     const NAME: StageName = StageName::Load;
 
     fn process(&mut self, unit: u64, (): (), _: &mut Recorder) -> Result<Loaded, StageError> {

@@ -3,9 +3,8 @@
 use std::fmt::Write;
 
 use mlomae_dataflow::flow::counters::CountersSnapshot;
-use mlomae_dataflow::flow::stage_name::StageName;
+use mlomae_dataflow::flow::stage_name::{EdgeId, WorkerId};
 
-use crate::roles::worker::WorkerId;
 use crate::watch::progress::ProgressFigures;
 
 /// What the metrics tell, at one moment.
@@ -36,10 +35,8 @@ pub struct Figures {
 /// A queue at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QueueSample {
-    /// Its name, `from->to`.
-    pub name: String,
-    /// The stage that receives from it.
-    pub stage: StageName,
+    /// The edge whose queue it is.
+    pub edge: EdgeId,
     /// Items waiting.
     pub len: usize,
     /// Items that it can hold.
@@ -107,7 +104,7 @@ fn queues(text: &mut Exposition, queues: &[QueueSample]) {
     ];
     for (name, help, value) in families {
         let samples = queues.iter().map(|queue| {
-            let labels = vec![("stage", queue.stage.to_string()), ("queue", queue.name.clone())];
+            let labels = vec![("stage", queue.edge.to.to_string()), ("queue", queue.edge.to_string())];
             (labels, value(queue) as f64)
         });
         text.family(Kind::Gauge, name, help, samples);
@@ -199,6 +196,7 @@ fn number(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use mlomae_dataflow::flow::stage_name::StageName;
 
     fn progress() -> ProgressFigures {
         ProgressFigures {
@@ -219,8 +217,7 @@ mod tests {
             version: "1.2.3",
             workers: vec![(worker(StageName::Load, 0), counters), (worker(StageName::Load, 1), counters)],
             queues: vec![QueueSample {
-                name: "load->score".into(),
-                stage: StageName::Score,
+                edge: EdgeId::between(StageName::Load, StageName::Score),
                 len: 1,
                 capacity: 4,
                 bytes: 99,

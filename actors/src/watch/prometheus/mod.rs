@@ -20,8 +20,6 @@ pub use server::MetricsServer;
 
 use crate::process::error::{CliError, exit_code};
 use crate::roles::telemetry::WorkerProbe;
-use crate::train::setup::Prepared;
-use crate::train::training::figures;
 use crate::watch::progress::ProgressFigures;
 
 /// Takes the configured address; none if no metrics are asked for. A client that connects is answered
@@ -57,19 +55,18 @@ impl ProbeSlot {
     }
 }
 
-/// Serves the metrics of a run that goes on after `first_outer` outer iterations, until the server is dropped.
+/// Serves the metrics of a run until the server is dropped: its `progress`, its configured `lag`, and the figures of
+/// `latest` and `probes`.
 ///
 /// # Errors
 /// If no thread can be started.
 pub fn serve(
     listener: TcpListener,
-    prepared: &Prepared,
-    first_outer: u64,
+    progress: impl Fn() -> ProgressFigures + Send + 'static,
+    lag: u32,
     latest: Latest,
     probes: ProbeSlot,
 ) -> Result<MetricsServer, CliError> {
-    let progress = figures(prepared, first_outer, latest.clone());
-    let lag = prepared.config.pipeline.lag;
     let body = move || render(&gather(progress(), lag, &latest, &probes.get()));
     let address = listener.local_addr();
     let server = address.and_then(|address| Ok((address, MetricsServer::start(listener, body)?)));
@@ -85,10 +82,9 @@ fn gather(progress: ProgressFigures, lag: u32, latest: &Latest, probes: &[Worker
     for probe in probes {
         for edge in &probe.inputs {
             // All workers of a stage share the gauges of its edges.
-            if queues.iter().all(|queue| queue.name != edge.name()) {
+            if queues.iter().all(|queue| queue.edge != edge.id()) {
                 queues.push(QueueSample {
-                    name: edge.name().to_owned(),
-                    stage: probe.worker.stage,
+                    edge: edge.id(),
                     len: edge.queue_len(),
                     capacity: edge.queue_cap(),
                     bytes: edge.queue_bytes(),
