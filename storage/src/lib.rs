@@ -5,6 +5,7 @@ pub mod checkpoint;
 pub mod clock;
 pub mod dataset;
 pub mod escape;
+pub mod exit_code;
 mod guard;
 pub mod input;
 pub mod logs;

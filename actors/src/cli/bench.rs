@@ -4,11 +4,12 @@ use std::path::PathBuf;
 
 use crate::measure::workload::WorkloadSpec;
 use mlomae_dataflow::config::Preset;
+use mlomae_storage::exit_code::ExitCode;
 
 use super::Session;
 use super::bar::Bar;
 use crate::measure::bench::{BenchSpec, bench};
-use crate::process::error::{CliError, exit_code};
+use crate::process::error::CliError;
 
 /// Measure an outer iteration by level and stage, and beside PyTorch if a Python with torch is given
 #[derive(Debug, clap::Args)]
@@ -77,7 +78,7 @@ impl Args {
         drop(bar);
         if self.json {
             let json = serde_json::to_string_pretty(&report)
-                .map_err(|error| CliError::new(exit_code::INTERNAL, format!("report has no JSON form: {error}")))?;
+                .map_err(|error| CliError::new(ExitCode::Internal, format!("report has no JSON form: {error}")))?;
             writeln!(session.out, "{json}")?;
         } else {
             write!(session.out, "{report}")?;

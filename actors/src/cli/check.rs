@@ -6,12 +6,13 @@ use mlomae_dataflow::input::bad_images::IMAGE_SKIPPED;
 use mlomae_dataflow::input::plan::Role;
 use mlomae_dataflow::run::data::Data;
 use mlomae_storage::dataset::Dataset;
+use mlomae_storage::exit_code::ExitCode;
 
 use super::Session;
 use super::bar::Bar;
 use super::config_args::ConfigArgs;
 use super::facts::{bytes_text, facts, topology_of};
-use crate::process::error::{CliError, exit_code};
+use crate::process::error::CliError;
 use crate::train::memory::Needs;
 use crate::train::setup::Prepared;
 
@@ -80,7 +81,7 @@ impl Args {
 
 /// If an image of the normalisation is bad, others may be: names them all instead.
 fn with_bad_images(error: CliError, config: Config, bar: &Bar) -> CliError {
-    if error.exit_code() != exit_code::BAD_DATA {
+    if error.exit_code() != ExitCode::BadData {
         return error;
     }
     let none = Normalisation { mean: vec![0.0; 3], std: vec![1.0; 3] };
@@ -129,11 +130,11 @@ fn decode_images(prepared: &Prepared, bar: &Bar) -> Result<String, CliError> {
         lines.push(format!("{num_bad} of {num_chosen} decoded images are bad, {MAX_BAD_LINES} of them are named"));
     }
     if num_bad > 0 {
-        return Err(CliError::Failed { lines, exit_code: exit_code::BAD_DATA });
+        return Err(CliError::Failed { lines, exit_code: ExitCode::BadData });
     }
     if num_skipped > 0 && num_skipped == num_chosen {
         let line = format!("data: all {num_chosen} decoded images are bad");
-        return Err(CliError::new(exit_code::BAD_DATA, line));
+        return Err(CliError::new(ExitCode::BadData, line));
     }
     let bad = match num_skipped {
         0 => String::new(),

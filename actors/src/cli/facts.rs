@@ -5,9 +5,10 @@ use mlomae_dataflow::input::plan::Role;
 use mlomae_dataflow::run::pipeline::topology;
 use mlomae_model::layout::ParamSet;
 use mlomae_storage::escape::one_line;
+use mlomae_storage::exit_code::ExitCode;
 use mlomae_storage::machine_memory;
 
-use crate::process::error::{CliError, exit_code};
+use crate::process::error::CliError;
 use crate::train::memory::Needs;
 use crate::train::setup::Prepared;
 
@@ -96,7 +97,7 @@ pub(crate) fn facts(prepared: &Prepared) -> Result<Vec<Fact>, CliError> {
 pub(crate) fn topology_of(prepared: &Prepared) -> Result<Topology, CliError> {
     let batches = prepared.load_train.plan().batch_sizes();
     topology(&prepared.method, &prepared.config.actors, batches)
-        .map_err(|error| CliError::new(exit_code::INTERNAL, format!("topology: {error}")))
+        .map_err(|error| CliError::new(ExitCode::Internal, format!("topology: {error}")))
 }
 
 /// `812`, `4.2 k`, `1.7 M`.

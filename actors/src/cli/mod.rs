@@ -24,7 +24,7 @@ use std::borrow::Cow;
 use std::ffi::OsString;
 use std::io::{self, BufWriter, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::process::ExitCode;
+use std::process;
 
 use clap::builder::Styles;
 use clap::builder::styling::AnsiColor;
@@ -33,8 +33,9 @@ use mlomae_dataflow::flow::exit::panic_message;
 use mlomae_dataflow::flow::fault::FaultPlan;
 use mlomae_kernels::{self as kernels, Isa};
 use mlomae_storage::escape::{lines, one_line, shortened};
+use mlomae_storage::exit_code::ExitCode;
 
-use crate::process::error::{CliError, exit_code};
+use crate::process::error::CliError;
 use crate::process::logging::{self, EventQueue, LogFormat};
 use crate::process::panic_hook;
 use crate::process::signals::SignalWatcher;
@@ -126,12 +127,12 @@ pub(crate) struct Session<'a> {
 
 /// Runs the command of `args`, of which the first is the program's name, and answers with the
 /// process's exit code. Messages go to stderr, results to stdout; nothing panics out of here.
-pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+pub fn run(args: impl IntoIterator<Item = OsString>) -> process::ExitCode {
     run_with_faults(args, FaultPlan::default())
 }
 
 /// As [`run`], with faults put into a training run on purpose: for tests of the whole program.
-pub fn run_with_faults(args: impl IntoIterator<Item = OsString>, faults: FaultPlan) -> ExitCode {
+pub fn run_with_faults(args: impl IntoIterator<Item = OsString>, faults: FaultPlan) -> process::ExitCode {
     panic_hook::install();
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
@@ -143,15 +144,15 @@ pub fn run_with_faults(args: impl IntoIterator<Item = OsString>, faults: FaultPl
                 Cow::Owned(plain) => write!(io::stderr(), "{plain}"),
                 Cow::Borrowed(_) => error.print(),
             };
-            return ExitCode::from(if error.use_stderr() { exit_code::USAGE } else { exit_code::OK });
+            return if error.use_stderr() { ExitCode::Usage } else { ExitCode::Ok }.into();
         }
     };
     let result = catch_unwind(AssertUnwindSafe(|| execute(cli, faults))).unwrap_or_else(|payload| {
         let message = panic_message(payload.as_ref());
-        Err(CliError::new(exit_code::INTERNAL, format!("internal error: {message}")))
+        Err(CliError::new(ExitCode::Internal, format!("internal error: {message}")))
     });
     let Err(error) = result else {
-        return ExitCode::SUCCESS;
+        return process::ExitCode::SUCCESS;
     };
     if let CliError::Failed { lines, .. } = &error {
         for line in lines {
@@ -159,7 +160,7 @@ pub fn run_with_faults(args: impl IntoIterator<Item = OsString>, faults: FaultPl
             let _ = writeln!(io::stderr(), "error: {}", one_line(&shortened(line, MAX_LINE)));
         }
     }
-    ExitCode::from(error.exit_code())
+    error.exit_code().into()
 }
 
 fn execute(cli: Cli, faults: FaultPlan) -> Result<(), CliError> {

@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use crate::measure::simulation::{Scenario, Simulated, Work, simulate};
 use mlomae_dataflow::config::{Config, MaskInput};
 use mlomae_dataflow::flow::stage_name::StageName;
+use mlomae_storage::exit_code::ExitCode;
 
 use super::Session;
 use super::run_arg::find_run;
-use crate::process::error::{CliError, exit_code};
+use crate::process::error::CliError;
 use crate::watch::top::history::{History, Totals};
 
 /// Outer iterations of a simulation.
@@ -136,7 +137,7 @@ impl Args {
         let history = History::open(&find_run(&self.run)?)?;
         let measured = measure(&history).ok_or_else(|| {
             let run = self.run.display();
-            CliError::new(exit_code::NO_INPUT, format!("the logs hold no finished item of every stage: {run}"))
+            CliError::new(ExitCode::NoInput, format!("the logs hold no finished item of every stage: {run}"))
         })?;
         let config = &history.config;
         let at = |cores: usize, lag: u64| simulate(&scenario(config, &measured, cores, lag));

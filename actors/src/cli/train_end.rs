@@ -11,10 +11,11 @@ use mlomae_dataflow::run::sink::{CheckpointTensors, Latest};
 use mlomae_dataflow::run::state::TrainState;
 use mlomae_model::layout::ParamSet;
 use mlomae_storage::checkpoint;
+use mlomae_storage::exit_code::ExitCode;
 
 use super::bar::Bar;
 use super::facts::count_text;
-use crate::process::error::{CliError, exit_code};
+use crate::process::error::CliError;
 use crate::process::terminal::Terminal;
 use crate::train::eval::{Judge, Judgement, Task};
 use crate::train::resumption::Finished;
@@ -64,7 +65,7 @@ pub(super) fn final_judgement(
     let folder = checkpoint::resolve(run.path())?;
     let loaded = checkpoint::load(&folder)?;
     let state = TrainState::restore(&prepared.method, &CheckpointTensors(&loaded), &loaded.state)
-        .map_err(|error| CliError::new(exit_code::BAD_DATA, format!("{error}: {}", folder.display())))?;
+        .map_err(|error| CliError::new(ExitCode::BadData, format!("{error}: {}", folder.display())))?;
     let judge = Judge::new(prepared)?;
     let skipped_before = prepared.data.bad_images.skipped();
     let bar = Bar::new(terminal, "k-NN");
@@ -87,7 +88,7 @@ pub(super) fn final_judgement(
 pub(super) fn judge_at_end<T>(run: &Run, judge: impl FnOnce() -> Result<T, CliError>) -> Result<T, CliError> {
     let judged = catch_unwind(AssertUnwindSafe(judge)).unwrap_or_else(|payload| {
         let line = format!("internal error: {}", panic_message(payload.as_ref()));
-        Err(CliError::new(exit_code::INTERNAL, line))
+        Err(CliError::new(ExitCode::Internal, line))
     });
     judged.map_err(|error| match error {
         CliError::Failed { lines, exit_code } if !lines.is_empty() => {

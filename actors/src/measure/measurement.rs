@@ -10,10 +10,11 @@ use mlomae_dataflow::flow::stage_name::StageName;
 use mlomae_dataflow::flow::stop::{StopFlag, StopReason};
 use mlomae_dataflow::run::sink::Latest;
 use mlomae_dataflow::run::state::TrainState;
+use mlomae_storage::exit_code::ExitCode;
 use mlomae_storage::unfinished::Unfinished;
 use serde::Serialize;
 
-use crate::process::error::{CliError, check_outcome, exit_code};
+use crate::process::error::{CliError, check_outcome};
 use crate::process::logging::EventQueue;
 use crate::train::run::Run;
 use crate::train::setup::Prepared;
@@ -143,7 +144,7 @@ pub fn measure(prepared: &Prepared, limits: Limits, events: &EventQueue) -> Resu
     })?;
     let Some(Stretch { num_outer, seconds, stages }) = stretch else {
         let line = "the run ended before a stretch of it was measured";
-        return Err(CliError::new(exit_code::INTERNAL, line));
+        return Err(CliError::new(ExitCode::Internal, line));
     };
     Ok(Measurement { num_outer, seconds, num_images: num_outer * images_per_outer, stages })
 }

@@ -9,9 +9,10 @@ use mlomae_dataflow::input::rng::{Purpose, keyed, shuffle};
 use mlomae_model::levels::{pretrain, scoring};
 use mlomae_model::{Arena, Compute};
 use mlomae_storage::dataset::{Dataset, Split};
+use mlomae_storage::exit_code::ExitCode;
 
 use crate::pictures::panel::{PanelRow, PanelShape, compose};
-use crate::process::error::{CliError, exit_code};
+use crate::process::error::CliError;
 use crate::train::trained::Trained;
 
 /// Added to a patch's variance when its target is made, and so when it is undone.
@@ -90,11 +91,11 @@ pub fn panel_of(trained: &Trained, split: Split, num_images: usize) -> Result<Rg
         notes.push("green outline: the patches of the object".to_owned());
     }
     let shape = PanelShape { image: shape.image, patch: shape.patch, channels: shape.channels };
-    compose(shape, &rows, &notes).map_err(|error| CliError::new(exit_code::INTERNAL, format!("panel: {error}")))
+    compose(shape, &rows, &notes).map_err(|error| CliError::new(ExitCode::Internal, format!("panel: {error}")))
 }
 
 fn no_images() -> CliError {
-    CliError::new(exit_code::NO_INPUT, "data: the split has no images")
+    CliError::new(ExitCode::NoInput, "data: the split has no images")
 }
 
 /// Undoes the patch-wise normalisation of the target: predicted patches [L, P·P·C], value order (row,

@@ -18,11 +18,12 @@ use std::time::Duration;
 
 use mlomae_dataflow::flow::stop::{StopFlag, StopReason};
 use mlomae_dataflow::method::checkpoint_request::CheckpointRequest;
+use mlomae_storage::exit_code::ExitCode;
 use mlomae_storage::unfinished;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGXCPU, SIGXFSZ};
 use signal_hook::iterator::{Handle, Signals};
 
-use crate::process::error::{CliError, exit_code};
+use crate::process::error::CliError;
 
 /// How long last words may take on a disk or a terminal that hangs.
 const PATIENCE: Duration = Duration::from_millis(1200);
@@ -61,7 +62,7 @@ impl SignalWatcher {
     /// If the signal handlers cannot be installed or no thread can be started.
     pub fn start(before_leaving: impl Fn() + Send + Sync + 'static) -> Result<Self, CliError> {
         Self::watch(Arc::new(before_leaving))
-            .map_err(|error| CliError::new(exit_code::IO, format!("cannot watch signals: {error}")))
+            .map_err(|error| CliError::new(ExitCode::Io, format!("cannot watch signals: {error}")))
     }
 
     fn watch(before_leaving: Arc<dyn Fn() + Send + Sync>) -> io::Result<Self> {
@@ -234,7 +235,7 @@ mod tests {
                 assert_eq!(shared.on_signal(signal), None);
             }
             assert_eq!(stop.level(), StopLevel::Graceful);
-            assert_eq!(stop.reason().map(StopReason::exit_code), Some(code));
+            assert_eq!(stop.reason().map(|reason| reason.exit_code().code()), Some(code));
             assert_eq!(shared.on_signal(SIGTERM), Some(StopReason::Terminate));
         }
     }
@@ -253,7 +254,7 @@ mod tests {
         for (signal, code) in [(SIGINT, 130), (SIGTERM, 143), (SIGHUP, 129), (SIGUSR2, 140), (SIGXCPU, 152)] {
             let mut shared = Shared { mode: Mode::AtOnce(None), checkpoint: None };
             assert_eq!(shared.on_signal(SIGUSR1), None);
-            assert_eq!(shared.on_signal(signal).map(StopReason::exit_code), Some(code));
+            assert_eq!(shared.on_signal(signal).map(|reason| reason.exit_code().code()), Some(code));
         }
     }
 

@@ -7,6 +7,7 @@ use mlomae_dataflow::flow::counters::Activity;
 use mlomae_dataflow::flow::exit::Exit;
 use mlomae_dataflow::flow::stage_name::WorkerId;
 use mlomae_dataflow::flow::stop::StopReason;
+use mlomae_storage::exit_code::ExitCode;
 
 /// The end of one worker.
 #[derive(Debug, Clone)]
@@ -198,12 +199,12 @@ impl Outcome {
     /// The process's exit code: the cause's, else 70 if a worker was abandoned, else the signal's,
     /// else 0.
     #[must_use]
-    pub fn exit_code(&self) -> u8 {
+    pub fn exit_code(&self) -> ExitCode {
         match (self.cause(), self.stop_reason) {
             (Some(cause), _) => cause.exit.exit_code(),
-            (None, _) if self.supervision_error.is_some() || !self.abandoned.is_empty() => 70,
+            (None, _) if self.supervision_error.is_some() || !self.abandoned.is_empty() => ExitCode::Internal,
             (None, Some(reason)) => reason.exit_code(),
-            (None, None) => 0,
+            (None, None) => ExitCode::Ok,
         }
     }
 

@@ -11,6 +11,7 @@ use mlomae_dataflow::flow::ports::{
 };
 use mlomae_dataflow::flow::stage_name::EdgeId;
 use mlomae_dataflow::flow::stop::StopLevel;
+use mlomae_storage::exit_code::ExitCode;
 
 use super::*;
 use crate::roles::telemetry::WorkerProbe;
@@ -32,7 +33,7 @@ enum Fault {
     None,
     PanicOnThird,
     PanicAlways,
-    FailOnThird(u8),
+    FailOnThird(ExitCode),
     NanOnThird,
     HangOnThird,
     SlowSink,
@@ -253,7 +254,7 @@ fn a_stage_that_panics_every_time_ends_the_run_after_its_restarts() {
 #[test]
 fn an_error_ends_the_run_with_its_code_and_message() {
     for stage in StageName::ALL {
-        for exit_code in [65, 66, 74] {
+        for exit_code in [ExitCode::BadData, ExitCode::NoInput, ExitCode::Io] {
             let fault = [(stage, Fault::FailOnThird(exit_code))];
             let (outcome, _) = pipeline(&fault, 0, NUM_ITEMS).supervise(quick());
             assert_eq!(outcome.exit_code(), exit_code);
@@ -268,7 +269,9 @@ fn an_error_ends_the_run_with_its_code_and_message() {
 
 #[test]
 fn a_graceful_stop_drains_front_to_back() {
-    for (reason, exit_code) in [(StopReason::Interrupt, 130), (StopReason::Terminate, 143)] {
+    for (reason, exit_code) in
+        [(StopReason::Interrupt, ExitCode::Interrupt), (StopReason::Terminate, ExitCode::Terminate)]
+    {
         // The sink is the slowest, so that all queues are full when the stop comes.
         let pipeline = pipeline(&[(StageName::Log, Fault::SlowSink)], 4, u64::MAX);
         let (stop, load) = (pipeline.stop.clone(), pipeline.load.clone());
@@ -367,7 +370,7 @@ fn no_mixture_of_faults_deadlocks() {
         Fault::None,
         Fault::PanicOnThird,
         Fault::PanicAlways,
-        Fault::FailOnThird(65),
+        Fault::FailOnThird(ExitCode::BadData),
         Fault::NanOnThird,
         Fault::SlowSink,
     ];

@@ -4,9 +4,10 @@ use mlomae_dataflow::config::{Config, ConfigError, KeyChange, OnResume};
 use mlomae_dataflow::input::augment::Normalisation;
 use mlomae_storage::dataset::fingerprint::{Change, Fingerprint, Part};
 use mlomae_storage::dataset::{self, DataError, Dataset, Split};
+use mlomae_storage::exit_code::ExitCode;
 use serde::{Deserialize, Serialize};
 
-use crate::process::error::{CliError, exit_code};
+use crate::process::error::CliError;
 
 /// What a checkpoint is read for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -212,7 +213,7 @@ pub fn compare_data(
     }
     let refuse = |way_out: &str| {
         let line = format!("data is not what the checkpoint was trained on ({what}); {way_out}: {place}");
-        Err(CliError::new(exit_code::CONFIG, line))
+        Err(CliError::new(ExitCode::Config, line))
     };
     match purpose {
         Purpose::Judge if classes => refuse("it is judged only on data of the same classes"),

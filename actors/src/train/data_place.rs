@@ -4,8 +4,9 @@
 use std::path::{Component, Path, PathBuf};
 
 use mlomae_dataflow::config::Config;
+use mlomae_storage::exit_code::ExitCode;
 
-use crate::process::error::{CliError, exit_code};
+use crate::process::error::CliError;
 
 /// Makes the paths of a configuration absolute: those that were given in this process are meant relative to the current
 /// folder. A path that has no form in the configuration's text, which is UTF-8, stays as it is.
@@ -56,7 +57,7 @@ pub fn find(config: &mut Config, run: Option<&Path>) -> Result<(), CliError> {
     };
     let Some(place) = place.into_iter().flatten().find(|place| place.exists()) else {
         let line = format!("dataset not found: {}; if it has moved: --set data.path=NEW", recorded.display());
-        return Err(CliError::new(exit_code::NO_INPUT, line));
+        return Err(CliError::new(ExitCode::NoInput, line));
     };
     if recorded.is_absolute() && place != recorded {
         tracing::warn!(

@@ -8,8 +8,9 @@ use mlomae_dataflow::input::rng::{Purpose, keyed, shuffle};
 use mlomae_dataflow::run::evaluation::{Features, LinearProbe, knn_accuracy, linear_accuracy};
 use mlomae_model::{Arena, Compute, Params};
 use mlomae_storage::dataset::{Dataset, Split};
+use mlomae_storage::exit_code::ExitCode;
 
-use crate::process::error::{CliError, exit_code};
+use crate::process::error::CliError;
 use crate::train::setup::Prepared;
 
 /// How features are judged.
@@ -75,7 +76,7 @@ impl<'a> Judge<'a> {
         };
         if test.is_empty() {
             let line = format!("data: no images of {} can judge: {}", data.train.info().name, data.test_role.text);
-            return Err(CliError::new(exit_code::NO_INPUT, line));
+            return Err(CliError::new(ExitCode::NoInput, line));
         }
         let num_threads = std::thread::available_parallelism().map_or(1, usize::from);
         let compute = Compute::new(num_threads, config.train.grain, Arena::new())?;
@@ -107,7 +108,7 @@ impl<'a> Judge<'a> {
         for (split, features) in [("train", &train), ("test", &test)] {
             if features.is_empty() {
                 let line = format!("data: none of the chosen images of the {split} split can be decoded");
-                return Err(CliError::new(exit_code::BAD_DATA, line));
+                return Err(CliError::new(ExitCode::BadData, line));
             }
         }
         let num_classes = model.config.num_classes;

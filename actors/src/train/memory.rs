@@ -7,9 +7,10 @@ use mlomae_dataflow::input::plan::Role;
 use mlomae_dataflow::run::pipeline::topology;
 use mlomae_model::ModelConfig;
 use mlomae_model::layout::ParamSet;
+use mlomae_storage::exit_code::ExitCode;
 use mlomae_storage::machine_memory::{Available, Limit, available, bytes_text};
 
-use crate::process::error::{CliError, exit_code};
+use crate::process::error::CliError;
 use crate::train::setup::Prepared;
 
 /// The program, its threads and its buffers, measured.
@@ -131,7 +132,7 @@ impl Needs {
             }
             (Some(line), MemoryCheck::Refuse) => {
                 let line = format!("{line}; run.memory_check = \"warn\" goes on all the same");
-                Err(CliError::new(exit_code::CONFIG, line))
+                Err(CliError::new(ExitCode::Config, line))
             }
         }
     }
@@ -141,7 +142,7 @@ impl Needs {
     /// # Errors
     /// As [`Needs::check`].
     pub fn require(&self) -> Result<(), CliError> {
-        self.problem(available()).map_or(Ok(()), |line| Err(CliError::new(exit_code::CONFIG, line)))
+        self.problem(available()).map_or(Ok(()), |line| Err(CliError::new(ExitCode::Config, line)))
     }
 
     /// What is said if there is less than needed.
@@ -255,7 +256,7 @@ fn activation_bytes(prepared: &Prepared) -> u64 {
 fn queue_bytes(prepared: &Prepared) -> Result<u64, CliError> {
     let batches = prepared.load_train.plan().batch_sizes();
     let topology = topology(&prepared.method, &prepared.config.actors, batches)
-        .map_err(|error| CliError::new(exit_code::INTERNAL, format!("topology: {error}")))?;
+        .map_err(|error| CliError::new(ExitCode::Internal, format!("topology: {error}")))?;
     let sets = [(ParamSet::Pretrain, 3), (ParamSet::Head, 3), (ParamSet::Mask, 5 + prepared.method.lag)];
     let checkpoint = sets.iter().map(|(set, copies)| len(prepared, *set).saturating_mul(4 * copies));
     let two_checkpoints = checkpoint.fold(0, u64::saturating_add).saturating_mul(2);

@@ -11,10 +11,11 @@ use mlomae_dataflow::run::sink::{Latest, RunSink};
 use mlomae_dataflow::run::state::TrainState;
 use mlomae_kernels as kernels;
 use mlomae_storage::escape::one_line;
+use mlomae_storage::exit_code::ExitCode;
 use mlomae_storage::logs::{Clock, EvalRow, EventRow, Level, LogContext, LogPolicy, LogWriter, Severity};
 use mlomae_storage::run_dir::{RunDir, RunRecord, RunStatus, new_run_id};
 
-use crate::process::error::{CliError, exit_code};
+use crate::process::error::CliError;
 use crate::train::eval::{Judgement, Task};
 use crate::train::memory::Needs;
 use crate::train::setup::{Prepared, config_toml};
@@ -191,7 +192,7 @@ impl Run {
     /// That of `result`, or of writing.
     pub fn end(&mut self, result: Result<(), CliError>, is_trained: bool, step: i64) -> Result<(), CliError> {
         let (status, code, error) = match &result {
-            Ok(()) => (RunStatus::Finished, exit_code::OK, None),
+            Ok(()) => (RunStatus::Finished, ExitCode::Ok, None),
             Err(error) if error.is_by_signal() => (RunStatus::Interrupted, error.exit_code(), None),
             Err(error) => {
                 let status = if is_trained { RunStatus::Finished } else { RunStatus::Failed };

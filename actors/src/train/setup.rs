@@ -12,8 +12,9 @@ use mlomae_dataflow::run::data::Data;
 use mlomae_dataflow::run::sink::{Latest, StaticState};
 use mlomae_dataflow::stages::load::LoadStage;
 use mlomae_storage::dataset::Split;
+use mlomae_storage::exit_code::ExitCode;
 
-use crate::process::error::{CliError, exit_code};
+use crate::process::error::CliError;
 use crate::train::continuity::DataContent;
 use crate::train::data_place;
 
@@ -136,7 +137,7 @@ impl Prepared {
                 let line = format!(
                     "data: no images of {name} can judge, {reason}; data.test_split chooses: auto, test, validation, none"
                 );
-                CliError::new(exit_code::NO_INPUT, line)
+                CliError::new(ExitCode::NoInput, line)
             }),
         }
     }
@@ -157,5 +158,5 @@ impl Prepared {
 pub fn config_toml(config: &Config) -> Result<String, CliError> {
     config
         .to_toml()
-        .map_err(|error| CliError::new(exit_code::INTERNAL, format!("configuration has no TOML form: {error}")))
+        .map_err(|error| CliError::new(ExitCode::Internal, format!("configuration has no TOML form: {error}")))
 }

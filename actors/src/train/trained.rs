@@ -7,10 +7,11 @@ use mlomae_dataflow::input::augment::Normalisation;
 use mlomae_dataflow::run::sink::CheckpointTensors;
 use mlomae_dataflow::run::state::TrainState;
 use mlomae_storage::checkpoint::{self, Checkpoint, CheckpointError};
+use mlomae_storage::exit_code::ExitCode;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::process::error::{CliError, exit_code};
+use crate::process::error::CliError;
 use crate::train::continuity::{DataContent, Effective, Purpose, compare_data, compare_keys};
 use crate::train::data_place;
 use crate::train::setup::Prepared;
@@ -60,7 +61,7 @@ impl Trained {
         let (folder, checkpoint) = load_newest(path)?;
         if let Some(named) = checkpoint::step_of(&folder).filter(|named| *named != checkpoint.step) {
             let line = format!("checkpoint is of step {}, not of step {named}: {}", checkpoint.step, folder.display());
-            return Err(CliError::new(exit_code::BAD_DATA, line));
+            return Err(CliError::new(ExitCode::BadData, line));
         }
         let own = text(&checkpoint, &folder, "config")?;
         let own = ConfigInputs::default().layer(&folder.join("state.json").display().to_string(), own);
@@ -105,7 +106,7 @@ impl Trained {
         } else if fingerprint != prepared.fingerprint() && !data_changed {
             return Err(other_roles(fingerprint, &prepared, &place));
         }
-        let bad = |error| CliError::new(exit_code::BAD_DATA, format!("{error}: {}", folder.display()));
+        let bad = |error| CliError::new(ExitCode::BadData, format!("{error}: {}", folder.display()));
         let state =
             TrainState::restore(&prepared.method, &CheckpointTensors(&checkpoint), &checkpoint.state).map_err(bad)?;
         if state.outer * prepared.method.unroll != checkpoint.step {
@@ -155,7 +156,7 @@ fn with_way_out(error: &CheckpointError, folder: &Path) -> CliError {
 
 fn lacks(folder: &Path, key: &str) -> CliError {
     let line = format!("checkpoint's state lacks {key}: {}", folder.join("state.json").display());
-    CliError::new(exit_code::BAD_DATA, line)
+    CliError::new(ExitCode::BadData, line)
 }
 
 fn text<'a>(checkpoint: &'a Checkpoint, folder: &Path, key: &str) -> Result<&'a str, CliError> {
@@ -163,10 +164,7 @@ fn text<'a>(checkpoint: &'a Checkpoint, folder: &Path, key: &str) -> Result<&'a 
 }
 
 fn corrupt(folder: &Path, problem: &str) -> CliError {
-    CliError::new(
-        exit_code::BAD_DATA,
-        format!("checkpoint's state: {problem}: {}", folder.join("state.json").display()),
-    )
+    CliError::new(ExitCode::BadData, format!("checkpoint's state: {problem}: {}", folder.join("state.json").display()))
 }
 
 /// What the networks were given, as the state has it; older versions had less.
@@ -225,7 +223,7 @@ fn other_roles(expected: &str, prepared: &Prepared, place: &str) -> CliError {
         "data is not what the checkpoint was trained on: the roles' fingerprint must be {expected}, got {}: {place}",
         prepared.fingerprint()
     );
-    CliError::new(exit_code::CONFIG, line)
+    CliError::new(ExitCode::Config, line)
 }
 
 /// All that can be compared with a checkpoint of a version that noted no more. Answers whether the roles are others.

@@ -13,8 +13,9 @@ use mlomae_dataflow::run::pipeline::{self, BuildError};
 use mlomae_dataflow::run::serial::SerialRun;
 use mlomae_dataflow::run::sink::{Latest, RunSink};
 use mlomae_dataflow::run::state::TrainState;
+use mlomae_storage::exit_code::ExitCode;
 
-use crate::process::error::{CliError, exit_code};
+use crate::process::error::CliError;
 use crate::process::logging::EventQueue;
 use crate::process::terminal::Terminal;
 use crate::roles::outcome::{Outcome, WorkerExit};
@@ -143,7 +144,7 @@ pub fn train(
 }
 
 fn internal(error: impl std::fmt::Display) -> CliError {
-    CliError::new(exit_code::INTERNAL, format!("pipeline cannot be built: {error}"))
+    CliError::new(ExitCode::Internal, format!("pipeline cannot be built: {error}"))
 }
 
 /// The one worker of a serial run ends for all.

@@ -4,6 +4,8 @@ use std::any::Any;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use mlomae_storage::exit_code::ExitCode;
+
 use crate::flow::stage_name::StageName;
 
 /// An error that a stage's body returns. It always takes the pipeline down.
@@ -16,8 +18,8 @@ pub enum StageError {
         stage: StageName,
         /// One line: what, where, allowed values.
         message: String,
-        /// 65 (bad data), 66 (no input) or 74 (read error).
-        exit_code: u8,
+        /// Bad data, no input, or a read error.
+        exit_code: ExitCode,
     },
     /// A number that is not finite, named by where it was met first.
     #[error("{level}: {quantity} is not finite at step {step}: {value}")]
@@ -52,11 +54,11 @@ pub enum StageError {
 impl StageError {
     /// The exit code of a process that ends by this error.
     #[must_use]
-    pub const fn exit_code(&self) -> u8 {
+    pub const fn exit_code(&self) -> ExitCode {
         match self {
             Self::Data { exit_code, .. } => *exit_code,
-            Self::Io { .. } => 74,
-            Self::NonFinite { .. } | Self::Internal { .. } => 70,
+            Self::Io { .. } => ExitCode::Io,
+            Self::NonFinite { .. } | Self::Internal { .. } => ExitCode::Internal,
         }
     }
 }
@@ -106,12 +108,12 @@ impl Exit {
     }
 
     /// The process's exit code if this exit is its cause. A stop has the code of its reason,
-    /// which the stop flag knows; it is 0 here.
+    /// which the stop flag knows; it is [`ExitCode::Ok`] here.
     #[must_use]
-    pub const fn exit_code(&self) -> u8 {
+    pub const fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Finished | Self::Stopped => 0,
-            Self::Disconnected | Self::Panicked { .. } => 70,
+            Self::Finished | Self::Stopped => ExitCode::Ok,
+            Self::Disconnected | Self::Panicked { .. } => ExitCode::Internal,
             Self::Failed(error) => error.exit_code(),
         }
     }
@@ -187,7 +189,8 @@ mod tests {
 
     #[test]
     fn the_exit_code_is_the_errors() {
-        let data = StageError::Data { stage: StageName::Load, message: "sample 3".into(), exit_code: 65 };
+        let data =
+            StageError::Data { stage: StageName::Load, message: "sample 3".into(), exit_code: ExitCode::BadData };
         assert_eq!(Exit::Failed(data).exit_code(), 65);
     }
 }

@@ -71,9 +71,11 @@ impl Stage for Source {
                 self.fault = Fault::None;
                 panic!("unit {unit}");
             }
-            Fault::Error(at) if at == unit => {
-                Err(StageError::Data { stage: Self::NAME, message: format!("unit {unit}"), exit_code: 65 })
-            }
+            Fault::Error(at) if at == unit => Err(StageError::Data {
+                stage: Self::NAME,
+                message: format!("unit {unit}"),
+                exit_code: mlomae_storage::exit_code::ExitCode::BadData,
+            }),
             _ => Ok(Number(unit)),
         }
     }

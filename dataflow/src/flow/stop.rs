@@ -4,6 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use mlomae_storage::exit_code::ExitCode;
+
 /// How urgently the pipeline shall stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum StopLevel {
@@ -39,18 +41,17 @@ impl StopReason {
     pub const ALL: [Self; 7] =
         [Self::Interrupt, Self::Terminate, Self::Error, Self::Enough, Self::HangUp, Self::Preempt, Self::CpuTime];
 
-    /// The exit code of a process that stopped for this reason: 128 and the signal's number, as a shell reports a
-    /// process that a signal ended.
+    /// The exit code of a process that stopped for this reason.
     #[must_use]
-    pub const fn exit_code(self) -> u8 {
+    pub const fn exit_code(self) -> ExitCode {
         match self {
-            Self::Interrupt => 130,
-            Self::Terminate => 143,
-            Self::Error => 70,
-            Self::Enough => 0,
-            Self::HangUp => 129,
-            Self::Preempt => 140,
-            Self::CpuTime => 152,
+            Self::Interrupt => ExitCode::Interrupt,
+            Self::Terminate => ExitCode::Terminate,
+            Self::Error => ExitCode::Internal,
+            Self::Enough => ExitCode::Ok,
+            Self::HangUp => ExitCode::HangUp,
+            Self::Preempt => ExitCode::Preempt,
+            Self::CpuTime => ExitCode::CpuTime,
         }
     }
 
@@ -169,7 +170,7 @@ mod tests {
         assert_eq!(flag.request(StopReason::Interrupt), StopLevel::Now);
         assert!(seen_by_a_stage.concerns(StopLevel::Now));
         assert_eq!(flag.reason(), Some(StopReason::Terminate));
-        assert_eq!(flag.reason().map(StopReason::exit_code), Some(143));
+        assert_eq!(flag.reason().map(StopReason::exit_code), Some(ExitCode::Terminate));
     }
 
     #[test]
@@ -180,7 +181,7 @@ mod tests {
             flag.stop_gracefully(StopReason::HangUp);
             assert_eq!((flag.level(), flag.reason()), (StopLevel::Graceful, Some(reason)));
             assert_eq!(reason.is_signal(), reason.to_string().starts_with("SIG"), "{reason}");
-            assert!(!reason.is_signal() || reason.exit_code() > 128, "{reason}");
+            assert_eq!(reason.exit_code().is_by_signal(), reason.is_signal(), "{reason}");
             flag.stop_now(StopReason::Error);
             flag.stop_gracefully(reason);
             assert_eq!((flag.level(), flag.reason()), (StopLevel::Now, Some(reason)), "the level never falls");

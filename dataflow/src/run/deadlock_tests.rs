@@ -61,7 +61,11 @@ impl Body {
             fields: unit.into(),
         });
         match self.fails_at {
-            Some(at) if at == unit => Err(StageError::Data { stage, message: format!("unit {unit}"), exit_code: 65 }),
+            Some(at) if at == unit => Err(StageError::Data {
+                stage,
+                message: format!("unit {unit}"),
+                exit_code: mlomae_storage::exit_code::ExitCode::BadData,
+            }),
             _ => Ok(Item(unit)),
         }
     }

@@ -10,6 +10,7 @@ pub mod pipeline;
 #[cfg(test)]
 mod pipeline_tests;
 pub mod serial;
+pub mod setup_error;
 pub mod sink;
 pub mod state;
 #[cfg(test)]

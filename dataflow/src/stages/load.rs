@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use mlomae_model::Arena;
 use mlomae_storage::dataset::{DataError, Dataset, Sample};
+use mlomae_storage::exit_code::ExitCode;
 
 use crate::flow::exit::StageError;
 use crate::flow::ports::{Halt, OrderedSender, Payload, WaitContext};
@@ -181,7 +182,7 @@ impl LoadStage {
             return Err(StageError::Data {
                 stage: StageName::Load,
                 message: format!("too many bad images in the {role} role, there is none for the panel"),
-                exit_code: 65,
+                exit_code: ExitCode::BadData,
             });
         }
         chosen.sort_unstable();
@@ -213,7 +214,7 @@ impl LoadStage {
                 return Err(StageError::Data {
                     stage: StageName::Load,
                     message: format!("a labelled role needs labels, sample without one: {}", sample.id),
-                    exit_code: 65,
+                    exit_code: ExitCode::BadData,
                 });
             }
             Ok(Some(sample))
@@ -245,7 +246,7 @@ impl LoadStage {
             message: format!(
                 "too many bad images in the {role} role, {MAX_REPLACEMENTS} drawn in place of one are bad too: {why}"
             ),
-            exit_code: 65,
+            exit_code: ExitCode::BadData,
         })
     }
 

@@ -9,9 +9,10 @@ use crate::measure::workload::{Lap, Workload, WorkloadSpec};
 use mlomae_dataflow::config::{Config, ConfigInputs, Preset};
 use mlomae_dataflow::record::memory::process_memory;
 use mlomae_kernels as kernels;
+use mlomae_storage::exit_code::ExitCode;
 
 use crate::measure::measurement::{Limits, Measurement, measure};
-use crate::process::error::{CliError, exit_code};
+use crate::process::error::CliError;
 use crate::process::logging::EventQueue;
 use crate::train::memory::Needs;
 use crate::train::setup::Prepared;
@@ -146,7 +147,7 @@ fn medians(laps: &[Lap]) -> Lap {
 }
 
 fn peer_error(line: String) -> CliError {
-    CliError::new(exit_code::NO_INPUT, line)
+    CliError::new(ExitCode::NoInput, line)
 }
 
 #[cfg(test)]

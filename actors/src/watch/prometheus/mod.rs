@@ -13,12 +13,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use mlomae_dataflow::config::TelemetryConfig;
 use mlomae_dataflow::record::memory::process_memory;
 use mlomae_dataflow::run::sink::Latest;
+use mlomae_storage::exit_code::ExitCode;
 
 pub use exposition::{Figures, QueueSample, render};
 pub use http::PATH;
 pub use server::MetricsServer;
 
-use crate::process::error::{CliError, exit_code};
+use crate::process::error::CliError;
 use crate::roles::telemetry::WorkerProbe;
 use crate::watch::progress::ProgressFigures;
 
@@ -28,12 +29,12 @@ use crate::watch::progress::ProgressFigures;
 /// # Errors
 /// If the address cannot be had.
 pub fn bind(config: &TelemetryConfig) -> Result<Option<TcpListener>, CliError> {
-    let refuse = |problem| CliError::new(exit_code::CONFIG, format!("telemetry.prometheus {problem}"));
+    let refuse = |problem| CliError::new(ExitCode::Config, format!("telemetry.prometheus {problem}"));
     let Some(address) = config.address().map_err(refuse)? else {
         return Ok(None);
     };
     let listener = TcpListener::bind(address).map_err(|error| {
-        CliError::new(exit_code::IO, format!("telemetry.prometheus: cannot listen ({error}): {address}"))
+        CliError::new(ExitCode::Io, format!("telemetry.prometheus: cannot listen ({error}): {address}"))
     })?;
     Ok(Some(listener))
 }
@@ -71,7 +72,7 @@ pub fn serve(
     let address = listener.local_addr();
     let server = address.and_then(|address| Ok((address, MetricsServer::start(listener, body)?)));
     let (address, server) =
-        server.map_err(|error| CliError::new(exit_code::IO, format!("telemetry.prometheus: {error}")))?;
+        server.map_err(|error| CliError::new(ExitCode::Io, format!("telemetry.prometheus: {error}")))?;
     tracing::info!(kind = "metrics_served", %address, "metrics for Prometheus at http://{address}{PATH}");
     Ok(server)
 }

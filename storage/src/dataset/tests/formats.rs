@@ -134,7 +134,7 @@ fn names_are_parsed_and_refused_with_the_choices() {
     let error = open(&DatasetSpec::new(Format::Idx, None, Split::Train)).err().unwrap();
     assert_eq!(error.to_string(), "data.path must be a folder or file for format idx, not absent");
     let error = open(&spec(Path::new("/no/such/folder"), Format::Auto, Split::Train)).err().unwrap();
-    assert_eq!((error.to_string().as_str(), error.exit_code()), ("dataset not found: /no/such/folder", 66));
+    assert_eq!((error.to_string().as_str(), error.exit_code().code()), ("dataset not found: /no/such/folder", 66));
     let empty = tempfile::tempdir().unwrap();
     for &format in
         &[Format::Auto, Format::HfParquet, Format::CifarBin, Format::CifarPickle, Format::Idx, Format::ImageFolder]
