@@ -1,14 +1,26 @@
-//! A guard around other crates' decoders, which may panic on damaged bytes.
+//! A guard around other crates' decoders, which may panic on damaged bytes, and the text of a panic.
 
+use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// The text of a panic's payload.
+#[must_use]
+pub fn panic_message(payload: &(dyn Any + Send)) -> String {
+    if let Some(text) = payload.downcast_ref::<&str>() {
+        (*text).to_owned()
+    } else if let Some(text) = payload.downcast_ref::<String>() {
+        text.clone()
+    } else {
+        "panic without a message".to_owned()
+    }
+}
 
 /// Runs `decode`, whose state is thrown away if it panics; a panic becomes an error made of its message.
 pub(crate) fn guarded<T, E>(decode: impl FnOnce() -> Result<T, E>, refuse: impl FnOnce(String) -> E) -> Result<T, E> {
     match catch_unwind(AssertUnwindSafe(decode)) {
         Ok(result) => result,
         Err(payload) => {
-            let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
-            let text = text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_default();
+            let text = panic_message(payload.as_ref());
             // One line, whatever an assertion had to say.
             Err(refuse(format!("the decoder gave up: {}", text.lines().next().unwrap_or_default())))
         }

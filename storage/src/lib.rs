@@ -6,7 +6,7 @@ pub mod clock;
 pub mod dataset;
 pub mod escape;
 pub mod exit_code;
-mod guard;
+pub mod guard;
 pub mod input;
 pub mod logs;
 pub mod machine_memory;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::measure::workload::WorkloadSpec;
-use mlomae_dataflow::config::Preset;
+use mlomae_dataflow::config::{MemoryCheck, Preset};
 use mlomae_storage::exit_code::ExitCode;
 
 use super::Session;
@@ -51,6 +51,9 @@ pub(crate) struct Args {
     /// `pipeline.lag` of that measurement: 0 takes the levels in turn, more lets them overlap
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=8))]
     lag: u32,
+    /// What is done where the networks need more memory than there is: refuse or warn
+    #[arg(long, default_value = "refuse", value_name = "CHECK", value_parser = parse_memory_check)]
+    memory_check: MemoryCheck,
     /// One JSON object instead of tables
     #[arg(long)]
     json: bool,
@@ -58,6 +61,14 @@ pub(crate) struct Args {
 
 fn parse_preset(name: &str) -> Result<Preset, String> {
     Preset::from_name(name).ok_or_else(|| "allowed: tiny, small, base".to_owned())
+}
+
+fn parse_memory_check(name: &str) -> Result<MemoryCheck, String> {
+    match name {
+        "refuse" => Ok(MemoryCheck::Refuse),
+        "warn" => Ok(MemoryCheck::Warn),
+        _ => Err("allowed: refuse, warn".to_owned()),
+    }
 }
 
 impl Args {
@@ -72,6 +83,7 @@ impl Args {
             num_rounds: usize::from(self.rounds),
             python: self.peer,
             lag: (!self.no_pipeline).then_some(self.lag),
+            memory_check: self.memory_check,
         };
         let bar = Bar::new(&session.terminal, "bench");
         let report = bench(&spec, &session.events, |done, all| bar.set("bench", done, all))?;

@@ -129,15 +129,14 @@ impl Args {
         };
         let sink = || {
             let open = || run.sink(&prepared, first_outer, latest.clone());
-            let mut sink = if self.resume.is_some() {
-                // Repairing the logs of a long run takes its time, and survives being cut off.
-                let last_words = run.last_words(latest.get().step);
-                let sink = at_once(&session.signals, &stop, last_words, open);
-                session.signals.end_gracefully(&stop);
-                sink
+            let sink = if self.resume.is_some() {
+                // Repairing the logs of a long run takes long, and may be interrupted at any point.
+                at_once(&session.signals, &stop, run.exit_hook(&latest), open)
             } else {
                 open()
-            }?;
+            };
+            session.signals.end_gracefully_with(&stop, run.exit_hook(&latest));
+            let mut sink = sink?;
             // A checkpoint of what the run has begun with is worth no time.
             match stop.reason() {
                 Some(reason) => sink.close().map_err(CliError::from).and(Err(CliError::silent(reason.exit_code()))),
@@ -155,6 +154,8 @@ impl Args {
             }
             Err(error) => (None, Err(error)),
         };
+        // How the run ended is noted below; a hook would overwrite it.
+        session.signals.end_gracefully(&stop);
         let Some(report) = report else {
             return run.end(result, false, latest.get().step);
         };
@@ -165,10 +166,10 @@ impl Args {
             Ok(()) if judged.is_some() => (judged, Ok(())),
             Ok(()) if prepared.config.eval.at_end => {
                 // The checkpoint is written and the logs are sealed: nothing is lost by leaving at once.
-                let last_words = run.last_words(latest.get().step);
+                let exit_hook = run.exit_hook(&latest);
                 let judge = || {
                     let judge = || final_judgement(&run, &prepared, &session.terminal);
-                    let found = at_once(&session.signals, &stop, last_words, judge);
+                    let found = at_once(&session.signals, &stop, exit_hook, judge);
                     session.signals.end_gracefully(&stop);
                     found?.map(|found| found.write(&run, &prepared)).transpose()
                 };
@@ -251,14 +252,14 @@ impl Args {
     }
 }
 
-/// Does `work` while signals leave at once, with `last_words`; not if one has raised `stop` already.
+/// Does `work` while signals leave at once, after `exit_hook`; not if one has raised `stop` already.
 fn at_once<T>(
     signals: &SignalWatcher,
     stop: &StopFlag,
-    last_words: impl FnOnce(StopReason) + Send + 'static,
+    exit_hook: impl FnOnce(StopReason) + Send + 'static,
     work: impl FnOnce() -> Result<T, CliError>,
 ) -> Result<T, CliError> {
-    signals.leave_at_once(last_words);
+    signals.leave_at_once(exit_hook);
     match stop.reason() {
         Some(reason) => Err(CliError::silent(reason.exit_code())),
         None => work(),

@@ -98,8 +98,7 @@ impl Workload {
     /// # Errors
     /// When threads cannot be started.
     pub fn new(spec: WorkloadSpec) -> Result<Self, ModelError> {
-        let name = format!("{:?}", spec.preset).to_lowercase();
-        let inputs = ConfigInputs::default().set(&format!("model.preset={name}"));
+        let inputs = ConfigInputs::default().preset(spec.preset);
         let config = Config::resolve(&inputs).map_err(|errors| ModelError::Config(format!("{errors:?}")))?;
         let (image, channels, num_classes) = IMAGE;
         let model = Model::new(&model_config(&config, image, channels, num_classes))?;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use image::RgbImage;
 use mlomae_dataflow::input::rng::{Purpose, keyed, shuffle};
+use mlomae_kernels::TARGET_EPS;
 use mlomae_model::levels::{pretrain, scoring};
 use mlomae_model::{Arena, Compute};
 use mlomae_storage::dataset::{Dataset, Split};
@@ -14,9 +15,6 @@ use mlomae_storage::exit_code::ExitCode;
 use crate::pictures::panel::{PanelRow, PanelShape, compose};
 use crate::process::error::CliError;
 use crate::train::trained::Trained;
-
-/// Added to a patch's variance when its target is made, and so when it is undone.
-const TARGET_EPS: f64 = 1e-6;
 
 /// The panel of `num_images` images of a split, drawn by the run's seed.
 ///

@@ -1,11 +1,8 @@
 //! Telemetry: samples what every worker does and how full the queues are, and names the worker
 //! that hangs.
 
-use std::io;
 use std::sync::atomic::{AtomicI32, Ordering};
-use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use actix::prelude::*;
@@ -66,7 +63,7 @@ impl NewestSamples {
 /// What the watchdog found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Finding {
-    /// A worker computes on one thing for longer than the limit.
+    /// A worker computes on one unit of work for longer than the limit.
     Hangs {
         /// The worker.
         worker: WorkerId,
@@ -82,8 +79,8 @@ pub enum Finding {
 
 type SampleSink = Box<dyn FnMut(&[ActorSample]) + Send>;
 
-/// Takes the samples and watches them. Plain state: an actor steps it in a threaded run, the
-/// executor's thread in a serial one.
+/// Takes the samples and watches them. Plain state: an actor steps it in a threaded run, a thread in the background in a
+/// serial one.
 pub struct Telemetry {
     probes: Vec<WorkerProbe>,
     newest: NewestSamples,
@@ -98,7 +95,7 @@ pub struct Telemetry {
 impl Telemetry {
     /// Telemetry of `probes`. `sink` is called with each round of samples, in the probes' order,
     /// and must not block; it is dropped before the log stage is waited for. A worker that
-    /// computes on one thing for longer than `hang_limit` is named by a warning.
+    /// computes on one unit of work for longer than `hang_limit` is named by a warning.
     pub fn new(
         probes: Vec<WorkerProbe>,
         sample_every: Duration,
@@ -155,8 +152,8 @@ impl Telemetry {
             *reported = hangs;
         }
         let running = || samples.iter().filter(|sample| sample.counters.activity != Activity::Idle);
-        // A receiver without a deadline, such as the log stage's, leaves its wait now and then, so
-        // long waits alone do not tell; nobody finishing anything within one sample does.
+        // A receiver without a deadline, such as the log stage's, leaves its wait now and then, so that long waits alone
+        // prove nothing; no finished item between two samples does.
         let num_items = |samples: &[ActorSample]| samples.iter().map(|s| s.counters.items).sum::<u64>();
         let waits_long =
             |sample: &&ActorSample| sample.counters.activity != Activity::Busy && sample.counters.unit_ns > limit_ns;
@@ -213,42 +210,7 @@ fn log(finding: &Finding) {
     }
 }
 
-/// Steps a [`Telemetry`] where there is no arbiter: on a thread of its own, until it is dropped.
-#[derive(Debug)]
-pub struct TelemetryThread {
-    end: Option<mpsc::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl TelemetryThread {
-    /// Starts to sample; a last sample is taken when this is dropped.
-    ///
-    /// # Errors
-    /// If no thread can be started.
-    pub fn start(mut telemetry: Telemetry) -> io::Result<Self> {
-        let (end, ended) = mpsc::channel();
-        let sample = move || {
-            while ended.recv_timeout(telemetry.sample_every()) == Err(RecvTimeoutError::Timeout) {
-                telemetry.sample();
-            }
-            telemetry.sample();
-        };
-        let thread = thread::Builder::new().name("mlomae-telemetry".to_owned()).spawn(sample)?;
-        Ok(Self { end: Some(end), thread: Some(thread) })
-    }
-}
-
-impl Drop for TelemetryThread {
-    fn drop(&mut self) {
-        self.end = None;
-        if let Some(thread) = self.thread.take() {
-            // Sampling that panicked has nothing further to say; the run is none the worse.
-            let _ = thread.join();
-        }
-    }
-}
-
-/// Takes a last sample for the sink and lets it go. The watchdog goes on, over the log stage's last words too.
+/// Takes a last sample for the sink and drops the sink. The watchdog goes on while the log stage drains.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub(crate) struct Close;

@@ -124,6 +124,14 @@ impl Needs {
     /// # Errors
     /// With one line that names the sum, the largest part and the keys that make it smaller.
     pub fn check(&self, check: MemoryCheck) -> Result<(), CliError> {
+        self.check_or(check, "run.memory_check = \"warn\"")
+    }
+
+    /// As [`Needs::check`], for a command where `way_out` is what turns the refusal into a warning.
+    ///
+    /// # Errors
+    /// As [`Needs::check`].
+    pub fn check_or(&self, check: MemoryCheck, way_out: &str) -> Result<(), CliError> {
         match (self.problem(available()), check) {
             (None, _) => Ok(()),
             (Some(line), MemoryCheck::Warn) => {
@@ -131,18 +139,10 @@ impl Needs {
                 Ok(())
             }
             (Some(line), MemoryCheck::Refuse) => {
-                let line = format!("{line}; run.memory_check = \"warn\" goes on all the same");
+                let line = format!("{line}; {way_out} goes on all the same");
                 Err(CliError::new(ExitCode::Config, line))
             }
         }
-    }
-
-    /// Refuses what does not fit.
-    ///
-    /// # Errors
-    /// As [`Needs::check`].
-    pub fn require(&self) -> Result<(), CliError> {
-        self.problem(available()).map_or(Ok(()), |line| Err(CliError::new(ExitCode::Config, line)))
     }
 
     /// What is said if there is less than needed.

@@ -212,12 +212,15 @@ impl Run {
         }
     }
 
-    /// What notes in `run.json` that a signal ended the process after `step` level-1 steps, for when it leaves at once.
-    pub fn last_words(&self, step: i64) -> impl FnOnce(StopReason) + Send + 'static {
+    /// Notes in `run.json` that a signal ended the process, after as many level-1 steps as `latest` says then: for a
+    /// process that leaves at once.
+    #[must_use]
+    pub fn exit_hook(&self, latest: &Latest) -> impl FnOnce(StopReason) + Send + 'static {
         let (path, mut record, clock) = (self.path().to_owned(), self.record.clone(), self.clock);
+        let latest = latest.clone();
         move |reason| {
             record.wall_s = clock.wall_s();
-            record.step = record.step.max(step);
+            record.step = record.step.max(latest.get().step);
             record.end(RunStatus::Interrupted, reason.exit_code().into(), None);
             if let Err(error) = RunDir::open(&path).and_then(|dir| dir.write_record(&record)) {
                 tracing::warn!(kind = "run_record", "{error}");

@@ -15,16 +15,17 @@ use mlomae_dataflow::run::sink::{Latest, RunSink};
 use mlomae_dataflow::run::state::TrainState;
 use mlomae_storage::exit_code::ExitCode;
 
+use crate::process::background::Background;
 use crate::process::error::CliError;
 use crate::process::logging::EventQueue;
 use crate::process::terminal::Terminal;
 use crate::roles::outcome::{Outcome, WorkerExit};
 use crate::roles::supervisor::{SupervisorOptions, supervise};
-use crate::roles::telemetry::{ActorSample, NewestSamples, Telemetry, TelemetryThread, WorkerProbe};
+use crate::roles::telemetry::{ActorSample, NewestSamples, Telemetry, WorkerProbe};
 use crate::roles::worker::WorkerBody;
 use crate::train::run_log::{RowCounts, RunLog};
 use crate::train::setup::Prepared;
-use crate::watch::progress::{ProgressDisplay, ProgressFigures};
+use crate::watch::progress::{self, ProgressFigures};
 
 /// How a process trains.
 pub struct TrainingOptions {
@@ -83,7 +84,7 @@ pub fn train(
     let (stop, latest) = (options.stop, options.latest);
     let display = |samples: NewestSamples| {
         let figures = progress_of(prepared, first_outer, latest.clone());
-        options.display.clone().map(|terminal| ProgressDisplay::start(terminal, figures, samples))
+        options.display.clone().map(|terminal| progress::display(terminal, figures, samples))
     };
     let telemetry = |probes: Vec<WorkerProbe>| {
         let every = Duration::from_secs_f64(config.logs.actors_every_seconds);
@@ -109,7 +110,7 @@ pub fn train(
         let telemetry = telemetry(run.counters().into_iter().map(probe).collect());
         let newest = telemetry.newest();
         let display = display(newest.clone()).transpose().map_err(no_thread)?;
-        let telemetry = TelemetryThread::start(telemetry).map_err(no_thread)?;
+        let telemetry = sample_in_background(telemetry).map_err(no_thread)?;
         let exit = mlomae_dataflow::flow::exit::catch_panic(|| run.run().0);
         drop((telemetry, display));
         (serial_outcome(exit, &stop), newest)
@@ -141,6 +142,16 @@ pub fn train(
         (outcome, newest)
     };
     Ok(TrainingReport { outcome, samples: samples.get(), rows })
+}
+
+/// Takes samples where there is no arbiter that does; the last one when the answer is dropped.
+fn sample_in_background(mut telemetry: Telemetry) -> std::io::Result<Background> {
+    Background::start("mlomae-telemetry", move |ended| {
+        while !ended.within(telemetry.sample_every()) {
+            telemetry.sample();
+        }
+        telemetry.sample();
+    })
 }
 
 fn internal(error: impl std::fmt::Display) -> CliError {

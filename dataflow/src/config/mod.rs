@@ -159,6 +159,12 @@ impl ConfigInputs {
         self
     }
 
+    /// Adds the setting of a preset.
+    #[must_use]
+    pub fn preset(self, preset: Preset) -> Self {
+        self.set(&format!("model.preset={}", preset.as_str()))
+    }
+
     /// Adds a `key=value` setting.
     #[must_use]
     pub fn set(mut self, setting: &str) -> Self {
@@ -168,6 +174,15 @@ impl ConfigInputs {
 }
 
 impl Config {
+    /// A configuration whose fields were set by a program, with the relations between its keys checked.
+    ///
+    /// # Errors
+    /// Every error that can be found, not only the first.
+    pub fn checked(self) -> Result<Self, Vec<ConfigError>> {
+        let errors = self.check();
+        if errors.is_empty() { Ok(self) } else { Err(errors) }
+    }
+
     /// Defaults, then the preset, then the layers in their order, then the settings; checked.
     ///
     /// # Errors

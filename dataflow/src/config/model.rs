@@ -47,15 +47,20 @@ impl Preset {
         PresetValues { patch, encoder, decoder, mask_hidden, batch }
     }
 
+    /// The name as written in the configuration.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Tiny => "tiny",
+            Self::Small => "small",
+            Self::Base => "base",
+        }
+    }
+
     /// The preset of that name.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
-        match name {
-            "tiny" => Some(Self::Tiny),
-            "small" => Some(Self::Small),
-            "base" => Some(Self::Base),
-            _ => None,
-        }
+        Self::ALL.into_iter().find(|preset| preset.as_str() == name)
     }
 }
 

@@ -1,10 +1,11 @@
 //! How a stage's run ended, and what that means for the pipeline and for the process.
 
-use std::any::Any;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use mlomae_storage::exit_code::ExitCode;
+
+pub use mlomae_storage::guard::panic_message;
 
 use crate::flow::stage_name::StageName;
 
@@ -142,18 +143,6 @@ impl fmt::Display for Exit {
             }
             Self::Failed(error) => write!(f, "failed: {error}"),
         }
-    }
-}
-
-/// The text of a panic's payload.
-#[must_use]
-pub fn panic_message(payload: &(dyn Any + Send)) -> String {
-    if let Some(text) = payload.downcast_ref::<&str>() {
-        (*text).to_owned()
-    } else if let Some(text) = payload.downcast_ref::<String>() {
-        text.clone()
-    } else {
-        "panic without a message".to_owned()
     }
 }
 

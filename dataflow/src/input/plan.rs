@@ -289,7 +289,7 @@ mod tests {
         (0..num)
             .map(|_| {
                 // Skewed on purpose: low classes are more frequent.
-                let draw = crate::input::rng::unit(&mut rng).powi(2);
+                let draw = crate::input::rng::uniform(&mut rng).powi(2);
                 Some((draw * f64::from(num_classes)) as i32)
             })
             .collect()

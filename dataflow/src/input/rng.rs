@@ -3,6 +3,8 @@
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
+pub use mlomae_model::nets::init::uniform;
+
 /// What random numbers are for. The numbers are part of the key: changing one changes results.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u64)]
@@ -59,11 +61,6 @@ pub fn below(rng: &mut ChaCha8Rng, bound: u64) -> u64 {
     }
 }
 
-/// A uniform number in [0, 1) with 53 random bits.
-pub fn unit(rng: &mut ChaCha8Rng) -> f64 {
-    (rng.next_u64() >> 11) as f64 / (1_u64 << 53) as f64
-}
-
 /// Shuffles in place (Fisher-Yates).
 pub fn shuffle<T>(values: &mut [T], rng: &mut ChaCha8Rng) {
     for last in (1..values.len()).rev() {
@@ -96,7 +93,7 @@ mod tests {
         }
         // Five standard deviations of a binomial count are 463.
         assert!(counts.iter().all(|count| count.abs_diff(10_000) < 463), "{counts:?}");
-        let mean = (0..10_000).map(|_| unit(&mut rng)).sum::<f64>() / 10_000.0;
+        let mean = (0..10_000).map(|_| uniform(&mut rng)).sum::<f64>() / 10_000.0;
         assert!((mean - 0.5).abs() < 0.015, "{mean}");
     }
 

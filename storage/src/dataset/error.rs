@@ -162,12 +162,13 @@ pub enum DataError {
 }
 
 impl DataError {
-    /// Process exit code of this error: 65 bad data, 66 no input, 74 input or output failed.
+    /// Process exit code of this error: 65 bad data, 66 no input, 74 input or output failed, 78 too little memory.
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::Io { source, .. } if refusal_code(source).is_some() => refusal_code(source).unwrap_or(ExitCode::Io),
             Self::NotFound { .. } | Self::Unrecognised { .. } | Self::NoSplit { .. } => ExitCode::NoInput,
             Self::Io { .. } | Self::Exists { .. } => ExitCode::Io,
+            Self::Memory { .. } => ExitCode::Config,
             _ => ExitCode::BadData,
         }
     }

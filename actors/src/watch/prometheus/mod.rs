@@ -1,6 +1,6 @@
 //! Metrics of a running run in Prometheus' text format, at a loopback address.
 //!
-//! They are read from the workers' counters when somebody asks; nobody asking costs nothing, and no
+//! They are read from the workers' counters when a client requests them: without requests they cost nothing, and no
 //! request reaches the training.
 
 mod exposition;
@@ -17,14 +17,14 @@ use mlomae_storage::exit_code::ExitCode;
 
 pub use exposition::{Figures, QueueSample, render};
 pub use http::PATH;
-pub use server::MetricsServer;
 
+use crate::process::background::Background;
 use crate::process::error::CliError;
 use crate::roles::telemetry::WorkerProbe;
 use crate::watch::progress::ProgressFigures;
 
-/// Takes the configured address; none if no metrics are asked for. A client that connects is answered
-/// once a [`MetricsServer`] is started.
+/// Takes the configured address; none if no metrics are wanted. A client that connects is answered once [`serve`] has
+/// been called.
 ///
 /// # Errors
 /// If the address cannot be had.
@@ -46,7 +46,7 @@ pub struct ProbeSlot {
 }
 
 impl ProbeSlot {
-    /// Lets the metrics tell of these workers from now on.
+    /// Serves the figures of these workers from now on.
     pub fn connect(&self, probes: &[WorkerProbe]) {
         *self.probes.lock().unwrap_or_else(PoisonError::into_inner) = probes.to_vec();
     }
@@ -67,10 +67,10 @@ pub fn serve(
     lag: u32,
     latest: Latest,
     probes: ProbeSlot,
-) -> Result<MetricsServer, CliError> {
+) -> Result<Background, CliError> {
     let body = move || render(&gather(progress(), lag, &latest, &probes.get()));
     let address = listener.local_addr();
-    let server = address.and_then(|address| Ok((address, MetricsServer::start(listener, body)?)));
+    let server = address.and_then(|address| Ok((address, server::start(listener, body)?)));
     let (address, server) =
         server.map_err(|error| CliError::new(ExitCode::Io, format!("telemetry.prometheus: {error}")))?;
     tracing::info!(kind = "metrics_served", %address, "metrics for Prometheus at http://{address}{PATH}");
