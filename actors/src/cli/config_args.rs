@@ -66,6 +66,27 @@ impl ConfigArgs {
     }
 }
 
+/// Overlays and settings over a checkpoint's own configuration.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub(crate) struct OverlayArgs {
+    /// Configuration file whose keys win over the checkpoint's; may be repeated.
+    #[arg(long, value_name = "FILE")]
+    pub config_overlay: Vec<PathBuf>,
+    /// Single setting over the checkpoint's, as in --set data.path=/elsewhere; may be repeated.
+    #[arg(long, value_name = "KEY=VALUE", value_parser = Setting)]
+    pub set: Vec<String>,
+}
+
+impl OverlayArgs {
+    /// The overlays' layers and settings.
+    ///
+    /// # Errors
+    /// If a file cannot be read.
+    pub(crate) fn inputs(&self) -> Result<ConfigInputs, CliError> {
+        overlay_inputs(ConfigInputs::default(), &self.config_overlay, &self.set)
+    }
+}
+
 /// Adds overlays and settings to `inputs`.
 ///
 /// # Errors

@@ -7,7 +7,7 @@ use mlomae_storage::escape::one_line;
 use serde_json::Value;
 
 use super::Session;
-use super::run_arg::find_run;
+use super::run_path::find_run;
 use crate::process::error::CliError;
 
 /// Widest column of names; a longer name stands out.

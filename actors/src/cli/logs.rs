@@ -9,7 +9,7 @@ use mlomae_storage::out_file::is_stdout;
 use mlomae_storage::run_dir::RunLock;
 
 use super::Session;
-use super::run_arg::find_run;
+use super::run_path::find_run;
 use crate::process::error::CliError;
 
 /// How often a followed table is looked at.

@@ -2,13 +2,14 @@
 
 use std::path::PathBuf;
 
-use crate::measure::simulation::{Scenario, Simulated, Work, simulate};
-use mlomae_dataflow::config::{Config, MaskInput};
+use mlomae_dataflow::config::Config;
 use mlomae_dataflow::flow::stage_name::StageName;
+use mlomae_dataflow::run::edges::{EDGES, capacity};
 use mlomae_storage::exit_code::ExitCode;
 
 use super::Session;
-use super::run_arg::find_run;
+use super::run_path::find_run;
+use crate::measure::simulation::{STAGES, Scenario, Simulated, Work, simulate};
 use crate::process::error::CliError;
 use crate::watch::top::history::{History, Totals};
 
@@ -51,21 +52,10 @@ struct Measured {
     scale: f64,
 }
 
-fn scores_need_theta(config: &Config) -> bool {
-    !config.method.baseline && matches!(config.mask.input, MaskInput::Embedding)
-}
-
-/// Workers or threads of a stage on a machine with `num_cores` cores.
-fn num_threads(config: &Config, stage: StageName, num_cores: usize) -> usize {
-    match config.actors.stage(stage).workers {
-        0 => num_cores,
-        workers => workers,
-    }
-}
-
-/// Compute threads of encoder, evaluator and policy.
+/// Compute threads of encoder, evaluator and policy on a machine with `num_cores` cores.
 fn level_threads(config: &Config, num_cores: usize) -> [usize; 3] {
-    [StageName::Encoder, StageName::Evaluator, StageName::Policy].map(|stage| num_threads(config, stage, num_cores))
+    [StageName::Encoder, StageName::Evaluator, StageName::Policy]
+        .map(|stage| config.actors.stage(stage).num_workers_on(num_cores))
 }
 
 fn measure(history: &History) -> Option<Measured> {
@@ -78,11 +68,11 @@ fn measure(history: &History) -> Option<Measured> {
     if config.pipeline.lag == 0 {
         threads = [threads.into_iter().max().unwrap_or(1); 3];
     }
-    let score = if scores_need_theta(config) { threads[0] } else { 1 };
+    let score = if config.scores_need_theta() { threads[0] } else { 1 };
     let threads = [1, score, threads[0], threads[1], threads[2]].map(|num| num.min(num_cores) as f64);
     let mut core_s = [0.0; 5];
     let (mut all_core_s, mut num_outer) = (0.0, 0.0);
-    for (place, stage) in crate::measure::simulation::STAGES.into_iter().enumerate() {
+    for (place, stage) in STAGES.into_iter().enumerate() {
         let own = tracks.iter().filter(|((name, _), _)| *name == stage).map(|(_, track)| track.at(end));
         let total = own.fold(Totals::default(), Totals::plus);
         if total.items < 1.0 {
@@ -106,7 +96,6 @@ fn scenario(config: &Config, measured: &Measured, num_cores: usize, lag: u64) ->
     let per_image = load * (unroll + 1) as f64 / (unroll as f64 * pretrain as f64 + (finetune + policy) as f64);
     let load = |images: usize| Work { core_ns: ns(per_image * images as f64), num_pieces: 1 };
     let level = |seconds: f64, batch: usize| Work { core_ns: ns(seconds), num_pieces: pieces(batch) };
-    let cap = |stage: StageName| config.actors.stage(stage).queue_cap;
     Scenario {
         num_cores,
         lag,
@@ -118,16 +107,11 @@ fn scenario(config: &Config, measured: &Measured, num_cores: usize, lag: u64) ->
             level(evaluator, finetune.min(policy)),
             level(update, pretrain),
         ],
-        num_workers: [StageName::Load, StageName::Score].map(|stage| num_threads(config, stage, num_cores)),
+        num_workers: [StageName::Load, StageName::Score]
+            .map(|stage| config.actors.stage(stage).num_workers_on(num_cores)),
         num_threads: level_threads(config, num_cores),
-        queue_caps: [
-            cap(StageName::Score),
-            cap(StageName::Load),
-            cap(StageName::Encoder),
-            cap(StageName::Evaluator),
-            cap(StageName::Policy),
-        ],
-        scores_need_theta: scores_need_theta(config),
+        queue_caps: EDGES.map(|edge| capacity(edge, &config.actors)),
+        scores_need_theta: config.scores_need_theta(),
         num_outer: NUM_OUTER,
     }
 }
@@ -178,7 +162,7 @@ impl Args {
             own_cores, measured.outer_per_s, own.outer_per_s
         )?;
         write!(session.out, "core-ms of an item:")?;
-        for (stage, seconds) in crate::measure::simulation::STAGES.iter().zip(measured.core_s) {
+        for (stage, seconds) in STAGES.iter().zip(measured.core_s) {
             write!(session.out, "  {stage} {:.2}", 1e3 * seconds)?;
         }
         writeln!(session.out, "  (busy x threads x {:.2})\n", measured.scale)?;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use console::Term;
 
 use super::Session;
-use super::run_arg::find_run;
+use super::run_path::find_run;
 use mlomae_storage::exit_code::ExitCode;
 
 use crate::process::error::CliError;

@@ -11,13 +11,13 @@ use mlomae_storage::escape::os_text;
 
 use super::Session;
 use super::config_args::ConfigArgs;
-use super::facts::facts;
-use super::run_arg::find_run;
-use super::train_end::{final_judgement, judge_at_end, print_finished, print_summary};
+use super::final_report::{final_judgement, judge_at_end, print_finished, print_report};
+use super::overview::overview;
+use super::run_path::find_run;
 use crate::process::error::{CliError, check_outcome};
 use crate::process::signals::SignalWatcher;
 use crate::train::resumption::Resumed;
-use crate::train::run::{Run, Start};
+use crate::train::run::{ReadyRun, Run};
 use crate::train::training::{Observer, TrainingOptions, progress_of, train};
 use crate::watch::prometheus::{self, ProbeSlot};
 
@@ -81,7 +81,7 @@ impl Args {
         session.signals.ask_for_checkpoints(&request);
         // Until the first change to the disk there is nothing to lose, so that signals leave at once.
         let begun = self.start(&|| session.signals.end_gracefully(&stop))?;
-        let Start { mut run, mut prepared, state, metrics, judged } = match begun {
+        let ReadyRun { mut run, mut experiment, state, metrics, judged } = match begun {
             Resumed::Ready(start) => *start,
             Resumed::Finished(finished) => {
                 tracing::info!(
@@ -91,27 +91,27 @@ impl Args {
                 return if self.quiet { Ok(()) } else { print_finished(session.out, &finished) };
             }
         };
-        prepared.method.checkpoint_request = request;
+        experiment.method.checkpoint_request = request;
         let first_outer = state.outer;
-        let facts = match facts(&prepared) {
-            Ok(facts) => facts,
+        let lines = match overview(&experiment) {
+            Ok(lines) => lines,
             Err(error) => return run.end(Err(error), false, 0),
         };
-        for (name, text) in facts {
+        for (name, text) in lines {
             tracing::info!(kind = "setup", what = name, "{name}: {text}");
         }
-        let latest = prepared.latest(first_outer);
-        if first_outer >= prepared.method.total_outer {
+        let latest = experiment.latest(first_outer);
+        if first_outer >= experiment.method.total_outer {
             tracing::info!(
                 kind = "nothing_left",
                 "nothing left to do: {first_outer} of {} outer iterations are done; more with --set train.outer_iterations=N",
-                prepared.method.total_outer
+                experiment.method.total_outer
             );
         }
         let probes = ProbeSlot::default();
         let serve = |listener| {
-            let progress = progress_of(&prepared, first_outer, latest.clone());
-            prometheus::serve(listener, progress, prepared.config.pipeline.lag, latest.clone(), probes.clone())
+            let progress = progress_of(&experiment, first_outer, latest.clone());
+            prometheus::serve(listener, progress, experiment.config.pipeline.lag, latest.clone(), probes.clone())
         };
         let server = metrics.map(serve).transpose();
         let observer: Option<Observer> = match &server {
@@ -128,7 +128,7 @@ impl Args {
             faults: session.faults.clone(),
         };
         let sink = || {
-            let open = || run.sink(&prepared, first_outer, latest.clone());
+            let open = || run.sink(&experiment, first_outer, latest.clone());
             let sink = if self.resume.is_some() {
                 // Repairing the logs of a long run takes long, and may be interrupted at any point.
                 at_once(&session.signals, &stop, run.exit_hook(&latest), open)
@@ -144,7 +144,7 @@ impl Args {
             }
         };
         let (_server, result) = match server {
-            Ok(server) => (server, sink().and_then(|sink| train(&prepared, state, sink, options))),
+            Ok(server) => (server, sink().and_then(|sink| train(&experiment, state, sink, options))),
             Err(error) => (None, Err(error)),
         };
         let (report, result) = match result {
@@ -164,14 +164,14 @@ impl Args {
         let is_trained = result.is_ok();
         let (judgement, result) = match result {
             Ok(()) if judged.is_some() => (judged, Ok(())),
-            Ok(()) if prepared.config.eval.at_end => {
+            Ok(()) if experiment.config.eval.at_end => {
                 // The checkpoint is written and the logs are sealed: nothing is lost by leaving at once.
                 let exit_hook = run.exit_hook(&latest);
                 let judge = || {
-                    let judge = || final_judgement(&run, &prepared, &session.terminal);
+                    let judge = || final_judgement(&run, &experiment, &session.terminal);
                     let found = at_once(&session.signals, &stop, exit_hook, judge);
                     session.signals.end_gracefully(&stop);
-                    found?.map(|found| found.write(&run, &prepared)).transpose()
+                    found?.map(|found| found.write(&run, &experiment)).transpose()
                 };
                 let found = judge_at_end(&run, judge);
                 session.signals.end_gracefully(&stop);
@@ -187,10 +187,10 @@ impl Args {
         let printed = if self.quiet {
             Ok(())
         } else {
-            print_summary(
+            print_report(
                 session.out,
                 &run,
-                &prepared,
+                &experiment,
                 &report,
                 &latest,
                 first_outer,

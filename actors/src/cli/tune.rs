@@ -12,8 +12,8 @@ use super::config_args::ConfigArgs;
 use crate::measure::measurement::Measurement;
 use crate::measure::tune::{Tuning, overlay, tune};
 use crate::process::error::CliError;
+use crate::train::experiment::Experiment;
 use crate::train::memory::Needs;
-use crate::train::setup::Prepared;
 
 /// Find the fastest workers, micro-batches and queues for a configuration on this machine
 #[derive(Debug, clap::Args)]
@@ -45,11 +45,11 @@ impl Args {
         config.eval.at_end = false;
         let name = self.config.config.as_deref().unwrap_or(Path::new("quickstart")).display().to_string();
         let lag = config.pipeline.lag;
-        let prepared = Prepared::new(config, None)?;
-        Needs::of_training(&prepared)?.check(prepared.config.run.memory_check)?;
+        let experiment = Experiment::new(config, None)?;
+        Needs::of_training(&experiment)?.check(experiment.config.run.memory_check)?;
         let budget = Duration::from_secs(u64::from(self.budget));
         let bar = bar(budget).map(|bar| session.terminal.bars().add(bar));
-        let tuning = tune(prepared, budget, &session.events, |progress| {
+        let tuning = tune(experiment, budget, &session.events, |progress| {
             if let Some(bar) = &bar {
                 bar.set_position(progress.spent.as_secs().min(u64::from(self.budget)));
                 bar.set_message(progress.what.clone());

@@ -16,8 +16,8 @@ use serde::Serialize;
 
 use crate::process::error::{CliError, check_outcome};
 use crate::process::logging::EventQueue;
+use crate::train::experiment::Experiment;
 use crate::train::run::Run;
-use crate::train::setup::Prepared;
 use crate::train::training::{TrainingOptions, train};
 
 /// How long to measure.
@@ -97,20 +97,20 @@ impl Measurement {
 /// Counters of a worker with its stage.
 type Counted = Vec<(StageName, StageCounters)>;
 
-/// Trains from scratch until the limits are met, with logs and all, and measures the last stretch. `prepared` must have outer
+/// Trains from scratch until the limits are met, with logs and all, and measures the last stretch. `experiment` must have outer
 /// iterations enough.
 ///
 /// # Errors
 /// If the run cannot be made or ends by an error, or nothing was measured.
-pub fn measure(prepared: &Prepared, limits: Limits, events: &EventQueue) -> Result<Measurement, CliError> {
+pub fn measure(experiment: &Experiment, limits: Limits, events: &EventQueue) -> Result<Measurement, CliError> {
     let scratch =
         tempfile::tempdir().map_err(|error| CliError::file("create folder", &std::env::temp_dir(), &error))?;
     let _unfinished = Unfinished::note(scratch.path());
     // Recycled memory of another configuration would not fit.
-    let method = prepared.data.method(&prepared.config)?;
+    let method = experiment.data.method(&experiment.config)?;
     let state = TrainState::fresh(&method);
     let latest = Latest::default();
-    let sink = Run::scratch(scratch.path(), prepared)?.sink(prepared, 0, latest.clone())?;
+    let sink = Run::scratch(scratch.path(), experiment)?.sink(experiment, 0, latest.clone())?;
     let own_stop = StopFlag::new();
     let (sender, receiver) = mpsc::channel::<Counted>();
     let options = TrainingOptions {
@@ -126,7 +126,7 @@ pub fn measure(prepared: &Prepared, limits: Limits, events: &EventQueue) -> Resu
             let _ = sender.send(counters.collect());
         })),
     };
-    let images_per_outer = method.unroll * prepared.config.pretrain.batch as u64;
+    let images_per_outer = method.unroll * experiment.config.pretrain.batch as u64;
     let stretch = thread::scope(|scope| {
         let own_stop = &own_stop;
         let watch = move || {
@@ -136,7 +136,7 @@ pub fn measure(prepared: &Prepared, limits: Limits, events: &EventQueue) -> Resu
             stretch
         };
         let watcher = thread::Builder::new().spawn_scoped(scope, watch).map_err(|error| CliError::no_thread(&error))?;
-        let trained = train(prepared, state, sink, options);
+        let trained = train(experiment, state, sink, options);
         // Ends the watcher if the training ended by itself.
         own_stop.request(StopReason::Enough);
         let stretch = watcher.join().ok().flatten();

@@ -14,7 +14,7 @@ use mlomae_model::parallel::compute::whole_branch;
 use crate::measure::measurement::{Limits, Measurement, measure};
 use crate::process::error::CliError;
 use crate::process::logging::EventQueue;
-use crate::train::setup::Prepared;
+use crate::train::experiment::Experiment;
 
 /// A smaller gain is taken for noise.
 const LEAST_GAIN: f64 = 0.03;
@@ -191,26 +191,26 @@ pub struct SweepProgress {
 /// # Errors
 /// If a run cannot be made or fails.
 pub fn tune(
-    mut prepared: Prepared,
+    mut experiment: Experiment,
     budget: Duration,
     events: &EventQueue,
     mut progress: impl FnMut(&SweepProgress),
 ) -> Result<Tuning, CliError> {
     let begin = Instant::now();
     let num_cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let config = prepared.config.clone();
+    let config = experiment.config.clone();
     let knobs = knobs(&config, num_cores);
-    let configured = prepared.config.actors.clone();
+    let configured = experiment.config.actors.clone();
     let num_runs: usize = knobs.iter().map(|knob| knob.values.len() + 1).sum();
     // Half as many again for winners, which are measured once more, and the last turns.
     let slice = budget.as_secs_f64() / (1.5 * num_runs as f64);
     let limits = Limits { num_warm_up: 1, min_outer: 3, min_seconds: (0.6 * slice).clamp(0.05, 30.0) };
     let mut at = |actors: &ActorsConfig, what: &str| {
         progress(&SweepProgress { what: what.to_owned(), spent: begin.elapsed() });
-        prepared.config.actors = actors.clone();
+        experiment.config.actors = actors.clone();
         let peak = || kernels::peak_gflops(num_cores, PEAK_SECONDS).map_err(|error| CliError::no_thread(&error));
         let before = peak()?;
-        let measurement = measure(&prepared, limits, events)?;
+        let measurement = measure(&experiment, limits, events)?;
         let speed = measurement.outer_per_second() / f64::midpoint(before, peak()?);
         Ok::<_, CliError>(Turn { measurement, speed })
     };

@@ -14,38 +14,40 @@ use mlomae_storage::exit_code::ExitCode;
 
 use crate::pictures::panel::{PanelRow, PanelShape, compose};
 use crate::process::error::CliError;
-use crate::train::trained::Trained;
+use crate::train::loaded_checkpoint::LoadedCheckpoint;
 
 /// The panel of `num_images` images of a split, drawn by the run's seed.
 ///
 /// # Errors
 /// If there is no such split or a sample cannot be read.
-pub fn panel_of(trained: &Trained, split: Split, num_images: usize) -> Result<RgbImage, CliError> {
-    let prepared = &trained.prepared;
-    let model = &prepared.method.model;
-    let dataset: &Arc<dyn Dataset> = match (split, &prepared.data.test) {
+pub fn panel_of(loaded: &LoadedCheckpoint, split: Split, num_images: usize) -> Result<RgbImage, CliError> {
+    let experiment = &loaded.experiment;
+    let model = &experiment.method.model;
+    let dataset: &Arc<dyn Dataset> = match (split, &experiment.data.test) {
         (Split::Test | Split::Validation, Some(test)) => test,
-        (Split::Test | Split::Validation, None) => return Err(prepared.loader(split).err().unwrap_or_else(no_images)),
-        (Split::Train, _) => &prepared.data.train,
+        (Split::Test | Split::Validation, None) => {
+            return Err(experiment.loader(split).err().unwrap_or_else(no_images));
+        }
+        (Split::Train, _) => &experiment.data.train,
     };
     let mut indices: Vec<usize> = (0..dataset.len()).collect();
-    shuffle(&mut indices, &mut keyed(prepared.config.seed, Purpose::Panel, u64::MAX, 0));
+    shuffle(&mut indices, &mut keyed(experiment.config.seed, Purpose::Panel, u64::MAX, 0));
     indices.truncate(num_images);
     indices.sort_unstable();
     if indices.is_empty() {
         return Err(no_images());
     }
 
-    let batch = prepared.samples(split, &indices)?;
+    let batch = experiment.samples(split, &indices)?;
     // Bad images that are passed over are not among them.
     let indices: Vec<usize> = batch.ids.iter().filter_map(|id| usize::try_from(*id).ok()).collect();
     if indices.is_empty() {
         return Err(no_images());
     }
-    let compute = Compute::new(1, prepared.method.grain, Arena::new())?;
-    let masker = prepared.method.masker(trained.step);
-    let (theta, phi) = (&trained.state.theta, trained.state.phi());
-    let scored = if prepared.method.baseline {
+    let compute = Compute::new(1, experiment.method.grain, Arena::new())?;
+    let masker = experiment.method.masker(loaded.step);
+    let (theta, phi) = (&loaded.state.theta, loaded.state.phi());
+    let scored = if experiment.method.baseline {
         scoring::random(model, batch.len(), &masker)
     } else {
         // Exploration is for training; the panel shows what the policy wants.
@@ -55,7 +57,7 @@ pub fn panel_of(trained: &Trained, split: Split, num_images: usize) -> Result<Rg
     let predicted = pretrain::reconstruct(&compute, model, theta, &batch.images, &scored.order);
 
     let shape = &model.config;
-    let objects = prepared.loader(split)?.object_patches(&indices, shape.patch);
+    let objects = experiment.loader(split)?.object_patches(&indices, shape.patch);
     let (num_patches, num_values) = (shape.num_patches(), shape.image_values());
     let class_names = &dataset.info().class_names;
     let mut rows = Vec::with_capacity(batch.len());
@@ -66,7 +68,7 @@ pub fn panel_of(trained: &Trained, split: Split, num_images: usize) -> Result<Rg
         let predicted = &predicted[patches.start * values..patches.end * values];
         let label = batch.labels[number];
         let class = usize::try_from(label).ok().and_then(|label| class_names.get(label));
-        let pixels = |values: &[f32]| to_pixels(values, shape, &prepared.data.normalisation);
+        let pixels = |values: &[f32]| to_pixels(values, shape, &experiment.data.normalisation);
         rows.push(PanelRow {
             title: match class {
                 Some(class) => format!("sample {}, {class}", batch.ids[number]),
@@ -80,10 +82,10 @@ pub fn panel_of(trained: &Trained, split: Split, num_images: usize) -> Result<Rg
         });
     }
     let mut notes = vec![
-        format!("{}, {} split, after {} level-1 steps", trained.name(), dataset.info().split, trained.step),
+        format!("{}, {} split, after {} level-1 steps", loaded.name(), dataset.info().split, loaded.step),
         "reconstruction: the normalised target undone with each patch's own mean and deviation".to_owned(),
     ];
-    if prepared.method.baseline {
+    if experiment.method.baseline {
         notes.push("random masks: there are no scores".to_owned());
     } else if objects.is_some() {
         notes.push("green outline: the patches of the object".to_owned());

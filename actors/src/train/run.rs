@@ -16,9 +16,9 @@ use mlomae_storage::logs::{Clock, EvalRow, EventRow, Level, LogContext, LogPolic
 use mlomae_storage::run_dir::{RunDir, RunRecord, RunStatus, new_run_id};
 
 use crate::process::error::CliError;
-use crate::train::eval::{Judgement, Task};
+use crate::train::eval::{Judgement, Protocol};
+use crate::train::experiment::{Experiment, config_toml};
 use crate::train::memory::Needs;
-use crate::train::setup::{Prepared, config_toml};
 use crate::watch::prometheus;
 
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -33,11 +33,11 @@ pub struct Run {
 
 /// A run that is ready to train.
 #[derive(Debug)]
-pub struct Start {
+pub struct ReadyRun {
     /// Its directory.
     pub run: Run,
     /// Configuration, data and networks.
-    pub prepared: Prepared,
+    pub experiment: Experiment,
     /// Where training starts.
     pub state: TrainState,
     /// Where its metrics are asked for, if they are wanted.
@@ -58,35 +58,35 @@ impl Run {
         name: &str,
         restart: bool,
         before_changes: &dyn Fn(),
-    ) -> Result<Start, CliError> {
+    ) -> Result<ReadyRun, CliError> {
         let mut config = Config::resolve(inputs)?;
         let id = config.run.id.get_or_insert_with(|| new_run_id(name)).clone();
         let root = PathBuf::from(&config.run.root);
-        let mut prepared = Prepared::new(config, None)?;
-        Needs::of_training(&prepared)?.check(prepared.config.run.memory_check)?;
-        prepared.anchor()?;
-        let metrics = prometheus::bind(&prepared.config.telemetry)?;
-        let state = TrainState::fresh(&prepared.method);
+        let mut experiment = Experiment::new(config, None)?;
+        Needs::of_training(&experiment)?.check(experiment.config.run.memory_check)?;
+        experiment.anchor()?;
+        let metrics = prometheus::bind(&experiment.config.telemetry)?;
+        let state = TrainState::fresh(&experiment.method);
         before_changes();
         if restart && let Some(aside) = RunDir::move_aside(&root.join(&id))? {
             tracing::info!(kind = "run_moved", "moved the run in the way to {}", aside.display());
         }
         let dir = RunDir::create(&root, &id)?;
         // The record makes the folder a run, so it comes after what a run needs to be taken up.
-        dir.write_configs(&config_toml(&prepared.config)?, &as_given(inputs))?;
-        let record = RunRecord::begin(&id, VERSION, kernels::isa().name(), prepared.config.seed);
+        dir.write_configs(&config_toml(&experiment.config)?, &as_given(inputs))?;
+        let record = RunRecord::begin(&id, VERSION, kernels::isa().name(), experiment.config.seed);
         dir.write_record(&record)?;
         tracing::info!(kind = "run_started", "run directory {}", dir.path().display());
-        Ok(Start { run: Self { dir, record, clock: Clock::start() }, prepared, state, metrics, judged: None })
+        Ok(ReadyRun { run: Self { dir, record, clock: Clock::start() }, experiment, state, metrics, judged: None })
     }
 
     /// A run directory below `root` for a run that is not kept.
     ///
     /// # Errors
     /// If it cannot be made.
-    pub fn scratch(root: &Path, prepared: &Prepared) -> Result<Self, CliError> {
+    pub fn scratch(root: &Path, experiment: &Experiment) -> Result<Self, CliError> {
         let id = new_run_id("scratch");
-        let record = RunRecord::begin(&id, VERSION, kernels::isa().name(), prepared.config.seed);
+        let record = RunRecord::begin(&id, VERSION, kernels::isa().name(), experiment.config.seed);
         Ok(Self { dir: RunDir::create(root, &id)?, record, clock: Clock::start() })
     }
 
@@ -118,10 +118,10 @@ impl Run {
     ///
     /// # Errors
     /// If the logs cannot be opened.
-    pub fn sink(&self, prepared: &Prepared, outer: u64, latest: Latest) -> Result<RunSink, CliError> {
-        let step = outer * prepared.method.unroll;
+    pub fn sink(&self, experiment: &Experiment, outer: u64, latest: Latest) -> Result<RunSink, CliError> {
+        let step = outer * experiment.method.unroll;
         let step = i64::try_from(step).unwrap_or(i64::MAX);
-        let (context, policy) = (self.log_context(prepared), log_policy(&prepared.config));
+        let (context, policy) = (self.log_context(experiment), log_policy(&experiment.config));
         let writer = if self.record.segment == 0 {
             LogWriter::open(self.path(), context, policy)?
         } else {
@@ -132,8 +132,8 @@ impl Run {
             }
             writer
         };
-        let keep = prepared.config.checkpoint.keep;
-        Ok(RunSink::new(self.path(), writer, keep, prepared.static_state()?, latest))
+        let keep = experiment.config.checkpoint.keep;
+        Ok(RunSink::new(self.path(), writer, keep, experiment.static_state()?, latest))
     }
 
     /// Writes results to the `evals` table of the run, whose logs are sealed otherwise, and to `events` the bad images
@@ -144,14 +144,14 @@ impl Run {
     /// If they cannot be written.
     pub fn write_evals(
         &self,
-        prepared: &Prepared,
+        experiment: &Experiment,
         checkpoint: &str,
         step: u64,
-        results: &[(Task, &str, Judgement)],
+        results: &[(Protocol, &str, Judgement)],
         skipped: &[SkippedImage],
     ) -> Result<(), CliError> {
-        let mut writer = LogWriter::open(self.path(), self.log_context(prepared), log_policy(&prepared.config))?;
-        let epoch = step.saturating_sub(1) / prepared.method.steps_per_epoch.max(1);
+        let mut writer = LogWriter::open(self.path(), self.log_context(experiment), log_policy(&experiment.config))?;
+        let epoch = step.saturating_sub(1) / experiment.method.steps_per_epoch.max(1);
         for SkippedImage { split, sample, message } in skipped {
             writer.event(EventRow {
                 stamp: self.clock.stamp(),
@@ -165,14 +165,14 @@ impl Run {
                 fields: serde_json::json!({ "split": split, "sample": sample }).to_string(),
             })?;
         }
-        let split = prepared.data.test.as_ref().map_or_else(|| "test".to_owned(), |test| test.info().split.clone());
-        for (task, metric, judgement) in results {
+        let split = experiment.data.test.as_ref().map_or_else(|| "test".to_owned(), |test| test.info().split.clone());
+        for (protocol, metric, judgement) in results {
             writer.eval(EvalRow {
                 stamp: self.clock.stamp(),
                 epoch: i32::try_from(epoch).unwrap_or(i32::MAX),
                 step: i64::try_from(step).unwrap_or(i64::MAX),
                 level: Level::Eval,
-                task: task.as_str().into(),
+                task: protocol.as_str().into(),
                 split: split.clone().into(),
                 metric: (*metric).to_owned().into(),
                 value: judgement.accuracy,
@@ -228,8 +228,8 @@ impl Run {
         }
     }
 
-    fn log_context(&self, prepared: &Prepared) -> LogContext {
-        let grid = u16::try_from(prepared.method.model.config.grid()).unwrap_or(u16::MAX);
+    fn log_context(&self, experiment: &Experiment) -> LogContext {
+        let grid = u16::try_from(experiment.method.model.config.grid()).unwrap_or(u16::MAX);
         LogContext {
             run_id: self.record.id.clone(),
             segment: self.record.segment,

@@ -23,8 +23,8 @@ use crate::roles::outcome::{Outcome, WorkerExit};
 use crate::roles::supervisor::{SupervisorOptions, supervise};
 use crate::roles::telemetry::{ActorSample, NewestSamples, Telemetry, WorkerProbe};
 use crate::roles::worker::WorkerBody;
+use crate::train::experiment::Experiment;
 use crate::train::run_log::{RowCounts, RunLog};
-use crate::train::setup::Prepared;
 use crate::watch::progress::{self, ProgressFigures};
 
 /// How a process trains.
@@ -71,19 +71,19 @@ pub struct TrainingReport {
 /// # Errors
 /// If the pipeline cannot be built. An error of a stage is in the report's outcome.
 pub fn train(
-    prepared: &Prepared,
+    experiment: &Experiment,
     state: TrainState,
     sink: RunSink,
     options: TrainingOptions,
 ) -> Result<TrainingReport, CliError> {
-    let config = &prepared.config;
+    let config = &experiment.config;
     let first_outer = state.outer;
-    let setup = prepared.data.setup(config, prepared.method.clone(), state)?;
+    let setup = experiment.data.setup(config, experiment.method.clone(), state)?;
     let sink = RunLog::new(sink, options.events);
     let (sample_queue, rows) = (sink.samples(), sink.row_counts());
     let (stop, latest) = (options.stop, options.latest);
     let display = |samples: NewestSamples| {
-        let figures = progress_of(prepared, first_outer, latest.clone());
+        let figures = progress_of(experiment, first_outer, latest.clone());
         options.display.clone().map(|terminal| progress::display(terminal, figures, samples))
     };
     let telemetry = |probes: Vec<WorkerProbe>| {
@@ -173,12 +173,12 @@ fn serial_outcome(exit: Exit, stop: &StopFlag) -> Outcome {
 
 /// How far a run is that goes on after `first_outer` outer iterations, from the newest metrics.
 pub fn progress_of(
-    prepared: &Prepared,
+    experiment: &Experiment,
     first_outer: u64,
     latest: Latest,
 ) -> impl Fn() -> ProgressFigures + Send + 'static {
-    let (unroll, num_outer_iterations) = (prepared.method.unroll, prepared.method.total_outer);
-    let batch = prepared.config.pretrain.batch as u64;
+    let (unroll, num_outer_iterations) = (experiment.method.unroll, experiment.method.total_outer);
+    let batch = experiment.config.pretrain.batch as u64;
     move || {
         let latest = latest.get();
         let step = u64::try_from(latest.step).unwrap_or(0).max(first_outer * unroll);

@@ -258,6 +258,12 @@ impl Config {
         toml::to_string_pretty(self)
     }
 
+    /// Whether scoring waits for the newest θ.
+    #[must_use]
+    pub const fn scores_need_theta(&self) -> bool {
+        !self.method.baseline && matches!(self.mask.input, MaskInput::Embedding)
+    }
+
     /// Level-1 steps of the whole run.
     #[must_use]
     pub const fn num_steps(&self) -> u64 {

@@ -20,7 +20,7 @@ use crate::stages::load::{LoadStage, measure_normalisation};
 
 /// Opened data with its roles.
 #[derive(Clone)]
-pub struct Data {
+pub struct RunData {
     /// The split that is divided into the roles pretrain, train and validation.
     pub train: Arc<dyn Dataset>,
     /// The split of the test role, which training never sees, in the train split's classes; none if nothing judges.
@@ -39,13 +39,13 @@ pub struct Data {
     pub bad_images: BadImages,
 }
 
-impl std::fmt::Debug for Data {
+impl std::fmt::Debug for RunData {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Data").field("train", self.train.info()).finish_non_exhaustive()
+        f.debug_struct("RunData").field("train", self.train.info()).finish_non_exhaustive()
     }
 }
 
-impl Data {
+impl RunData {
     /// Opens the data of `config`, divides it into roles and checks what only the data can tell. `normalisation` is that of a
     /// checkpoint; without it the configured one, or one measured over the pretrain role.
     ///

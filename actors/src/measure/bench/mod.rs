@@ -15,8 +15,8 @@ use mlomae_storage::exit_code::ExitCode;
 use crate::measure::measurement::{Limits, Measurement, measure};
 use crate::process::error::CliError;
 use crate::process::logging::EventQueue;
+use crate::train::experiment::Experiment;
 use crate::train::memory::Needs;
-use crate::train::setup::Prepared;
 
 pub use peer::{Peer, PeerLap};
 pub use report::{BenchReport, Levels, PeerReport};
@@ -98,7 +98,7 @@ fn pipeline(workload: &WorkloadSpec, lag: u32, events: &EventQueue) -> Result<Me
     measure(&prepare(workload, lag)?, limits, events)
 }
 
-fn prepare(workload: &WorkloadSpec, lag: u32) -> Result<Prepared, CliError> {
+fn prepare(workload: &WorkloadSpec, lag: u32) -> Result<Experiment, CliError> {
     let WorkloadSpec { preset, batch, num_threads, micro_batch, baseline } = *workload;
     let mut config = Config::resolve(&ConfigInputs::default().preset(preset))?;
     config.data.format = DataFormat::Synthetic;
@@ -117,7 +117,7 @@ fn prepare(workload: &WorkloadSpec, lag: u32) -> Result<Prepared, CliError> {
         let stage = config.actors.stage_mut(stage);
         (stage.workers, stage.micro_batch) = (num_threads, micro_batch);
     }
-    Prepared::new(config.checked()?, None)
+    Experiment::new(config.checked()?, None)
 }
 
 /// The middle of `values`, the mean of the two in the middle of an even number.

@@ -14,15 +14,15 @@ use serde_json::Value;
 use crate::process::error::CliError;
 use crate::train::continuity::{DataContent, Effective, Purpose, compare_data, compare_keys};
 use crate::train::data_place;
-use crate::train::setup::Prepared;
+use crate::train::experiment::Experiment;
 
 /// A checkpoint that was read and whose data is open.
 #[derive(Debug)]
-pub struct Trained {
+pub struct LoadedCheckpoint {
     /// The checkpoint's folder.
     pub folder: PathBuf,
     /// Configuration, data and networks.
-    pub prepared: Prepared,
+    pub experiment: Experiment,
     /// The weights and all else that training changes.
     pub state: TrainState,
     /// Level-1 steps done.
@@ -50,7 +50,7 @@ fn run_of(folder: &Path) -> Option<&Path> {
     (checkpoints.file_name()? == "checkpoints").then(|| checkpoints.parent())?
 }
 
-impl Trained {
+impl LoadedCheckpoint {
     /// Reads the checkpoint at `path` (see [`checkpoint::resolve`]) for `purpose`. The configuration is `base` with
     /// `overlay` over it: further layers and settings.
     ///
@@ -87,8 +87,8 @@ impl Trained {
             Some(before) => compare_data(before, now, &keys, purpose, &place),
             None => Ok(false),
         };
-        let mut prepared = match Prepared::new(config.clone(), Some(effective.normalisation)) {
-            Ok(prepared) => prepared,
+        let mut experiment = match Experiment::new(config.clone(), Some(effective.normalisation)) {
+            Ok(experiment) => experiment,
             Err(error) => {
                 // If the data are others, that is the reason, and not what follows from it.
                 let train = |before: &DataContent| DataContent::open(&config, before.test.clone()).ok();
@@ -98,23 +98,23 @@ impl Trained {
                 return Err(error);
             }
         };
-        let mut data_changed = compare(prepared.content()?)?;
-        prepared.anchor()?;
+        let mut data_changed = compare(experiment.content()?)?;
+        experiment.anchor()?;
         let fingerprint = text(&checkpoint, &folder, "data_fingerprint")?;
         if before.is_none() {
-            data_changed |= compare_roles(fingerprint, &prepared, purpose, &place)?;
-        } else if fingerprint != prepared.fingerprint() && !data_changed {
-            return Err(other_roles(fingerprint, &prepared, &place));
+            data_changed |= compare_roles(fingerprint, &experiment, purpose, &place)?;
+        } else if fingerprint != experiment.fingerprint() && !data_changed {
+            return Err(other_roles(fingerprint, &experiment, &place));
         }
         let bad = |error| CliError::new(ExitCode::BadData, format!("{error}: {}", folder.display()));
         let state =
-            TrainState::restore(&prepared.method, &CheckpointTensors(&checkpoint), &checkpoint.state).map_err(bad)?;
-        if state.outer * prepared.method.unroll != checkpoint.step {
+            TrainState::restore(&experiment.method, &CheckpointTensors(&checkpoint), &checkpoint.state).map_err(bad)?;
+        if state.outer * experiment.method.unroll != checkpoint.step {
             let (outer, step) = (state.outer, checkpoint.step);
             return Err(corrupt(&folder, &format!("{outer} outer iterations do not make {step} level-1 steps")));
         }
         let wall_s = wall_s(&checkpoint, &folder)?;
-        Ok(Self { folder, prepared, state, step: checkpoint.step, wall_s, data_changed })
+        Ok(Self { folder, experiment, state, step: checkpoint.step, wall_s, data_changed })
     }
 
     /// The folder's name, as `step-00000200`.
@@ -218,19 +218,19 @@ fn content(checkpoint: &Checkpoint, folder: &Path) -> Result<Option<DataContent>
     Ok(Some(content))
 }
 
-fn other_roles(expected: &str, prepared: &Prepared, place: &str) -> CliError {
+fn other_roles(expected: &str, experiment: &Experiment, place: &str) -> CliError {
     let line = format!(
         "data is not what the checkpoint was trained on: the roles' fingerprint must be {expected}, got {}: {place}",
-        prepared.fingerprint()
+        experiment.fingerprint()
     );
     CliError::new(ExitCode::Config, line)
 }
 
 /// All that can be compared with a checkpoint of a version that noted no more. Answers whether the roles are others.
-fn compare_roles(expected: &str, prepared: &Prepared, purpose: Purpose, place: &str) -> Result<bool, CliError> {
-    let is_same = expected == prepared.fingerprint();
+fn compare_roles(expected: &str, experiment: &Experiment, purpose: Purpose, place: &str) -> Result<bool, CliError> {
+    let is_same = expected == experiment.fingerprint();
     match purpose {
-        Purpose::Resume { accept_changed_data: false } if !is_same => Err(other_roles(expected, prepared, place)),
+        Purpose::Resume { accept_changed_data: false } if !is_same => Err(other_roles(expected, experiment, place)),
         _ if !is_same => {
             tracing::warn!(
                 kind = "data_changed",

@@ -1,14 +1,16 @@
-//! From a configuration to opened data, networks and loaders: what `check`, `train`, evaluations and
-//! pictures have in common.
+//! A configuration with its opened data, networks and loaders: what `check`, `train`, evaluations and pictures have in
+//! common.
 
 use std::sync::OnceLock;
 
 use mlomae_dataflow::config::Config;
+use mlomae_dataflow::flow::topology::Topology;
 use mlomae_dataflow::input::augment::Normalisation;
 use mlomae_dataflow::method::Method;
 use mlomae_dataflow::method::batch::ImageBatch;
 use mlomae_dataflow::record::Level;
-use mlomae_dataflow::run::data::Data;
+use mlomae_dataflow::run::data::RunData;
+use mlomae_dataflow::run::pipeline::topology;
 use mlomae_dataflow::run::sink::{Latest, StaticState};
 use mlomae_dataflow::stages::load::LoadStage;
 use mlomae_storage::dataset::Split;
@@ -18,12 +20,12 @@ use crate::process::error::CliError;
 use crate::train::continuity::DataContent;
 use crate::train::data_place;
 
-/// Everything of a run that follows from its configuration and its data.
-pub struct Prepared {
+/// A configuration and everything that follows from it and its data; of weights it knows only the shapes.
+pub struct Experiment {
     /// The configuration.
     pub config: Config,
     /// The data.
-    pub data: Data,
+    pub data: RunData,
     /// The method with its networks.
     pub method: Method,
     /// A loader of the train split, for its [`samples`](LoadStage::samples).
@@ -33,20 +35,20 @@ pub struct Prepared {
     content: OnceLock<DataContent>,
 }
 
-impl std::fmt::Debug for Prepared {
+impl std::fmt::Debug for Experiment {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Prepared").field("data", &self.data).finish_non_exhaustive()
+        f.debug_struct("Experiment").field("data", &self.data).finish_non_exhaustive()
     }
 }
 
-impl Prepared {
+impl Experiment {
     /// Opens the data and builds the networks. The normalisation is `normalisation`, else the
     /// configuration's, else measured over the pretrain role.
     ///
     /// # Errors
     /// If the data cannot be opened or read, or does not fit the configuration.
     pub fn new(config: Config, normalisation: Option<Normalisation>) -> Result<Self, CliError> {
-        let data = Data::open(&config, normalisation)?;
+        let data = RunData::open(&config, normalisation)?;
         for warning in &data.test_role.warnings {
             tracing::warn!(kind = "test_split", "{warning}");
         }
@@ -58,6 +60,15 @@ impl Prepared {
         let load_train = loader(&data.train)?;
         let load_test = data.test.as_ref().map(loader).transpose()?;
         Ok(Self { config, data, method, load_train, load_test, content: OnceLock::new() })
+    }
+
+    /// The pipeline's topology.
+    ///
+    /// # Errors
+    /// Never for a checked configuration.
+    pub fn topology(&self) -> Result<Topology, CliError> {
+        topology(&self.method, &self.config.actors, self.load_train.plan().batch_sizes())
+            .map_err(|error| CliError::new(ExitCode::Internal, format!("topology: {error}")))
     }
 
     /// What of a checkpoint's state stays the same over the run.

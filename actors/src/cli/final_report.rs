@@ -1,4 +1,4 @@
-//! The end of `mlomae train`: the encoder is judged, and a summary printed.
+//! The end of `mlomae train`: the encoder is judged, and the final report printed.
 
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,17 +14,17 @@ use mlomae_storage::checkpoint;
 use mlomae_storage::exit_code::ExitCode;
 
 use super::bar::Bar;
-use super::facts::count_text;
+use super::overview::count_text;
 use crate::process::error::CliError;
 use crate::process::terminal::Terminal;
-use crate::train::eval::{Judge, Judgement, Task};
+use crate::train::eval::{Judge, Judgement, Protocol};
+use crate::train::experiment::Experiment;
 use crate::train::resumption::Finished;
 use crate::train::run::Run;
 use crate::train::run_log::RowCounts;
-use crate::train::setup::Prepared;
 use crate::train::training::TrainingReport;
 use crate::watch::progress::duration_text;
-use crate::watch::timing::timing_tree;
+use crate::watch::stage_times::stage_times;
 
 /// The k-NN accuracies of the final encoder and of an untrained one.
 pub(super) struct FinalJudgement {
@@ -41,10 +41,10 @@ impl FinalJudgement {
     ///
     /// # Errors
     /// If they cannot be written.
-    pub(super) fn write(self, run: &Run, prepared: &Prepared) -> Result<(Judgement, Judgement), CliError> {
+    pub(super) fn write(self, run: &Run, experiment: &Experiment) -> Result<(Judgement, Judgement), CliError> {
         let Self { trained, untrained, checkpoint, step, skipped } = self;
-        let results = [(Task::Knn, "accuracy", trained), (Task::Knn, "accuracy_untrained", untrained)];
-        run.write_evals(prepared, &checkpoint, step, &results, &skipped)?;
+        let results = [(Protocol::Knn, "accuracy", trained), (Protocol::Knn, "accuracy_untrained", untrained)];
+        run.write_evals(experiment, &checkpoint, step, &results, &skipped)?;
         Ok((trained, untrained))
     }
 }
@@ -55,27 +55,27 @@ impl FinalJudgement {
 /// If the checkpoint or the data cannot be read.
 pub(super) fn final_judgement(
     run: &Run,
-    prepared: &Prepared,
+    experiment: &Experiment,
     terminal: &Terminal,
 ) -> Result<Option<FinalJudgement>, CliError> {
-    if prepared.data.test.is_none() {
-        tracing::warn!(kind = "evaluation_skipped", "k-NN is skipped, {}", prepared.data.test_role.text);
+    if experiment.data.test.is_none() {
+        tracing::warn!(kind = "evaluation_skipped", "k-NN is skipped, {}", experiment.data.test_role.text);
         return Ok(None);
     }
     let folder = checkpoint::resolve(run.path())?;
     let loaded = checkpoint::load(&folder)?;
-    let state = TrainState::restore(&prepared.method, &CheckpointTensors(&loaded), &loaded.state)
+    let state = TrainState::restore(&experiment.method, &CheckpointTensors(&loaded), &loaded.state)
         .map_err(|error| CliError::new(ExitCode::BadData, format!("{error}: {}", folder.display())))?;
-    let judge = Judge::new(prepared)?;
-    let skipped_before = prepared.data.bad_images.skipped();
+    let judge = Judge::new(experiment)?;
+    let skipped_before = experiment.data.bad_images.skipped();
     let bar = Bar::new(terminal, "k-NN");
     let mut progress = |name, done, all| bar.set(name, done, all);
-    let trained = judge.judge(Task::Knn, &state.theta, &mut progress)?;
-    let fresh = prepared.method.model.init(ParamSet::Pretrain, prepared.config.seed);
-    let untrained = judge.judge(Task::Knn, &fresh, &mut progress)?;
+    let trained = judge.judge(Protocol::Knn, &state.theta, &mut progress)?;
+    let fresh = experiment.method.model.init(ParamSet::Pretrain, experiment.config.seed);
+    let untrained = judge.judge(Protocol::Knn, &fresh, &mut progress)?;
     let checkpoint = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
     // The log stage has ended: what it can no longer write is written with the results.
-    let mut skipped = prepared.data.bad_images.skipped();
+    let mut skipped = experiment.data.bad_images.skipped();
     skipped.retain(|image| !skipped_before.contains(image));
     Ok(Some(FinalJudgement { trained, untrained, checkpoint, step: loaded.step, skipped }))
 }
@@ -103,12 +103,12 @@ pub(super) fn judge_at_end<T>(run: &Run, judge: impl FnOnce() -> Result<T, CliEr
     })
 }
 
-/// Prints what the process did, and the timing tree.
+/// Prints what the process did, and where each stage's time went.
 #[allow(clippy::too_many_arguments)]
-pub(super) fn print_summary(
+pub(super) fn print_report(
     out: &mut dyn Write,
     run: &Run,
-    prepared: &Prepared,
+    experiment: &Experiment,
     report: &TrainingReport,
     latest: &Latest,
     first_outer: u64,
@@ -117,7 +117,7 @@ pub(super) fn print_summary(
     begin: Instant,
 ) -> Result<(), CliError> {
     let latest = latest.get();
-    let method = &prepared.method;
+    let method = &experiment.method;
     let step = u64::try_from(latest.step).unwrap_or(0).max(first_outer * method.unroll);
     let seconds = begin.elapsed().as_secs_f64();
     let num_steps = step - first_outer * method.unroll;
@@ -127,7 +127,7 @@ pub(super) fn print_summary(
         out,
         "time        {}, {} images trained on by this process",
         duration_text(seconds),
-        count_text(usize::try_from(num_steps).unwrap_or(0) * prepared.config.pretrain.batch)
+        count_text(usize::try_from(num_steps).unwrap_or(0) * experiment.config.pretrain.batch)
     )?;
     let loss = |loss: Option<f64>| loss.map_or_else(|| "-".to_owned(), |loss| format!("{loss:.4}"));
     writeln!(
@@ -142,7 +142,7 @@ pub(super) fn print_summary(
         let (object, background) = (100.0 * object, 100.0 * background);
         writeln!(out, "object      {object:.0} % of its patches masked, {background:.0} % of the others{auc}")?;
     }
-    print_judgement(out, run.path(), prepared, judged)?;
+    print_judgement(out, run.path(), experiment, judged)?;
     let mut rows = report.rows.get();
     rows[4] += num_evals;
     let rows = RowCounts::TABLES.iter().zip(rows).map(|(table, num)| format!("{table} {num}"));
@@ -151,24 +151,24 @@ pub(super) fn print_summary(
         writeln!(out, "restarts    {}, see the events table", report.outcome.num_restarts())?;
     }
     if !report.samples.is_empty() {
-        writeln!(out, "\n{}", timing_tree(&report.samples))?;
+        writeln!(out, "\n{}", stage_times(&report.samples))?;
     }
     Ok(())
 }
 
 /// Prints how a run ended that had ended before.
 pub(super) fn print_finished(out: &mut dyn Write, finished: &Finished) -> Result<(), CliError> {
-    let Finished { prepared, dir, outer, step, judged } = finished;
+    let Finished { experiment, dir, outer, step, judged } = finished;
     writeln!(out, "run         {}", dir.path().display())?;
-    writeln!(out, "iterations  {outer} of {} outer, {step} level-1 steps; finished", prepared.method.total_outer)?;
-    print_judgement(out, dir.path(), prepared, judged.as_ref())
+    writeln!(out, "iterations  {outer} of {} outer, {step} level-1 steps; finished", experiment.method.total_outer)?;
+    print_judgement(out, dir.path(), experiment, judged.as_ref())
 }
 
 /// Prints the evaluation at the end, and the checkpoint that it was of.
 fn print_judgement(
     out: &mut dyn Write,
     run: &Path,
-    prepared: &Prepared,
+    experiment: &Experiment,
     judged: Option<&(Judgement, Judgement)>,
 ) -> Result<(), CliError> {
     if let Some((trained, untrained)) = judged {
@@ -177,13 +177,13 @@ fn print_judgement(
             "k-NN        {:.1} % of {} {} images; {:.1} % with an untrained encoder",
             100.0 * trained.accuracy,
             trained.num_test,
-            prepared.data.test.as_ref().map_or("test", |test| test.info().split.as_str()),
+            experiment.data.test.as_ref().map_or("test", |test| test.info().split.as_str()),
             100.0 * untrained.accuracy
         )?;
-    } else if prepared.data.test.is_none() {
-        writeln!(out, "k-NN        skipped, {}", prepared.data.test_role.text)?;
+    } else if experiment.data.test.is_none() {
+        writeln!(out, "k-NN        skipped, {}", experiment.data.test_role.text)?;
     }
-    if let Some(counts) = prepared.data.bad_images.counts_text() {
+    if let Some(counts) = experiment.data.bad_images.counts_text() {
         writeln!(out, "skipped     bad images: {counts}; events name them")?;
     }
     if let Ok(folder) = checkpoint::resolve(run) {
