@@ -6,8 +6,8 @@ use crate::measure::workload::WorkloadSpec;
 use mlomae_dataflow::config::{MemoryCheck, Preset};
 use mlomae_storage::exit_code::ExitCode;
 
-use super::Session;
 use super::bar::Bar;
+use super::session::Session;
 use crate::measure::bench::{BenchSpec, bench};
 use crate::process::error::CliError;
 

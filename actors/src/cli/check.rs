@@ -8,10 +8,10 @@ use mlomae_dataflow::run::data::RunData;
 use mlomae_storage::dataset::Dataset;
 use mlomae_storage::exit_code::ExitCode;
 
-use super::Session;
 use super::bar::Bar;
 use super::config_args::ConfigArgs;
 use super::overview::{bytes_text, overview};
+use super::session::Session;
 use crate::process::error::CliError;
 use crate::train::experiment::Experiment;
 use crate::train::memory::Needs;

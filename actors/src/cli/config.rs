@@ -2,8 +2,8 @@
 
 use mlomae_dataflow::config::schema;
 
-use super::Session;
 use super::config_args::ConfigArgs;
+use super::session::Session;
 use crate::process::error::CliError;
 use crate::train::experiment::config_toml;
 

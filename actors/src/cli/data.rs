@@ -8,8 +8,8 @@ use mlomae_storage::dataset::{
 };
 use mlomae_storage::escape::{one_line, shortened};
 
-use super::Session;
 use super::bar::Bar;
+use super::session::Session;
 use crate::process::error::CliError;
 
 /// Characters of a class's name that are printed; a text of a megabyte may be one, and no column is so wide.

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use mlomae_dataflow::config::ConfigInputs;
 use mlomae_model::layout::ParamSet;
 
-use super::Session;
 use super::bar::Bar;
 use super::config_args::OverlayArgs;
 use super::run_path::find_run;
+use super::session::Session;
 use crate::process::error::CliError;
 use crate::train::continuity::Purpose;
 use crate::train::eval::{Judge, Judgement, Protocol};

@@ -8,8 +8,8 @@ use mlomae_storage::logs::{self, DamagedPart, ExportFormat, Follow, Table};
 use mlomae_storage::out_file::is_stdout;
 use mlomae_storage::run_dir::RunLock;
 
-use super::Session;
 use super::run_path::find_run;
+use super::session::Session;
 use crate::process::error::CliError;
 
 /// How often a followed table is looked at.

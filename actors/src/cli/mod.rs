@@ -12,6 +12,7 @@ mod inspect;
 mod logs;
 mod overview;
 mod run_path;
+mod session;
 mod simulate;
 mod timeline;
 mod top;
@@ -35,8 +36,9 @@ use mlomae_kernels::{self as kernels, Isa};
 use mlomae_storage::escape::{lines, one_line, shortened};
 use mlomae_storage::exit_code::ExitCode;
 
+use self::session::Session;
 use crate::process::error::CliError;
-use crate::process::logging::{self, EventQueue, LogFormat};
+use crate::process::logging::{self, LogFormat};
 use crate::process::panic_hook;
 use crate::process::signals::SignalWatcher;
 use crate::process::terminal::Terminal;
@@ -109,20 +111,6 @@ enum Command {
     Config(config::Args),
     Bench(bench::Args),
     Tune(tune::Args),
-}
-
-/// What every command has at hand.
-pub(crate) struct Session<'a> {
-    /// Stdout.
-    pub out: &'a mut dyn Write,
-    /// Stderr, with its progress display.
-    pub terminal: Terminal,
-    /// Logged events, for the `events` table.
-    pub events: EventQueue,
-    /// What signals do: leave at once, unless the command says otherwise.
-    pub signals: SignalWatcher,
-    /// Faults that a training run shall survive; the program itself has none.
-    pub faults: FaultPlan,
 }
 
 /// Runs the command of `args`, of which the first is the program's name, and answers with the

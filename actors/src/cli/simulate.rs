@@ -7,8 +7,8 @@ use mlomae_dataflow::flow::stage_name::StageName;
 use mlomae_dataflow::run::edges::{EDGES, capacity};
 use mlomae_storage::exit_code::ExitCode;
 
-use super::Session;
 use super::run_path::find_run;
+use super::session::Session;
 use crate::measure::simulation::{STAGES, Scenario, Simulated, Work, simulate};
 use crate::process::error::CliError;
 use crate::watch::top::history::{History, Totals};

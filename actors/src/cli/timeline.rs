@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use console::Term;
 
-use super::Session;
 use super::run_path::find_run;
+use super::session::Session;
 use mlomae_storage::exit_code::ExitCode;
 
 use crate::process::error::CliError;

@@ -9,11 +9,11 @@ use mlomae_dataflow::method::checkpoint_request::CheckpointRequest;
 use mlomae_dataflow::stages::log::RecordSink;
 use mlomae_storage::escape::os_text;
 
-use super::Session;
 use super::config_args::ConfigArgs;
 use super::final_report::{final_judgement, judge_at_end, print_finished, print_report};
 use super::overview::overview;
 use super::run_path::find_run;
+use super::session::Session;
 use crate::process::error::{CliError, check_outcome};
 use crate::process::signals::SignalWatcher;
 use crate::train::resumption::Resumed;
@@ -42,7 +42,7 @@ run.json keeps it, and `mlomae eval knn RUN` repeats it.
 
 Examples:
   mlomae train                                       embedded images, about two minutes
-  mlomae train configs/cifar10.toml --set data.path=/data/cifar-10 --max-steps 200
+  mlomae train configs/cifar10.toml --set data.path=/data/cifar-10 --max-outer 200
   mlomae train --resume runs/my-run
   mlomae train --resume runs/my-run --set train.outer_iterations=1000
   mlomae train --resume runs/my-run --set data.path=/data/moved-here
@@ -64,8 +64,9 @@ pub(crate) struct Args {
     #[arg(long)]
     serial: bool,
     /// Number of outer iterations (sets train.outer_iterations)
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
-    max_steps: Option<u64>,
+    // The alias is the old name of the flag, which sounded like level-1 steps.
+    #[arg(long, alias = "max-steps", value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    pub(super) max_outer: Option<u64>,
     /// The run's directory (sets run.root and run.id)
     #[arg(long, value_name = "DIR", conflicts_with = "resume")]
     run_dir: Option<PathBuf>,
@@ -240,7 +241,7 @@ impl Args {
     fn settings(&self) -> Result<Vec<String>, CliError> {
         let mut sets = Vec::new();
         let text = |text: &str| toml::Value::String(text.to_owned()).to_string();
-        if let Some(num) = self.max_steps {
+        if let Some(num) = self.max_outer {
             sets.push(format!("train.outer_iterations={num}"));
         }
         if let Some(dir) = &self.run_dir {

@@ -7,8 +7,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use mlomae_dataflow::flow::stage_name::StageName;
 use mlomae_storage::out_file::{is_stdout, write_out};
 
-use super::Session;
 use super::config_args::ConfigArgs;
+use super::session::Session;
 use crate::measure::measurement::Measurement;
 use crate::measure::tune::{Tuning, overlay, tune};
 use crate::process::error::CliError;

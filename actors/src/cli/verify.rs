@@ -10,7 +10,7 @@ use mlomae_storage::escape::one_line;
 use mlomae_storage::exit_code::ExitCode;
 use mlomae_storage::machine_memory::{Available, available, bytes_text};
 
-use super::Session;
+use super::session::Session;
 use crate::process::error::CliError;
 
 /// Compare one outer iteration with the golden vectors of an independent reference

@@ -7,9 +7,9 @@ use mlomae_storage::atomic::write_atomic;
 use mlomae_storage::dataset::Split;
 use mlomae_storage::out_file::{is_stdout, write_out};
 
-use super::Session;
 use super::config_args::OverlayArgs;
 use super::run_path::find_run;
+use super::session::Session;
 use crate::pictures::panel_of;
 use crate::process::error::CliError;
 use crate::train::continuity::Purpose;
