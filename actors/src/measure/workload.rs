@@ -141,6 +141,7 @@ impl Workload {
     }
 
     /// Masks of a batch.
+    #[must_use]
     pub fn score(&mut self) -> Scored {
         let [theta, _, phi] = &self.values;
         if self.spec.baseline {

@@ -35,6 +35,7 @@ pub enum CliError {
 
 impl CliError {
     /// An error of one line.
+    #[must_use]
     pub fn new(exit_code: ExitCode, line: impl Into<String>) -> Self {
         Self::Failed { lines: vec![line.into()], exit_code }
     }
@@ -46,6 +47,7 @@ impl CliError {
     }
 
     /// A wrong use of the command line.
+    #[must_use]
     pub fn usage(line: impl Into<String>) -> Self {
         Self::new(ExitCode::Usage, line)
     }

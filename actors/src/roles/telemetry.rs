@@ -96,6 +96,7 @@ impl Telemetry {
     /// Telemetry of `probes`. `sink` is called with each round of samples, in the probes' order,
     /// and must not block; it is dropped before the log stage is waited for. A worker that
     /// computes on one unit of work for longer than `hang_limit` is named by a warning.
+    #[must_use]
     pub fn new(
         probes: Vec<WorkerProbe>,
         sample_every: Duration,

@@ -30,6 +30,7 @@ impl WorkerBody {
     /// times.
     ///
     /// `counters` are those that it counts in; it also marks its runs in them.
+    #[must_use]
     pub fn new(
         id: WorkerId,
         max_restarts: u32,

@@ -21,6 +21,7 @@ pub fn anchor(config: &mut Config) {
 
 /// The path as it is found from any folder; none if that is no UTF-8. Links are not followed, since their owner may turn
 /// them, unless a `..` may lead out of one.
+#[must_use]
 pub fn absolute(path: &Path) -> Option<PathBuf> {
     let goes_up = path.components().any(|part| part == Component::ParentDir);
     let absolute = if goes_up { path.canonicalize() } else { std::path::absolute(path) };

@@ -214,7 +214,6 @@ impl Run {
 
     /// Notes in `run.json` that a signal ended the process, after as many level-1 steps as `latest` says then: for a
     /// process that leaves at once.
-    #[must_use]
     pub fn exit_hook(&self, latest: &Latest) -> impl FnOnce(StopReason) + Send + 'static {
         let (path, mut record, clock) = (self.path().to_owned(), self.record.clone(), self.clock);
         let latest = latest.clone();

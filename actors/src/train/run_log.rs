@@ -116,6 +116,7 @@ const MAX_HELD: Duration = Duration::from_secs(1);
 
 impl<K: RecordSink> RunLog<K> {
     /// A sink before `inner` that takes `events` along.
+    #[must_use]
     pub fn new(inner: K, events: EventQueue) -> Self {
         Self {
             inner,

@@ -148,6 +148,7 @@ impl fmt::Display for Exit {
 
 /// Runs `body` and turns a panic into [`Exit::Panicked`] with no lost samples; the caller, who
 /// knows what was in hand, fills them in.
+#[must_use]
 pub fn catch_panic(body: impl FnOnce() -> Exit) -> Exit {
     match catch_unwind(AssertUnwindSafe(body)) {
         Ok(exit) => exit,

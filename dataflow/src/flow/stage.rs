@@ -34,6 +34,7 @@ pub enum Flow<T> {
 
 impl<T> Flow<T> {
     /// Applies `f` to an item.
+    #[must_use]
     pub fn map<U>(self, f: impl FnOnce(T) -> U) -> Flow<U> {
         match self {
             Self::Item(item) => Flow::Item(f(item)),
@@ -42,6 +43,7 @@ impl<T> Flow<T> {
     }
 
     /// Both items, or the first loss.
+    #[must_use]
     pub fn zip<U>(self, other: Flow<U>) -> Flow<(T, U)> {
         match (self, other) {
             (Self::Item(first), Flow::Item(second)) => Flow::Item((first, second)),
@@ -189,6 +191,7 @@ pub struct StageRunner<S: Stage, W: Wiring<S>> {
 
 impl<S: Stage, W: Wiring<S>> StageRunner<S, W> {
     /// A worker over `units`, of which it does those that `wiring` owns.
+    #[must_use]
     pub fn new(
         stage: S,
         instance: usize,
@@ -210,11 +213,13 @@ impl<S: Stage, W: Wiring<S>> StageRunner<S, W> {
     }
 
     /// The worker's waits and counters, shared.
+    #[must_use]
     pub const fn context(&self) -> &WaitContext {
         &self.context
     }
 
     /// Which worker it is.
+    #[must_use]
     pub const fn id(&self) -> WorkerId {
         self.id
     }

@@ -17,7 +17,7 @@ pub enum StopLevel {
     Now = 2,
 }
 
-/// What asked for the stop first.
+/// What requested the stop first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StopReason {
     /// SIGINT, Ctrl-C.
@@ -90,27 +90,26 @@ pub struct StopFlag {
 }
 
 impl StopFlag {
-    /// A flag that asks nothing.
+    /// A flag that nobody has raised.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Asks for a stop as a signal does: the first request is graceful, a second one means now.
-    /// Returns the level that holds afterwards.
-    pub fn request(&self, reason: StopReason) -> StopLevel {
+    /// Requests a stop as a signal does: the first request is graceful, a second one means now.
+    pub fn request(&self, reason: StopReason) {
         self.raise(reason, |level| match level {
             StopLevel::None => StopLevel::Graceful,
             StopLevel::Graceful | StopLevel::Now => StopLevel::Now,
         })
     }
 
-    /// Asks every stage to leave its wait at once.
+    /// Requests that every stage leaves its wait at once.
     pub fn stop_now(&self, reason: StopReason) {
         self.raise(reason, |_| StopLevel::Now);
     }
 
-    /// Asks for a graceful stop, however often: a repetition is no haste.
+    /// Requests a graceful stop, however often: a repetition does not make it urgent.
     pub fn stop_gracefully(&self, reason: StopReason) {
         self.raise(reason, |level| level.max(StopLevel::Graceful));
     }
@@ -121,7 +120,7 @@ impl StopFlag {
         Self::level_of(self.bits.load(Ordering::Acquire))
     }
 
-    /// What asked for the stop first; none while nobody asked.
+    /// What requested the stop first; none while nothing did.
     #[must_use]
     pub fn reason(&self) -> Option<StopReason> {
         StopReason::from_bits(self.bits.load(Ordering::Acquire) >> 2)
@@ -134,14 +133,14 @@ impl StopFlag {
         level != StopLevel::None && level >= heed
     }
 
-    fn raise(&self, reason: StopReason, next: impl Fn(StopLevel) -> StopLevel) -> StopLevel {
+    fn raise(&self, reason: StopReason, next: impl Fn(StopLevel) -> StopLevel) {
         let update = |bits: u8| {
             let level = next(Self::level_of(bits)) as u8;
             let reason = if bits >> 2 == 0 { reason as u8 } else { bits >> 2 };
             Some(level | (reason << 2))
         };
-        let before = self.bits.fetch_update(Ordering::AcqRel, Ordering::Acquire, update).unwrap_or_else(|bits| bits);
-        next(Self::level_of(before))
+        // The update never declines.
+        let _ = self.bits.fetch_update(Ordering::AcqRel, Ordering::Acquire, update);
     }
 
     fn level_of(bits: u8) -> StopLevel {
@@ -164,17 +163,19 @@ mod tests {
         assert_eq!(flag.reason(), None);
         assert!(!flag.concerns(StopLevel::Graceful));
         let seen_by_a_stage = flag.clone();
-        assert_eq!(flag.request(StopReason::Terminate), StopLevel::Graceful);
+        flag.request(StopReason::Terminate);
+        assert_eq!(flag.level(), StopLevel::Graceful);
         assert!(seen_by_a_stage.concerns(StopLevel::Graceful));
         assert!(!seen_by_a_stage.concerns(StopLevel::Now));
-        assert_eq!(flag.request(StopReason::Interrupt), StopLevel::Now);
+        flag.request(StopReason::Interrupt);
+        assert_eq!(flag.level(), StopLevel::Now);
         assert!(seen_by_a_stage.concerns(StopLevel::Now));
         assert_eq!(flag.reason(), Some(StopReason::Terminate));
         assert_eq!(flag.reason().map(StopReason::exit_code), Some(ExitCode::Terminate));
     }
 
     #[test]
-    fn every_reason_is_kept_and_repetitions_are_no_haste() {
+    fn every_reason_is_kept_and_repetitions_do_not_hurry() {
         for reason in StopReason::ALL {
             let flag = StopFlag::new();
             flag.stop_gracefully(reason);
@@ -192,7 +193,8 @@ mod tests {
     fn the_level_never_falls() {
         let flag = StopFlag::new();
         flag.stop_now(StopReason::Error);
-        assert_eq!(flag.request(StopReason::Interrupt), StopLevel::Now);
+        flag.request(StopReason::Interrupt);
+        assert_eq!(flag.level(), StopLevel::Now);
         assert_eq!(flag.reason(), Some(StopReason::Error));
     }
 }

@@ -323,7 +323,7 @@ impl Scene {
             std::thread::sleep(after);
             match reason {
                 StopReason::Error => stop.stop_now(reason),
-                reason => _ = stop.request(reason),
+                reason => stop.request(reason),
             }
         }
         let begin = Instant::now();

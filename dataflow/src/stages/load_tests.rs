@@ -305,7 +305,8 @@ fn a_loader_ends_when_its_readers_are_gone_or_a_stop_comes_now() {
         if graceful {
             drop((pretrain.receivers, labelled.receivers));
         } else {
-            assert_eq!(stop.request(StopReason::Interrupt), StopLevel::Now);
+            stop.request(StopReason::Interrupt);
+            assert_eq!(stop.level(), StopLevel::Now);
         }
         let begin = Instant::now();
         assert!(matches!(worker.join(), Ok(Exit::Stopped)));
