@@ -14,8 +14,8 @@ use crate::process::error::CliError;
 /// Measure an outer iteration by level and stage, and beside PyTorch if a Python with torch is given
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-An outer iteration is two level-1 steps, one of level 2 and one of level 3. Ours and the peer's take turns, so that both see
-the same machine; figures are medians over the rounds.
+An outer iteration is two level-1 steps, one of level 2 and one of level 3. Ours and the peer's take turns, so
+that both see the same machine; figures are medians over the rounds.
 
 Examples:
   mlomae bench --preset small

@@ -18,7 +18,7 @@ use crate::train::memory::Needs;
 
 /// Values of images that are decoded at most, about: some ten seconds.
 const MAX_VALUES: usize = 1 << 29;
-/// Images that tell how large the others are.
+/// Images from whose size that of the others is estimated.
 const NUM_PROBED: usize = 64;
 /// Bad images that are named at most.
 const MAX_BAD_LINES: usize = 20;
@@ -91,7 +91,8 @@ fn with_bad_images(error: CliError, config: Config, bar: &Bar) -> CliError {
     }
 }
 
-/// Decodes the images of all roles, of large data an even share of them, and says how many. Bad ones are errors by name.
+/// Decodes the images of all roles, of large data an even share of them, and says how many. Bad ones are errors by
+/// name.
 fn decode_images(experiment: &Experiment, bar: &Bar) -> Result<String, CliError> {
     let data = &experiment.data;
     let of_train = Role::ALL.iter().flat_map(|role| data.roles.indices(*role).iter());
@@ -99,7 +100,7 @@ fn decode_images(experiment: &Experiment, bar: &Bar) -> Result<String, CliError>
     if let Some(test) = &data.test {
         images.extend((0..test.len()).map(|index| (test.as_ref(), index)));
     }
-    // A few tell how large they are, and so how many there is time for.
+    // The size of a few decides how many there is time for.
     let probed: Vec<usize> = images
         .iter()
         .step_by(images.len().div_ceil(NUM_PROBED).max(1))
@@ -146,7 +147,7 @@ fn decode_images(experiment: &Experiment, bar: &Bar) -> Result<String, CliError>
     })
 }
 
-/// Adds what is wrong with the data, if that can be told although other keys are wrong.
+/// Adds what is wrong with the data, if that can be found although other keys are wrong.
 fn with_errors_of_data(error: CliError, inputs: &ConfigInputs) -> CliError {
     let CliError::Failed { mut lines, exit_code } = error else {
         return error;

@@ -129,7 +129,7 @@ impl Args {
 }
 
 impl SourceArgs {
-    /// The splits that were asked for, or all that there are, the train split first.
+    /// The requested splits, or all that there are, the train split first.
     fn open(&self, path: Option<&Path>) -> Result<Vec<Arc<dyn Dataset>>, CliError> {
         let open = |split, label_column: Option<&String>| {
             dataset::open(&DatasetSpec {

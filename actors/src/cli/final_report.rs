@@ -94,7 +94,8 @@ pub(super) fn judge_at_end<T>(run: &Run, judge: impl FnOnce() -> Result<T, CliEr
         CliError::Failed { lines, exit_code } if !lines.is_empty() => {
             let path = run.path().display();
             let line = format!(
-                "the training is finished and saved, but its evaluation failed: {}; `mlomae eval knn {path}` repeats it",
+                "the training is finished and saved, but its evaluation failed: {}; \
+                 `mlomae eval knn {path}` repeats it",
                 lines.join("; ")
             );
             CliError::new(exit_code, line)

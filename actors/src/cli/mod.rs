@@ -128,7 +128,7 @@ pub fn run_with_faults(args: impl IntoIterator<Item = OsString>, faults: FaultPl
             // Help and version are "errors" that go to stdout; a closed stdout is no trouble.
             let text = error.render().to_string();
             let _ = match lines(&text) {
-                // It repeats an argument that a terminal would obey.
+                // It quotes an argument with control characters.
                 Cow::Owned(plain) => write!(io::stderr(), "{plain}"),
                 Cow::Borrowed(_) => error.print(),
             };
@@ -144,7 +144,7 @@ pub fn run_with_faults(args: impl IntoIterator<Item = OsString>, faults: FaultPl
     };
     if let CliError::Failed { lines, .. } = &error {
         for line in lines {
-            // Whoever closed stderr does not want to know.
+            // Ignored: stderr may be closed.
             let _ = writeln!(io::stderr(), "error: {}", one_line(&shortened(line, MAX_LINE)));
         }
     }

@@ -12,7 +12,7 @@ pub(crate) const DEFAULT_ROOT: &str = "runs";
 /// The run directory that `text` names: a path, the id of a run below `runs`, or `latest`.
 ///
 /// # Errors
-/// If `latest` is asked for and there is no run.
+/// If `latest` is named and there is no run.
 pub(crate) fn find_run(text: &Path) -> Result<PathBuf, CliError> {
     if text.exists() {
         return Ok(text.to_owned());

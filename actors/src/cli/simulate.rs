@@ -19,8 +19,9 @@ const NUM_OUTER: u64 = 120;
 /// Predict a run's speed on other numbers of cores and with other lags, from its logs
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Model: an item's work is cut into pieces of train.grain images, which run on the cores that are free; loading is not cut.
-No limit of memory bandwidth, no shared caches, no logging, no serial parts: what it prints is an upper bound in these respects.
+Model: an item's work is cut into pieces of train.grain images, which run on the cores that are free; loading is
+not cut. No limit of memory bandwidth, no shared caches, no logging, no serial parts: what it prints is an upper
+bound in these respects.
 
 The logs hold the wall time of a stage on its threads, so the core-seconds of an item are busy x threads (at most the
 run's cores), scaled down where all stages together would have had more than the run's cores.
@@ -33,7 +34,8 @@ pub(crate) struct Args {
     #[arg(value_name = "RUN")]
     run: PathBuf,
     /// Numbers of cores
-    #[arg(long, value_delimiter = ',', default_value = "4,16,64", value_parser = clap::value_parser!(u16).range(1..=4096))]
+    #[arg(long, value_delimiter = ',', default_value = "4,16,64")]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=4096))]
     cores: Vec<u16>,
     /// Values of pipeline.lag
     #[arg(long, value_delimiter = ',', default_value = "0,1,2", value_parser = clap::value_parser!(u8).range(0..=8))]

@@ -65,7 +65,8 @@ pub(crate) struct Args {
     serial: bool,
     /// Number of outer iterations (sets train.outer_iterations)
     // The alias is the old name of the flag, which sounded like level-1 steps.
-    #[arg(long, alias = "max-steps", value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    #[arg(long, alias = "max-steps", value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
     pub(super) max_outer: Option<u64>,
     /// The run's directory (sets run.root and run.id)
     #[arg(long, value_name = "DIR", conflicts_with = "resume")]
@@ -80,7 +81,7 @@ impl Args {
         let begin = Instant::now();
         let (stop, request) = (StopFlag::new(), CheckpointRequest::default());
         session.signals.ask_for_checkpoints(&request);
-        // Until the first change to the disk there is nothing to lose, so that signals leave at once.
+        // Signals leave at once until the first change to the disk.
         let begun = self.start(&|| session.signals.end_gracefully(&stop))?;
         let ReadyRun { mut run, mut experiment, state, metrics, judged } = match begun {
             Resumed::Ready(start) => *start,
@@ -105,7 +106,8 @@ impl Args {
         if first_outer >= experiment.method.total_outer {
             tracing::info!(
                 kind = "nothing_left",
-                "nothing left to do: {first_outer} of {} outer iterations are done; more with --set train.outer_iterations=N",
+                "nothing left to do: {first_outer} of {} outer iterations are done; \
+                 more with --set train.outer_iterations=N",
                 experiment.method.total_outer
             );
         }
@@ -138,7 +140,7 @@ impl Args {
             };
             session.signals.end_gracefully_with(&stop, run.exit_hook(&latest));
             let mut sink = sink?;
-            // A checkpoint of what the run has begun with is worth no time.
+            // A checkpoint of what the run started from is not worth the time.
             match stop.reason() {
                 Some(reason) => sink.close().map_err(CliError::from).and(Err(CliError::silent(reason.exit_code()))),
                 None => Ok(sink),
@@ -161,7 +163,7 @@ impl Args {
             return run.end(result, false, latest.get().step);
         };
         session.signals.end_checkpoints();
-        // The run ends with its evaluation: what is killed before it is not finished.
+        // A run is finished after its evaluation: one that is killed before it is resumed.
         let is_trained = result.is_ok();
         let (judgement, result) = match result {
             Ok(()) if judged.is_some() => (judged, Ok(())),
@@ -200,7 +202,7 @@ impl Args {
                 begin,
             )
         };
-        // How the run ended counts for more than whether somebody reads its summary.
+        // The error of the run is reported rather than that of printing its report.
         result.and(printed)
     }
 

@@ -29,7 +29,8 @@ pub(crate) struct Args {
     #[command(flatten)]
     config: ConfigArgs,
     /// Seconds to spend, about
-    #[arg(long, value_name = "SECONDS", default_value_t = 180, value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    #[arg(long, value_name = "SECONDS", default_value_t = 180)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=86_400))]
     budget: u32,
     /// Where the overlay is written, `-` for stdout, which then has nothing else
     #[arg(long, value_name = "FILE", default_value = "tuned.toml")]
@@ -124,7 +125,7 @@ fn table(tuning: &Tuning) -> String {
     if let Some(stage) = tuning.end.0.bottleneck() {
         let shares = [stage.utilization, stage.wait_in, stage.wait_out].map(|share| 100.0 * share);
         text += &format!(
-            "\n\nbottleneck: {}, at work {:.0} % of the time, waiting {:.0} % for input and {:.0} % for room behind it",
+            "\n\nbottleneck: {}, at work {:.0} % of the time, waiting {:.0} % for input and {:.0} % for room in its output",
             stage.stage, shares[0], shares[1], shares[2]
         );
     }

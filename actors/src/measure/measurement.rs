@@ -97,8 +97,8 @@ impl Measurement {
 /// Counters of a worker with its stage.
 type Counted = Vec<(StageName, StageCounters)>;
 
-/// Trains from scratch until the limits are met, with logs and all, and measures the last stretch. `experiment` must have outer
-/// iterations enough.
+/// Trains from scratch until the limits are met, logs included, and measures the last stretch. `experiment` must have
+/// outer iterations enough.
 ///
 /// # Errors
 /// If the run cannot be made or ends by an error, or nothing was measured.
@@ -122,7 +122,7 @@ pub fn measure(experiment: &Experiment, limits: Limits, events: &EventQueue) -> 
         faults: FaultPlan::default(),
         observer: Some(Box::new(move |probes| {
             let counters = probes.iter().map(|probe| (probe.worker.stage, probe.counters.clone()));
-            // A receiver that is gone has no more questions.
+            // The receiver was dropped: there is nothing to report to.
             let _ = sender.send(counters.collect());
         })),
     };
@@ -155,7 +155,7 @@ struct Stretch {
     stages: Vec<StageMeasurement>,
 }
 
-/// Waits for the begin and the end of the stretch, which are moments at which the policy finishes an outer iteration.
+/// Waits for the start and the end of the stretch, at both of which the policy finishes an outer iteration.
 fn watch(counters: &Counted, limits: Limits, should_end: impl Fn() -> bool) -> Option<Stretch> {
     let policy = counters.iter().find(|(stage, _)| *stage == StageName::Policy).map(|(_, counters)| counters)?;
     let snapshot = || -> (Instant, Vec<CountersSnapshot>) {

@@ -1,8 +1,9 @@
 //! A discrete-event simulation of the pipeline: how fast it would be on other cores and with another lag.
 //!
-//! Workers, capacities, order and lag are those of [`pipeline`](mlomae_dataflow::run::pipeline). An item's work is cut into equal pieces,
-//! which wait for a free core in the order in which their items began. Times are whole nanoseconds, so that a simulation
-//! has one answer. Not modelled: memory bandwidth, shared caches, the log stage, and what cannot be cut.
+//! Workers, capacities, order and lag are those of [`pipeline`](mlomae_dataflow::run::pipeline). An item's work is cut
+//! into equal pieces, which wait for a free core in the order in which their items began. Times are whole nanoseconds,
+//! so that a simulation has one answer. Not modelled: memory bandwidth, shared caches, the log stage, and what cannot
+//! be cut.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -446,7 +447,7 @@ mod tests {
 
     #[test]
     fn without_lag_the_levels_take_turns() {
-        // Loading hides behind the other stages.
+        // The other stages hide loading.
         assert_close(period_ms(&scenario(8, 0)), 100.0);
         let unrolled = Scenario { unroll: 3, ..scenario(8, 0) };
         // Three steps, of which only the first score is not hidden.

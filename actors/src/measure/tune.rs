@@ -1,8 +1,9 @@
 //! `mlomae tune`: which workers, micro-batches and queues make a configuration fastest on this machine.
 //!
-//! One setting after the other is varied (coordinate descent). Machines are shared and noisy, so a value wins only if it beats the
-//! best one so far twice, before and after it, by more than 3 %, in units of the arithmetic peak that is measured around each
-//! run. If the choice as a whole does not beat the configured one at the end, that one stays. Nothing that is varied changes a result of training.
+//! One setting after the other is varied (coordinate descent). Machines are shared and noisy, so a value wins only if
+//! it beats the best one so far twice, before and after it, by more than 3 %, in units of the arithmetic peak that is
+//! measured around each run. If the choice as a whole does not beat the configured one at the end, that one stays.
+//! Nothing that is varied changes a result of training.
 
 use std::time::{Duration, Instant};
 
@@ -215,7 +216,7 @@ pub fn tune(
         Ok::<_, CliError>(Turn { measurement, speed })
     };
     let start = at(&configured, "as configured")?.measurement;
-    // What one run takes, with its begin and its end.
+    // The time of one run, set-up included.
     let one_run = begin.elapsed();
     let (mut best, mut trials, mut left_out) = (configured.clone(), Vec::new(), Vec::new());
     for knob in knobs {

@@ -1,4 +1,5 @@
-//! One outer iteration of a preset on random images, level by level and without a pipeline around it: what benchmarks time.
+//! One outer iteration of a preset on random images, level by level and without a pipeline around it: what benchmarks
+//! time.
 
 use std::time::Instant;
 
@@ -185,7 +186,8 @@ impl Workload {
         *phi = optimizer.update(compute, phi, &gradient, 1e-3);
     }
 
-    /// One outer iteration as published, `clean`: two level-1 steps, one of level 2, one of level 3; the baseline only the former.
+    /// One outer iteration as published, `clean`: two level-1 steps, one of level 2, one of level 3; the baseline only
+    /// the former.
     ///
     /// # Errors
     /// When the engine fails.

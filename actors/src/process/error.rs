@@ -22,7 +22,7 @@ use crate::roles::outcome::Outcome;
 /// Why a command ended early.
 #[derive(Debug)]
 pub enum CliError {
-    /// Each line is printed behind `error: `.
+    /// Each line is printed after `error: `.
     Failed {
         /// What went wrong, one line each. Empty if everything has been said.
         lines: Vec<String>,
@@ -79,7 +79,7 @@ impl CliError {
 }
 
 impl CliError {
-    /// Whether a signal asked for the end, which is no error.
+    /// Whether a signal requested the end, which is no error.
     #[must_use]
     pub const fn is_by_signal(&self) -> bool {
         matches!(self, Self::Failed { exit_code, .. } if exit_code.is_by_signal())
@@ -180,7 +180,7 @@ impl From<ModelError> for CliError {
 ///
 /// # Errors
 /// If the pipeline ended by anything but its work being done: with the cause's line, or without a
-/// line if a signal asked for it.
+/// line if a signal requested it.
 pub fn check_outcome(outcome: &Outcome) -> Result<(), CliError> {
     match outcome.exit_code() {
         ExitCode::Ok => Ok(()),

@@ -2,8 +2,8 @@
 //!
 //! | signal | while a run trains | else |
 //! |---|---|---|
-//! | INT, TERM | checkpoint at the end of the outer iteration, then end; the second of them leaves at once | leave at once |
-//! | HUP, USR2, XCPU | the same, but repetitions are no haste: terminals and schedulers send them twice | leave at once |
+//! | INT, TERM | checkpoint at the end of the outer iteration, then end; a second one leaves at once | leave at once |
+//! | HUP, USR2, XCPU | the same, but repetitions change nothing: they are often sent twice | leave at once |
 //! | USR1 | checkpoint at the end of the outer iteration, and go on | go on |
 //! | XFSZ | the write fails, as on a full disk | the same |
 //!
@@ -40,8 +40,8 @@ enum Mode {
     Graceful { stop: StopFlag, num_hasty: u32, exit_hook: Option<ExitHook> },
 }
 
-/// Shared between the program and the watcher, which holds the lock while it acts: the mode cannot change meanwhile, and a
-/// program that changes it while the process leaves waits for the end.
+/// Shared between the program and the watcher, which holds the lock while it acts: the mode cannot change meanwhile,
+/// and a program that changes it while the process leaves waits for the end.
 struct Shared {
     mode: Mode,
     checkpoint: Option<CheckpointRequest>,
@@ -136,7 +136,7 @@ fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
 }
 
 impl Shared {
-    /// Does what `signal` asks for; the reason if it is time to leave at once.
+    /// Handles `signal`; answers the reason if the process shall leave at once.
     fn on_signal(&mut self, signal: i32) -> Option<StopReason> {
         let (reason, is_hasty) = match signal {
             SIGUSR1 => {

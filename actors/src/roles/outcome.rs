@@ -36,8 +36,7 @@ impl fmt::Display for StillRunning {
     }
 }
 
-/// Something that the supervisor did or saw. Each is logged once, and so becomes a row of the
-/// `events` table.
+/// Something that the supervisor did or saw. Each is logged once and becomes a row of the `events` table.
 #[derive(Debug, Clone)]
 pub enum PipelineEvent {
     /// A worker panicked and is run again; its item in hand is lost.
@@ -58,7 +57,7 @@ pub enum PipelineEvent {
         /// How it ended.
         exit: Exit,
     },
-    /// A stop was asked; the pipeline is going down.
+    /// A stop was requested; the pipeline is going down.
     Stopping {
         /// By what.
         reason: StopReason,
@@ -166,7 +165,7 @@ pub struct Outcome {
     pub abandoned: Vec<StillRunning>,
     /// What happened, in order.
     pub events: Vec<PipelineEvent>,
-    /// What asked for a stop first, if anything did.
+    /// What requested a stop first, if anything did.
     pub stop_reason: Option<StopReason>,
     /// Set if the supervisor itself failed: nothing is known of the workers then.
     pub supervision_error: Option<String>,
@@ -208,7 +207,7 @@ impl Outcome {
         }
     }
 
-    /// One line that explains a bad end; none if the end was good or a signal asked for it.
+    /// One line that explains a bad end; none if the end was good or a signal requested it.
     #[must_use]
     pub fn error_message(&self) -> Option<String> {
         if let Some(WorkerExit { worker, exit }) = self.cause() {

@@ -107,7 +107,7 @@ struct Supervisor {
     stop: StopFlag,
     options: SupervisorOptions,
     telemetry_to_start: Option<Telemetry>,
-    /// None once it has been told to close.
+    /// None once `Close` has been sent to it.
     telemetry: Option<Addr<TelemetryActor>>,
     events: Vec<PipelineEvent>,
     exits: Vec<WorkerExit>,
@@ -121,7 +121,7 @@ impl Actor for Supervisor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        // Back to front: whoever sends finds its receiver alive.
+        // Back to front, so that every receiver is there before its senders.
         self.to_start.sort_by_key(WorkerBody::id);
         while let Some(body) = self.to_start.pop() {
             let (id, counters, restarts_left) = (body.id(), body.counters(), body.max_restarts());
@@ -140,8 +140,8 @@ impl Actor for Supervisor {
 }
 
 impl Supervisor {
-    /// Takes the pipeline down before it has started, since a worker has no thread. What is not started yet is dropped, so
-    /// that its neighbours see their ports close.
+    /// Takes the pipeline down before it has started, since a worker has no thread. What is not started yet is dropped,
+    /// so that its neighbours see their ports close.
     fn cannot_start(&mut self, id: WorkerId, body: Option<WorkerBody>, cause: &str) {
         let message = format!("cannot start the thread of {id}: {cause}");
         let exit = Exit::Failed(StageError::Io { stage: id.stage, message });
@@ -304,7 +304,7 @@ impl Supervisor {
 
 impl Drop for Supervisor {
     fn drop(&mut self) {
-        // A panic of the supervisor itself would otherwise leave the system running for ever.
+        // A panic of the supervisor itself would otherwise leave the system running forever.
         if self.outcome.is_some()
             && let Some(system) = System::try_current()
         {

@@ -346,7 +346,7 @@ fn a_sink_of_telemetry_does_not_keep_the_log_stage_waiting() {
             sleep(Duration::from_millis(60));
             records.send(Item, &WaitContext::default()).map_or(Exit::Disconnected, |()| Exit::Finished)
         });
-    let probe = WorkerProbe { worker: encoder.id(), counters: encoder.counters(), inputs: Vec::new(), lag: None };
+    let probe = WorkerProbe { worker: encoder.id(), counters: encoder.counters(), inputs: Vec::new(), lag: 0 };
     let telemetry = Telemetry::new(vec![probe], Duration::from_millis(10), Duration::MAX, move |samples| {
         for _ in samples {
             let _ = to_log.send(Item, &WaitContext::default());

@@ -1,7 +1,6 @@
 //! Telemetry: samples what every worker does and how full the queues are, and names the worker
 //! that hangs.
 
-use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -19,11 +18,11 @@ pub struct WorkerProbe {
     pub counters: StageCounters,
     /// The edges that it receives from.
     pub inputs: Vec<Arc<EdgeGauge>>,
-    /// By how many outer iterations its policy is behind, if it works with one.
-    pub lag: Option<Arc<AtomicI32>>,
+    /// Configured lag of its policy in outer iterations; 0 if it works with none.
+    pub lag: i32,
 }
 
-/// The figures of one worker at one moment.
+/// The figures of one worker at one time.
 #[derive(Debug, Clone)]
 pub struct ActorSample {
     /// The worker.
@@ -38,11 +37,11 @@ pub struct ActorSample {
     pub queue_bytes: usize,
     /// `1 - waits / wall` since the sample before, in 0..=1.
     pub utilization: f64,
-    /// By how many outer iterations its policy is behind; 0 if it works with none.
+    /// Lag of its policy in outer iterations; 0 if it works with none.
     pub lag: i32,
 }
 
-/// The newest samples, shared with whoever displays them.
+/// The newest samples, shared with the displays.
 #[derive(Debug, Clone, Default)]
 pub struct NewestSamples {
     samples: Arc<Mutex<Arc<[ActorSample]>>>,
@@ -79,8 +78,8 @@ pub enum Finding {
 
 type SampleSink = Box<dyn FnMut(&[ActorSample]) + Send>;
 
-/// Takes the samples and watches them. Plain state: an actor steps it in a threaded run, a thread in the background in a
-/// serial one.
+/// Takes the samples and watches them. Plain state: an actor steps it in a threaded run, a thread in the background in
+/// a serial one.
 pub struct Telemetry {
     probes: Vec<WorkerProbe>,
     newest: NewestSamples,
@@ -153,8 +152,8 @@ impl Telemetry {
             *reported = hangs;
         }
         let running = || samples.iter().filter(|sample| sample.counters.activity != Activity::Idle);
-        // A receiver without a deadline, such as the log stage's, leaves its wait now and then, so that long waits alone
-        // prove nothing; no finished item between two samples does.
+        // A receiver without a deadline, such as the log stage's, leaves its wait now and then, so that long waits
+        // alone prove nothing; no finished item between two samples does.
         let num_items = |samples: &[ActorSample]| samples.iter().map(|s| s.counters.items).sum::<u64>();
         let waits_long =
             |sample: &&ActorSample| sample.counters.activity != Activity::Busy && sample.counters.unit_ns > limit_ns;
@@ -190,7 +189,7 @@ fn sample(probe: &WorkerProbe, before: Option<&ActorSample>) -> ActorSample {
         queue_cap: probe.inputs.iter().map(|edge| edge.queue_cap()).sum(),
         queue_bytes: probe.inputs.iter().map(|edge| edge.queue_bytes()).sum(),
         utilization: if wall_ns == 0 { 0.0 } else { busy_ns as f64 / wall_ns as f64 },
-        lag: probe.lag.as_ref().map_or(0, |lag| lag.load(Ordering::Relaxed)),
+        lag: probe.lag,
     }
 }
 
@@ -258,7 +257,7 @@ mod tests {
             worker: WorkerId { stage, instance: 0 },
             counters: StageCounters::new(),
             inputs: Vec::new(),
-            lag: None,
+            lag: 0,
         }
     }
 

@@ -78,8 +78,8 @@ impl fmt::Debug for WorkerBody {
 #[derive(Debug, Clone, Copy, Message)]
 #[rtype(result = "Exit")]
 pub(crate) struct Run {
-    /// How often the body will be run again if it panics. With 0 it is dropped before the answer, so that the neighbours
-    /// see the ports close.
+    /// How often the body will be run again if it panics. With 0 it is dropped before the answer, so that the
+    /// neighbours see the ports close.
     pub restarts_left: u32,
 }
 
@@ -93,7 +93,7 @@ impl WorkerActor {
     /// Needs a running actix system. The thread ends when the last address is dropped.
     ///
     /// # Errors
-    /// If the system starts no more threads: with the body, which has not begun, and the system's message.
+    /// If the system starts no more threads: with the body, which has not run, and the system's message.
     pub(crate) fn spawn(body: WorkerBody) -> Result<Addr<Self>, (Option<WorkerBody>, String)> {
         let name = format!("mlomae-{}-{}", body.id.stage, body.id.instance);
         // Actix may call the factory again, but a body exists once: the second worker would have none and say so.

@@ -107,21 +107,21 @@ impl Experiment {
         Latest::starting(moment.step, moment.epoch)
     }
 
-    /// Makes the paths of the configuration absolute, as a run keeps them. Until then they are as they were given, and so
+    /// Makes the paths of the configuration absolute, as a run keeps them. Until then they are as they were given, as
     /// messages about the data name them.
     ///
     /// # Errors
-    /// As [`content`](Self::content), which is told of the places as they were given.
+    /// As [`content`](Self::content), which sees the paths as they were given.
     pub fn anchor(&mut self) -> Result<(), CliError> {
         self.content()?;
         data_place::anchor(&mut self.config);
         Ok(())
     }
 
-    /// What the splits hold, told once.
+    /// What the splits hold, read once.
     ///
     /// # Errors
-    /// If a label cannot be told or a file is gone.
+    /// If a label cannot be read or a file is gone.
     pub fn content(&self) -> Result<&DataContent, CliError> {
         if let Some(content) = self.content.get() {
             return Ok(content);
@@ -146,7 +146,8 @@ impl Experiment {
             Split::Test | Split::Validation => self.load_test.as_ref().ok_or_else(|| {
                 let (name, reason) = (&self.data.train.info().name, &self.data.test_role.text);
                 let line = format!(
-                    "data: no images of {name} can judge, {reason}; data.test_split chooses: auto, test, validation, none"
+                    "data: no images of {name} can judge, {reason}; \
+                     data.test_split chooses: auto, test, validation, none"
                 );
                 CliError::new(ExitCode::NoInput, line)
             }),

@@ -29,7 +29,7 @@ pub struct LoadedCheckpoint {
     pub step: u64,
     /// Seconds of running time up to the checkpoint.
     pub wall_s: f64,
-    /// Whether the data are others than those of the checkpoint, which was told or accepted.
+    /// Whether the data are others than those of the checkpoint, which was logged or accepted.
     pub data_changed: bool,
 }
 
@@ -78,7 +78,7 @@ impl LoadedCheckpoint {
         let outer = checkpoint.state.get("outer_iteration").and_then(Value::as_u64).unwrap_or(0);
         let keys = compare_keys(&recorded, &config, &effective, outer, purpose)?;
         if !is_given {
-            // The place of the run as it was recorded tells how its data lay to it.
+            // The run's path as it was recorded says where its data were relative to it.
             data_place::find(&mut config, run_of(&folder))?;
         }
         let before = content(&checkpoint, &folder)?;

@@ -1,4 +1,4 @@
-//! What a run will take of the machine's memory, and whether there is so much: said and checked before it is taken.
+//! The memory that a run will need and whether the machine has it, checked before it is allocated.
 
 use mlomae_dataflow::config::MemoryCheck;
 use mlomae_dataflow::flow::stage_name::StageName;
@@ -220,8 +220,8 @@ fn weight_bytes(experiment: &Experiment) -> u64 {
     sets.iter().map(|(set, copies)| len(experiment, *set).saturating_mul(4 * copies)).fold(0, u64::saturating_add)
 }
 
-/// Values that the recorded pass of an image keeps for its backward pass: in level 1, and in level 2. About 15 vectors of
-/// the width for each token and block, and the attention weights.
+/// Values that the recorded pass of an image keeps for its backward pass: in level 1, and in level 2. About 15 vectors
+/// of the width for each token and block, and the attention weights.
 fn activations(model: &ModelConfig) -> [usize; 2] {
     let block = |tokens: usize, dim: usize, heads: usize| {
         tokens.saturating_mul((15 * dim).saturating_add(heads.saturating_mul(tokens)))
@@ -250,8 +250,8 @@ fn activation_bytes(experiment: &Experiment) -> u64 {
     if experiment.method.lag == 0 { level_1.max(level_2) } else { level_1.saturating_add(level_2) }
 }
 
-/// What the pipeline's queues hold when they are full. Parts of checkpoints are bounded by the queue of the log stage alone
-/// (see `check`), but no more than two checkpoints are on their way unless the disk is slower than the training.
+/// What the pipeline's queues hold when they are full. Parts of checkpoints are bounded by the queue of the log stage
+/// alone (see `check`), but no more than two checkpoints are on their way unless the disk is slower than the training.
 fn queue_bytes(experiment: &Experiment) -> Result<u64, CliError> {
     let topology = experiment.topology()?;
     let sets = [(ParamSet::Pretrain, 3), (ParamSet::Head, 3), (ParamSet::Mask, 5 + experiment.method.lag)];
@@ -264,7 +264,7 @@ fn queue_bytes(experiment: &Experiment) -> Result<u64, CliError> {
     Ok(topology.bounds().iter().map(edge).fold(0, u64::saturating_add))
 }
 
-/// The last mask of every sample that pretrains, by which changes are told.
+/// The last mask of every sample that pretrains, with which the next one is compared.
 fn mask_bytes(experiment: &Experiment) -> u64 {
     let num_samples = experiment.data.roles.indices(Role::Pretrain).len() as u64;
     num_samples.saturating_mul(experiment.method.model.config.num_patches() as u64 + MASK_BYTES)

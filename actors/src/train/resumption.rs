@@ -54,14 +54,15 @@ struct StartingPoint {
 
 impl Run {
     /// Takes up the run at `path` at its latest checkpoint, or at its beginning if it has none. If `path` is the folder
-    /// of one of a run's checkpoints, the run goes back to that one. The configuration is `base` if given, else the run's
-    /// own as its last process had it, also one that was killed before it wrote a checkpoint, or, going back, that of
-    /// the checkpoint; with `changes` over it. A finished run is left as it is.
+    /// of one of a run's checkpoints, the run goes back to that one. The configuration is `base` if given, else the
+    /// run's own as its last process had it, also one that was killed before it wrote a checkpoint, or, going back,
+    /// that of the checkpoint; with `changes` over it. A finished run is left as it is.
     ///
     /// # Errors
-    /// If there is no such run, another process holds it, its files are damaged, a key is given that cannot take effect,
-    /// the data are others (unless `accept_changed_data`), memory is too small, or the metrics' address cannot be had.
-    /// Nothing is changed then: `before_changes` is called before anything is, but for what an interrupted save left.
+    /// If there is no such run, another process holds it, its files are damaged, a key is given that cannot take
+    /// effect, the data are others (unless `accept_changed_data`), memory is too small, or the metrics' address cannot
+    /// be had. Nothing is changed then: `before_changes` is called before anything is, but for what an interrupted save
+    /// left.
     pub fn resume(
         path: &Path,
         base: Option<ConfigInputs>,
@@ -159,7 +160,8 @@ impl Run {
         if !isa_before.is_empty() && isa_before != isa {
             tracing::warn!(
                 kind = "isa_changed",
-                "the run computed with {isa_before} and goes on with {isa}, which rounds otherwise; `--isa {isa_before}` keeps its bits"
+                "the run computed with {isa_before} and goes on with {isa}, which rounds otherwise; \
+                 `--isa {isa_before}` keeps its bits"
             );
         }
         let run = Self { dir, record, clock: Clock::resume(wall_s) };

@@ -1,4 +1,4 @@
-//! A run's directory over the life of a process that trains: begun or taken up, written to, ended.
+//! A run's directory over the life of a process that trains: created or resumed, written to, ended.
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -40,7 +40,7 @@ pub struct ReadyRun {
     pub experiment: Experiment,
     /// Where training starts.
     pub state: TrainState,
-    /// Where its metrics are asked for, if they are wanted.
+    /// Where its metrics are served, if they are wanted.
     pub metrics: Option<TcpListener>,
     /// The evaluation of a run whose training and evaluation are done already.
     pub judged: Option<(Judgement, Judgement)>,
@@ -113,7 +113,7 @@ impl Run {
         self.dir.path()
     }
 
-    /// Opens the logs, taking back rows behind the `outer` outer iterations that are done, and makes
+    /// Opens the logs, taking back rows after the `outer` outer iterations that are done, and makes
     /// the sink of the log stage.
     ///
     /// # Errors
@@ -184,9 +184,9 @@ impl Run {
         Ok(writer.close()?)
     }
 
-    /// Notes in `run.json` how the process ended, and answers with that end. A run whose training `is_trained` to its end
-    /// is finished, although its evaluation failed. If the record cannot be written, that is the error to report where
-    /// there was none before, and a warning where there was.
+    /// Notes in `run.json` how the process ended, and answers with that end. A run whose training `is_trained` to its
+    /// end is finished, although its evaluation failed. If the record cannot be written, that is the error to report
+    /// where there was none before, and a warning where there was.
     ///
     /// # Errors
     /// That of `result`, or of writing.

@@ -95,14 +95,14 @@ pub struct RunLog<K: RecordSink> {
     held: VecDeque<Round>,
     /// Time of the youngest metric that came.
     youngest: SystemTime,
-    /// The next flush follows a checkpoint, behind which records may be waiting.
+    /// The next flush follows a checkpoint, during which records may have queued up.
     is_behind: bool,
     counts: RowCounts,
     is_closed: bool,
 }
 
 impl<K: RecordSink> Drop for RunLog<K> {
-    /// Seals the logs of a run that never came to its end: one that could not be begun, or whose log stage gave up.
+    /// Seals the logs of a run that never came to its end: one that could not be started, or whose log stage gave up.
     fn drop(&mut self) {
         if !self.is_closed {
             // What led here is the error to report; what is left unsealed is for a repair.
@@ -174,7 +174,7 @@ impl<K: RecordSink> RunLog<K> {
 
 impl<K: RecordSink> RecordSink for RunLog<K> {
     fn write(&mut self, record: Record) -> Result<(), StageError> {
-        // The log stage's own records overtake those of the stages, whose metrics tell how far training was.
+        // Only the stages' metrics show how far training was: the log stage's own records overtake theirs.
         if matches!(record.body, RecordBody::Metric(_)) {
             self.youngest = self.youngest.max(record.at);
         }

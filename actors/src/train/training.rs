@@ -2,7 +2,6 @@
 //! one thread without actors.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicI32;
 use std::time::Duration;
 
 use mlomae_dataflow::flow::exit::Exit;
@@ -105,7 +104,7 @@ pub fn train(
             worker: WorkerId { stage, instance: 0 },
             counters,
             inputs: Vec::new(),
-            lag: None,
+            lag: 0,
         };
         let telemetry = telemetry(run.counters().into_iter().map(probe).collect());
         let newest = telemetry.newest();
@@ -122,12 +121,12 @@ pub fn train(
             })?;
         // The log stage ends when all senders are gone; the telemetry's samples reach it by the sink.
         drop(pipeline.log);
-        let lag = Arc::new(AtomicI32::new(i32::try_from(config.pipeline.lag).unwrap_or(i32::MAX)));
+        let lag = i32::try_from(config.pipeline.lag).unwrap_or(i32::MAX);
         let probes = pipeline.workers.iter().map(|worker| WorkerProbe {
             worker: worker.id,
             counters: worker.counters.clone(),
             inputs: pipeline.gauges.iter().filter(|edge| edge.id().to == worker.id.stage).cloned().collect(),
-            lag: (worker.id.stage == StageName::Score).then(|| Arc::clone(&lag)),
+            lag: if worker.id.stage == StageName::Score { lag } else { 0 },
         });
         let telemetry = telemetry(probes.collect());
         let newest = telemetry.newest();

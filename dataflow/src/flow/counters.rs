@@ -138,7 +138,7 @@ impl StageCounters {
         self.inner.restarts.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// All counters at this moment; an activity that lasts is counted up to now, so that no
+    /// All counters now; an activity that lasts is counted up to now, so that no
     /// counter ever falls.
     #[must_use]
     pub fn snapshot(&self) -> CountersSnapshot {
@@ -188,7 +188,7 @@ impl Drop for ActivityGuard {
     }
 }
 
-/// The counters at one moment. All are cumulative over the worker's runs.
+/// The counters at one time. All are cumulative over the worker's runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct CountersSnapshot {
     /// Finished items.

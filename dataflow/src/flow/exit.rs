@@ -73,7 +73,7 @@ pub enum Exit {
     /// The stop flag was heeded.
     /// Takes the pipeline down: it is going down already.
     Stopped,
-    /// A neighbour is gone, and no stop was asked.
+    /// A neighbour is gone, and no stop was requested.
     /// Takes the pipeline down: yes, but the neighbour's exit is the cause to be reported.
     Disconnected,
     /// The body panicked.

@@ -18,7 +18,7 @@ use crate::flow::fault::FaultPlan;
 use crate::flow::stage_name::EdgeId;
 use crate::flow::stop::{StopFlag, StopLevel};
 
-/// How often a wait looks at the stop flag.
+/// How often a wait polls the stop flag.
 pub const POLL: Duration = Duration::from_millis(25);
 
 /// Something that travels over a port.

@@ -43,7 +43,7 @@ pub enum SlotError {
         slot: String,
         /// The oldest kept version.
         oldest: u64,
-        /// The version asked for.
+        /// The wanted version.
         wanted: u64,
     },
 }

@@ -16,8 +16,8 @@ pub struct StageDecl {
     pub num_workers: usize,
 }
 
-/// An edge between two stages, whose items travel by sequence number over a matrix of channels, or a fan-in, whose items
-/// travel as they come over one channel to the one worker of the receiving stage.
+/// An edge between two stages, whose items travel by sequence number over a matrix of channels, or a fan-in, whose
+/// items travel as they come over one channel to the one worker of the receiving stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EdgeDecl {
     /// Which edge.

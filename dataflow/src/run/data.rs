@@ -46,8 +46,8 @@ impl std::fmt::Debug for RunData {
 }
 
 impl RunData {
-    /// Opens the data of `config`, divides it into roles and checks what only the data can tell. `normalisation` is that of a
-    /// checkpoint; without it the configured one, or one measured over the pretrain role.
+    /// Opens the data of `config`, divides it into roles and checks what only the data can tell. `normalisation` is
+    /// that of a checkpoint; without it the configured one, or one measured over the pretrain role.
     ///
     /// # Errors
     /// [`SetupError`]; all errors of the configuration at once.

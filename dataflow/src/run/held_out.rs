@@ -26,8 +26,8 @@ impl TestRole {
     /// Opens the split that `data.test_split` asks for, which may take `max_resident_bytes`.
     ///
     /// # Errors
-    /// If a split that was asked for by name is absent or has no labels, if a split cannot be read, or if its classes cannot
-    /// be mapped by name to those of the train split, whose labels are `train_labels`.
+    /// If a split that was asked for by name is absent or has no labels, if a split cannot be read, or if its classes
+    /// cannot be mapped by name to those of the train split, whose labels are `train_labels`.
     pub fn open(
         data: &DataConfig,
         train: &dyn Dataset,

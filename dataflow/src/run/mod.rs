@@ -1,4 +1,5 @@
-//! A run as a whole: its data, its state between outer iterations, the wired pipeline, the serial executor, and where records go.
+//! A run as a whole: its data, its state between outer iterations, the wired pipeline, the serial executor, and where
+//! records go.
 
 pub mod data;
 #[cfg(test)]

@@ -194,8 +194,8 @@ const IN_LOG_STAGE: usize = 1;
 const FINAL_STATE: usize = 1;
 const CUT_INTERVAL: usize = 1;
 
-/// Outer iterations that are in no queue between the encoder and the policy: in the hands of the three stages, and the one
-/// that the encoder has begun.
+/// Outer iterations that are in no queue between the encoder and the policy: in the hands of the three stages, and the
+/// one that the encoder has begun.
 const OUTERS_OUTSIDE: usize = IN_ENCODER + IN_EVALUATOR + IN_POLICY + BEGUN;
 const IN_ENCODER: usize = 1;
 const IN_EVALUATOR: usize = 1;
@@ -209,9 +209,10 @@ const BEGUN: usize = 1;
 /// ahead            = (cap(evaluator) + cap(policy) + lag + OUTERS_OUTSIDE) * unroll
 /// ```
 ///
-/// `queue` is the capacity of the log stage's queue and `rows` the number of rows that a stage records between two of its
-/// parts, which lie between them in the queue. `interval` is the level-1 steps from one checkpoint to the next. `ahead` is
-/// by how many level-1 steps the encoder may be ahead of the policy: its parts wait until those of all stages are there.
+/// `queue` is the capacity of the log stage's queue and `rows` the number of rows that a stage records between two of
+/// its parts, which lie between them in the queue. `interval` is the level-1 steps from one checkpoint to the next.
+/// `ahead` is by how many level-1 steps the encoder may be ahead of the policy: its parts wait until those of all
+/// stages are there.
 fn part_bytes(method: &Method, actors: &ActorsConfig) -> usize {
     let number = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
     let (unroll, lag) = (number(method.unroll).max(1), method.lag as usize);

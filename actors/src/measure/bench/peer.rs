@@ -1,4 +1,5 @@
-//! A peer in a process of its own, stepped over its standard input and output, so that its iterations and ours take turns.
+//! A peer in a process of its own, stepped over its standard input and output, so that its iterations and ours take
+//! turns.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;

@@ -7,7 +7,7 @@ use mlomae_dataflow::flow::stage_name::{EdgeId, WorkerId};
 
 use crate::watch::progress::ProgressFigures;
 
-/// What the metrics tell, at one moment.
+/// The figures behind the metrics, at one time.
 #[derive(Debug, Clone)]
 pub struct Figures {
     /// The program's version.
@@ -26,13 +26,13 @@ pub struct Figures {
     pub num_checkpoints: u64,
     /// Log rows written by this process.
     pub num_rows: u64,
-    /// By how many outer iterations the masks' policy is behind.
+    /// Lag of the policy that makes the masks, in outer iterations.
     pub lag: u32,
-    /// Resident and peak memory in bytes, where the system tells.
+    /// Resident and peak memory in bytes, where the system reports them.
     pub memory: Option<(u64, u64)>,
 }
 
-/// A queue at one moment.
+/// A queue at one time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QueueSample {
     /// The edge whose queue it is.

@@ -22,8 +22,8 @@ const POLL: Duration = Duration::from_millis(50);
 /// How often it looks at those that it has.
 const POLL_CLIENTS: Duration = Duration::from_millis(2);
 
-/// Answers the clients of `listener` with what `body` gives at the time, until the answer is dropped, which takes no longer
-/// than an answer to a client.
+/// Answers the clients of `listener` with what `body` gives at the time, until the answer is dropped, which takes no
+/// longer than an answer to a client.
 ///
 /// # Errors
 /// If no thread can be started.
@@ -57,7 +57,7 @@ impl Clients {
             }
             let (bytes, deadline) = (Vec::new(), Instant::now() + PATIENCE);
             let mut client = Client { stream, exchange: Exchange::Reading, bytes, deadline };
-            // Most have sent their request already; those are never in the way of the next.
+            // Most have sent their request already; they need not be kept.
             if client.read_request().is_some() {
                 self.0.push(client);
             }

@@ -1,4 +1,4 @@
-//! What the logs tell of a run's course: the stages' counters over time, losses, events.
+//! The course of a run from its logs: the stages' counters over time, losses, events.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use crate::process::error::CliError;
 /// How many values of a loss are kept, evenly over the run.
 const MAX_POINTS: usize = 4096;
 
-/// The counters of a worker at one moment of the run's time.
+/// The counters of a worker at one time of the run.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Totals {
     /// Seconds of running time since the run began.
@@ -73,7 +73,7 @@ impl Totals {
 pub struct Track {
     rows: Vec<Totals>,
     /// When the worker started. A row is stamped when it is written, up to a second after its counters were read, so
-    /// the least delayed one tells.
+    /// the least delayed one is the best estimate.
     begin_s: f64,
     newest: Option<ActorRow>,
 }
@@ -107,12 +107,13 @@ impl Track {
         self.begin_s + self.rows.last().map_or(0.0, |row| row.at_s)
     }
 
-    /// The moments of its samples.
-    pub fn moments(&self) -> impl Iterator<Item = f64> + '_ {
+    /// The times of its samples.
+    pub fn sample_times(&self) -> impl Iterator<Item = f64> + '_ {
         self.rows.iter().map(|row| self.begin_s + row.at_s)
     }
 
-    /// The counters at a moment, between two samples by a straight line; zero before the start, the last ones after the end.
+    /// The counters at a time, interpolated linearly between two samples; zero before the start, the last ones after
+    /// the end.
     #[must_use]
     pub fn at(&self, at_s: f64) -> Totals {
         let own = at_s - self.begin_s;
@@ -142,7 +143,7 @@ pub struct History {
     actors: TableReader<ActorRow>,
     metrics: TableReader<MetricRow>,
     events: TableReader<EventRow>,
-    /// What the run went back behind: its samples do not count.
+    /// History that the run abandoned by going back: its samples do not count.
     abandoned: Abandoned,
     /// The workers of each segment.
     pub tracks: BTreeMap<(i32, WorkerKey), Track>,
@@ -154,7 +155,7 @@ pub struct History {
     pub policy_step: i64,
     /// The newest images a second of level 1.
     pub images_per_s: Option<f64>,
-    /// The newest number of outer iterations by which the policy in use was behind.
+    /// The newest lag of the policy in use, in outer iterations.
     pub policy_lag: Option<f64>,
     /// Warnings and errors, oldest first.
     pub warnings: Vec<EventRow>,
@@ -296,7 +297,7 @@ impl History {
         }
     }
 
-    /// How the run stands, in words: a run whose process is gone is no running one.
+    /// The run's status as text: a run whose process is gone has died, whatever `run.json` says.
     #[must_use]
     pub fn status(&self) -> String {
         match self.record.status {
@@ -316,8 +317,8 @@ impl History {
         self.tracks.iter().filter(move |((of, _), _)| *of == segment).map(|((_, worker), track)| (*worker, track))
     }
 
-    /// Outer iterations whose policy update is done. Without logged updates (random masks, sparse metrics) the policy's
-    /// items in all segments tell, then level 1's steps.
+    /// Outer iterations whose policy update is done. Without logged updates (random masks, sparse metrics) they are
+    /// counted by the policy's items in all segments, then by level 1's steps.
     #[must_use]
     pub fn num_outer_done(&self) -> u64 {
         let unroll = self.config.method.unroll.max(1);
@@ -377,7 +378,7 @@ pub(crate) mod tests {
         assert_eq!([busy(0.0), busy(10.0), busy(11.0), busy(12.0)], [0.0, 0.0, 0.5, 1.0]);
         assert_eq!([busy(14.0), busy(16.0), busy(17.0), busy(99.0)], [3.0, 5.0, 5.0, 5.0]);
         assert_eq!(track.at(14.0).items, 6.0);
-        assert_eq!(track.moments().collect::<Vec<_>>(), [12.0, 16.0, 18.0]);
+        assert_eq!(track.sample_times().collect::<Vec<_>>(), [12.0, 16.0, 18.0]);
     }
 
     #[test]

@@ -15,7 +15,7 @@ const NUM_LOSS_POINTS: usize = 32;
 /// How many warnings are shown.
 const NUM_WARNINGS: usize = 5;
 
-/// A run at one moment.
+/// A run at one time.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Frame {
     /// The run's id.
@@ -82,7 +82,7 @@ pub struct StageLine {
     pub wait_out: f64,
     /// Restarts after a panic.
     pub restarts: i32,
-    /// Outer iterations by which its policy is behind.
+    /// Lag of its policy in outer iterations.
     pub lag: i32,
 }
 
@@ -107,7 +107,7 @@ impl Frame {
         let tracks: Vec<_> = segment.into_iter().flat_map(|segment| history.segment(segment)).collect();
         let end = tracks.iter().map(|(_, track)| track.end_s()).fold(0.0, f64::max);
         let begin = tracks.iter().map(|(_, track)| track.begin_s()).fold(end, f64::min);
-        // Of a run that is over, the last seconds alone would tell of its end.
+        // The last seconds of a run that is over would show nothing but its end.
         let since = if history.is_running { begin.max(end - RATE_WINDOW_S) } else { begin };
         let window_s = end - since;
         let stages: Vec<_> = tracks.iter().filter_map(|((stage, _), track)| line(*stage, track, since, end)).collect();
