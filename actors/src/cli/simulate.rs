@@ -75,7 +75,7 @@ fn measure(history: &History) -> Option<Measured> {
     let mut core_s = [0.0; 5];
     let (mut all_core_s, mut num_outer) = (0.0, 0.0);
     for (place, stage) in STAGES.into_iter().enumerate() {
-        let own = tracks.iter().filter(|((name, _), _)| *name == stage).map(|(_, track)| track.at(end));
+        let own = tracks.iter().filter(|(worker, _)| worker.stage == stage).map(|(_, track)| track.at(end));
         let total = own.fold(Totals::default(), Totals::plus);
         if total.items < 1.0 {
             return None;

@@ -69,7 +69,7 @@ impl Timeline {
     #[must_use]
     pub fn of(history: &History, max_buckets: usize) -> Option<Self> {
         let tracks: Vec<((i32, StageName), &Track)> =
-            history.tracks.iter().map(|((segment, (stage, _)), track)| ((*segment, *stage), track)).collect();
+            history.tracks.iter().map(|((segment, worker), track)| ((*segment, worker.stage), track)).collect();
         let course = Course::of(&tracks, history.config.logs.actors_every_seconds, max_buckets)?;
         let policy = course.stages.iter().find(|stage| stage.stage == StageName::Policy.as_str());
         Some(Self {

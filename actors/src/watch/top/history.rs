@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use mlomae_dataflow::config::{Config, ConfigInputs};
-use mlomae_dataflow::flow::stage_name::StageName;
+use mlomae_dataflow::flow::stage_name::{StageName, WorkerId};
 use mlomae_storage::logs::{Abandoned, ActorRow, EventRow, Level, MetricRow, Severity, TableReader};
 use mlomae_storage::run_dir::{RunDir, RunLock, RunRecord, RunStatus};
 
@@ -127,9 +127,6 @@ impl Track {
     }
 }
 
-/// A worker: stage, instance.
-pub type WorkerKey = (StageName, i16);
-
 /// All that the commands `top`, `timeline` and `simulate` look at.
 #[derive(Debug)]
 pub struct History {
@@ -146,7 +143,7 @@ pub struct History {
     /// History that the run abandoned by going back: its samples do not count.
     abandoned: Abandoned,
     /// The workers of each segment.
-    pub tracks: BTreeMap<(i32, WorkerKey), Track>,
+    pub tracks: BTreeMap<(i32, WorkerId), Track>,
     /// Losses of the levels pretrain, finetune and mask by level-1 steps done.
     pub losses: [LossHistory; 3],
     /// Level-1 steps done.
@@ -261,7 +258,9 @@ impl History {
             }
             // Stages of a later version of the program are not known here.
             if let Ok(stage) = sample.row.stage.parse() {
-                self.tracks.entry((sample.segment, (stage, sample.row.instance))).or_default().push(sample.row);
+                let instance = usize::try_from(sample.row.instance).unwrap_or(0);
+                let worker = WorkerId { stage, instance };
+                self.tracks.entry((sample.segment, worker)).or_default().push(sample.row);
             }
         }
         for metric in self.metrics.poll()? {
@@ -313,7 +312,7 @@ impl History {
     }
 
     /// The workers of one segment.
-    pub fn segment(&self, segment: i32) -> impl Iterator<Item = (WorkerKey, &Track)> {
+    pub fn segment(&self, segment: i32) -> impl Iterator<Item = (WorkerId, &Track)> {
         self.tracks.iter().filter(move |((of, _), _)| *of == segment).map(|((_, worker), track)| (*worker, track))
     }
 
@@ -323,7 +322,8 @@ impl History {
     pub fn num_outer_done(&self) -> u64 {
         let unroll = self.config.method.unroll.max(1);
         let logged = u64::try_from(self.policy_step).unwrap_or(0) / unroll;
-        let updates = self.tracks.iter().filter(|((_, worker), _)| *worker == (StageName::Policy, 0));
+        let updates =
+            self.tracks.iter().filter(|((_, worker), _)| *worker == WorkerId { stage: StageName::Policy, instance: 0 });
         let counted = updates.filter_map(|(_, track)| u64::try_from(track.newest()?.items).ok()).sum();
         match logged.max(counted) {
             0 => u64::try_from(self.step).unwrap_or(0) / unroll,

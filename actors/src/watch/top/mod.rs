@@ -110,7 +110,8 @@ impl Frame {
         // The last seconds of a run that is over would show nothing but its end.
         let since = if history.is_running { begin.max(end - RATE_WINDOW_S) } else { begin };
         let window_s = end - since;
-        let stages: Vec<_> = tracks.iter().filter_map(|((stage, _), track)| line(*stage, track, since, end)).collect();
+        let stages: Vec<_> =
+            tracks.iter().filter_map(|(worker, track)| line(worker.stage, track, since, end)).collect();
         let rate_of = |stage: StageName| {
             let items_per_s: f64 = stages.iter().filter(|s| s.stage == stage.as_str()).map(|s| s.items_per_s).sum();
             (items_per_s > 0.0).then_some(items_per_s)
