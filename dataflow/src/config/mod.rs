@@ -231,7 +231,7 @@ impl Config {
         match toml::Value::Table(merged).try_into::<Self>() {
             Ok(config) => {
                 let refused: Vec<String> = errors.iter().map(|error| error.key.clone()).collect();
-                // What follows from a refused key's default is no news.
+                // Drops follow-up errors of keys that were refused already.
                 let news = |error: &ConfigError| !refused.contains(&error.key);
                 errors.extend(config.check().into_iter().filter(news));
                 if errors.is_empty() {

@@ -3,8 +3,8 @@
 //! Between N producers and M consumers lies a matrix of bounded channels. The item of sequence
 //! number `seq` goes from producer `seq mod N` to consumer `seq mod M`, so every receiver knows
 //! where its next item comes from: joins are ordered without a reorder buffer, memory is bounded,
-//! and no capacity, not even 0, can deadlock, because the smallest unfinished `seq` can always
-//! proceed.
+//! since a full channel blocks its sender (back-pressure), and no capacity, not even 0, can
+//! deadlock, because the smallest unfinished `seq` can always proceed.
 
 use std::fmt;
 use std::sync::Arc;
@@ -110,18 +110,6 @@ impl EdgeGauge {
         usize::try_from(self.queue_bytes.load(Ordering::Relaxed)).unwrap_or(0)
     }
 
-    /// Workers that send.
-    #[must_use]
-    pub const fn num_producers(&self) -> usize {
-        self.num_producers
-    }
-
-    /// Workers that receive.
-    #[must_use]
-    pub const fn num_consumers(&self) -> usize {
-        self.num_consumers
-    }
-
     fn sent(&self, bytes: usize) {
         self.queue_len.fetch_add(1, Ordering::Relaxed);
         self.queue_bytes.fetch_add(bytes as i64, Ordering::Relaxed);
@@ -204,12 +192,6 @@ impl<T: Payload> OrderedSender<T> {
         self.gauge.sent(bytes);
         Ok(())
     }
-
-    /// The edge's gauge.
-    #[must_use]
-    pub const fn gauge(&self) -> &Arc<EdgeGauge> {
-        &self.gauge
-    }
 }
 
 impl<T> fmt::Debug for OrderedSender<T> {
@@ -249,12 +231,6 @@ impl<T: Payload> OrderedReceiver<T> {
         assert_eq!(envelope.seq, seq, "invariant: {} delivers in order", self.gauge.id);
         self.gauge.received(envelope.bytes);
         Ok(envelope.item)
-    }
-
-    /// The edge's gauge.
-    #[must_use]
-    pub const fn gauge(&self) -> &Arc<EdgeGauge> {
-        &self.gauge
     }
 }
 
@@ -403,12 +379,6 @@ impl<T: Payload> FanInReceiver<T> {
             Err(RecvTimeoutError::Timeout) => Ok(None),
             Err(RecvTimeoutError::Disconnected) => Err(Halt::Disconnected),
         }
-    }
-
-    /// The edge's gauge.
-    #[must_use]
-    pub const fn gauge(&self) -> &Arc<EdgeGauge> {
-        &self.gauge
     }
 }
 

@@ -263,7 +263,7 @@ fn a_fan_in_ends_with_its_last_sender() {
     for seq in 0..3 {
         sender.send(item(seq), &WaitContext::default()).expect("room");
     }
-    assert_eq!(receiver.gauge().queue_len(), 3);
+    assert_eq!(sender.gauge().queue_len(), 3);
     drop(sender);
     let counters = StageCounters::new();
     let next = || receiver.recv_timeout(Duration::from_millis(5), &counters);

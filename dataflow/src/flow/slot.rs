@@ -70,18 +70,6 @@ impl<T> SlotWriter<T> {
         self.inner.changed.notify_all();
         drop(evicted);
     }
-
-    /// The newest version's number; none before the first.
-    #[must_use]
-    pub fn newest(&self) -> Option<u64> {
-        self.inner.lock().versions.back().map(|(version, _)| *version)
-    }
-
-    /// A further reader.
-    #[must_use]
-    pub fn reader(&self) -> SlotReader<T> {
-        SlotReader { inner: Arc::clone(&self.inner) }
-    }
 }
 
 impl<T> Drop for SlotWriter<T> {
@@ -97,7 +85,7 @@ impl<T> fmt::Debug for SlotWriter<T> {
     }
 }
 
-/// A reader of a slot.
+/// A reader of a slot; cloning makes a further one.
 pub struct SlotReader<T> {
     inner: Arc<Inner<T>>,
 }
@@ -129,18 +117,6 @@ impl<T> SlotReader<T> {
                 return outcome;
             }
         }
-    }
-
-    /// The version if it is there now.
-    #[must_use]
-    pub fn get(&self, version: u64) -> Option<Arc<T>> {
-        self.look(&self.inner.lock(), version)?.ok()
-    }
-
-    /// The newest version and its number; none before the first.
-    #[must_use]
-    pub fn newest(&self) -> Option<(u64, Arc<T>)> {
-        self.inner.lock().versions.back().cloned()
     }
 
     fn look(&self, state: &State<T>, version: u64) -> Option<Result<Arc<T>, SlotError>> {
