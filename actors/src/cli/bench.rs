@@ -60,7 +60,7 @@ pub(crate) struct Args {
 }
 
 fn parse_preset(name: &str) -> Result<Preset, String> {
-    Preset::from_name(name).ok_or_else(|| "allowed: tiny, small, base".to_owned())
+    Preset::from_name(name).ok_or_else(|| format!("allowed: {}", Preset::ALL.map(Preset::as_str).join(", ")))
 }
 
 fn parse_memory_check(name: &str) -> Result<MemoryCheck, String> {

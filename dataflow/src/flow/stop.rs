@@ -55,12 +55,6 @@ impl StopReason {
         }
     }
 
-    /// Whether a signal is the reason.
-    #[must_use]
-    pub const fn is_signal(self) -> bool {
-        !matches!(self, Self::Error | Self::Enough)
-    }
-
     fn from_bits(bits: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|reason| *reason as u8 == bits)
     }
@@ -181,8 +175,7 @@ mod tests {
             flag.stop_gracefully(reason);
             flag.stop_gracefully(StopReason::HangUp);
             assert_eq!((flag.level(), flag.reason()), (StopLevel::Graceful, Some(reason)));
-            assert_eq!(reason.is_signal(), reason.to_string().starts_with("SIG"), "{reason}");
-            assert_eq!(reason.exit_code().is_by_signal(), reason.is_signal(), "{reason}");
+            assert_eq!(reason.exit_code().is_by_signal(), reason.to_string().starts_with("SIG"), "{reason}");
             flag.stop_now(StopReason::Error);
             flag.stop_gracefully(reason);
             assert_eq!((flag.level(), flag.reason()), (StopLevel::Now, Some(reason)), "the level never falls");

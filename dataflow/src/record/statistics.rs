@@ -6,7 +6,7 @@ use mlomae_model::{Layout, ModelError};
 use crate::flow::exit::StageError;
 use crate::flow::stage_name::StageName;
 
-/// How often each position has been masked: a running mean over about 1,000 images.
+/// How often each position has been masked of late.
 #[derive(Debug, Default)]
 pub(crate) struct MaskStatistics {
     coverage: Vec<f64>,
@@ -45,7 +45,7 @@ impl MaskStatistics {
     }
 }
 
-/// How well scores and masks match known object patches.
+/// How masks and scores lie to objects whose patches are known.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct ObjectStatistics {
     /// Area under the ROC curve of the scores as a detector of an image's object patches, mean of the images: 1 if each object patch has a
