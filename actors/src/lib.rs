@@ -4,6 +4,8 @@
 //! worker of a stage is a sync actor on a thread of its own; supervisor and telemetry share an
 //! arbiter that computes nothing.
 
+#![warn(clippy::must_use_candidate, clippy::missing_errors_doc)]
+
 pub mod cli;
 pub mod measure;
 pub mod pictures;

@@ -203,7 +203,7 @@ fn weights(run: &Path) -> Vec<Vec<u8>> {
 #[test]
 fn a_run_is_trained_judged_pictured_and_inspected() {
     let dir = tempfile::tempdir().expect("a temporary folder");
-    let summary = succeed(&mut train(dir.path(), "runs/one", &["--max-steps", "6"]));
+    let summary = succeed(&mut train(dir.path(), "runs/one", &["--max-outer", "6"]));
     for part in ["iterations  6 of 6 outer, 12 level-1 steps", "k-NN  ", "step-00000012", "evaluator  "] {
         assert!(summary.contains(part), "{part} in:\n{summary}");
     }
@@ -232,7 +232,7 @@ fn a_run_is_trained_judged_pictured_and_inspected() {
 #[test]
 fn serial_threaded_and_resumed_runs_end_in_the_same_weights() {
     let dir = tempfile::tempdir().expect("a temporary folder");
-    let end = ["--quiet", "--max-steps", "8", "--set", "eval.at_end=false"];
+    let end = ["--quiet", "--max-outer", "8", "--set", "eval.at_end=false"];
     assert_eq!(succeed(&mut train(dir.path(), "runs/threads", &end)), "", "quiet means quiet");
     let expected = weights(&dir.path().join("runs/threads"));
     succeed(train(dir.path(), "runs/serial", &end).arg("--serial"));
@@ -258,7 +258,7 @@ fn serial_threaded_and_resumed_runs_end_in_the_same_weights() {
 #[test]
 fn a_run_in_the_way_is_refused_and_moved_aside_on_request() {
     let dir = tempfile::tempdir().expect("a temporary folder");
-    let end = ["--quiet", "--max-steps", "2", "--set", "eval.at_end=false"];
+    let end = ["--quiet", "--max-outer", "2", "--set", "eval.at_end=false"];
     succeed(&mut train(dir.path(), "runs/x", &end));
     let output = train(dir.path(), "runs/x", &end).output().expect("the binary starts");
     assert_eq!(output.status.code(), Some(74));
@@ -273,7 +273,7 @@ fn a_run_in_the_way_is_refused_and_moved_aside_on_request() {
 fn signals_end_a_run_with_a_checkpoint_and_sealed_logs() {
     for (signal, exit_code) in [("-INT", 130), ("-TERM", 143)] {
         let dir = tempfile::tempdir().expect("a temporary folder");
-        let mut child = train(dir.path(), "runs/x", &["--quiet", "--max-steps", "100000"])
+        let mut child = train(dir.path(), "runs/x", &["--quiet", "--max-outer", "100000"])
             .stderr(Stdio::piped())
             .spawn()
             .expect("the binary starts");
@@ -297,7 +297,7 @@ fn signals_end_a_run_with_a_checkpoint_and_sealed_logs() {
 #[test]
 fn logs_are_json_on_request() {
     let dir = tempfile::tempdir().expect("a temporary folder");
-    let args = ["--log-format", "json", "--max-steps", "1", "--set", "eval.at_end=false"];
+    let args = ["--log-format", "json", "--max-outer", "1", "--set", "eval.at_end=false"];
     let output = train(dir.path(), "runs/x", &args).output().expect("the binary starts");
     assert_eq!(output.status.code(), Some(0));
     let mut num_lines = 0;

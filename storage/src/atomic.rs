@@ -15,6 +15,7 @@ use std::io::{self, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use crate::exit_code::ExitCode;
 use crate::unfinished::Unfinished;
 use crate::{input, machine_memory};
 #[cfg(test)]
@@ -42,14 +43,14 @@ impl FileError {
         Self { op, path: path.to_path_buf(), source }
     }
 
-    /// 66 for an input that is missing or no file, 65 for one that is too large, 74 for any other I/O error.
+    /// No input for one that is missing or no file, bad data for one that is too large, I/O for any other error.
     #[must_use]
-    pub fn exit_code(&self) -> u8 {
+    pub fn exit_code(&self) -> ExitCode {
         let is_input = matches!(self.op, "read" | "open" | "list" | "resolve");
         match input::refusal_code(&self.source) {
             Some(code) if is_input => code,
-            _ if is_input && self.is_missing() => 66,
-            _ => 74,
+            _ if is_input && self.is_missing() => ExitCode::NoInput,
+            _ => ExitCode::Io,
         }
     }
 

@@ -1,7 +1,16 @@
-//! A guard around other crates' decoders, which may panic on damaged bytes.
+//! A guard around other crates' decoders, which may panic on damaged bytes, and the text of a panic.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// The text of a panic's payload, for messages.
+#[must_use]
+pub fn panic_message(payload: &(dyn Any + Send)) -> String {
+    match panic_text(payload) {
+        "" => "panic without a message".to_owned(),
+        text => text.to_owned(),
+    }
+}
 
 /// Runs `decode`, whose state is dropped if it panics; a panic becomes an error made of its message.
 pub(crate) fn guarded<T, E>(decode: impl FnOnce() -> Result<T, E>, refuse: impl FnOnce(String) -> E) -> Result<T, E> {

@@ -11,6 +11,8 @@ use std::path::Path;
 
 use rustix::fs::OFlags;
 
+use crate::exit_code::ExitCode;
+
 /// Why an input is refused before a byte of it is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
@@ -50,10 +52,10 @@ pub fn refusal(error: &io::Error) -> Option<Refusal> {
 
 /// The exit code of a refusal, 66 for what is no file and 65 for one that is too large; none for another error.
 #[must_use]
-pub fn refusal_code(error: &io::Error) -> Option<u8> {
+pub fn refusal_code(error: &io::Error) -> Option<ExitCode> {
     refusal(error).map(|refusal| match refusal {
-        Refusal::Kind(_) => 66,
-        Refusal::Size { .. } => 65,
+        Refusal::Kind(_) => ExitCode::NoInput,
+        Refusal::Size { .. } => ExitCode::BadData,
     })
 }
 
@@ -159,7 +161,7 @@ mod tests {
         assert_eq!(refused, Some(Refusal::Size { num_bytes: 5, max_bytes: 4 }));
         // A sparse file of a terabyte.
         File::create(&path).unwrap().set_len(1 << 40).unwrap();
-        assert_eq!(refusal_code(&read_at_most(&path, 1 << 20).unwrap_err()), Some(65));
+        assert_eq!(refusal_code(&read_at_most(&path, 1 << 20).unwrap_err()), Some(ExitCode::BadData));
         // A source that says less than it has.
         assert!(read_to_end(&b"12345"[..], 0, 4).is_err());
     }

@@ -243,7 +243,7 @@ mod tests {
     fn devices_and_pipes_are_written_through() {
         write_out(Path::new("/dev/null"), b"gone").unwrap();
         let error = write_out(Path::new("/dev/full"), b"x").unwrap_err();
-        assert_eq!((error.source.kind(), error.exit_code()), (io::ErrorKind::StorageFull, 74));
+        assert_eq!((error.source.kind(), error.exit_code().code()), (io::ErrorKind::StorageFull, 74));
         let (mut reader, writer) = io::pipe().unwrap();
         let path = PathBuf::from(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&writer)));
         let mut out = OutFile::create(&path).unwrap();

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::atomic::{self, FileError, create_dir_all, fsync_dir, open_plain, parent, read_plain_at_most, write_atomic};
 use crate::clock::{compact, rfc3339, unix_us};
 use crate::escape::os_text;
+use crate::exit_code::ExitCode;
 
 use lock::LOCK;
 pub use lock::RunLock;
@@ -73,13 +74,13 @@ pub enum RunDirError {
 impl RunDirError {
     /// The exit code of the command line: 65 corrupt, 66 missing, 74 I/O, 78 bad config.
     #[must_use]
-    pub fn exit_code(&self) -> u8 {
+    pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::File(error) => error.exit_code(),
-            Self::NoRun(_) => 66,
-            Self::Corrupt { .. } => 65,
-            Self::BadId(_) => 78,
-            Self::Exists(_) | Self::NotMoved(_) | Self::InUse { .. } => 74,
+            Self::NoRun(_) => ExitCode::NoInput,
+            Self::Corrupt { .. } => ExitCode::BadData,
+            Self::BadId(_) => ExitCode::Config,
+            Self::Exists(_) | Self::NotMoved(_) | Self::InUse { .. } => ExitCode::Io,
         }
     }
 }

@@ -79,7 +79,7 @@ fn a_checkpoint_that_does_not_fit_is_refused_by_name_and_nothing_is_touched() {
     let mut num_refusals = 0;
     let mut refused = |settings: &[&str], code: i32, culprit: &str| {
         let before = contents(&run);
-        let args = [&["train", "--resume", "run", "--max-steps", "9", "--quiet"][..], settings].concat();
+        let args = [&["train", "--resume", "run", "--max-outer", "9", "--quiet"][..], settings].concat();
         let lines = place.fail(code, &args);
         assert!(lines.len() == 1 && lines[0].contains(culprit), "{settings:?} {culprit}: {lines:?}");
         assert!(contents(&run) == before, "{settings:?} {culprit}: the run was touched");
@@ -121,6 +121,6 @@ fn a_checkpoint_that_does_not_fit_is_refused_by_name_and_nothing_is_touched() {
     refused(&[], 65, "state.json");
     std::fs::write(&state, &text).expect("write");
     assert!(contents(&run) == whole);
-    place.succeed(&["train", "--resume", "run", "--max-steps", "9", "--quiet"]);
+    place.succeed(&["train", "--resume", "run", "--max-outer", "9", "--quiet"]);
     println!("{num_refusals} checkpoints that do not fit: each refused by name, nothing touched");
 }

@@ -125,7 +125,7 @@ fn a_read_only_disk_is_refused_and_nothing_on_it_changes() {
     for args in [
         &["train", "tiny.toml", "--run-dir", "disk/new"][..],
         &["train", "tiny.toml", "--run-dir", "disk/run", "--restart"],
-        &["train", "--resume", "disk/run", "--max-steps", "9"],
+        &["train", "--resume", "disk/run", "--max-outer", "9"],
         &["logs", "repair", "disk/run"],
     ] {
         assert_one_line(&place.fail(74, args), "Read-only", &format!("{args:?}"));
@@ -135,7 +135,7 @@ fn a_read_only_disk_is_refused_and_nothing_on_it_changes() {
     place.succeed(&["inspect", "disk/run"]);
     place.succeed(&["logs", "export", "disk/run", "--format", "csv", "--out", "exports"]);
     disk.remount("rw");
-    place.succeed(&["train", "--resume", "disk/run", "--max-steps", "9", "--quiet"]);
+    place.succeed(&["train", "--resume", "disk/run", "--max-outer", "9", "--quiet"]);
     println!("{num_refused} commands refused on a read-only disk: exit 74 with one line, nothing changed");
 }
 

@@ -81,7 +81,7 @@ fn a_damaged_part_of_the_logs_is_named_and_in_nobodys_way() {
     // A resume does the same by itself.
     let part = place.path("run/logs/masks/part-000001.parquet");
     std::fs::write(&part, b"").expect("write");
-    let ended = place.run(&["train", "--resume", "run", "--max-steps", "9", "--quiet"]);
+    let ended = place.run(&["train", "--resume", "run", "--max-outer", "9", "--quiet"]);
     assert!(ended.code == Some(0) && ended.err.contains("part-000001.parquet"), "{ended:#?}");
     assert_eq!(place.run_record("run")["status"], "finished");
     assert!(place.succeed(&["logs", "repair", "run"]).contains("nothing to repair"));
@@ -103,7 +103,7 @@ fn nothing_in_a_run_is_followed_through_a_link() {
         std::fs::remove_file(&link).expect("removed");
         let target = if *name == "checkpoints/latest" { "run/checkpoints/step-00000014" } else { "precious" };
         symlink(place.path(target), &link).expect("link");
-        let ended = place.run(&["train", "--resume", &run, "--max-steps", "9", "--quiet"]);
+        let ended = place.run(&["train", "--resume", &run, "--max-outer", "9", "--quiet"]);
         assert!(matches!(ended.code, Some(65 | 74)) && ended.err.lines().count() == 1, "{name}: {ended:#?}");
         assert!(ended.err.contains(name), "{name}: {ended:#?}");
     }
@@ -112,7 +112,7 @@ fn nothing_in_a_run_is_followed_through_a_link() {
     {
         let run = format!("tmp-{number}");
         symlink(place.path("precious"), copy(&run).join(name)).expect("link");
-        let ended = place.run(&["train", "--resume", &run, "--max-steps", "9", "--quiet"]);
+        let ended = place.run(&["train", "--resume", &run, "--max-outer", "9", "--quiet"]);
         assert!(matches!(ended.code, Some(0 | 74)), "{name}: {ended:#?}");
     }
     assert_eq!(read(&place.path("precious")), b"precious");
@@ -123,7 +123,7 @@ fn nothing_in_a_run_is_followed_through_a_link() {
         symlink(place.path(&format!("other-{name}")), place.path("far").join(name)).expect("link");
     }
     symlink(place.path("far"), place.path("near")).expect("link");
-    place.succeed(&["train", "--resume", "near", "--max-steps", "9", "--quiet"]);
+    place.succeed(&["train", "--resume", "near", "--max-outer", "9", "--quiet"]);
     assert_eq!(place.loss_steps("far"), (1..=18).collect::<Vec<_>>());
 }
 

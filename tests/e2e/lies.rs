@@ -121,6 +121,8 @@ fn what_does_not_fit_the_machine_is_refused_before_it_is_taken() {
         assert!(line.contains("run.memory_check = \"warn\""), "{line}");
     }
     assert!(!place.path("runs").exists(), "nothing is begun");
+    let line = refusal(&place, None, 78, &["bench", "--preset", "base", "--batch", "4096"]);
+    assert!(line.starts_with("memory: ") && line.contains("--memory-check warn goes on all the same"), "{line}");
     // Two gigabytes of address space are enough for a small run, and named where they are not.
     let train = ["train", "tiny.toml", "--run-dir", "small", "--quiet"];
     let (code, _, err) = run(&place, Some(2_000_000), &os(&train));

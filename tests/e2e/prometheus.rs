@@ -229,7 +229,7 @@ fn an_address_that_is_taken_is_one_error_before_anything_is_begun() {
 
     place.train("run", &[]);
     let record = place.run_record("run");
-    let lines = place.fail(74, &["train", "--resume", "run", "--max-steps", "9", "--set", &setting]);
+    let lines = place.fail(74, &["train", "--resume", "run", "--max-outer", "9", "--set", &setting]);
     assert_eq!(lines.len(), 1, "{lines:?}");
     assert_eq!(place.run_record("run"), record, "the run is as it was");
 }

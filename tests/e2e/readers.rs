@@ -77,6 +77,6 @@ fn duckdb_polars_and_pyarrow_open_finished_running_and_killed_runs() {
     let (repaired, left) = num_rows(&text, "metrics");
     assert!(repaired == sealed + live && left == 0, "{text}");
 
-    place.succeed(&["train", "--resume", "killed", "--max-steps=2000", "--quiet"]);
+    place.succeed(&["train", "--resume", "killed", "--max-outer=2000", "--quiet"]);
     check(&python, &["killed"], &place);
 }

@@ -98,7 +98,7 @@ fn a_file_in_the_place_of_the_runs_is_an_io_error() {
 fn numbers_that_are_not_finite_end_the_run_with_the_last_good_checkpoint() {
     let place = Place::new();
     // A decay that multiplies all weights by -9 at each step.
-    let args = ["train", "tiny.toml", "--run-dir=run", "--max-steps=2000", "--set", "checkpoint.every_steps=10"];
+    let args = ["train", "tiny.toml", "--run-dir=run", "--max-outer=2000", "--set", "checkpoint.every_steps=10"];
     let decay = ["policy.lr=10", "policy.weight_decay=1", "policy.schedule=constant"].map(|key| ["--set", key]);
     let lines = place.fail(70, &[&args[..], decay.as_flattened()].concat());
     assert!(lines.len() == 1 && lines[0].contains("not finite at step"), "{lines:?}");

@@ -69,7 +69,7 @@ fn killed_and_resumed_equals_straight() {
 #[test]
 fn an_instruction_set_is_recorded_kept_and_its_change_told() {
     let place = Place::new();
-    let half = ["--set", "train.outer_iterations=4", "--max-steps", "2", "--isa", "portable"];
+    let half = ["--set", "train.outer_iterations=4", "--max-outer", "2", "--isa", "portable"];
     for run in ["kept", "twin", "changed"] {
         place.train(run, &half);
         assert_eq!(place.run_record(run)["host"]["isa"], "portable");
@@ -101,7 +101,7 @@ fn a_damaged_checkpoint_is_refused_by_name() {
     let mut bytes = crate::place::read(&path);
     *bytes.last_mut().expect("bytes") ^= 1;
     std::fs::write(&path, bytes).expect("write");
-    for args in [&["train", "--resume", "run", "--max-steps", "9"][..], &["inspect", "run"], &["eval", "knn", "run"]] {
+    for args in [&["train", "--resume", "run", "--max-outer", "9"][..], &["inspect", "run"], &["eval", "knn", "run"]] {
         let lines = place.fail(65, args);
         assert!(lines.len() == 1 && lines[0].contains("mask.safetensors"), "{args:?}: {lines:?}");
     }
@@ -140,8 +140,8 @@ fn a_run_goes_back_to_an_older_checkpoint_when_the_newest_is_damaged() {
 #[test]
 fn events_have_the_step_at_which_they_happened() {
     let place = Place::new();
-    place.train("run", &["--max-steps", "4"]);
-    place.succeed(&["train", "--resume", "run", "--max-steps", "7", "--quiet"]);
+    place.train("run", &["--max-outer", "4"]);
+    place.succeed(&["train", "--resume", "run", "--max-outer", "7", "--quiet"]);
     let events = place.rows("run", "events");
     let steps = |kind: &str| -> Vec<String> {
         let rows = events.iter().filter(|row| row.contains(&format!(",{kind},")));

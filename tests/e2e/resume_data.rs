@@ -31,10 +31,10 @@ const FOLDER: [&str; 4] = ["--set", "data.format=image-folder", "--set", "data.p
 /// A place with a run of half its length on a folder of images.
 fn half_a_run(place: &Place) {
     write_folder(place, "data");
-    place.train("run", &[&FOLDER[..], &["--max-steps", "4"]].concat());
+    place.train("run", &[&FOLDER[..], &["--max-outer", "4"]].concat());
 }
 
-const GO_ON: [&str; 5] = ["train", "--resume", "run", "--max-steps", "7"];
+const GO_ON: [&str; 5] = ["train", "--resume", "run", "--max-outer", "7"];
 
 fn exchange(a: &Path, b: &Path) {
     let (first, second) = (std::fs::read(a).expect("read"), std::fs::read(b).expect("read"));
@@ -89,7 +89,7 @@ fn data_that_changed_are_refused_with_what_changed_and_accepted_if_wanted() {
         let events = place.rows("run", "events");
         assert_eq!(events.iter().filter(|row| row.contains(",warn,data_changed,")).count(), 1, "{events:#?}");
         // From then on these are the run's data.
-        place.succeed(&["train", "--resume", "run", "--max-steps", "8", "--quiet"]);
+        place.succeed(&["train", "--resume", "run", "--max-outer", "8", "--quiet"]);
     }
     let place = Place::new();
     assert!(place.fail_usage(&["train", "tiny.toml", "--accept-changed-data"]).contains("--resume"));
@@ -107,7 +107,7 @@ fn what_changes_no_training_is_told_and_the_run_goes_on() {
         let place = Place::new();
         half_a_run(&place);
         place.copy("run", "same");
-        place.succeed(&["train", "--resume", "same", "--max-steps", "7", "--quiet"]);
+        place.succeed(&["train", "--resume", "same", "--max-outer", "7", "--quiet"]);
         change(&place.path("data"));
         let ended = place.run(&[&GO_ON[..], &["--quiet"]].concat());
         assert!(ended.code == Some(0) && ended.err.contains(what), "{ended:#?}");
@@ -124,7 +124,7 @@ fn data_are_found_from_any_folder_and_beside_a_moved_run() {
         let ended = place.run_in("deep", args);
         assert_eq!((ended.code, &*ended.err), (Some(0), ""), "{args:?}");
     }
-    let resume = ["train", "--resume", "../run", "--max-steps", "5", "--quiet"];
+    let resume = ["train", "--resume", "../run", "--max-outer", "5", "--quiet"];
     let ended = place.run_in("deep", &resume);
     assert_eq!((ended.code, &*ended.err), (Some(0), ""));
     // Run and data have moved together.
@@ -132,11 +132,11 @@ fn data_are_found_from_any_folder_and_beside_a_moved_run() {
     for name in ["run", "data"] {
         std::fs::rename(place.path(name), place.path("there").join(name)).expect("moved");
     }
-    let ended = place.run(&["train", "--resume", "there/run", "--max-steps", "6", "--quiet"]);
+    let ended = place.run(&["train", "--resume", "there/run", "--max-outer", "6", "--quiet"]);
     assert!(ended.code == Some(0) && ended.err.contains("no longer at"), "{ended:#?}");
     // The data alone.
     std::fs::rename(place.path("there/data"), place.path("elsewhere")).expect("moved");
-    let go_on = ["train", "--resume", "there/run", "--max-steps", "7", "--quiet"];
+    let go_on = ["train", "--resume", "there/run", "--max-outer", "7", "--quiet"];
     for args in [&go_on[..], &["eval", "knn", "there/run"]] {
         let lines = place.fail(66, args);
         assert!(lines.len() == 1 && lines[0].starts_with("dataset not found: "), "{lines:?}");
@@ -168,9 +168,9 @@ fn with_state(place: &Place, run: &str, change: impl FnOnce(&mut Value)) {
 fn a_checkpoint_of_an_older_version_goes_on_with_a_note() {
     let place = Place::new();
     write_folder(&place, "data");
-    place.train("run", &[&FOLDER[..], &["--max-steps", "4"]].concat());
+    place.train("run", &[&FOLDER[..], &["--max-outer", "4"]].concat());
     place.copy("run", "straight");
-    place.succeed(&["train", "--resume", "straight", "--max-steps", "7", "--quiet"]);
+    place.succeed(&["train", "--resume", "straight", "--max-outer", "7", "--quiet"]);
     // Older versions noted neither content nor absolute paths.
     let folder = place.path("").canonicalize().expect("a folder").display().to_string();
     let folder = folder.trim_end_matches('/');
@@ -186,7 +186,7 @@ fn a_checkpoint_of_an_older_version_goes_on_with_a_note() {
     let config = String::from_utf8(crate::place::read(&place.path("run/config.toml"))).expect("UTF-8");
     place.write("run/config.toml", as_before(&config).as_bytes());
     std::fs::create_dir(place.path("deep")).expect("folder");
-    let ended = place.run_in("deep", &["train", "--resume", "../run", "--max-steps", "7"]);
+    let ended = place.run_in("deep", &["train", "--resume", "../run", "--max-outer", "7"]);
     assert!(ended.code == Some(0) && ended.err.contains("of an older version"), "{ended:#?}");
     assert_eq!(place.weights("straight"), place.weights("run"));
 }
@@ -194,7 +194,7 @@ fn a_checkpoint_of_an_older_version_goes_on_with_a_note() {
 #[test]
 fn a_state_that_cannot_be_is_refused_in_one_line() {
     let place = Place::new();
-    place.train("base", &["--max-steps", "4"]);
+    place.train("base", &["--max-outer", "4"]);
     let cases: [(&str, Value, &str); 11] = [
         ("/outer_iteration", json!(-1), "outer_iteration must be a whole number"),
         ("/outer_iteration", json!(3), "step must be 6"),
@@ -212,7 +212,7 @@ fn a_state_that_cannot_be_is_refused_in_one_line() {
         let run = format!("run-{number}");
         place.copy("base", &run);
         with_state(&place, &run, |state| *state.pointer_mut(key).expect(key) = value.clone());
-        for args in [&["train", "--resume", &run, "--max-steps", "7"][..], &["eval", "knn", &run]] {
+        for args in [&["train", "--resume", &run, "--max-outer", "7"][..], &["eval", "knn", &run]] {
             let lines = place.fail(65, args);
             assert!(lines.len() == 1 && lines[0].contains(expected), "{key} {value}: {lines:?}");
             assert!(lines[0].contains(&run), "{lines:?}");
@@ -220,6 +220,6 @@ fn a_state_that_cannot_be_is_refused_in_one_line() {
     }
     // A folder that claims another step.
     place.copy("base/checkpoints/step-00000008", "base/checkpoints/step-00000007");
-    let lines = place.fail(65, &["train", "--resume", "base/checkpoints/step-00000007", "--max-steps", "7"]);
+    let lines = place.fail(65, &["train", "--resume", "base/checkpoints/step-00000007", "--max-outer", "7"]);
     assert!(lines.len() == 1 && lines[0].contains("is of step 8, not of step 7"), "{lines:?}");
 }

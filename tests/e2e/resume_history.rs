@@ -42,7 +42,7 @@ fn a_finished_run_is_left_as_it_is() {
         assert_eq!(place.rows("run", "evals").len(), 4);
     }
     // More iterations end with their own.
-    place.succeed(&["train", "--resume", "run", "--quiet", "--max-steps", "9"]);
+    place.succeed(&["train", "--resume", "run", "--quiet", "--max-outer", "9"]);
     assert_eq!(place.rows("run", "evals").len(), 6);
     assert_eq!(place.run_record("run")["step"], 18);
 }
@@ -90,7 +90,7 @@ fn what_a_run_went_back_behind_is_marked_and_counted_once() {
         assert!(items <= all, "{name}: {items}");
     }
     // Going on is no going back, although the abandoned rows are still there.
-    place.succeed(&["train", "--resume", "run", "--max-steps", "9", "--quiet"]);
+    place.succeed(&["train", "--resume", "run", "--max-outer", "9", "--quiet"]);
     assert_eq!(events(&place, "run", "went_back").len(), 1);
     assert_eq!(place.loss_steps("run"), (1..=18).collect::<Vec<_>>());
 }
@@ -111,7 +111,7 @@ fn a_killed_run_marks_the_steps_that_it_lost() {
     // A checkpoint may have come just before the kill.
     let is_behind = frame()["outer"].as_i64() > Some(step / 2);
     let outer = (step / 2 + 3).to_string();
-    place.succeed(&["train", "--resume", "run", "--quiet", "--max-steps", &outer, "--set", "eval.at_end=false"]);
+    place.succeed(&["train", "--resume", "run", "--quiet", "--max-outer", &outer, "--set", "eval.at_end=false"]);
     let marks = events(&place, "run", "went_back");
     let places: Vec<_> = marks.iter().map(|(segment, to, _)| (*segment, *to)).collect();
     assert!(places == [(1, step)] || !is_behind, "{marks:?}");

@@ -159,7 +159,7 @@ fn every_key_takes_effect_on_a_resume_or_is_refused_by_name() {
     let place = Place::new();
     // Half a run with a lag, so that it may be lowered.
     let half =
-        ["--max-steps", "4", "--set", "pipeline.lag=1", "--set", "eval.at_end=false", "--set", "mask.explore=0.1"];
+        ["--max-outer", "4", "--set", "pipeline.lag=1", "--set", "eval.at_end=false", "--set", "mask.explore=0.1"];
     place.train("base", &half);
     let length = "train.outer_iterations=7".to_owned();
     let same = resume(&place, "same", std::slice::from_ref(&length));
@@ -208,7 +208,7 @@ fn every_key_takes_effect_on_a_resume_or_is_refused_by_name() {
 #[test]
 fn keys_that_cannot_take_effect_are_refused_all_at_once_whoever_gives_them() {
     let place = Place::new();
-    place.train("run", &["--max-steps", "4"]);
+    place.train("run", &["--max-outer", "4"]);
     let lines =
         place.fail(78, &["train", "--resume", "run", "--set", "model.preset=small", "--set", "method.unroll=3"]);
     assert_eq!(lines.len(), 2, "{lines:?}");
@@ -222,9 +222,9 @@ fn keys_that_cannot_take_effect_are_refused_all_at_once_whoever_gives_them() {
     place.write("base.toml", b"[model]\ndepth = 2\n");
     let lines = place.fail(78, &["train", "base.toml", "--resume", "run", "--set", "data.format=synthetic"]);
     assert!(lines.len() >= 10 && lines.iter().any(|line| line.starts_with("model.depth = 2")), "{lines:?}");
-    let lines = place.fail(78, &["train", "--resume", "run", "--max-steps", "3"]);
+    let lines = place.fail(78, &["train", "--resume", "run", "--max-outer", "3"]);
     assert_eq!(lines, ["train.outer_iterations = 3: 4 outer iterations are done already (allowed: 4 or more)"]);
-    let lines = place.fail(78, &["train", "--resume", "run", "--max-steps", "5", "--set", "pipeline.lag=1"]);
+    let lines = place.fail(78, &["train", "--resume", "run", "--max-outer", "5", "--set", "pipeline.lag=1"]);
     assert!(lines.len() == 1 && lines[0].starts_with("pipeline.lag = 1: cannot be raised"), "{lines:?}");
     for command in ["eval knn run", "visualize run"] {
         let mut args: Vec<_> = command.split(' ').collect();
@@ -234,7 +234,7 @@ fn keys_that_cannot_take_effect_are_refused_all_at_once_whoever_gives_them() {
     }
     // The same values are no change, also of what follows from the data.
     let same = ["seed=3", "model.preset=tiny", "method.unroll=2", "data.image=16", "data.channels=1", "run.id=run"];
-    let mut args = vec!["train", "--resume", "run", "--max-steps", "5", "--quiet"];
+    let mut args = vec!["train", "--resume", "run", "--max-outer", "5", "--quiet"];
     args.extend(same.iter().flat_map(|set| ["--set", *set]));
     assert_eq!(place.run(&args).err, "");
 }
@@ -242,7 +242,7 @@ fn keys_that_cannot_take_effect_are_refused_all_at_once_whoever_gives_them() {
 #[test]
 fn a_change_outlives_a_process_that_was_killed_before_its_next_checkpoint() {
     let place = Place::new();
-    place.train("base", &["--max-steps", "4", "--set", "eval.at_end=false"]);
+    place.train("base", &["--max-outer", "4", "--set", "eval.at_end=false"]);
     let changes = ["--set", "train.outer_iterations=7", "--set", "pretrain.lr=0.02"];
     place.copy("base", "straight");
     place.succeed(&[&["train", "--resume", "straight", "--quiet"], &changes[..]].concat());
@@ -254,8 +254,8 @@ fn a_change_outlives_a_process_that_was_killed_before_its_next_checkpoint() {
     assert!(ended.code == Some(0) && ended.err.contains("pretrain.lr 0.0001 -> 0.02"), "{ended:#?}");
     assert_eq!(place.weights("straight"), place.weights("killed"));
     // Going back is to the configuration of that time, and a broken file of the run's is no obstacle.
-    let ended = place.run(&["train", "--resume", "killed/checkpoints/step-00000008", "--quiet", "--max-steps", "5"]);
+    let ended = place.run(&["train", "--resume", "killed/checkpoints/step-00000008", "--quiet", "--max-outer", "5"]);
     assert!(ended.code == Some(0) && !ended.err.contains("pretrain.lr"), "{ended:#?}");
     place.write("killed/config.toml", b"[broken");
-    place.succeed(&["train", "--resume", "killed", "--quiet", "--max-steps", "6"]);
+    place.succeed(&["train", "--resume", "killed", "--quiet", "--max-outer", "6"]);
 }

@@ -37,11 +37,11 @@ fn serial_equals_threaded_to_the_byte() {
 #[test]
 fn the_seed_and_the_length_matter() {
     let place = Place::new();
-    place.train("base", &["--max-steps", "2"]);
+    place.train("base", &["--max-outer", "2"]);
     assert_eq!(place.state("base")["outer_iteration"], 2);
     assert_eq!(place.run_record("base")["step"], 4, "two level-1 steps in each outer iteration");
     for (run, args) in
-        [("seed", ["--max-steps=2", "--set", "seed=4"]), ("longer", ["--max-steps=3", "--set", "seed=3"])]
+        [("seed", ["--max-outer=2", "--set", "seed=4"]), ("longer", ["--max-outer=3", "--set", "seed=3"])]
     {
         place.train(run, &args);
         assert_ne!(place.weights("base"), place.weights(run), "{run}");

@@ -16,7 +16,7 @@ fn the_baseline_runs_as_its_header_says() {
     let command = command_in(include_str!("../../configs/baseline-random.toml"));
     let mut args: Vec<&str> = command.iter().map(String::as_str).collect();
     assert_eq!(args[0], "train");
-    args.extend(["--run-dir", "run", "--max-steps", "2", "--set", "eval.at_end=false"]);
+    args.extend(["--run-dir", "run", "--max-outer", "2", "--set", "eval.at_end=false"]);
     place.succeed(&args);
     let metrics = place.rows("run", "metrics");
     assert!(metrics.iter().any(|row| row.contains(",pretrain,loss,")), "it trains");

@@ -117,6 +117,9 @@ fn signals_that_come_doubled_are_no_haste_but_a_second_term_is() {
     let running = begin("twice");
     running.signal("TERM");
     leaves_at_once(running, "TERM", 143);
+    let record = place.run_record("twice");
+    assert_eq!((&record["status"], &record["exit_code"]), (&"interrupted".into(), &143.into()));
+    assert!(record["step"].as_u64().is_some_and(|step| step >= 20), "{record}");
 }
 
 #[test]

@@ -3,18 +3,19 @@
 use std::path::PathBuf;
 
 use crate::measure::workload::WorkloadSpec;
-use mlomae_dataflow::config::Preset;
+use mlomae_dataflow::config::{MemoryCheck, Preset};
+use mlomae_storage::exit_code::ExitCode;
 
-use super::Session;
 use super::bar::Bar;
+use super::session::Session;
 use crate::measure::bench::{BenchSpec, bench};
-use crate::process::error::{CliError, exit_code};
+use crate::process::error::CliError;
 
 /// Measure an outer iteration by level and stage, and beside PyTorch if a Python with torch is given
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-An outer iteration is two level-1 steps, one of level 2 and one of level 3. Ours and the peer's take turns, so that both see
-the same machine; figures are medians over the rounds.
+An outer iteration is two level-1 steps, one of level 2 and one of level 3. Ours and the peer's take turns, so
+that both see the same machine; figures are medians over the rounds.
 
 Examples:
   mlomae bench --preset small
@@ -50,13 +51,24 @@ pub(crate) struct Args {
     /// `pipeline.lag` of that measurement: 0 takes the levels in turn, more lets them overlap
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=8))]
     lag: u32,
+    /// What is done where the networks need more memory than there is: refuse or warn
+    #[arg(long, default_value = "refuse", value_name = "CHECK", value_parser = parse_memory_check)]
+    memory_check: MemoryCheck,
     /// One JSON object instead of tables
     #[arg(long)]
     json: bool,
 }
 
 fn parse_preset(name: &str) -> Result<Preset, String> {
-    Preset::from_name(name).ok_or_else(|| "allowed: tiny, small, base".to_owned())
+    Preset::from_name(name).ok_or_else(|| format!("allowed: {}", Preset::ALL.map(Preset::as_str).join(", ")))
+}
+
+fn parse_memory_check(name: &str) -> Result<MemoryCheck, String> {
+    match name {
+        "refuse" => Ok(MemoryCheck::Refuse),
+        "warn" => Ok(MemoryCheck::Warn),
+        _ => Err("allowed: refuse, warn".to_owned()),
+    }
 }
 
 impl Args {
@@ -71,13 +83,14 @@ impl Args {
             num_rounds: usize::from(self.rounds),
             python: self.peer,
             lag: (!self.no_pipeline).then_some(self.lag),
+            memory_check: self.memory_check,
         };
         let bar = Bar::new(&session.terminal, "bench");
         let report = bench(&spec, &session.events, |done, all| bar.set("bench", done, all))?;
         drop(bar);
         if self.json {
             let json = serde_json::to_string_pretty(&report)
-                .map_err(|error| CliError::new(exit_code::INTERNAL, format!("report has no JSON form: {error}")))?;
+                .map_err(|error| CliError::new(ExitCode::Internal, format!("report has no JSON form: {error}")))?;
             writeln!(session.out, "{json}")?;
         } else {
             write!(session.out, "{report}")?;

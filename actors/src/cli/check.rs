@@ -4,20 +4,21 @@ use mlomae_dataflow::config::{Config, ConfigInputs};
 use mlomae_dataflow::input::augment::Normalisation;
 use mlomae_dataflow::input::bad_images::IMAGE_SKIPPED;
 use mlomae_dataflow::input::plan::Role;
-use mlomae_dataflow::run::data::Data;
+use mlomae_dataflow::run::data::RunData;
 use mlomae_storage::dataset::Dataset;
+use mlomae_storage::exit_code::ExitCode;
 
-use super::Session;
 use super::bar::Bar;
 use super::config_args::ConfigArgs;
-use super::facts::{bytes_text, facts, topology_of};
-use crate::process::error::{CliError, exit_code};
+use super::overview::{bytes_text, overview};
+use super::session::Session;
+use crate::process::error::CliError;
+use crate::train::experiment::Experiment;
 use crate::train::memory::Needs;
-use crate::train::setup::Prepared;
 
 /// Values of images that are decoded at most, about: some ten seconds.
 const MAX_VALUES: usize = 1 << 29;
-/// Images that tell how large the others are.
+/// Images from whose size that of the others is estimated.
 const NUM_PROBED: usize = 64;
 /// Bad images that are named at most.
 const MAX_BAD_LINES: usize = 20;
@@ -44,19 +45,19 @@ impl Args {
             Err(errors) => return Err(with_errors_of_data(errors.into(), &inputs)),
         };
         let bar = Bar::new(&session.terminal, "images");
-        let prepared = match Prepared::new(config.clone(), None) {
-            Ok(prepared) => prepared,
+        let experiment = match Experiment::new(config.clone(), None) {
+            Ok(experiment) => experiment,
             Err(error) => return Err(with_bad_images(error, config, &bar)),
         };
-        Needs::of_training(&prepared)?.check(prepared.config.run.memory_check)?;
-        let images = decode_images(&prepared, &bar)?;
+        Needs::of_training(&experiment)?.check(experiment.config.run.memory_check)?;
+        let images = decode_images(&experiment, &bar)?;
         drop(bar);
-        for (name, text) in facts(&prepared)? {
+        for (name, text) in overview(&experiment)? {
             writeln!(session.out, "{name:<10} {text}")?;
         }
         writeln!(session.out, "images     {images}")?;
         writeln!(session.out, "queues")?;
-        for bound in topology_of(&prepared)?.bounds() {
+        for bound in experiment.topology()?.bounds() {
             let large = match bound.large_bytes {
                 0 => String::new(),
                 bytes => format!(", and parts of checkpoints, at most {}", bytes_text(bytes)),
@@ -64,13 +65,13 @@ impl Args {
             writeln!(
                 session.out,
                 "  {:<20} {:>3} items and {:>2} in hand, each about {}{large}",
-                bound.name,
+                bound.id.to_string(),
                 bound.queue_cap,
                 bound.num_in_hand,
                 bytes_text(bound.payload_bytes)
             )?;
         }
-        for warning in &prepared.data.test_role.warnings {
+        for warning in &experiment.data.test_role.warnings {
             writeln!(session.out, "note       {warning}")?;
         }
         writeln!(session.out, "ok")?;
@@ -80,25 +81,26 @@ impl Args {
 
 /// If an image of the normalisation is bad, others may be: names them all instead.
 fn with_bad_images(error: CliError, config: Config, bar: &Bar) -> CliError {
-    if error.exit_code() != exit_code::BAD_DATA {
+    if error.exit_code() != ExitCode::BadData {
         return error;
     }
     let none = Normalisation { mean: vec![0.0; 3], std: vec![1.0; 3] };
-    match Prepared::new(config, Some(none)).map(|prepared| decode_images(&prepared, bar)) {
+    match Experiment::new(config, Some(none)).map(|experiment| decode_images(&experiment, bar)) {
         Ok(Err(all)) => all,
         _ => error,
     }
 }
 
-/// Decodes the images of all roles, of large data an even share of them, and says how many. Bad ones are errors by name.
-fn decode_images(prepared: &Prepared, bar: &Bar) -> Result<String, CliError> {
-    let data = &prepared.data;
+/// Decodes the images of all roles, of large data an even share of them, and says how many. Bad ones are errors by
+/// name.
+fn decode_images(experiment: &Experiment, bar: &Bar) -> Result<String, CliError> {
+    let data = &experiment.data;
     let of_train = Role::ALL.iter().flat_map(|role| data.roles.indices(*role).iter());
     let mut images: Vec<(&dyn Dataset, usize)> = of_train.map(|index| (data.train.as_ref(), *index)).collect();
     if let Some(test) = &data.test {
         images.extend((0..test.len()).map(|index| (test.as_ref(), index)));
     }
-    // A few tell how large they are, and so how many there is time for.
+    // The size of a few decides how many there is time for.
     let probed: Vec<usize> = images
         .iter()
         .step_by(images.len().div_ceil(NUM_PROBED).max(1))
@@ -129,11 +131,11 @@ fn decode_images(prepared: &Prepared, bar: &Bar) -> Result<String, CliError> {
         lines.push(format!("{num_bad} of {num_chosen} decoded images are bad, {MAX_BAD_LINES} of them are named"));
     }
     if num_bad > 0 {
-        return Err(CliError::Failed { lines, exit_code: exit_code::BAD_DATA });
+        return Err(CliError::Failed { lines, exit_code: ExitCode::BadData });
     }
     if num_skipped > 0 && num_skipped == num_chosen {
         let line = format!("data: all {num_chosen} decoded images are bad");
-        return Err(CliError::new(exit_code::BAD_DATA, line));
+        return Err(CliError::new(ExitCode::BadData, line));
     }
     let bad = match num_skipped {
         0 => String::new(),
@@ -145,13 +147,13 @@ fn decode_images(prepared: &Prepared, bar: &Bar) -> Result<String, CliError> {
     })
 }
 
-/// Adds what is wrong with the data, if that can be told although other keys are wrong.
+/// Adds what is wrong with the data, if that can be found although other keys are wrong.
 fn with_errors_of_data(error: CliError, inputs: &ConfigInputs) -> CliError {
     let CliError::Failed { mut lines, exit_code } = error else {
         return error;
     };
     if let Some(config) = data_alone(inputs)
-        && let Err(error) = Data::open(&config, None)
+        && let Err(error) = RunData::open(&config, None)
         && let CliError::Failed { lines: of_data, .. } = CliError::from(error)
     {
         // The other sections have their defaults here; what is said of them is not about the user's.

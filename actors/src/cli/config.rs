@@ -2,10 +2,10 @@
 
 use mlomae_dataflow::config::schema;
 
-use super::Session;
 use super::config_args::ConfigArgs;
+use super::session::Session;
 use crate::process::error::CliError;
-use crate::train::setup::config_toml;
+use crate::train::experiment::config_toml;
 
 /// Show the resolved configuration, or the schema of all keys
 #[derive(Debug, clap::Args)]

@@ -8,10 +8,11 @@ use clap::error::ErrorKind;
 use clap::{Arg, Command};
 use mlomae_dataflow::config::{Config, ConfigInputs};
 use mlomae_storage::escape::os_text;
+use mlomae_storage::exit_code::ExitCode;
 use mlomae_storage::input::{Refusal, read_at_most, read_to_end, refusal};
 use mlomae_storage::run_dir::MAX_CONFIG_BYTES;
 
-use crate::process::error::{CliError, exit_code};
+use crate::process::error::CliError;
 
 /// A configuration file, overlays over it and single settings.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -65,6 +66,27 @@ impl ConfigArgs {
     }
 }
 
+/// Overlays and settings over a checkpoint's own configuration.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub(crate) struct OverlayArgs {
+    /// Configuration file whose keys win over the checkpoint's; may be repeated.
+    #[arg(long, value_name = "FILE")]
+    pub config_overlay: Vec<PathBuf>,
+    /// Single setting over the checkpoint's, as in --set data.path=/elsewhere; may be repeated.
+    #[arg(long, value_name = "KEY=VALUE", value_parser = Setting)]
+    pub set: Vec<String>,
+}
+
+impl OverlayArgs {
+    /// The overlays' layers and settings.
+    ///
+    /// # Errors
+    /// If a file cannot be read.
+    pub(crate) fn inputs(&self) -> Result<ConfigInputs, CliError> {
+        overlay_inputs(ConfigInputs::default(), &self.config_overlay, &self.set)
+    }
+}
+
 /// Adds overlays and settings to `inputs`.
 ///
 /// # Errors
@@ -90,13 +112,13 @@ fn read(path: &Path) -> Result<String, CliError> {
     };
     let bytes = bytes.map_err(|error| match refusal(&error) {
         Some(size @ Refusal::Size { .. }) => {
-            CliError::new(exit_code::CONFIG, format!("{}: a configuration {size}", path.display()))
+            CliError::new(ExitCode::Config, format!("{}: a configuration {size}", path.display()))
         }
         _ => CliError::file("read", path, &error),
     })?;
     String::from_utf8(bytes).map_err(|error| {
         let place = error.utf8_error().valid_up_to();
         let line = format!("{}: not UTF-8 text, first at byte {place}", path.display());
-        CliError::new(exit_code::CONFIG, line)
+        CliError::new(ExitCode::Config, line)
     })
 }

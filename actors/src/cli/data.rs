@@ -8,8 +8,8 @@ use mlomae_storage::dataset::{
 };
 use mlomae_storage::escape::{one_line, shortened};
 
-use super::Session;
 use super::bar::Bar;
+use super::session::Session;
 use crate::process::error::CliError;
 
 /// Characters of a class's name that are printed; a text of a megabyte may be one, and no column is so wide.
@@ -138,7 +138,7 @@ impl Args {
 }
 
 impl SourceArgs {
-    /// The splits that were asked for, or all that there are, the train split first.
+    /// The requested splits, or all that there are, the train split first.
     fn open(&self, path: Option<&Path>) -> Result<Vec<Arc<dyn Dataset>>, CliError> {
         let open = |split, label_column: Option<&String>| {
             dataset::open(&DatasetSpec {

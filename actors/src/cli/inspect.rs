@@ -6,8 +6,8 @@ use mlomae_storage::checkpoint::{self, Checkpoint, NamedTensor};
 use mlomae_storage::escape::one_line;
 use serde_json::Value;
 
-use super::Session;
-use super::run_arg::find_run;
+use super::run_path::find_run;
+use super::session::Session;
 use crate::process::error::CliError;
 
 /// Widest column of names; a longer name stands out.

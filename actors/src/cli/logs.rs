@@ -3,13 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use mlomae_storage::exit_code::ExitCode;
 use mlomae_storage::logs::{self, DamagedPart, ExportFormat, Follow, TABLES, Table};
 use mlomae_storage::out_file::is_stdout;
 use mlomae_storage::run_dir::RunLock;
 
-use super::Session;
-use super::run_arg::find_run;
-use crate::process::error::{CliError, exit_code};
+use super::run_path::find_run;
+use super::session::Session;
+use crate::process::error::CliError;
 
 /// How often a followed table is looked at.
 const POLL: Duration = Duration::from_millis(500);
@@ -132,7 +133,7 @@ fn export(args: &ExportArgs, session: &mut Session<'_>) -> Result<(), CliError> 
         writeln!(session.out, "{}  {} rows", export.path.display(), export.num_rows)?;
     }
     let lines: Vec<_> = exported.iter().flat_map(|export| &export.damaged).map(DamagedPart::to_string).collect();
-    if lines.is_empty() { Ok(()) } else { Err(CliError::Failed { lines, exit_code: exit_code::BAD_DATA }) }
+    if lines.is_empty() { Ok(()) } else { Err(CliError::Failed { lines, exit_code: ExitCode::BadData }) }
 }
 
 fn repair(run: &Path, session: &mut Session<'_>) -> Result<(), CliError> {

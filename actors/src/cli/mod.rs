@@ -7,15 +7,16 @@ mod config;
 mod config_args;
 mod data;
 mod eval;
-mod facts;
+mod final_report;
 mod inspect;
 mod logs;
-mod run_arg;
+mod overview;
+mod run_path;
+mod session;
 mod simulate;
 mod timeline;
 mod top;
 mod train;
-mod train_end;
 mod tune;
 mod verify;
 mod visualize;
@@ -24,7 +25,7 @@ use std::borrow::Cow;
 use std::ffi::OsString;
 use std::io::{self, BufWriter, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::process::ExitCode;
+use std::process;
 
 use clap::builder::Styles;
 use clap::builder::styling::AnsiColor;
@@ -33,9 +34,11 @@ use mlomae_dataflow::flow::exit::panic_message;
 use mlomae_dataflow::flow::fault::FaultPlan;
 use mlomae_kernels::{self as kernels, Isa};
 use mlomae_storage::escape::{lines, one_line, shortened};
+use mlomae_storage::exit_code::ExitCode;
 
-use crate::process::error::{CliError, exit_code};
-use crate::process::logging::{self, EventQueue, LogFormat};
+use self::session::Session;
+use crate::process::error::CliError;
+use crate::process::logging::{self, LogFormat};
 use crate::process::panic_hook;
 use crate::process::signals::SignalWatcher;
 use crate::process::terminal::Terminal;
@@ -110,28 +113,14 @@ enum Command {
     Tune(tune::Args),
 }
 
-/// What every command has at hand.
-pub(crate) struct Session<'a> {
-    /// Stdout.
-    pub out: &'a mut dyn Write,
-    /// Stderr, with its progress display.
-    pub terminal: Terminal,
-    /// Logged events, for the `events` table.
-    pub events: EventQueue,
-    /// What signals do: leave at once, unless the command says otherwise.
-    pub signals: SignalWatcher,
-    /// Faults that a training run shall survive; the program itself has none.
-    pub faults: FaultPlan,
-}
-
 /// Runs the command of `args`, of which the first is the program's name, and answers with the
 /// process's exit code. Messages go to stderr, results to stdout; nothing panics out of here.
-pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+pub fn run(args: impl IntoIterator<Item = OsString>) -> process::ExitCode {
     run_with_faults(args, FaultPlan::default())
 }
 
 /// As [`run`], with faults put into a training run on purpose: for tests of the whole program.
-pub fn run_with_faults(args: impl IntoIterator<Item = OsString>, faults: FaultPlan) -> ExitCode {
+pub fn run_with_faults(args: impl IntoIterator<Item = OsString>, faults: FaultPlan) -> process::ExitCode {
     panic_hook::install();
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
@@ -139,27 +128,27 @@ pub fn run_with_faults(args: impl IntoIterator<Item = OsString>, faults: FaultPl
             // Help and version are "errors" that go to stdout; a closed stdout is no trouble.
             let text = error.render().to_string();
             let _ = match lines(&text) {
-                // It repeats an argument that a terminal would obey.
+                // It quotes an argument with control characters.
                 Cow::Owned(plain) => write!(io::stderr(), "{plain}"),
                 Cow::Borrowed(_) => error.print(),
             };
-            return ExitCode::from(if error.use_stderr() { exit_code::USAGE } else { exit_code::OK });
+            return if error.use_stderr() { ExitCode::Usage } else { ExitCode::Ok }.into();
         }
     };
     let result = catch_unwind(AssertUnwindSafe(|| execute(cli, faults))).unwrap_or_else(|payload| {
         let message = panic_message(payload.as_ref());
-        Err(CliError::new(exit_code::INTERNAL, format!("internal error: {message}")))
+        Err(CliError::new(ExitCode::Internal, format!("internal error: {message}")))
     });
     let Err(error) = result else {
-        return ExitCode::SUCCESS;
+        return process::ExitCode::SUCCESS;
     };
     if let CliError::Failed { lines, .. } = &error {
         for line in lines {
-            // Whoever closed stderr does not want to know.
+            // Ignored: stderr may be closed.
             let _ = writeln!(io::stderr(), "error: {}", one_line(&shortened(line, MAX_LINE)));
         }
     }
-    ExitCode::from(error.exit_code())
+    error.exit_code().into()
 }
 
 fn execute(cli: Cli, faults: FaultPlan) -> Result<(), CliError> {

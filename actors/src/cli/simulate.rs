@@ -2,13 +2,15 @@
 
 use std::path::PathBuf;
 
-use crate::measure::simulation::{Scenario, Simulated, Work, simulate};
 use mlomae_dataflow::config::Config;
 use mlomae_dataflow::flow::stage_name::StageName;
+use mlomae_dataflow::run::edges::{EDGES, capacity};
+use mlomae_storage::exit_code::ExitCode;
 
-use super::Session;
-use super::run_arg::find_run;
-use crate::process::error::{CliError, exit_code};
+use super::run_path::find_run;
+use super::session::Session;
+use crate::measure::simulation::{STAGES, Scenario, Simulated, Work, simulate};
+use crate::process::error::CliError;
 use crate::watch::top::history::{History, Totals};
 
 /// Outer iterations of a simulation.
@@ -17,8 +19,9 @@ const NUM_OUTER: u64 = 120;
 /// Predict a run's speed on other numbers of cores and with other lags, from its logs
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Model: an item's work is cut into pieces of train.grain images, which run on the cores that are free; loading is not cut.
-No limit of memory bandwidth, no shared caches, no logging, no serial parts: what it prints is an upper bound in these respects.
+Model: an item's work is cut into pieces of train.grain images, which run on the cores that are free; loading is
+not cut. No limit of memory bandwidth, no shared caches, no logging, no serial parts: what it prints is an upper
+bound in these respects.
 
 The logs hold the wall time of a stage on its threads, so the core-seconds of an item are busy x threads (at most the
 run's cores), scaled down where all stages together would have had more than the run's cores.
@@ -31,7 +34,8 @@ pub(crate) struct Args {
     #[arg(value_name = "RUN")]
     run: PathBuf,
     /// Numbers of cores
-    #[arg(long, value_delimiter = ',', default_value = "4,16,64", value_parser = clap::value_parser!(u16).range(1..=4096))]
+    #[arg(long, value_delimiter = ',', default_value = "4,16,64")]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=4096))]
     cores: Vec<u16>,
     /// Values of pipeline.lag
     #[arg(long, value_delimiter = ',', default_value = "0,1,2", value_parser = clap::value_parser!(u8).range(0..=8))]
@@ -50,17 +54,10 @@ struct Measured {
     scale: f64,
 }
 
-/// Workers or threads of a stage on a machine with `num_cores` cores.
-fn num_threads(config: &Config, stage: StageName, num_cores: usize) -> usize {
-    match config.actors.stage(stage).workers {
-        0 => num_cores,
-        workers => workers,
-    }
-}
-
-/// Compute threads of encoder, evaluator and policy.
+/// Compute threads of encoder, evaluator and policy on a machine with `num_cores` cores.
 fn level_threads(config: &Config, num_cores: usize) -> [usize; 3] {
-    [StageName::Encoder, StageName::Evaluator, StageName::Policy].map(|stage| num_threads(config, stage, num_cores))
+    [StageName::Encoder, StageName::Evaluator, StageName::Policy]
+        .map(|stage| config.actors.stage(stage).num_workers_on(num_cores))
 }
 
 fn measure(history: &History) -> Option<Measured> {
@@ -77,8 +74,8 @@ fn measure(history: &History) -> Option<Measured> {
     let threads = [1, score, threads[0], threads[1], threads[2]].map(|num| num.min(num_cores) as f64);
     let mut core_s = [0.0; 5];
     let (mut all_core_s, mut num_outer) = (0.0, 0.0);
-    for (place, stage) in crate::measure::simulation::STAGES.into_iter().enumerate() {
-        let own = tracks.iter().filter(|((name, _), _)| *name == stage).map(|(_, track)| track.at(end));
+    for (place, stage) in STAGES.into_iter().enumerate() {
+        let own = tracks.iter().filter(|(worker, _)| worker.stage == stage).map(|(_, track)| track.at(end));
         let total = own.fold(Totals::default(), Totals::plus);
         if total.items < 1.0 {
             return None;
@@ -101,7 +98,6 @@ fn scenario(config: &Config, measured: &Measured, num_cores: usize, lag: u64) ->
     let per_image = load * (unroll + 1) as f64 / (unroll as f64 * pretrain as f64 + (finetune + policy) as f64);
     let load = |images: usize| Work { core_ns: ns(per_image * images as f64), num_pieces: 1 };
     let level = |seconds: f64, batch: usize| Work { core_ns: ns(seconds), num_pieces: pieces(batch) };
-    let cap = |stage: StageName| config.actors.stage(stage).queue_cap;
     Scenario {
         num_cores,
         lag,
@@ -113,15 +109,10 @@ fn scenario(config: &Config, measured: &Measured, num_cores: usize, lag: u64) ->
             level(evaluator, finetune.min(policy)),
             level(update, pretrain),
         ],
-        num_workers: [StageName::Load, StageName::Score].map(|stage| num_threads(config, stage, num_cores)),
+        num_workers: [StageName::Load, StageName::Score]
+            .map(|stage| config.actors.stage(stage).num_workers_on(num_cores)),
         num_threads: level_threads(config, num_cores),
-        queue_caps: [
-            cap(StageName::Score),
-            cap(StageName::Load),
-            cap(StageName::Encoder),
-            cap(StageName::Evaluator),
-            cap(StageName::Policy),
-        ],
+        queue_caps: EDGES.map(|edge| capacity(edge, &config.actors)),
         scores_need_theta: config.scores_need_theta(),
         num_outer: NUM_OUTER,
     }
@@ -132,7 +123,7 @@ impl Args {
         let history = History::open(&find_run(&self.run)?)?;
         let measured = measure(&history).ok_or_else(|| {
             let run = self.run.display();
-            CliError::new(exit_code::NO_INPUT, format!("the logs hold no finished item of every stage: {run}"))
+            CliError::new(ExitCode::NoInput, format!("the logs hold no finished item of every stage: {run}"))
         })?;
         let config = &history.config;
         let at = |cores: usize, lag: u64| simulate(&scenario(config, &measured, cores, lag));
@@ -173,7 +164,7 @@ impl Args {
             own_cores, measured.outer_per_s, own.outer_per_s
         )?;
         write!(session.out, "core-ms of an item:")?;
-        for (stage, seconds) in crate::measure::simulation::STAGES.iter().zip(measured.core_s) {
+        for (stage, seconds) in STAGES.iter().zip(measured.core_s) {
             write!(session.out, "  {stage} {:.2}", 1e3 * seconds)?;
         }
         writeln!(session.out, "  (busy x threads x {:.2})\n", measured.scale)?;

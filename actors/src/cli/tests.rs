@@ -16,7 +16,7 @@ fn parse(line: &str) -> Result<Command, clap::error::ErrorKind> {
 fn documented_lines_parse() {
     for line in [
         "train",
-        "train configs/quickstart.toml --serial --max-steps 3 --quiet --run-dir runs/x",
+        "train configs/quickstart.toml --serial --max-outer 3 --quiet --run-dir runs/x",
         "train c.toml --set a.b=c --set d=1 --config-overlay o.toml --config-overlay p.toml",
         "train --resume",
         "train --resume runs/x --set train.outer_iterations=9",
@@ -43,6 +43,17 @@ fn documented_lines_parse() {
 }
 
 #[test]
+fn the_old_name_of_max_outer_is_taken_and_not_shown() {
+    for name in ["--max-outer", "--max-steps"] {
+        let parsed = parse(&format!("train c.toml {name} 7"));
+        assert!(matches!(parsed, Ok(Command::Train(args)) if args.max_outer == Some(7)), "{name}");
+    }
+    let mut cli = Cli::command();
+    let help = cli.find_subcommand_mut("train").expect("a command").render_long_help().to_string();
+    assert!(help.contains("--max-outer <N>") && !help.contains("--max-steps"), "{help}");
+}
+
+#[test]
 fn instruction_sets_are_taken_where_they_are() {
     for isa in Isa::ALL.into_iter().chain(Isa::ROUNDED) {
         assert_eq!(parse_isa(isa.name()).is_ok(), isa.is_here(), "{}", isa.name());
@@ -57,7 +68,9 @@ fn wrong_lines_are_refused() {
         ("trian", InvalidSubcommand),
         ("train --resume runs/x --restart", ArgumentConflict),
         ("train --resume runs/x --run-dir runs/y", ArgumentConflict),
+        ("train --max-outer 0", ValueValidation),
         ("train --max-steps 0", ValueValidation),
+        ("train --max-outer 1 --max-steps 1", ArgumentConflict),
         ("eval svm latest", InvalidValue),
         ("visualize latest -n 0", ValueValidation),
         ("data info x --format jpeg2000", ValueValidation),

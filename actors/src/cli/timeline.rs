@@ -5,9 +5,11 @@ use std::path::PathBuf;
 
 use console::Term;
 
-use super::Session;
-use super::run_arg::find_run;
-use crate::process::error::{CliError, exit_code};
+use super::run_path::find_run;
+use super::session::Session;
+use mlomae_storage::exit_code::ExitCode;
+
+use crate::process::error::CliError;
 use crate::watch::timeline::Timeline;
 use crate::watch::top::history::History;
 
@@ -41,7 +43,7 @@ impl Args {
         let width = if std::io::stdout().is_terminal() { usize::from(Term::stdout().size().1) } else { WIDTH };
         let timeline = Timeline::of(&history, width.saturating_sub(NAME_WIDTH)).ok_or_else(|| {
             let run = self.run.display();
-            CliError::new(exit_code::NO_INPUT, format!("no samples of the stages in the logs yet: {run}"))
+            CliError::new(ExitCode::NoInput, format!("no samples of the stages in the logs yet: {run}"))
         })?;
         if self.json {
             writeln!(session.out, "{}", serde_json::json!(timeline))?;

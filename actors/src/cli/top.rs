@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use console::Term;
 
-use super::Session;
-use super::run_arg::find_run;
+use super::run_path::find_run;
+use super::session::Session;
 use crate::process::error::CliError;
 use crate::process::signals::SignalWatcher;
 use crate::watch::top::Frame;

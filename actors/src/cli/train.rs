@@ -9,16 +9,16 @@ use mlomae_dataflow::method::checkpoint_request::CheckpointRequest;
 use mlomae_dataflow::stages::log::RecordSink;
 use mlomae_storage::escape::os_text;
 
-use super::Session;
 use super::config_args::ConfigArgs;
-use super::facts::facts;
-use super::run_arg::find_run;
-use super::train_end::{final_judgement, judge_at_end, print_finished, print_summary};
+use super::final_report::{final_judgement, judge_at_end, print_finished, print_report};
+use super::overview::overview;
+use super::run_path::find_run;
+use super::session::Session;
 use crate::process::error::{CliError, check_outcome};
 use crate::process::signals::SignalWatcher;
 use crate::train::resumption::Resumed;
-use crate::train::run::{Run, Start};
-use crate::train::training::{Observer, TrainingOptions, train};
+use crate::train::run::{ReadyRun, Run};
+use crate::train::training::{Observer, TrainingOptions, progress_of, train};
 use crate::watch::prometheus::{self, ProbeSlot};
 
 /// Pretrain with learned masks, from a configuration or where a run ended
@@ -42,7 +42,7 @@ run.json keeps it, and `mlomae eval knn RUN` repeats it.
 
 Examples:
   mlomae train                                       embedded images, about two minutes
-  mlomae train configs/cifar10.toml --set data.path=/data/cifar-10 --max-steps 200
+  mlomae train configs/cifar10.toml --set data.path=/data/cifar-10 --max-outer 200
   mlomae train --resume runs/my-run
   mlomae train --resume runs/my-run --set train.outer_iterations=1000
   mlomae train --resume runs/my-run --set data.path=/data/moved-here
@@ -64,8 +64,10 @@ pub(crate) struct Args {
     #[arg(long)]
     serial: bool,
     /// Number of outer iterations (sets train.outer_iterations)
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
-    max_steps: Option<u64>,
+    // The alias is the old name of the flag, which sounded like level-1 steps.
+    #[arg(long, alias = "max-steps", value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    pub(super) max_outer: Option<u64>,
     /// The run's directory (sets run.root and run.id)
     #[arg(long, value_name = "DIR", conflicts_with = "resume")]
     run_dir: Option<PathBuf>,
@@ -79,9 +81,9 @@ impl Args {
         let begin = Instant::now();
         let (stop, request) = (StopFlag::new(), CheckpointRequest::default());
         session.signals.ask_for_checkpoints(&request);
-        // Until the first change to the disk there is nothing to lose, so that signals leave at once.
+        // Signals leave at once until the first change to the disk.
         let begun = self.start(&|| session.signals.end_gracefully(&stop))?;
-        let Start { mut run, mut prepared, state, metrics, judged } = match begun {
+        let ReadyRun { mut run, mut experiment, state, metrics, judged } = match begun {
             Resumed::Ready(start) => *start,
             Resumed::Finished(finished) => {
                 tracing::info!(
@@ -91,25 +93,29 @@ impl Args {
                 return if self.quiet { Ok(()) } else { print_finished(session.out, &finished) };
             }
         };
-        prepared.method.checkpoint_request = request;
+        experiment.method.checkpoint_request = request;
         let first_outer = state.outer;
-        let facts = match facts(&prepared) {
-            Ok(facts) => facts,
+        let lines = match overview(&experiment) {
+            Ok(lines) => lines,
             Err(error) => return run.end(Err(error), false, 0),
         };
-        for (name, text) in facts {
+        for (name, text) in lines {
             tracing::info!(kind = "setup", what = name, "{name}: {text}");
         }
-        let latest = prepared.latest(first_outer);
-        if first_outer >= prepared.method.total_outer {
+        let latest = experiment.latest(first_outer);
+        if first_outer >= experiment.method.total_outer {
             tracing::info!(
                 kind = "nothing_left",
-                "nothing left to do: {first_outer} of {} outer iterations are done; more with --set train.outer_iterations=N",
-                prepared.method.total_outer
+                "nothing left to do: {first_outer} of {} outer iterations are done; \
+                 more with --set train.outer_iterations=N",
+                experiment.method.total_outer
             );
         }
         let probes = ProbeSlot::default();
-        let serve = |listener| prometheus::serve(listener, &prepared, first_outer, latest.clone(), probes.clone());
+        let serve = |listener| {
+            let progress = progress_of(&experiment, first_outer, latest.clone());
+            prometheus::serve(listener, progress, latest.clone(), probes.clone())
+        };
         let server = metrics.map(serve).transpose();
         let observer: Option<Observer> = match &server {
             Ok(Some(_)) => Some(Box::new(move |workers| probes.connect(workers))),
@@ -125,24 +131,23 @@ impl Args {
             faults: session.faults.clone(),
         };
         let sink = || {
-            let open = || run.sink(&prepared, first_outer, latest.clone());
-            let mut sink = if self.resume.is_some() {
-                // Repairing the logs of a long run takes its time, and survives being cut off.
-                let last_words = run.last_words(latest.get().step);
-                let sink = at_once(&session.signals, &stop, last_words, open);
-                session.signals.end_gracefully(&stop);
-                sink
+            let open = || run.sink(&experiment, first_outer, latest.clone());
+            let sink = if self.resume.is_some() {
+                // Repairing the logs of a long run takes long, and may be interrupted at any point.
+                at_once(&session.signals, &stop, run.exit_hook(&latest), open)
             } else {
                 open()
-            }?;
-            // A checkpoint of what the run has begun with is worth no time.
+            };
+            session.signals.end_gracefully_with(&stop, run.exit_hook(&latest));
+            let mut sink = sink?;
+            // A checkpoint of what the run started from is not worth the time.
             match stop.reason() {
                 Some(reason) => sink.close().map_err(CliError::from).and(Err(CliError::silent(reason.exit_code()))),
                 None => Ok(sink),
             }
         };
         let (_server, result) = match server {
-            Ok(server) => (server, sink().and_then(|sink| train(&prepared, state, sink, options))),
+            Ok(server) => (server, sink().and_then(|sink| train(&experiment, state, sink, options))),
             Err(error) => (None, Err(error)),
         };
         let (report, result) = match result {
@@ -152,22 +157,24 @@ impl Args {
             }
             Err(error) => (None, Err(error)),
         };
+        // How the run ended is noted below; a hook would overwrite it.
+        session.signals.end_gracefully(&stop);
         let Some(report) = report else {
             return run.end(result, false, latest.get().step);
         };
         session.signals.end_checkpoints();
-        // The run ends with its evaluation: what is killed before it is not finished.
+        // A run is finished after its evaluation: one that is killed before it is resumed.
         let is_trained = result.is_ok();
         let (judgement, result) = match result {
             Ok(()) if judged.is_some() => (judged, Ok(())),
-            Ok(()) if prepared.config.eval.at_end => {
+            Ok(()) if experiment.config.eval.at_end => {
                 // The checkpoint is written and the logs are sealed: nothing is lost by leaving at once.
-                let last_words = run.last_words(latest.get().step);
+                let exit_hook = run.exit_hook(&latest);
                 let judge = || {
-                    let judge = || final_judgement(&run, &prepared, &session.terminal);
-                    let found = at_once(&session.signals, &stop, last_words, judge);
+                    let judge = || final_judgement(&run, &experiment, &session.terminal);
+                    let found = at_once(&session.signals, &stop, exit_hook, judge);
                     session.signals.end_gracefully(&stop);
-                    found?.map(|found| found.write(&run, &prepared)).transpose()
+                    found?.map(|found| found.write(&run, &experiment)).transpose()
                 };
                 let found = judge_at_end(&run, judge);
                 session.signals.end_gracefully(&stop);
@@ -183,10 +190,10 @@ impl Args {
         let printed = if self.quiet {
             Ok(())
         } else {
-            print_summary(
+            print_report(
                 session.out,
                 &run,
-                &prepared,
+                &experiment,
                 &report,
                 &latest,
                 first_outer,
@@ -195,7 +202,7 @@ impl Args {
                 begin,
             )
         };
-        // How the run ended counts for more than whether somebody reads its summary.
+        // The error of the run is reported rather than that of printing its report.
         result.and(printed)
     }
 
@@ -236,7 +243,7 @@ impl Args {
     fn settings(&self) -> Result<Vec<String>, CliError> {
         let mut sets = Vec::new();
         let text = |text: &str| toml::Value::String(text.to_owned()).to_string();
-        if let Some(num) = self.max_steps {
+        if let Some(num) = self.max_outer {
             sets.push(format!("train.outer_iterations={num}"));
         }
         if let Some(dir) = &self.run_dir {
@@ -248,14 +255,14 @@ impl Args {
     }
 }
 
-/// Does `work` while signals leave at once, with `last_words`; not if one has raised `stop` already.
+/// Does `work` while signals leave at once, after `exit_hook`; not if one has raised `stop` already.
 fn at_once<T>(
     signals: &SignalWatcher,
     stop: &StopFlag,
-    last_words: impl FnOnce(StopReason) + Send + 'static,
+    exit_hook: impl FnOnce(StopReason) + Send + 'static,
     work: impl FnOnce() -> Result<T, CliError>,
 ) -> Result<T, CliError> {
-    signals.leave_at_once(last_words);
+    signals.leave_at_once(exit_hook);
     match stop.reason() {
         Some(reason) => Err(CliError::silent(reason.exit_code())),
         None => work(),

@@ -7,13 +7,13 @@ use indicatif::{ProgressBar, ProgressStyle};
 use mlomae_dataflow::flow::stage_name::StageName;
 use mlomae_storage::out_file::{is_stdout, write_out};
 
-use super::Session;
 use super::config_args::ConfigArgs;
+use super::session::Session;
 use crate::measure::measurement::Measurement;
 use crate::measure::tune::{Tuning, overlay, tune};
 use crate::process::error::CliError;
+use crate::train::experiment::Experiment;
 use crate::train::memory::Needs;
-use crate::train::setup::Prepared;
 
 /// Find the fastest workers, micro-batches and queues for a configuration on this machine
 #[derive(Debug, clap::Args)]
@@ -29,7 +29,8 @@ pub(crate) struct Args {
     #[command(flatten)]
     config: ConfigArgs,
     /// Seconds to spend, about
-    #[arg(long, value_name = "SECONDS", default_value_t = 180, value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    #[arg(long, value_name = "SECONDS", default_value_t = 180)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=86_400))]
     budget: u32,
     /// Where the overlay is written, `-` for stdout, which then has nothing else
     #[arg(long, value_name = "FILE", default_value = "tuned.toml")]
@@ -45,11 +46,11 @@ impl Args {
         config.eval.at_end = false;
         let name = self.config.config.as_deref().unwrap_or(Path::new("quickstart")).display().to_string();
         let lag = config.pipeline.lag;
-        let prepared = Prepared::new(config, None)?;
-        Needs::of_training(&prepared)?.check(prepared.config.run.memory_check)?;
+        let experiment = Experiment::new(config, None)?;
+        Needs::of_training(&experiment)?.check(experiment.config.run.memory_check)?;
         let budget = Duration::from_secs(u64::from(self.budget));
         let bar = bar(budget).map(|bar| session.terminal.bars().add(bar));
-        let tuning = tune(prepared, budget, &session.events, |progress| {
+        let tuning = tune(experiment, budget, &session.events, |progress| {
             if let Some(bar) = &bar {
                 bar.set_position(progress.spent.as_secs().min(u64::from(self.budget)));
                 bar.set_message(progress.what.clone());
@@ -124,7 +125,7 @@ fn table(tuning: &Tuning) -> String {
     if let Some(stage) = tuning.end.0.bottleneck() {
         let shares = [stage.utilization, stage.wait_in, stage.wait_out].map(|share| 100.0 * share);
         text += &format!(
-            "\n\nbottleneck: {}, at work {:.0} % of the time, waiting {:.0} % for input and {:.0} % for room behind it",
+            "\n\nbottleneck: {}, at work {:.0} % of the time, waiting {:.0} % for input and {:.0} % for room in its output",
             stage.stage, shares[0], shares[1], shares[2]
         );
     }

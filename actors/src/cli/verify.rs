@@ -7,10 +7,11 @@ use mlomae_model::ModelError;
 use mlomae_model::golden::{Check, Golden, GoldenTensor};
 use mlomae_storage::checkpoint::read_safetensors;
 use mlomae_storage::escape::one_line;
+use mlomae_storage::exit_code::ExitCode;
 use mlomae_storage::machine_memory::{Available, available, bytes_text};
 
-use super::Session;
-use crate::process::error::{CliError, exit_code};
+use super::session::Session;
+use crate::process::error::CliError;
 
 /// Compare one outer iteration with the golden vectors of an independent reference
 #[derive(Debug, clap::Args)]
@@ -48,7 +49,7 @@ impl Args {
         let refused = |error| match error {
             // The shapes are the file's, not the user's.
             error @ ModelError::Config(_) => {
-                CliError::new(exit_code::BAD_DATA, format!("{error}: {}", self.file.display()))
+                CliError::new(ExitCode::BadData, format!("{error}: {}", self.file.display()))
             }
             error => error.into(),
         };
@@ -76,7 +77,7 @@ impl Args {
             checks.len(),
             self.file.display()
         );
-        Err(CliError::new(exit_code::FAILED, line))
+        Err(CliError::new(ExitCode::Failed, line))
     }
 }
 
@@ -115,7 +116,7 @@ fn check_memory(golden: &Golden, path: &Path) -> Result<(), CliError> {
     }
     let (needed, left) = (bytes_text(needed), bytes_text(num_bytes));
     let line = format!("its shapes need about {needed} of memory, {limit} leaves {left}: {}", path.display());
-    Err(CliError::new(exit_code::BAD_DATA, line))
+    Err(CliError::new(ExitCode::BadData, line))
 }
 
 /// Reads a golden file; integers become floats, as the model takes them.
@@ -123,10 +124,10 @@ fn read(path: &Path) -> Result<Golden, CliError> {
     let (metadata, tensors) = read_safetensors(path)?;
     let config = metadata.get("config").ok_or_else(|| {
         let line = format!("not a golden file, its metadata lacks `config`: {}", path.display());
-        CliError::new(exit_code::BAD_DATA, line)
+        CliError::new(ExitCode::BadData, line)
     })?;
     let config = Golden::parse_config(config)
-        .map_err(|error| CliError::new(exit_code::BAD_DATA, format!("{error}: {}", path.display())))?;
+        .map_err(|error| CliError::new(ExitCode::BadData, format!("{error}: {}", path.display())))?;
     let tensors = tensors.into_iter().map(|tensor| {
         let values = tensor.data.to_f64().into_iter().map(|value| value as f32).collect();
         (tensor.name, GoldenTensor { shape: tensor.shape, values })

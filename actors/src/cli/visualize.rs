@@ -7,13 +7,14 @@ use mlomae_storage::atomic::write_atomic;
 use mlomae_storage::dataset::Split;
 use mlomae_storage::out_file::{is_stdout, write_out};
 
-use super::Session;
-use super::run_arg::{OverlayArgs, find_run};
+use super::config_args::OverlayArgs;
+use super::run_path::find_run;
+use super::session::Session;
 use crate::pictures::panel_of;
 use crate::process::error::CliError;
 use crate::train::continuity::Purpose;
+use crate::train::loaded_checkpoint::{Base, LoadedCheckpoint};
 use crate::train::memory::Needs;
-use crate::train::trained::{Base, Trained};
 
 /// Write a PNG panel of images with their scores, masks and reconstructions
 #[derive(Debug, clap::Args)]
@@ -51,12 +52,12 @@ fn parse_split(text: &str) -> Result<Split, String> {
 impl Args {
     pub(crate) fn run(self, session: &mut Session<'_>) -> Result<(), CliError> {
         let overlay: ConfigInputs = self.overlay.inputs()?;
-        let trained = Trained::load(&find_run(&self.checkpoint)?, Base::Own, overlay, Purpose::Judge)?;
-        let needs = Needs::of_pictures(&trained.prepared, self.num_images.into());
-        needs.check(trained.prepared.config.run.memory_check)?;
-        let panel = panel_of(&trained, self.split, self.num_images.into())?;
-        let name = format!("{}.png", trained.name());
-        let (out, is_of_run) = match (self.out, trained.run()) {
+        let loaded = LoadedCheckpoint::load(&find_run(&self.checkpoint)?, Base::Own, overlay, Purpose::Judge)?;
+        let needs = Needs::of_pictures(&loaded.experiment, self.num_images.into());
+        needs.check(loaded.experiment.config.run.memory_check)?;
+        let panel = panel_of(&loaded, self.split, self.num_images.into())?;
+        let name = format!("{}.png", loaded.name());
+        let (out, is_of_run) = match (self.out, loaded.run()) {
             (Some(out), _) => (out, false),
             (None, Some(run)) => (run.join("images").join(name), true),
             (None, None) => (PathBuf::from(name), false),

@@ -10,13 +10,14 @@ use mlomae_dataflow::flow::stage_name::StageName;
 use mlomae_dataflow::flow::stop::{StopFlag, StopReason};
 use mlomae_dataflow::run::sink::Latest;
 use mlomae_dataflow::run::state::TrainState;
+use mlomae_storage::exit_code::ExitCode;
 use mlomae_storage::unfinished::Unfinished;
 use serde::Serialize;
 
-use crate::process::error::{CliError, check_outcome, exit_code};
+use crate::process::error::{CliError, check_outcome};
 use crate::process::logging::EventQueue;
+use crate::train::experiment::Experiment;
 use crate::train::run::Run;
-use crate::train::setup::Prepared;
 use crate::train::training::{TrainingOptions, train};
 
 /// How long to measure.
@@ -96,20 +97,20 @@ impl Measurement {
 /// Counters of a worker with its stage.
 type Counted = Vec<(StageName, StageCounters)>;
 
-/// Trains from scratch until the limits are met, with logs and all, and measures the last stretch. `prepared` must have outer
-/// iterations enough.
+/// Trains from scratch until the limits are met, logs included, and measures the last stretch. `experiment` must have
+/// outer iterations enough.
 ///
 /// # Errors
 /// If the run cannot be made or ends by an error, or nothing was measured.
-pub fn measure(prepared: &Prepared, limits: Limits, events: &EventQueue) -> Result<Measurement, CliError> {
+pub fn measure(experiment: &Experiment, limits: Limits, events: &EventQueue) -> Result<Measurement, CliError> {
     let scratch =
         tempfile::tempdir().map_err(|error| CliError::file("create folder", &std::env::temp_dir(), &error))?;
     let _unfinished = Unfinished::note(scratch.path());
     // Recycled memory of another configuration would not fit.
-    let method = prepared.data.method(&prepared.config)?;
+    let method = experiment.data.method(&experiment.config)?;
     let state = TrainState::fresh(&method);
     let latest = Latest::default();
-    let sink = Run::scratch(scratch.path(), prepared)?.sink(prepared, 0, latest.clone())?;
+    let sink = Run::scratch(scratch.path(), experiment)?.sink(experiment, 0, latest.clone())?;
     let own_stop = StopFlag::new();
     let (sender, receiver) = mpsc::channel::<Counted>();
     let options = TrainingOptions {
@@ -121,11 +122,11 @@ pub fn measure(prepared: &Prepared, limits: Limits, events: &EventQueue) -> Resu
         faults: FaultPlan::default(),
         observer: Some(Box::new(move |probes| {
             let counters = probes.iter().map(|probe| (probe.worker.stage, probe.counters.clone()));
-            // A receiver that is gone has no more questions.
+            // The receiver was dropped: there is nothing to report to.
             let _ = sender.send(counters.collect());
         })),
     };
-    let images_per_outer = method.unroll * prepared.config.pretrain.batch as u64;
+    let images_per_outer = method.unroll * experiment.config.pretrain.batch as u64;
     let stretch = thread::scope(|scope| {
         let own_stop = &own_stop;
         let watch = move || {
@@ -135,7 +136,7 @@ pub fn measure(prepared: &Prepared, limits: Limits, events: &EventQueue) -> Resu
             stretch
         };
         let watcher = thread::Builder::new().spawn_scoped(scope, watch).map_err(|error| CliError::no_thread(&error))?;
-        let trained = train(prepared, state, sink, options);
+        let trained = train(experiment, state, sink, options);
         // Ends the watcher if the training ended by itself.
         own_stop.request(StopReason::Enough);
         let stretch = watcher.join().ok().flatten();
@@ -143,7 +144,7 @@ pub fn measure(prepared: &Prepared, limits: Limits, events: &EventQueue) -> Resu
     })?;
     let Some(Stretch { num_outer, seconds, stages }) = stretch else {
         let line = "the run ended before a stretch of it was measured";
-        return Err(CliError::new(exit_code::INTERNAL, line));
+        return Err(CliError::new(ExitCode::Internal, line));
     };
     Ok(Measurement { num_outer, seconds, num_images: num_outer * images_per_outer, stages })
 }
@@ -154,7 +155,7 @@ struct Stretch {
     stages: Vec<StageMeasurement>,
 }
 
-/// Waits for the begin and the end of the stretch, which are moments at which the policy finishes an outer iteration.
+/// Waits for the start and the end of the stretch, at both of which the policy finishes an outer iteration.
 fn watch(counters: &Counted, limits: Limits, should_end: impl Fn() -> bool) -> Option<Stretch> {
     let policy = counters.iter().find(|(stage, _)| *stage == StageName::Policy).map(|(_, counters)| counters)?;
     let snapshot = || -> (Instant, Vec<CountersSnapshot>) {

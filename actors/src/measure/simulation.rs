@@ -1,13 +1,17 @@
 //! A discrete-event simulation of the pipeline: how fast it would be on other cores and with another lag.
 //!
-//! Workers, capacities, order and lag are those of [`pipeline`](mlomae_dataflow::run::pipeline). An item's work is cut into equal pieces,
-//! which wait for a free core in the order in which their items began. Times are whole nanoseconds, so that a simulation
-//! has one answer. Not modelled: memory bandwidth, shared caches, the log stage, and what cannot be cut.
+//! Workers, capacities, order and lag are those of [`pipeline`](mlomae_dataflow::run::pipeline). An item's work is cut
+//! into equal pieces, which wait for a free core in the order in which their items began. Times are whole nanoseconds,
+//! so that a simulation has one answer. Not modelled: memory bandwidth, shared caches, the log stage, and what cannot
+//! be cut.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
-use mlomae_dataflow::flow::stage_name::StageName;
+use mlomae_dataflow::flow::stage_name::{EdgeId, StageName};
+use mlomae_dataflow::run::edges::{
+    EDGES, ENCODER_EVALUATOR, EVALUATOR_POLICY, LOAD_EVALUATOR, LOAD_SCORE, SCORE_ENCODER,
+};
 use mlomae_dataflow::stages::load::LoadUnit;
 
 /// The stages that are simulated, in their order.
@@ -40,7 +44,7 @@ pub struct Scenario {
     pub num_workers: [usize; 2],
     /// Compute threads of encoder, evaluator and policy. With lag 0 they share as many as the largest has.
     pub num_threads: [usize; 3],
-    /// Capacities of the channels load-score, load-evaluator, score-encoder, encoder-evaluator, evaluator-policy.
+    /// Capacities of the channels by edge of [`EDGES`].
     pub queue_caps: [usize; 5],
     /// Whether scores wait for the newest θ and use the encoder's threads.
     pub scores_need_theta: bool,
@@ -70,7 +74,7 @@ impl Simulated {
 
 /// What a worker is at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
+enum Doing {
     Receive,
     Work { begun: u64, left: u64, running: u64, waiting: u64 },
     Send,
@@ -78,12 +82,12 @@ enum Phase {
 }
 
 #[derive(Debug)]
-struct Worker {
+struct SimWorker {
     /// Place in [`STAGES`].
     stage: usize,
     instance: u64,
     unit: u64,
-    phase: Phase,
+    doing: Doing,
     /// The threads it takes its cores from.
     pool: usize,
     busy_ns: u64,
@@ -91,17 +95,19 @@ struct Worker {
 
 /// Bounded channels between two stages.
 #[derive(Debug)]
-struct Edge {
+struct SimEdge {
+    id: EdgeId,
     capacity: usize,
     /// By producer and consumer.
     channels: Vec<VecDeque<u64>>,
     num: [u64; 2],
 }
 
-impl Edge {
-    fn new(capacity: usize, producers: usize, consumers: usize) -> Self {
+impl SimEdge {
+    fn new(id: EdgeId, capacity: usize, num_workers: impl Fn(StageName) -> usize) -> Self {
+        let [producers, consumers] = [id.from.map_or(0, &num_workers), num_workers(id.to)];
         let channels = vec![VecDeque::new(); producers * consumers];
-        Self { capacity, channels, num: [producers as u64, consumers as u64] }
+        Self { id, capacity, channels, num: [producers as u64, consumers as u64] }
     }
 
     fn channel(&mut self, seq: u64) -> &mut VecDeque<u64> {
@@ -110,18 +116,12 @@ impl Edge {
     }
 }
 
-/// Places of the edges.
-const LOAD_SCORE: usize = 0;
-const LOAD_EVALUATOR: usize = 1;
-const SCORE_ENCODER: usize = 2;
-const ENCODER_EVALUATOR: usize = 3;
-const EVALUATOR_POLICY: usize = 4;
-
 struct Simulation<'a> {
     scenario: &'a Scenario,
     now: u64,
-    workers: Vec<Worker>,
-    edges: Vec<Edge>,
+    workers: Vec<SimWorker>,
+    /// By place in [`EDGES`].
+    edges: Vec<SimEdge>,
     /// Free threads of each pool.
     pools: Vec<usize>,
     free_cores: usize,
@@ -173,7 +173,7 @@ impl<'a> Simulation<'a> {
         let mut workers = Vec::new();
         let mut add = |stage: usize, instance: usize, pool: usize| {
             let unit = first_unit(stage, instance as u64, [num_load, num_score], scenario.unroll);
-            workers.push(Worker { stage, instance: instance as u64, unit, phase: Phase::Receive, pool, busy_ns: 0 });
+            workers.push(SimWorker { stage, instance: instance as u64, unit, doing: Doing::Receive, pool, busy_ns: 0 });
         };
         for (stage, num) in [(0, num_load), (1, num_score)] {
             for instance in 0..num {
@@ -186,14 +186,13 @@ impl<'a> Simulation<'a> {
             }
         }
         (0..3).for_each(|level| add(2 + level, 0, level_pool(level)));
-        let caps = scenario.queue_caps;
-        let edges = vec![
-            Edge::new(caps[LOAD_SCORE], num_load, num_score),
-            Edge::new(caps[LOAD_EVALUATOR], num_load, 1),
-            Edge::new(caps[SCORE_ENCODER], num_score, 1),
-            Edge::new(caps[ENCODER_EVALUATOR], 1, 1),
-            Edge::new(caps[EVALUATOR_POLICY], 1, 1),
-        ];
+        let num_workers = |stage: StageName| match stage {
+            StageName::Load => num_load,
+            StageName::Score => num_score,
+            _ => 1,
+        };
+        let edges = EDGES.into_iter().zip(scenario.queue_caps);
+        let edges = edges.map(|(id, capacity)| SimEdge::new(id, capacity, num_workers)).collect();
         Self {
             scenario,
             now: 0,
@@ -213,7 +212,7 @@ impl<'a> Simulation<'a> {
     fn measures(&self) -> (u64, u64, u64, [u64; 5]) {
         let mut busy = [0; 5];
         for worker in &self.workers {
-            let open = if let Phase::Work { begun, .. } = worker.phase { self.now - begun } else { 0 };
+            let open = if let Doing::Work { begun, .. } = worker.doing { self.now - begun } else { 0 };
             busy[worker.stage] += worker.busy_ns + open;
         }
         (self.now, self.policies, self.busy_core_ns, busy)
@@ -235,10 +234,10 @@ impl<'a> Simulation<'a> {
         self.now = at;
         self.free_cores += 1;
         self.pools[self.workers[worker].pool] += 1;
-        let Phase::Work { begun, left, running, waiting } = self.workers[worker].phase else {
+        let Doing::Work { begun, left, running, waiting } = self.workers[worker].doing else {
             return true;
         };
-        self.workers[worker].phase = Phase::Work { begun, left: left - 1, running: running - 1, waiting };
+        self.workers[worker].doing = Doing::Work { begun, left: left - 1, running: running - 1, waiting };
         if left == 1 {
             self.finish(worker, begun);
         }
@@ -249,7 +248,7 @@ impl<'a> Simulation<'a> {
         let now = self.now;
         let at = &mut self.workers[worker];
         at.busy_ns += now - begun;
-        at.phase = Phase::Send;
+        at.doing = Doing::Send;
         match STAGES[at.stage] {
             StageName::Encoder => self.steps += 1,
             StageName::Policy => self.policies += 1,
@@ -257,7 +256,7 @@ impl<'a> Simulation<'a> {
         }
     }
 
-    fn work(&self, worker: &Worker) -> Work {
+    fn work(&self, worker: &SimWorker) -> Work {
         match (STAGES[worker.stage], LoadUnit::of(worker.unit, self.scenario.unroll)) {
             (StageName::Load, LoadUnit::Pretrain(_)) => self.scenario.load[0],
             (StageName::Load, LoadUnit::Labelled(_)) => self.scenario.load[1],
@@ -271,7 +270,7 @@ impl<'a> Simulation<'a> {
             let pool = self.workers[worker].pool;
             let work = self.work(&self.workers[worker]);
             let num_pieces = work.num_pieces.max(1);
-            if let Phase::Work { running, waiting, .. } = &mut self.workers[worker].phase {
+            if let Doing::Work { running, waiting, .. } = &mut self.workers[worker].doing {
                 while *waiting > 0 && self.free_cores > 0 && self.pools[pool] > 0 {
                     // The pieces add up to the work to the nanosecond.
                     let place = num_pieces - *waiting;
@@ -289,36 +288,31 @@ impl<'a> Simulation<'a> {
         }
     }
 
-    /// Takes an item that waits in a channel, or in its sender's hand where the channel holds none.
-    fn has(&mut self, edge: usize, seq: u64, from: usize) -> bool {
+    /// Whether an item waits in a channel, or in its sender's hand where the channels hold none.
+    fn has(&mut self, edge: usize, seq: u64) -> bool {
         if self.edges[edge].channel(seq).front() == Some(&seq) {
             return true;
         }
-        self.edges[edge].capacity == 0
-            && (0..self.workers.len()).any(|worker| {
-                self.workers[worker].stage == from
-                    && self.workers[worker].phase == Phase::Send
-                    && self.output(worker) == Some((edge, seq))
-            })
+        self.edges[edge].capacity == 0 && self.sender_of(edge, seq).is_some()
     }
 
-    fn take(&mut self, edge: usize, seq: u64, from: usize) {
+    fn take(&mut self, edge: usize, seq: u64) {
         if self.edges[edge].channel(seq).front() == Some(&seq) {
             self.edges[edge].channel(seq).pop_front();
-            return;
-        }
-        let hand = (0..self.workers.len()).find(|&worker| {
-            self.workers[worker].stage == from
-                && self.workers[worker].phase == Phase::Send
-                && self.output(worker) == Some((edge, seq))
-        });
-        if let Some(sender) = hand {
+        } else if let Some(sender) = self.sender_of(edge, seq) {
             self.next_unit(sender);
         }
     }
 
+    /// The worker that has the item in its hand.
+    fn sender_of(&self, edge: usize, seq: u64) -> Option<usize> {
+        let item = Some((self.edges[edge].id, seq));
+        let mut sending = (0..self.workers.len()).filter(|&worker| self.workers[worker].doing == Doing::Send);
+        sending.find(|&worker| self.output(worker) == item)
+    }
+
     /// The edge and the number under which a finished item leaves; none if nothing leaves.
-    fn output(&self, worker: usize) -> Option<(usize, u64)> {
+    fn output(&self, worker: usize) -> Option<(EdgeId, u64)> {
         let (worker, unroll) = (&self.workers[worker], self.scenario.unroll);
         match STAGES[worker.stage] {
             StageName::Load => Some(match LoadUnit::of(worker.unit, unroll) {
@@ -349,29 +343,30 @@ impl<'a> Simulation<'a> {
                 1 | 2 => unroll,
                 _ => 1,
             };
-        at.phase = if at.unit < end { Phase::Receive } else { Phase::Done };
+        at.doing = if at.unit < end { Doing::Receive } else { Doing::Done };
     }
 
     /// Lets a worker receive or send, if it can.
     fn advance(&mut self, worker: usize) -> bool {
         let (stage, unit) = (self.workers[worker].stage, self.workers[worker].unit);
-        match self.workers[worker].phase {
-            Phase::Receive => {
+        match self.workers[worker].doing {
+            Doing::Receive => {
                 if !self.receive(stage, unit) {
                     return false;
                 }
                 let num_pieces = self.work(&self.workers[worker]).num_pieces.max(1);
-                self.workers[worker].phase =
-                    Phase::Work { begun: self.now, left: num_pieces, running: 0, waiting: num_pieces };
+                self.workers[worker].doing =
+                    Doing::Work { begun: self.now, left: num_pieces, running: 0, waiting: num_pieces };
                 self.ready.push(worker);
                 true
             }
-            Phase::Send => match self.output(worker) {
+            Doing::Send => match self.output(worker) {
                 None => {
                     self.next_unit(worker);
                     true
                 }
                 Some((edge, seq)) => {
+                    let Some(edge) = EDGES.iter().position(|id| *id == edge) else { return false };
                     let capacity = self.edges[edge].capacity;
                     let channel = self.edges[edge].channel(seq);
                     if channel.len() >= capacity {
@@ -382,29 +377,23 @@ impl<'a> Simulation<'a> {
                     true
                 }
             },
-            Phase::Work { .. } | Phase::Done => false,
+            Doing::Work { .. } | Doing::Done => false,
         }
     }
 
     fn receive(&mut self, stage: usize, unit: u64) -> bool {
         let Scenario { unroll, lag, scores_need_theta, .. } = *self.scenario;
-        let inputs: &[(usize, usize)] = match STAGES[stage] {
-            StageName::Score => &[(LOAD_SCORE, 0)],
-            StageName::Encoder => &[(SCORE_ENCODER, 1)],
-            StageName::Evaluator => &[(ENCODER_EVALUATOR, 2), (LOAD_EVALUATOR, 0)],
-            StageName::Policy => &[(EVALUATOR_POLICY, 3)],
-            _ => &[],
-        };
         if STAGES[stage] == StageName::Score {
             let version = (unit / unroll).saturating_sub(lag);
             if self.policies < version || scores_need_theta && self.steps < unit {
                 return false;
             }
         }
-        if !inputs.iter().all(|&(edge, from)| self.has(edge, unit, from)) {
+        let inputs = (0..EDGES.len()).filter(|&edge| EDGES[edge].to == STAGES[stage]);
+        if !inputs.clone().all(|edge| self.has(edge, unit)) {
             return false;
         }
-        inputs.iter().for_each(|&(edge, from)| self.take(edge, unit, from));
+        inputs.for_each(|edge| self.take(edge, unit));
         true
     }
 }
@@ -458,7 +447,7 @@ mod tests {
 
     #[test]
     fn without_lag_the_levels_take_turns() {
-        // Loading hides behind the other stages.
+        // The other stages hide loading.
         assert_close(period_ms(&scenario(8, 0)), 100.0);
         let unrolled = Scenario { unroll: 3, ..scenario(8, 0) };
         // Three steps, of which only the first score is not hidden.

@@ -1,8 +1,9 @@
 //! `mlomae tune`: which workers, micro-batches and queues make a configuration fastest on this machine.
 //!
-//! One setting after the other is varied (coordinate descent). Machines are shared and noisy, so a value wins only if it beats the
-//! best one so far twice, before and after it, by more than 3 %, in units of the arithmetic peak that is measured around each
-//! run. If the choice as a whole does not beat the configured one at the end, that one stays. Nothing that is varied changes a result of training.
+//! One setting after the other is varied (coordinate descent). Machines are shared and noisy, so a value wins only if
+//! it beats the best one so far twice, before and after it, by more than 3 %, in units of the arithmetic peak that is
+//! measured around each run. If the choice as a whole does not beat the configured one at the end, that one stays.
+//! Nothing that is varied changes a result of training.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ use mlomae_model::parallel::compute::whole_branch;
 use crate::measure::measurement::{Limits, Measurement, measure};
 use crate::process::error::CliError;
 use crate::process::logging::EventQueue;
-use crate::train::setup::Prepared;
+use crate::train::experiment::Experiment;
 
 /// A smaller gain is taken for noise.
 const LEAST_GAIN: f64 = 0.03;
@@ -191,31 +192,31 @@ pub struct SweepProgress {
 /// # Errors
 /// If a run cannot be made or fails.
 pub fn tune(
-    mut prepared: Prepared,
+    mut experiment: Experiment,
     budget: Duration,
     events: &EventQueue,
     mut progress: impl FnMut(&SweepProgress),
 ) -> Result<Tuning, CliError> {
     let begin = Instant::now();
     let num_cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let config = prepared.config.clone();
+    let config = experiment.config.clone();
     let knobs = knobs(&config, num_cores);
-    let configured = prepared.config.actors.clone();
+    let configured = experiment.config.actors.clone();
     let num_runs: usize = knobs.iter().map(|knob| knob.values.len() + 1).sum();
     // Half as many again for winners, which are measured once more, and the last turns.
     let slice = budget.as_secs_f64() / (1.5 * num_runs as f64);
     let limits = Limits { num_warm_up: 1, min_outer: 3, min_seconds: (0.6 * slice).clamp(0.05, 30.0) };
     let mut at = |actors: &ActorsConfig, what: &str| {
         progress(&SweepProgress { what: what.to_owned(), spent: begin.elapsed() });
-        prepared.config.actors = actors.clone();
+        experiment.config.actors = actors.clone();
         let peak = || kernels::peak_gflops(num_cores, PEAK_SECONDS).map_err(|error| CliError::no_thread(&error));
         let before = peak()?;
-        let measurement = measure(&prepared, limits, events)?;
+        let measurement = measure(&experiment, limits, events)?;
         let speed = measurement.outer_per_second() / f64::midpoint(before, peak()?);
         Ok::<_, CliError>(Turn { measurement, speed })
     };
     let start = at(&configured, "as configured")?.measurement;
-    // What one run takes, with its begin and its end.
+    // The time of one run, set-up included.
     let one_run = begin.elapsed();
     let (mut best, mut trials, mut left_out) = (configured.clone(), Vec::new(), Vec::new());
     for knob in knobs {

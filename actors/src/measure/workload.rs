@@ -1,4 +1,5 @@
-//! One outer iteration of a preset on random images, level by level and without a pipeline around it: what benchmarks time.
+//! One outer iteration of a preset on random images, level by level and without a pipeline around it: what benchmarks
+//! time.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -9,7 +10,7 @@ use mlomae_model::hypergradient::{Clean, Hypergradient};
 use mlomae_model::lane::{CpuLane, Direction, Downstream, LabelledImages, Lane, Upstream};
 use mlomae_model::levels::Cpu;
 use mlomae_model::levels::optimizer::{AdamW, AdamWConfig};
-use mlomae_model::masking::{MaskRule, Scored};
+use mlomae_model::masking::{self, MaskRule, MaskingChoice, Scored};
 use mlomae_model::nets::init::{normals, tensor_rng};
 use mlomae_model::tasks::Targets;
 use mlomae_model::{Arena, Compute, Model, ModelError, PerLevel, Vector};
@@ -80,6 +81,11 @@ impl Lap {
     }
 }
 
+/// Masks at random or by the published network.
+pub(super) fn strategy(baseline: bool) -> MaskingChoice {
+    MaskingChoice::of(if baseline { &masking::random::Kind } else { &masking::flat::Kind })
+}
+
 /// Networks, optimizers and data of a preset, ready to be stepped.
 #[derive(Debug)]
 pub struct Workload {
@@ -97,11 +103,9 @@ impl Workload {
     /// # Errors
     /// When threads cannot be started.
     pub fn new(spec: WorkloadSpec) -> Result<Self, ModelError> {
-        let strategy = if spec.baseline { "random" } else { "flat-mlp" };
-        let inputs = ConfigInputs::default()
-            .set(&format!("model.preset={}", spec.preset.as_str()))
-            .set(&format!("mask.strategy={strategy}"));
-        let config = Config::resolve(&inputs).map_err(|errors| ModelError::Config(format!("{errors:?}")))?;
+        let mut config = Config::resolve(&ConfigInputs::default().preset(spec.preset))
+            .map_err(|errors| ModelError::Config(format!("{errors:?}")))?;
+        config.mask.strategy = strategy(spec.baseline);
         let (image, channels, num_classes) = IMAGE;
         let model = Arc::new(Model::new(&model_config(&config, image, channels, num_classes))?);
         let WorkloadSpec { batch, num_threads, micro_batch, .. } = spec;
@@ -185,7 +189,8 @@ impl Workload {
         Ok(())
     }
 
-    /// One outer iteration as published, `clean`: two level-1 steps, one of level 2, one of level 3; the baseline only the former.
+    /// One outer iteration as published, `clean`: two level-1 steps, one of level 2, one of level 3; the baseline only
+    /// the former.
     ///
     /// # Errors
     /// When the lane fails.

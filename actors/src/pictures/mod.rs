@@ -5,56 +5,57 @@ pub mod panel;
 use std::sync::Arc;
 
 use image::RgbImage;
+use mlomae_kernels::TARGET_EPS;
 use mlomae_model::Arena;
 use mlomae_model::lane::LaneSize;
 use mlomae_model::masking::MaskRule;
 use mlomae_model::rng::{Purpose, keyed, shuffle};
 use mlomae_storage::dataset::{Dataset, Split};
+use mlomae_storage::exit_code::ExitCode;
 
 use crate::pictures::panel::{PanelRow, PanelShape, compose};
-use crate::process::error::{CliError, exit_code};
-use crate::train::trained::Trained;
-
-/// Added to a patch's variance when its target is made, and so when it is undone.
-const TARGET_EPS: f64 = 1e-6;
+use crate::process::error::CliError;
+use crate::train::loaded_checkpoint::LoadedCheckpoint;
 
 /// The panel of `num_images` images of a split, drawn by the run's seed.
 ///
 /// # Errors
 /// If there is no such split or a sample cannot be read.
-pub fn panel_of(trained: &Trained, split: Split, num_images: usize) -> Result<RgbImage, CliError> {
-    let prepared = &trained.prepared;
-    let model = &prepared.method.model;
-    let dataset: &Arc<dyn Dataset> = match (split, &prepared.data.test) {
+pub fn panel_of(loaded: &LoadedCheckpoint, split: Split, num_images: usize) -> Result<RgbImage, CliError> {
+    let experiment = &loaded.experiment;
+    let model = &experiment.method.model;
+    let dataset: &Arc<dyn Dataset> = match (split, &experiment.data.test) {
         (Split::Test | Split::Validation, Some(test)) => test,
-        (Split::Test | Split::Validation, None) => return Err(prepared.loader(split).err().unwrap_or_else(no_images)),
-        (Split::Train, _) => &prepared.data.train,
+        (Split::Test | Split::Validation, None) => {
+            return Err(experiment.loader(split).err().unwrap_or_else(no_images));
+        }
+        (Split::Train, _) => &experiment.data.train,
     };
     let mut indices: Vec<usize> = (0..dataset.len()).collect();
-    shuffle(&mut indices, &mut keyed(prepared.config.seed, Purpose::Panel, u64::MAX, 0));
+    shuffle(&mut indices, &mut keyed(experiment.config.seed, Purpose::Panel, u64::MAX, 0));
     indices.truncate(num_images);
     indices.sort_unstable();
     if indices.is_empty() {
         return Err(no_images());
     }
 
-    let batch = prepared.samples(split, &indices)?;
+    let batch = experiment.samples(split, &indices)?;
     // Bad images that are passed over are not among them.
     let indices: Vec<usize> = batch.ids.iter().filter_map(|id| usize::try_from(*id).ok()).collect();
     if indices.is_empty() {
         return Err(no_images());
     }
-    let (method, size) = (&prepared.method, LaneSize { num_threads: 1, micro_batch: prepared.method.grain });
+    let (method, size) = (&experiment.method, LaneSize { num_threads: 1, micro_batch: experiment.method.grain });
     let mut lane = method.device.lane(model, &Arena::new(), method.grain, size)?;
     // Exploration is for training; the panel shows what the policy wants.
-    let rule = MaskRule { explore: 0.0, ..method.mask_rule(trained.step) };
-    let (theta, images) = (lane.upload(&trained.state.theta)?, lane.upload(&batch.images)?);
-    let scored = lane.score(Some(&theta), &lane.upload(trained.state.phi())?, &images, &rule)?;
+    let rule = MaskRule { explore: 0.0, ..method.mask_rule(loaded.step) };
+    let (theta, images) = (lane.upload(&loaded.state.theta)?, lane.upload(&batch.images)?);
+    let scored = lane.score(Some(&theta), &lane.upload(loaded.state.phi())?, &images, &rule)?;
     let predicted = lane.reconstruct(&theta, &images, &scored)?;
     let images = batch.images.to_host()?;
 
     let shape = &model.config;
-    let objects = prepared.loader(split)?.object_patches(&indices, shape.patch);
+    let objects = experiment.loader(split)?.object_patches(&indices, shape.patch);
     let (num_patches, num_values) = (shape.num_patches(), shape.image_values());
     let class_names = &dataset.info().class_names;
     let mut rows = Vec::with_capacity(batch.len());
@@ -64,7 +65,7 @@ pub fn panel_of(trained: &Trained, split: Split, num_images: usize) -> Result<Rg
         let values = shape.patch_values();
         let predicted = &predicted[patches.start * values..patches.end * values];
         let class = batch.targets.class(number).and_then(|class| class_names.get(usize::try_from(class).ok()?));
-        let pixels = |values: &[f32]| to_pixels(values, shape, &prepared.data.normalisation);
+        let pixels = |values: &[f32]| to_pixels(values, shape, &experiment.data.normalisation);
         rows.push(PanelRow {
             title: match class {
                 Some(class) => format!("sample {}, {class}", batch.ids[number]),
@@ -78,20 +79,20 @@ pub fn panel_of(trained: &Trained, split: Split, num_images: usize) -> Result<Rg
         });
     }
     let mut notes = vec![
-        format!("{}, {} split, after {} level-1 steps", trained.name(), dataset.info().split, trained.step),
+        format!("{}, {} split, after {} level-1 steps", loaded.name(), dataset.info().split, loaded.step),
         "reconstruction: the normalised target undone with each patch's own mean and deviation".to_owned(),
     ];
     if !method.is_learned() {
-        notes.push(format!("{} masks: there are no scores", prepared.config.mask.strategy));
+        notes.push(format!("{} masks: there are no scores", experiment.config.mask.strategy));
     } else if objects.is_some() {
         notes.push("green outline: the patches of the object".to_owned());
     }
     let shape = PanelShape { image: shape.image, patch: shape.patch, channels: shape.channels };
-    compose(shape, &rows, &notes).map_err(|error| CliError::new(exit_code::INTERNAL, format!("panel: {error}")))
+    compose(shape, &rows, &notes).map_err(|error| CliError::new(ExitCode::Internal, format!("panel: {error}")))
 }
 
 fn no_images() -> CliError {
-    CliError::new(exit_code::NO_INPUT, "data: the split has no images")
+    CliError::new(ExitCode::NoInput, "data: the split has no images")
 }
 
 /// Undoes the patch-wise normalisation of the target: predicted patches [L, P·P·C], value order (row,

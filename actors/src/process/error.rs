@@ -1,5 +1,4 @@
-//! Errors of the command line: what the user reads and what the process answers. The only place
-//! that maps errors to exit codes.
+//! Errors of the command line: what the user reads and what the process answers.
 
 use std::fmt;
 use std::io;
@@ -7,48 +6,28 @@ use std::path::Path;
 
 use mlomae_dataflow::config::ConfigError;
 use mlomae_dataflow::flow::exit::StageError;
-use mlomae_dataflow::flow::stop::StopReason;
 use mlomae_dataflow::input::plan::PlanError;
-use mlomae_dataflow::run::data::SetupError;
+use mlomae_dataflow::run::setup_error::SetupError;
 use mlomae_model::ModelError;
 use mlomae_storage::atomic::FileError;
 use mlomae_storage::checkpoint::CheckpointError;
 use mlomae_storage::dataset::DataError;
+use mlomae_storage::exit_code::ExitCode;
 use mlomae_storage::input::refusal_code;
 use mlomae_storage::logs::LogError;
 use mlomae_storage::run_dir::RunDirError;
 
 use crate::roles::outcome::Outcome;
 
-/// The process's exit codes.
-pub mod exit_code {
-    /// Everything went well.
-    pub const OK: u8 = 0;
-    /// The command ran, and its answer is no: a verification failed.
-    pub const FAILED: u8 = 1;
-    /// The command line is wrong.
-    pub const USAGE: u8 = 2;
-    /// The data is bad.
-    pub const BAD_DATA: u8 = 65;
-    /// The input does not exist.
-    pub const NO_INPUT: u8 = 66;
-    /// An internal error, or a number that is not finite.
-    pub const INTERNAL: u8 = 70;
-    /// Reading or writing failed, or the system starts no more threads.
-    pub const IO: u8 = 74;
-    /// The configuration is bad.
-    pub const CONFIG: u8 = 78;
-}
-
 /// Why a command ended early.
 #[derive(Debug)]
 pub enum CliError {
-    /// Each line is printed behind `error: `.
+    /// Each line is printed after `error: `.
     Failed {
         /// What went wrong, one line each. Empty if everything has been said.
         lines: Vec<String>,
         /// The process's exit code.
-        exit_code: u8,
+        exit_code: ExitCode,
     },
     /// The reader of stdout has gone; nothing is wrong.
     BrokenPipe,
@@ -56,53 +35,54 @@ pub enum CliError {
 
 impl CliError {
     /// An error of one line.
-    pub fn new(exit_code: u8, line: impl Into<String>) -> Self {
+    #[must_use]
+    pub fn new(exit_code: ExitCode, line: impl Into<String>) -> Self {
         Self::Failed { lines: vec![line.into()], exit_code }
     }
 
     /// An exit code without a message, after the output has said it all.
     #[must_use]
-    pub const fn silent(exit_code: u8) -> Self {
+    pub const fn silent(exit_code: ExitCode) -> Self {
         Self::Failed { lines: Vec::new(), exit_code }
     }
 
     /// A wrong use of the command line.
+    #[must_use]
     pub fn usage(line: impl Into<String>) -> Self {
-        Self::new(exit_code::USAGE, line)
+        Self::new(ExitCode::Usage, line)
     }
 
     /// A thread that the system does not start.
     #[must_use]
     pub fn no_thread(error: &io::Error) -> Self {
-        Self::new(exit_code::IO, format!("cannot start a thread: {error}"))
+        Self::new(ExitCode::Io, format!("cannot start a thread: {error}"))
     }
 
     /// A file operation that failed: `cannot read configs/x.toml: reason`.
     #[must_use]
     pub fn file(action: &str, path: &Path, error: &io::Error) -> Self {
         if error.kind() == io::ErrorKind::NotFound && action == "read" {
-            return Self::new(exit_code::NO_INPUT, format!("no such file: {}", path.display()));
+            return Self::new(ExitCode::NoInput, format!("no such file: {}", path.display()));
         }
-        let exit_code = refusal_code(error).unwrap_or(exit_code::IO);
+        let exit_code = refusal_code(error).unwrap_or(ExitCode::Io);
         Self::new(exit_code, format!("cannot {action} {}: {error}", path.display()))
     }
 
     /// The process's exit code.
     #[must_use]
-    pub const fn exit_code(&self) -> u8 {
+    pub const fn exit_code(&self) -> ExitCode {
         match self {
             Self::Failed { exit_code, .. } => *exit_code,
-            Self::BrokenPipe => exit_code::OK,
+            Self::BrokenPipe => ExitCode::Ok,
         }
     }
 }
 
 impl CliError {
-    /// Whether a signal asked for the end, which is no error.
+    /// Whether a signal requested the end, which is no error.
     #[must_use]
-    pub fn is_by_signal(&self) -> bool {
-        let by_signal = StopReason::ALL.into_iter().filter(|reason| reason.is_signal()).map(StopReason::exit_code);
-        matches!(self, Self::Failed { exit_code, .. } if by_signal.into_iter().any(|code| code == *exit_code))
+    pub const fn is_by_signal(&self) -> bool {
+        matches!(self, Self::Failed { exit_code, .. } if exit_code.is_by_signal())
     }
 }
 
@@ -123,14 +103,14 @@ impl From<io::Error> for CliError {
         if error.kind() == io::ErrorKind::BrokenPipe {
             Self::BrokenPipe
         } else {
-            Self::new(exit_code::IO, format!("cannot write to stdout: {error}"))
+            Self::new(ExitCode::Io, format!("cannot write to stdout: {error}"))
         }
     }
 }
 
 impl From<Vec<ConfigError>> for CliError {
     fn from(errors: Vec<ConfigError>) -> Self {
-        Self::Failed { lines: errors.iter().map(ConfigError::to_string).collect(), exit_code: exit_code::CONFIG }
+        Self::Failed { lines: errors.iter().map(ConfigError::to_string).collect(), exit_code: ExitCode::Config }
     }
 }
 
@@ -187,10 +167,10 @@ fn is_broken_pipe(error: &(dyn std::error::Error + 'static)) -> bool {
 impl From<ModelError> for CliError {
     fn from(error: ModelError) -> Self {
         let exit_code = match &error {
-            ModelError::Config(_) => exit_code::CONFIG,
-            ModelError::Tensor { .. } | ModelError::Checkpoint { .. } => exit_code::BAD_DATA,
-            ModelError::Threads { .. } => exit_code::IO,
-            ModelError::Targets { .. } | ModelError::Lane { .. } | ModelError::Dfdx(_) => exit_code::INTERNAL,
+            ModelError::Config(_) => ExitCode::Config,
+            ModelError::Tensor { .. } | ModelError::Checkpoint { .. } => ExitCode::BadData,
+            ModelError::Threads { .. } => ExitCode::Io,
+            ModelError::Targets { .. } | ModelError::Lane { .. } | ModelError::Dfdx(_) => ExitCode::Internal,
         };
         Self::new(exit_code, error.to_string())
     }
@@ -200,10 +180,10 @@ impl From<ModelError> for CliError {
 ///
 /// # Errors
 /// If the pipeline ended by anything but its work being done: with the cause's line, or without a
-/// line if a signal asked for it.
+/// line if a signal requested it.
 pub fn check_outcome(outcome: &Outcome) -> Result<(), CliError> {
     match outcome.exit_code() {
-        exit_code::OK => Ok(()),
+        ExitCode::Ok => Ok(()),
         exit_code => Err(CliError::Failed { lines: outcome.error_message().into_iter().collect(), exit_code }),
     }
 }
@@ -216,7 +196,7 @@ mod tests {
     fn a_missing_file_is_no_input_and_a_refused_one_an_io_error() {
         let path = Path::new("a/b.toml");
         let missing = CliError::file("read", path, &io::ErrorKind::NotFound.into());
-        assert_eq!((missing.exit_code(), &*missing.to_string()), (66, "no such file: a/b.toml"));
+        assert_eq!((missing.exit_code(), &*missing.to_string()), (ExitCode::NoInput, "no such file: a/b.toml"));
         let refused = CliError::file("read", path, &io::ErrorKind::PermissionDenied.into());
         assert_eq!(refused.exit_code(), 74);
         assert_eq!(CliError::file("write", path, &io::ErrorKind::NotFound.into()).exit_code(), 74);

@@ -1,5 +1,6 @@
-//! The process around everything: exit codes, log output, signals, panics, the terminal.
+//! The process around everything: errors, log output, signals, panics, the terminal, threads in the background.
 
+pub mod background;
 pub mod error;
 pub mod logging;
 pub mod panic_hook;

@@ -13,7 +13,7 @@ thread_local! {
 /// Installs the hook for the whole process.
 ///
 /// The event has the place of the panic, goes to the `events` table, and is off on stderr unless
-/// RUST_LOG asks for `mlomae_panic`: whoever catches the panic reports it in one line.
+/// RUST_LOG enables `mlomae_panic`: the code that catches the panic reports it in one line.
 pub fn install() {
     panic::set_hook(Box::new(report));
 }

@@ -2,8 +2,8 @@
 //!
 //! | signal | while a run trains | else |
 //! |---|---|---|
-//! | INT, TERM | checkpoint at the end of the outer iteration, then end; the second of them leaves at once | leave at once |
-//! | HUP, USR2, XCPU | the same, but repetitions are no haste: terminals and schedulers send them twice | leave at once |
+//! | INT, TERM | checkpoint at the end of the outer iteration, then end; a second one leaves at once | leave at once |
+//! | HUP, USR2, XCPU | the same, but repetitions change nothing: they are often sent twice | leave at once |
 //! | USR1 | checkpoint at the end of the outer iteration, and go on | go on |
 //! | XFSZ | the write fails, as on a full disk | the same |
 //!
@@ -13,32 +13,35 @@ use std::fmt;
 use std::io;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::Duration;
 
 use mlomae_dataflow::flow::stop::{StopFlag, StopReason};
 use mlomae_dataflow::method::checkpoint_request::CheckpointRequest;
+use mlomae_storage::exit_code::ExitCode;
 use mlomae_storage::unfinished;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGXCPU, SIGXFSZ};
-use signal_hook::iterator::{Handle, Signals};
+use signal_hook::iterator::Signals;
 
-use crate::process::error::{CliError, exit_code};
+use crate::process::background::Background;
+use crate::process::error::CliError;
 
-/// How long last words may take on a disk or a terminal that hangs.
+/// How long exit hooks may take on a disk or a terminal that hangs.
 const PATIENCE: Duration = Duration::from_millis(1200);
 
-type LastWords = Box<dyn FnOnce(StopReason) + Send>;
+/// What is done before a signal ends the process, as noting the interruption in `run.json`.
+type ExitHook = Box<dyn FnOnce(StopReason) + Send>;
 
 /// What a signal that ends the process does.
 enum Mode {
-    /// Leave at once, as nothing is lost. The last words say what of it is to be remembered.
-    AtOnce(Option<LastWords>),
-    /// Raise the flag; the run ends itself. The number is that of the haste: INT and TERM so far.
-    Graceful { stop: StopFlag, num_hasty: u32 },
+    /// Leave at once, as nothing is lost.
+    AtOnce(Option<ExitHook>),
+    /// Raise the flag; the run ends itself. `num_hasty` counts INT and TERM, of which the second leaves at once.
+    Graceful { stop: StopFlag, num_hasty: u32, exit_hook: Option<ExitHook> },
 }
 
-/// Shared between the program and the watcher, which holds it while it acts: the mode cannot change meanwhile, and a
-/// program that wants to change it while the process leaves waits for its end.
+/// Shared between the program and the watcher, which holds the lock while it acts: the mode cannot change meanwhile,
+/// and a program that changes it while the process leaves waits for the end.
 struct Shared {
     mode: Mode,
     checkpoint: Option<CheckpointRequest>,
@@ -50,8 +53,7 @@ struct Shared {
 /// system too, and no busy or blocked stage can keep it from leaving.
 pub struct SignalWatcher {
     shared: Arc<Mutex<Shared>>,
-    handle: Handle,
-    thread: Option<JoinHandle<()>>,
+    _watcher: Background,
 }
 
 impl SignalWatcher {
@@ -61,7 +63,7 @@ impl SignalWatcher {
     /// If the signal handlers cannot be installed or no thread can be started.
     pub fn start(before_leaving: impl Fn() + Send + Sync + 'static) -> Result<Self, CliError> {
         Self::watch(Arc::new(before_leaving))
-            .map_err(|error| CliError::new(exit_code::IO, format!("cannot watch signals: {error}")))
+            .map_err(|error| CliError::new(ExitCode::Io, format!("cannot watch signals: {error}")))
     }
 
     fn watch(before_leaving: Arc<dyn Fn() + Send + Sync>) -> io::Result<Self> {
@@ -79,29 +81,40 @@ impl SignalWatcher {
             for signal in signals.forever() {
                 let mut shared = lock(&of_watcher);
                 if let Some(reason) = shared.on_signal(signal) {
-                    let last_words = match &mut shared.mode {
-                        Mode::AtOnce(last_words) => last_words.take(),
-                        Mode::Graceful { .. } => None,
-                    };
-                    leave(reason, last_words, Arc::clone(&before_leaving));
+                    let (Mode::AtOnce(exit_hook) | Mode::Graceful { exit_hook, .. }) = &mut shared.mode;
+                    leave(reason, exit_hook.take(), Arc::clone(&before_leaving));
                 }
             }
         };
-        let thread = thread::Builder::new().name("mlomae-signals".to_owned()).spawn(watch)?;
-        Ok(Self { shared, handle, thread: Some(thread) })
+        let watcher = Background::start_with_end("mlomae-signals", move || handle.close(), watch)?;
+        Ok(Self { shared, _watcher: watcher })
     }
 
     /// From here on signals raise `stop`, and the run ends itself; the second INT or TERM leaves at once.
     pub fn end_gracefully(&self, stop: &StopFlag) {
-        lock(&self.shared).mode = Mode::Graceful { stop: stop.clone(), num_hasty: 0 };
+        self.graceful(stop, None);
     }
 
-    /// From here on signals leave at once, after `last_words`. A flag that was raised before stays raised.
-    pub fn leave_at_once(&self, last_words: impl FnOnce(StopReason) + Send + 'static) {
-        lock(&self.shared).mode = Mode::AtOnce(Some(Box::new(last_words)));
+    /// As [`end_gracefully`](Self::end_gracefully), but the second INT or TERM leaves after `exit_hook`.
+    pub fn end_gracefully_with(&self, stop: &StopFlag, exit_hook: impl FnOnce(StopReason) + Send + 'static) {
+        self.graceful(stop, Some(Box::new(exit_hook)));
     }
 
-    /// From here on USR1 asks for a checkpoint.
+    fn graceful(&self, stop: &StopFlag, exit_hook: Option<ExitHook>) {
+        let mut shared = lock(&self.shared);
+        let num_hasty = match shared.mode {
+            Mode::AtOnce(_) => 0,
+            Mode::Graceful { num_hasty, .. } => num_hasty,
+        };
+        shared.mode = Mode::Graceful { stop: stop.clone(), num_hasty, exit_hook };
+    }
+
+    /// From here on signals leave at once, after `exit_hook`. A flag that was raised before stays raised.
+    pub fn leave_at_once(&self, exit_hook: impl FnOnce(StopReason) + Send + 'static) {
+        lock(&self.shared).mode = Mode::AtOnce(Some(Box::new(exit_hook)));
+    }
+
+    /// From here on USR1 requests a checkpoint.
     pub fn ask_for_checkpoints(&self, request: &CheckpointRequest) {
         lock(&self.shared).checkpoint = Some(request.clone());
     }
@@ -118,22 +131,12 @@ impl fmt::Debug for SignalWatcher {
     }
 }
 
-impl Drop for SignalWatcher {
-    fn drop(&mut self) {
-        self.handle.close();
-        if let Some(thread) = self.thread.take() {
-            // It only loops over signals; had it panicked, there would be nothing to repair.
-            let _ = thread.join();
-        }
-    }
-}
-
 fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Shared {
-    /// Does what `signal` asks for; the reason if it is time to leave at once.
+    /// Handles `signal`; answers the reason if the process shall leave at once.
     fn on_signal(&mut self, signal: i32) -> Option<StopReason> {
         let (reason, is_hasty) = match signal {
             SIGUSR1 => {
@@ -148,7 +151,7 @@ impl Shared {
         };
         match &mut self.mode {
             Mode::AtOnce(_) => Some(reason),
-            Mode::Graceful { stop, num_hasty } => {
+            Mode::Graceful { stop, num_hasty, .. } => {
                 *num_hasty += u32::from(is_hasty);
                 if *num_hasty > 1 {
                     // Nothing more is computed while the process leaves.
@@ -174,26 +177,26 @@ impl Shared {
 }
 
 /// Ends the process within [`PATIENCE`], whatever hangs.
-fn leave(reason: StopReason, last_words: Option<LastWords>, before_leaving: Arc<dyn Fn() + Send + Sync>) -> ! {
-    let (said, all_said) = mpsc::channel();
-    let say = move || {
+fn leave(reason: StopReason, exit_hook: Option<ExitHook>, before_leaving: Arc<dyn Fn() + Send + Sync>) -> ! {
+    let (done, all_done) = mpsc::channel();
+    let clean_up = move || {
         before_leaving();
-        if let Some(last_words) = last_words {
-            last_words(reason);
+        if let Some(exit_hook) = exit_hook {
+            exit_hook(reason);
         }
         unfinished::remove_all_and_hold();
-        // Nobody listens after the time is over.
-        let _ = said.send(());
+        // After the time limit nothing receives it.
+        let _ = done.send(());
     };
-    if thread::Builder::new().name("mlomae-leaving".to_owned()).spawn(say).is_ok() {
-        // Whether they were said in time or not, it is time to go.
-        let _ = all_said.recv_timeout(PATIENCE);
+    if thread::Builder::new().name("mlomae-leaving".to_owned()).spawn(clean_up).is_ok() {
+        // The process ends in either case.
+        let _ = all_done.recv_timeout(PATIENCE);
     }
     signal_hook::low_level::exit(reason.exit_code().into())
 }
 
-/// Whether the process was started with `signal` ignored, as nohup does with hang-ups. Where the system does not tell,
-/// it was not.
+/// Whether the process was started with `signal` ignored, as nohup does with hang-ups; false where the system does not
+/// say.
 fn is_ignored(signal: i32) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     is_ignored_in(&status, signal)
@@ -212,7 +215,7 @@ mod tests {
     use mlomae_dataflow::flow::stop::StopLevel;
 
     fn graceful(stop: &StopFlag) -> Shared {
-        Shared { mode: Mode::Graceful { stop: stop.clone(), num_hasty: 0 }, checkpoint: None }
+        Shared { mode: Mode::Graceful { stop: stop.clone(), num_hasty: 0, exit_hook: None }, checkpoint: None }
     }
 
     #[test]
@@ -234,7 +237,7 @@ mod tests {
                 assert_eq!(shared.on_signal(signal), None);
             }
             assert_eq!(stop.level(), StopLevel::Graceful);
-            assert_eq!(stop.reason().map(StopReason::exit_code), Some(code));
+            assert_eq!(stop.reason().map(|reason| reason.exit_code().code()), Some(code));
             assert_eq!(shared.on_signal(SIGTERM), Some(StopReason::Terminate));
         }
     }
@@ -253,7 +256,7 @@ mod tests {
         for (signal, code) in [(SIGINT, 130), (SIGTERM, 143), (SIGHUP, 129), (SIGUSR2, 140), (SIGXCPU, 152)] {
             let mut shared = Shared { mode: Mode::AtOnce(None), checkpoint: None };
             assert_eq!(shared.on_signal(SIGUSR1), None);
-            assert_eq!(shared.on_signal(signal).map(StopReason::exit_code), Some(code));
+            assert_eq!(shared.on_signal(signal).map(|reason| reason.exit_code().code()), Some(code));
         }
     }
 

@@ -60,13 +60,13 @@ impl fmt::Debug for Terminal {
     }
 }
 
-/// A terminal that may go away (hang-up, EIO): what cannot be drawn is not drawn. The display's library would panic in the
-/// middle of a log line otherwise.
+/// A terminal that may go away (hang-up, EIO): what cannot be drawn is not drawn. The display's library would panic in
+/// the middle of a log line otherwise.
 #[derive(Debug)]
 struct ForgivingTerm(Term);
 
 fn forgive(drawn: io::Result<()>) -> io::Result<()> {
-    // There is nobody left to tell.
+    // Ignored: there is nowhere left to report it.
     drawn.or(Ok(()))
 }
 

@@ -3,11 +3,11 @@
 use std::fmt;
 use std::time::Duration;
 
-use mlomae_dataflow::flow::counters::Phase;
+use mlomae_dataflow::flow::counters::Activity;
 use mlomae_dataflow::flow::exit::Exit;
+use mlomae_dataflow::flow::stage_name::WorkerId;
 use mlomae_dataflow::flow::stop::StopReason;
-
-use crate::roles::worker::WorkerId;
+use mlomae_storage::exit_code::ExitCode;
 
 /// The end of one worker.
 #[derive(Debug, Clone)]
@@ -24,20 +24,19 @@ pub struct StillRunning {
     /// The worker.
     pub worker: WorkerId,
     /// What it is doing.
-    pub phase: Phase,
+    pub activity: Activity,
     /// For how long it has been doing so.
-    pub phase_time: Duration,
+    pub activity_time: Duration,
 }
 
 impl fmt::Display for StillRunning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let seconds = self.phase_time.as_secs_f64();
-        write!(f, "{} ({} for {seconds:.1} s)", self.worker, self.phase.as_str())
+        let seconds = self.activity_time.as_secs_f64();
+        write!(f, "{} ({} for {seconds:.1} s)", self.worker, self.activity.as_str())
     }
 }
 
-/// Something that the supervisor did or saw. Each is logged once, and so becomes a row of the
-/// `events` table.
+/// Something that the supervisor did or saw. Each is logged once and becomes a row of the `events` table.
 #[derive(Debug, Clone)]
 pub enum PipelineEvent {
     /// A worker panicked and is run again; its item in hand is lost.
@@ -58,7 +57,7 @@ pub enum PipelineEvent {
         /// How it ended.
         exit: Exit,
     },
-    /// A stop was asked; the pipeline is going down.
+    /// A stop was requested; the pipeline is going down.
     Stopping {
         /// By what.
         reason: StopReason,
@@ -166,7 +165,7 @@ pub struct Outcome {
     pub abandoned: Vec<StillRunning>,
     /// What happened, in order.
     pub events: Vec<PipelineEvent>,
-    /// What asked for a stop first, if anything did.
+    /// What requested a stop first, if anything did.
     pub stop_reason: Option<StopReason>,
     /// Set if the supervisor itself failed: nothing is known of the workers then.
     pub supervision_error: Option<String>,
@@ -199,16 +198,16 @@ impl Outcome {
     /// The process's exit code: the cause's, else 70 if a worker was abandoned, else the signal's,
     /// else 0.
     #[must_use]
-    pub fn exit_code(&self) -> u8 {
+    pub fn exit_code(&self) -> ExitCode {
         match (self.cause(), self.stop_reason) {
             (Some(cause), _) => cause.exit.exit_code(),
-            (None, _) if self.supervision_error.is_some() || !self.abandoned.is_empty() => 70,
+            (None, _) if self.supervision_error.is_some() || !self.abandoned.is_empty() => ExitCode::Internal,
             (None, Some(reason)) => reason.exit_code(),
-            (None, None) => 0,
+            (None, None) => ExitCode::Ok,
         }
     }
 
-    /// One line that explains a bad end; none if the end was good or a signal asked for it.
+    /// One line that explains a bad end; none if the end was good or a signal requested it.
     #[must_use]
     pub fn error_message(&self) -> Option<String> {
         if let Some(WorkerExit { worker, exit }) = self.cause() {

@@ -13,12 +13,12 @@ use std::time::{Duration, Instant};
 use actix::prelude::*;
 use mlomae_dataflow::flow::counters::StageCounters;
 use mlomae_dataflow::flow::exit::{Exit, StageError, panic_message};
-use mlomae_dataflow::flow::stage_name::StageName;
+use mlomae_dataflow::flow::stage_name::{StageName, WorkerId};
 use mlomae_dataflow::flow::stop::{StopFlag, StopLevel, StopReason};
 
 use crate::roles::outcome::{Outcome, PipelineEvent, StillRunning, WorkerExit};
 use crate::roles::telemetry::{Close, Telemetry, TelemetryActor};
-use crate::roles::worker::{Run, StageTask, Worker, WorkerId};
+use crate::roles::worker::{Run, WorkerActor, WorkerBody};
 
 /// The supervisor's patience.
 #[derive(Debug, Clone, Copy)]
@@ -44,14 +44,14 @@ impl Default for SupervisorOptions {
     }
 }
 
-/// Runs the pipeline of `tasks` to its end on threads of their own; blocks the calling thread,
+/// Runs the `workers` of a pipeline to their end on threads of their own; blocks the calling thread,
 /// which becomes the arbiter of supervisor and telemetry.
 ///
-/// The ports inside the tasks must be the only ends of their channels; an end kept elsewhere
+/// The ports inside the workers' bodies must be the only ends of their channels; an end kept elsewhere
 /// would keep its channel connected and the pipeline waiting.
 #[must_use]
 pub fn supervise(
-    tasks: Vec<StageTask>,
+    workers: Vec<WorkerBody>,
     stop: &StopFlag,
     telemetry: Option<Telemetry>,
     options: SupervisorOptions,
@@ -59,7 +59,7 @@ pub fn supervise(
     let (sender, receiver) = mpsc::channel();
     let mut supervisor = Supervisor {
         workers: Vec::new(),
-        to_start: tasks,
+        to_start: workers,
         stop: stop.clone(),
         options,
         telemetry: None,
@@ -96,18 +96,18 @@ pub fn supervise(
 struct Supervised {
     id: WorkerId,
     /// None once the worker has acknowledged its end.
-    address: Option<Addr<Worker>>,
+    address: Option<Addr<WorkerActor>>,
     counters: StageCounters,
     restarts_left: u32,
 }
 
 struct Supervisor {
     workers: Vec<Supervised>,
-    to_start: Vec<StageTask>,
+    to_start: Vec<WorkerBody>,
     stop: StopFlag,
     options: SupervisorOptions,
     telemetry_to_start: Option<Telemetry>,
-    /// None once it has been told to close.
+    /// None once `Close` has been sent to it.
     telemetry: Option<Addr<TelemetryActor>>,
     events: Vec<PipelineEvent>,
     exits: Vec<WorkerExit>,
@@ -121,13 +121,13 @@ impl Actor for Supervisor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        // Back to front: whoever sends finds its receiver alive.
-        self.to_start.sort_by_key(StageTask::id);
-        while let Some(task) = self.to_start.pop() {
-            let (id, counters, restarts_left) = (task.id(), task.counters(), task.max_restarts());
-            match Worker::spawn(task) {
+        // Back to front, so that every receiver is there before its senders.
+        self.to_start.sort_by_key(WorkerBody::id);
+        while let Some(body) = self.to_start.pop() {
+            let (id, counters, restarts_left) = (body.id(), body.counters(), body.max_restarts());
+            match WorkerActor::spawn(body) {
                 Ok(address) => self.workers.push(Supervised { id, counters, restarts_left, address: Some(address) }),
-                Err((task, cause)) => self.cannot_start(id, task, &cause),
+                Err((body, cause)) => self.cannot_start(id, body, &cause),
             }
         }
         self.telemetry = self.telemetry_to_start.take().map(|telemetry| TelemetryActor::new(telemetry).start());
@@ -140,29 +140,29 @@ impl Actor for Supervisor {
 }
 
 impl Supervisor {
-    /// Takes the pipeline down before it has begun, since a worker has no thread. What is not started yet is dropped, so
-    /// that its neighbours see their ports close.
-    fn cannot_start(&mut self, id: WorkerId, task: Option<StageTask>, cause: &str) {
+    /// Takes the pipeline down before it has started, since a worker has no thread. What is not started yet is dropped,
+    /// so that its neighbours see their ports close.
+    fn cannot_start(&mut self, id: WorkerId, body: Option<WorkerBody>, cause: &str) {
         let message = format!("cannot start the thread of {id}: {cause}");
         let exit = Exit::Failed(StageError::Io { stage: id.stage, message });
         self.stop.stop_now(StopReason::Error);
         // Before the ports close: the log stage ends when all have, and this belongs into the logs.
         self.emit(PipelineEvent::Fatal { worker: id, exit: exit.clone() });
         self.exits.push(WorkerExit { worker: id, exit });
-        self.to_start.extend(task);
+        self.to_start.extend(body);
         self.seal_logs_here();
     }
 
-    /// Drops all tasks that have no thread; the log stage first says its last words, on this one.
+    /// Drops all bodies that have no thread; that of the log stage first drains and seals, on this one.
     fn seal_logs_here(&mut self) {
         // It may hold a sender to the log stage.
         self.telemetry_to_start = None;
         let (log, others): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.to_start).into_iter().partition(|task| task.id().stage == StageName::Log);
+            std::mem::take(&mut self.to_start).into_iter().partition(|body| body.id().stage == StageName::Log);
         drop(others);
-        for task in log {
-            let worker = task.id();
-            let exit = task.run_here();
+        for body in log {
+            let worker = body.id();
+            let exit = body.run_here();
             self.exits.push(WorkerExit { worker, exit });
         }
     }
@@ -267,8 +267,8 @@ impl Supervisor {
                 let counters = worker.counters.snapshot();
                 StillRunning {
                     worker: worker.id,
-                    phase: counters.phase,
-                    phase_time: Duration::from_nanos(counters.phase_ns),
+                    activity: counters.activity,
+                    activity_time: Duration::from_nanos(counters.activity_ns),
                 }
             })
             .collect()
@@ -304,7 +304,7 @@ impl Supervisor {
 
 impl Drop for Supervisor {
     fn drop(&mut self) {
-        // A panic of the supervisor itself would otherwise leave the system running for ever.
+        // A panic of the supervisor itself would otherwise leave the system running forever.
         if self.outcome.is_some()
             && let Some(system) = System::try_current()
         {

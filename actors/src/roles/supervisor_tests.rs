@@ -9,7 +9,9 @@ use mlomae_dataflow::flow::exit::StageError;
 use mlomae_dataflow::flow::ports::{
     Halt, OrderedReceiver, OrderedSender, Payload, WaitContext, fan_in_edge, ordered_edge,
 };
+use mlomae_dataflow::flow::stage_name::EdgeId;
 use mlomae_dataflow::flow::stop::StopLevel;
+use mlomae_storage::exit_code::ExitCode;
 
 use super::*;
 use crate::roles::telemetry::WorkerProbe;
@@ -31,7 +33,7 @@ enum Fault {
     None,
     PanicOnThird,
     PanicAlways,
-    FailOnThird(u8),
+    FailOnThird(ExitCode),
     NanOnThird,
     HangOnThird,
     SlowSink,
@@ -134,7 +136,7 @@ impl Drop for Body {
 }
 
 struct Pipeline {
-    tasks: Vec<StageTask>,
+    workers: Vec<WorkerBody>,
     stop: StopFlag,
     done: Arc<Mutex<Vec<StageName>>>,
     release: Arc<AtomicBool>,
@@ -147,7 +149,7 @@ fn pipeline(faults: &[(StageName, Fault)], capacity: usize, num_items: u64) -> P
     let done = Arc::default();
     let release = Arc::<AtomicBool>::default();
     let mut source = None;
-    let mut tasks = Vec::new();
+    let mut workers = Vec::new();
     let mut load = StageCounters::new();
     for stage in StageName::ALL {
         let counters = StageCounters::new();
@@ -157,7 +159,7 @@ fn pipeline(faults: &[(StageName, Fault)], capacity: usize, num_items: u64) -> P
         let (sink, next) = if stage == StageName::Log {
             (None, None)
         } else {
-            let mut edge = ordered_edge(stage.as_str(), 1, 1, capacity);
+            let mut edge = ordered_edge(EdgeId::fan_in(stage), 1, 1, capacity);
             (edge.senders.pop(), edge.receivers.pop())
         };
         let fault = faults.iter().find(|fault| fault.0 == stage).map_or(Fault::None, |f| f.1);
@@ -172,9 +174,9 @@ fn pipeline(faults: &[(StageName, Fault)], capacity: usize, num_items: u64) -> P
             done: Arc::clone(&done),
             release: Arc::clone(&release),
         };
-        tasks.push(StageTask::new(stage, 0, 2, counters, move || body.run()));
+        workers.push(WorkerBody::new(WorkerId { stage, instance: 0 }, 2, counters, move || body.run()));
     }
-    Pipeline { tasks, stop, done, release, load }
+    Pipeline { workers, stop, done, release, load }
 }
 
 fn quick() -> SupervisorOptions {
@@ -188,7 +190,7 @@ fn quick() -> SupervisorOptions {
 
 impl Pipeline {
     fn supervise(self, options: SupervisorOptions) -> (Outcome, Vec<StageName>) {
-        let outcome = supervise(self.tasks, &self.stop, None, options);
+        let outcome = supervise(self.workers, &self.stop, None, options);
         let done = self.done.lock().expect("no test panics with the lock").clone();
         // Ends a stage that hangs, so that no thread outlives its test for long.
         self.release.store(true, Ordering::Relaxed);
@@ -252,7 +254,7 @@ fn a_stage_that_panics_every_time_ends_the_run_after_its_restarts() {
 #[test]
 fn an_error_ends_the_run_with_its_code_and_message() {
     for stage in StageName::ALL {
-        for exit_code in [65, 66, 74] {
+        for exit_code in [ExitCode::BadData, ExitCode::NoInput, ExitCode::Io] {
             let fault = [(stage, Fault::FailOnThird(exit_code))];
             let (outcome, _) = pipeline(&fault, 0, NUM_ITEMS).supervise(quick());
             assert_eq!(outcome.exit_code(), exit_code);
@@ -267,7 +269,9 @@ fn an_error_ends_the_run_with_its_code_and_message() {
 
 #[test]
 fn a_graceful_stop_drains_front_to_back() {
-    for (reason, exit_code) in [(StopReason::Interrupt, 130), (StopReason::Terminate, 143)] {
+    for (reason, exit_code) in
+        [(StopReason::Interrupt, ExitCode::Interrupt), (StopReason::Terminate, ExitCode::Terminate)]
+    {
         // The sink is the slowest, so that all queues are full when the stop comes.
         let pipeline = pipeline(&[(StageName::Log, Fault::SlowSink)], 4, u64::MAX);
         let (stop, load) = (pipeline.stop.clone(), pipeline.load.clone());
@@ -321,12 +325,12 @@ fn a_hanging_stage_is_named_and_given_up() {
 #[test]
 fn a_sink_of_telemetry_does_not_keep_the_log_stage_waiting() {
     let stop = StopFlag::new();
-    let (to_log, from_all) = fan_in_edge::<Item>("records", 2, 64);
+    let (to_log, from_all) = fan_in_edge::<Item>(EdgeId::fan_in(StageName::Log), 2, 64);
     let counters = StageCounters::new();
     let num_logged = Arc::new(AtomicU64::new(0));
     let log = {
         let (counters, num_logged) = (counters.clone(), Arc::clone(&num_logged));
-        StageTask::new(StageName::Log, 0, 0, counters.clone(), move || {
+        WorkerBody::new(WorkerId { stage: StageName::Log, instance: 0 }, 0, counters.clone(), move || {
             loop {
                 match from_all.recv_timeout(Duration::from_millis(5), &counters) {
                     Ok(Some(Item)) => _ = num_logged.fetch_add(1, Ordering::Relaxed),
@@ -337,14 +341,15 @@ fn a_sink_of_telemetry_does_not_keep_the_log_stage_waiting() {
         })
     };
     let records = to_log.clone();
-    let encoder = StageTask::new(StageName::Encoder, 0, 0, StageCounters::new(), move || {
-        sleep(Duration::from_millis(60));
-        records.send_or_drop(Item).map_or(Exit::Disconnected, |_| Exit::Finished)
-    });
+    let encoder =
+        WorkerBody::new(WorkerId { stage: StageName::Encoder, instance: 0 }, 0, StageCounters::new(), move || {
+            sleep(Duration::from_millis(60));
+            records.send(Item, &WaitContext::default()).map_or(Exit::Disconnected, |()| Exit::Finished)
+        });
     let probe = WorkerProbe { worker: encoder.id(), counters: encoder.counters(), inputs: Vec::new() };
     let telemetry = Telemetry::new(vec![probe], Duration::from_millis(10), Duration::MAX, move |samples| {
         for _ in samples {
-            let _ = to_log.send_or_drop(Item);
+            let _ = to_log.send(Item, &WaitContext::default());
         }
     });
     let outcome = supervise(vec![log, encoder], &stop, Some(telemetry), quick());
@@ -365,7 +370,7 @@ fn no_mixture_of_faults_deadlocks() {
         Fault::None,
         Fault::PanicOnThird,
         Fault::PanicAlways,
-        Fault::FailOnThird(65),
+        Fault::FailOnThird(ExitCode::BadData),
         Fault::NanOnThird,
         Fault::SlowSink,
     ];

@@ -1,17 +1,13 @@
 //! Telemetry: samples what every worker does and how full the queues are, and names the worker
 //! that hangs.
 
-use std::io;
-use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use actix::prelude::*;
-use mlomae_dataflow::flow::counters::{CountersSnapshot, Phase, StageCounters};
+use mlomae_dataflow::flow::counters::{Activity, CountersSnapshot, StageCounters};
 use mlomae_dataflow::flow::ports::EdgeGauge;
-
-use crate::roles::worker::WorkerId;
+use mlomae_dataflow::flow::stage_name::WorkerId;
 
 /// Where one worker's figures are read. Holds no end of any channel.
 #[derive(Debug, Clone)]
@@ -24,7 +20,7 @@ pub struct WorkerProbe {
     pub inputs: Vec<Arc<EdgeGauge>>,
 }
 
-/// The figures of one worker at one moment.
+/// The figures of one worker at one time.
 #[derive(Debug, Clone)]
 pub struct ActorSample {
     /// The worker.
@@ -41,7 +37,7 @@ pub struct ActorSample {
     pub utilization: f64,
 }
 
-/// The newest samples, shared with whoever displays them.
+/// The newest samples, shared with the displays.
 #[derive(Debug, Clone, Default)]
 pub struct NewestSamples {
     samples: Arc<Mutex<Arc<[ActorSample]>>>,
@@ -62,7 +58,7 @@ impl NewestSamples {
 /// What the watchdog found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Finding {
-    /// A worker computes on one thing for longer than the limit.
+    /// A worker computes on one unit of work for longer than the limit.
     Hangs {
         /// The worker.
         worker: WorkerId,
@@ -72,14 +68,14 @@ pub enum Finding {
     /// Every running worker waits, none has finished an item, for longer than the limit.
     Stuck {
         /// The waiting workers with what they wait for.
-        waiting: Vec<(WorkerId, Phase)>,
+        waiting: Vec<(WorkerId, Activity)>,
     },
 }
 
 type SampleSink = Box<dyn FnMut(&[ActorSample]) + Send>;
 
-/// Takes the samples and watches them. Plain state: an actor steps it in a threaded run, the
-/// executor's thread in a serial one.
+/// Takes the samples and watches them. Plain state: an actor steps it in a threaded run, a thread in the background in
+/// a serial one.
 pub struct Telemetry {
     probes: Vec<WorkerProbe>,
     newest: NewestSamples,
@@ -94,7 +90,8 @@ pub struct Telemetry {
 impl Telemetry {
     /// Telemetry of `probes`. `sink` is called with each round of samples, in the probes' order,
     /// and must not block; it is dropped before the log stage is waited for. A worker that
-    /// computes on one thing for longer than `hang_limit` is named by a warning.
+    /// computes on one unit of work for longer than `hang_limit` is named by a warning.
+    #[must_use]
     pub fn new(
         probes: Vec<WorkerProbe>,
         sample_every: Duration,
@@ -145,24 +142,24 @@ impl Telemetry {
         for (sample, reported) in samples.iter().zip(&mut self.reported) {
             let hangs = sample.counters.hangs(limit_ns);
             if hangs && !*reported {
-                let busy = Duration::from_nanos(sample.counters.phase_ns);
+                let busy = Duration::from_nanos(sample.counters.activity_ns);
                 findings.push(Finding::Hangs { worker: sample.worker, busy });
             }
             *reported = hangs;
         }
-        let running = || samples.iter().filter(|sample| sample.counters.phase != Phase::Idle);
-        // A receiver without a deadline, such as the log stage's, leaves its wait now and then, so
-        // long waits alone do not tell; nobody finishing anything within one sample does.
+        let running = || samples.iter().filter(|sample| sample.counters.activity != Activity::Idle);
+        // A receiver without a deadline, such as the log stage's, leaves its wait now and then, so that long waits
+        // alone prove nothing; no finished item between two samples does.
         let num_items = |samples: &[ActorSample]| samples.iter().map(|s| s.counters.items).sum::<u64>();
         let waits_long =
-            |sample: &&ActorSample| sample.counters.phase != Phase::Busy && sample.counters.unit_ns > limit_ns;
+            |sample: &&ActorSample| sample.counters.activity != Activity::Busy && sample.counters.unit_ns > limit_ns;
         let stuck = running().next().is_some()
-            && running().all(|sample| sample.counters.phase != Phase::Busy)
+            && running().all(|sample| sample.counters.activity != Activity::Busy)
             && running().any(|sample| waits_long(&sample))
             && !before.is_empty()
             && num_items(before) == num_items(samples);
         if stuck && !self.reported_stuck {
-            let waiting = running().map(|sample| (sample.worker, sample.counters.phase)).collect();
+            let waiting = running().map(|sample| (sample.worker, sample.counters.activity)).collect();
             findings.push(Finding::Stuck { waiting });
         }
         self.reported_stuck = stuck;
@@ -202,48 +199,13 @@ fn log(finding: &Finding) {
         ),
         Finding::Stuck { waiting } => {
             let waiting: Vec<_> =
-                waiting.iter().map(|(worker, phase)| format!("{worker} ({})", phase.as_str())).collect();
+                waiting.iter().map(|(worker, activity)| format!("{worker} ({})", activity.as_str())).collect();
             tracing::warn!(kind = "pipeline_stuck", "every stage waits: {}", waiting.join(", "));
         }
     }
 }
 
-/// Steps a [`Telemetry`] where there is no arbiter: on a thread of its own, until it is dropped.
-#[derive(Debug)]
-pub struct TelemetryThread {
-    end: Option<mpsc::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl TelemetryThread {
-    /// Starts to sample; a last sample is taken when this is dropped.
-    ///
-    /// # Errors
-    /// If no thread can be started.
-    pub fn start(mut telemetry: Telemetry) -> io::Result<Self> {
-        let (end, ended) = mpsc::channel();
-        let sample = move || {
-            while ended.recv_timeout(telemetry.sample_every()) == Err(RecvTimeoutError::Timeout) {
-                telemetry.sample();
-            }
-            telemetry.sample();
-        };
-        let thread = thread::Builder::new().name("mlomae-telemetry".to_owned()).spawn(sample)?;
-        Ok(Self { end: Some(end), thread: Some(thread) })
-    }
-}
-
-impl Drop for TelemetryThread {
-    fn drop(&mut self) {
-        self.end = None;
-        if let Some(thread) = self.thread.take() {
-            // Sampling that panicked has nothing further to say; the run is none the worse.
-            let _ = thread.join();
-        }
-    }
-}
-
-/// Takes a last sample for the sink and lets it go. The watchdog goes on, over the log stage's last words too.
+/// Takes a last sample for the sink and drops the sink. The watchdog goes on while the log stage drains.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub(crate) struct Close;
@@ -282,7 +244,7 @@ impl Handler<Close> for TelemetryActor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mlomae_dataflow::flow::stage_name::StageName;
+    use mlomae_dataflow::flow::stage_name::{StageName, WorkerId};
     use std::thread::sleep;
 
     fn probe(stage: StageName) -> WorkerProbe {
@@ -321,7 +283,7 @@ mod tests {
         let _wait_in = probes[1].counters.wait_in();
         telemetry.sample();
         sleep(Duration::from_millis(20));
-        let expected = vec![(probes[0].worker, Phase::WaitOut), (probes[1].worker, Phase::WaitIn)];
+        let expected = vec![(probes[0].worker, Activity::WaitOut), (probes[1].worker, Activity::WaitIn)];
         assert_eq!(telemetry.sample(), [Finding::Stuck { waiting: expected }]);
         assert_eq!(telemetry.sample(), []);
         probes[1].counters.add_item(10);

@@ -1,7 +1,7 @@
 //! A worker: one stage instance on one thread, under a sync arbiter of its own.
 //!
 //! The messages that a worker takes carry no data, only "run": items travel over the ports that
-//! the task owns.
+//! its body owns.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -11,146 +11,126 @@ use std::thread;
 use actix::prelude::*;
 use mlomae_dataflow::flow::counters::StageCounters;
 use mlomae_dataflow::flow::exit::{Exit, catch_panic, panic_message};
-use mlomae_dataflow::flow::stage_name::StageName;
+use mlomae_dataflow::flow::stage_name::WorkerId;
 
 use crate::roles::outcome::PipelineEvent;
 
-/// Which worker of which stage.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct WorkerId {
-    /// The stage.
-    pub stage: StageName,
-    /// The worker's number within its stage, from 0.
-    pub instance: u16,
-}
-
-impl fmt::Display for WorkerId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.stage, self.instance)
-    }
-}
-
 /// What a worker runs: a stage's loop with its state and its ports.
 ///
-/// Dropping the task drops the ports, which is how the neighbours learn that this end is gone.
-pub struct StageTask {
+/// Dropping it drops the ports, which is how the neighbours learn that this end is gone.
+pub struct WorkerBody {
     id: WorkerId,
     max_restarts: u32,
     counters: StageCounters,
-    body: Box<dyn FnMut() -> Exit + Send>,
+    run: Box<dyn FnMut() -> Exit + Send>,
 }
 
-impl StageTask {
-    /// Runs the task on this thread, as a worker would for the last time.
-    pub(crate) fn run_here(mut self) -> Exit {
-        catch_panic(|| (self.body)())
-    }
-
-    /// A task whose `body` is run until it exits, and again after a panic if the stage is
-    /// restartable, at most `max_restarts` times.
+impl WorkerBody {
+    /// A body that is `run` until it exits, and again after a panic if the stage is restartable, at most `max_restarts`
+    /// times.
     ///
-    /// `counters` are those that the body counts in; the body also marks its runs in them.
+    /// `counters` are those that it counts in; it also marks its runs in them.
+    #[must_use]
     pub fn new(
-        stage: StageName,
-        instance: u16,
+        id: WorkerId,
         max_restarts: u32,
         counters: StageCounters,
-        body: impl FnMut() -> Exit + Send + 'static,
+        run: impl FnMut() -> Exit + Send + 'static,
     ) -> Self {
-        Self {
-            id: WorkerId { stage, instance },
-            max_restarts: if stage.is_restartable() { max_restarts } else { 0 },
-            counters,
-            body: Box::new(body),
-        }
+        let max_restarts = if id.stage.is_restartable() { max_restarts } else { 0 };
+        Self { id, max_restarts, counters, run: Box::new(run) }
     }
 
-    /// Which worker runs this task.
+    /// Runs on this thread, as a worker would for the last time.
+    pub(crate) fn run_here(mut self) -> Exit {
+        catch_panic(|| (self.run)())
+    }
+
+    /// Which worker runs it.
     #[must_use]
     pub const fn id(&self) -> WorkerId {
         self.id
     }
 
-    /// How often the task may be run again; 0 for a stage that may not be.
+    /// How often it may be run again; 0 for a stage that may not be.
     #[must_use]
     pub const fn max_restarts(&self) -> u32 {
         self.max_restarts
     }
 
-    /// The counters of the task, shared.
+    /// Its counters, shared.
     #[must_use]
     pub fn counters(&self) -> StageCounters {
         self.counters.clone()
     }
 }
 
-impl fmt::Debug for StageTask {
+impl fmt::Debug for WorkerBody {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("StageTask")
+        f.debug_struct("WorkerBody")
             .field("id", &self.id)
             .field("max_restarts", &self.max_restarts)
             .finish_non_exhaustive()
     }
 }
 
-/// Runs the worker's task once, from wherever its state stands, and answers how it ended.
+/// Runs the worker's body once, from wherever its state stands, and answers how it ended.
 #[derive(Debug, Clone, Copy, Message)]
 #[rtype(result = "Exit")]
 pub(crate) struct Run {
-    /// Whether the task will be run again if it panics. If not, the task is dropped before the
-    /// answer, so that the neighbours see the ports close.
+    /// How often the body will be run again if it panics. With 0 it is dropped before the answer, so that the
+    /// neighbours see the ports close.
     pub restarts_left: u32,
 }
 
 /// The actor of one worker.
-pub(crate) struct Worker {
-    task: Option<StageTask>,
+pub(crate) struct WorkerActor {
+    body: Option<WorkerBody>,
 }
 
-impl Worker {
-    /// Starts a thread for `task` and returns the address that it is commanded by.
+impl WorkerActor {
+    /// Starts a thread for `body` and returns the address that it is commanded by.
     /// Needs a running actix system. The thread ends when the last address is dropped.
     ///
     /// # Errors
-    /// If the system starts no more threads: with the task, which has not begun, and the system's words.
-    pub(crate) fn spawn(task: StageTask) -> Result<Addr<Self>, (Option<StageTask>, String)> {
-        let name = format!("mlomae-{}-{}", task.id.stage, task.id.instance);
-        // The factory may be called again by actix, but a task exists once: the second worker
-        // would have none and say so.
-        let task = Arc::new(Mutex::new(Some(task)));
-        let take = |task: &Mutex<Option<StageTask>>| task.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let of_worker = Arc::clone(&task);
+    /// If the system starts no more threads: with the body, which has not run, and the system's message.
+    pub(crate) fn spawn(body: WorkerBody) -> Result<Addr<Self>, (Option<WorkerBody>, String)> {
+        let name = format!("mlomae-{}-{}", body.id.stage, body.id.instance);
+        // Actix may call the factory again, but a body exists once: the second worker would have none and say so.
+        let body = Arc::new(Mutex::new(Some(body)));
+        let take = |body: &Mutex<Option<WorkerBody>>| body.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let of_worker = Arc::clone(&body);
         // Actix panics where a thread cannot be started.
         let started = catch_unwind(AssertUnwindSafe(|| {
             SyncArbiter::start_with_thread_builder(
                 1,
                 move || thread::Builder::new().name(name.clone()),
-                move || Self { task: take(&of_worker) },
+                move || Self { body: take(&of_worker) },
             )
         }));
         started.map_err(|payload| {
             // One more try, for the reason alone.
             let cause = thread::Builder::new().spawn(|| {}).err().map(|error| error.to_string());
-            (take(&task), cause.unwrap_or_else(|| panic_message(payload.as_ref())))
+            (take(&body), cause.unwrap_or_else(|| panic_message(payload.as_ref())))
         })
     }
 
     fn run(&mut self, restarts_left: u32) -> Exit {
-        let Some(task) = &mut self.task else {
+        let Some(body) = &mut self.body else {
             return Exit::Panicked {
-                message: "invariant: a worker is run again only while it has its task".to_owned(),
+                message: "invariant: a worker is run again only while it has its body".to_owned(),
                 lost_sample_ids: Vec::new(),
             };
         };
-        let exit = catch_panic(|| (task.body)());
-        let (id, is_fatal) = (task.id, exit.takes_pipeline_down(task.id.stage, restarts_left));
+        let exit = catch_panic(|| (body.run)());
+        let (id, is_fatal) = (body.id, exit.takes_pipeline_down(body.id.stage, restarts_left));
         if is_fatal {
             // Before the ports close: the log stage ends when all have, and this belongs into the logs.
             PipelineEvent::Fatal { worker: id, exit: exit.clone() }.log();
         }
         if is_fatal || exit.is_clean() {
-            let task = self.task.take();
-            if catch_unwind(AssertUnwindSafe(|| drop(task))).is_err() {
+            let body = self.body.take();
+            if catch_unwind(AssertUnwindSafe(|| drop(body))).is_err() {
                 tracing::warn!(kind = "panic_in_drop", stage = %id.stage, "{id} panicked while it was dropped");
             }
         }
@@ -158,11 +138,11 @@ impl Worker {
     }
 }
 
-impl Actor for Worker {
+impl Actor for WorkerActor {
     type Context = SyncContext<Self>;
 }
 
-impl Handler<Run> for Worker {
+impl Handler<Run> for WorkerActor {
     type Result = MessageResult<Run>;
 
     fn handle(&mut self, run: Run, _: &mut Self::Context) -> Self::Result {
@@ -173,12 +153,14 @@ impl Handler<Run> for Worker {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use mlomae_dataflow::flow::stage_name::StageName;
+
     use crossbeam::channel::{TryRecvError, bounded};
 
-    fn panics_on_third(stage: StageName) -> (Worker, crossbeam::channel::Receiver<u32>) {
+    fn panics_on_third(stage: StageName) -> (WorkerActor, crossbeam::channel::Receiver<u32>) {
         let (sender, receiver) = bounded(8);
         let mut num_items = 0;
-        let body = move || {
+        let run = move || {
             loop {
                 num_items += 1;
                 assert!(num_items != 3, "third item");
@@ -188,8 +170,8 @@ mod tests {
                 sender.send(num_items).expect("the test holds the receiver");
             }
         };
-        let task = StageTask::new(stage, 0, 2, StageCounters::new(), body);
-        (Worker { task: Some(task) }, receiver)
+        let body = WorkerBody::new(WorkerId { stage, instance: 0 }, 2, StageCounters::new(), run);
+        (WorkerActor { body: Some(body) }, receiver)
     }
 
     #[test]
@@ -208,13 +190,14 @@ mod tests {
             assert!(matches!(worker.run(restarts_left), Exit::Panicked { .. }));
             assert_eq!(items.try_iter().count(), 2);
             assert_eq!(items.try_recv(), Err(TryRecvError::Disconnected), "{stage}");
-            assert!(matches!(worker.run(0), Exit::Panicked { .. }), "there is no task any more");
+            assert!(matches!(worker.run(0), Exit::Panicked { .. }), "there is no body any more");
         }
     }
 
     #[test]
     fn stages_with_weights_are_never_restarted() {
-        let task = StageTask::new(StageName::Policy, 0, 3, StageCounters::new(), || Exit::Finished);
-        assert_eq!(task.max_restarts(), 0);
+        let id = WorkerId { stage: StageName::Policy, instance: 0 };
+        let body = WorkerBody::new(id, 3, StageCounters::new(), || Exit::Finished);
+        assert_eq!(body.max_restarts(), 0);
     }
 }

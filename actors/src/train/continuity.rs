@@ -4,9 +4,10 @@ use mlomae_dataflow::config::{Config, ConfigError, KeyChange, OnResume};
 use mlomae_dataflow::input::augment::Normalisation;
 use mlomae_storage::dataset::fingerprint::{Change, Fingerprint, Part};
 use mlomae_storage::dataset::{self, DataError, Dataset, Split};
+use mlomae_storage::exit_code::ExitCode;
 use serde::{Deserialize, Serialize};
 
-use crate::process::error::{CliError, exit_code};
+use crate::process::error::CliError;
 
 /// What a checkpoint is read for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,7 +35,7 @@ impl DataContent {
     /// The content of the opened splits of `config`'s data.
     ///
     /// # Errors
-    /// If a label cannot be told or a file is gone.
+    /// If a label cannot be read or a file is gone.
     pub fn of(config: &Config, train: &dyn Dataset, test: Option<&dyn Dataset>) -> Result<Self, DataError> {
         let of = |split| Fingerprint::of(split, config.data.path.as_deref());
         Ok(Self { train: of(train)?, test: test.map(of).transpose()? })
@@ -73,7 +74,7 @@ impl Effective {
 }
 
 /// Holds the configuration `now` against that of a checkpoint after `outer` outer iterations. Keys that cannot take
-/// effect are refused, all of them at once; those that do and change results are told. Returns the keys that name the
+/// effect are refused, all of them at once; those that do and change results are logged. Returns the keys that name the
 /// data and have changed.
 ///
 /// # Errors
@@ -136,7 +137,7 @@ fn check_lag(recorded: &Config, now: &Config, outer: u64) -> Option<ConfigError>
     })
 }
 
-/// What has changed in the data, in words; empty if nothing.
+/// What has changed in the data, as text; empty if nothing.
 #[derive(Debug, Default)]
 struct Differences {
     /// What can change what is trained.
@@ -187,7 +188,7 @@ impl Differences {
     }
 }
 
-/// Holds data that are `now` against those `before`, and tells what differs. The test split only judges, so that a
+/// Compares the data `now` with those `before`, and logs what differs. The test split only judges, so that a
 /// change of it alone is no reason to refuse. Answers whether anything that counts has changed; `keys` are those that
 /// name other data, `place` is the checkpoint.
 ///
@@ -212,7 +213,7 @@ pub fn compare_data(
     }
     let refuse = |way_out: &str| {
         let line = format!("data is not what the checkpoint was trained on ({what}); {way_out}: {place}");
-        Err(CliError::new(exit_code::CONFIG, line))
+        Err(CliError::new(ExitCode::Config, line))
     };
     match purpose {
         Purpose::Judge if classes => refuse("it is judged only on data of the same classes"),

@@ -4,8 +4,9 @@
 use std::path::{Component, Path, PathBuf};
 
 use mlomae_dataflow::config::Config;
+use mlomae_storage::exit_code::ExitCode;
 
-use crate::process::error::{CliError, exit_code};
+use crate::process::error::CliError;
 
 /// Makes the paths of a configuration absolute: those that were given in this process are meant relative to the current
 /// folder. A path that has no form in the configuration's text, which is UTF-8, stays as it is.
@@ -18,8 +19,9 @@ pub fn anchor(config: &mut Config) {
     }
 }
 
-/// The path as it is found from any folder; none if that is no UTF-8. Links are not followed, since their owner may turn
-/// them, unless a `..` may lead out of one.
+/// The path as it is found from any folder; none if that is no UTF-8. Links are not followed, since their owner may
+/// turn them, unless a `..` may lead out of one.
+#[must_use]
 pub fn absolute(path: &Path) -> Option<PathBuf> {
     let goes_up = path.components().any(|part| part == Component::ParentDir);
     let absolute = if goes_up { path.canonicalize() } else { std::path::absolute(path) };
@@ -39,7 +41,7 @@ pub fn find(config: &mut Config, run: Option<&Path>) -> Result<(), CliError> {
     let run = run.and_then(|run| std::path::absolute(run).ok());
     let moved = run.as_deref().and_then(|run| match (recorded.is_absolute(), root.is_absolute()) {
         (true, true) => Some(normal(&run.join(relative(&root.join(config.run.id.as_deref()?), &recorded)))),
-        // As older versions kept it: relative to the folder in which the run was begun.
+        // As older versions kept it: relative to the folder in which the run was started.
         (false, false) => {
             let mut folder = run.parent()?;
             for part in root.components().rev().filter(|part| *part != Component::CurDir) {
@@ -56,7 +58,7 @@ pub fn find(config: &mut Config, run: Option<&Path>) -> Result<(), CliError> {
     };
     let Some(place) = place.into_iter().flatten().find(|place| place.exists()) else {
         let line = format!("dataset not found: {}; if it has moved: --set data.path=NEW", recorded.display());
-        return Err(CliError::new(exit_code::NO_INPUT, line));
+        return Err(CliError::new(ExitCode::NoInput, line));
     };
     if recorded.is_absolute() && place != recorded {
         tracing::warn!(
@@ -128,7 +130,7 @@ mod tests {
         // The recorded place counts as long as it is there, and then what lies to the run as it did.
         assert_eq!(found(config(&text("old/runs"), &text("other")), "new/runs/r").expect("found"), text("other"));
         assert_eq!(found(config(&text("old/runs"), &text("old/data")), "new/runs/r").expect("found"), text("new/data"));
-        // An older version's relative path is meant from the folder in which the run was begun.
+        // An older version's path is relative to the folder in which the run was started.
         assert_eq!(found(config("runs", "data"), "new/runs/r").expect("found"), text("new/data"));
         assert_eq!(found(config("./runs", "data"), "new/runs/r").expect("found"), text("new/data"));
         let refusal = found(config(&text("old/runs"), &text("old/gone")), "new/runs/r").expect_err("nowhere");

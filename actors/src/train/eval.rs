@@ -9,20 +9,21 @@ use mlomae_model::lane::{Lane, LaneSize};
 use mlomae_model::rng::{Purpose, keyed, shuffle};
 use mlomae_model::{Arena, Compute, Vector};
 use mlomae_storage::dataset::{Dataset, Split};
+use mlomae_storage::exit_code::ExitCode;
 
-use crate::process::error::{CliError, exit_code};
-use crate::train::setup::Prepared;
+use crate::process::error::CliError;
+use crate::train::experiment::Experiment;
 
-/// How features are judged.
+/// An evaluation protocol: how features are judged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Task {
+pub enum Protocol {
     /// Votes of the nearest neighbours by cosine.
     Knn,
     /// A linear classifier trained on frozen features.
     Linear,
 }
 
-impl Task {
+impl Protocol {
     /// The name in the `evals` table.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -53,7 +54,7 @@ pub type Progress<'a> = &'a mut dyn FnMut(&'static str, usize, usize);
 /// encoders are judged by the same.
 #[derive(Debug)]
 pub struct Judge<'a> {
-    prepared: &'a Prepared,
+    experiment: &'a Experiment,
     compute: Compute,
     lane: std::cell::RefCell<Box<dyn Lane>>,
     train: Vec<usize>,
@@ -66,9 +67,9 @@ impl<'a> Judge<'a> {
     ///
     /// # Errors
     /// If no split judges, or a label cannot be read.
-    pub fn new(prepared: &'a Prepared) -> Result<Self, CliError> {
-        let (config, data) = (&prepared.config, &prepared.data);
-        prepared.loader(Split::Test)?;
+    pub fn new(experiment: &'a Experiment) -> Result<Self, CliError> {
+        let (config, data) = (&experiment.config, &experiment.data);
+        experiment.loader(Split::Test)?;
         let roles = Role::ALL.iter().flat_map(|role| data.roles.indices(*role).iter().copied());
         let train = choose(data.train.as_ref(), roles, config, config.eval.max_train, 1)?;
         let test = match &data.test {
@@ -77,25 +78,25 @@ impl<'a> Judge<'a> {
         };
         if test.is_empty() {
             let line = format!("data: no images of {} can judge: {}", data.train.info().name, data.test_role.text);
-            return Err(CliError::new(exit_code::NO_INPUT, line));
+            return Err(CliError::new(ExitCode::NoInput, line));
         }
         let num_threads = std::thread::available_parallelism().map_or(1, usize::from);
         let grain = config.train.grain;
         let compute = Compute::new(num_threads, grain, Arena::new())?;
-        let (method, size) = (&prepared.method, LaneSize { num_threads, micro_batch: grain });
+        let (method, size) = (&experiment.method, LaneSize { num_threads, micro_batch: grain });
         let lane = std::cell::RefCell::new(method.device.lane(&method.model, &compute.arena, grain, size)?);
-        Ok(Self { prepared, compute, lane, train, test })
+        Ok(Self { experiment, compute, lane, train, test })
     }
 
     /// Judges the encoder in `theta`.
     ///
     /// # Errors
     /// If a sample cannot be read.
-    pub fn judge(&self, task: Task, theta: &Vector, progress: Progress<'_>) -> Result<Judgement, CliError> {
+    pub fn judge(&self, protocol: Protocol, theta: &Vector, progress: Progress<'_>) -> Result<Judgement, CliError> {
         let begin = Instant::now();
-        let (config, model) = (&self.prepared.config, &self.prepared.method.model);
+        let (config, model) = (&self.experiment.config, &self.experiment.method.model);
         let mut features = |split, indices: &[usize], name| {
-            let loader = self.prepared.loader(split)?;
+            let loader = self.experiment.loader(split)?;
             let batch = config.eval.batch;
             let mut all = Features { dim: model.config.dim, ..Features::default() };
             for (number, part) in indices.chunks(batch).enumerate() {
@@ -113,14 +114,14 @@ impl<'a> Judge<'a> {
         for (split, features) in [("train", &train), ("test", &test)] {
             if features.is_empty() {
                 let line = format!("data: none of the chosen images of the {split} split can be decoded");
-                return Err(CliError::new(exit_code::BAD_DATA, line));
+                return Err(CliError::new(ExitCode::BadData, line));
             }
         }
         let num_classes = model.config.num_classes;
         let eval = &config.eval;
-        let accuracy = match task {
-            Task::Knn => knn_accuracy(&self.compute, &train, &test, num_classes, eval.knn_k, eval.knn_temperature),
-            Task::Linear => {
+        let accuracy = match protocol {
+            Protocol::Knn => knn_accuracy(&self.compute, &train, &test, num_classes, eval.knn_k, eval.knn_temperature),
+            Protocol::Linear => {
                 let probe = LinearProbe {
                     epochs: eval.linear_epochs,
                     batch: eval.batch,

@@ -1,16 +1,16 @@
-//! What a run will take of the machine's memory, and whether there is so much: said and checked before it is taken.
+//! The memory that a run will need and whether the machine has it, checked before it is allocated.
 
 use mlomae_dataflow::config::MemoryCheck;
 use mlomae_dataflow::flow::stage_name::StageName;
 use mlomae_dataflow::flow::topology::EdgeBound;
 use mlomae_dataflow::record::statistics::MAX_REMEMBERED;
-use mlomae_dataflow::run::pipeline::topology;
 use mlomae_model::Level;
 use mlomae_model::ModelConfig;
+use mlomae_storage::exit_code::ExitCode;
 use mlomae_storage::machine_memory::{Available, Limit, available, bytes_text};
 
-use crate::process::error::{CliError, exit_code};
-use crate::train::setup::Prepared;
+use crate::process::error::CliError;
+use crate::train::experiment::Experiment;
 
 /// The program, its threads and its buffers, measured.
 const PROGRAM_BYTES: u64 = 48 << 20;
@@ -43,58 +43,58 @@ impl Needs {
     ///
     /// # Errors
     /// Never for a checked configuration.
-    pub fn of_training(prepared: &Prepared) -> Result<Self, CliError> {
-        let config = &prepared.config;
+    pub fn of_training(experiment: &Experiment) -> Result<Self, CliError> {
+        let config = &experiment.config;
         let mut parts = vec![
             Part {
                 name: "weights, gradients and moments",
-                num_bytes: weight_bytes(prepared),
+                num_bytes: weight_bytes(experiment),
                 keys: "model.dim, model.depth, mask.hidden, pipeline.lag",
             },
             Part {
                 name: "activations",
-                num_bytes: activation_bytes(prepared),
+                num_bytes: activation_bytes(experiment),
                 keys: "pretrain.batch, finetune.batch, policy.batch, model.patch, model.depth",
             },
             Part {
                 name: "queues",
-                num_bytes: queue_bytes(prepared)?,
+                num_bytes: queue_bytes(experiment)?,
                 keys: "actors.STAGE.queue_cap, model.dim, mask.hidden",
             },
             Part {
                 name: "masks of all samples",
-                num_bytes: mask_bytes(prepared),
+                num_bytes: mask_bytes(experiment),
                 keys: "data.max_samples, model.patch",
             },
             PROGRAM,
         ];
         if config.eval.at_end {
-            let evaluation = evaluation_bytes(prepared);
+            let evaluation = evaluation_bytes(experiment);
             // Judged after training, in the memory that it leaves.
             let training: u64 = sum(&parts);
             let rest = evaluation.num_bytes.saturating_sub(training);
             parts.push(Part { num_bytes: rest, ..evaluation });
         }
-        Ok(Self { held: held(prepared), parts, num_threads: num_threads(prepared) })
+        Ok(Self { held: held(experiment), parts, num_threads: num_threads(experiment) })
     }
 
     /// What judging an encoder takes.
     #[must_use]
-    pub fn of_evaluation(prepared: &Prepared) -> Self {
-        let parts = vec![theta(prepared), evaluation_bytes(prepared), PROGRAM];
-        Self { held: held(prepared), parts, num_threads: num_threads(prepared) }
+    pub fn of_evaluation(experiment: &Experiment) -> Self {
+        let parts = vec![theta(experiment), evaluation_bytes(experiment), PROGRAM];
+        Self { held: held(experiment), parts, num_threads: num_threads(experiment) }
     }
 
     /// What a forward pass of the whole autoencoder over `num_images` images takes.
     #[must_use]
-    pub fn of_pictures(prepared: &Prepared, num_images: usize) -> Self {
-        let model = &prepared.method.model.config;
+    pub fn of_pictures(experiment: &Experiment, num_images: usize) -> Self {
+        let model = &experiment.method.model.config;
         let num_bytes = times(&[num_images, activations(model).iter().sum()]).saturating_mul(4);
         let pictures = Part { name: "activations", num_bytes, keys: "--images" };
         Self {
-            held: held(prepared),
-            parts: vec![theta(prepared), pictures, PROGRAM],
-            num_threads: num_threads(prepared),
+            held: held(experiment),
+            parts: vec![theta(experiment), pictures, PROGRAM],
+            num_threads: num_threads(experiment),
         }
     }
 
@@ -123,6 +123,14 @@ impl Needs {
     /// # Errors
     /// With one line that names the sum, the largest part and the keys that make it smaller.
     pub fn check(&self, check: MemoryCheck) -> Result<(), CliError> {
+        self.check_or(check, "run.memory_check = \"warn\"")
+    }
+
+    /// As [`Needs::check`], for a command where `way_out` is what turns the refusal into a warning.
+    ///
+    /// # Errors
+    /// As [`Needs::check`].
+    pub fn check_or(&self, check: MemoryCheck, way_out: &str) -> Result<(), CliError> {
         match (self.problem(available()), check) {
             (None, _) => Ok(()),
             (Some(line), MemoryCheck::Warn) => {
@@ -130,18 +138,10 @@ impl Needs {
                 Ok(())
             }
             (Some(line), MemoryCheck::Refuse) => {
-                let line = format!("{line}; run.memory_check = \"warn\" goes on all the same");
-                Err(CliError::new(exit_code::CONFIG, line))
+                let line = format!("{line}; {way_out} goes on all the same");
+                Err(CliError::new(ExitCode::Config, line))
             }
         }
-    }
-
-    /// Refuses what does not fit.
-    ///
-    /// # Errors
-    /// As [`Needs::check`].
-    pub fn require(&self) -> Result<(), CliError> {
-        self.problem(available()).map_or(Ok(()), |line| Err(CliError::new(exit_code::CONFIG, line)))
     }
 
     /// What is said if there is less than needed.
@@ -189,38 +189,38 @@ fn times(factors: &[usize]) -> u64 {
     factors.iter().fold(1, |product: u64, factor| product.saturating_mul(*factor as u64))
 }
 
-fn held(prepared: &Prepared) -> Part {
-    let data = &prepared.data;
+fn held(experiment: &Experiment) -> Part {
+    let data = &experiment.data;
     let test = data.test.as_ref().map_or(0, |test| test.resident_bytes());
     let num_bytes = data.train.resident_bytes().saturating_add(test);
     Part { name: "data", num_bytes, keys: "fewer or smaller images" }
 }
 
-fn num_threads(prepared: &Prepared) -> usize {
+fn num_threads(experiment: &Experiment) -> usize {
     // Load, score and log, and those that belong to no stage.
-    StageName::ALL.into_iter().map(|stage| prepared.config.actors.stage(stage).num_workers()).sum::<usize>() + 4
+    StageName::ALL.into_iter().map(|stage| experiment.config.actors.stage(stage).num_workers()).sum::<usize>() + 4
 }
 
-fn len(prepared: &Prepared, level: Level) -> u64 {
-    prepared.method.model.layout(level).len as u64
+fn len(experiment: &Experiment, level: Level) -> u64 {
+    experiment.method.model.layout(level).len as u64
 }
 
-fn theta(prepared: &Prepared) -> Part {
+fn theta(experiment: &Experiment) -> Part {
     // As it was read from the checkpoint, with its moments, and as it is used.
-    let num_bytes = len(prepared, Level::Pretrain).saturating_add(len(prepared, Level::Mask)).saturating_mul(4 * 6);
+    let num_bytes = len(experiment, Level::Pretrain).saturating_add(len(experiment, Level::Mask)).saturating_mul(4 * 6);
     Part { name: "weights", num_bytes, keys: "a checkpoint of smaller networks" }
 }
 
 /// Values, gradient and both moments of every set, and the versions that are held besides: a step
 /// writes the next one while snapshots hold the last.
-fn weight_bytes(prepared: &Prepared) -> u64 {
-    let lag = prepared.method.lag;
+fn weight_bytes(experiment: &Experiment) -> u64 {
+    let lag = experiment.method.lag;
     let sets = [(Level::Pretrain, 6 + lag), (Level::Finetune, 5), (Level::Mask, 6 + lag)];
-    sets.iter().map(|(set, copies)| len(prepared, *set).saturating_mul(4 * copies)).fold(0, u64::saturating_add)
+    sets.iter().map(|(set, copies)| len(experiment, *set).saturating_mul(4 * copies)).fold(0, u64::saturating_add)
 }
 
-/// Values that the recorded pass of an image keeps for its backward pass: in level 1, and in level 2. About 15 vectors of
-/// the width for each token and block, and the attention weights.
+/// Values that the recorded pass of an image keeps for its backward pass: in level 1, and in level 2. About 15 vectors
+/// of the width for each token and block, and the attention weights.
 fn activations(model: &ModelConfig) -> [usize; 2] {
     let block = |tokens: usize, dim: usize, heads: usize| {
         tokens.saturating_mul((15 * dim).saturating_add(heads.saturating_mul(tokens)))
@@ -232,9 +232,9 @@ fn activations(model: &ModelConfig) -> [usize; 2] {
 }
 
 /// What the largest recorded passes keep, over all compute threads.
-fn activation_bytes(prepared: &Prepared) -> u64 {
-    let config = &prepared.config;
-    let [level_1, level_2] = activations(&prepared.method.model.config);
+fn activation_bytes(experiment: &Experiment) -> u64 {
+    let config = &experiment.config;
+    let [level_1, level_2] = activations(&experiment.method.model.config);
     let pieces = |stage: StageName, batch: usize| {
         let threads = config.actors.stage(stage).num_workers();
         threads * config.actors.micro_batch(stage, batch, threads).max(config.train.grain)
@@ -242,21 +242,19 @@ fn activation_bytes(prepared: &Prepared) -> u64 {
     // The pass of level 2 keeps the whole finetune batch, and of the validation batch what its threads have in hand.
     let validation = pieces(StageName::Evaluator, config.policy.batch).min(config.policy.batch);
     let level_1 = times(&[4, level_1, pieces(StageName::Encoder, config.pretrain.batch).min(config.pretrain.batch)]);
-    let level_2 = match prepared.method.is_learned() {
+    let level_2 = match experiment.method.is_learned() {
         true => times(&[4, level_2, config.finetune.batch + validation]),
         false => 0,
     };
-    if prepared.method.lag == 0 { level_1.max(level_2) } else { level_1.saturating_add(level_2) }
+    if experiment.method.lag == 0 { level_1.max(level_2) } else { level_1.saturating_add(level_2) }
 }
 
-/// What the pipeline's queues hold when they are full. Parts of checkpoints are bounded by the queue of the log stage alone
-/// (see `check`), but no more than two checkpoints are on their way unless the disk is slower than the training.
-fn queue_bytes(prepared: &Prepared) -> Result<u64, CliError> {
-    let batches = prepared.load_train.plan().batch_sizes();
-    let topology = topology(&prepared.method, &prepared.config.actors, batches)
-        .map_err(|error| CliError::new(exit_code::INTERNAL, format!("topology: {error}")))?;
-    let sets = [(Level::Pretrain, 3), (Level::Finetune, 3), (Level::Mask, 5 + prepared.method.lag)];
-    let checkpoint = sets.iter().map(|(set, copies)| len(prepared, *set).saturating_mul(4 * copies));
+/// What the pipeline's queues hold when they are full. Parts of checkpoints are bounded by the queue of the log stage
+/// alone (see `check`), but no more than two checkpoints are on their way unless the disk is slower than the training.
+fn queue_bytes(experiment: &Experiment) -> Result<u64, CliError> {
+    let topology = experiment.topology()?;
+    let sets = [(Level::Pretrain, 3), (Level::Finetune, 3), (Level::Mask, 5 + experiment.method.lag)];
+    let checkpoint = sets.iter().map(|(set, copies)| len(experiment, *set).saturating_mul(4 * copies));
     let two_checkpoints = checkpoint.fold(0, u64::saturating_add).saturating_mul(2);
     let edge = |bound: &EdgeBound| {
         let items = times(&[bound.queue_cap + bound.num_in_hand, bound.payload_bytes]);
@@ -266,14 +264,14 @@ fn queue_bytes(prepared: &Prepared) -> Result<u64, CliError> {
 }
 
 /// The last masks that are remembered, by which changes are told.
-fn mask_bytes(prepared: &Prepared) -> u64 {
-    times(&[MAX_REMEMBERED, prepared.method.model.config.num_patches().div_ceil(8)])
+fn mask_bytes(experiment: &Experiment) -> u64 {
+    times(&[MAX_REMEMBERED, experiment.method.model.config.num_patches().div_ceil(8)])
         + MAX_REMEMBERED as u64 * MASK_BYTES
 }
 
 /// Features of the train and the test images, twice while they are compared, and a batch on its way.
-fn evaluation_bytes(prepared: &Prepared) -> Part {
-    let (config, data, model) = (&prepared.config, &prepared.data, &prepared.method.model.config);
+fn evaluation_bytes(experiment: &Experiment) -> Part {
+    let (config, data, model) = (&experiment.config, &experiment.data, &experiment.method.model.config);
     let num_test = data.test.as_ref().map_or(0, |test| test.len()).min(config.eval.max_test);
     let num_train = data.train.len().min(config.eval.max_train);
     let features = times(&[2 * 4, model.dim, num_train + num_test]);
@@ -295,7 +293,7 @@ mod tests {
     fn needs(settings: &[&str]) -> Needs {
         let inputs = settings.iter().fold(ConfigInputs::quickstart(), |inputs, setting| inputs.set(setting));
         let config = Config::resolve(&inputs).expect("valid");
-        Needs::of_training(&Prepared::new(config, None).expect("prepared")).expect("needs")
+        Needs::of_training(&Experiment::new(config, None).expect("experiment")).expect("needs")
     }
 
     fn left(num_bytes: u64) -> Available {

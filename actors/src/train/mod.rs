@@ -3,10 +3,10 @@
 pub mod continuity;
 pub mod data_place;
 pub mod eval;
+pub mod experiment;
+pub mod loaded_checkpoint;
 pub mod memory;
 pub mod resumption;
 pub mod run;
 pub mod run_log;
-pub mod setup;
-pub mod trained;
 pub mod training;

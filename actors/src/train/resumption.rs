@@ -12,18 +12,18 @@ use mlomae_storage::run_dir::{RunDir, RunStatus};
 use crate::process::error::CliError;
 use crate::train::continuity::Purpose;
 use crate::train::data_place;
-use crate::train::eval::{Judgement, Task};
+use crate::train::eval::{Judgement, Protocol};
+use crate::train::experiment::{Experiment, config_toml};
+use crate::train::loaded_checkpoint::{Base, LoadedCheckpoint};
 use crate::train::memory::Needs;
-use crate::train::run::{Run, Start, VERSION};
-use crate::train::setup::{Prepared, config_toml};
-use crate::train::trained::{Base, Trained};
+use crate::train::run::{ReadyRun, Run, VERSION};
 use crate::watch::prometheus;
 
 /// What became of a run that is taken up.
 #[derive(Debug)]
 pub enum Resumed {
     /// It goes on.
-    Ready(Box<Start>),
+    Ready(Box<ReadyRun>),
     /// It is finished, and nothing of it was touched.
     Finished(Box<Finished>),
 }
@@ -32,7 +32,7 @@ pub enum Resumed {
 #[derive(Debug)]
 pub struct Finished {
     /// Configuration, data and networks.
-    pub prepared: Prepared,
+    pub experiment: Experiment,
     /// The run.
     pub dir: RunDir,
     /// Outer iterations done.
@@ -44,8 +44,8 @@ pub struct Finished {
 }
 
 /// Where a run starts again.
-struct From {
-    prepared: Prepared,
+struct StartingPoint {
+    experiment: Experiment,
     state: TrainState,
     step: u64,
     wall_s: f64,
@@ -54,14 +54,15 @@ struct From {
 
 impl Run {
     /// Takes up the run at `path` at its latest checkpoint, or at its beginning if it has none. If `path` is the folder
-    /// of one of a run's checkpoints, the run goes back to that one. The configuration is `base` if given, else the run's
-    /// own as its last process had it, also one that was killed before it wrote a checkpoint, or, going back, that of
-    /// the checkpoint; with `changes` over it. A finished run is left as it is.
+    /// of one of a run's checkpoints, the run goes back to that one. The configuration is `base` if given, else the
+    /// run's own as its last process had it, also one that was killed before it wrote a checkpoint, or, going back,
+    /// that of the checkpoint; with `changes` over it. A finished run is left as it is.
     ///
     /// # Errors
-    /// If there is no such run, another process holds it, its files are damaged, a key is given that cannot take effect,
-    /// the data are others (unless `accept_changed_data`), memory is too small, or the metrics' address cannot be had.
-    /// Nothing is changed then: `before_changes` is called before anything is, but for what an interrupted save left.
+    /// If there is no such run, another process holds it, its files are damaged, a key is given that cannot take
+    /// effect, the data are others (unless `accept_changed_data`), memory is too small, or the metrics' address cannot
+    /// be had. Nothing is changed then: `before_changes` is called before anything is, but for what an interrupted save
+    /// left.
     pub fn resume(
         path: &Path,
         base: Option<ConfigInputs>,
@@ -93,16 +94,16 @@ impl Run {
                 path.join("run.json").display()
             );
         }
-        let From { mut prepared, state, step, wall_s, data_changed } = if is_begun {
+        let StartingPoint { mut experiment, state, step, wall_s, data_changed } = if is_begun {
             let purpose = Purpose::Resume { accept_changed_data };
             let base = match (base, &before) {
                 (Some(base), _) => Base::Given(base),
                 (None, Some((_, own))) if from.is_none() => Base::Run(own.clone()),
                 (None, _) => Base::Own,
             };
-            let Trained { prepared, state, step, wall_s, data_changed, .. } =
-                Trained::load(from.unwrap_or(path), base, changes, purpose)?;
-            From { prepared, state, step, wall_s, data_changed }
+            let LoadedCheckpoint { experiment, state, step, wall_s, data_changed, .. } =
+                LoadedCheckpoint::load(from.unwrap_or(path), base, changes, purpose)?;
+            StartingPoint { experiment, state, step, wall_s, data_changed }
         } else {
             let is_given = base.is_some() || changes.gives("data.path");
             let mut inputs = base.map_or_else(own, Ok)?;
@@ -112,28 +113,28 @@ impl Run {
             if !is_given {
                 data_place::find(&mut config, Some(path))?;
             }
-            let mut prepared = Prepared::new(config, None)?;
-            prepared.anchor()?;
+            let mut experiment = Experiment::new(config, None)?;
+            experiment.anchor()?;
             // Nothing is trained yet, so that every key takes effect.
-            record.seed = prepared.config.seed;
-            let state = TrainState::fresh(&prepared.method);
-            From { prepared, state, step: 0, wall_s: 0.0, data_changed: false }
+            record.seed = experiment.config.seed;
+            let state = TrainState::fresh(&experiment.method);
+            StartingPoint { experiment, state, step: 0, wall_s: 0.0, data_changed: false }
         };
         let root = path.parent().filter(|root| !root.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        stay_in_place(&mut prepared.config, root, &record.id, [gives_root, gives_id])?;
+        stay_in_place(&mut experiment.config, root, &record.id, [gives_root, gives_id])?;
 
-        let is_done = is_begun && state.outer == prepared.method.total_outer;
-        let is_same_judge = before.is_some_and(|(before, _)| is_same(&before.eval, &prepared.config.eval));
+        let is_done = is_begun && state.outer == experiment.method.total_outer;
+        let is_same_judge = before.is_some_and(|(before, _)| is_same(&before.eval, &experiment.config.eval));
         let judged = if is_done && !data_changed && is_same_judge { recorded_judgement(path, step)? } else { None };
-        let wants_judgement = prepared.config.eval.at_end && prepared.data.test.is_some();
+        let wants_judgement = experiment.config.eval.at_end && experiment.data.test.is_some();
         let has_judgement = judged.is_some() || !wants_judgement;
         if is_done && latest == Some(step) && record.status == RunStatus::Finished && has_judgement {
             let outer = state.outer;
-            return Ok(Resumed::Finished(Box::new(Finished { prepared, dir, outer, step, judged })));
+            return Ok(Resumed::Finished(Box::new(Finished { experiment, dir, outer, step, judged })));
         }
 
-        Needs::of_training(&prepared)?.check(prepared.config.run.memory_check)?;
-        let metrics = prometheus::bind(&prepared.config.telemetry)?;
+        Needs::of_training(&experiment)?.check(experiment.config.run.memory_check)?;
+        let metrics = prometheus::bind(&experiment.config.telemetry)?;
         before_changes();
         if from.is_some() {
             for aside in checkpoint::go_back(path, step)? {
@@ -143,7 +144,7 @@ impl Run {
         // What a process that died, or went further than this checkpoint, had noted is no longer so.
         record.step = i64::try_from(step).unwrap_or(i64::MAX);
         let input = dir.read_config_input()?;
-        dir.write_configs(&config_toml(&prepared.config)?, &input)?;
+        dir.write_configs(&config_toml(&experiment.config)?, &input)?;
         let isa = kernels::isa().name();
         let isa_before = std::mem::take(&mut record.host.isa);
         record.resume(VERSION, isa);
@@ -160,11 +161,12 @@ impl Run {
         if !isa_before.is_empty() && isa_before != isa {
             tracing::warn!(
                 kind = "isa_changed",
-                "the run computed with {isa_before} and goes on with {isa}, which rounds otherwise; `--isa {isa_before}` keeps its bits"
+                "the run computed with {isa_before} and goes on with {isa}, which rounds otherwise; \
+                 `--isa {isa_before}` keeps its bits"
             );
         }
         let run = Self { dir, record, clock: Clock::resume(wall_s) };
-        Ok(Resumed::Ready(Box::new(Start { run, prepared, state, metrics, judged })))
+        Ok(Resumed::Ready(Box::new(ReadyRun { run, experiment, state, metrics, judged })))
     }
 }
 
@@ -216,7 +218,7 @@ fn recorded_judgement(run: &Path, step: u64) -> Result<Option<(Judgement, Judgem
     let newest = |metric: &str| {
         let is_it = |logged: &Logged<EvalRow>| {
             let row = &logged.row;
-            u64::try_from(logged.place.step) == Ok(step) && row.task == Task::Knn.as_str() && row.metric == metric
+            u64::try_from(logged.place.step) == Ok(step) && row.task == Protocol::Knn.as_str() && row.metric == metric
         };
         rows.iter().rfind(|logged| is_it(logged)).map(|Logged { row, .. }| Judgement {
             accuracy: row.value,

@@ -1,4 +1,4 @@
-//! A run's directory over the life of a process that trains: begun or taken up, written to, ended.
+//! A run's directory over the life of a process that trains: created or resumed, written to, ended.
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -11,15 +11,16 @@ use mlomae_dataflow::run::sink::{Latest, RunSink};
 use mlomae_dataflow::run::state::TrainState;
 use mlomae_kernels as kernels;
 use mlomae_storage::escape::one_line;
+use mlomae_storage::exit_code::ExitCode;
 use mlomae_storage::logs::{
     Clock, EvalRow, EventRow, Level, LogContext, LogPolicy, LogWriter, Place, SCHEMA_VERSION, Severity,
 };
 use mlomae_storage::run_dir::{RunDir, RunRecord, RunStatus, new_run_id};
 
-use crate::process::error::{CliError, exit_code};
-use crate::train::eval::{Judgement, Task};
+use crate::process::error::CliError;
+use crate::train::eval::{Judgement, Protocol};
+use crate::train::experiment::{Experiment, config_toml};
 use crate::train::memory::Needs;
-use crate::train::setup::{Prepared, config_toml};
 use crate::watch::prometheus;
 
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -34,14 +35,14 @@ pub struct Run {
 
 /// A run that is ready to train.
 #[derive(Debug)]
-pub struct Start {
+pub struct ReadyRun {
     /// Its directory.
     pub run: Run,
     /// Configuration, data and networks.
-    pub prepared: Prepared,
+    pub experiment: Experiment,
     /// Where training starts.
     pub state: TrainState,
-    /// Where its metrics are asked for, if they are wanted.
+    /// Where its metrics are served, if they are wanted.
     pub metrics: Option<TcpListener>,
     /// The evaluation of a run whose training and evaluation are done already.
     pub judged: Option<(Judgement, Judgement)>,
@@ -59,37 +60,37 @@ impl Run {
         name: &str,
         restart: bool,
         before_changes: &dyn Fn(),
-    ) -> Result<Start, CliError> {
+    ) -> Result<ReadyRun, CliError> {
         let mut config = Config::resolve(inputs)?;
         let id = config.run.id.get_or_insert_with(|| new_run_id(name)).clone();
         let root = PathBuf::from(&config.run.root);
-        let mut prepared = Prepared::new(config, None)?;
-        Needs::of_training(&prepared)?.check(prepared.config.run.memory_check)?;
-        prepared.anchor()?;
-        let metrics = prometheus::bind(&prepared.config.telemetry)?;
-        let state = TrainState::fresh(&prepared.method);
+        let mut experiment = Experiment::new(config, None)?;
+        Needs::of_training(&experiment)?.check(experiment.config.run.memory_check)?;
+        experiment.anchor()?;
+        let metrics = prometheus::bind(&experiment.config.telemetry)?;
+        let state = TrainState::fresh(&experiment.method);
         before_changes();
         if restart && let Some(aside) = RunDir::move_aside(&root.join(&id))? {
             tracing::info!(kind = "run_moved", "moved the run in the way to {}", aside.display());
         }
         let dir = RunDir::create(&root, &id)?;
         // The record makes the folder a run, so it comes after what a run needs to be taken up.
-        dir.write_configs(&config_toml(&prepared.config)?, &as_given(inputs))?;
-        let record =
-            RunRecord::begin(&id, VERSION, kernels::isa().name(), prepared.config.seed).with_log_schema(SCHEMA_VERSION);
+        dir.write_configs(&config_toml(&experiment.config)?, &as_given(inputs))?;
+        let record = RunRecord::begin(&id, VERSION, kernels::isa().name(), experiment.config.seed)
+            .with_log_schema(SCHEMA_VERSION);
         dir.write_record(&record)?;
         tracing::info!(kind = "run_started", "run directory {}", dir.path().display());
-        Ok(Start { run: Self { dir, record, clock: Clock::start() }, prepared, state, metrics, judged: None })
+        Ok(ReadyRun { run: Self { dir, record, clock: Clock::start() }, experiment, state, metrics, judged: None })
     }
 
     /// A run directory below `root` for a run that is not kept.
     ///
     /// # Errors
     /// If it cannot be made.
-    pub fn scratch(root: &Path, prepared: &Prepared) -> Result<Self, CliError> {
+    pub fn scratch(root: &Path, experiment: &Experiment) -> Result<Self, CliError> {
         let id = new_run_id("scratch");
-        let record =
-            RunRecord::begin(&id, VERSION, kernels::isa().name(), prepared.config.seed).with_log_schema(SCHEMA_VERSION);
+        let record = RunRecord::begin(&id, VERSION, kernels::isa().name(), experiment.config.seed)
+            .with_log_schema(SCHEMA_VERSION);
         Ok(Self { dir: RunDir::create(root, &id)?, record, clock: Clock::start() })
     }
 
@@ -116,15 +117,15 @@ impl Run {
         self.dir.path()
     }
 
-    /// Opens the logs, taking back rows behind the `outer` outer iterations that are done, and makes
+    /// Opens the logs, taking back rows after the `outer` outer iterations that are done, and makes
     /// the sink of the log stage.
     ///
     /// # Errors
     /// If the logs cannot be opened.
-    pub fn sink(&self, prepared: &Prepared, outer: u64, latest: Latest) -> Result<RunSink, CliError> {
-        let step = outer * prepared.method.unroll;
+    pub fn sink(&self, experiment: &Experiment, outer: u64, latest: Latest) -> Result<RunSink, CliError> {
+        let step = outer * experiment.method.unroll;
         let step = i64::try_from(step).unwrap_or(i64::MAX);
-        let (context, policy) = (self.log_context(prepared), log_policy(&prepared.config));
+        let (context, policy) = (self.log_context(experiment), log_policy(&experiment.config));
         let writer = if self.record.segment == 0 {
             LogWriter::open(self.path(), context, policy)?
         } else {
@@ -135,8 +136,8 @@ impl Run {
             }
             writer
         };
-        let keep = prepared.config.checkpoint.keep;
-        Ok(RunSink::new(self.path(), writer, keep, prepared.static_state()?, latest))
+        let keep = experiment.config.checkpoint.keep;
+        Ok(RunSink::new(self.path(), writer, keep, experiment.static_state()?, latest))
     }
 
     /// Writes results to the `evals` table of the run, whose logs are sealed otherwise, and to `events` the bad images
@@ -147,14 +148,14 @@ impl Run {
     /// If they cannot be written.
     pub fn write_evals(
         &self,
-        prepared: &Prepared,
+        experiment: &Experiment,
         checkpoint: &str,
         step: u64,
-        results: &[(Task, &str, Judgement)],
+        results: &[(Protocol, &str, Judgement)],
         skipped: &[SkippedImage],
     ) -> Result<(), CliError> {
-        let mut writer = LogWriter::open(self.path(), self.log_context(prepared), log_policy(&prepared.config))?;
-        let epoch = step.saturating_sub(1) / prepared.method.steps_per_epoch.max(1);
+        let mut writer = LogWriter::open(self.path(), self.log_context(experiment), log_policy(&experiment.config))?;
+        let epoch = step.saturating_sub(1) / experiment.method.steps_per_epoch.max(1);
         let place = || Place {
             stamp: self.clock.stamp(),
             epoch: i32::try_from(epoch).unwrap_or(i32::MAX),
@@ -171,10 +172,10 @@ impl Run {
             };
             writer.push(place(), row)?;
         }
-        let split = prepared.data.test.as_ref().map_or_else(|| "test".to_owned(), |test| test.info().split.clone());
-        for (task, metric, judgement) in results {
+        let split = experiment.data.test.as_ref().map_or_else(|| "test".to_owned(), |test| test.info().split.clone());
+        for (protocol, metric, judgement) in results {
             let row = EvalRow {
-                task: task.as_str().into(),
+                task: protocol.as_str().into(),
                 split: split.clone().into(),
                 metric: (*metric).to_owned().into(),
                 value: judgement.accuracy,
@@ -187,15 +188,15 @@ impl Run {
         Ok(writer.close()?)
     }
 
-    /// Notes in `run.json` how the process ended, and answers with that end. A run whose training `is_trained` to its end
-    /// is finished, although its evaluation failed. If the record cannot be written, that is the error to report where
-    /// there was none before, and a warning where there was.
+    /// Notes in `run.json` how the process ended, and answers with that end. A run whose training `is_trained` to its
+    /// end is finished, although its evaluation failed. If the record cannot be written, that is the error to report
+    /// where there was none before, and a warning where there was.
     ///
     /// # Errors
     /// That of `result`, or of writing.
     pub fn end(&mut self, result: Result<(), CliError>, is_trained: bool, step: i64) -> Result<(), CliError> {
         let (status, code, error) = match &result {
-            Ok(()) => (RunStatus::Finished, exit_code::OK, None),
+            Ok(()) => (RunStatus::Finished, ExitCode::Ok, None),
             Err(error) if error.is_by_signal() => (RunStatus::Interrupted, error.exit_code(), None),
             Err(error) => {
                 let status = if is_trained { RunStatus::Finished } else { RunStatus::Failed };
@@ -215,12 +216,14 @@ impl Run {
         }
     }
 
-    /// What notes in `run.json` that a signal ended the process after `step` level-1 steps, for when it leaves at once.
-    pub fn last_words(&self, step: i64) -> impl FnOnce(StopReason) + Send + 'static {
+    /// Notes in `run.json` that a signal ended the process, after as many level-1 steps as `latest` says then: for a
+    /// process that leaves at once.
+    pub fn exit_hook(&self, latest: &Latest) -> impl FnOnce(StopReason) + Send + 'static {
         let (path, mut record, clock) = (self.path().to_owned(), self.record.clone(), self.clock);
+        let latest = latest.clone();
         move |reason| {
             record.wall_s = clock.wall_s();
-            record.step = record.step.max(step);
+            record.step = record.step.max(latest.get().step);
             record.end(RunStatus::Interrupted, reason.exit_code().into(), None);
             if let Err(error) = RunDir::open(&path).and_then(|dir| dir.write_record(&record)) {
                 tracing::warn!(kind = "run_record", "{error}");
@@ -228,8 +231,8 @@ impl Run {
         }
     }
 
-    fn log_context(&self, prepared: &Prepared) -> LogContext {
-        let grid = u16::try_from(prepared.method.model.config.grid()).unwrap_or(u16::MAX);
+    fn log_context(&self, experiment: &Experiment) -> LogContext {
+        let grid = u16::try_from(experiment.method.model.config.grid()).unwrap_or(u16::MAX);
         LogContext {
             run_id: self.record.id.clone(),
             segment: self.record.segment,

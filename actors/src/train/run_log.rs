@@ -87,14 +87,14 @@ pub struct RunLog<K: RecordSink> {
     held: VecDeque<Round>,
     /// Time of the youngest metric that came.
     youngest: SystemTime,
-    /// The next flush follows a checkpoint, behind which records may be waiting.
+    /// The next flush follows a checkpoint, during which records may have queued up.
     is_behind: bool,
     counts: RowCounts,
     is_closed: bool,
 }
 
 impl<K: RecordSink> Drop for RunLog<K> {
-    /// Seals the logs of a run that never came to its end: one that could not be begun, or whose log stage gave up.
+    /// Seals the logs of a run that never came to its end: one that could not be started, or whose log stage gave up.
     fn drop(&mut self) {
         if !self.is_closed {
             // What led here is the error to report; what is left unsealed is for a repair.
@@ -108,6 +108,7 @@ const MAX_HELD: Duration = Duration::from_secs(1);
 
 impl<K: RecordSink> RunLog<K> {
     /// A sink before `inner` that takes `events` along.
+    #[must_use]
     pub fn new(inner: K, events: EventQueue) -> Self {
         Self {
             inner,
@@ -165,7 +166,7 @@ impl<K: RecordSink> RunLog<K> {
 
 impl<K: RecordSink> RecordSink for RunLog<K> {
     fn write(&mut self, record: Record) -> Result<(), StageError> {
-        // The log stage's own records overtake those of the stages, whose metrics tell how far training was.
+        // Only the stages' metrics show how far training was: the log stage's own records overtake theirs.
         if record.get::<MetricRow>().is_some() {
             self.youngest = self.youngest.max(record.at);
         }
@@ -237,11 +238,11 @@ fn actor_row(sample: &ActorSample) -> ActorRow {
 #[cfg(test)]
 mod tests {
     use mlomae_dataflow::flow::counters::StageCounters;
+    use mlomae_dataflow::flow::stage_name::{StageName, WorkerId};
     use mlomae_dataflow::record::{Level, Moment};
 
     use super::*;
     use crate::process::terminal::Terminal;
-    use crate::roles::worker::WorkerId;
 
     /// Says of every row whether it is a sample.
     #[derive(Debug, Default)]

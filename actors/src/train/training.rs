@@ -6,23 +6,25 @@ use std::time::Duration;
 
 use mlomae_dataflow::flow::exit::Exit;
 use mlomae_dataflow::flow::fault::FaultPlan;
-use mlomae_dataflow::flow::stage_name::StageName;
+use mlomae_dataflow::flow::stage_name::{StageName, WorkerId};
 use mlomae_dataflow::flow::stop::StopFlag;
 use mlomae_dataflow::run::pipeline::{self, BuildError};
 use mlomae_dataflow::run::serial::SerialRun;
 use mlomae_dataflow::run::sink::{Latest, RunSink};
 use mlomae_dataflow::run::state::TrainState;
+use mlomae_storage::exit_code::ExitCode;
 
-use crate::process::error::{CliError, exit_code};
+use crate::process::background::Background;
+use crate::process::error::CliError;
 use crate::process::logging::EventQueue;
 use crate::process::terminal::Terminal;
 use crate::roles::outcome::{Outcome, WorkerExit};
 use crate::roles::supervisor::{SupervisorOptions, supervise};
-use crate::roles::telemetry::{ActorSample, NewestSamples, Telemetry, TelemetryThread, WorkerProbe};
-use crate::roles::worker::{StageTask, WorkerId};
+use crate::roles::telemetry::{ActorSample, NewestSamples, Telemetry, WorkerProbe};
+use crate::roles::worker::WorkerBody;
+use crate::train::experiment::Experiment;
 use crate::train::run_log::{RowCounts, RunLog};
-use crate::train::setup::Prepared;
-use crate::watch::progress::{ProgressDisplay, ProgressFigures};
+use crate::watch::progress::{self, ProgressFigures};
 
 /// How a process trains.
 pub struct TrainingOptions {
@@ -68,20 +70,20 @@ pub struct TrainingReport {
 /// # Errors
 /// If the pipeline cannot be built. An error of a stage is in the report's outcome.
 pub fn train(
-    prepared: &Prepared,
+    experiment: &Experiment,
     state: TrainState,
     sink: RunSink,
     options: TrainingOptions,
 ) -> Result<TrainingReport, CliError> {
-    let config = &prepared.config;
+    let config = &experiment.config;
     let first_outer = state.outer;
-    let setup = prepared.data.setup(config, prepared.method.clone(), state)?;
+    let setup = experiment.data.setup(config, experiment.method.clone(), state)?;
     let sink = RunLog::new(sink, options.events);
     let (sample_queue, rows) = (sink.samples(), sink.row_counts());
     let (stop, latest) = (options.stop, options.latest);
     let display = |samples: NewestSamples| {
-        let figures = figures(prepared, first_outer, latest.clone());
-        options.display.clone().map(|terminal| ProgressDisplay::start(terminal, figures, samples))
+        let figures = progress_of(experiment, first_outer, latest.clone());
+        options.display.clone().map(|terminal| progress::display(terminal, figures, samples))
     };
     let telemetry = |probes: Vec<WorkerProbe>| {
         let every = Duration::from_secs_f64(config.logs.actors_every_seconds);
@@ -103,7 +105,7 @@ pub fn train(
         let telemetry = telemetry(run.counters().into_iter().map(probe).collect());
         let newest = telemetry.newest();
         let display = display(newest.clone()).transpose().map_err(no_thread)?;
-        let telemetry = TelemetryThread::start(telemetry).map_err(no_thread)?;
+        let telemetry = sample_in_background(telemetry).map_err(no_thread)?;
         let exit = mlomae_dataflow::flow::exit::catch_panic(|| run.run().0);
         drop((telemetry, display));
         (serial_outcome(exit, &stop), newest)
@@ -116,36 +118,37 @@ pub fn train(
         // The log stage ends when all senders are gone; the telemetry's samples reach it by the sink.
         drop(pipeline.log);
         let probes = pipeline.workers.iter().map(|worker| WorkerProbe {
-            worker: worker_id(worker.stage, worker.instance),
+            worker: worker.id,
             counters: worker.counters.clone(),
-            inputs: pipeline
-                .gauges
-                .iter()
-                .filter(|edge| edge.name().ends_with(&format!("->{}", worker.stage)))
-                .cloned()
-                .collect(),
+            inputs: pipeline.gauges.iter().filter(|edge| edge.id().to == worker.id.stage).cloned().collect(),
         });
         let telemetry = telemetry(probes.collect());
         let newest = telemetry.newest();
         let display = display(newest.clone()).transpose().map_err(no_thread)?;
         let max_restarts = config.actors.max_restarts;
-        let tasks = pipeline.workers.into_iter().map(|worker| {
-            let WorkerId { stage, instance } = worker_id(worker.stage, worker.instance);
-            StageTask::new(stage, instance, max_restarts, worker.counters, worker.run)
-        });
-        let outcome = supervise(tasks.collect(), &stop, Some(telemetry), SupervisorOptions::default());
+        let workers = pipeline
+            .workers
+            .into_iter()
+            .map(|worker| WorkerBody::new(worker.id, max_restarts, worker.counters, worker.run));
+        let outcome = supervise(workers.collect(), &stop, Some(telemetry), SupervisorOptions::default());
         drop(display);
         (outcome, newest)
     };
     Ok(TrainingReport { outcome, samples: samples.get(), rows })
 }
 
-fn worker_id(stage: StageName, instance: usize) -> WorkerId {
-    WorkerId { stage, instance: u16::try_from(instance).unwrap_or(u16::MAX) }
+/// Takes samples where there is no arbiter that does; the last one when the answer is dropped.
+fn sample_in_background(mut telemetry: Telemetry) -> std::io::Result<Background> {
+    Background::start("mlomae-telemetry", move |ended| {
+        while !ended.within(telemetry.sample_every()) {
+            telemetry.sample();
+        }
+        telemetry.sample();
+    })
 }
 
 fn internal(error: impl std::fmt::Display) -> CliError {
-    CliError::new(exit_code::INTERNAL, format!("pipeline cannot be built: {error}"))
+    CliError::new(ExitCode::Internal, format!("pipeline cannot be built: {error}"))
 }
 
 /// The one worker of a serial run ends for all.
@@ -161,14 +164,14 @@ fn serial_outcome(exit: Exit, stop: &StopFlag) -> Outcome {
     }
 }
 
-/// The display's figures from the newest metrics.
-pub(crate) fn figures(
-    prepared: &Prepared,
+/// How far a run is that goes on after `first_outer` outer iterations, from the newest metrics.
+pub fn progress_of(
+    experiment: &Experiment,
     first_outer: u64,
     latest: Latest,
 ) -> impl Fn() -> ProgressFigures + Send + 'static {
-    let (unroll, num_outer_iterations) = (prepared.method.unroll, prepared.method.total_outer);
-    let batch = prepared.config.pretrain.batch as u64;
+    let (unroll, num_outer_iterations) = (experiment.method.unroll, experiment.method.total_outer);
+    let batch = experiment.config.pretrain.batch as u64;
     move || {
         let latest = latest.get();
         let step = u64::try_from(latest.step).unwrap_or(0).max(first_outer * unroll);

@@ -2,6 +2,6 @@
 
 pub mod progress;
 pub mod prometheus;
+pub mod stage_times;
 pub mod timeline;
-pub mod timing;
 pub mod top;

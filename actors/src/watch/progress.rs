@@ -2,13 +2,12 @@
 //! elsewhere.
 
 use std::collections::VecDeque;
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use mlomae_dataflow::flow::stage_name::StageName;
 
+use crate::process::background::{Background, Ended};
 use crate::process::terminal::Terminal;
 use crate::roles::telemetry::{ActorSample, NewestSamples};
 
@@ -36,52 +35,25 @@ pub struct ProgressFigures {
     pub mask_loss: Option<f64>,
 }
 
-/// A display on a thread of its own; dropping it ends the display.
-#[derive(Debug)]
-pub struct ProgressDisplay {
-    end: Option<mpsc::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl ProgressDisplay {
-    /// Starts to display what `figures` answers and the utilization of `samples` on `terminal`.
-    ///
-    /// # Errors
-    /// If no thread can be started.
-    pub fn start(
-        terminal: Terminal,
-        figures: impl Fn() -> ProgressFigures + Send + 'static,
-        samples: NewestSamples,
-    ) -> std::io::Result<Self> {
-        let (end, ended) = mpsc::channel();
-        let display = move || {
-            if terminal.is_interactive() {
-                redraw(&terminal, &figures, &samples, &ended);
-            } else {
-                write_lines(&figures, &samples, &ended);
-            }
-        };
-        let thread = thread::Builder::new().name("mlomae-progress".to_owned()).spawn(display)?;
-        Ok(Self { end: Some(end), thread: Some(thread) })
-    }
-}
-
-impl Drop for ProgressDisplay {
-    fn drop(&mut self) {
-        self.end = None;
-        if let Some(thread) = self.thread.take() {
-            // A display that panicked has shown nothing further; the run is none the worse.
-            let _ = thread.join();
+/// Displays what `figures` answers and the utilization of `samples` on `terminal`, until the answer is dropped.
+///
+/// # Errors
+/// If no thread can be started.
+pub fn display(
+    terminal: Terminal,
+    figures: impl Fn() -> ProgressFigures + Send + 'static,
+    samples: NewestSamples,
+) -> std::io::Result<Background> {
+    Background::start("mlomae-progress", move |ended| {
+        if terminal.is_interactive() {
+            redraw(&terminal, &figures, &samples, ended);
+        } else {
+            write_lines(&figures, &samples, ended);
         }
-    }
+    })
 }
 
-fn redraw(
-    terminal: &Terminal,
-    figures: &dyn Fn() -> ProgressFigures,
-    samples: &NewestSamples,
-    ended: &mpsc::Receiver<()>,
-) {
+fn redraw(terminal: &Terminal, figures: &dyn Fn() -> ProgressFigures, samples: &NewestSamples, ended: &Ended) {
     let style = ProgressStyle::with_template("{prefix} {wide_bar:.cyan/dim} {msg}")
         .unwrap_or_else(|_| ProgressStyle::default_bar())
         .progress_chars("━╸─");
@@ -98,7 +70,7 @@ fn redraw(
         bar.set_message(counts(&figures, rate));
         losses.set_message(format!("loss  {}", losses_text(&figures)));
         stages.set_message(format!("busy  {}", utilization(&samples.get())));
-        if ended.recv_timeout(REDRAW_EVERY) != Err(RecvTimeoutError::Timeout) {
+        if ended.within(REDRAW_EVERY) {
             break;
         }
     }
@@ -108,13 +80,13 @@ fn redraw(
     }
 }
 
-fn write_lines(figures: &dyn Fn() -> ProgressFigures, samples: &NewestSamples, ended: &mpsc::Receiver<()>) {
+fn write_lines(figures: &dyn Fn() -> ProgressFigures, samples: &NewestSamples, ended: &Ended) {
     let mut rates = Rates::default();
     let mut written = None;
     let mut line_at = Instant::now() + LINE_EVERY;
     loop {
         let wait = REDRAW_EVERY.min(line_at.saturating_duration_since(Instant::now()));
-        let is_over = ended.recv_timeout(wait) != Err(RecvTimeoutError::Timeout);
+        let is_over = ended.within(wait);
         let figures = figures();
         let rate = rates.update(Instant::now(), &figures);
         if !is_over && Instant::now() < line_at {
@@ -243,7 +215,7 @@ mod tests {
         };
         let mut rates = Rates::default();
         assert_eq!(rates.update(at(0), &figures(100)), Rate::default());
-        // 2 an s for a minute, then 1 an s.
+        // 2/s for 60 s, then 1/s.
         for second in 1..=60 {
             rates.update(at(second), &figures(100 + 2 * second));
         }

@@ -8,7 +8,7 @@ use crate::watch::top::render::HEIGHTS;
 
 /// How the overlap is bounded, said where it is printed. It holds whether or not levels 2 and 3 overlap each other.
 pub const OVERLAP: &str = "at least max(0, busy_encoder + max(busy_evaluator, busy_policy) - wall) per sample";
-/// What [`Timeline::busy_beyond_wall`] is. While levels 2 and 3 overlap each other it counts a moment twice.
+/// What [`Timeline::busy_beyond_wall`] is. While levels 2 and 3 overlap each other, their time counts twice.
 pub const BUSY_BEYOND_WALL: &str = "max(0, busy_encoder + busy_evaluator + busy_policy - wall) per sample";
 
 /// A run's course.
@@ -32,7 +32,7 @@ pub struct Timeline {
     pub outer_per_s: f64,
     /// Updates of the policy that are done.
     pub policy_version: u64,
-    /// Outer iterations by which the policy in use was behind, at the newest logged step.
+    /// Lag of the policy in use in outer iterations, at the newest logged step.
     pub policy_lag: Option<f64>,
 }
 
@@ -69,7 +69,7 @@ impl Timeline {
     #[must_use]
     pub fn of(history: &History, max_buckets: usize) -> Option<Self> {
         let tracks: Vec<((i32, StageName), &Track)> =
-            history.tracks.iter().map(|((segment, (stage, _)), track)| ((*segment, *stage), track)).collect();
+            history.tracks.iter().map(|((segment, worker), track)| ((*segment, worker.stage), track)).collect();
         let course = Course::of(&tracks, history.config.logs.actors_every_seconds, max_buckets)?;
         let policy = course.stages.iter().find(|stage| stage.stage == StageName::Policy.as_str());
         Some(Self {
@@ -91,7 +91,8 @@ impl Timeline {
     pub fn render(&self) -> String {
         let [begin, end] = self.span_s;
         let mut text = format!(
-            "{}  pipeline.lag = {}  {begin:.1} s to {end:.1} s, {:.2} s a column; utilization ▁ to █ by eighths, . for less than 1 %\n",
+            "{}  pipeline.lag = {}  {begin:.1} s to {end:.1} s, {:.2} s a column; \
+             utilization ▁ to █ by eighths, . for less than 1 %\n",
             self.run, self.lag, self.bucket_s
         );
         for stage in &self.stages {
@@ -135,7 +136,7 @@ fn cell(share: f64) -> char {
     }
 }
 
-/// What the tracks alone tell.
+/// What follows from the tracks alone.
 #[derive(Debug)]
 struct Course {
     span_s: [f64; 2],
@@ -190,7 +191,7 @@ impl Course {
             let find = |name| tracks.iter().find(|(key, _)| *key == (*segment, name)).map(|(_, track)| *track);
             let (evaluator, policy) = (find(StageName::Evaluator), find(StageName::Policy));
             let mut from = encoder.begin_s();
-            for to in encoder.moments() {
+            for to in encoder.sample_times() {
                 let busy = |track: Option<&Track>| track.map_or(0.0, |track| track.at(to).since(track.at(from)).busy_s);
                 let [one, two, three] = [busy(Some(encoder)), busy(evaluator), busy(policy)];
                 beyond_s += (one + two + three - (to - from)).max(0.0);

@@ -96,7 +96,7 @@ pub use isa::{Isa, choose_isa, isa, with_isa};
 pub use matmul::{Epilogue, Mat, flops, matmul, matmul_with};
 pub use norm::{layer_norm, layer_norm_grad};
 pub use pages::ask_for_huge_pages;
-pub use patches::{patch_loss, patch_loss_grad, patch_targets, patchify};
+pub use patches::{TARGET_EPS, patch_loss, patch_loss_grad, patch_targets, patchify};
 pub use peak::peak_gflops;
 pub use reduce::*;
 pub use scratch::LINE as CACHE_LINE;

@@ -34,8 +34,11 @@ pub fn patchify(out: &mut [f32], images: &[f32], channels: usize, image: usize, 
     }
 }
 
+/// Added to a patch's variance in its reconstruction target.
+pub const TARGET_EPS: f64 = 1e-6;
+
 /// The reconstruction targets: out [batch·L, P·P·C] in the order (row, column, channel), each patch minus
-/// its mean, over √(unbiased variance + 1e-6). A patch of a single value has variance 0. Shapes are those
+/// its mean, over √(unbiased variance + [`TARGET_EPS`]). A patch of a single value has variance 0. Shapes are those
 /// of [`patchify`].
 ///
 /// # Panics
@@ -67,7 +70,7 @@ fn normalise(row: &mut [f32]) {
     let n = row.len() as f64;
     let mean = row.iter().map(|v| f64::from(*v)).sum::<f64>() / n;
     let squares: f64 = row.iter().map(|v| (f64::from(*v) - mean).powi(2)).sum();
-    let scale = 1.0 / (squares / (n - 1.0).max(1.0) + 1e-6).sqrt();
+    let scale = 1.0 / (squares / (n - 1.0).max(1.0) + TARGET_EPS).sqrt();
     for v in row {
         *v = ((f64::from(*v) - mean) * scale) as f32;
     }

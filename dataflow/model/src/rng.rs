@@ -60,8 +60,8 @@ pub fn below(rng: &mut ChaCha8Rng, bound: u64) -> u64 {
 }
 
 /// A uniform number in [0, 1) with 53 random bits.
-pub fn unit(rng: &mut ChaCha8Rng) -> f64 {
-    (rng.next_u64() >> 11) as f64 / (1_u64 << 53) as f64
+pub fn uniform(rng: &mut ChaCha8Rng) -> f64 {
+    (rng.next_u64() >> 11) as f64 * (1.0 / (1_u64 << 53) as f64)
 }
 
 /// Shuffles in place (Fisher-Yates).
@@ -96,7 +96,7 @@ mod tests {
         }
         // Five standard deviations of a binomial count are 463.
         assert!(counts.iter().all(|count| count.abs_diff(10_000) < 463), "{counts:?}");
-        let mean = (0..10_000).map(|_| unit(&mut rng)).sum::<f64>() / 10_000.0;
+        let mean = (0..10_000).map(|_| uniform(&mut rng)).sum::<f64>() / 10_000.0;
         assert!((mean - 0.5).abs() < 0.015, "{mean}");
     }
 

@@ -32,14 +32,16 @@ impl StageConfig {
         Self { workers, queue_cap, micro_batch: 0 }
     }
 
-    /// The number of workers, with 0 resolved to the machine's cores.
+    /// The number of workers on this machine.
     #[must_use]
     pub fn num_workers(&self) -> usize {
-        if self.workers > 0 {
-            self.workers
-        } else {
-            std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
-        }
+        self.num_workers_on(std::thread::available_parallelism().map_or(1, std::num::NonZero::get))
+    }
+
+    /// The number of workers on a machine with `num_cores` cores.
+    #[must_use]
+    pub const fn num_workers_on(&self, num_cores: usize) -> usize {
+        if self.workers > 0 { self.workers } else { num_cores }
     }
 }
 

@@ -165,6 +165,12 @@ impl ConfigInputs {
         self
     }
 
+    /// Adds the setting of a preset.
+    #[must_use]
+    pub fn preset(self, preset: Preset) -> Self {
+        self.set(&format!("model.preset={}", preset.as_str()))
+    }
+
     /// Adds a `key=value` setting.
     #[must_use]
     pub fn set(mut self, setting: &str) -> Self {
@@ -174,6 +180,15 @@ impl ConfigInputs {
 }
 
 impl Config {
+    /// A configuration whose fields were set by a program, with the relations between its keys checked.
+    ///
+    /// # Errors
+    /// Every error that can be found, not only the first.
+    pub fn checked(self) -> Result<Self, Vec<ConfigError>> {
+        let errors = self.check();
+        if errors.is_empty() { Ok(self) } else { Err(errors) }
+    }
+
     /// Defaults, then the preset, then the layers in their order, then the settings; checked.
     ///
     /// # Errors
@@ -229,7 +244,7 @@ impl Config {
         match toml::Value::Table(merged).try_into::<Self>() {
             Ok(config) => {
                 let refused: Vec<String> = errors.iter().map(|error| error.key.clone()).collect();
-                // Drop follow-up errors of keys that were refused already.
+                // Drops follow-up errors of keys that were refused already.
                 let news = |error: &ConfigError| !refused.contains(&error.key);
                 errors.extend(config.check().into_iter().filter(news));
                 if errors.is_empty() {

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 /// What a worker is doing now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Phase {
+pub enum Activity {
     /// Not running: before the first run, between runs and after the last.
     #[default]
     Idle,
@@ -18,7 +18,7 @@ pub enum Phase {
     WaitOut,
 }
 
-impl Phase {
+impl Activity {
     /// The name as written in messages.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -31,12 +31,12 @@ impl Phase {
     }
 }
 
-/// Times of the phases that ended, and the phase that holds.
+/// Times of the activities that ended, and the present one.
 #[derive(Debug)]
 struct Clock {
-    phase: Phase,
+    activity: Activity,
     since: Instant,
-    /// Since when the same unit of work is in hand: a watchdog's measure.
+    /// When the present unit of work was taken: the watchdog's measure.
     unit_since: Instant,
     busy_ns: u64,
     wait_in_ns: u64,
@@ -46,11 +46,11 @@ struct Clock {
 impl Clock {
     fn add(&mut self, now: Instant) {
         let ns = nanoseconds(self.since, now);
-        match self.phase {
-            Phase::Idle => {}
-            Phase::Busy => self.busy_ns += ns,
-            Phase::WaitIn => self.wait_in_ns += ns,
-            Phase::WaitOut => self.wait_out_ns += ns,
+        match self.activity {
+            Activity::Idle => {}
+            Activity::Busy => self.busy_ns += ns,
+            Activity::WaitIn => self.wait_in_ns += ns,
+            Activity::WaitOut => self.wait_out_ns += ns,
         }
         self.since = now;
     }
@@ -65,8 +65,7 @@ struct Inner {
     items: AtomicU64,
     bytes: AtomicU64,
     restarts: AtomicU64,
-    // Touched only when a wait really begins or ends, so that the lock is never contended by
-    // anything but a reader of the telemetry.
+    // Locked only when a wait really begins or ends, so that nothing but a reader of the telemetry contends for it.
     clock: Mutex<Clock>,
 }
 
@@ -94,7 +93,7 @@ impl StageCounters {
                 bytes: AtomicU64::new(0),
                 restarts: AtomicU64::new(0),
                 clock: Mutex::new(Clock {
-                    phase: Phase::Idle,
+                    activity: Activity::Idle,
                     since: now,
                     unit_since: now,
                     busy_ns: 0,
@@ -105,22 +104,22 @@ impl StageCounters {
         }
     }
 
-    /// Marks the begin of a run: the wall clock counts from here. The guard ends it, by a panic too.
+    /// Marks the start of a run: the wall clock counts from here. The guard ends it, by a panic too.
     #[must_use]
-    pub fn run(&self) -> PhaseGuard {
-        self.enter(Phase::Busy)
+    pub fn run(&self) -> ActivityGuard {
+        self.enter(Activity::Busy)
     }
 
-    /// Starts a wait's clock; dropping the guard returns to the phase before.
+    /// Starts a wait's clock; dropping the guard returns to the activity before.
     #[must_use]
-    pub fn wait_in(&self) -> PhaseGuard {
-        self.enter(Phase::WaitIn)
+    pub fn wait_in(&self) -> ActivityGuard {
+        self.enter(Activity::WaitIn)
     }
 
-    /// Starts a wait's clock; dropping the guard returns to the phase before.
+    /// Starts a wait's clock; dropping the guard returns to the activity before.
     #[must_use]
-    pub fn wait_out(&self) -> PhaseGuard {
-        self.enter(Phase::WaitOut)
+    pub fn wait_out(&self) -> ActivityGuard {
+        self.enter(Activity::WaitOut)
     }
 
     /// Marks that the worker takes its next unit of work.
@@ -139,23 +138,23 @@ impl StageCounters {
         self.inner.restarts.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// All counters at this moment; a phase that still holds is counted up to now, so that no
+    /// All counters now; an activity that lasts is counted up to now, so that no
     /// counter ever falls.
     #[must_use]
     pub fn snapshot(&self) -> CountersSnapshot {
         let clock = self.clock();
         let now = Instant::now();
-        let phase_ns = nanoseconds(clock.since, now);
-        let running = |phase: Phase| if clock.phase == phase { phase_ns } else { 0 };
+        let activity_ns = nanoseconds(clock.since, now);
+        let running = |activity: Activity| if clock.activity == activity { activity_ns } else { 0 };
         CountersSnapshot {
             items: self.inner.items.load(Ordering::Relaxed),
             bytes: self.inner.bytes.load(Ordering::Relaxed),
-            busy_ns: clock.busy_ns + running(Phase::Busy),
-            wait_in_ns: clock.wait_in_ns + running(Phase::WaitIn),
-            wait_out_ns: clock.wait_out_ns + running(Phase::WaitOut),
+            busy_ns: clock.busy_ns + running(Activity::Busy),
+            wait_in_ns: clock.wait_in_ns + running(Activity::WaitIn),
+            wait_out_ns: clock.wait_out_ns + running(Activity::WaitOut),
             restarts: self.inner.restarts.load(Ordering::Relaxed),
-            phase: clock.phase,
-            phase_ns,
+            activity: clock.activity,
+            activity_ns,
             unit_ns: nanoseconds(clock.unit_since, now),
         }
     }
@@ -165,31 +164,31 @@ impl StageCounters {
         self.inner.clock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn enter(&self, phase: Phase) -> PhaseGuard {
+    fn enter(&self, activity: Activity) -> ActivityGuard {
         let mut clock = self.clock();
         clock.add(Instant::now());
-        let before = std::mem::replace(&mut clock.phase, phase);
+        let before = std::mem::replace(&mut clock.activity, activity);
         drop(clock);
-        PhaseGuard { counters: self.clone(), before }
+        ActivityGuard { counters: self.clone(), before }
     }
 }
 
-/// Ends a phase when dropped.
+/// Ends an activity when dropped.
 #[derive(Debug)]
-pub struct PhaseGuard {
+pub struct ActivityGuard {
     counters: StageCounters,
-    before: Phase,
+    before: Activity,
 }
 
-impl Drop for PhaseGuard {
+impl Drop for ActivityGuard {
     fn drop(&mut self) {
         let mut clock = self.counters.clock();
         clock.add(Instant::now());
-        clock.phase = self.before;
+        clock.activity = self.before;
     }
 }
 
-/// The counters at one moment. All are cumulative over the worker's runs.
+/// The counters at one time. All are cumulative over the worker's runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct CountersSnapshot {
     /// Finished items.
@@ -205,9 +204,9 @@ pub struct CountersSnapshot {
     /// Restarts after a panic.
     pub restarts: u64,
     /// What the worker is doing.
-    pub phase: Phase,
+    pub activity: Activity,
     /// For how long it has been doing so.
-    pub phase_ns: u64,
+    pub activity_ns: u64,
     /// For how long the same unit of work has been in hand, waits included.
     pub unit_ns: u64,
 }
@@ -232,16 +231,16 @@ impl CountersSnapshot {
     /// A worker that never waits stays busy over many units, which is no hang.
     #[must_use]
     pub fn hangs(&self, limit_ns: u64) -> bool {
-        self.phase == Phase::Busy && self.phase_ns.min(self.unit_ns) > limit_ns
+        self.activity == Activity::Busy && self.activity_ns.min(self.unit_ns) > limit_ns
     }
 }
 
 impl std::ops::Add for CountersSnapshot {
     type Output = Self;
 
-    /// The counters of two workers of one stage together; the phase is the one that lasts longer.
+    /// The counters of two workers of one stage together; the activity is the one that lasts longer.
     fn add(self, other: Self) -> Self {
-        let slower = if other.phase_ns > self.phase_ns { other } else { self };
+        let slower = if other.activity_ns > self.activity_ns { other } else { self };
         Self {
             items: self.items + other.items,
             bytes: self.bytes + other.bytes,
@@ -249,8 +248,8 @@ impl std::ops::Add for CountersSnapshot {
             wait_in_ns: self.wait_in_ns + other.wait_in_ns,
             wait_out_ns: self.wait_out_ns + other.wait_out_ns,
             restarts: self.restarts + other.restarts,
-            phase: slower.phase,
-            phase_ns: slower.phase_ns,
+            activity: slower.activity,
+            activity_ns: slower.activity_ns,
             unit_ns: self.unit_ns.max(other.unit_ns),
         }
     }
@@ -273,7 +272,7 @@ mod tests {
             let _wait = counters.wait_in();
             std::thread::sleep(Duration::from_millis(20));
             let during = counters.snapshot();
-            assert_eq!(during.phase, Phase::WaitIn);
+            assert_eq!(during.activity, Activity::WaitIn);
             assert!(during.wait_in_ns >= 20_000_000, "a wait counts while it lasts");
         }
         {
@@ -288,7 +287,7 @@ mod tests {
         assert!(end.busy_ns >= 10_000_000);
         assert!(end.wall_ns() <= wall_ns);
         assert!(end.wall_ns() >= 40_000_000);
-        assert_eq!(end.phase, Phase::Idle);
+        assert_eq!(end.activity, Activity::Idle);
     }
 
     #[test]
@@ -301,7 +300,7 @@ mod tests {
             panic!("in a wait");
         });
         assert!(result.is_err());
-        assert_eq!(counters.snapshot().phase, Phase::Idle);
+        assert_eq!(counters.snapshot().activity, Activity::Idle);
     }
 
     #[test]
@@ -317,7 +316,7 @@ mod tests {
         std::thread::sleep(Duration::from_millis(3));
         counters.begin_unit();
         let next_unit = counters.snapshot();
-        assert!(next_unit.unit_ns < next_unit.phase_ns);
+        assert!(next_unit.unit_ns < next_unit.activity_ns);
         assert!(!next_unit.hangs(next_unit.unit_ns));
     }
 }

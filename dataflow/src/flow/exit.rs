@@ -1,8 +1,11 @@
 //! How a stage's run ended, and what that means for the pipeline and for the process.
 
-use std::any::Any;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use mlomae_storage::exit_code::ExitCode;
+
+pub use mlomae_storage::guard::panic_message;
 
 use crate::flow::stage_name::StageName;
 
@@ -16,8 +19,8 @@ pub enum StageError {
         stage: StageName,
         /// One line: what, where, allowed values.
         message: String,
-        /// 65 (bad data), 66 (no input) or 74 (read error).
-        exit_code: u8,
+        /// Bad data, no input, or a read error.
+        exit_code: ExitCode,
     },
     /// A number that is not finite, named by where it was met first.
     #[error("{level}: {quantity} is not finite at step {step}: {value}")]
@@ -52,11 +55,11 @@ pub enum StageError {
 impl StageError {
     /// The exit code of a process that ends by this error.
     #[must_use]
-    pub const fn exit_code(&self) -> u8 {
+    pub const fn exit_code(&self) -> ExitCode {
         match self {
             Self::Data { exit_code, .. } => *exit_code,
-            Self::Io { .. } => 74,
-            Self::NonFinite { .. } | Self::Internal { .. } => 70,
+            Self::Io { .. } => ExitCode::Io,
+            Self::NonFinite { .. } | Self::Internal { .. } => ExitCode::Internal,
         }
     }
 }
@@ -70,7 +73,7 @@ pub enum Exit {
     /// The stop flag was heeded.
     /// Takes the pipeline down: it is going down already.
     Stopped,
-    /// A neighbour is gone, and no stop was asked.
+    /// A neighbour is gone, and no stop was requested.
     /// Takes the pipeline down: yes, but the neighbour's exit is the cause to be reported.
     Disconnected,
     /// The body panicked.
@@ -106,12 +109,12 @@ impl Exit {
     }
 
     /// The process's exit code if this exit is its cause. A stop has the code of its reason,
-    /// which the stop flag knows; it is 0 here.
+    /// which the stop flag knows; it is [`ExitCode::Ok`] here.
     #[must_use]
-    pub const fn exit_code(&self) -> u8 {
+    pub const fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Finished | Self::Stopped => 0,
-            Self::Disconnected | Self::Panicked { .. } => 70,
+            Self::Finished | Self::Stopped => ExitCode::Ok,
+            Self::Disconnected | Self::Panicked { .. } => ExitCode::Internal,
             Self::Failed(error) => error.exit_code(),
         }
     }
@@ -143,20 +146,9 @@ impl fmt::Display for Exit {
     }
 }
 
-/// The text of a panic's payload.
-#[must_use]
-pub fn panic_message(payload: &(dyn Any + Send)) -> String {
-    if let Some(text) = payload.downcast_ref::<&str>() {
-        (*text).to_owned()
-    } else if let Some(text) = payload.downcast_ref::<String>() {
-        text.clone()
-    } else {
-        "panic without a message".to_owned()
-    }
-}
-
 /// Runs `body` and turns a panic into [`Exit::Panicked`] with no lost samples; the caller, who
 /// knows what was in hand, fills them in.
+#[must_use]
 pub fn catch_panic(body: impl FnOnce() -> Exit) -> Exit {
     match catch_unwind(AssertUnwindSafe(body)) {
         Ok(exit) => exit,
@@ -187,7 +179,8 @@ mod tests {
 
     #[test]
     fn the_exit_code_is_the_errors() {
-        let data = StageError::Data { stage: StageName::Load, message: "sample 3".into(), exit_code: 65 };
+        let data =
+            StageError::Data { stage: StageName::Load, message: "sample 3".into(), exit_code: ExitCode::BadData };
         assert_eq!(Exit::Failed(data).exit_code(), 65);
     }
 }

@@ -1,8 +1,8 @@
-//! Faults put into a run on purpose, to show that it survives them.
+//! Faults injected into a run, to show that it survives them.
 //!
-//! A plan reaches the stages only through [`build_with_faults`](crate::run::pipeline::build_with_faults);
-//! without one a stage asks an empty option and nothing else. The program `mlomae` has no way to
-//! give one; the binary of the end-to-end tests has. Serial runs know no faults.
+//! A plan reaches the stages with the [`WaitContext`](crate::flow::ports::WaitContext) of their workers; without one, a
+//! stage checks an empty option and nothing else. The program `mlomae` has no way to give one; the binary of the
+//! end-to-end tests has. Serial runs take no faults.
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,7 +15,7 @@ use crate::flow::stage_name::StageName;
 /// Where in a worker's loop a fault strikes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum FaultPhase {
-    /// Before the input is asked for: nothing is in hand.
+    /// Before the input is waited for: nothing is in hand.
     Receive,
     /// The input has been taken, nothing has been done with it.
     Begin,
@@ -23,7 +23,7 @@ pub enum FaultPhase {
     Process,
     /// The result is about to be handed on; for the log stage, a record has been written.
     Send,
-    /// Before the last words of an orderly end.
+    /// Before the final state that an orderly end emits.
     Finish,
 }
 
@@ -55,7 +55,7 @@ impl fmt::Display for FaultPhase {
 pub enum FaultKind {
     /// Panics.
     Panic,
-    /// Heeds nothing for so long.
+    /// Sleeps for so long, whatever the stop flag says.
     Hang(Duration),
 }
 

@@ -3,21 +3,22 @@
 //! Between N producers and M consumers lies a matrix of bounded channels. The item of sequence
 //! number `seq` goes from producer `seq mod N` to consumer `seq mod M`, so every receiver knows
 //! where its next item comes from: joins are ordered without a reorder buffer, memory is bounded,
-//! and no capacity, not even 0, can deadlock, because the smallest unfinished `seq` can always
-//! proceed.
+//! since a full channel blocks its sender (back-pressure), and no capacity, not even 0, can
+//! deadlock, because the smallest unfinished `seq` can always proceed.
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use crossbeam::channel::{self, Receiver, RecvTimeoutError, SendTimeoutError, Sender, TryRecvError, TrySendError};
 
 use crate::flow::counters::StageCounters;
 use crate::flow::fault::FaultPlan;
+use crate::flow::stage_name::EdgeId;
 use crate::flow::stop::{StopFlag, StopLevel};
 
-/// How often a wait looks at the stop flag.
+/// How often a wait polls the stop flag.
 pub const POLL: Duration = Duration::from_millis(25);
 
 /// Something that travels over a port.
@@ -64,37 +65,31 @@ impl WaitContext {
 /// keeps a channel connected.
 #[derive(Debug)]
 pub struct EdgeGauge {
-    name: String,
+    id: EdgeId,
     queue_cap: usize,
     num_producers: usize,
     num_consumers: usize,
     // Signed, because a receiver may count an item out before its sender has counted it in.
     queue_len: AtomicI64,
     queue_bytes: AtomicI64,
-    num_sent: AtomicU64,
-    num_received: AtomicU64,
-    num_dropped: AtomicU64,
 }
 
 impl EdgeGauge {
-    fn new(name: &str, queue_cap: usize, num_producers: usize, num_consumers: usize) -> Self {
+    const fn new(id: EdgeId, queue_cap: usize, num_producers: usize, num_consumers: usize) -> Self {
         Self {
-            name: name.to_owned(),
+            id,
             queue_cap,
             num_producers,
             num_consumers,
             queue_len: AtomicI64::new(0),
             queue_bytes: AtomicI64::new(0),
-            num_sent: AtomicU64::new(0),
-            num_received: AtomicU64::new(0),
-            num_dropped: AtomicU64::new(0),
         }
     }
 
-    /// The edge's name, `from->to`.
+    /// Which edge it is.
     #[must_use]
-    pub fn name(&self) -> &str {
-        &self.name
+    pub const fn id(&self) -> EdgeId {
+        self.id
     }
 
     /// Items in the channels.
@@ -115,44 +110,12 @@ impl EdgeGauge {
         usize::try_from(self.queue_bytes.load(Ordering::Relaxed)).unwrap_or(0)
     }
 
-    /// Items sent so far.
-    #[must_use]
-    pub fn num_sent(&self) -> u64 {
-        self.num_sent.load(Ordering::Relaxed)
-    }
-
-    /// Items received so far.
-    #[must_use]
-    pub fn num_received(&self) -> u64 {
-        self.num_received.load(Ordering::Relaxed)
-    }
-
-    /// Items that a full queue refused and their sender dropped.
-    #[must_use]
-    pub fn num_dropped(&self) -> u64 {
-        self.num_dropped.load(Ordering::Relaxed)
-    }
-
-    /// Workers that send.
-    #[must_use]
-    pub const fn num_producers(&self) -> usize {
-        self.num_producers
-    }
-
-    /// Workers that receive.
-    #[must_use]
-    pub const fn num_consumers(&self) -> usize {
-        self.num_consumers
-    }
-
     fn sent(&self, bytes: usize) {
-        self.num_sent.fetch_add(1, Ordering::Relaxed);
         self.queue_len.fetch_add(1, Ordering::Relaxed);
         self.queue_bytes.fetch_add(bytes as i64, Ordering::Relaxed);
     }
 
     fn received(&self, bytes: usize) {
-        self.num_received.fetch_add(1, Ordering::Relaxed);
         self.queue_len.fetch_sub(1, Ordering::Relaxed);
         self.queue_bytes.fetch_sub(bytes as i64, Ordering::Relaxed);
     }
@@ -229,17 +192,11 @@ impl<T: Payload> OrderedSender<T> {
         self.gauge.sent(bytes);
         Ok(())
     }
-
-    /// The edge's gauge.
-    #[must_use]
-    pub const fn gauge(&self) -> &Arc<EdgeGauge> {
-        &self.gauge
-    }
 }
 
 impl<T> fmt::Debug for OrderedSender<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "OrderedSender({}, producer {})", self.gauge.name, self.producer)
+        write!(f, "OrderedSender({}, producer {})", self.gauge.id, self.producer)
     }
 }
 
@@ -271,21 +228,15 @@ impl<T: Payload> OrderedReceiver<T> {
         let channel =
             self.channels[producer].as_ref().expect("invariant: a consumer receives only its own sequence numbers");
         let envelope = recv_or_wait(channel, heed, context)?;
-        assert_eq!(envelope.seq, seq, "invariant: {} delivers in order", self.gauge.name);
+        assert_eq!(envelope.seq, seq, "invariant: {} delivers in order", self.gauge.id);
         self.gauge.received(envelope.bytes);
         Ok(envelope.item)
-    }
-
-    /// The edge's gauge.
-    #[must_use]
-    pub const fn gauge(&self) -> &Arc<EdgeGauge> {
-        &self.gauge
     }
 }
 
 impl<T> fmt::Debug for OrderedReceiver<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "OrderedReceiver({}, consumer {})", self.gauge.name, self.consumer)
+        write!(f, "OrderedReceiver({}, consumer {})", self.gauge.id, self.consumer)
     }
 }
 
@@ -316,14 +267,14 @@ const fn gcd(a: usize, b: usize) -> usize {
 /// If there is no producer or no consumer; a topology is checked before.
 #[must_use]
 pub fn ordered_edge<T: Payload>(
-    name: &str,
+    id: EdgeId,
     num_producers: usize,
     num_consumers: usize,
     capacity: usize,
 ) -> OrderedEdge<T> {
-    assert!(num_producers > 0 && num_consumers > 0, "an edge has two ends: {name}");
+    assert!(num_producers > 0 && num_consumers > 0, "an edge has two ends: {id}");
     let gauge = Arc::new(EdgeGauge::new(
-        name,
+        id,
         num_channels(num_producers, num_consumers) * capacity,
         num_producers,
         num_consumers,
@@ -386,26 +337,6 @@ impl<T: Payload> FanInSender<T> {
         Ok(())
     }
 
-    /// Sends `item` if there is room at once; otherwise drops and counts it. For samples of a high
-    /// rate, of which a few may be missed.
-    ///
-    /// # Errors
-    /// [`Halt::Disconnected`]. `Ok(false)` means dropped.
-    pub fn send_or_drop(&self, item: T) -> Result<bool, Halt> {
-        let bytes = item.size_bytes();
-        match self.channel.try_send((bytes, item)) {
-            Ok(()) => {
-                self.gauge.sent(bytes);
-                Ok(true)
-            }
-            Err(TrySendError::Full(_)) => {
-                self.gauge.num_dropped.fetch_add(1, Ordering::Relaxed);
-                Ok(false)
-            }
-            Err(TrySendError::Disconnected(_)) => Err(Halt::Disconnected),
-        }
-    }
-
     /// The edge's gauge.
     #[must_use]
     pub const fn gauge(&self) -> &Arc<EdgeGauge> {
@@ -415,7 +346,7 @@ impl<T: Payload> FanInSender<T> {
 
 impl<T> fmt::Debug for FanInSender<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "FanInSender({})", self.gauge.name)
+        write!(f, "FanInSender({})", self.gauge.id)
     }
 }
 
@@ -449,28 +380,22 @@ impl<T: Payload> FanInReceiver<T> {
             Err(RecvTimeoutError::Disconnected) => Err(Halt::Disconnected),
         }
     }
-
-    /// The edge's gauge.
-    #[must_use]
-    pub const fn gauge(&self) -> &Arc<EdgeGauge> {
-        &self.gauge
-    }
 }
 
 impl<T> fmt::Debug for FanInReceiver<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "FanInReceiver({})", self.gauge.name)
+        write!(f, "FanInReceiver({})", self.gauge.id)
     }
 }
 
 /// Makes an edge without order of `capacity` items in all.
 #[must_use]
 pub fn fan_in_edge<T: Payload>(
-    name: &str,
+    id: EdgeId,
     num_producers: usize,
     capacity: usize,
 ) -> (FanInSender<T>, FanInReceiver<T>) {
-    let gauge = Arc::new(EdgeGauge::new(name, capacity, num_producers, 1));
+    let gauge = Arc::new(EdgeGauge::new(id, capacity, num_producers, 1));
     let (tx, rx) = channel::bounded(capacity);
     (FanInSender { channel: tx, gauge: Arc::clone(&gauge) }, FanInReceiver { channel: rx, gauge })
 }

@@ -43,7 +43,7 @@ pub enum SlotError {
         slot: String,
         /// The oldest kept version.
         oldest: u64,
-        /// The version asked for.
+        /// The wanted version.
         wanted: u64,
     },
 }
@@ -54,7 +54,7 @@ pub struct SlotWriter<T> {
 }
 
 impl<T> SlotWriter<T> {
-    /// Publishes the next version. The oldest is let go when more than the kept number are there.
+    /// Publishes the next version. The oldest is evicted when there are more than the kept number.
     ///
     /// # Panics
     /// If `version` does not follow the newest one.
@@ -69,18 +69,6 @@ impl<T> SlotWriter<T> {
         drop(state);
         self.inner.changed.notify_all();
         drop(evicted);
-    }
-
-    /// The newest version's number; none before the first.
-    #[must_use]
-    pub fn newest(&self) -> Option<u64> {
-        self.inner.lock().versions.back().map(|(version, _)| *version)
-    }
-
-    /// A further reader.
-    #[must_use]
-    pub fn reader(&self) -> SlotReader<T> {
-        SlotReader { inner: Arc::clone(&self.inner) }
     }
 }
 
@@ -97,7 +85,7 @@ impl<T> fmt::Debug for SlotWriter<T> {
     }
 }
 
-/// A reader of a slot.
+/// A reader of a slot; cloning makes a further one.
 pub struct SlotReader<T> {
     inner: Arc<Inner<T>>,
 }
@@ -113,7 +101,7 @@ impl<T> SlotReader<T> {
     ///
     /// # Errors
     /// [`SlotError::Halted`] by the stop flag, or because the writer is gone and never published
-    /// it; [`SlotError::Evicted`] if it was let go.
+    /// it; [`SlotError::Evicted`] if it was evicted.
     pub fn wait(&self, version: u64, context: &WaitContext) -> Result<Arc<T>, SlotError> {
         let mut state = self.inner.lock();
         if let Some(outcome) = self.look(&state, version) {
@@ -129,18 +117,6 @@ impl<T> SlotReader<T> {
                 return outcome;
             }
         }
-    }
-
-    /// The version if it is there now.
-    #[must_use]
-    pub fn get(&self, version: u64) -> Option<Arc<T>> {
-        self.look(&self.inner.lock(), version)?.ok()
-    }
-
-    /// The newest version and its number; none before the first.
-    #[must_use]
-    pub fn newest(&self) -> Option<(u64, Arc<T>)> {
-        self.inner.lock().versions.back().cloned()
     }
 
     fn look(&self, state: &State<T>, version: u64) -> Option<Result<Arc<T>, SlotError>> {
@@ -231,14 +207,14 @@ mod tests {
         let (writer, reader) = slot::<()>("theta", 1);
         let context = WaitContext::default();
         let stop = context.stop.clone();
-        let begin = Instant::now();
+        let start = Instant::now();
         let waiting = std::thread::spawn(move || reader.wait(0, &context));
         stop.request(StopReason::Interrupt);
         std::thread::sleep(2 * POLL);
         assert!(!waiting.is_finished(), "a graceful stop lets the iteration end");
         stop.request(StopReason::Interrupt);
         assert_eq!(waiting.join().expect("no panic"), Err(SlotError::Halted(Halt::Stopped)));
-        assert!(begin.elapsed() < Duration::from_secs(5));
+        assert!(start.elapsed() < Duration::from_secs(5));
         drop(writer);
     }
 }

@@ -9,9 +9,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use crate::flow::exit::{Exit, StageError, panic_message};
 use crate::flow::fault::FaultPhase;
 use crate::flow::ports::{FanInSender, Halt, Payload, WaitContext};
-use crate::flow::stage_name::StageName;
+use crate::flow::stage_name::{StageName, WorkerId};
 use crate::flow::stop::StopLevel;
-use crate::record::{EventRow, Record, Recorder, Severity};
 
 /// An item that a panic took: it travels on in the item's place, so that order and counts hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +34,7 @@ pub enum Flow<T> {
 
 impl<T> Flow<T> {
     /// Applies `f` to an item.
+    #[must_use]
     pub fn map<U>(self, f: impl FnOnce(T) -> U) -> Flow<U> {
         match self {
             Self::Item(item) => Flow::Item(f(item)),
@@ -43,6 +43,7 @@ impl<T> Flow<T> {
     }
 
     /// Both items, or the first loss.
+    #[must_use]
     pub fn zip<U>(self, other: Flow<U>) -> Flow<(T, U)> {
         match (self, other) {
             (Self::Item(first), Flow::Item(second)) => Flow::Item((first, second)),
@@ -60,6 +61,18 @@ impl<T: Payload> Payload for Flow<T> {
     }
 }
 
+/// What a stage reports of a unit of work, collected until the loop sends it to the log stage.
+pub trait Log: Default + Send {
+    /// What travels to the log stage.
+    type Record: Payload;
+
+    /// Adds that `worker` panicked and `lost` a unit.
+    fn lose(&mut self, worker: WorkerId, unit: u64, lost: &Lost);
+
+    /// Takes everything collected, in order.
+    fn take(&mut self) -> Vec<Self::Record>;
+}
+
 /// The body of a stage: its state, and what it does with one unit of work.
 ///
 /// Units are numbered over the whole run. What a unit is, is the stage's affair: a level-1 step for
@@ -69,6 +82,8 @@ pub trait Stage: Send {
     type In: Send;
     /// Output of one unit.
     type Out: Send;
+    /// Where it reports.
+    type Log: Log;
     /// The stage's name.
     const NAME: StageName;
 
@@ -76,14 +91,14 @@ pub trait Stage: Send {
     ///
     /// # Errors
     /// [`StageError`] takes the pipeline down.
-    fn process(&mut self, unit: u64, input: Self::In, recorder: &mut Recorder) -> Result<Self::Out, StageError>;
+    fn process(&mut self, unit: u64, input: Self::In, log: &mut Self::Log) -> Result<Self::Out, StageError>;
 
     /// Does what remains to do when the unit's input was lost; by default the loss is passed on.
     ///
     /// # Errors
     /// [`StageError`] takes the pipeline down.
-    fn skip(&mut self, unit: u64, lost: Lost, recorder: &mut Recorder) -> Result<Flow<Self::Out>, StageError> {
-        let _ = (unit, recorder);
+    fn skip(&mut self, unit: u64, lost: Lost, log: &mut Self::Log) -> Result<Flow<Self::Out>, StageError> {
+        let _ = (unit, log);
         Ok(Flow::Lost(lost))
     }
 
@@ -96,13 +111,13 @@ pub trait Stage: Send {
         false
     }
 
-    /// The last words after an orderly end, when `next_unit` would have come next: the parts of the
-    /// final checkpoint.
+    /// Emits the final state after an orderly end, when `next_unit` would have come next: its parts of the final
+    /// checkpoint.
     ///
     /// # Errors
     /// [`StageError`] takes the pipeline down.
-    fn finish(&mut self, next_unit: u64, recorder: &mut Recorder) -> Result<(), StageError> {
-        let _ = (next_unit, recorder);
+    fn finish(&mut self, next_unit: u64, log: &mut Self::Log) -> Result<(), StageError> {
+        let _ = (next_unit, log);
         Ok(())
     }
 
@@ -152,6 +167,9 @@ pub trait Wiring<S: Stage>: Send {
     fn send(&mut self, unit: u64, output: Flow<S::Out>, context: &WaitContext) -> Result<usize, Interrupt>;
 }
 
+/// What the log of stage `S` sends.
+type RecordOf<S> = <<S as Stage>::Log as Log>::Record;
+
 /// One worker: a stage with its ports, which runs over its units.
 ///
 /// [`run`](Self::run) returns at the end, at a stop, at an error and at a panic. After a panic it may
@@ -159,13 +177,13 @@ pub trait Wiring<S: Stage>: Send {
 /// other end the ports are dropped, which is how neighbours learn of it.
 pub struct StageRunner<S: Stage, W: Wiring<S>> {
     stage: S,
-    instance: usize,
+    id: WorkerId,
     units: Range<u64>,
     context: WaitContext,
-    recorder: Recorder,
-    ports: Option<(W, FanInSender<Record>)>,
-    /// The samples of the unit that is being worked on, from the moment its input has been taken until
-    /// its output has been handed on.
+    log: S::Log,
+    ports: Option<(W, FanInSender<RecordOf<S>>)>,
+    /// The samples of the unit that is being worked on, from when its input has been taken until its output has been
+    /// handed on.
     in_hand: Option<Vec<i64>>,
     /// Of the panic that ended the last run.
     panic_message: Option<String>,
@@ -173,20 +191,21 @@ pub struct StageRunner<S: Stage, W: Wiring<S>> {
 
 impl<S: Stage, W: Wiring<S>> StageRunner<S, W> {
     /// A worker over `units`, of which it does those that `wiring` owns.
+    #[must_use]
     pub fn new(
         stage: S,
         instance: usize,
         units: Range<u64>,
         wiring: W,
-        log: FanInSender<Record>,
+        log: FanInSender<RecordOf<S>>,
         context: WaitContext,
     ) -> Self {
         Self {
             stage,
-            instance,
+            id: WorkerId { stage: S::NAME, instance },
             units,
             context,
-            recorder: Recorder::default(),
+            log: S::Log::default(),
             ports: Some((wiring, log)),
             in_hand: None,
             panic_message: None,
@@ -194,13 +213,15 @@ impl<S: Stage, W: Wiring<S>> StageRunner<S, W> {
     }
 
     /// The worker's waits and counters, shared.
+    #[must_use]
     pub const fn context(&self) -> &WaitContext {
         &self.context
     }
 
-    /// The worker's number within its stage.
-    pub const fn instance(&self) -> usize {
-        self.instance
+    /// Which worker it is.
+    #[must_use]
+    pub const fn id(&self) -> WorkerId {
+        self.id
     }
 
     /// Runs until the end, a stop, an error or a panic.
@@ -222,7 +243,7 @@ impl<S: Stage, W: Wiring<S>> StageRunner<S, W> {
         }
     }
 
-    fn run_units(&mut self, ports: &mut (W, FanInSender<Record>)) -> Exit {
+    fn run_units(&mut self, ports: &mut (W, FanInSender<RecordOf<S>>)) -> Exit {
         match self.try_run_units(ports) {
             Ok(exit) => exit,
             Err(Interrupt::Error(error)) => Exit::Failed(error),
@@ -234,7 +255,7 @@ impl<S: Stage, W: Wiring<S>> StageRunner<S, W> {
         }
     }
 
-    fn try_run_units(&mut self, ports: &mut (W, FanInSender<Record>)) -> Result<Exit, Interrupt> {
+    fn try_run_units(&mut self, ports: &mut (W, FanInSender<RecordOf<S>>)) -> Result<Exit, Interrupt> {
         if let Some(message) = self.panic_message.take() {
             self.resume(message, ports)?;
         }
@@ -270,13 +291,13 @@ impl<S: Stage, W: Wiring<S>> StageRunner<S, W> {
                     self.in_hand = Some(Vec::new());
                     self.in_hand = Some(self.stage.sample_ids(unit, &item));
                     self.strike(FaultPhase::Begin, unit);
-                    let output = self.stage.process(unit, item, &mut self.recorder)?;
+                    let output = self.stage.process(unit, item, &mut self.log)?;
                     self.strike(FaultPhase::Process, unit);
                     Flow::Item(output)
                 }
                 Flow::Lost(lost) => {
                     self.in_hand = Some(lost.sample_ids.clone());
-                    self.stage.skip(unit, lost, &mut self.recorder)?
+                    self.stage.skip(unit, lost, &mut self.log)?
                 }
             };
             self.strike(FaultPhase::Send, unit);
@@ -289,42 +310,31 @@ impl<S: Stage, W: Wiring<S>> StageRunner<S, W> {
     }
 
     /// After a panic: the loss of what was in hand goes on in the unit's place, and into the events.
-    fn resume(&mut self, message: String, ports: &mut (W, FanInSender<Record>)) -> Result<(), Interrupt> {
+    fn resume(&mut self, message: String, ports: &mut (W, FanInSender<RecordOf<S>>)) -> Result<(), Interrupt> {
         self.stage.recover();
         self.context.counters.add_restart();
         // What the unit recorded before its panic belongs to a result that does not exist.
-        self.recorder.take();
+        self.log.take();
         let Some(sample_ids) = self.in_hand.take() else {
             return Ok(());
         };
         let lost = Lost { stage: S::NAME, sample_ids, message };
         let unit = self.units.start;
-        self.recorder.event(EventRow {
-            severity: Severity::Error,
-            kind: "lost_batch".into(),
-            stage: Some(S::NAME.as_str().into()),
-            message: format!("{} {} panicked, its batch is lost: {}", S::NAME, self.instance, lost.message),
-            fields: serde_json::json!({
-                "instance": self.instance,
-                "unit": unit,
-                "sample_ids": lost.sample_ids,
-            })
-            .to_string(),
-        });
+        self.log.lose(self.id, unit, &lost);
         ports.0.send(unit, Flow::Lost(lost), &self.context)?;
         self.units.start += 1;
         self.flush(&ports.1)
     }
 
-    fn finish(&mut self, next_unit: u64, log: &FanInSender<Record>) -> Result<(), Interrupt> {
+    fn finish(&mut self, next_unit: u64, to_log: &FanInSender<RecordOf<S>>) -> Result<(), Interrupt> {
         self.strike(FaultPhase::Finish, next_unit);
-        self.stage.finish(next_unit, &mut self.recorder)?;
-        self.flush(log)
+        self.stage.finish(next_unit, &mut self.log)?;
+        self.flush(to_log)
     }
 
-    fn flush(&mut self, log: &FanInSender<Record>) -> Result<(), Interrupt> {
-        for record in self.recorder.take() {
-            log.send(record, &self.context)?;
+    fn flush(&mut self, to_log: &FanInSender<RecordOf<S>>) -> Result<(), Interrupt> {
+        for record in self.log.take() {
+            to_log.send(record, &self.context)?;
         }
         Ok(())
     }
@@ -340,6 +350,6 @@ impl<S: Stage, W: Wiring<S>> StageRunner<S, W> {
 
 impl<S: Stage, W: Wiring<S>> std::fmt::Debug for StageRunner<S, W> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "StageRunner({} {}, units {:?})", S::NAME, self.instance, self.units)
+        write!(f, "StageRunner({}, units {:?})", self.id, self.units)
     }
 }

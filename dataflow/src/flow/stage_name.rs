@@ -1,4 +1,5 @@
-//! The names of the stages, used in the configuration, the logs and the messages.
+//! The names of stages, of their workers and of the edges between them, as the configuration, the logs and the
+//! messages have them.
 
 use std::fmt;
 use std::str::FromStr;
@@ -63,5 +64,49 @@ impl FromStr for StageName {
             .into_iter()
             .find(|name| name.as_str() == text)
             .ok_or_else(|| format!("not a stage (load, score, encoder, evaluator, policy, log): {text}"))
+    }
+}
+
+/// Which worker of which stage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct WorkerId {
+    /// The stage.
+    pub stage: StageName,
+    /// The worker's number within its stage, from 0.
+    pub instance: usize,
+}
+
+impl fmt::Display for WorkerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.stage, self.instance)
+    }
+}
+
+/// Which edge of the topology.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct EdgeId {
+    /// The sending stage; none for a fan-in from every other stage.
+    pub from: Option<StageName>,
+    /// The receiving stage.
+    pub to: StageName,
+}
+
+impl EdgeId {
+    /// The edge from one stage to another, over which items travel in order.
+    #[must_use]
+    pub const fn between(from: StageName, to: StageName) -> Self {
+        Self { from: Some(from), to }
+    }
+
+    /// The edge from every other stage to `to`, over which items travel as they come.
+    #[must_use]
+    pub const fn fan_in(to: StageName) -> Self {
+        Self { from: None, to }
+    }
+}
+
+impl fmt::Display for EdgeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}->{}", self.from.map_or("all", StageName::as_str), self.to)
     }
 }

@@ -6,10 +6,9 @@ use std::time::{Duration, Instant};
 use crate::flow::counters::StageCounters;
 use crate::flow::exit::{Exit, StageError};
 use crate::flow::ports::{OrderedReceiver, OrderedSender, Payload, WaitContext, fan_in_edge, ordered_edge};
-use crate::flow::stage::{Flow, Interrupt, Lost, Stage, StageRunner, Wiring};
-use crate::flow::stage_name::StageName;
+use crate::flow::stage::{Flow, Interrupt, Log, Lost, Stage, StageRunner, Wiring};
+use crate::flow::stage_name::{EdgeId, StageName, WorkerId};
 use crate::flow::stop::{StopFlag, StopLevel, StopReason};
-use crate::record::{EventRow, Record, Recorder, Severity};
 
 const UNROLL: u64 = 3;
 
@@ -22,13 +21,28 @@ impl Payload for Number {
     }
 }
 
-fn said(kind: &'static str, number: u64) -> EventRow {
-    EventRow {
-        severity: Severity::Info,
-        kind: kind.into(),
-        stage: None,
-        message: String::new(),
-        fields: number.to_string(),
+/// What a stage said: a kind and a number.
+type Said = (&'static str, u64);
+
+impl Payload for Said {
+    fn size_bytes(&self) -> usize {
+        size_of::<Self>()
+    }
+}
+
+/// Keeps what was said since it was last taken.
+#[derive(Debug, Default)]
+struct Notes(Vec<Said>);
+
+impl Log for Notes {
+    type Record = Said;
+
+    fn lose(&mut self, _: WorkerId, unit: u64, _: &Lost) {
+        self.0.push(("lost_batch", unit));
+    }
+
+    fn take(&mut self) -> Vec<Said> {
+        std::mem::take(&mut self.0)
     }
 }
 
@@ -47,18 +61,21 @@ struct Source {
 impl Stage for Source {
     type In = ();
     type Out = Number;
+    type Log = Notes;
     const NAME: StageName = StageName::Load;
 
-    fn process(&mut self, unit: u64, (): (), recorder: &mut Recorder) -> Result<Number, StageError> {
-        recorder.event(said("source", unit));
+    fn process(&mut self, unit: u64, (): (), notes: &mut Notes) -> Result<Number, StageError> {
+        notes.0.push(("source", unit));
         match self.fault {
             Fault::Panic(at) if at == unit => {
                 self.fault = Fault::None;
                 panic!("unit {unit}");
             }
-            Fault::Error(at) if at == unit => {
-                Err(StageError::Data { stage: Self::NAME, message: format!("unit {unit}"), exit_code: 65 })
-            }
+            Fault::Error(at) if at == unit => Err(StageError::Data {
+                stage: Self::NAME,
+                message: format!("unit {unit}"),
+                exit_code: mlomae_storage::exit_code::ExitCode::BadData,
+            }),
             _ => Ok(Number(unit)),
         }
     }
@@ -79,9 +96,10 @@ struct Sum {
 impl Stage for Sum {
     type In = Number;
     type Out = Number;
+    type Log = Notes;
     const NAME: StageName = StageName::Encoder;
 
-    fn process(&mut self, unit: u64, Number(number): Number, _: &mut Recorder) -> Result<Number, StageError> {
+    fn process(&mut self, unit: u64, Number(number): Number, _: &mut Notes) -> Result<Number, StageError> {
         assert_eq!(number, unit);
         assert_ne!(self.fault, Fault::Panic(unit), "as wanted");
         std::thread::sleep(self.nap);
@@ -89,7 +107,7 @@ impl Stage for Sum {
         Ok(Number(self.sum))
     }
 
-    fn skip(&mut self, _: u64, _: Lost, _: &mut Recorder) -> Result<Flow<Number>, StageError> {
+    fn skip(&mut self, _: u64, _: Lost, _: &mut Notes) -> Result<Flow<Number>, StageError> {
         self.num_lost += 1;
         Ok(Flow::Item(Number(self.sum)))
     }
@@ -102,9 +120,9 @@ impl Stage for Sum {
         unit.is_multiple_of(UNROLL)
     }
 
-    fn finish(&mut self, next_unit: u64, recorder: &mut Recorder) -> Result<(), StageError> {
-        recorder.event(said("sum_end", next_unit));
-        recorder.event(said("sum_lost", self.num_lost));
+    fn finish(&mut self, next_unit: u64, notes: &mut Notes) -> Result<(), StageError> {
+        notes.0.push(("sum_end", next_unit));
+        notes.0.push(("sum_lost", self.num_lost));
         Ok(())
     }
 }
@@ -117,9 +135,10 @@ struct Last {
 impl Stage for Last {
     type In = Number;
     type Out = Number;
+    type Log = Notes;
     const NAME: StageName = StageName::Evaluator;
 
-    fn process(&mut self, _: u64, number: Number, _: &mut Recorder) -> Result<Number, StageError> {
+    fn process(&mut self, _: u64, number: Number, _: &mut Notes) -> Result<Number, StageError> {
         self.newest = number.0;
         Ok(number)
     }
@@ -128,9 +147,9 @@ impl Stage for Last {
         Vec::new()
     }
 
-    fn finish(&mut self, next_unit: u64, recorder: &mut Recorder) -> Result<(), StageError> {
-        recorder.event(said("last_end", next_unit));
-        recorder.event(said("last_value", self.newest));
+    fn finish(&mut self, next_unit: u64, notes: &mut Notes) -> Result<(), StageError> {
+        notes.0.push(("last_end", next_unit));
+        notes.0.push(("last_value", self.newest));
         Ok(())
     }
 }
@@ -177,13 +196,13 @@ impl FromNumber for Number {
 struct Chain {
     stop: StopFlag,
     threads: Vec<JoinHandle<Exit>>,
-    log: JoinHandle<Vec<(String, u64)>>,
+    log: JoinHandle<Vec<Said>>,
 }
 
 fn start(num_outer: u64, nap: Duration, source_fault: Fault, sum_fault: Fault) -> Chain {
-    let first = ordered_edge("load->encoder", 1, 1, 1);
-    let second = ordered_edge("encoder->evaluator", 1, 1, 0);
-    let (log, log_receiver) = fan_in_edge::<Record>("all->log", 3, 16);
+    let first = ordered_edge(EdgeId::between(StageName::Load, StageName::Encoder), 1, 1, 1);
+    let second = ordered_edge(EdgeId::between(StageName::Encoder, StageName::Evaluator), 1, 1, 0);
+    let (log, log_receiver) = fan_in_edge::<Said>(EdgeId::fan_in(StageName::Log), 3, 16);
     let stop = StopFlag::new();
     let context = || WaitContext::new(stop.clone(), StageCounters::new());
     let (mut first_senders, mut first_receivers) = (first.senders, first.receivers);
@@ -211,9 +230,7 @@ fn start(num_outer: u64, nap: Duration, source_fault: Fault, sum_fault: Fault) -
     let log = std::thread::spawn(move || {
         let mut said = Vec::new();
         while let Ok(record) = log_receiver.recv_timeout(Duration::from_millis(50), &StageCounters::new()) {
-            if let Some(event) = record.as_ref().and_then(Record::get::<EventRow>) {
-                said.push((event.kind.to_string(), event.fields.parse().unwrap_or(0)));
-            }
+            said.extend(record);
         }
         said
     });
@@ -221,7 +238,7 @@ fn start(num_outer: u64, nap: Duration, source_fault: Fault, sum_fault: Fault) -
 }
 
 impl Chain {
-    fn join(self) -> (Vec<Exit>, Vec<(String, u64)>) {
+    fn join(self) -> (Vec<Exit>, Vec<Said>) {
         let begin = Instant::now();
         while self.threads.iter().any(|thread| !thread.is_finished()) {
             assert!(begin.elapsed() < Duration::from_secs(30), "the pipeline does not come down");
@@ -232,8 +249,8 @@ impl Chain {
     }
 }
 
-fn value(said: &[(String, u64)], kind: &str) -> u64 {
-    let found: Vec<u64> = said.iter().filter(|(k, _)| k == kind).map(|(_, number)| *number).collect();
+fn value(said: &[Said], kind: &str) -> u64 {
+    let found: Vec<u64> = said.iter().filter(|(k, _)| *k == kind).map(|(_, number)| *number).collect();
     assert_eq!(found.len(), 1, "{kind}: {said:?}");
     found[0]
 }
@@ -245,7 +262,7 @@ fn a_run_to_the_end_finishes_everywhere() {
     assert_eq!(value(&said, "sum_end"), 30);
     assert_eq!(value(&said, "last_end"), 10);
     assert_eq!(value(&said, "last_value"), (0..30).sum::<u64>());
-    assert_eq!(said.iter().filter(|(kind, _)| kind == "source").count(), 30);
+    assert_eq!(said.iter().filter(|(kind, _)| *kind == "source").count(), 30);
 }
 
 #[test]
@@ -264,7 +281,7 @@ fn a_graceful_stop_cuts_every_stage_at_the_same_outer_iteration() {
 }
 
 #[test]
-fn a_stop_now_leaves_at_once_and_without_last_words() {
+fn a_stop_now_leaves_at_once_and_without_a_final_state() {
     let chain = start(1_000_000, Duration::from_millis(1), Fault::None, Fault::None);
     std::thread::sleep(Duration::from_millis(10));
     let begin = Instant::now();
@@ -272,7 +289,7 @@ fn a_stop_now_leaves_at_once_and_without_last_words() {
     let (exits, said) = chain.join();
     assert!(begin.elapsed() < Duration::from_secs(2));
     assert!(exits.iter().all(|exit| matches!(exit, Exit::Stopped)), "{exits:?}");
-    assert!(said.iter().all(|(kind, _)| kind == "source"), "{said:?}");
+    assert!(said.iter().all(|(kind, _)| *kind == "source"), "{said:?}");
 }
 
 #[test]
@@ -281,8 +298,8 @@ fn a_lost_unit_keeps_its_place() {
     assert!(exits.iter().all(|exit| matches!(exit, Exit::Finished)), "{exits:?}");
     assert_eq!(value(&said, "sum_lost"), 1);
     assert_eq!(value(&said, "last_value"), (0..15).sum::<u64>() - 7);
-    assert_eq!(said.iter().filter(|(kind, _)| kind == "lost_batch").count(), 1);
-    assert!(!said.contains(&("source".into(), 7)), "its records are dropped");
+    assert_eq!(said.iter().filter(|(kind, _)| *kind == "lost_batch").count(), 1);
+    assert!(!said.contains(&("source", 7)), "its records are dropped");
 }
 
 #[test]
@@ -290,7 +307,7 @@ fn an_error_takes_the_neighbours_down_by_disconnect() {
     let (exits, said) = start(50, Duration::ZERO, Fault::Error(10), Fault::None).join();
     assert!(matches!(&exits[0], Exit::Failed(error) if error.exit_code() == 65), "{exits:?}");
     assert!(matches!(exits[1], Exit::Disconnected) && matches!(exits[2], Exit::Disconnected), "{exits:?}");
-    assert!(said.iter().all(|(kind, _)| kind == "source"), "no last words after an error: {said:?}");
+    assert!(said.iter().all(|(kind, _)| *kind == "source"), "no final state after an error: {said:?}");
 }
 
 #[test]

@@ -4,6 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use mlomae_storage::exit_code::ExitCode;
+
 /// How urgently the pipeline shall stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum StopLevel {
@@ -15,7 +17,7 @@ pub enum StopLevel {
     Now = 2,
 }
 
-/// What asked for the stop first.
+/// What requested the stop first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StopReason {
     /// SIGINT, Ctrl-C.
@@ -39,25 +41,18 @@ impl StopReason {
     pub const ALL: [Self; 7] =
         [Self::Interrupt, Self::Terminate, Self::Error, Self::Enough, Self::HangUp, Self::Preempt, Self::CpuTime];
 
-    /// The exit code of a process that stopped for this reason: 128 and the signal's number, as a shell reports a
-    /// process that a signal ended.
+    /// The exit code of a process that stopped for this reason.
     #[must_use]
-    pub const fn exit_code(self) -> u8 {
+    pub const fn exit_code(self) -> ExitCode {
         match self {
-            Self::Interrupt => 130,
-            Self::Terminate => 143,
-            Self::Error => 70,
-            Self::Enough => 0,
-            Self::HangUp => 129,
-            Self::Preempt => 140,
-            Self::CpuTime => 152,
+            Self::Interrupt => ExitCode::Interrupt,
+            Self::Terminate => ExitCode::Terminate,
+            Self::Error => ExitCode::Internal,
+            Self::Enough => ExitCode::Ok,
+            Self::HangUp => ExitCode::HangUp,
+            Self::Preempt => ExitCode::Preempt,
+            Self::CpuTime => ExitCode::CpuTime,
         }
-    }
-
-    /// Whether a signal is the reason.
-    #[must_use]
-    pub const fn is_signal(self) -> bool {
-        !matches!(self, Self::Error | Self::Enough)
     }
 
     fn from_bits(bits: u8) -> Option<Self> {
@@ -89,27 +84,26 @@ pub struct StopFlag {
 }
 
 impl StopFlag {
-    /// A flag that asks nothing.
+    /// A flag that nobody has raised.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Asks for a stop as a signal does: the first request is graceful, a second one means now.
-    /// Returns the level that holds afterwards.
-    pub fn request(&self, reason: StopReason) -> StopLevel {
+    /// Requests a stop as a signal does: the first request is graceful, a second one means now.
+    pub fn request(&self, reason: StopReason) {
         self.raise(reason, |level| match level {
             StopLevel::None => StopLevel::Graceful,
             StopLevel::Graceful | StopLevel::Now => StopLevel::Now,
         })
     }
 
-    /// Asks every stage to leave its wait at once.
+    /// Requests that every stage leaves its wait at once.
     pub fn stop_now(&self, reason: StopReason) {
         self.raise(reason, |_| StopLevel::Now);
     }
 
-    /// Asks for a graceful stop, however often: a repetition is no haste.
+    /// Requests a graceful stop, however often: a repetition does not make it urgent.
     pub fn stop_gracefully(&self, reason: StopReason) {
         self.raise(reason, |level| level.max(StopLevel::Graceful));
     }
@@ -120,7 +114,7 @@ impl StopFlag {
         Self::level_of(self.bits.load(Ordering::Acquire))
     }
 
-    /// What asked for the stop first; none while nobody asked.
+    /// What requested the stop first; none while nothing did.
     #[must_use]
     pub fn reason(&self) -> Option<StopReason> {
         StopReason::from_bits(self.bits.load(Ordering::Acquire) >> 2)
@@ -133,14 +127,14 @@ impl StopFlag {
         level != StopLevel::None && level >= heed
     }
 
-    fn raise(&self, reason: StopReason, next: impl Fn(StopLevel) -> StopLevel) -> StopLevel {
+    fn raise(&self, reason: StopReason, next: impl Fn(StopLevel) -> StopLevel) {
         let update = |bits: u8| {
             let level = next(Self::level_of(bits)) as u8;
             let reason = if bits >> 2 == 0 { reason as u8 } else { bits >> 2 };
             Some(level | (reason << 2))
         };
-        let before = self.bits.fetch_update(Ordering::AcqRel, Ordering::Acquire, update).unwrap_or_else(|bits| bits);
-        next(Self::level_of(before))
+        // The update never declines.
+        let _ = self.bits.fetch_update(Ordering::AcqRel, Ordering::Acquire, update);
     }
 
     fn level_of(bits: u8) -> StopLevel {
@@ -163,24 +157,25 @@ mod tests {
         assert_eq!(flag.reason(), None);
         assert!(!flag.concerns(StopLevel::Graceful));
         let seen_by_a_stage = flag.clone();
-        assert_eq!(flag.request(StopReason::Terminate), StopLevel::Graceful);
+        flag.request(StopReason::Terminate);
+        assert_eq!(flag.level(), StopLevel::Graceful);
         assert!(seen_by_a_stage.concerns(StopLevel::Graceful));
         assert!(!seen_by_a_stage.concerns(StopLevel::Now));
-        assert_eq!(flag.request(StopReason::Interrupt), StopLevel::Now);
+        flag.request(StopReason::Interrupt);
+        assert_eq!(flag.level(), StopLevel::Now);
         assert!(seen_by_a_stage.concerns(StopLevel::Now));
         assert_eq!(flag.reason(), Some(StopReason::Terminate));
-        assert_eq!(flag.reason().map(StopReason::exit_code), Some(143));
+        assert_eq!(flag.reason().map(StopReason::exit_code), Some(ExitCode::Terminate));
     }
 
     #[test]
-    fn every_reason_is_kept_and_repetitions_are_no_haste() {
+    fn every_reason_is_kept_and_repetitions_do_not_hurry() {
         for reason in StopReason::ALL {
             let flag = StopFlag::new();
             flag.stop_gracefully(reason);
             flag.stop_gracefully(StopReason::HangUp);
             assert_eq!((flag.level(), flag.reason()), (StopLevel::Graceful, Some(reason)));
-            assert_eq!(reason.is_signal(), reason.to_string().starts_with("SIG"), "{reason}");
-            assert!(!reason.is_signal() || reason.exit_code() > 128, "{reason}");
+            assert_eq!(reason.exit_code().is_by_signal(), reason.to_string().starts_with("SIG"), "{reason}");
             flag.stop_now(StopReason::Error);
             flag.stop_gracefully(reason);
             assert_eq!((flag.level(), flag.reason()), (StopLevel::Now, Some(reason)), "the level never falls");
@@ -191,7 +186,8 @@ mod tests {
     fn the_level_never_falls() {
         let flag = StopFlag::new();
         flag.stop_now(StopReason::Error);
-        assert_eq!(flag.request(StopReason::Interrupt), StopLevel::Now);
+        flag.request(StopReason::Interrupt);
+        assert_eq!(flag.level(), StopLevel::Now);
         assert_eq!(flag.reason(), Some(StopReason::Error));
     }
 }

@@ -5,7 +5,7 @@ use std::fmt;
 
 use crate::flow::ports::{FanInReceiver, FanInSender, OrderedEdge, Payload};
 use crate::flow::ports::{fan_in_edge, num_channels, ordered_edge};
-use crate::flow::stage_name::StageName;
+use crate::flow::stage_name::{EdgeId, StageName};
 
 /// A stage and how many workers run it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,41 +16,18 @@ pub struct StageDecl {
     pub num_workers: usize,
 }
 
-/// How the items of an edge are joined.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum EdgeKind {
-    /// By sequence number, over a matrix of channels.
-    Ordered,
-    /// As they come, over one channel to the one worker of the receiving stage.
-    FanIn,
-}
-
-/// An edge between two stages.
+/// An edge between two stages, whose items travel by sequence number over a matrix of channels, or a fan-in, whose
+/// items travel as they come over one channel to the one worker of the receiving stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EdgeDecl {
-    /// The sending stage; none for a fan-in from every other stage.
-    pub from: Option<StageName>,
-    /// The receiving stage.
-    pub to: StageName,
+    /// Which edge.
+    pub id: EdgeId,
     /// Items that each channel holds. 0 hands over directly.
     pub capacity: usize,
     /// Estimated bytes of one item.
     pub payload_bytes: usize,
     /// Bytes that the few items that are much larger can take besides.
     pub large_bytes: usize,
-    /// How the items are joined.
-    pub kind: EdgeKind,
-}
-
-impl EdgeDecl {
-    /// The edge's name, `from->to`.
-    #[must_use]
-    pub fn name(&self) -> String {
-        match self.from {
-            Some(from) => format!("{from}->{}", self.to),
-            None => format!("all->{}", self.to),
-        }
-    }
 }
 
 /// What is wrong with a declaration.
@@ -64,26 +41,26 @@ pub enum TopologyError {
     DuplicateStage(StageName),
     /// An edge between the same stages twice.
     #[error("edge is declared twice: {0}")]
-    DuplicateEdge(String),
+    DuplicateEdge(EdgeId),
     /// An edge whose end is not declared.
     #[error("edge ends at a stage that is not declared: {0}")]
-    UnknownStage(String),
+    UnknownStage(EdgeId),
     /// An edge that does not go forward: queues must have no cycle.
     #[error("edge does not go from an earlier stage to a later one: {0}")]
-    Backward(String),
+    Backward(EdgeId),
     /// A fan-in to several workers.
     #[error("edge without order needs exactly 1 receiving worker: {0}")]
-    FanInWorkers(String),
+    FanInWorkers(EdgeId),
     /// No such edge.
     #[error("edge is not declared: {0}")]
-    UnknownEdge(String),
+    UnknownEdge(EdgeId),
 }
 
 /// The memory that one edge can hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EdgeBound {
-    /// `from->to`.
-    pub name: String,
+    /// Which edge.
+    pub id: EdgeId,
     /// Items over all channels.
     pub queue_cap: usize,
     /// Items that blocked senders hold besides.
@@ -107,7 +84,7 @@ impl fmt::Display for EdgeBound {
         write!(
             f,
             "{:<20} ({} queued + {} in hand) x {} + {} = {}",
-            self.name,
+            self.id.to_string(),
             self.queue_cap,
             self.num_in_hand,
             mebibytes(self.payload_bytes),
@@ -145,19 +122,19 @@ impl Topology {
         }
         let topology = Self { stages, edges };
         for (place, edge) in topology.edges.iter().enumerate() {
-            let twice = |other: &EdgeDecl| (other.from, other.to) == (edge.from, edge.to);
-            if topology.edges[..place].iter().any(twice) {
-                return Err(TopologyError::DuplicateEdge(edge.name()));
+            let EdgeId { from, to } = edge.id;
+            if topology.edges[..place].iter().any(|other| other.id == edge.id) {
+                return Err(TopologyError::DuplicateEdge(edge.id));
             }
             let known = |name: StageName| topology.stages.iter().any(|stage| stage.name == name);
-            if !known(edge.to) || edge.from.is_some_and(|from| !known(from)) {
-                return Err(TopologyError::UnknownStage(edge.name()));
+            if !known(to) || from.is_some_and(|from| !known(from)) {
+                return Err(TopologyError::UnknownStage(edge.id));
             }
-            if edge.from.is_some_and(|from| from >= edge.to) {
-                return Err(TopologyError::Backward(edge.name()));
+            if from.is_some_and(|from| from >= to) {
+                return Err(TopologyError::Backward(edge.id));
             }
-            if edge.kind == EdgeKind::FanIn && topology.num_workers(edge.to) != 1 {
-                return Err(TopologyError::FanInWorkers(edge.name()));
+            if from.is_none() && topology.num_workers(to) != 1 {
+                return Err(TopologyError::FanInWorkers(edge.id));
             }
         }
         Ok(topology)
@@ -187,8 +164,8 @@ impl Topology {
     /// # Errors
     /// [`TopologyError::UnknownEdge`] if no such edge was declared.
     pub fn ordered<T: Payload>(&self, from: StageName, to: StageName) -> Result<OrderedEdge<T>, TopologyError> {
-        let edge = self.edge(Some(from), to, EdgeKind::Ordered)?;
-        Ok(ordered_edge(&edge.name(), self.num_workers(from), self.num_workers(to), edge.capacity))
+        let edge = self.edge(EdgeId::between(from, to))?;
+        Ok(ordered_edge(edge.id, self.num_workers(from), self.num_workers(to), edge.capacity))
     }
 
     /// Makes the channel of an edge from every other stage to `to`.
@@ -196,18 +173,18 @@ impl Topology {
     /// # Errors
     /// [`TopologyError::UnknownEdge`] if no such edge was declared.
     pub fn fan_in<T: Payload>(&self, to: StageName) -> Result<(FanInSender<T>, FanInReceiver<T>), TopologyError> {
-        let edge = self.edge(None, to, EdgeKind::FanIn)?;
-        Ok(fan_in_edge(&edge.name(), self.num_senders(edge), edge.capacity))
+        let edge = self.edge(EdgeId::fan_in(to))?;
+        Ok(fan_in_edge(edge.id, self.num_senders(edge), edge.capacity))
     }
 
     /// The memory bound of every edge.
     #[must_use]
     pub fn bounds(&self) -> Vec<EdgeBound> {
         let bound = |edge: &EdgeDecl| EdgeBound {
-            name: edge.name(),
-            queue_cap: match edge.kind {
-                EdgeKind::Ordered => num_channels(self.num_senders(edge), self.num_workers(edge.to)) * edge.capacity,
-                EdgeKind::FanIn => edge.capacity,
+            id: edge.id,
+            queue_cap: match edge.id.from {
+                Some(from) => num_channels(self.num_workers(from), self.num_workers(edge.id.to)) * edge.capacity,
+                None => edge.capacity,
             },
             num_in_hand: self.num_senders(edge),
             payload_bytes: edge.payload_bytes,
@@ -223,21 +200,17 @@ impl Topology {
     }
 
     fn num_senders(&self, edge: &EdgeDecl) -> usize {
-        match edge.from {
+        match edge.id.from {
             Some(from) => self.num_workers(from),
             None => {
-                let others = self.stages.iter().filter(|stage| stage.name != edge.to);
+                let others = self.stages.iter().filter(|stage| stage.name != edge.id.to);
                 others.map(|stage| stage.num_workers).sum()
             }
         }
     }
 
-    fn edge(&self, from: Option<StageName>, to: StageName, kind: EdgeKind) -> Result<&EdgeDecl, TopologyError> {
-        let wanted = |edge: &&EdgeDecl| edge.from == from && edge.to == to && edge.kind == kind;
-        self.edges.iter().find(wanted).ok_or_else(|| {
-            let from = from.map_or("all", StageName::as_str);
-            TopologyError::UnknownEdge(format!("{from}->{to}"))
-        })
+    fn edge(&self, id: EdgeId) -> Result<&EdgeDecl, TopologyError> {
+        self.edges.iter().find(|edge| edge.id == id).ok_or(TopologyError::UnknownEdge(id))
     }
 }
 
@@ -260,7 +233,7 @@ mod tests {
     }
 
     fn edge(from: StageName, to: StageName) -> EdgeDecl {
-        EdgeDecl { from: Some(from), to, capacity: 2, payload_bytes: 1 << 20, large_bytes: 0, kind: EdgeKind::Ordered }
+        EdgeDecl { id: EdgeId::between(from, to), capacity: 2, payload_bytes: 1 << 20, large_bytes: 0 }
     }
 
     #[test]
@@ -273,7 +246,7 @@ mod tests {
         assert!(refused(two(), vec![edge(Load, Encoder)]).ends_with("load->encoder"));
         assert!(refused(two(), vec![edge(Score, Load)]).ends_with("score->load"));
         assert!(refused(two(), vec![edge(Load, Score), edge(Load, Score)]).contains("twice"));
-        let fan_in = EdgeDecl { from: None, kind: EdgeKind::FanIn, ..edge(Load, Log) };
+        let fan_in = EdgeDecl { id: EdgeId::fan_in(Log), ..edge(Load, Log) };
         assert!(refused(vec![stage(Load, 1), stage(Log, 2)], vec![fan_in]).ends_with("all->log"));
     }
 

@@ -5,7 +5,7 @@ use mlomae_storage::dataset::decode::resize::{resize, to_channels};
 use rand_chacha::ChaCha8Rng;
 
 use crate::config::{AugmentConfig, Crop};
-use mlomae_model::rng::{below, unit};
+use mlomae_model::rng::{below, uniform};
 
 /// Mean and standard deviation of each channel, of values in 0..1.
 #[derive(Debug, Clone, PartialEq)]
@@ -146,9 +146,9 @@ fn with_channels(image: Image, channels: usize) -> Image {
 fn random_window(image: &Image, min_area: f64, rng: &mut ChaCha8Rng) -> (usize, usize, usize, usize) {
     let area = (image.width * image.height) as f64;
     for _ in 0..10 {
-        let wanted = area * (min_area + (1.0 - min_area) * unit(rng));
+        let wanted = area * (min_area + (1.0 - min_area) * uniform(rng));
         // Uniform in the logarithm, so that 3:4 is as likely as 4:3.
-        let shape = ((4.0_f64 / 3.0).ln() * (2.0 * unit(rng) - 1.0)).exp();
+        let shape = ((4.0_f64 / 3.0).ln() * (2.0 * uniform(rng) - 1.0)).exp();
         let (width, height) = ((wanted * shape).sqrt().round(), (wanted / shape).sqrt().round());
         if (1.0..=image.width as f64).contains(&width) && (1.0..=image.height as f64).contains(&height) {
             let (width, height) = (width as usize, height as usize);

@@ -235,12 +235,6 @@ impl EpochPlan {
         (self.roles.indices(role).len() / self.batches[role.index()]) as u64
     }
 
-    /// Epoch of batch `number` of `role`.
-    #[must_use]
-    pub fn epoch_of(&self, role: Role, number: u64) -> u64 {
-        number / self.batches_per_epoch(role)
-    }
-
     /// Batch `number` of `role`, counted from 0 over all epochs. In iteration j with unroll k, level
     /// 1 takes the pretrain batches j·k to j·k + k − 1, and levels 2 and 3 take batch j of their roles.
     pub fn batch(&mut self, role: Role, number: u64) -> PlannedBatch {
@@ -295,7 +289,7 @@ mod tests {
         (0..num)
             .map(|_| {
                 // Skewed on purpose: low classes are more frequent.
-                let draw = mlomae_model::rng::unit(&mut rng).powi(2);
+                let draw = mlomae_model::rng::uniform(&mut rng).powi(2);
                 Some((draw * f64::from(num_classes)) as i32)
             })
             .collect()

@@ -11,6 +11,8 @@ use std::time::SystemTime;
 use mlomae_storage::logs::{LogRow, Row, Text};
 
 use crate::flow::ports::Payload;
+use crate::flow::stage::{Log, Lost};
+use crate::flow::stage_name::WorkerId;
 
 pub use checkpoint_part::{CheckpointFile, CheckpointPart, FlatTensors, PartOf, optimizer_prefix};
 pub use metric::Metric;
@@ -135,5 +137,28 @@ impl Recorder {
     /// Takes everything collected, in order.
     pub fn take(&mut self) -> Vec<Record> {
         std::mem::take(&mut self.records)
+    }
+}
+
+impl Log for Recorder {
+    type Record = Record;
+
+    fn lose(&mut self, worker: WorkerId, unit: u64, lost: &Lost) {
+        self.event(EventRow {
+            severity: Severity::Error,
+            kind: "lost_batch".into(),
+            stage: Some(worker.stage.as_str().into()),
+            message: format!("{worker} panicked, its batch is lost: {}", lost.message),
+            fields: serde_json::json!({
+                "instance": worker.instance,
+                "unit": unit,
+                "sample_ids": lost.sample_ids,
+            })
+            .to_string(),
+        });
+    }
+
+    fn take(&mut self) -> Vec<Record> {
+        Self::take(self)
     }
 }

@@ -12,7 +12,7 @@ use crate::flow::exit::{Exit, StageError};
 use crate::flow::stage::Stage;
 use crate::flow::stop::StopFlag;
 use crate::record::{Record, Recorder};
-use crate::run::data::Data;
+use crate::run::data::RunData;
 use crate::run::serial::SerialRun;
 use crate::run::state::TrainState;
 use crate::stages::load::Loaded;
@@ -59,7 +59,7 @@ fn config(settings: &[String]) -> Config {
 
 /// The state after all outer iterations, by the algorithm alone.
 fn by_algorithm(config: &Config) -> State {
-    let data = Data::open(config, None).unwrap();
+    let data = RunData::open(config, None).unwrap();
     let method = data.method(config).unwrap();
     let fresh = TrainState::fresh(&method);
     let mut load = data.loader(config, &data.train, &method.arena).unwrap();
@@ -97,7 +97,7 @@ fn by_algorithm(config: &Config) -> State {
 
 /// The tensors of the last checkpoint of a serial run.
 fn by_stages(config: &Config) -> Tensors {
-    let data = Data::open(config, None).unwrap();
+    let data = RunData::open(config, None).unwrap();
     let method = data.method(config).unwrap();
     let state = TrainState::fresh(&method);
     let setup = data.setup(config, method, state).unwrap();

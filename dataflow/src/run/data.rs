@@ -3,11 +3,10 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use mlomae_model::{Arena, ModelConfig, ModelError};
-use mlomae_storage::dataset::{self, DataError, Dataset, DatasetSpec, LabelOrigin, NameSource, Split};
+use mlomae_model::{Arena, ModelConfig};
+use mlomae_storage::dataset::{self, Dataset, DatasetSpec, LabelOrigin, NameSource, Split};
 
 use crate::config::{Config, ConfigError, MemoryCheck};
-use crate::flow::exit::StageError;
 use crate::input::augment::{Normalisation, Preparation};
 use crate::input::bad_images::BadImages;
 use crate::input::plan::{EpochPlan, PlanError, Role, Roles, Shares};
@@ -15,12 +14,13 @@ use crate::method::batch::Panel;
 use crate::method::{Method, model_config};
 use crate::run::held_out::TestRole;
 use crate::run::pipeline::Setup;
+use crate::run::setup_error::SetupError;
 use crate::run::state::TrainState;
 use crate::stages::load::{LoadStage, measure_normalisation};
 
 /// Opened data with its roles.
 #[derive(Clone)]
-pub struct Data {
+pub struct RunData {
     /// The split that is divided into the roles pretrain, train and validation.
     pub train: Arc<dyn Dataset>,
     /// The split of the test role, which training never sees, in the train split's classes; none if nothing judges.
@@ -39,88 +39,15 @@ pub struct Data {
     pub bad_images: BadImages,
 }
 
-impl std::fmt::Debug for Data {
+impl std::fmt::Debug for RunData {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Data").field("train", self.train.info()).finish_non_exhaustive()
+        f.debug_struct("RunData").field("train", self.train.info()).finish_non_exhaustive()
     }
 }
 
-/// Why data cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum SetupError {
-    /// The data cannot be read.
-    #[error(transparent)]
-    Data(#[from] DataError),
-    /// The data has no labels to learn a task from.
-    #[error(
-        "data: the downstream task needs labels of at least 2 classes, {name} has images of {num_classes}: {labels}"
-    )]
-    Classes {
-        /// The data's name.
-        name: String,
-        /// Classes with at least one image of the train split.
-        num_classes: usize,
-        /// Which labels were looked at.
-        labels: String,
-    },
-    /// What is taken for labels tells images apart, not classes.
-    #[error("data: the labels of {name} cannot be classes, {problem}: {labels}")]
-    NoClasses {
-        /// The data's name.
-        name: String,
-        /// What speaks against it.
-        problem: String,
-        /// Which labels were looked at.
-        labels: String,
-    },
-    /// The split that shall judge cannot.
-    #[error("data.test_split = {wanted}: {problem} in {name} (allowed: auto, test, validation, none)")]
-    TestSplit {
-        /// The value of `data.test_split`.
-        wanted: &'static str,
-        /// What is wrong with that split.
-        problem: String,
-        /// The data's name.
-        name: String,
-        /// 66 if it is not there, 65 if it has no labels.
-        exit_code: u8,
-    },
-    /// The classes of the test role are not those of the train split.
-    #[error("{0}; data.test_split = \"none\" trains without it")]
-    TestClasses(DataError),
-    /// The configuration does not fit the data.
-    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
-    Config(Vec<ConfigError>),
-    /// The roles cannot be made.
-    #[error("data: {0}")]
-    Plan(#[from] PlanError),
-    /// The networks cannot be built.
-    #[error(transparent)]
-    Model(#[from] ModelError),
-    /// A sample cannot be read.
-    #[error(transparent)]
-    Sample(#[from] StageError),
-}
-
-impl SetupError {
-    /// The process's exit code.
-    #[must_use]
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            Self::Data(error) => error.exit_code(),
-            Self::TestClasses(error) => error.exit_code(),
-            Self::TestSplit { exit_code, .. } => *exit_code,
-            Self::Classes { .. } | Self::NoClasses { .. } | Self::Plan(_) => 65,
-            Self::Model(ModelError::Threads { .. }) => 74,
-            Self::Config(_) | Self::Model(_) => 78,
-            Self::Sample(error) => error.exit_code(),
-        }
-    }
-}
-
-impl Data {
-    /// Opens the data of `config`, divides it into roles and checks what only the data can tell. `normalisation` is that of a
-    /// checkpoint; without it the configured one, or one measured over the pretrain role.
+impl RunData {
+    /// Opens the data of `config`, divides it into roles and checks what only the data can tell. `normalisation` is
+    /// that of a checkpoint; without it the configured one, or one measured over the pretrain role.
     ///
     /// # Errors
     /// [`SetupError`]; all errors of the configuration at once.

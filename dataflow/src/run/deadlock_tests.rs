@@ -13,9 +13,9 @@ use crate::flow::exit::{Exit, StageError};
 use crate::flow::fault::{FaultPhase, FaultPlan};
 use crate::flow::ports::{FanInSender, OrderedReceiver, OrderedSender, Payload, WaitContext};
 use crate::flow::stage::{Flow, Interrupt, Stage, StageRunner, Wiring};
-use crate::flow::stage_name::StageName;
+use crate::flow::stage_name::{EdgeId, StageName};
 use crate::flow::stop::{StopFlag, StopLevel, StopReason};
-use crate::flow::topology::{EdgeDecl, EdgeKind, StageDecl, Topology};
+use crate::flow::topology::{EdgeDecl, StageDecl, Topology};
 use crate::record::{EventRow, Record, Recorder, Severity};
 use crate::stages::log::{AssembledCheckpoint, LogRunner, LogStage, RecordSink};
 
@@ -60,7 +60,11 @@ impl Body {
             fields: unit.to_string(),
         });
         match self.fails_at {
-            Some(at) if at == unit => Err(StageError::Data { stage, message: format!("unit {unit}"), exit_code: 65 }),
+            Some(at) if at == unit => Err(StageError::Data {
+                stage,
+                message: format!("unit {unit}"),
+                exit_code: mlomae_storage::exit_code::ExitCode::BadData,
+            }),
             _ => Ok(Item(unit)),
         }
     }
@@ -110,6 +114,7 @@ macro_rules! toy_stages {
             impl Stage for $toy {
                 type In = Vec<Item>;
                 type Out = Item;
+                type Log = Recorder;
                 const NAME: StageName = StageName::$name;
 
                 fn process(&mut self, unit: u64, items: Vec<Item>, recorder: &mut Recorder) -> Result<Item, StageError> {
@@ -199,26 +204,12 @@ impl Scene {
                 // Neighbours always, others now and then.
                 if from_place + 1 == place || rng.random_range(0..3) == 0 {
                     let capacity = rng.random_range(0..=4);
-                    edges.push(EdgeDecl {
-                        from: Some(from),
-                        to,
-                        capacity,
-                        payload_bytes: 8,
-                        large_bytes: 0,
-                        kind: EdgeKind::Ordered,
-                    });
+                    edges.push(EdgeDecl { id: EdgeId::between(from, to), capacity, payload_bytes: 8, large_bytes: 0 });
                 }
             }
         }
         let capacity = rng.random_range(0..=4);
-        let log = EdgeDecl {
-            from: None,
-            to: StageName::Log,
-            capacity,
-            payload_bytes: 8,
-            large_bytes: 0,
-            kind: EdgeKind::FanIn,
-        };
+        let log = EdgeDecl { id: EdgeId::fan_in(StageName::Log), capacity, payload_bytes: 8, large_bytes: 0 };
         edges.push(log);
         let mut stages: Vec<_> =
             names.iter().map(|&name| StageDecl { name, num_workers: rng.random_range(1..=4) }).collect();
@@ -278,11 +269,11 @@ impl Scene {
         }
         // Edges are declared by their receiving stage, so a sender gets the nearest first.
         for edge in self.topology.edges() {
-            let Some(from) = edge.from else { continue };
-            let made = self.topology.ordered::<Flow<Item>>(from, edge.to).expect("declared");
+            let EdgeId { from: Some(from), to } = edge.id else { continue };
+            let made = self.topology.ordered::<Flow<Item>>(from, to).expect("declared");
             let senders = ports.iter_mut().filter(|(name, _)| *name == from);
             senders.zip(made.senders).for_each(|((_, ports), sender)| ports.outputs.push(sender));
-            let receivers = ports.iter_mut().filter(|(name, _)| *name == edge.to);
+            let receivers = ports.iter_mut().filter(|(name, _)| *name == to);
             receivers.zip(made.receivers).for_each(|((_, ports), receiver)| ports.inputs.push(receiver));
         }
         let mut workers: Vec<(StageName, Worker)> = Vec::new();
@@ -331,7 +322,7 @@ impl Scene {
             std::thread::sleep(after);
             match reason {
                 StopReason::Error => stop.stop_now(reason),
-                reason => _ = stop.request(reason),
+                reason => stop.request(reason),
             }
         }
         let begin = Instant::now();

@@ -211,7 +211,7 @@ fn standardised(bank: &Features, features: &Features) -> Features {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mlomae_model::rng::unit;
+    use mlomae_model::rng::uniform;
 
     /// Two noisy directions per class.
     fn clusters(num: usize, noise: f64, seed: u64) -> Features {
@@ -220,9 +220,9 @@ mod tests {
         for i in 0..num {
             let label = i % 3;
             features.labels.push(label as i32);
-            features
-                .values
-                .extend((0..6).map(|d| (f64::from(u8::from(d / 2 == label)) + noise * (unit(&mut rng) - 0.5)) as f32));
+            features.values.extend(
+                (0..6).map(|d| (f64::from(u8::from(d / 2 == label)) + noise * (uniform(&mut rng) - 0.5)) as f32),
+            );
         }
         features
     }

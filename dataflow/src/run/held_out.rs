@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use mlomae_storage::dataset::{self, DataError, Dataset, DatasetSpec, Split};
+use mlomae_storage::exit_code::ExitCode;
 
 use crate::config::{DataConfig, TestSplit};
-use crate::run::data::SetupError;
+use crate::run::setup_error::SetupError;
 
 /// A split that judges, if there is one: its labels are indices into the train split's classes.
 pub type Judge = Option<Arc<dyn Dataset>>;
@@ -25,8 +26,8 @@ impl TestRole {
     /// Opens the split that `data.test_split` asks for, which may take `max_resident_bytes`.
     ///
     /// # Errors
-    /// If a split that was asked for by name is absent or has no labels, if a split cannot be read, or if its classes cannot
-    /// be mapped by name to those of the train split, whose labels are `train_labels`.
+    /// If a split that was asked for by name is absent or has no labels, if a split cannot be read, or if its classes
+    /// cannot be mapped by name to those of the train split, whose labels are `train_labels`.
     pub fn open(
         data: &DataConfig,
         train: &dyn Dataset,
@@ -56,9 +57,9 @@ impl TestRole {
             TestSplit::Validation => (Split::Validation, true),
         };
         match open(split)?.filter(|opened| opened.is_validation() == is_validation) {
-            None => refuse(format!("there is no {} split", wanted.as_str()), 66),
+            None => refuse(format!("there is no {} split", wanted.as_str()), ExitCode::NoInput),
             Some(opened) if opened.role.num_labelled == 0 => {
-                refuse(format!("the {} split has no labels", wanted.as_str()), 65)
+                refuse(format!("the {} split has no labels", wanted.as_str()), ExitCode::BadData)
             }
             Some(opened) => Ok((Some(opened.dataset), opened.role)),
         }

@@ -1,16 +1,19 @@
-//! A run as a whole: its data, its state between outer iterations, the wired pipeline, the serial executor, and where records go.
+//! A run as a whole: its data, its state between outer iterations, the wired pipeline, the serial executor, and where
+//! records go.
 
 #[cfg(test)]
 mod algorithm_tests;
 pub mod data;
 #[cfg(test)]
 mod deadlock_tests;
+pub mod edges;
 pub mod evaluation;
 pub mod held_out;
 pub mod pipeline;
 #[cfg(test)]
 mod pipeline_tests;
 pub mod serial;
+pub mod setup_error;
 pub mod sink;
 pub mod state;
 #[cfg(test)]

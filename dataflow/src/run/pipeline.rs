@@ -15,12 +15,13 @@ use crate::flow::fault::FaultPlan;
 use crate::flow::ports::{EdgeGauge, FanInSender, OrderedEdge, WaitContext};
 use crate::flow::slot::slot;
 use crate::flow::stage::{Flow, StageRunner};
-use crate::flow::stage_name::StageName;
+use crate::flow::stage_name::{EdgeId, StageName, WorkerId};
 use crate::flow::stop::StopFlag;
-use crate::flow::topology::{EdgeDecl, EdgeKind, StageDecl, Topology, TopologyError};
+use crate::flow::topology::{EdgeDecl, StageDecl, Topology, TopologyError};
 use crate::method::Method;
 use crate::method::batch::{ImageBatch, LabelledPair, Panel, ScoredBatch, Snapshot, batch_bytes};
 use crate::record::Record;
+use crate::run::edges::{ENCODER_EVALUATOR, EVALUATOR_POLICY, LOAD_EVALUATOR, LOAD_SCORE, SCORE_ENCODER, capacity};
 use crate::run::state::TrainState;
 use crate::stages::encoder::{EncoderPorts, EncoderStage};
 use crate::stages::evaluator::{EvaluatorPorts, EvaluatorStage, OptionalDirection};
@@ -150,7 +151,7 @@ impl Setup {
 /// # Errors
 /// Never for a checked configuration.
 pub fn topology(method: &Method, actors: &ActorsConfig, batch_sizes: [usize; 3]) -> Result<Topology, TopologyError> {
-    use StageName::{Encoder, Evaluator, Load, Log, Policy, Score};
+    use StageName::{Load, Log, Score};
     let c = &method.model.config;
     let [pretrain, train, validation] = batch_sizes;
     let images = batch_bytes(pretrain, c.image_values());
@@ -165,31 +166,21 @@ pub fn topology(method: &Method, actors: &ActorsConfig, batch_sizes: [usize; 3])
         _ => 1,
     };
     let stages = StageName::ALL.into_iter().map(|name| StageDecl { name, num_workers: num_workers(name) }).collect();
-    let edge = |from, to, capacity, payload_bytes| EdgeDecl {
-        from: Some(from),
-        to,
-        capacity,
-        payload_bytes,
-        large_bytes: 0,
-        kind: EdgeKind::Ordered,
-    };
-    let cap = |name: StageName| actors.stage(name).queue_cap;
+    let edge = |id, payload_bytes| EdgeDecl { id, capacity: capacity(id, actors), payload_bytes, large_bytes: 0 };
     let labelled = batch_bytes(train + validation, c.image_values());
     Topology::new(
         stages,
         vec![
-            edge(Load, Score, cap(Score), images),
-            edge(Load, Evaluator, cap(Load), labelled),
-            edge(Score, Encoder, cap(Encoder), scored),
-            edge(Encoder, Evaluator, cap(Evaluator), theta + scored),
-            edge(Evaluator, Policy, cap(Policy), 3 * theta + scored),
+            edge(LOAD_SCORE, images),
+            edge(LOAD_EVALUATOR, labelled),
+            edge(SCORE_ENCODER, scored),
+            edge(ENCODER_EVALUATOR, theta + scored),
+            edge(EVALUATOR_POLICY, 3 * theta + scored),
             EdgeDecl {
-                from: None,
-                to: Log,
-                capacity: 64 * cap(Log).max(1),
+                id: EdgeId::fan_in(Log),
+                capacity: log_capacity(actors),
                 payload_bytes: row_bytes(method, pretrain),
                 large_bytes: part_bytes(method, actors),
-                kind: EdgeKind::FanIn,
             },
         ],
     )
@@ -207,12 +198,42 @@ const EVENT_LINE: usize = 512;
 /// Bytes of a sample's id with the comma behind it, in the fields of an event.
 const SAMPLE_ID: usize = "-9223372036854775808,".len();
 
-/// Bytes of the parts of checkpoints on their way to the log stage and in it. What a stage records between two of its
-/// parts lies between them in the queue too, so that a full queue holds few of them.
+/// Records that the queue of the log stage holds.
+fn log_capacity(actors: &ActorsConfig) -> usize {
+    64 * actors.stage(StageName::Log).queue_cap.max(1)
+}
+
+/// Parts of a stage that are in no queue: in the sender's hand, in that of the log stage, the final state, and the part
+/// at which a stop cuts an interval short.
+const PARTS_OUTSIDE: usize = IN_SENDER + IN_LOG_STAGE + FINAL_STATE + CUT_INTERVAL;
+const IN_SENDER: usize = 1;
+const IN_LOG_STAGE: usize = 1;
+const FINAL_STATE: usize = 1;
+const CUT_INTERVAL: usize = 1;
+
+/// Outer iterations that are in no queue between the encoder and the policy: in the hands of the three stages, and the
+/// one that the encoder has begun.
+const OUTERS_OUTSIDE: usize = IN_ENCODER + IN_EVALUATOR + IN_POLICY + BEGUN;
+const IN_ENCODER: usize = 1;
+const IN_EVALUATOR: usize = 1;
+const IN_POLICY: usize = 1;
+const BEGUN: usize = 1;
+
+/// Bytes of the parts of checkpoints on their way to the log stage and in it.
+///
+/// ```text
+/// parts of a stage = queue / (1 + rows) + PARTS_OUTSIDE + ceil(ahead / interval)
+/// ahead            = (cap(evaluator) + cap(policy) + lag + OUTERS_OUTSIDE) * unroll
+/// ```
+///
+/// `queue` is the capacity of the log stage's queue and `rows` the number of rows that a stage records between two of
+/// its parts, which lie between them in the queue. `interval` is the level-1 steps from one checkpoint to the next.
+/// `ahead` is by how many level-1 steps the encoder may be ahead of the policy: its parts wait until those of all
+/// stages are there.
 fn part_bytes(method: &Method, actors: &ActorsConfig) -> usize {
     let number = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
     let (unroll, lag) = (number(method.unroll).max(1), method.lag as usize);
-    // 0: never, but for the end of the run.
+    // 0: only at the end of the run.
     let every = match method.checkpoint.every_steps {
         0 => u32::MAX as usize,
         every => number(every),
@@ -220,10 +241,8 @@ fn part_bytes(method: &Method, actors: &ActorsConfig) -> usize {
     let interval = (every / unroll).max(1) * unroll;
     let num_rows = interval / number(method.metrics_every_steps).max(unroll);
     let cap = |name: StageName| actors.stage(name).queue_cap;
-    // The encoder's parts wait for those of the stages that it is ahead of.
-    let ahead = (cap(StageName::Evaluator) + cap(StageName::Policy) + lag + 4) * unroll;
-    // Also one in the sender's hand, one in that of the log stage, the last words, and the interval that is cut.
-    let num_parts = |num_rows: usize| 64 * cap(StageName::Log).max(1) / (1 + num_rows) + 4 + ahead.div_ceil(interval);
+    let ahead = (cap(StageName::Evaluator) + cap(StageName::Policy) + lag + OUTERS_OUTSIDE) * unroll;
+    let num_parts = |num_rows: usize| log_capacity(actors) / (1 + num_rows) + PARTS_OUTSIDE + ahead.div_ceil(interval);
     let bytes = |level| 4 * method.model.layout(level).len;
     let (theta, head, phi) = (bytes(Level::Pretrain), bytes(Level::Finetune), bytes(Level::Mask));
     let shifts = if method.multitask { (lag + 2) * theta } else { 0 };
@@ -236,10 +255,8 @@ fn part_bytes(method: &Method, actors: &ActorsConfig) -> usize {
 
 /// One worker of the pipeline, ready to run on a thread of its own.
 pub struct Worker {
-    /// Its stage.
-    pub stage: StageName,
-    /// Its number within the stage.
-    pub instance: usize,
+    /// Which worker it is.
+    pub id: WorkerId,
     /// What it counts.
     pub counters: StageCounters,
     /// Runs until the end, a stop, an error or a panic; may be called again after a panic.
@@ -264,12 +281,7 @@ where
     W: crate::flow::stage::Wiring<S> + 'static,
 {
     let mut runner = runner;
-    Worker {
-        stage: S::NAME,
-        instance: runner.instance(),
-        counters: runner.context().counters.clone(),
-        run: Box::new(move || runner.run()),
-    }
+    Worker { id: runner.id(), counters: runner.context().counters.clone(), run: Box::new(move || runner.run()) }
 }
 
 /// Wires a run for threads; records go to `sink`.
@@ -379,6 +391,6 @@ pub fn build_with_faults<K: RecordSink + 'static>(
     let log_context = context();
     let counters = log_context.counters.clone();
     let mut runner = LogRunner::new(LogStage::new(sink), records, log_context);
-    workers.push(Worker { stage: Log, instance: 0, counters, run: Box::new(move || runner.run()) });
+    workers.push(Worker { id: WorkerId { stage: Log, instance: 0 }, counters, run: Box::new(move || runner.run()) });
     Ok(Pipeline { workers, gauges, log, topology })
 }

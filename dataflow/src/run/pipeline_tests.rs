@@ -11,7 +11,7 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::config::{Config, ConfigInputs};
 use crate::flow::exit::{Exit, StageError};
-use crate::flow::stage_name::StageName;
+use crate::flow::stage_name::{EdgeId, StageName};
 use crate::flow::stop::{StopFlag, StopReason};
 use crate::input::plan::Role;
 use crate::method::{Method, model_config};
@@ -208,7 +208,7 @@ fn threaded(setup: Setup, stop_after_rows: Option<usize>) -> (Vec<Exit>, Kept) {
         std::thread::spawn(move || {
             loop {
                 let exit = (worker.run)();
-                if !(worker.stage.is_restartable() && matches!(exit, Exit::Panicked { .. })) {
+                if !(worker.id.stage.is_restartable() && matches!(exit, Exit::Panicked { .. })) {
                     return exit;
                 }
             }
@@ -267,11 +267,12 @@ fn the_bound_of_the_log_queue_covers_weights_and_moments() {
     for variant in variants() {
         let config = config(&variant, NUM_OUTER, &[]);
         let bounds = setup(&config, Memory::new(100), None).topology().expect("a topology").bounds();
-        let bound = bounds.iter().find(|bound| bound.name == "all->log").expect("the log's edge").large_bytes;
+        let bound =
+            bounds.iter().find(|bound| bound.id == EdgeId::fan_in(StageName::Log)).expect("the log's edge").large_bytes;
         for checkpoint in serial(&config).checkpoints {
             let tensors = checkpoint.parts.iter().flat_map(|part| &part.tensors);
             let bytes: usize = tensors.map(|tensors| 4 * tensors.values.len()).sum();
-            // One in the sender's hand, one queued, one in the hand of the log stage, the last words.
+            // One in the sender's hand, one queued, one in the hand of the log stage, the final state.
             assert!(bound >= 4 * bytes, "{variant:?}: {bound}, a checkpoint has {bytes}");
         }
     }

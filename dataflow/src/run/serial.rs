@@ -115,7 +115,7 @@ impl<K: RecordSink> SerialRun<K> {
     }
 }
 
-fn step_of<S: Stage>(
+fn step_of<S: Stage<Log = Recorder>>(
     stage: &mut S,
     counters: &StageCounters,
     unit: u64,

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::config::{Config, ConfigInputs};
-use crate::run::data::Data;
+use crate::run::data::RunData;
 
 /// The tensors of a state after `outer` outer iterations of the control `multitask`.
 struct Tensors(Vec<(CheckpointFile, String, Vec<usize>, Vec<f32>)>);
@@ -22,7 +22,7 @@ fn method() -> Method {
     let more = ["model.heads=1", "model.depth=1", "pretrain.batch=8", "finetune.batch=8", "policy.batch=8"];
     let inputs = settings.iter().chain(&more).fold(ConfigInputs::default(), |inputs, setting| inputs.set(setting));
     let config = Config::resolve(&inputs.set("method.multitask=true")).expect("valid");
-    Data::open(&config, None).expect("data").method(&config).expect("method")
+    RunData::open(&config, None).expect("data").method(&config).expect("method")
 }
 
 fn tensors(method: &Method) -> Tensors {

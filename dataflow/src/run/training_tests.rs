@@ -9,7 +9,7 @@ use crate::config::{Config, ConfigInputs};
 use crate::flow::exit::{Exit, StageError};
 use crate::flow::stop::StopFlag;
 use crate::record::{CheckpointPart, Level, Metric, Record, RecordBody, When};
-use crate::run::data::Data;
+use crate::run::data::RunData;
 use crate::run::pipeline::{Worker, build};
 use crate::run::serial::SerialRun;
 use crate::run::state::TrainState;
@@ -91,7 +91,7 @@ fn config(settings: &[&str]) -> Config {
 }
 
 fn setup(config: &Config) -> crate::run::pipeline::Setup {
-    let data = Data::open(config, None).unwrap();
+    let data = RunData::open(config, None).unwrap();
     let method = data.method(config).unwrap();
     let state = TrainState::fresh(&method);
     data.setup(config, method, state).unwrap()

@@ -226,6 +226,7 @@ impl EncoderStage {
 impl Stage for EncoderStage {
     type In = EncoderInput;
     type Out = EncoderOutput;
+    type Log = Recorder;
     const NAME: StageName = StageName::Encoder;
 
     fn process(

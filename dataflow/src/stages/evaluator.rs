@@ -103,6 +103,7 @@ impl Stage for EvaluatorStage {
     type In = (Snapshot, LabelledPair);
     /// None where nothing is learned of masks: levels 2 and 3 rest.
     type Out = Option<Direction>;
+    type Log = Recorder;
     const NAME: StageName = StageName::Evaluator;
 
     fn process(&mut self, outer: u64, input: Self::In, recorder: &mut Recorder) -> Result<Self::Out, StageError> {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use mlomae_model::Arena;
 use mlomae_model::tasks::Targets;
 use mlomae_storage::dataset::{DataError, Dataset, Sample};
+use mlomae_storage::exit_code::ExitCode;
 
 use crate::flow::exit::StageError;
 use crate::flow::ports::{Halt, OrderedSender, Payload, WaitContext};
@@ -182,7 +183,7 @@ impl LoadStage {
             return Err(StageError::Data {
                 stage: StageName::Load,
                 message: format!("too many bad images in the {role} role, there is none for the panel"),
-                exit_code: 65,
+                exit_code: ExitCode::BadData,
             });
         }
         chosen.sort_unstable();
@@ -214,7 +215,7 @@ impl LoadStage {
                 return Err(StageError::Data {
                     stage: StageName::Load,
                     message: format!("a labelled role needs labels, sample without one: {}", sample.id),
-                    exit_code: 65,
+                    exit_code: ExitCode::BadData,
                 });
             }
             Ok(Some(sample))
@@ -246,7 +247,7 @@ impl LoadStage {
             message: format!(
                 "too many bad images in the {role} role, {MAX_REPLACEMENTS} drawn in place of one are bad too: {why}"
             ),
-            exit_code: 65,
+            exit_code: ExitCode::BadData,
         })
     }
 
@@ -301,6 +302,7 @@ fn data_error(error: &DataError) -> StageError {
 impl Stage for LoadStage {
     type In = ();
     type Out = Loaded;
+    type Log = Recorder;
     const NAME: StageName = StageName::Load;
 
     fn process(&mut self, unit: u64, (): (), _: &mut Recorder) -> Result<Loaded, StageError> {

@@ -14,6 +14,7 @@ use crate::flow::counters::StageCounters;
 use crate::flow::exit::Exit;
 use crate::flow::ports::{OrderedReceiver, Payload, WaitContext, fan_in_edge, ordered_edge};
 use crate::flow::stage::{Flow, Stage, StageRunner};
+use crate::flow::stage_name::{EdgeId, StageName};
 use crate::flow::stop::{StopFlag, StopLevel, StopReason};
 use crate::input::augment::Preparation;
 use crate::input::bad_images::BadImages;
@@ -121,9 +122,10 @@ fn threaded(
     capacity: usize,
     first_outer: u64,
 ) -> (Vec<Arrived>, Vec<Exit>, Vec<Record>) {
-    let pretrain = ordered_edge::<Flow<ImageBatch>>("load->score", num_workers, 1, capacity);
-    let labelled = ordered_edge("load->evaluator", num_workers, 1, capacity);
-    let (log, log_receiver) = fan_in_edge("all->log", num_workers, 64);
+    let pretrain =
+        ordered_edge::<Flow<ImageBatch>>(EdgeId::between(StageName::Load, StageName::Score), num_workers, 1, capacity);
+    let labelled = ordered_edge(EdgeId::between(StageName::Load, StageName::Evaluator), num_workers, 1, capacity);
+    let (log, log_receiver) = fan_in_edge(EdgeId::fan_in(StageName::Log), num_workers, 64);
     let stop = StopFlag::new();
     let units = first_outer * (UNROLL + 1)..NUM_OUTER * (UNROLL + 1);
     let mut workers = Vec::new();
@@ -290,9 +292,9 @@ fn a_missing_label_in_a_labelled_role_is_an_error_that_names_the_sample() {
 fn a_loader_ends_when_its_readers_are_gone_or_a_stop_comes_now() {
     for graceful in [true, false] {
         let stage = stage(Arc::new(Memory::new(100)));
-        let pretrain = ordered_edge("load->score", 1, 1, 1);
-        let labelled = ordered_edge("load->evaluator", 1, 1, 1);
-        let (log, _log_receiver) = fan_in_edge("all->log", 1, 8);
+        let pretrain = ordered_edge(EdgeId::between(StageName::Load, StageName::Score), 1, 1, 1);
+        let labelled = ordered_edge(EdgeId::between(StageName::Load, StageName::Evaluator), 1, 1, 1);
+        let (log, _log_receiver) = fan_in_edge(EdgeId::fan_in(StageName::Log), 1, 8);
         let (mut senders, mut labelled_senders) = (pretrain.senders, labelled.senders);
         let ports = LoadPorts::new(0, 1, UNROLL, senders.pop().expect("one"), labelled_senders.pop().expect("one"));
         let context = WaitContext::default();
@@ -306,7 +308,8 @@ fn a_loader_ends_when_its_readers_are_gone_or_a_stop_comes_now() {
         if graceful {
             drop((pretrain.receivers, labelled.receivers));
         } else {
-            assert_eq!(stop.request(StopReason::Interrupt), StopLevel::Now);
+            stop.request(StopReason::Interrupt);
+            assert_eq!(stop.level(), StopLevel::Now);
         }
         let begin = Instant::now();
         assert!(matches!(worker.join(), Ok(Exit::Stopped)));

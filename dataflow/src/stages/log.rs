@@ -128,7 +128,7 @@ impl<K: RecordSink> LogStage<K> {
 
     fn add_part(&mut self, part: Arc<CheckpointPart>) -> Result<(), StageError> {
         let (outer, step) = (part.outer, part.step);
-        // The final checkpoint parts of a stage may repeat the checkpoint after its last unit.
+        // A stage's final state may repeat the checkpoint that fell on its last unit.
         if self.newest.is_some_and(|newest| outer <= newest) {
             return Ok(());
         }

@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 use super::log::{AssembledCheckpoint, LogRunner, LogStage, RecordSink};
 use crate::flow::exit::{Exit, StageError};
 use crate::flow::ports::{FanInSender, WaitContext, fan_in_edge};
-use crate::flow::stage_name::StageName;
+use crate::flow::stage_name::{EdgeId, StageName};
 use crate::flow::stop::StopReason;
 use crate::record::{CheckpointPart, EventRow, PartOf, Record, RecordBody, Severity};
 
@@ -72,7 +72,7 @@ fn event(kind: &'static str) -> Record {
 type Running = JoinHandle<(Vec<Exit>, LogRunner<Memory>)>;
 
 fn start(sink: Memory) -> (FanInSender<Record>, WaitContext, Running) {
-    let (sender, receiver) = fan_in_edge("all->log", 1, 4);
+    let (sender, receiver) = fan_in_edge(EdgeId::fan_in(StageName::Log), 1, 4);
     let context = WaitContext::default();
     let mut runner = LogRunner::new(LogStage::new(sink), receiver, context.clone());
     let thread = std::thread::spawn(move || {
@@ -102,7 +102,7 @@ fn a_checkpoint_is_written_when_its_three_parts_are_in_whatever_their_order() {
     for which in PartOf::ALL {
         stage.handle(part(1, which)).expect("ignored");
     }
-    assert_eq!(stage.sink().checkpoints.len(), 1, "last words repeat no checkpoint");
+    assert_eq!(stage.sink().checkpoints.len(), 1, "the final state repeats no checkpoint");
     stage.close().expect("closed");
     let sink = stage.into_sink();
     assert_eq!(sink.kinds, ["checkpoint", "incomplete_checkpoint"]);

@@ -150,6 +150,7 @@ pub(crate) fn lag_prefix(age: usize) -> String {
 impl Stage for PolicyStage {
     type In = Option<Direction>;
     type Out = PolicyOutput;
+    type Log = Recorder;
     const NAME: StageName = StageName::Policy;
 
     fn process(&mut self, outer: u64, input: Self::In, recorder: &mut Recorder) -> Result<PolicyOutput, StageError> {

@@ -68,6 +68,7 @@ impl Clone for ScoreStage {
 impl Stage for ScoreStage {
     type In = ScoreInput;
     type Out = ScoredBatch;
+    type Log = Recorder;
     const NAME: StageName = StageName::Score;
 
     fn process(&mut self, step: u64, input: ScoreInput, _: &mut Recorder) -> Result<ScoredBatch, StageError> {

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::atomic::FileError;
+use crate::exit_code::ExitCode;
 
 /// A checkpoint could not be written, found or read.
 #[derive(Debug, thiserror::Error)]
@@ -49,12 +50,12 @@ impl CheckpointError {
 
     /// The exit code of the command line: 65 bad data, 66 missing, 70 internal, 74 I/O.
     #[must_use]
-    pub fn exit_code(&self) -> u8 {
+    pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::File(error) => error.exit_code(),
-            Self::NotFound(_) | Self::MissingFile(_) => 66,
-            Self::Corrupt { .. } | Self::Version { .. } => 65,
-            Self::Invalid(_) => 70,
+            Self::NotFound(_) | Self::MissingFile(_) => ExitCode::NoInput,
+            Self::Corrupt { .. } | Self::Version { .. } => ExitCode::BadData,
+            Self::Invalid(_) => ExitCode::Internal,
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::decode::DecodeError;
+use crate::exit_code::ExitCode;
 use crate::input::refusal_code;
 use crate::machine_memory::bytes_text;
 
@@ -161,14 +162,15 @@ pub enum DataError {
 }
 
 impl DataError {
-    /// Process exit code of this error: 65 bad data, 66 no input, 74 input or output failed.
+    /// Process exit code of this error: 65 bad data, 66 no input, 74 input or output failed, 78 too little memory.
     #[must_use]
-    pub fn exit_code(&self) -> u8 {
+    pub fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Io { source, .. } if refusal_code(source).is_some() => refusal_code(source).unwrap_or(74),
-            Self::NotFound { .. } | Self::Unrecognised { .. } | Self::NoSplit { .. } => 66,
-            Self::Io { .. } | Self::Exists { .. } => 74,
-            _ => 65,
+            Self::Io { source, .. } if refusal_code(source).is_some() => refusal_code(source).unwrap_or(ExitCode::Io),
+            Self::NotFound { .. } | Self::Unrecognised { .. } | Self::NoSplit { .. } => ExitCode::NoInput,
+            Self::Io { .. } | Self::Exists { .. } => ExitCode::Io,
+            Self::Memory { .. } => ExitCode::Config,
+            _ => ExitCode::BadData,
         }
     }
 

@@ -7,6 +7,7 @@ use parquet::errors::ParquetError;
 
 use super::tables::{Table, UnknownTable};
 use crate::atomic::FileError;
+use crate::exit_code::ExitCode;
 
 /// A log could not be written, read or repaired.
 #[derive(Debug, thiserror::Error)]
@@ -88,14 +89,14 @@ pub enum LogError {
 
 impl LogError {
     /// The exit code of the command line: 65 bad data, 66 no input, 70 internal, 74 I/O, 2 usage.
-    pub fn exit_code(&self) -> u8 {
+    pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::File(error) => error.exit_code(),
-            Self::NoLogs { .. } => 66,
-            Self::Corrupt { .. } | Self::Foreign { .. } => 65,
-            Self::WrongLength { .. } | Self::Arrow { .. } => 70,
-            Self::UnknownTable(_) | Self::UnknownFormat(_) => 2,
-            Self::InUse { .. } | Self::Changing { .. } | Self::Parquet { .. } => 74,
+            Self::NoLogs { .. } => ExitCode::NoInput,
+            Self::Corrupt { .. } | Self::Foreign { .. } => ExitCode::BadData,
+            Self::WrongLength { .. } | Self::Arrow { .. } => ExitCode::Internal,
+            Self::UnknownTable(_) | Self::UnknownFormat(_) => ExitCode::Usage,
+            Self::InUse { .. } | Self::Changing { .. } | Self::Parquet { .. } => ExitCode::Io,
         }
     }
 }

@@ -5,16 +5,19 @@ mod report;
 
 use std::path::PathBuf;
 
-use crate::measure::workload::{Lap, Workload, WorkloadSpec};
-use mlomae_dataflow::config::{Config, ConfigInputs, Preset};
+use crate::measure::workload::{Lap, Workload, WorkloadSpec, strategy};
+use mlomae_dataflow::config::{Config, ConfigInputs, MemoryCheck};
+use mlomae_dataflow::flow::stage_name::StageName;
 use mlomae_dataflow::record::memory::process_memory;
 use mlomae_kernels as kernels;
+use mlomae_storage::dataset::FormatName;
+use mlomae_storage::exit_code::ExitCode;
 
 use crate::measure::measurement::{Limits, Measurement, measure};
-use crate::process::error::{CliError, exit_code};
+use crate::process::error::CliError;
 use crate::process::logging::EventQueue;
+use crate::train::experiment::Experiment;
 use crate::train::memory::Needs;
-use crate::train::setup::Prepared;
 
 pub use peer::{Peer, PeerLap};
 pub use report::{BenchReport, Levels, PeerReport};
@@ -30,6 +33,8 @@ pub struct BenchSpec {
     pub python: Option<PathBuf>,
     /// `pipeline.lag` with which to measure the whole pipeline too; none to leave it out.
     pub lag: Option<u32>,
+    /// What is done where the networks need more memory than there is.
+    pub memory_check: MemoryCheck,
 }
 
 /// Outer iterations before the measured ones: they fill the recycled memory.
@@ -48,7 +53,8 @@ pub fn bench(
 ) -> Result<BenchReport, CliError> {
     let num_rounds = spec.num_rounds + NUM_WARM_UP;
     // The networks of the pipeline that is measured last are those of all that is measured before.
-    Needs::of_training(&prepare(&spec.workload, spec.lag.unwrap_or(0))?)?.require()?;
+    Needs::of_training(&prepare(&spec.workload, spec.lag.unwrap_or(0))?)?
+        .check_or(spec.memory_check, "--memory-check warn")?;
     let mut peer = spec.python.as_deref().map(|python| Peer::start(python, &spec.workload)).transpose()?;
     let mut workload = Workload::new(spec.workload)?;
     let (mut laps, mut peer_laps, mut peaks) = (Vec::new(), Vec::new(), Vec::new());
@@ -93,34 +99,26 @@ fn pipeline(workload: &WorkloadSpec, lag: u32, events: &EventQueue) -> Result<Me
     measure(&prepare(workload, lag)?, limits, events)
 }
 
-fn prepare(workload: &WorkloadSpec, lag: u32) -> Result<Prepared, CliError> {
-    let WorkloadSpec { preset, batch, num_threads, micro_batch, baseline } = workload;
-    let mut inputs = ConfigInputs::default()
-        .set(&format!("model.preset={}", preset_name(*preset)))
-        .set("data.format=synthetic")
-        .set("data.synthetic.num_classes=10")
-        .set(&format!("data.synthetic.num_train={}", 20 * batch))
-        .set("data.synthetic.num_test=10")
-        .set(&format!("train.grain={}", workload.grain()))
-        .set(if *baseline { "mask.strategy=random" } else { "mask.strategy=flat-mlp" })
-        .set(&format!("pipeline.lag={lag}"))
-        .set("train.outer_iterations=1000000")
-        .set("checkpoint.every_steps=1000000000");
-    for level in ["pretrain", "finetune", "policy"] {
-        inputs = inputs.set(&format!("{level}.batch={batch}"));
+fn prepare(workload: &WorkloadSpec, lag: u32) -> Result<Experiment, CliError> {
+    let WorkloadSpec { preset, batch, num_threads, micro_batch, baseline } = *workload;
+    let mut config = Config::resolve(&ConfigInputs::default().preset(preset))?;
+    config.data.format = FormatName::parse("synthetic")?;
+    config.data.synthetic.num_classes = 10;
+    config.data.synthetic.num_train = 20 * batch;
+    config.data.synthetic.num_test = 10;
+    config.train.grain = workload.grain();
+    config.train.outer_iterations = 1_000_000;
+    config.checkpoint.every_steps = 1_000_000_000;
+    config.mask.strategy = strategy(baseline);
+    config.pipeline.lag = lag;
+    for level in [&mut config.pretrain, &mut config.finetune, &mut config.policy] {
+        level.batch = batch;
     }
-    for stage in ["encoder", "evaluator", "policy"] {
-        inputs = inputs
-            .set(&format!("actors.{stage}.workers={num_threads}"))
-            .set(&format!("actors.{stage}.micro_batch={micro_batch}"));
+    for stage in [StageName::Encoder, StageName::Evaluator, StageName::Policy] {
+        let stage = config.actors.stage_mut(stage);
+        (stage.workers, stage.micro_batch) = (num_threads, micro_batch);
     }
-    Prepared::new(Config::resolve(&inputs)?, None)
-}
-
-/// A preset's name on the command line.
-#[must_use]
-pub fn preset_name(preset: Preset) -> String {
-    preset.as_str().to_owned()
+    Experiment::new(config.checked()?, None)
 }
 
 /// The middle of `values`, the mean of the two in the middle of an even number.
@@ -146,7 +144,7 @@ fn medians(laps: &[Lap]) -> Lap {
 }
 
 fn peer_error(line: String) -> CliError {
-    CliError::new(exit_code::NO_INPUT, line)
+    CliError::new(ExitCode::NoInput, line)
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! A peer in a process of its own, stepped over its standard input and output, so that its iterations and ours take turns.
+//! A peer in a process of its own, stepped over its standard input and output, so that its iterations and ours take
+//! turns.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -7,7 +8,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use crate::measure::workload::WorkloadSpec;
 use serde::Deserialize;
 
-use super::{peer_error, preset_name};
+use super::peer_error;
 use crate::process::error::CliError;
 
 /// The peer's program, which is part of ours.
@@ -49,13 +50,13 @@ impl Peer {
     /// Starts the peer with `python` and waits until it is ready.
     ///
     /// # Errors
-    /// If it cannot be started, or ends, with its own last words.
+    /// If it cannot be started, or ends by itself, with its own message on stderr.
     pub fn start(python: &Path, spec: &WorkloadSpec) -> Result<Self, CliError> {
         let cannot =
             |error: &dyn std::fmt::Display| peer_error(format!("--peer: cannot run {}: {error}", python.display()));
         let mut command = Command::new(python);
         command.arg("-c").arg(PROGRAM).arg("--serve");
-        command.args(["--preset", &preset_name(spec.preset), "--batch", &spec.batch.to_string()]);
+        command.args(["--preset", spec.preset.as_str(), "--batch", &spec.batch.to_string()]);
         command.args(["--threads", &spec.num_threads.to_string()]);
         if spec.baseline {
             command.arg("--random");

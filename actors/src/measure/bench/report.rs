@@ -7,7 +7,7 @@ use mlomae_kernels as kernels;
 use serde::Serialize;
 
 use super::peer::{Goodbye, PeerLap};
-use super::{median, medians, preset_name};
+use super::{median, medians};
 use crate::measure::measurement::Measurement;
 
 /// Milliseconds of an outer iteration by level: medians over the rounds.
@@ -133,7 +133,7 @@ impl BenchReport {
         let gflops = lap.gflop / ms_outer * 1e3;
         let num_images = 2 * spec.batch;
         Self {
-            preset: preset_name(spec.preset),
+            preset: spec.preset.as_str().to_owned(),
             batch: spec.batch,
             num_threads: spec.num_threads,
             micro_batch,

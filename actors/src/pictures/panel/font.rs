@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
-/// Width of a glyph with the gap behind it, in pixels.
+/// Width of a glyph with the gap after it, in pixels.
 pub(super) const ADVANCE: usize = 6;
 /// Height of a glyph, in pixels.
 pub(super) const HEIGHT: usize = 9;

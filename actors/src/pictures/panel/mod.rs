@@ -80,7 +80,8 @@ pub struct PanelRow {
     pub image: Vec<u8>,
     /// The score of each patch, [grid * grid], row by row; none for random masks.
     pub scores: Option<Vec<f32>>,
-    /// Whether each patch holds a part of the image's object, [grid * grid], where that is known: outlined over the scores.
+    /// Whether each patch holds a part of the image's object, [grid * grid], where that is known: outlined over the
+    /// scores.
     pub object: Option<Vec<bool>>,
     /// Whether each patch was masked, [grid * grid].
     pub mask: Vec<bool>,
@@ -97,7 +98,8 @@ pub enum PanelError {
     Empty,
     /// A shape that cannot be.
     #[error(
-        "image side must be a multiple of the patch side and channels 1 or 3, got image {image}, patch {patch}, channels {channels}"
+        "image side must be a multiple of the patch side and channels 1 or 3, \
+         got image {image}, patch {patch}, channels {channels}"
     )]
     Shape {
         /// The image's side.
@@ -114,7 +116,7 @@ pub enum PanelError {
         row: usize,
         /// Which array.
         array: &'static str,
-        /// Values that the shape asks for.
+        /// Values that the shape requires.
         expected: usize,
         /// Values that there are.
         found: usize,
@@ -123,10 +125,11 @@ pub enum PanelError {
 
 /// Composes the panel of `rows`. `notes` are lines of text below it.
 ///
-/// The heat map's colours span the finite scores of the whole panel; its legend gives their range. If no row has scores, there is neither.
+/// The heat map's colours span the finite scores of the whole panel; its legend gives their range. If no row has
+/// scores, there is neither.
 ///
 /// # Errors
-/// [`PanelError`] if an array does not have the length that `shape` asks for.
+/// [`PanelError`] if an array does not have the length that `shape` requires.
 pub fn compose(shape: PanelShape, rows: &[PanelRow], notes: &[String]) -> Result<RgbImage, PanelError> {
     check(shape, rows)?;
     let zoom = (CELL_SIDE / shape.image).max(1);

@@ -3,12 +3,11 @@
 use std::fmt::Write;
 
 use mlomae_dataflow::flow::counters::CountersSnapshot;
-use mlomae_dataflow::flow::stage_name::StageName;
+use mlomae_dataflow::flow::stage_name::{EdgeId, WorkerId};
 
-use crate::roles::worker::WorkerId;
 use crate::watch::progress::ProgressFigures;
 
-/// What the metrics tell, at one moment.
+/// The figures behind the metrics, at one time.
 #[derive(Debug, Clone)]
 pub struct Figures {
     /// The program's version.
@@ -29,17 +28,15 @@ pub struct Figures {
     pub num_rows: u64,
     /// Outer iterations by which the masks' policy was behind, as last measured.
     pub policy_lag: Option<f64>,
-    /// Resident and peak memory in bytes, where the system tells.
+    /// Resident and peak memory in bytes, where the system reports them.
     pub memory: Option<(u64, u64)>,
 }
 
-/// A queue at one moment.
+/// A queue at one time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QueueSample {
-    /// Its name, `from->to`.
-    pub name: String,
-    /// The stage that receives from it.
-    pub stage: StageName,
+    /// The edge whose queue it is.
+    pub edge: EdgeId,
     /// Items waiting.
     pub len: usize,
     /// Items that it can hold.
@@ -107,7 +104,7 @@ fn queues(text: &mut Exposition, queues: &[QueueSample]) {
     ];
     for (name, help, value) in families {
         let samples = queues.iter().map(|queue| {
-            let labels = vec![("stage", queue.stage.to_string()), ("queue", queue.name.clone())];
+            let labels = vec![("stage", queue.edge.to.to_string()), ("queue", queue.edge.to_string())];
             (labels, value(queue) as f64)
         });
         text.family(Kind::Gauge, name, help, samples);
@@ -199,6 +196,7 @@ fn number(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use mlomae_dataflow::flow::stage_name::StageName;
 
     fn progress() -> ProgressFigures {
         ProgressFigures {
@@ -219,8 +217,7 @@ mod tests {
             version: "1.2.3",
             workers: vec![(worker(StageName::Load, 0), counters), (worker(StageName::Load, 1), counters)],
             queues: vec![QueueSample {
-                name: "load->score".into(),
-                stage: StageName::Score,
+                edge: EdgeId::between(StageName::Load, StageName::Score),
                 len: 1,
                 capacity: 4,
                 bytes: 99,

@@ -63,7 +63,7 @@ impl Status {
         }
     }
 
-    /// The whole answer; `body` is asked for the metrics if they are wanted.
+    /// The whole answer; `body` gives the metrics and is called only if they are wanted.
     pub(super) fn answer(self, body: impl Fn() -> String) -> String {
         const TEXT: &str = "text/plain; charset=utf-8";
         let (line, kind, body) = match self {

@@ -1,6 +1,6 @@
 //! Metrics of a running run in Prometheus' text format, at a loopback address.
 //!
-//! They are read from the workers' counters when somebody asks; nobody asking costs nothing, and no
+//! They are read from the workers' counters when a client requests them: without requests they cost nothing, and no
 //! request reaches the training.
 
 mod exposition;
@@ -13,29 +13,28 @@ use std::sync::{Arc, Mutex, PoisonError};
 use mlomae_dataflow::config::TelemetryConfig;
 use mlomae_dataflow::record::memory::process_memory;
 use mlomae_dataflow::run::sink::Latest;
+use mlomae_storage::exit_code::ExitCode;
 
 pub use exposition::{Figures, QueueSample, render};
 pub use http::PATH;
-pub use server::MetricsServer;
 
-use crate::process::error::{CliError, exit_code};
+use crate::process::background::Background;
+use crate::process::error::CliError;
 use crate::roles::telemetry::WorkerProbe;
-use crate::train::setup::Prepared;
-use crate::train::training::figures;
 use crate::watch::progress::ProgressFigures;
 
-/// Takes the configured address; none if no metrics are asked for. A client that connects is answered
-/// once a [`MetricsServer`] is started.
+/// Takes the configured address; none if no metrics are wanted. A client that connects is answered once [`serve`] has
+/// been called.
 ///
 /// # Errors
 /// If the address cannot be had.
 pub fn bind(config: &TelemetryConfig) -> Result<Option<TcpListener>, CliError> {
-    let refuse = |problem| CliError::new(exit_code::CONFIG, format!("telemetry.prometheus {problem}"));
+    let refuse = |problem| CliError::new(ExitCode::Config, format!("telemetry.prometheus {problem}"));
     let Some(address) = config.address().map_err(refuse)? else {
         return Ok(None);
     };
     let listener = TcpListener::bind(address).map_err(|error| {
-        CliError::new(exit_code::IO, format!("telemetry.prometheus: cannot listen ({error}): {address}"))
+        CliError::new(ExitCode::Io, format!("telemetry.prometheus: cannot listen ({error}): {address}"))
     })?;
     Ok(Some(listener))
 }
@@ -47,7 +46,7 @@ pub struct ProbeSlot {
 }
 
 impl ProbeSlot {
-    /// Lets the metrics tell of these workers from now on.
+    /// Serves the figures of these workers from now on.
     pub fn connect(&self, probes: &[WorkerProbe]) {
         *self.probes.lock().unwrap_or_else(PoisonError::into_inner) = probes.to_vec();
     }
@@ -57,23 +56,21 @@ impl ProbeSlot {
     }
 }
 
-/// Serves the metrics of a run that goes on after `first_outer` outer iterations, until the server is dropped.
+/// Serves the metrics of a run until the server is dropped: its `progress`, and the figures of `latest` and `probes`.
 ///
 /// # Errors
 /// If no thread can be started.
 pub fn serve(
     listener: TcpListener,
-    prepared: &Prepared,
-    first_outer: u64,
+    progress: impl Fn() -> ProgressFigures + Send + 'static,
     latest: Latest,
     probes: ProbeSlot,
-) -> Result<MetricsServer, CliError> {
-    let progress = figures(prepared, first_outer, latest.clone());
+) -> Result<Background, CliError> {
     let body = move || render(&gather(progress(), &latest, &probes.get()));
     let address = listener.local_addr();
-    let server = address.and_then(|address| Ok((address, MetricsServer::start(listener, body)?)));
+    let server = address.and_then(|address| Ok((address, server::start(listener, body)?)));
     let (address, server) =
-        server.map_err(|error| CliError::new(exit_code::IO, format!("telemetry.prometheus: {error}")))?;
+        server.map_err(|error| CliError::new(ExitCode::Io, format!("telemetry.prometheus: {error}")))?;
     tracing::info!(kind = "metrics_served", %address, "metrics for Prometheus at http://{address}{PATH}");
     Ok(server)
 }
@@ -84,10 +81,9 @@ fn gather(progress: ProgressFigures, latest: &Latest, probes: &[WorkerProbe]) ->
     for probe in probes {
         for edge in &probe.inputs {
             // All workers of a stage share the gauges of its edges.
-            if queues.iter().all(|queue| queue.name != edge.name()) {
+            if queues.iter().all(|queue| queue.edge != edge.id()) {
                 queues.push(QueueSample {
-                    name: edge.name().to_owned(),
-                    stage: probe.worker.stage,
+                    edge: edge.id(),
                     len: edge.queue_len(),
                     capacity: edge.queue_cap(),
                     bytes: edge.queue_bytes(),

@@ -6,12 +6,10 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::http::{MAX_HEAD_BYTES, Status};
+use crate::process::background::Background;
 
 /// Connections at once.
 const MAX_CLIENTS: usize = 64;
@@ -24,44 +22,20 @@ const POLL: Duration = Duration::from_millis(50);
 /// How often it looks at those that it has.
 const POLL_CLIENTS: Duration = Duration::from_millis(2);
 
-/// Answers requests until it is dropped, which takes no longer than an answer.
-#[derive(Debug)]
-pub struct MetricsServer {
-    ended: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl MetricsServer {
-    /// Starts to answer the clients of `listener` with what `body` says at the time.
-    ///
-    /// # Errors
-    /// If no thread can be started.
-    pub fn start(listener: TcpListener, body: impl Fn() -> String + Send + 'static) -> io::Result<Self> {
-        listener.set_nonblocking(true)?;
-        let ended = Arc::<AtomicBool>::default();
-        let has_ended = Arc::clone(&ended);
-        let serve = move || {
-            let mut clients = Clients::default();
-            while !has_ended.load(Ordering::Acquire) {
-                clients.accept(&listener);
-                clients.serve(&body);
-                thread::park_timeout(if clients.0.is_empty() { POLL } else { POLL_CLIENTS });
-            }
-        };
-        let thread = thread::Builder::new().name("mlomae-metrics".to_owned()).spawn(serve)?;
-        Ok(Self { ended, thread: Some(thread) })
-    }
-}
-
-impl Drop for MetricsServer {
-    fn drop(&mut self) {
-        self.ended.store(true, Ordering::Release);
-        if let Some(thread) = self.thread.take() {
-            thread.thread().unpark();
-            // A server that panicked has nothing further to say; the run is none the worse.
-            let _ = thread.join();
+/// Answers the clients of `listener` with what `body` gives at the time, until the answer is dropped, which takes no
+/// longer than an answer to a client.
+///
+/// # Errors
+/// If no thread can be started.
+pub(super) fn start(listener: TcpListener, body: impl Fn() -> String + Send + 'static) -> io::Result<Background> {
+    listener.set_nonblocking(true)?;
+    Background::start("mlomae-metrics", move |ended| {
+        let mut clients = Clients::default();
+        while !ended.within(if clients.0.is_empty() { POLL } else { POLL_CLIENTS }) {
+            clients.accept(&listener);
+            clients.serve(&body);
         }
-    }
+    })
 }
 
 /// The connections, in the order in which they came.
@@ -78,12 +52,12 @@ impl Clients {
                 continue;
             }
             if self.0.len() == MAX_CLIENTS {
-                let idle = self.0.iter().position(|client| matches!(client.phase, Phase::Reading));
+                let idle = self.0.iter().position(|client| matches!(client.exchange, Exchange::Reading));
                 self.0.remove(idle.unwrap_or(0));
             }
             let (bytes, deadline) = (Vec::new(), Instant::now() + PATIENCE);
-            let mut client = Client { stream, phase: Phase::Reading, bytes, deadline };
-            // Most have sent their request already; those are never in the way of the next.
+            let mut client = Client { stream, exchange: Exchange::Reading, bytes, deadline };
+            // Most have sent their request already; they need not be kept.
             if client.read_request().is_some() {
                 self.0.push(client);
             }
@@ -98,13 +72,14 @@ impl Clients {
 /// One connection.
 struct Client {
     stream: TcpStream,
-    phase: Phase,
+    exchange: Exchange,
     /// What has been read, or what is left to be written.
     bytes: Vec<u8>,
     deadline: Instant,
 }
 
-enum Phase {
+/// How far the exchange with a client is.
+enum Exchange {
     /// The head of the request is not whole.
     Reading,
     /// The request is known and not answered.
@@ -123,23 +98,23 @@ impl Client {
     fn go_on(&mut self, body: &dyn Fn() -> String) -> Over {
         if Instant::now() > self.deadline {
             // Who began a request hears why there is no answer, if there is room to say it.
-            if matches!(self.phase, Phase::Reading) && !self.bytes.is_empty() {
+            if matches!(self.exchange, Exchange::Reading) && !self.bytes.is_empty() {
                 let _ = self.stream.write(Status::Timeout.answer(String::new).as_bytes());
             }
             return None;
         }
-        if matches!(self.phase, Phase::Reading) {
+        if matches!(self.exchange, Exchange::Reading) {
             self.read_request()?;
         }
-        if let Phase::Asked(status) = self.phase {
+        if let Exchange::Asked(status) = self.exchange {
             self.bytes = status.answer(body).into_bytes();
-            self.phase = Phase::Writing;
+            self.exchange = Exchange::Writing;
         }
-        if matches!(self.phase, Phase::Writing) {
+        if matches!(self.exchange, Exchange::Writing) {
             self.write_answer()?;
         }
-        match self.phase {
-            Phase::Draining(num_read) => self.drain(num_read),
+        match self.exchange {
+            Exchange::Draining(num_read) => self.drain(num_read),
             _ => Some(()),
         }
     }
@@ -153,12 +128,12 @@ impl Client {
             }
             self.bytes.extend_from_slice(&buffer[..num_read]);
             if let Some(status) = Status::of(&self.bytes) {
-                self.phase = Phase::Asked(status);
+                self.exchange = Exchange::Asked(status);
                 return Some(());
             }
         }
         // More than a head is long, of empty lines alone.
-        self.phase = Phase::Asked(Status::HeadTooLarge);
+        self.exchange = Exchange::Asked(Status::HeadTooLarge);
         Some(())
     }
 
@@ -171,7 +146,7 @@ impl Client {
             self.bytes.drain(..num_written);
         }
         self.stream.shutdown(Shutdown::Write).ok()?;
-        self.phase = Phase::Draining(0);
+        self.exchange = Exchange::Draining(0);
         Some(())
     }
 
@@ -182,7 +157,7 @@ impl Client {
                 Some(0) => return None,
                 Some(num) => num_read += num,
                 None => {
-                    self.phase = Phase::Draining(num_read);
+                    self.exchange = Exchange::Draining(num_read);
                     return Some(());
                 }
             }
@@ -204,16 +179,17 @@ fn tried<T>(result: io::Result<T>) -> Option<Option<T>> {
 mod tests {
     use super::*;
     use std::net::SocketAddr;
+    use std::thread;
 
     const GET: &[u8] = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
-    fn server_of(body: impl Fn() -> String + Send + 'static) -> (SocketAddr, MetricsServer) {
+    fn server_of(body: impl Fn() -> String + Send + 'static) -> (SocketAddr, Background) {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("an address");
-        (address, MetricsServer::start(listener, body).expect("a thread"))
+        (address, start(listener, body).expect("a thread"))
     }
 
-    fn server() -> (SocketAddr, MetricsServer) {
+    fn server() -> (SocketAddr, Background) {
         server_of(|| "a 1\n".to_owned())
     }
 
@@ -295,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn who_does_not_read_the_answer_is_let_go() {
+    fn who_does_not_read_the_answer_is_dropped() {
         let (address, server) = server_of(|| "a 1\n".repeat(8 << 20));
         let mut deaf = TcpStream::connect(address).expect("connects");
         deaf.write_all(GET).expect("sent");

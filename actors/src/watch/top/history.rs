@@ -1,10 +1,10 @@
-//! What the logs tell of a run's course: the stages' counters over time, losses, events.
+//! The course of a run from its logs: the stages' counters over time, losses, events.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use mlomae_dataflow::config::{Config, ConfigInputs};
-use mlomae_dataflow::flow::stage_name::StageName;
+use mlomae_dataflow::flow::stage_name::{StageName, WorkerId};
 use mlomae_dataflow::record::Metric;
 use mlomae_storage::logs::{Abandoned, ActorRow, EventRow, Level, Logged, MetricRow, Severity, TableReader};
 use mlomae_storage::run_dir::{RunDir, RunLock, RunRecord, RunStatus};
@@ -14,7 +14,7 @@ use crate::process::error::CliError;
 /// How many values of a loss are kept, evenly over the run.
 const MAX_POINTS: usize = 4096;
 
-/// The counters of a worker at one moment of the run's time.
+/// The counters of a worker at one time of the run.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Totals {
     /// Seconds of running time since the run began.
@@ -74,7 +74,7 @@ impl Totals {
 pub struct Track {
     rows: Vec<Totals>,
     /// When the worker started. A row is stamped when it is written, up to a second after its counters were read, so
-    /// the least delayed one tells.
+    /// the least delayed one is the best estimate.
     begin_s: f64,
     newest: Option<Logged<ActorRow>>,
 }
@@ -108,12 +108,13 @@ impl Track {
         self.begin_s + self.rows.last().map_or(0.0, |row| row.at_s)
     }
 
-    /// The moments of its samples.
-    pub fn moments(&self) -> impl Iterator<Item = f64> + '_ {
+    /// The times of its samples.
+    pub fn sample_times(&self) -> impl Iterator<Item = f64> + '_ {
         self.rows.iter().map(|row| self.begin_s + row.at_s)
     }
 
-    /// The counters at a moment, between two samples by a straight line; zero before the start, the last ones after the end.
+    /// The counters at a time, interpolated linearly between two samples; zero before the start, the last ones after
+    /// the end.
     #[must_use]
     pub fn at(&self, at_s: f64) -> Totals {
         let own = at_s - self.begin_s;
@@ -126,9 +127,6 @@ impl Track {
         Totals { at_s, ..before.zip(*after, |a, b| a + share * (b - a)) }
     }
 }
-
-/// A worker: stage, instance.
-pub type WorkerKey = (StageName, i16);
 
 /// All that the commands `top`, `timeline` and `simulate` look at.
 #[derive(Debug)]
@@ -143,10 +141,10 @@ pub struct History {
     actors: TableReader<ActorRow>,
     metrics: TableReader<MetricRow>,
     events: TableReader<EventRow>,
-    /// What the run went back behind: its samples do not count.
+    /// History that the run abandoned by going back: its samples do not count.
     abandoned: Abandoned,
     /// The workers of each segment.
-    pub tracks: BTreeMap<(i32, WorkerKey), Track>,
+    pub tracks: BTreeMap<(i32, WorkerId), Track>,
     /// Losses of the levels pretrain, finetune and mask by level-1 steps done.
     pub losses: [LossHistory; 3],
     /// Level-1 steps done.
@@ -155,7 +153,7 @@ pub struct History {
     pub policy_step: i64,
     /// The newest images a second of level 1.
     pub images_per_s: Option<f64>,
-    /// The newest number of outer iterations by which the policy in use was behind.
+    /// The newest lag of the policy in use, in outer iterations.
     pub policy_lag: Option<f64>,
     /// Warnings and errors, oldest first.
     pub warnings: Vec<Logged<EventRow>>,
@@ -261,7 +259,9 @@ impl History {
             }
             // Stages of a later version of the program are not known here.
             if let Ok(stage) = sample.row.stage.parse() {
-                self.tracks.entry((sample.segment, (stage, sample.row.instance))).or_default().push(sample);
+                let instance = usize::try_from(sample.row.instance).unwrap_or(0);
+                let worker = WorkerId { stage, instance };
+                self.tracks.entry((sample.segment, worker)).or_default().push(sample);
             }
         }
         for metric in self.metrics.poll()? {
@@ -291,7 +291,7 @@ impl History {
         }
     }
 
-    /// How the run stands, in words: a run whose process is gone is no running one.
+    /// The run's status as text: a run whose process is gone has died, whatever `run.json` says.
     #[must_use]
     pub fn status(&self) -> String {
         match self.record.status {
@@ -307,17 +307,18 @@ impl History {
     }
 
     /// The workers of one segment.
-    pub fn segment(&self, segment: i32) -> impl Iterator<Item = (WorkerKey, &Track)> {
+    pub fn segment(&self, segment: i32) -> impl Iterator<Item = (WorkerId, &Track)> {
         self.tracks.iter().filter(move |((of, _), _)| *of == segment).map(|((_, worker), track)| (*worker, track))
     }
 
-    /// Outer iterations whose policy update is done. Without logged updates (random masks, sparse metrics) the policy's
-    /// items in all segments tell, then level 1's steps.
+    /// Outer iterations whose policy update is done. Without logged updates (random masks, sparse metrics) they are
+    /// counted by the policy's items in all segments, then by level 1's steps.
     #[must_use]
     pub fn num_outer_done(&self) -> u64 {
         let unroll = self.config.method.unroll.max(1);
         let logged = u64::try_from(self.policy_step).unwrap_or(0) / unroll;
-        let updates = self.tracks.iter().filter(|((_, worker), _)| *worker == (StageName::Policy, 0));
+        let updates =
+            self.tracks.iter().filter(|((_, worker), _)| *worker == WorkerId { stage: StageName::Policy, instance: 0 });
         let counted = updates.filter_map(|(_, track)| u64::try_from(track.newest()?.items).ok()).sum();
         match logged.max(counted) {
             0 => u64::try_from(self.step).unwrap_or(0) / unroll,
@@ -370,7 +371,7 @@ pub(crate) mod tests {
         assert_eq!([busy(0.0), busy(10.0), busy(11.0), busy(12.0)], [0.0, 0.0, 0.5, 1.0]);
         assert_eq!([busy(14.0), busy(16.0), busy(17.0), busy(99.0)], [3.0, 5.0, 5.0, 5.0]);
         assert_eq!(track.at(14.0).items, 6.0);
-        assert_eq!(track.moments().collect::<Vec<_>>(), [12.0, 16.0, 18.0]);
+        assert_eq!(track.sample_times().collect::<Vec<_>>(), [12.0, 16.0, 18.0]);
     }
 
     #[test]

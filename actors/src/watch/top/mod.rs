@@ -15,7 +15,7 @@ const NUM_LOSS_POINTS: usize = 32;
 /// How many warnings are shown.
 const NUM_WARNINGS: usize = 5;
 
-/// A run at one moment.
+/// A run at one time.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Frame {
     /// The run's id.
@@ -107,10 +107,11 @@ impl Frame {
         let tracks: Vec<_> = segment.into_iter().flat_map(|segment| history.segment(segment)).collect();
         let end = tracks.iter().map(|(_, track)| track.end_s()).fold(0.0, f64::max);
         let begin = tracks.iter().map(|(_, track)| track.begin_s()).fold(end, f64::min);
-        // Of a run that is over, the last seconds alone would tell of its end.
+        // The last seconds of a run that is over would show nothing but its end.
         let since = if history.is_running { begin.max(end - RATE_WINDOW_S) } else { begin };
         let window_s = end - since;
-        let stages: Vec<_> = tracks.iter().filter_map(|((stage, _), track)| line(*stage, track, since, end)).collect();
+        let stages: Vec<_> =
+            tracks.iter().filter_map(|(worker, track)| line(worker.stage, track, since, end)).collect();
         let rate_of = |stage: StageName| {
             let items_per_s: f64 = stages.iter().filter(|s| s.stage == stage.as_str()).map(|s| s.items_per_s).sum();
             (items_per_s > 0.0).then_some(items_per_s)

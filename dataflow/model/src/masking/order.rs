@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::engine::TokenOrder;
 use crate::masking::MaskRule;
-use crate::rng::unit;
+use crate::rng::uniform;
 
 /// Orders each image's patches by rising key, ties by the lower patch index, so that masks are reproducible.
 ///
@@ -41,9 +41,9 @@ pub fn explored_keys(scores: &[f32], num_patches: usize, rule: &MaskRule) -> Vec
         // A partial Fisher-Yates shuffle draws the explored patches without replacement.
         let mut patches: Vec<usize> = (0..num_patches).collect();
         for place in 0..num_explored.min(num_patches) {
-            let other = place + (unit(&mut rng) * (num_patches - place) as f64) as usize;
+            let other = place + (uniform(&mut rng) * (num_patches - place) as f64) as usize;
             patches.swap(place, other);
-            keys[patches[place]] = unit(&mut rng) as f32;
+            keys[patches[place]] = uniform(&mut rng) as f32;
         }
     }
     keys

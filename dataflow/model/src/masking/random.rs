@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{MaskRule, Masking, MaskingFacts, MaskingKind, Needs};
 use crate::choice::Named;
-use crate::rng::unit;
+use crate::rng::uniform;
 
 /// The entry of [`super::MASKINGS`].
 #[derive(Debug)]
@@ -43,7 +43,7 @@ impl Masking for Random {
         let mut keys = Vec::with_capacity(num_images * self.num_patches);
         for image in 0..num_images {
             let mut rng = rule.rng(image);
-            keys.extend((0..self.num_patches).map(|_| unit(&mut rng) as f32));
+            keys.extend((0..self.num_patches).map(|_| uniform(&mut rng) as f32));
         }
         keys
     }

@@ -3,12 +3,12 @@
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
-use crate::rng::unit;
+use crate::rng::uniform;
 
 /// A standard normal draw (Box-Muller).
 pub fn normal(rng: &mut ChaCha8Rng) -> f64 {
-    let radius = (-2.0 * (1.0 - unit(rng)).ln()).sqrt();
-    radius * (std::f64::consts::TAU * unit(rng)).cos()
+    let radius = (-2.0 * (1.0 - uniform(rng)).ln()).sqrt();
+    radius * (std::f64::consts::TAU * uniform(rng)).cos()
 }
 
 /// A generator for one named tensor: initial values do not depend on the order in which tensors are made.
@@ -29,7 +29,7 @@ pub fn xavier_uniform(values: &mut [f32], inputs: usize, outputs: usize, rng: &m
 
 /// U(±bound).
 pub fn symmetric(values: &mut [f32], bound: f64, rng: &mut ChaCha8Rng) {
-    values.iter_mut().for_each(|v| *v = ((2.0 * unit(rng) - 1.0) * bound) as f32);
+    values.iter_mut().for_each(|v| *v = ((2.0 * uniform(rng) - 1.0) * bound) as f32);
 }
 
 /// N(0, std²).
@@ -69,7 +69,7 @@ mod tests {
 
     #[test]
     fn tensors_draw_independently_of_each_other() {
-        let draw = |seed, name: &str| unit(&mut tensor_rng(seed, name));
+        let draw = |seed, name: &str| uniform(&mut tensor_rng(seed, name));
         assert_eq!(draw(1, "a"), draw(1, "a"));
         assert_ne!(draw(1, "a"), draw(1, "b"));
         assert_ne!(draw(1, "a"), draw(2, "a"));

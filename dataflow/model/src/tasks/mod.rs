@@ -115,7 +115,7 @@ impl Noise {
     pub fn factors(&self, num: usize) -> Vec<f32> {
         let mut rng = keyed(self.seed, Purpose::Dropout, self.outer, self.pass);
         let keep = (1.0 / (1.0 - self.rate)) as f32;
-        (0..num).map(|_| if crate::rng::unit(&mut rng) < self.rate { 0.0 } else { keep }).collect()
+        (0..num).map(|_| if crate::rng::uniform(&mut rng) < self.rate { 0.0 } else { keep }).collect()
     }
 }
 

@@ -95,6 +95,7 @@ fn pages_of_nothing_are_added_up_before_they_are_unpacked() {
     assert!(std::fs::metadata(&path).unwrap().len() < 1 << 20);
     let error = open(&bounded(&path, 256 << 20)).err().unwrap();
     assert!(matches!(error, DataError::Memory { needed, .. } if needed >= 640 << 20), "{error}");
+    assert_eq!(error.exit_code(), 78);
 }
 
 #[test]

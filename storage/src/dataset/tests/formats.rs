@@ -134,7 +134,7 @@ fn names_are_parsed_and_refused_with_the_choices() {
     let error = open(&DatasetSpec::new(Idx::NAME, None, Split::Train)).err().unwrap();
     assert_eq!(error.to_string(), "data.path must be a folder or file for format idx, not absent");
     let error = open(&spec(Path::new("/no/such/folder"), FormatName::AUTO, Split::Train)).err().unwrap();
-    assert_eq!((error.to_string().as_str(), error.exit_code()), ("dataset not found: /no/such/folder", 66));
+    assert_eq!((error.to_string().as_str(), error.exit_code().code()), ("dataset not found: /no/such/folder", 66));
     let empty = tempfile::tempdir().unwrap();
     for &format in &[FormatName::AUTO, HfParquet::NAME, CifarBin::NAME, CifarPickle::NAME, Idx::NAME, ImageFolder::NAME]
     {

@@ -1,4 +1,4 @@
-//! The timing tree: where each stage's time went, printed at the end of a run.
+//! Where each stage's time went, as a tree that is printed at the end of a run.
 
 use std::fmt::Write;
 
@@ -10,7 +10,7 @@ use crate::roles::telemetry::ActorSample;
 /// The tree of `samples`, one line a stage and, where a stage has several workers, one line each
 /// below it. Times are in seconds, summed over the workers; ends without a newline.
 #[must_use]
-pub fn timing_tree(samples: &[ActorSample]) -> String {
+pub fn stage_times(samples: &[ActorSample]) -> String {
     let mut text = format!(
         "{:<14} {:>9} {:>9} {:>9} {:>9} {:>6} {:>9}",
         "stage", "items", "busy s", "wait in", "wait out", "busy", "restarts"
@@ -50,9 +50,9 @@ fn push_line(text: &mut String, name: &str, counters: &CountersSnapshot) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::roles::worker::WorkerId;
+    use mlomae_dataflow::flow::stage_name::WorkerId;
 
-    fn sample(stage: StageName, instance: u16, busy_ns: u64, wait_in_ns: u64) -> ActorSample {
+    fn sample(stage: StageName, instance: usize, busy_ns: u64, wait_in_ns: u64) -> ActorSample {
         ActorSample {
             worker: WorkerId { stage, instance },
             counters: CountersSnapshot { items: 5, busy_ns, wait_in_ns, ..Default::default() },
@@ -70,7 +70,7 @@ mod tests {
             sample(StageName::Load, 0, 500_000_000, 1_500_000_000),
             sample(StageName::Load, 1, 1_500_000_000, 500_000_000),
         ];
-        let tree = timing_tree(&samples);
+        let tree = stage_times(&samples);
         let lines: Vec<_> = tree.lines().collect();
         assert_eq!(lines.len(), 5, "{tree}");
         assert_eq!(lines[1].split_whitespace().collect::<Vec<_>>()[..6], ["load", "10", "2.00", "2.00", "0.00", "50%"]);

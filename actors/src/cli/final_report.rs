@@ -1,4 +1,4 @@
-//! The end of `mlomae train`: the encoder is judged, and a summary printed.
+//! The end of `mlomae train`: the encoder is judged, and the final report printed.
 
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -11,19 +11,20 @@ use mlomae_dataflow::run::sink::{CheckpointTensors, Latest};
 use mlomae_dataflow::run::state::TrainState;
 use mlomae_model::Level;
 use mlomae_storage::checkpoint;
+use mlomae_storage::exit_code::ExitCode;
 use mlomae_storage::logs::Table;
 
 use super::bar::Bar;
-use super::facts::count_text;
-use crate::process::error::{CliError, exit_code};
+use super::overview::count_text;
+use crate::process::error::CliError;
 use crate::process::terminal::Terminal;
-use crate::train::eval::{Judge, Judgement, Task};
+use crate::train::eval::{Judge, Judgement, Protocol};
+use crate::train::experiment::Experiment;
 use crate::train::resumption::Finished;
 use crate::train::run::Run;
-use crate::train::setup::Prepared;
 use crate::train::training::TrainingReport;
 use crate::watch::progress::duration_text;
-use crate::watch::timing::timing_tree;
+use crate::watch::stage_times::stage_times;
 
 /// The k-NN accuracies of the final encoder and of an untrained one.
 pub(super) struct FinalJudgement {
@@ -40,10 +41,10 @@ impl FinalJudgement {
     ///
     /// # Errors
     /// If they cannot be written.
-    pub(super) fn write(self, run: &Run, prepared: &Prepared) -> Result<(Judgement, Judgement), CliError> {
+    pub(super) fn write(self, run: &Run, experiment: &Experiment) -> Result<(Judgement, Judgement), CliError> {
         let Self { trained, untrained, checkpoint, step, skipped } = self;
-        let results = [(Task::Knn, "accuracy", trained), (Task::Knn, "accuracy_untrained", untrained)];
-        run.write_evals(prepared, &checkpoint, step, &results, &skipped)?;
+        let results = [(Protocol::Knn, "accuracy", trained), (Protocol::Knn, "accuracy_untrained", untrained)];
+        run.write_evals(experiment, &checkpoint, step, &results, &skipped)?;
         Ok((trained, untrained))
     }
 }
@@ -54,27 +55,27 @@ impl FinalJudgement {
 /// If the checkpoint or the data cannot be read.
 pub(super) fn final_judgement(
     run: &Run,
-    prepared: &Prepared,
+    experiment: &Experiment,
     terminal: &Terminal,
 ) -> Result<Option<FinalJudgement>, CliError> {
-    if prepared.data.test.is_none() {
-        tracing::warn!(kind = "evaluation_skipped", "k-NN is skipped, {}", prepared.data.test_role.text);
+    if experiment.data.test.is_none() {
+        tracing::warn!(kind = "evaluation_skipped", "k-NN is skipped, {}", experiment.data.test_role.text);
         return Ok(None);
     }
     let folder = checkpoint::resolve(run.path())?;
     let loaded = checkpoint::load(&folder)?;
-    let state = TrainState::restore(&prepared.method, &CheckpointTensors(&loaded), &loaded.state)
-        .map_err(|error| CliError::new(exit_code::BAD_DATA, format!("{error}: {}", folder.display())))?;
-    let judge = Judge::new(prepared)?;
-    let skipped_before = prepared.data.bad_images.skipped();
+    let state = TrainState::restore(&experiment.method, &CheckpointTensors(&loaded), &loaded.state)
+        .map_err(|error| CliError::new(ExitCode::BadData, format!("{error}: {}", folder.display())))?;
+    let judge = Judge::new(experiment)?;
+    let skipped_before = experiment.data.bad_images.skipped();
     let bar = Bar::new(terminal, "k-NN");
     let mut progress = |name, done, all| bar.set(name, done, all);
-    let trained = judge.judge(Task::Knn, &state.theta, &mut progress)?;
-    let fresh = prepared.method.model.init(Level::Pretrain, prepared.config.seed).into();
-    let untrained = judge.judge(Task::Knn, &fresh, &mut progress)?;
+    let trained = judge.judge(Protocol::Knn, &state.theta, &mut progress)?;
+    let fresh = experiment.method.model.init(Level::Pretrain, experiment.config.seed).into();
+    let untrained = judge.judge(Protocol::Knn, &fresh, &mut progress)?;
     let checkpoint = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
     // The log stage has ended: what it can no longer write is written with the results.
-    let mut skipped = prepared.data.bad_images.skipped();
+    let mut skipped = experiment.data.bad_images.skipped();
     skipped.retain(|image| !skipped_before.contains(image));
     Ok(Some(FinalJudgement { trained, untrained, checkpoint, step: loaded.step, skipped }))
 }
@@ -87,13 +88,14 @@ pub(super) fn final_judgement(
 pub(super) fn judge_at_end<T>(run: &Run, judge: impl FnOnce() -> Result<T, CliError>) -> Result<T, CliError> {
     let judged = catch_unwind(AssertUnwindSafe(judge)).unwrap_or_else(|payload| {
         let line = format!("internal error: {}", panic_message(payload.as_ref()));
-        Err(CliError::new(exit_code::INTERNAL, line))
+        Err(CliError::new(ExitCode::Internal, line))
     });
     judged.map_err(|error| match error {
         CliError::Failed { lines, exit_code } if !lines.is_empty() => {
             let path = run.path().display();
             let line = format!(
-                "the training is finished and saved, but its evaluation failed: {}; `mlomae eval knn {path}` repeats it",
+                "the training is finished and saved, but its evaluation failed: {}; \
+                 `mlomae eval knn {path}` repeats it",
                 lines.join("; ")
             );
             CliError::new(exit_code, line)
@@ -102,12 +104,12 @@ pub(super) fn judge_at_end<T>(run: &Run, judge: impl FnOnce() -> Result<T, CliEr
     })
 }
 
-/// Prints what the process did, and the timing tree.
+/// Prints what the process did, and where each stage's time went.
 #[allow(clippy::too_many_arguments)]
-pub(super) fn print_summary(
+pub(super) fn print_report(
     out: &mut dyn Write,
     run: &Run,
-    prepared: &Prepared,
+    experiment: &Experiment,
     report: &TrainingReport,
     latest: &Latest,
     first_outer: u64,
@@ -116,7 +118,7 @@ pub(super) fn print_summary(
     begin: Instant,
 ) -> Result<(), CliError> {
     let latest = latest.get();
-    let method = &prepared.method;
+    let method = &experiment.method;
     let step = u64::try_from(latest.step).unwrap_or(0).max(first_outer * method.unroll);
     let seconds = begin.elapsed().as_secs_f64();
     let num_steps = step - first_outer * method.unroll;
@@ -126,7 +128,7 @@ pub(super) fn print_summary(
         out,
         "time        {}, {} images trained on by this process",
         duration_text(seconds),
-        count_text(usize::try_from(num_steps).unwrap_or(0) * prepared.config.pretrain.batch)
+        count_text(usize::try_from(num_steps).unwrap_or(0) * experiment.config.pretrain.batch)
     )?;
     let loss = |loss: Option<f64>| loss.map_or_else(|| "-".to_owned(), |loss| format!("{loss:.4}"));
     writeln!(
@@ -141,7 +143,7 @@ pub(super) fn print_summary(
         let (object, background) = (100.0 * object, 100.0 * background);
         writeln!(out, "object      {object:.0} % of its patches masked, {background:.0} % of the others{auc}")?;
     }
-    print_judgement(out, run.path(), prepared, judged)?;
+    print_judgement(out, run.path(), experiment, judged)?;
     // The evaluation at the end is written behind the log stage.
     let num_later = |table| if table == Table::Evals { num_evals } else { 0 };
     let rows = Table::ALL.map(|table| format!("{table} {}", report.rows.get(table) + num_later(table)));
@@ -150,24 +152,24 @@ pub(super) fn print_summary(
         writeln!(out, "restarts    {}, see the events table", report.outcome.num_restarts())?;
     }
     if !report.samples.is_empty() {
-        writeln!(out, "\n{}", timing_tree(&report.samples))?;
+        writeln!(out, "\n{}", stage_times(&report.samples))?;
     }
     Ok(())
 }
 
 /// Prints how a run ended that had ended before.
 pub(super) fn print_finished(out: &mut dyn Write, finished: &Finished) -> Result<(), CliError> {
-    let Finished { prepared, dir, outer, step, judged } = finished;
+    let Finished { experiment, dir, outer, step, judged } = finished;
     writeln!(out, "run         {}", dir.path().display())?;
-    writeln!(out, "iterations  {outer} of {} outer, {step} level-1 steps; finished", prepared.method.total_outer)?;
-    print_judgement(out, dir.path(), prepared, judged.as_ref())
+    writeln!(out, "iterations  {outer} of {} outer, {step} level-1 steps; finished", experiment.method.total_outer)?;
+    print_judgement(out, dir.path(), experiment, judged.as_ref())
 }
 
 /// Prints the evaluation at the end, and the checkpoint that it was of.
 fn print_judgement(
     out: &mut dyn Write,
     run: &Path,
-    prepared: &Prepared,
+    experiment: &Experiment,
     judged: Option<&(Judgement, Judgement)>,
 ) -> Result<(), CliError> {
     if let Some((trained, untrained)) = judged {
@@ -176,13 +178,13 @@ fn print_judgement(
             "k-NN        {:.1} % of {} {} images; {:.1} % with an untrained encoder",
             100.0 * trained.accuracy,
             trained.num_test,
-            prepared.data.test.as_ref().map_or("test", |test| test.info().split.as_str()),
+            experiment.data.test.as_ref().map_or("test", |test| test.info().split.as_str()),
             100.0 * untrained.accuracy
         )?;
-    } else if prepared.data.test.is_none() {
-        writeln!(out, "k-NN        skipped, {}", prepared.data.test_role.text)?;
+    } else if experiment.data.test.is_none() {
+        writeln!(out, "k-NN        skipped, {}", experiment.data.test_role.text)?;
     }
-    if let Some(counts) = prepared.data.bad_images.counts_text() {
+    if let Some(counts) = experiment.data.bad_images.counts_text() {
         writeln!(out, "skipped     bad images: {counts}; events name them")?;
     }
     if let Ok(folder) = checkpoint::resolve(run) {

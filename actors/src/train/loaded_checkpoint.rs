@@ -7,28 +7,29 @@ use mlomae_dataflow::input::augment::Normalisation;
 use mlomae_dataflow::run::sink::CheckpointTensors;
 use mlomae_dataflow::run::state::TrainState;
 use mlomae_storage::checkpoint::{self, Checkpoint, CheckpointError};
+use mlomae_storage::exit_code::ExitCode;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::process::error::{CliError, exit_code};
+use crate::process::error::CliError;
 use crate::train::continuity::{DataContent, Effective, Purpose, compare_data, compare_keys};
 use crate::train::data_place;
-use crate::train::setup::Prepared;
+use crate::train::experiment::Experiment;
 
 /// A checkpoint that was read and whose data is open.
 #[derive(Debug)]
-pub struct Trained {
+pub struct LoadedCheckpoint {
     /// The checkpoint's folder.
     pub folder: PathBuf,
     /// Configuration, data and networks.
-    pub prepared: Prepared,
+    pub experiment: Experiment,
     /// The weights and all else that training changes.
     pub state: TrainState,
     /// Level-1 steps done.
     pub step: u64,
     /// Seconds of running time up to the checkpoint.
     pub wall_s: f64,
-    /// Whether the data are others than those of the checkpoint, which was told or accepted.
+    /// Whether the data are others than those of the checkpoint, which was logged or accepted.
     pub data_changed: bool,
 }
 
@@ -49,7 +50,7 @@ fn run_of(folder: &Path) -> Option<&Path> {
     (checkpoints.file_name()? == "checkpoints").then(|| checkpoints.parent())?
 }
 
-impl Trained {
+impl LoadedCheckpoint {
     /// Reads the checkpoint at `path` (see [`checkpoint::resolve`]) for `purpose`. The configuration is `base` with
     /// `overlay` over it: further layers and settings.
     ///
@@ -60,7 +61,7 @@ impl Trained {
         let (folder, checkpoint) = load_newest(path)?;
         if let Some(named) = checkpoint::step_of(&folder).filter(|named| *named != checkpoint.step) {
             let line = format!("checkpoint is of step {}, not of step {named}: {}", checkpoint.step, folder.display());
-            return Err(CliError::new(exit_code::BAD_DATA, line));
+            return Err(CliError::new(ExitCode::BadData, line));
         }
         let own = text(&checkpoint, &folder, "config")?;
         let own = ConfigInputs::default().layer(&folder.join("state.json").display().to_string(), own);
@@ -77,7 +78,7 @@ impl Trained {
         let outer = checkpoint.state.get("outer_iteration").and_then(Value::as_u64).unwrap_or(0);
         let keys = compare_keys(&recorded, &config, &effective, outer, purpose)?;
         if !is_given {
-            // The place of the run as it was recorded tells how its data lay to it.
+            // The run's path as it was recorded says where its data were relative to it.
             data_place::find(&mut config, run_of(&folder))?;
         }
         let before = content(&checkpoint, &folder)?;
@@ -86,8 +87,8 @@ impl Trained {
             Some(before) => compare_data(before, now, &keys, purpose, &place),
             None => Ok(false),
         };
-        let mut prepared = match Prepared::new(config.clone(), Some(effective.normalisation)) {
-            Ok(prepared) => prepared,
+        let mut experiment = match Experiment::new(config.clone(), Some(effective.normalisation)) {
+            Ok(experiment) => experiment,
             Err(error) => {
                 // If the data are others, that is the reason, and not what follows from it.
                 let train = |before: &DataContent| DataContent::open(&config, before.test.clone()).ok();
@@ -97,23 +98,23 @@ impl Trained {
                 return Err(error);
             }
         };
-        let mut data_changed = compare(prepared.content()?)?;
-        prepared.anchor()?;
+        let mut data_changed = compare(experiment.content()?)?;
+        experiment.anchor()?;
         let fingerprint = text(&checkpoint, &folder, "data_fingerprint")?;
         if before.is_none() {
-            data_changed |= compare_roles(fingerprint, &prepared, purpose, &place)?;
-        } else if fingerprint != prepared.fingerprint() && !data_changed {
-            return Err(other_roles(fingerprint, &prepared, &place));
+            data_changed |= compare_roles(fingerprint, &experiment, purpose, &place)?;
+        } else if fingerprint != experiment.fingerprint() && !data_changed {
+            return Err(other_roles(fingerprint, &experiment, &place));
         }
-        let bad = |error| CliError::new(exit_code::BAD_DATA, format!("{error}: {}", folder.display()));
+        let bad = |error| CliError::new(ExitCode::BadData, format!("{error}: {}", folder.display()));
         let state =
-            TrainState::restore(&prepared.method, &CheckpointTensors(&checkpoint), &checkpoint.state).map_err(bad)?;
-        if state.outer * prepared.method.unroll != checkpoint.step {
+            TrainState::restore(&experiment.method, &CheckpointTensors(&checkpoint), &checkpoint.state).map_err(bad)?;
+        if state.outer * experiment.method.unroll != checkpoint.step {
             let (outer, step) = (state.outer, checkpoint.step);
             return Err(corrupt(&folder, &format!("{outer} outer iterations do not make {step} level-1 steps")));
         }
         let wall_s = wall_s(&checkpoint, &folder)?;
-        Ok(Self { folder, prepared, state, step: checkpoint.step, wall_s, data_changed })
+        Ok(Self { folder, experiment, state, step: checkpoint.step, wall_s, data_changed })
     }
 
     /// The folder's name, as `step-00000200`.
@@ -155,7 +156,7 @@ fn with_way_out(error: &CheckpointError, folder: &Path) -> CliError {
 
 fn lacks(folder: &Path, key: &str) -> CliError {
     let line = format!("checkpoint's state lacks {key}: {}", folder.join("state.json").display());
-    CliError::new(exit_code::BAD_DATA, line)
+    CliError::new(ExitCode::BadData, line)
 }
 
 fn text<'a>(checkpoint: &'a Checkpoint, folder: &Path, key: &str) -> Result<&'a str, CliError> {
@@ -163,10 +164,7 @@ fn text<'a>(checkpoint: &'a Checkpoint, folder: &Path, key: &str) -> Result<&'a 
 }
 
 fn corrupt(folder: &Path, problem: &str) -> CliError {
-    CliError::new(
-        exit_code::BAD_DATA,
-        format!("checkpoint's state: {problem}: {}", folder.join("state.json").display()),
-    )
+    CliError::new(ExitCode::BadData, format!("checkpoint's state: {problem}: {}", folder.join("state.json").display()))
 }
 
 /// What the networks were given, as the state has it; older versions had less.
@@ -220,19 +218,19 @@ fn content(checkpoint: &Checkpoint, folder: &Path) -> Result<Option<DataContent>
     Ok(Some(content))
 }
 
-fn other_roles(expected: &str, prepared: &Prepared, place: &str) -> CliError {
+fn other_roles(expected: &str, experiment: &Experiment, place: &str) -> CliError {
     let line = format!(
         "data is not what the checkpoint was trained on: the roles' fingerprint must be {expected}, got {}: {place}",
-        prepared.fingerprint()
+        experiment.fingerprint()
     );
-    CliError::new(exit_code::CONFIG, line)
+    CliError::new(ExitCode::Config, line)
 }
 
 /// All that can be compared with a checkpoint of a version that noted no more. Answers whether the roles are others.
-fn compare_roles(expected: &str, prepared: &Prepared, purpose: Purpose, place: &str) -> Result<bool, CliError> {
-    let is_same = expected == prepared.fingerprint();
+fn compare_roles(expected: &str, experiment: &Experiment, purpose: Purpose, place: &str) -> Result<bool, CliError> {
+    let is_same = expected == experiment.fingerprint();
     match purpose {
-        Purpose::Resume { accept_changed_data: false } if !is_same => Err(other_roles(expected, prepared, place)),
+        Purpose::Resume { accept_changed_data: false } if !is_same => Err(other_roles(expected, experiment, place)),
         _ if !is_same => {
             tracing::warn!(
                 kind = "data_changed",

@@ -1,25 +1,23 @@
-//! What is known of a run before it starts, in lines for people.
+//! The overview of a run before it starts, in lines for people.
 
-use mlomae_dataflow::flow::topology::Topology;
 use mlomae_dataflow::input::plan::Role;
-use mlomae_dataflow::run::pipeline::topology;
 use mlomae_model::Level;
 use mlomae_storage::escape::one_line;
 use mlomae_storage::machine_memory;
 
-use crate::process::error::{CliError, exit_code};
+use crate::process::error::CliError;
+use crate::train::experiment::Experiment;
 use crate::train::memory::Needs;
-use crate::train::setup::Prepared;
 
 /// A name and what is to be said of it.
-pub(crate) type Fact = (&'static str, String);
+pub(crate) type Line = (&'static str, String);
 
 /// Data, roles, networks, length and memory of the run.
 ///
 /// # Errors
 /// Never for a checked configuration.
-pub(crate) fn facts(prepared: &Prepared) -> Result<Vec<Fact>, CliError> {
-    let (config, data, method) = (&prepared.config, &prepared.data, &prepared.method);
+pub(crate) fn overview(experiment: &Experiment) -> Result<Vec<Line>, CliError> {
+    let (config, data, method) = (&experiment.config, &experiment.data, &experiment.method);
     let model = &method.model.config;
     let info = data.train.info();
     let num_test = data.test.as_ref().map_or(0, |test| test.len());
@@ -86,18 +84,8 @@ pub(crate) fn facts(prepared: &Prepared) -> Result<Vec<Fact>, CliError> {
                 config.num_steps() as f64 / method.steps_per_epoch.max(1) as f64
             ),
         ),
-        ("memory", Needs::of_training(prepared)?.text()),
+        ("memory", Needs::of_training(experiment)?.text()),
     ])
-}
-
-/// The pipeline's topology.
-///
-/// # Errors
-/// Never for a checked configuration.
-pub(crate) fn topology_of(prepared: &Prepared) -> Result<Topology, CliError> {
-    let batches = prepared.load_train.plan().batch_sizes();
-    topology(&prepared.method, &prepared.config.actors, batches)
-        .map_err(|error| CliError::new(exit_code::INTERNAL, format!("topology: {error}")))
 }
 
 /// `812`, `4.2 k`, `1.7 M`.

@@ -1,28 +1,31 @@
-//! From a configuration to opened data, networks and loaders: what `check`, `train`, evaluations and
-//! pictures have in common.
+//! A configuration with its opened data, networks and loaders: what `check`, `train`, evaluations and pictures have in
+//! common.
 
 use std::sync::OnceLock;
 
 use mlomae_dataflow::config::Config;
+use mlomae_dataflow::flow::topology::Topology;
 use mlomae_dataflow::input::augment::Normalisation;
 use mlomae_dataflow::method::Method;
 use mlomae_dataflow::method::batch::ImageBatch;
 use mlomae_dataflow::record::Level;
-use mlomae_dataflow::run::data::Data;
+use mlomae_dataflow::run::data::RunData;
+use mlomae_dataflow::run::pipeline::topology;
 use mlomae_dataflow::run::sink::{Latest, StaticState};
 use mlomae_dataflow::stages::load::LoadStage;
 use mlomae_storage::dataset::Split;
+use mlomae_storage::exit_code::ExitCode;
 
-use crate::process::error::{CliError, exit_code};
+use crate::process::error::CliError;
 use crate::train::continuity::DataContent;
 use crate::train::data_place;
 
-/// Everything of a run that follows from its configuration and its data.
-pub struct Prepared {
+/// A configuration and everything that follows from it and its data; of weights it knows only the shapes.
+pub struct Experiment {
     /// The configuration.
     pub config: Config,
     /// The data.
-    pub data: Data,
+    pub data: RunData,
     /// The method with its networks.
     pub method: Method,
     /// A loader of the train split, for its [`samples`](LoadStage::samples).
@@ -32,20 +35,20 @@ pub struct Prepared {
     content: OnceLock<DataContent>,
 }
 
-impl std::fmt::Debug for Prepared {
+impl std::fmt::Debug for Experiment {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Prepared").field("data", &self.data).finish_non_exhaustive()
+        f.debug_struct("Experiment").field("data", &self.data).finish_non_exhaustive()
     }
 }
 
-impl Prepared {
+impl Experiment {
     /// Opens the data and builds the networks. The normalisation is `normalisation`, else the
     /// configuration's, else measured over the pretrain role.
     ///
     /// # Errors
     /// If the data cannot be opened or read, or does not fit the configuration.
     pub fn new(config: Config, normalisation: Option<Normalisation>) -> Result<Self, CliError> {
-        let data = Data::open(&config, normalisation)?;
+        let data = RunData::open(&config, normalisation)?;
         for warning in &data.test_role.warnings {
             tracing::warn!(kind = "test_split", "{warning}");
         }
@@ -57,6 +60,15 @@ impl Prepared {
         let load_train = loader(&data.train)?;
         let load_test = data.test.as_ref().map(loader).transpose()?;
         Ok(Self { config, data, method, load_train, load_test, content: OnceLock::new() })
+    }
+
+    /// The pipeline's topology.
+    ///
+    /// # Errors
+    /// Never for a checked configuration.
+    pub fn topology(&self) -> Result<Topology, CliError> {
+        topology(&self.method, &self.config.actors, self.load_train.plan().batch_sizes())
+            .map_err(|error| CliError::new(ExitCode::Internal, format!("topology: {error}")))
     }
 
     /// What of a checkpoint's state stays the same over the run.
@@ -90,21 +102,21 @@ impl Prepared {
         Latest::starting(moment.step, moment.epoch)
     }
 
-    /// Makes the paths of the configuration absolute, as a run keeps them. Until then they are as they were given, and so
+    /// Makes the paths of the configuration absolute, as a run keeps them. Until then they are as they were given, as
     /// messages about the data name them.
     ///
     /// # Errors
-    /// As [`content`](Self::content), which is told of the places as they were given.
+    /// As [`content`](Self::content), which sees the paths as they were given.
     pub fn anchor(&mut self) -> Result<(), CliError> {
         self.content()?;
         data_place::anchor(&mut self.config);
         Ok(())
     }
 
-    /// What the splits hold, told once.
+    /// What the splits hold, read once.
     ///
     /// # Errors
-    /// If a label cannot be told or a file is gone.
+    /// If a label cannot be read or a file is gone.
     pub fn content(&self) -> Result<&DataContent, CliError> {
         if let Some(content) = self.content.get() {
             return Ok(content);
@@ -129,9 +141,10 @@ impl Prepared {
             Split::Test | Split::Validation => self.load_test.as_ref().ok_or_else(|| {
                 let (name, reason) = (&self.data.train.info().name, &self.data.test_role.text);
                 let line = format!(
-                    "data: no images of {name} can judge, {reason}; data.test_split chooses: auto, test, validation, none"
+                    "data: no images of {name} can judge, {reason}; \
+                     data.test_split chooses: auto, test, validation, none"
                 );
-                CliError::new(exit_code::NO_INPUT, line)
+                CliError::new(ExitCode::NoInput, line)
             }),
         }
     }
@@ -152,5 +165,5 @@ impl Prepared {
 pub fn config_toml(config: &Config) -> Result<String, CliError> {
     config
         .to_toml()
-        .map_err(|error| CliError::new(exit_code::INTERNAL, format!("configuration has no TOML form: {error}")))
+        .map_err(|error| CliError::new(ExitCode::Internal, format!("configuration has no TOML form: {error}")))
 }
