@@ -4,6 +4,7 @@
 //! worker of a stage is a sync actor on a thread of its own; supervisor and telemetry share an
 //! arbiter that computes nothing.
 
+#![forbid(unsafe_code)]
 #![warn(clippy::must_use_candidate, clippy::missing_errors_doc)]
 
 pub mod cli;

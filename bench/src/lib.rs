@@ -1,5 +1,7 @@
 //! What the benchmarks of single operations have in common: data, and the shapes of one encoder block.
 
+#![forbid(unsafe_code)]
+
 use mlomae_kernels::AttentionShape;
 
 /// The encoder block of a preset on one micro-batch of whole images.

@@ -3,6 +3,8 @@
 //! The crate knows no actor: the same stages run under threads (one worker a thread, over the
 //! ports of [`flow::ports`]) and in the serial executor, with the same results to the bit.
 
+#![forbid(unsafe_code)]
+
 pub mod config;
 pub mod flow;
 pub mod input;

@@ -1,5 +1,7 @@
 //! Dataset readers, Arrow logs, checkpoints and the run directory of mlomae.
 
+#![forbid(unsafe_code)]
+
 pub mod atomic;
 pub mod checkpoint;
 pub mod clock;

@@ -7,11 +7,11 @@ use std::time::Instant;
 use mlomae_kernels as kernels;
 use mlomae_model::algorithm::{Batches, Constants, Event, State, outer_iteration};
 use mlomae_model::hypergradient::{Clean, Hypergradient};
+use mlomae_model::init::{normals, tensor_rng};
 use mlomae_model::lane::{CpuLane, Direction, Downstream, LabelledImages, Lane, Upstream};
 use mlomae_model::levels::Cpu;
 use mlomae_model::levels::optimizer::{AdamW, AdamWConfig};
 use mlomae_model::masking::{self, MaskRule, MaskingChoice, Scored};
-use mlomae_model::nets::init::{normals, tensor_rng};
 use mlomae_model::tasks::Targets;
 use mlomae_model::{Arena, Compute, Model, ModelError, PerLevel, Vector};
 

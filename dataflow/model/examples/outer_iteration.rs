@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use mlomae_model::algorithm::{Batches, Constants, Event, State, outer_iteration};
 use mlomae_model::hypergradient::Clean;
+use mlomae_model::init::{normals, tensor_rng};
 use mlomae_model::lane::{CpuLane, LabelledImages};
 use mlomae_model::levels::optimizer::{AdamW, AdamWConfig};
 use mlomae_model::masking::MaskRule;
-use mlomae_model::nets::init::{normals, tensor_rng};
 use mlomae_model::tasks::Targets;
 use mlomae_model::{Level, Model, ModelConfig, ModelError, PerLevel, Vector};
 

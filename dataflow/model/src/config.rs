@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::choice::Choice;
-use crate::masking::MaskingKind;
+use crate::masking::{MaskInput, MaskingKind};
 use crate::tasks::TaskKind;
 
 /// Whether position embeddings learn.
@@ -15,17 +15,6 @@ pub enum PosEmbed {
     Trained,
     /// Sine and cosine throughout.
     Frozen,
-}
-
-/// What the masking network reads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "kebab-case")]
-pub enum MaskInput {
-    /// The autoencoder's own patch embedding, as published: scores depend on both networks.
-    Embedding,
-    /// The image's patches: scores depend on the masking network alone.
-    Pixels,
 }
 
 /// Shapes of encoder, decoder, masking network and head. The default is the preset tiny on 32 × 32 colour images of 10 classes.

@@ -155,7 +155,7 @@ impl Trained {
     /// # Errors
     /// When the task reads anything but the CLS token.
     pub fn predict(&self, features: &[f32]) -> Result<Vec<f32>, ModelError> {
-        if self.model.task.reads() != [crate::nets::Tap::Cls] {
+        if self.model.task.reads() != [crate::tap::Tap::Cls] {
             return Err(ModelError::Targets { problem: "the head reads more than the CLS token".to_owned() });
         }
         let z = [Tokens { per_image: 1, dim: self.model.config.dim, values: features }];

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use dfdx::prelude::*;
 use mlomae_model::engine::dfdx_cpu::{CpuTensor, DfdxCpu};
 use mlomae_model::engine::{AttentionShape, Engine, HostIo, Tape, TokenOrder, TokenWeights};
+use mlomae_model::init::{normals, tensor_rng};
 use mlomae_model::layout::{Layout, LinearWeights, NormWeights};
 use mlomae_model::level::Level;
 use mlomae_model::masking::order::order_by_keys;
-use mlomae_model::nets::init::{normals, tensor_rng};
 use mlomae_model::parallel::arena::{Arena, Buffer, Params};
 
 type Plain<S> = Tensor<S, f32, Cpu>;

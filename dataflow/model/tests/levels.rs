@@ -3,9 +3,11 @@
 
 use std::sync::Arc;
 
-use mlomae_model::config::{MaskInput, ModelConfig, PosEmbed};
+use mlomae_model::MaskInput;
+use mlomae_model::config::{ModelConfig, PosEmbed};
 use mlomae_model::engine::dfdx_cpu::DfdxCpu;
 use mlomae_model::engine::{Engine, HostIo};
+use mlomae_model::init::{normals, tensor_rng};
 use mlomae_model::levels::finetune::{self, task_gradient};
 use mlomae_model::levels::mask::{self, along, direction, direction_published};
 use mlomae_model::levels::optimizer::{AdamW, AdamWConfig};
@@ -14,7 +16,6 @@ use mlomae_model::levels::score::{embedding, patches, score};
 use mlomae_model::levels::vectors::{sum, widen};
 use mlomae_model::levels::{Cpu, Labelled, pretrain};
 use mlomae_model::masking::{MaskRule, MaskingChoice};
-use mlomae_model::nets::init::{normals, tensor_rng};
 use mlomae_model::parallel::arena::{Arena, Buffer, Params};
 use mlomae_model::tasks::Targets;
 use mlomae_model::{Compute, Layout, Level, Model};
@@ -251,7 +252,7 @@ fn features_are_the_cls_row_of_the_whole_encoder() {
 #[test]
 fn taps_have_the_tokens_of_the_whole_encoder_and_their_gradients() {
     use mlomae_model::engine::Tape;
-    use mlomae_model::nets::Tap;
+    use mlomae_model::tap::Tap;
     let config = config("flat-mlp", MaskInput::Embedding, PosEmbed::Trained);
     let world = world(&config);
     let cpu = world.cpu(Compute::serial(2));

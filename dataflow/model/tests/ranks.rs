@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use mlomae_model::config::{MaskInput, ModelConfig};
+use mlomae_model::MaskInput;
+use mlomae_model::config::ModelConfig;
+use mlomae_model::init::{normals, tensor_rng};
 use mlomae_model::levels::mask::{along, direction};
 use mlomae_model::levels::score::score;
 use mlomae_model::levels::vectors::{sum, widen};
 use mlomae_model::levels::{Cpu, Labelled, finetune, pretrain};
 use mlomae_model::masking::{MaskRule, MaskingChoice};
-use mlomae_model::nets::init::{normals, tensor_rng};
 use mlomae_model::parallel::arena::{Arena, Buffer};
 use mlomae_model::parallel::collective::Collective;
 use mlomae_model::tasks::Targets;

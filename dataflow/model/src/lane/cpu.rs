@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use mlomae_kernels as kernels;
 
-use super::{
+use super::seam::{
     Device, Direction, Downstream, FinetuneGradient, LabelledImages, Lane, LaneSize, Lanes, LanesSpec,
     PretrainGradient, Recording, Upstream,
 };

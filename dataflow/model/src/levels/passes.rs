@@ -9,10 +9,10 @@ use crate::engine::dfdx_cpu::{CpuTensor, DfdxCpu};
 use crate::engine::{Engine, HostIo, Tape};
 use crate::error::ModelError;
 use crate::level::Level;
-use crate::nets::Tap;
 use crate::parallel::arena::{Buffer, Params};
 use crate::parallel::compute::{Compute, Held};
 use crate::parallel::sum::OrderedSum;
+use crate::tap::Tap;
 use crate::tasks::Tokens;
 
 /// What a head reads of the images of a batch: the values of each tap, `[images, per_image, dim]`.

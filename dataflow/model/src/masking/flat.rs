@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use mlomae_kernels as kernels;
 
+use super::kind::{MaskRule, Masking, MaskingFacts, MaskingKind, Needs, Trace, init_linear_layers};
 use super::linear::{linear, linear_input_gradient, linear_weight_gradient};
 use super::linear::{wide_input_gradient, wide_linear_relu, wide_weight_gradient};
 use super::order::explored_keys;
-use super::{MaskRule, Masking, MaskingFacts, MaskingKind, Needs, Trace, init_linear_layers};
 use crate::choice::Named;
 use crate::layout::{Layout, LinearWeights, SharedLayout};
 use crate::level::Level;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::engine::TokenOrder;
-use crate::masking::MaskRule;
+use crate::masking::kind::MaskRule;
 use crate::rng::uniform;
 
 /// Orders each image's patches by rising key, ties by the lower patch index, so that masks are reproducible.

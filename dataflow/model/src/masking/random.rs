@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{MaskRule, Masking, MaskingFacts, MaskingKind, Needs};
+use super::kind::{MaskRule, Masking, MaskingFacts, MaskingKind, Needs};
 use crate::choice::Named;
 use crate::rng::uniform;
 

@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use mlomae_kernels as kernels;
 
+use super::kind::{MaskRule, Masking, MaskingFacts, MaskingKind, Needs, Trace, init_linear_layers};
 use super::linear::{linear, linear_input_gradient, linear_weight_gradient};
 use super::order::explored_keys;
-use super::{MaskRule, Masking, MaskingFacts, MaskingKind, Needs, Trace, init_linear_layers};
 use crate::choice::Named;
+use crate::init;
 use crate::layout::{Layout, LinearWeights, SharedLayout};
 use crate::level::Level;
-use crate::nets::init;
 use crate::parallel::arena::Buffer;
 use crate::parallel::compute::Compute;
 use crate::parallel::sum::OrderedSum;

@@ -1,8 +1,5 @@
-//! The encoder and decoder, written once over the [`Engine`](crate::engine::Engine), and initial values.
+//! The encoder and decoder, written once over the [`Engine`](crate::engine::Engine).
 
-pub mod init;
-pub mod tap;
 pub mod vit;
 
-pub use tap::Tap;
 pub use vit::Vit;

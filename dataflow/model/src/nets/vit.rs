@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use crate::config::{ModelConfig, PosEmbed};
 use crate::engine::{AttentionShape, Engine, TokenWeights};
+use crate::init;
 use crate::layout::{Layout, LinearWeights, NormWeights, SharedLayout, Weight};
 use crate::level::Level;
-use crate::nets::init;
-use crate::nets::tap::Tap;
 use crate::parallel::arena::Buffer;
+use crate::tap::Tap;
 
 /// Weights of one transformer block: x += proj(attention(norm1(x))), x += fc2(gelu(fc1(norm2(x)))).
 #[derive(Clone, Copy, Debug)]

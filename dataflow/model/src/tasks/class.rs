@@ -5,14 +5,15 @@
 
 use std::sync::Arc;
 
-use super::{At, Figure, Share, Targets, Task, TaskFacts, TaskKind, Tokens, Total, Want};
+use super::task::{At, Figure, Share, Targets, Task, TaskFacts, TaskKind, Tokens, Total, Want};
 use crate::choice::Named;
 use crate::engine::NORM_EPS;
 use crate::error::ModelError;
+use crate::init;
 use crate::layout::{Layout, LinearWeights, NormWeights, SharedLayout};
 use crate::level::Level;
-use crate::nets::{Tap, init};
 use crate::parallel::arena::Buffer;
+use crate::tap::Tap;
 
 /// The entry of [`super::TASKS`].
 #[derive(Debug)]

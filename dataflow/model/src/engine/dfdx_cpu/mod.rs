@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use dfdx::tensor::Cpu;
 
-use crate::engine::{AttentionShape, Engine, Gradients, HostIo, NORM_EPS, Tape, TokenOrder, TokenWeights};
+use crate::engine::ops::{AttentionShape, Engine, Gradients, HostIo, NORM_EPS, Tape, TokenOrder, TokenWeights};
 use crate::error::ModelError;
 use crate::layout::{LinearWeights, NormWeights, Weight};
 use crate::level::{Level, PerLevel};

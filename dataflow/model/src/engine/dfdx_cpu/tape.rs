@@ -9,7 +9,7 @@ use dfdx::prelude::{Backward, OwnedTape, PutTape, Rank0, Tape, Tensor, ZerosTens
 use dfdx::tensor::{Cpu, CpuError, TensorFromVec};
 
 use super::{CpuTensor, DfdxCpu};
-use crate::engine::Gradients;
+use crate::engine::ops::Gradients;
 use crate::error::ModelError;
 use crate::layout::Weight;
 use crate::parallel::arena::{Arena, Buffer};
@@ -82,7 +82,7 @@ pub(super) struct Sink {
     /// The sum that complete gradients are added to, and this tape's index in it.
     sum: Arc<OrderedSum>,
     index: usize,
-    /// Whether the sum is of this vector alone, which [`Tape::backward`](crate::engine::Tape::backward) returns.
+    /// Whether the sum is of this vector alone, which [`Tape::backward`](crate::engine::ops::Tape::backward) returns.
     is_own: bool,
     /// By the place of the weight.
     gradients: BTreeMap<usize, Partial>,

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::{CpuTensor, DfdxCpu};
-use crate::engine::{TokenOrder, TokenWeights};
+use crate::engine::ops::{TokenOrder, TokenWeights};
 use crate::layout::Weight;
 use mlomae_kernels::{self as kernels, Mat};
 

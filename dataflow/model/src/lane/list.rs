@@ -1,0 +1,18 @@
+//! The list of devices.
+
+use super::cpu;
+use super::seam::Device;
+use crate::choice::{Choice, Registry};
+
+/// Every device; the first is the default.
+pub static DEVICES: [&dyn Device; 1] = [&cpu::Cpus];
+
+impl Registry for dyn Device {
+    const WHAT: &'static str = "device";
+    fn entries() -> &'static [&'static Self] {
+        &DEVICES
+    }
+}
+
+/// A device that was chosen by name.
+pub type DeviceChoice = Choice<dyn Device>;

@@ -1,0 +1,18 @@
+//! The list of maskings.
+
+use super::kind::MaskingKind;
+use super::{flat, random, token};
+use crate::choice::{Choice, Registry};
+
+/// Every masking; the first is the default.
+pub static MASKINGS: [&dyn MaskingKind; 3] = [&flat::Kind, &token::Kind, &random::Kind];
+
+impl Registry for dyn MaskingKind {
+    const WHAT: &'static str = "masking strategy";
+    fn entries() -> &'static [&'static Self] {
+        &MASKINGS
+    }
+}
+
+/// A masking that was chosen by name.
+pub type MaskingChoice = Choice<dyn MaskingKind>;
