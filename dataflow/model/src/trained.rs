@@ -159,6 +159,6 @@ impl Trained {
             return Err(ModelError::Targets { problem: "the head reads more than the CLS token".to_owned() });
         }
         let z = [Tokens { per_image: 1, dim: self.model.config.dim, values: features }];
-        Ok(self.model.task.predict(&widen(&*self.c.to_host()?), &z))
+        Ok(self.model.task.predict(&widen(&self.c.to_host()?), &z))
     }
 }

@@ -149,7 +149,7 @@ impl Compute {
         let pieces = Pieces::new(num, &failure);
         let outputs = Places::new(num);
         held.on_each_thread(|| {
-            let mut states: Vec<(usize, Box<dyn Any>)> = Vec::new();
+            let mut states = States::new();
             pieces.each(|i| {
                 let (state, output) = begin(i);
                 states.push((i, Box::new(state)));
@@ -185,9 +185,12 @@ impl Compute {
     }
 }
 
+/// States of pieces, each with its number.
+type States = Vec<(usize, Box<dyn Any>)>;
+
 thread_local! {
     /// States of pieces that were begun on this thread, by the key of their [`Held`].
-    static HELD: RefCell<HashMap<u64, Vec<(usize, Box<dyn Any>)>>> = RefCell::default();
+    static HELD: RefCell<HashMap<u64, States>> = RefCell::default();
 }
 
 /// Pieces that were begun and wait for their end, see [`Compute::hold`]. Dropping it drops their states.
