@@ -90,7 +90,7 @@ fn a_checkpoint_that_does_not_fit_is_refused_by_name_and_nothing_is_touched() {
         ("model.depth=2", "model.depth = 2: cannot take effect"),
         ("model.patch=8", "model.patch = 8: cannot take effect"),
         ("mask.hidden=12", "mask.hidden = 12: cannot take effect"),
-        ("mask.net=token-mlp", "mask.net = \"token-mlp\": cannot take effect"),
+        ("mask.net=token-mlp", "mask.strategy = \"token-mlp\": cannot take effect"),
         ("pipeline.lag=1", "pipeline.lag = 1: cannot be raised"),
     ] {
         refused(&["--set", setting], 78, culprit);

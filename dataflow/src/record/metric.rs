@@ -89,19 +89,19 @@ metrics! {
     /// Level-1 images a second.
     ImagesPerSecond: Pretrain, "images_per_second", "pretrain", "images/s";
     /// Loss L_f of the head on the role train.
-    FinetuneLoss: Finetune, "loss", "train", "nat";
+    FinetuneLoss: Finetune, "loss", "finetune", "nat";
     /// Accuracy of the head on the role train.
-    FinetuneAccuracy: Finetune, "accuracy", "train", "share";
+    FinetuneAccuracy: Finetune, "accuracy", "finetune", "share";
     /// Learning rate of the head c.
-    FinetuneRate: Finetune, "lr", "train", "1";
+    FinetuneRate: Finetune, "lr", "finetune", "1";
     /// Norm of the gradient of c.
-    FinetuneGradientNorm: Finetune, "grad_norm", "train", "1";
+    FinetuneGradientNorm: Finetune, "grad_norm", "finetune", "1";
     /// Loss L_v of the finetuned head on the role validation.
     ValidationLoss: Mask, "loss", "validation", "nat";
     /// Accuracy of the finetuned head on the role validation.
     ValidationAccuracy: Mask, "accuracy", "validation", "share";
     /// Norm of v1, the hypergradient's path over the finetuned head as a direction in θ.
-    V1Norm: Mask, "v1_norm", "train", "1";
+    V1Norm: Mask, "v1_norm", "finetune", "1";
     /// Norm of w, the hypergradient's straight path as a direction in θ.
     WNorm: Mask, "w_norm", "validation", "1";
     /// Learning rate of the masking network φ.
