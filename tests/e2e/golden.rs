@@ -40,6 +40,35 @@ fn both_golden_files_are_met() {
 }
 
 #[test]
+fn trajectories_are_those_of_the_reference() {
+    let place = Place::new();
+    for file in FILES {
+        let path = fixture("golden").join(file);
+        let text = read(&path.with_extension("trajectory.txt"));
+        let expected = std::str::from_utf8(&text).expect("UTF-8").lines().filter(|line| !line.starts_with('#'));
+        let out = place.succeed(&["verify", path.to_str().expect("UTF-8"), "--outer", "40"]);
+        assert_eq!(out.lines().count(), 40, "{out}");
+        for (number, (line, expected)) in out.lines().zip(expected).enumerate() {
+            let lap: Value = serde_json::from_str(line).expect("a line of JSON");
+            assert_eq!(lap["outer"], number);
+            let ours = [
+                &lap["pretrain_losses"][0],
+                &lap["mean_scores"][0],
+                &lap["pretrain_losses"][1],
+                &lap["mean_scores"][1],
+                &lap["finetune_loss"],
+                &lap["mask_loss"],
+                &lap["hypergradient_norm"],
+            ];
+            for (ours, expected) in ours.iter().zip(expected.split(' ')) {
+                let (ours, expected) = (ours.as_f64().expect("a number"), expected.parse::<f64>().expect("a number"));
+                assert!((ours - expected).abs() < 1e-3 * expected, "{file} {number}: {ours} {expected}");
+            }
+        }
+    }
+}
+
+#[test]
 fn one_wrong_value_is_found_and_named() {
     let place = Place::new();
     let whole = read(&fixture("golden/tiny.safetensors"));

@@ -8,12 +8,12 @@ use mlomae_kernels as kernels;
 use mlomae_model::algorithm::{Batches, Constants, Event, State, outer_iteration};
 use mlomae_model::hypergradient::{Clean, Hypergradient};
 use mlomae_model::init::{normals, tensor_rng};
-use mlomae_model::lane::{CpuLane, Direction, Downstream, LabelledImages, Lane, Upstream};
-use mlomae_model::levels::Cpu;
+use mlomae_model::lane::{DeviceChoice, Direction, Downstream, LabelledImages, Lane, LaneSize, Upstream};
 use mlomae_model::levels::optimizer::{AdamW, AdamWConfig};
 use mlomae_model::masking::{self, MaskRule, MaskingChoice, Scored};
+use mlomae_model::parallel::compute::whole_branch;
 use mlomae_model::tasks::Targets;
-use mlomae_model::{Arena, Compute, Model, ModelError, PerLevel, Vector};
+use mlomae_model::{Arena, Model, ModelError, PerLevel, Vector};
 
 use mlomae_dataflow::config::{Config, ConfigInputs, Preset, TrainConfig};
 use mlomae_dataflow::flow::stage_name::StageName;
@@ -90,7 +90,8 @@ pub(super) fn strategy(baseline: bool) -> MaskingChoice {
 #[derive(Debug)]
 pub struct Workload {
     spec: WorkloadSpec,
-    lane: CpuLane,
+    lane: Box<dyn Lane>,
+    micro_batch: usize,
     state: State,
     images: Vector,
     targets: Targets,
@@ -111,15 +112,17 @@ impl Workload {
         let WorkloadSpec { batch, num_threads, micro_batch, .. } = spec;
         let mut images = vec![0.0; batch * model.config.image_values()];
         normals(&mut images, 1.0, &mut tensor_rng(0, "images"));
-        let compute = Compute::new(num_threads, spec.grain(), Arena::new())?;
         let mut actors = config.actors;
         actors.stage_mut(StageName::Encoder).micro_batch = micro_batch;
-        let compute = compute.with_micro_batch(actors.micro_batch(StageName::Encoder, batch, num_threads));
+        let micro_batch = actors.micro_batch(StageName::Encoder, batch, num_threads);
+        let size = LaneSize { num_threads, micro_batch };
+        let lane = DeviceChoice::default().lane(&model, &Arena::new(), spec.grain(), size)?;
         let adamw = PerLevel::from_fn(|level| AdamW::new(AdamWConfig::default(), model.layout(level)));
         let init = PerLevel::from_fn(|level| Vector::from(model.init(level, 1)));
         Ok(Self {
             state: State { theta: init.pretrain, c: init.finetune, phi: init.mask, adamw },
-            lane: CpuLane::new(Cpu::new(model, compute)),
+            lane,
+            micro_batch: whole_branch(spec.grain(), micro_batch),
             images: images.into(),
             targets: Targets::Classes((0..batch).map(|i| (i % num_classes) as i32).collect()),
             spec,
@@ -135,8 +138,8 @@ impl Workload {
 
     /// Images of a micro-batch.
     #[must_use]
-    pub fn micro_batch(&self) -> usize {
-        self.lane.cpu().compute.micro_batch()
+    pub const fn micro_batch(&self) -> usize {
+        self.micro_batch
     }
 
     /// Bytes that the recycled memory has ever taken from the system: constant after the first iterations.
@@ -171,10 +174,10 @@ impl Workload {
     pub fn evaluate(&mut self) -> Result<Direction, ModelError> {
         let Self { lane, state: State { theta, c, adamw, .. }, images, targets, .. } = self;
         let data = LabelledImages { images, targets };
-        let f = Clean.finetune(lane, &Downstream { theta, c, finetune: data, validation: data }, &|_| None)?;
+        let f = Clean.finetune(&mut **lane, &Downstream { theta, c, finetune: data, validation: data }, &|_| None)?;
         *c = lane.update(&mut adamw.finetune, c, &f.gradient, RATES.finetune)?;
         let at = Downstream { theta, c, finetune: data, validation: data };
-        Clean.direction(lane, &at, f, ALPHA, &|_| None)
+        Clean.direction(&mut **lane, &at, f, ALPHA, &|_| None)
     }
 
     /// The hypergradient along v1 + w and the policy's step.
@@ -184,7 +187,7 @@ impl Workload {
     pub fn update_policy(&mut self, v: &Direction) -> Result<(), ModelError> {
         let Self { lane, state: State { theta, phi, adamw, .. }, images, .. } = self;
         let at = Upstream { theta, phi, images, rule: &MaskRule::BY_SCORE };
-        let g = Clean.along(lane, &at, &v.v1, &v.w, ALPHA)?;
+        let g = Clean.along(&mut **lane, &at, &v.v1, &v.w, ALPHA)?;
         *phi = lane.update(&mut adamw.mask, phi, &g.gradient, RATES.mask)?;
         Ok(())
     }
@@ -207,7 +210,7 @@ impl Workload {
         let data = LabelledImages { images, targets };
         let batches = Batches { pretrain: &pretrain, finetune: data, validation: data };
         let (mut lap, flops, mut clock) = (Lap::default(), kernels::flops(), Instant::now());
-        outer_iteration(lane, &constants, state, &batches, *num_done, &mut |event| {
+        outer_iteration(&mut **lane, &constants, state, &batches, *num_done, &mut |event| {
             let part = match event {
                 Event::Scored(_) => &mut lap.score_ms,
                 Event::Pretrain(_) => &mut lap.pretrain_ms,

@@ -4,19 +4,22 @@ use std::sync::{Arc, Mutex};
 
 use mlomae_model::algorithm::{Batches, Constants, State, outer_iteration};
 use mlomae_model::hypergradient::FORMS;
-use mlomae_model::lane::CpuLane;
+use mlomae_model::lane::{CpuLane, Lane, Upstream};
+use mlomae_model::levels::optimizer::AdamW;
 use mlomae_model::{Level, PerLevel, Vector};
 
 use crate::config::{Config, ConfigInputs};
 use crate::flow::exit::{Exit, StageError};
 use crate::flow::stage::Stage;
 use crate::flow::stop::StopFlag;
+use crate::method::batch::{Direction, ScoredBatch, Snapshot};
 use crate::record::{Record, Recorder};
 use crate::run::data::RunData;
 use crate::run::serial::SerialRun;
 use crate::run::state::TrainState;
 use crate::stages::load::Loaded;
 use crate::stages::log::{AssembledCheckpoint, RecordSink};
+use crate::stages::policy::{PolicyStage, PolicyVersion};
 
 const NUM_OUTER: u64 = 20;
 
@@ -135,4 +138,38 @@ fn the_serial_executor_is_the_algorithm_to_the_bit() {
             }
         }
     }
+}
+
+/// With a lag, x_p was scored by an older φ than the newest: the hypergradient is taken at the newest, which the step moves.
+#[test]
+fn the_hypergradient_is_taken_at_the_newest_policy() {
+    let config = config(&["pipeline.lag=1".to_owned(), "mask.input=pixels".to_owned()]);
+    let data = RunData::open(&config, None).unwrap();
+    let method = data.method(&config).unwrap();
+    let mut load = data.loader(&config, &data.train, &method.arena).unwrap();
+    let mut recorder = Recorder::default();
+    let Loaded::Pretrain(batch) = load.process(0, (), &mut recorder).unwrap() else { panic!("a pretrain batch") };
+    let mut lane = CpuLane::serial(method.model.clone(), method.grain);
+    let theta = Vector::from(method.model.init(Level::Pretrain, 1));
+    let [older, newest] = [1, 2].map(|seed| Vector::from(method.model.init(Level::Mask, seed)));
+    let rule = method.mask_rule(0);
+    let scored = lane.score(None, &older, &batch.images, &rule).unwrap();
+    let v = |seed| Vector::from(method.model.init(Level::Pretrain, seed));
+    let (v1, w) = (v(3), v(4));
+    let expected = |lane: &mut CpuLane, phi: &Vector| {
+        let at = Upstream { theta: &theta, phi, images: &batch.images, rule: &rule };
+        let along = method.hypergradient.along(lane, &at, &v1, &w, method.alpha).unwrap();
+        let mut adamw = AdamW::new(method.adamw.mask, method.model.layout(Level::Mask));
+        lane.update(&mut adamw, &newest, &along.gradient, method.rate(Level::Mask, 0)).unwrap()
+    };
+    let (at_newest, at_older) = (expected(&mut lane, &newest), expected(&mut lane, &older));
+    assert_ne!(bits(&at_newest), bits(&at_older), "the choice makes a difference");
+
+    let versions = [older.clone(), newest.clone()].map(|phi| PolicyVersion { phi, shift: None });
+    let adamw = AdamW::new(method.adamw.mask, method.model.layout(Level::Mask));
+    let mut policy = PolicyStage::new(method.clone(), Box::new(lane), versions.into(), adamw, None);
+    let last = Arc::new(ScoredBatch { batch, scored, rule, phi: older, policy_version: 0 });
+    let direction = Direction { snapshot: Snapshot { outer: 0, theta, last }, v1, w };
+    let output = policy.process(0, Some(direction), &mut recorder).unwrap();
+    assert_eq!(bits(&output.phi), bits(&at_newest));
 }
