@@ -8,6 +8,7 @@ use mlomae_model::lane::CpuLane;
 use mlomae_model::{Level, PerLevel, Vector};
 
 use crate::config::{Config, ConfigInputs};
+use crate::counts::{Outer, Step};
 use crate::flow::exit::{Exit, StageError};
 use crate::flow::stage::Stage;
 use crate::flow::stop::StopFlag;
@@ -15,7 +16,7 @@ use crate::record::{Record, Recorder};
 use crate::run::data::RunData;
 use crate::run::serial::SerialRun;
 use crate::run::state::TrainState;
-use crate::stages::load::Loaded;
+use crate::stages::load::{LoadUnit, Loaded};
 use crate::stages::log::{AssembledCheckpoint, RecordSink};
 
 const NUM_OUTER: u64 = 20;
@@ -72,16 +73,16 @@ fn by_algorithm(config: &Config) -> State {
             finetune: &|step| method.rate(Level::Finetune, step),
             mask: &|step| method.rate(Level::Mask, step),
         },
-        rule: &|step| method.mask_rule(step),
-        noise: &|outer, pass| method.noise(outer, pass),
+        rule: &|step| method.mask_rule(Step(step)),
+        noise: &|outer, pass| method.noise(Outer(outer), pass),
     };
     let phi = fresh.phi().clone();
     let mut state = State { theta: fresh.theta, c: fresh.head, phi, adamw: fresh.optimizers };
     let mut recorder = Recorder::default();
-    for outer in 0..NUM_OUTER {
+    for outer in Outer(0).until(Outer(NUM_OUTER)) {
         let mut x_p = Vec::new();
         let mut pair = None;
-        for unit in outer * (method.unroll + 1)..(outer + 1) * (method.unroll + 1) {
+        for unit in LoadUnit::first_of(outer, method.unroll)..LoadUnit::first_of(outer.next(), method.unroll) {
             match load.process(unit, (), &mut recorder).unwrap() {
                 Loaded::Pretrain(batch) => x_p.push(batch.images),
                 Loaded::Labelled(labelled) => pair = Some(labelled),
@@ -90,7 +91,7 @@ fn by_algorithm(config: &Config) -> State {
         let pair = pair.unwrap();
         let batches =
             Batches { pretrain: &x_p, finetune: pair.finetune.labelled(), validation: pair.validation.labelled() };
-        outer_iteration(&mut lane, &constants, &mut state, &batches, outer, &mut |_| {}).unwrap();
+        outer_iteration(&mut lane, &constants, &mut state, &batches, outer.0, &mut |_| {}).unwrap();
     }
     state
 }
