@@ -174,8 +174,7 @@ impl Method {
     /// Dropout of pass `pass` of outer iteration `outer`.
     #[must_use]
     pub fn noise(&self, outer: Outer, pass: u64) -> Option<Noise> {
-        let noise = Noise { rate: self.head_dropout, seed: self.seed, outer: outer.0, pass };
-        (noise.rate > 0.0).then_some(noise)
+        (self.head_dropout > 0.0).then_some(Noise { rate: self.head_dropout, seed: self.seed, outer: outer.0, pass })
     }
 
     /// Learning rate of a level at a step of its own: of level 1 a level-1 step, of the others an outer iteration.

@@ -83,20 +83,16 @@ impl<K: RecordSink> SerialRun<K> {
     /// One outer iteration: pretrain k times, finetune, mask.
     fn iterate(&mut self, outer: Outer) -> Result<(), StageError> {
         let unroll = self.method.unroll;
-        let units = LoadUnit::first_of(outer, unroll);
+        let first_unit = LoadUnit::first_of(outer, unroll);
         let mut snapshot = None;
         for place in 0..unroll {
             let step = outer.step_at(place, unroll);
-            let Loaded::Pretrain(batch) = self.load(units + place)? else {
+            let Loaded::Pretrain(batch) = self.load(first_unit + place)? else {
                 return Err(out_of_order(step.0));
             };
             let policy_version = self.method.policy_version(outer);
-            let version = self
-                .stages
-                .policy
-                .version(policy_version, outer.newest_version())
-                .cloned()
-                .ok_or_else(|| out_of_order(step.0))?;
+            let version = self.stages.policy.version(policy_version, outer.newest_version()).cloned();
+            let version = version.ok_or_else(|| out_of_order(step.0))?;
             let shift: Option<Shift> = version.shift.filter(|_| place == 0 && !policy_version.is_initial());
             let theta = self.method.scores_need_theta().then(|| self.stages.encoder.theta().clone());
             let input = ScoreInput { batch, phi: version.phi, policy_version, theta, shift: shift.clone() };
@@ -106,7 +102,7 @@ impl<K: RecordSink> SerialRun<K> {
             snapshot = output.snapshot;
             self.write()?;
         }
-        let Loaded::Labelled(pair) = self.load(units + unroll)? else {
+        let Loaded::Labelled(pair) = self.load(first_unit + unroll)? else {
             return Err(out_of_order(outer.0));
         };
         let Some(crate::flow::stage::Flow::Item(snapshot)) = snapshot else { return Err(out_of_order(outer.0)) };

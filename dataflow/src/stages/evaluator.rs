@@ -108,7 +108,8 @@ impl Stage for EvaluatorStage {
     const NAME: StageName = StageName::Evaluator;
 
     fn process(&mut self, unit: u64, input: Self::In, recorder: &mut Recorder) -> Result<Self::Out, StageError> {
-        let ((snapshot, pair), outer) = (input, Outer(unit));
+        let outer = Outer(unit);
+        let (snapshot, pair) = input;
         let direction =
             if self.method.is_learned() { Some(self.direction(outer, snapshot, &pair, recorder)?) } else { None };
         if self.method.checkpoint_due(outer.next()) {

@@ -146,7 +146,8 @@ impl Wiring<ScoreStage> for ScorePorts {
             Flow::Item(batch) => batch,
             Flow::Lost(lost) => return Ok(Flow::Lost(lost)),
         };
-        let (step, refused) = (Step(unit), slot_interrupt(StageName::Score));
+        let step = Step(unit);
+        let refused = slot_interrupt(StageName::Score);
         let policy_version = self.method.policy_version(step.outer(self.method.unroll));
         let phi = self.phi.wait(policy_version.0, context).map_err(&refused)?.as_ref().clone();
         let theta = match &self.theta {
