@@ -171,6 +171,18 @@ fn threaded(
 }
 
 #[test]
+fn an_outer_iterations_units_are_its_pretrain_batches_and_then_its_labelled_pair() {
+    for unroll in [1, 2, 5] {
+        for outer in Outer(0).until(NUM_OUTER) {
+            let units = LoadUnit::first_of(outer, unroll)..LoadUnit::first_of(outer.next(), unroll);
+            let units: Vec<LoadUnit> = units.map(|unit| LoadUnit::of(unit, unroll)).collect();
+            let steps = (0..unroll).map(|place| LoadUnit::Pretrain(outer.step_at(place, unroll)));
+            assert_eq!(units, steps.chain([LoadUnit::Labelled(outer)]).collect::<Vec<_>>());
+        }
+    }
+}
+
+#[test]
 fn any_number_of_workers_and_any_capacity_gives_the_same_bits() {
     let stage = stage(Arc::new(Memory::new(100)));
     let wanted = serial(&stage);
