@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod config;
+pub mod counts;
 pub mod flow;
 pub mod input;
 pub mod method;

@@ -5,6 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::Instant;
 
+use mlomae_dataflow::counts::{Outer, Step};
 use mlomae_dataflow::flow::exit::panic_message;
 use mlomae_dataflow::input::bad_images::SkippedImage;
 use mlomae_dataflow::run::sink::{CheckpointTensors, Latest};
@@ -31,7 +32,7 @@ pub(super) struct FinalJudgement {
     trained: Judgement,
     untrained: Judgement,
     checkpoint: String,
-    step: u64,
+    step: Step,
     /// Images that were passed over while judging.
     skipped: Vec<SkippedImage>,
 }
@@ -77,7 +78,7 @@ pub(super) fn final_judgement(
     // The log stage has ended: what it can no longer write is written with the results.
     let mut skipped = experiment.data.bad_images.skipped();
     skipped.retain(|image| !skipped_before.contains(image));
-    Ok(Some(FinalJudgement { trained, untrained, checkpoint, step: loaded.step, skipped }))
+    Ok(Some(FinalJudgement { trained, untrained, checkpoint, step: Step(loaded.step), skipped }))
 }
 
 /// What `judge` answers, whose failure costs nothing of the run: it says that the training is done and what can be done
@@ -112,18 +113,19 @@ pub(super) fn print_report(
     experiment: &Experiment,
     report: &TrainingReport,
     latest: &Latest,
-    first_outer: u64,
+    first_outer: Outer,
     judged: Option<&(Judgement, Judgement)>,
     num_evals: u64,
     begin: Instant,
 ) -> Result<(), CliError> {
     let latest = latest.get();
     let method = &experiment.method;
-    let step = u64::try_from(latest.step).unwrap_or(0).max(first_outer * method.unroll);
+    let first_step = first_outer.first_step(method.unroll);
+    let step = latest.step.max(first_step);
     let seconds = begin.elapsed().as_secs_f64();
-    let num_steps = step - first_outer * method.unroll;
+    let num_steps = step.since(first_step);
     writeln!(out, "run         {}", run.path().display())?;
-    writeln!(out, "iterations  {} of {} outer, {step} level-1 steps", step / method.unroll, method.total_outer)?;
+    writeln!(out, "iterations  {} of {} outer, {step} level-1 steps", step.outer(method.unroll), method.total_outer)?;
     writeln!(
         out,
         "time        {}, {} images trained on by this process",

@@ -81,7 +81,7 @@ pub(crate) fn overview(experiment: &Experiment) -> Result<Vec<Line>, CliError> {
                 method.total_outer,
                 method.unroll,
                 config.pretrain.batch,
-                config.num_steps() as f64 / method.steps_per_epoch.max(1) as f64
+                config.num_steps().0 as f64 / method.steps_per_epoch.max(1) as f64
             ),
         ),
         ("memory", Needs::of_training(experiment)?.text()),

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use mlomae_dataflow::config::ConfigInputs;
+use mlomae_dataflow::counts::Step;
 use mlomae_dataflow::flow::stop::{StopFlag, StopReason};
 use mlomae_dataflow::method::checkpoint_request::CheckpointRequest;
 use mlomae_dataflow::stages::log::RecordSink;
@@ -97,7 +98,7 @@ impl Args {
         let first_outer = state.outer;
         let lines = match overview(&experiment) {
             Ok(lines) => lines,
-            Err(error) => return run.end(Err(error), false, 0),
+            Err(error) => return run.end(Err(error), false, Step(0)),
         };
         for (name, text) in lines {
             tracing::info!(kind = "setup", what = name, "{name}: {text}");

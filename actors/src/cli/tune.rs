@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use mlomae_dataflow::counts::Step;
 use mlomae_dataflow::flow::stage_name::StageName;
 use mlomae_storage::out_file::{is_stdout, write_out};
 
@@ -41,7 +42,7 @@ impl Args {
     pub(crate) fn run(self, session: &mut Session<'_>) -> Result<(), CliError> {
         let (mut config, _) = self.config.resolve()?;
         // Checkpoints are no part of the throughput, and the measured stretch decides where a run ends.
-        config.train.outer_iterations = 1_000_000_000 / config.method.unroll;
+        config.train.outer_iterations = Step(1_000_000_000).outer(config.method.unroll).0;
         config.checkpoint.every_steps = 1_000_000_000;
         config.eval.at_end = false;
         let name = self.config.config.as_deref().unwrap_or(Path::new("quickstart")).display().to_string();

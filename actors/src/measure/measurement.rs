@@ -4,6 +4,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use mlomae_dataflow::counts::Outer;
 use mlomae_dataflow::flow::counters::{CountersSnapshot, StageCounters};
 use mlomae_dataflow::flow::fault::FaultPlan;
 use mlomae_dataflow::flow::stage_name::StageName;
@@ -110,7 +111,7 @@ pub fn measure(experiment: &Experiment, limits: Limits, events: &EventQueue) -> 
     let method = experiment.data.method(&experiment.config)?;
     let state = TrainState::fresh(&method);
     let latest = Latest::default();
-    let sink = Run::scratch(scratch.path(), experiment)?.sink(experiment, 0, latest.clone())?;
+    let sink = Run::scratch(scratch.path(), experiment)?.sink(experiment, Outer(0), latest.clone())?;
     let own_stop = StopFlag::new();
     let (sender, receiver) = mpsc::channel::<Counted>();
     let options = TrainingOptions {

@@ -8,6 +8,7 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
+use mlomae_dataflow::counts::{Outer, Step, Version};
 use mlomae_dataflow::flow::stage_name::{EdgeId, StageName};
 use mlomae_dataflow::run::edges::{
     EDGES, ENCODER_EVALUATOR, EVALUATOR_POLICY, LOAD_EVALUATOR, LOAD_SCORE, SCORE_ENCODER,
@@ -316,12 +317,13 @@ impl<'a> Simulation<'a> {
         let (worker, unroll) = (&self.workers[worker], self.scenario.unroll);
         match STAGES[worker.stage] {
             StageName::Load => Some(match LoadUnit::of(worker.unit, unroll) {
-                LoadUnit::Pretrain(seq) => (LOAD_SCORE, seq),
-                LoadUnit::Labelled(outer) => (LOAD_EVALUATOR, outer),
+                LoadUnit::Pretrain(step) => (LOAD_SCORE, step.0),
+                LoadUnit::Labelled(outer) => (LOAD_EVALUATOR, outer.0),
             }),
             StageName::Score => Some((SCORE_ENCODER, worker.unit)),
             StageName::Encoder => {
-                (worker.unit + 1).is_multiple_of(unroll).then_some((ENCODER_EVALUATOR, worker.unit / unroll))
+                let step = Step(worker.unit);
+                step.is_last_of_outer(unroll).then_some((ENCODER_EVALUATOR, step.outer(unroll).0))
             }
             StageName::Evaluator => Some((EVALUATOR_POLICY, worker.unit)),
             _ => None,
@@ -337,12 +339,12 @@ impl<'a> Simulation<'a> {
             1 => at.unit + num_workers[1] as u64,
             _ => at.unit + 1,
         };
-        let end = self.scenario.num_outer
-            * match at.stage {
-                0 => unroll + 1,
-                1 | 2 => unroll,
-                _ => 1,
-            };
+        let end = Outer(self.scenario.num_outer);
+        let end = match at.stage {
+            0 => LoadUnit::first_of(end, unroll),
+            1 | 2 => end.first_step(unroll).0,
+            _ => end.0,
+        };
         at.doing = if at.unit < end { Doing::Receive } else { Doing::Done };
     }
 
@@ -384,8 +386,8 @@ impl<'a> Simulation<'a> {
     fn receive(&mut self, stage: usize, unit: u64) -> bool {
         let Scenario { unroll, lag, scores_need_theta, .. } = *self.scenario;
         if STAGES[stage] == StageName::Score {
-            let version = (unit / unroll).saturating_sub(lag);
-            if self.policies < version || scores_need_theta && self.steps < unit {
+            let version = Step(unit).outer(unroll).newest_version().before(lag);
+            if Version(self.policies) < version || scores_need_theta && self.steps < unit {
                 return false;
             }
         }

@@ -212,6 +212,7 @@ fn is_ignored_in(status: &str, signal: i32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use mlomae_dataflow::counts::Outer;
     use mlomae_dataflow::flow::stop::StopLevel;
 
     fn graceful(stop: &StopFlag) -> Shared {
@@ -269,9 +270,9 @@ mod tests {
         }
         assert_eq!(stop.level(), StopLevel::None);
         for outer in 1..4 {
-            request.take(outer);
+            request.take(Outer(outer));
         }
-        assert_eq!([1, 2, 3].map(|outer| request.is_marked(outer)), [true, false, false]);
+        assert_eq!([1, 2, 3].map(|outer| request.is_marked(Outer(outer))), [true, false, false]);
     }
 
     #[test]

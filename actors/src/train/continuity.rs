@@ -1,6 +1,7 @@
 //! Whether a checkpoint is continued with what it was trained with: the keys of its configuration, and its data.
 
 use mlomae_dataflow::config::{Config, ConfigError, KeyChange, OnResume};
+use mlomae_dataflow::counts::Outer;
 use mlomae_dataflow::input::augment::Normalisation;
 use mlomae_storage::dataset::fingerprint::{Change, Fingerprint, Part};
 use mlomae_storage::dataset::{self, DataError, Dataset, Split};
@@ -83,7 +84,7 @@ pub fn compare_keys(
     recorded: &Config,
     now: &Config,
     effective: &Effective,
-    outer: u64,
+    outer: Outer,
     purpose: Purpose,
 ) -> Result<Vec<KeyChange>, CliError> {
     let filled = |config: &Config| {
@@ -114,8 +115,8 @@ pub fn compare_keys(
     Ok(of_rule(OnResume::Data).cloned().collect())
 }
 
-fn check_length(now: &Config, outer: u64) -> Option<ConfigError> {
-    let num = now.train.outer_iterations;
+fn check_length(now: &Config, outer: Outer) -> Option<ConfigError> {
+    let num = Outer(now.train.outer_iterations);
     (num < outer).then(|| ConfigError {
         key: "train.outer_iterations".to_owned(),
         value: num.to_string(),
@@ -126,8 +127,8 @@ fn check_length(now: &Config, outer: u64) -> Option<ConfigError> {
 }
 
 /// A greater lag needs older masking networks than the checkpoint holds.
-fn check_lag(recorded: &Config, now: &Config, outer: u64) -> Option<ConfigError> {
-    let num_older = |config: &Config| outer.min(config.pipeline.lag.into());
+fn check_lag(recorded: &Config, now: &Config, outer: Outer) -> Option<ConfigError> {
+    let num_older = |config: &Config| outer.0.min(config.pipeline.lag.into());
     (num_older(now) > num_older(recorded)).then(|| ConfigError {
         key: "pipeline.lag".to_owned(),
         value: now.pipeline.lag.to_string(),

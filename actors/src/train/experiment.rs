@@ -4,6 +4,7 @@
 use std::sync::OnceLock;
 
 use mlomae_dataflow::config::Config;
+use mlomae_dataflow::counts::Outer;
 use mlomae_dataflow::flow::topology::Topology;
 use mlomae_dataflow::input::augment::Normalisation;
 use mlomae_dataflow::method::Method;
@@ -97,8 +98,8 @@ impl Experiment {
 
     /// The newest numbers of a run that starts after `outer` outer iterations.
     #[must_use]
-    pub fn latest(&self, outer: u64) -> Latest {
-        let moment = self.method.moment(outer * self.method.unroll, Level::Pretrain);
+    pub fn latest(&self, outer: Outer) -> Latest {
+        let moment = self.method.moment(outer.first_step(self.method.unroll), Level::Pretrain);
         Latest::starting(moment.step, moment.epoch)
     }
 

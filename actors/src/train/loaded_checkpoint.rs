@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use mlomae_dataflow::config::{Config, ConfigInputs};
+use mlomae_dataflow::counts::{Outer, Step};
 use mlomae_dataflow::input::augment::Normalisation;
 use mlomae_dataflow::run::sink::CheckpointTensors;
 use mlomae_dataflow::run::state::TrainState;
@@ -26,7 +27,7 @@ pub struct LoadedCheckpoint {
     /// The weights and all else that training changes.
     pub state: TrainState,
     /// Level-1 steps done.
-    pub step: u64,
+    pub step: Step,
     /// Seconds of running time up to the checkpoint.
     pub wall_s: f64,
     /// Whether the data are others than those of the checkpoint, which was logged or accepted.
@@ -75,7 +76,7 @@ impl LoadedCheckpoint {
         inputs.sets.extend(overlay.sets);
         let mut config = Config::resolve(&inputs)?;
         let effective = effective(&checkpoint, &folder)?;
-        let outer = checkpoint.state.get("outer_iteration").and_then(Value::as_u64).unwrap_or(0);
+        let outer = Outer(checkpoint.state.get("outer_iteration").and_then(Value::as_u64).unwrap_or(0));
         let keys = compare_keys(&recorded, &config, &effective, outer, purpose)?;
         if !is_given {
             // The run's path as it was recorded says where its data were relative to it.
@@ -109,12 +110,12 @@ impl LoadedCheckpoint {
         let bad = |error| CliError::new(ExitCode::BadData, format!("{error}: {}", folder.display()));
         let state =
             TrainState::restore(&experiment.method, &CheckpointTensors(&checkpoint), &checkpoint.state).map_err(bad)?;
-        if state.outer * experiment.method.unroll != checkpoint.step {
-            let (outer, step) = (state.outer, checkpoint.step);
+        let (outer, step) = (state.outer, Step(checkpoint.step));
+        if outer.first_step(experiment.method.unroll) != step {
             return Err(corrupt(&folder, &format!("{outer} outer iterations do not make {step} level-1 steps")));
         }
         let wall_s = wall_s(&checkpoint, &folder)?;
-        Ok(Self { folder, experiment, state, step: checkpoint.step, wall_s, data_changed })
+        Ok(Self { folder, experiment, state, step, wall_s, data_changed })
     }
 
     /// The folder's name, as `step-00000200`.

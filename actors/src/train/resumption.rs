@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use mlomae_dataflow::config::{Config, ConfigError, ConfigInputs, EvalConfig};
+use mlomae_dataflow::counts::{Outer, Step};
 use mlomae_dataflow::run::state::TrainState;
 use mlomae_kernels as kernels;
 use mlomae_storage::checkpoint::{self, CheckpointError};
@@ -36,9 +37,9 @@ pub struct Finished {
     /// The run.
     pub dir: RunDir,
     /// Outer iterations done.
-    pub outer: u64,
+    pub outer: Outer,
     /// Level-1 steps done.
-    pub step: u64,
+    pub step: Step,
     /// Its recorded evaluation, of the encoder and of an untrained one.
     pub judged: Option<(Judgement, Judgement)>,
 }
@@ -47,7 +48,7 @@ pub struct Finished {
 struct StartingPoint {
     experiment: Experiment,
     state: TrainState,
-    step: u64,
+    step: Step,
     wall_s: f64,
     data_changed: bool,
 }
@@ -75,7 +76,7 @@ impl Run {
         let mut record = dir.record()?;
         checkpoint::clean(path)?;
         let (gives_root, gives_id) = (changes.gives("run.root"), changes.gives("run.id"));
-        let latest = checkpoint::list(path)?.last().map(|(step, _)| *step);
+        let latest = checkpoint::list(path)?.last().map(|(step, _)| Step(*step));
         let own = || -> Result<ConfigInputs, CliError> {
             Ok(ConfigInputs::default().layer(&dir.config().display().to_string(), &dir.read_config()?))
         };
@@ -118,7 +119,7 @@ impl Run {
             // Nothing is trained yet, so that every key takes effect.
             record.seed = experiment.config.seed;
             let state = TrainState::fresh(&experiment.method);
-            StartingPoint { experiment, state, step: 0, wall_s: 0.0, data_changed: false }
+            StartingPoint { experiment, state, step: Step(0), wall_s: 0.0, data_changed: false }
         };
         let root = path.parent().filter(|root| !root.as_os_str().is_empty()).unwrap_or(Path::new("."));
         stay_in_place(&mut experiment.config, root, &record.id, [gives_root, gives_id])?;
@@ -137,12 +138,12 @@ impl Run {
         let metrics = prometheus::bind(&experiment.config.telemetry)?;
         before_changes();
         if from.is_some() {
-            for aside in checkpoint::go_back(path, step)? {
+            for aside in checkpoint::go_back(path, step.0)? {
                 tracing::warn!(kind = "checkpoint_aside", "a later checkpoint is set aside: {}", aside.display());
             }
         }
         // What a process that died, or went further than this checkpoint, had noted is no longer so.
-        record.step = i64::try_from(step).unwrap_or(i64::MAX);
+        record.step = step.logged();
         let input = dir.read_config_input()?;
         dir.write_configs(&config_toml(&experiment.config)?, &input)?;
         let isa = kernels::isa().name();
@@ -152,7 +153,7 @@ impl Run {
         dir.write_record(&record)?;
         tracing::info!(
             kind = "run_resumed",
-            outer = state.outer,
+            outer = state.outer.0,
             segment = record.segment,
             "run directory {}, going on after outer iteration {}",
             path.display(),
@@ -213,12 +214,12 @@ fn is_same(a: &EvalConfig, b: &EvalConfig) -> bool {
 }
 
 /// The newest evaluation at the end of training after `step` level-1 steps, of the encoder and of an untrained one.
-fn recorded_judgement(run: &Path, step: u64) -> Result<Option<(Judgement, Judgement)>, CliError> {
+fn recorded_judgement(run: &Path, step: Step) -> Result<Option<(Judgement, Judgement)>, CliError> {
     let rows = TableReader::<EvalRow>::new(run).poll()?;
     let newest = |metric: &str| {
         let is_it = |logged: &Logged<EvalRow>| {
             let row = &logged.row;
-            u64::try_from(logged.place.step) == Ok(step) && row.task == Protocol::Knn.as_str() && row.metric == metric
+            logged.place.step == step.logged() && row.task == Protocol::Knn.as_str() && row.metric == metric
         };
         rows.iter().rfind(|logged| is_it(logged)).map(|Logged { row, .. }| Judgement {
             accuracy: row.value,

@@ -4,9 +4,11 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 
 use mlomae_dataflow::config::{Config, ConfigInputs};
+use mlomae_dataflow::counts::{Outer, Step};
 use mlomae_dataflow::flow::stage_name::StageName;
 use mlomae_dataflow::flow::stop::StopReason;
 use mlomae_dataflow::input::bad_images::{IMAGE_SKIPPED, SkippedImage};
+use mlomae_dataflow::record::Moment;
 use mlomae_dataflow::run::sink::{Latest, RunSink};
 use mlomae_dataflow::run::state::TrainState;
 use mlomae_kernels as kernels;
@@ -122,14 +124,13 @@ impl Run {
     ///
     /// # Errors
     /// If the logs cannot be opened.
-    pub fn sink(&self, experiment: &Experiment, outer: u64, latest: Latest) -> Result<RunSink, CliError> {
-        let step = outer * experiment.method.unroll;
-        let step = i64::try_from(step).unwrap_or(i64::MAX);
+    pub fn sink(&self, experiment: &Experiment, outer: Outer, latest: Latest) -> Result<RunSink, CliError> {
+        let step = outer.first_step(experiment.method.unroll);
         let (context, policy) = (self.log_context(experiment), log_policy(&experiment.config));
         let writer = if self.record.segment == 0 {
             LogWriter::open(self.path(), context, policy)?
         } else {
-            let (writer, report) = LogWriter::resume(self.path(), context, policy, step)?;
+            let (writer, report) = LogWriter::resume(self.path(), context, policy, step.logged())?;
             for part in report.repair.damaged {
                 // The repair has put it into the events itself.
                 tracing::warn!(target: "mlomae_progress", kind = "log_damage", "{part}");
@@ -150,18 +151,13 @@ impl Run {
         &self,
         experiment: &Experiment,
         checkpoint: &str,
-        step: u64,
+        step: Step,
         results: &[(Protocol, &str, Judgement)],
         skipped: &[SkippedImage],
     ) -> Result<(), CliError> {
         let mut writer = LogWriter::open(self.path(), self.log_context(experiment), log_policy(&experiment.config))?;
-        let epoch = step.saturating_sub(1) / experiment.method.steps_per_epoch.max(1);
-        let place = || Place {
-            stamp: self.clock.stamp(),
-            epoch: i32::try_from(epoch).unwrap_or(i32::MAX),
-            step: i64::try_from(step).unwrap_or(i64::MAX),
-            level: Some(Level::Eval),
-        };
+        let Moment { epoch, step, level } = experiment.method.moment(step, Level::Eval);
+        let place = || Place { stamp: self.clock.stamp(), epoch, step: step.logged(), level: Some(level) };
         for SkippedImage { split, sample, message } in skipped {
             let row = EventRow {
                 severity: Severity::Warn,
@@ -194,7 +190,7 @@ impl Run {
     ///
     /// # Errors
     /// That of `result`, or of writing.
-    pub fn end(&mut self, result: Result<(), CliError>, is_trained: bool, step: i64) -> Result<(), CliError> {
+    pub fn end(&mut self, result: Result<(), CliError>, is_trained: bool, step: Step) -> Result<(), CliError> {
         let (status, code, error) = match &result {
             Ok(()) => (RunStatus::Finished, ExitCode::Ok, None),
             Err(error) if error.is_by_signal() => (RunStatus::Interrupted, error.exit_code(), None),
@@ -204,7 +200,7 @@ impl Run {
             }
         };
         self.record.wall_s = self.clock.wall_s();
-        self.record.step = self.record.step.max(step);
+        self.record.step = self.record.step.max(step.logged());
         self.record.end(status, code.into(), error);
         match (self.dir.write_record(&self.record), result) {
             (Err(error), Ok(())) => Err(error.into()),
@@ -223,7 +219,7 @@ impl Run {
         let latest = latest.clone();
         move |reason| {
             record.wall_s = clock.wall_s();
-            record.step = record.step.max(latest.get().step);
+            record.step = record.step.max(latest.get().step.logged());
             record.end(RunStatus::Interrupted, reason.exit_code().into(), None);
             if let Err(error) = RunDir::open(&path).and_then(|dir| dir.write_record(&record)) {
                 tracing::warn!(kind = "run_record", "{error}");

@@ -237,6 +237,7 @@ fn actor_row(sample: &ActorSample) -> ActorRow {
 
 #[cfg(test)]
 mod tests {
+    use mlomae_dataflow::counts::{Outer, Step};
     use mlomae_dataflow::flow::counters::StageCounters;
     use mlomae_dataflow::flow::stage_name::{StageName, WorkerId};
     use mlomae_dataflow::record::{Level, Moment};
@@ -268,7 +269,7 @@ mod tests {
     }
 
     fn metric(at: SystemTime) -> Record {
-        let moment = Moment { epoch: 0, step: 1, level: Level::Pretrain };
+        let moment = Moment { epoch: 0, step: Step(1), level: Level::Pretrain };
         let row = MetricRow { name: "loss".into(), value: 1.0, split: "pretrain".into(), unit: "1".into() };
         Record { at, ..Record::row(When::At(moment), row) }
     }
@@ -290,7 +291,7 @@ mod tests {
         let num = |log: &RunLog<Rows>| log.inner.0.iter().filter(|is_sample| **is_sample).count();
         let before = SystemTime::now();
         log.samples().push(std::slice::from_ref(&sample));
-        let checkpoint = AssembledCheckpoint { outer: 1, step: 2, parts: Vec::new() };
+        let checkpoint = AssembledCheckpoint { outer: Outer(1), step: Step(2), parts: Vec::new() };
         log.checkpoint(&checkpoint).expect("noted");
         log.write(metric(before)).expect("written");
         log.flush().expect("flushed");

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use mlomae_dataflow::counts::Outer;
 use mlomae_dataflow::flow::exit::Exit;
 use mlomae_dataflow::flow::fault::FaultPlan;
 use mlomae_dataflow::flow::stage_name::{StageName, WorkerId};
@@ -167,18 +168,19 @@ fn serial_outcome(exit: Exit, stop: &StopFlag) -> Outcome {
 /// How far a run is that goes on after `first_outer` outer iterations, from the newest metrics.
 pub fn progress_of(
     experiment: &Experiment,
-    first_outer: u64,
+    first_outer: Outer,
     latest: Latest,
 ) -> impl Fn() -> ProgressFigures + Send + 'static {
-    let (unroll, num_outer_iterations) = (experiment.method.unroll, experiment.method.total_outer);
+    let (unroll, num_outer_iterations) = (experiment.method.unroll, experiment.method.total_outer.0);
     let batch = experiment.config.pretrain.batch as u64;
+    let first_step = first_outer.first_step(unroll);
     move || {
         let latest = latest.get();
-        let step = u64::try_from(latest.step).unwrap_or(0).max(first_outer * unroll);
+        let step = latest.step.max(first_step);
         ProgressFigures {
             num_outer_iterations,
-            num_done: step / unroll,
-            num_images: (step - first_outer * unroll) * batch,
+            num_done: step.outer(unroll).0,
+            num_images: step.since(first_step) * batch,
             pretrain_loss: latest.pretrain_loss,
             finetune_loss: latest.finetune_loss,
             mask_loss: latest.validation_loss,

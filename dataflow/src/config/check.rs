@@ -4,6 +4,7 @@ use mlomae_storage::dataset::{DataError, Split, check_exclude};
 use mlomae_storage::run_dir::{RUN_ID_RULE, is_run_id};
 
 use super::{Config, ConfigError, Crop, TelemetryConfig};
+use crate::counts::Outer;
 use crate::flow::stage_name::StageName;
 
 fn error(key: &str, value: impl ToString, problem: impl Into<String>, allowed: &str) -> ConfigError {
@@ -234,8 +235,7 @@ impl Config {
                 "0",
             ));
         }
-        let steps = self.num_steps_checked();
-        if steps.is_none() {
+        if Outer(self.train.outer_iterations).checked_first_step(self.method.unroll).is_none() {
             errors.push(error(
                 "train.outer_iterations",
                 self.train.outer_iterations,
@@ -243,9 +243,5 @@ impl Config {
                 "a product below 2^63",
             ));
         }
-    }
-
-    fn num_steps_checked(&self) -> Option<i64> {
-        i64::try_from(self.train.outer_iterations.checked_mul(self.method.unroll)?).ok()
     }
 }

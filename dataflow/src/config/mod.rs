@@ -25,6 +25,8 @@ use mlomae_storage::escape::shortened;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::counts::{Outer, Step};
+
 pub use actors::{ActorsConfig, StageConfig};
 pub use compute::ComputeConfig;
 pub use data::{AugmentConfig, Crop, DataConfig, OnBadImage, TestSplit};
@@ -280,8 +282,8 @@ impl Config {
 
     /// Level-1 steps of the whole run.
     #[must_use]
-    pub const fn num_steps(&self) -> u64 {
-        self.train.outer_iterations * self.method.unroll
+    pub const fn num_steps(&self) -> Step {
+        Outer(self.train.outer_iterations).first_step(self.method.unroll)
     }
 }
 

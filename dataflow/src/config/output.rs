@@ -3,6 +3,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::counts::Outer;
+
 /// When checkpoints are written and how many stay.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -19,9 +21,9 @@ pub struct CheckpointConfig {
 impl CheckpointConfig {
     /// Whether `outer` iterations of `unroll` level-1 steps end at the first boundary at or after a multiple of `every_steps`.
     #[must_use]
-    pub const fn is_due(&self, outer: u64, unroll: u64) -> bool {
+    pub const fn is_due(&self, outer: Outer, unroll: u64) -> bool {
         let every = self.every_steps;
-        every > 0 && outer > 0 && outer * unroll / every > (outer - 1) * unroll / every
+        every > 0 && outer.0 > 0 && outer.first_step(unroll).has_passed(every, unroll)
     }
 }
 

@@ -1,6 +1,7 @@
 use mlomae_storage::dataset::FormatName;
 
 use super::*;
+use crate::counts::Outer;
 
 const SHIPPED: [(&str, &str); 5] = [
     ("quickstart", QUICKSTART),
@@ -206,7 +207,7 @@ fn the_schema_documents_every_key() {
 fn checkpoints_fall_on_the_first_boundary_after_each_interval() {
     let at = |every_steps| -> Vec<u64> {
         let checkpoint = CheckpointConfig { every_steps, ..CheckpointConfig::default() };
-        (0..=10).filter(|outer| checkpoint.is_due(*outer, 2)).collect()
+        (0..=10).filter(|outer| checkpoint.is_due(Outer(*outer), 2)).collect()
     };
     assert_eq!(at(5), [3, 5, 8, 10]);
     assert!(at(0).is_empty());

@@ -7,6 +7,7 @@ use mlomae_model::lane::LabelledImages;
 use mlomae_model::masking::{MaskRule, Scored};
 use mlomae_model::tasks::Targets;
 
+use crate::counts::{Outer, Version};
 use crate::flow::ports::Payload;
 
 /// Normalised images with their identities. Cloning shares the images.
@@ -15,7 +16,7 @@ pub struct ImageBatch {
     /// Number of the batch in its role, over all epochs.
     pub seq: u64,
     /// The outer iteration that it is for.
-    pub outer: u64,
+    pub outer: Outer,
     /// How often its role has been gone through before.
     pub epoch: u64,
     /// Stable ids of the samples, \[batch].
@@ -71,7 +72,7 @@ pub struct Panel {
 #[derive(Debug, Clone)]
 pub struct LabelledPair {
     /// The outer iteration.
-    pub outer: u64,
+    pub outer: Outer,
     /// Batch F of level 2.
     pub finetune: ImageBatch,
     /// Batch V of level 3.
@@ -95,8 +96,8 @@ pub struct ScoredBatch {
     pub rule: MaskRule,
     /// The policy that scored.
     pub phi: Vector,
-    /// Policy updates before that policy.
-    pub policy_version: u64,
+    /// Its version.
+    pub policy_version: Version,
 }
 
 impl Payload for ScoredBatch {
@@ -113,7 +114,7 @@ impl Payload for ScoredBatch {
 #[derive(Debug, Clone)]
 pub struct Snapshot {
     /// The outer iteration.
-    pub outer: u64,
+    pub outer: Outer,
     /// θ after the iteration's level-1 steps.
     pub theta: Vector,
     /// The last batch x_p with its masks; shared, never copied.

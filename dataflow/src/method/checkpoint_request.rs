@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::counts::Outer;
+
 /// A wish for one checkpoint beside the periodic ones. It changes no result. Cloning shares it.
 ///
 /// The stages reach an outer iteration at different times, and a checkpoint has a part of each: the foremost, the
@@ -17,7 +19,7 @@ pub struct CheckpointRequest {
 struct Shared {
     is_asked: AtomicBool,
     /// Outer iterations after which a checkpoint is written, taken and not yet reached by the last stage.
-    marked: Mutex<BTreeSet<u64>>,
+    marked: Mutex<BTreeSet<Outer>>,
 }
 
 impl CheckpointRequest {
@@ -28,7 +30,7 @@ impl CheckpointRequest {
     }
 
     /// For the foremost stage: takes the wish, if there is one, for the state after `outer` outer iterations.
-    pub fn take(&self, outer: u64) {
+    pub fn take(&self, outer: Outer) {
         if self.shared.is_asked.swap(false, Ordering::AcqRel) {
             self.marked().insert(outer);
         }
@@ -36,16 +38,16 @@ impl CheckpointRequest {
 
     /// Whether a checkpoint of the state after `outer` outer iterations was asked for.
     #[must_use]
-    pub fn is_marked(&self, outer: u64) -> bool {
+    pub fn is_marked(&self, outer: Outer) -> bool {
         self.marked().contains(&outer)
     }
 
     /// For the last stage: forgets what was asked for up to `outer`.
-    pub fn forget(&self, outer: u64) {
+    pub fn forget(&self, outer: Outer) {
         self.marked().retain(|&marked| marked > outer);
     }
 
-    fn marked(&self) -> MutexGuard<'_, BTreeSet<u64>> {
+    fn marked(&self) -> MutexGuard<'_, BTreeSet<Outer>> {
         self.shared.marked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -58,16 +60,16 @@ mod tests {
     fn wishes_coalesce_until_they_are_taken_and_stages_behind_see_them() {
         let request = CheckpointRequest::default();
         let seen_by_stages = request.clone();
-        seen_by_stages.take(1);
-        assert!(!request.is_marked(1), "nobody asked");
+        seen_by_stages.take(Outer(1));
+        assert!(!request.is_marked(Outer(1)), "nobody asked");
         assert_eq!([request.ask(), request.ask(), request.ask()], [true, false, false]);
-        for outer in [2, 3] {
+        for outer in [2, 3].map(Outer) {
             seen_by_stages.take(outer);
         }
-        assert_eq!([2, 3].map(|outer| request.is_marked(outer)), [true, false]);
+        assert_eq!([2, 3].map(|outer| request.is_marked(Outer(outer))), [true, false]);
         assert!(request.ask(), "the next wish is another");
-        seen_by_stages.take(4);
-        request.forget(2);
-        assert_eq!([2, 4].map(|outer| request.is_marked(outer)), [false, true]);
+        seen_by_stages.take(Outer(4));
+        request.forget(Outer(2));
+        assert_eq!([2, 4].map(|outer| request.is_marked(Outer(outer))), [false, true]);
     }
 }

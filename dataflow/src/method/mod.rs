@@ -14,6 +14,7 @@ use mlomae_model::tasks::Noise;
 use mlomae_model::{Arena, Level, Model, ModelError, PerLevel};
 
 use crate::config::{CheckpointConfig, Config, LevelConfig};
+use crate::counts::{Outer, Step, Version};
 use crate::method::checkpoint_request::CheckpointRequest;
 use crate::record::{Level as LogLevel, Moment};
 
@@ -29,7 +30,7 @@ pub struct Method {
     /// d: the policy update of outer iteration j takes effect at the start of iteration j + 1 + d.
     pub lag: u64,
     /// Outer iterations of the whole run.
-    pub total_outer: u64,
+    pub total_outer: Outer,
     /// Form of the hypergradient.
     pub hypergradient: HypergradientChoice,
     /// Where the levels compute.
@@ -107,7 +108,7 @@ impl Method {
     /// When the networks cannot be built.
     pub fn new(config: &Config, model: &ModelConfig, steps_per_epoch: u64) -> Result<Self, ModelError> {
         let unroll = config.method.unroll;
-        let total_outer = config.train.outer_iterations;
+        let total_outer = Outer(config.train.outer_iterations);
         Ok(Self {
             model: Arc::new(Model::new(model)?),
             seed: config.seed,
@@ -121,9 +122,9 @@ impl Method {
             head_dropout: config.method.head_dropout,
             explore: config.mask.explore,
             schedules: PerLevel {
-                pretrain: schedule(&config.pretrain, total_outer * unroll),
-                finetune: schedule(&config.finetune, total_outer),
-                mask: schedule(&config.policy, total_outer),
+                pretrain: schedule(&config.pretrain, total_outer.first_step(unroll).0),
+                finetune: schedule(&config.finetune, total_outer.0),
+                mask: schedule(&config.policy, total_outer.0),
             },
             adamw: PerLevel {
                 pretrain: adamw(&config.pretrain),
@@ -142,8 +143,14 @@ impl Method {
 
     /// The policy version that scores outer iteration `outer`.
     #[must_use]
-    pub const fn policy_version(&self, outer: u64) -> u64 {
-        outer.saturating_sub(self.lag)
+    pub const fn policy_version(&self, outer: Outer) -> Version {
+        outer.newest_version().before(self.lag)
+    }
+
+    /// The versions of the policy that outer iteration `outer` and those after it can ask for when it begins.
+    #[must_use]
+    pub const fn num_versions(&self, outer: Outer) -> u64 {
+        outer.newest_version().since(self.policy_version(outer)) + 1
     }
 
     /// Whether masks are learned; if not, levels 2 and 3 rest.
@@ -158,19 +165,19 @@ impl Method {
         self.model.masking.needs() == Needs::Embedding
     }
 
-    /// How the batch of level-1 step `step` (from 0) is masked.
+    /// How the batch of level-1 step `step` is masked.
     #[must_use]
-    pub const fn mask_rule(&self, step: u64) -> MaskRule {
-        MaskRule { seed: self.seed, step, explore: self.explore }
+    pub const fn mask_rule(&self, step: Step) -> MaskRule {
+        MaskRule { seed: self.seed, step: step.0, explore: self.explore }
     }
 
     /// Dropout of pass `pass` of outer iteration `outer`.
     #[must_use]
-    pub fn noise(&self, outer: u64, pass: u64) -> Option<Noise> {
-        (self.head_dropout > 0.0).then_some(Noise { rate: self.head_dropout, seed: self.seed, outer, pass })
+    pub fn noise(&self, outer: Outer, pass: u64) -> Option<Noise> {
+        (self.head_dropout > 0.0).then_some(Noise { rate: self.head_dropout, seed: self.seed, outer: outer.0, pass })
     }
 
-    /// Learning rate of a level at its step.
+    /// Learning rate of a level at a step of its own: of level 1 a level-1 step, of the others an outer iteration.
     #[must_use]
     pub fn rate(&self, level: Level, step: u64) -> f64 {
         self.schedules[level].rate(step)
@@ -178,21 +185,21 @@ impl Method {
 
     /// Where a row belongs after `step` level-1 steps.
     #[must_use]
-    pub fn moment(&self, step: u64, level: LogLevel) -> Moment {
-        let epoch = step.saturating_sub(1) / self.steps_per_epoch.max(1);
-        Moment { epoch: i32::try_from(epoch).unwrap_or(i32::MAX), step: step.cast_signed(), level }
+    pub fn moment(&self, step: Step, level: LogLevel) -> Moment {
+        let epoch = step.0.saturating_sub(1) / self.steps_per_epoch.max(1);
+        Moment { epoch: i32::try_from(epoch).unwrap_or(i32::MAX), step, level }
     }
 
     /// Whether a checkpoint is due when `outer` outer iterations are done, by the configuration or as one was asked for.
     #[must_use]
-    pub fn checkpoint_due(&self, outer: u64) -> bool {
+    pub fn checkpoint_due(&self, outer: Outer) -> bool {
         self.checkpoint.is_due(outer, self.unroll) || self.checkpoint_request.is_marked(outer)
     }
 
     /// Whether the numbers of a level are logged after `step` level-1 steps, of which the last `span` are new.
     #[must_use]
-    pub const fn metrics_due(&self, step: u64, span: u64) -> bool {
+    pub const fn metrics_due(&self, step: Step, span: u64) -> bool {
         let every = if self.metrics_every_steps == 0 { 1 } else { self.metrics_every_steps };
-        step / every > (step - span) / every
+        step.has_passed(every, span)
     }
 }

@@ -4,6 +4,8 @@ use mlomae_model::layout::SharedLayout;
 use mlomae_model::levels::optimizer::AdamW;
 use mlomae_model::{Level, Vector};
 
+use crate::counts::{Outer, Step};
+
 /// The stages whose states make a checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum PartOf {
@@ -97,9 +99,9 @@ impl FlatTensors {
 #[derive(Debug, Clone)]
 pub struct CheckpointPart {
     /// Outer iterations done.
-    pub outer: u64,
+    pub outer: Outer,
     /// Level-1 steps done.
-    pub step: u64,
+    pub step: Step,
     /// Whose state it is.
     pub part: PartOf,
     /// Tensors.

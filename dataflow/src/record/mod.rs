@@ -10,6 +10,7 @@ use std::time::SystemTime;
 
 use mlomae_storage::logs::{LogRow, Row, Text};
 
+use crate::counts::Step;
 use crate::flow::ports::Payload;
 use crate::flow::stage::{Log, Lost};
 use crate::flow::stage_name::WorkerId;
@@ -24,7 +25,7 @@ pub struct Moment {
     /// Epoch of the pretrain role.
     pub epoch: i32,
     /// Level-1 steps done.
-    pub step: i64,
+    pub step: Step,
     /// Level.
     pub level: Level,
 }
@@ -36,7 +37,7 @@ pub enum When {
     /// All of it.
     At(Moment),
     /// The level-1 steps done at the reported event.
-    Step(i64),
+    Step(Step),
     /// Only the time.
     Made,
 }

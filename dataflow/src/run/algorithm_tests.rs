@@ -9,6 +9,7 @@ use mlomae_model::levels::optimizer::AdamW;
 use mlomae_model::{Level, PerLevel, Vector};
 
 use crate::config::{Config, ConfigInputs};
+use crate::counts::{Outer, Step, Version};
 use crate::flow::exit::{Exit, StageError};
 use crate::flow::stage::Stage;
 use crate::flow::stop::StopFlag;
@@ -17,7 +18,7 @@ use crate::record::{Record, Recorder};
 use crate::run::data::RunData;
 use crate::run::serial::SerialRun;
 use crate::run::state::TrainState;
-use crate::stages::load::Loaded;
+use crate::stages::load::{LoadUnit, Loaded};
 use crate::stages::log::{AssembledCheckpoint, RecordSink};
 use crate::stages::policy::{PolicyStage, PolicyVersion};
 
@@ -75,16 +76,16 @@ fn by_algorithm(config: &Config) -> State {
             finetune: &|step| method.rate(Level::Finetune, step),
             mask: &|step| method.rate(Level::Mask, step),
         },
-        rule: &|step| method.mask_rule(step),
-        noise: &|outer, pass| method.noise(outer, pass),
+        rule: &|step| method.mask_rule(Step(step)),
+        noise: &|outer, pass| method.noise(Outer(outer), pass),
     };
     let phi = fresh.phi().clone();
     let mut state = State { theta: fresh.theta, c: fresh.head, phi, adamw: fresh.optimizers };
     let mut recorder = Recorder::default();
-    for outer in 0..NUM_OUTER {
+    for outer in Outer(0).until(Outer(NUM_OUTER)) {
         let mut x_p = Vec::new();
         let mut pair = None;
-        for unit in outer * (method.unroll + 1)..(outer + 1) * (method.unroll + 1) {
+        for unit in LoadUnit::first_of(outer, method.unroll)..LoadUnit::first_of(outer.next(), method.unroll) {
             match load.process(unit, (), &mut recorder).unwrap() {
                 Loaded::Pretrain(batch) => x_p.push(batch.images),
                 Loaded::Labelled(labelled) => pair = Some(labelled),
@@ -93,7 +94,7 @@ fn by_algorithm(config: &Config) -> State {
         let pair = pair.unwrap();
         let batches =
             Batches { pretrain: &x_p, finetune: pair.finetune.labelled(), validation: pair.validation.labelled() };
-        outer_iteration(&mut lane, &constants, &mut state, &batches, outer, &mut |_| {}).unwrap();
+        outer_iteration(&mut lane, &constants, &mut state, &batches, outer.0, &mut |_| {}).unwrap();
     }
     state
 }
@@ -152,7 +153,7 @@ fn the_hypergradient_is_taken_at_the_newest_policy() {
     let mut lane = CpuLane::serial(method.model.clone(), method.grain);
     let theta = Vector::from(method.model.init(Level::Pretrain, 1));
     let [older, newest] = [1, 2].map(|seed| Vector::from(method.model.init(Level::Mask, seed)));
-    let rule = method.mask_rule(0);
+    let rule = method.mask_rule(Step(0));
     let scored = lane.score(None, &older, &batch.images, &rule).unwrap();
     let v = |seed| Vector::from(method.model.init(Level::Pretrain, seed));
     let (v1, w) = (v(3), v(4));
@@ -168,8 +169,8 @@ fn the_hypergradient_is_taken_at_the_newest_policy() {
     let versions = [older.clone(), newest.clone()].map(|phi| PolicyVersion { phi, shift: None });
     let adamw = AdamW::new(method.adamw.mask, method.model.layout(Level::Mask));
     let mut policy = PolicyStage::new(method.clone(), Box::new(lane), versions.into(), adamw, None);
-    let last = Arc::new(ScoredBatch { batch, scored, rule, phi: older, policy_version: 0 });
-    let direction = Direction { snapshot: Snapshot { outer: 0, theta, last }, v1, w };
+    let last = Arc::new(ScoredBatch { batch, scored, rule, phi: older, policy_version: Version(0) });
+    let direction = Direction { snapshot: Snapshot { outer: Outer(0), theta, last }, v1, w };
     let output = policy.process(0, Some(direction), &mut recorder).unwrap();
     assert_eq!(bits(&output.phi), bits(&at_newest));
 }

@@ -9,6 +9,7 @@ use mlomae_model::{Level, ModelError, PerLevel, Vector};
 use mlomae_storage::logs::TABLES;
 
 use crate::config::ActorsConfig;
+use crate::counts::{Outer, Step};
 use crate::flow::counters::StageCounters;
 use crate::flow::exit::Exit;
 use crate::flow::fault::FaultPlan;
@@ -25,7 +26,7 @@ use crate::run::edges::{ENCODER_EVALUATOR, EVALUATOR_POLICY, LOAD_EVALUATOR, LOA
 use crate::run::state::TrainState;
 use crate::stages::encoder::{EncoderPorts, EncoderStage};
 use crate::stages::evaluator::{EvaluatorPorts, EvaluatorStage, OptionalDirection};
-use crate::stages::load::{LoadPorts, LoadStage};
+use crate::stages::load::{LoadPorts, LoadStage, LoadUnit};
 use crate::stages::log::{LogRunner, LogStage, RecordSink};
 use crate::stages::policy::{PolicyPorts, PolicyStage, PolicyVersion};
 use crate::stages::score::{ScorePorts, ScoreStage, Shift};
@@ -72,13 +73,14 @@ pub struct Stages {
 impl Setup {
     /// The level-1 steps that are left.
     #[must_use]
-    pub fn steps(&self) -> Range<u64> {
-        self.state.outer * self.method.unroll..self.method.total_outer * self.method.unroll
+    pub fn steps(&self) -> Range<Step> {
+        let Range { start, end } = self.outers();
+        start.first_step(self.method.unroll)..end.first_step(self.method.unroll)
     }
 
     /// The outer iterations that are left.
     #[must_use]
-    pub const fn outers(&self) -> Range<u64> {
+    pub const fn outers(&self) -> Range<Outer> {
         self.state.outer..self.method.total_outer
     }
 
@@ -223,7 +225,7 @@ const BEGUN: usize = 1;
 ///
 /// ```text
 /// parts of a stage = queue / (1 + rows) + PARTS_OUTSIDE + ceil(ahead / interval)
-/// ahead            = (cap(evaluator) + cap(policy) + lag + OUTERS_OUTSIDE) * unroll
+/// ahead            = k (cap(evaluator) + cap(policy) + lag + OUTERS_OUTSIDE)
 /// ```
 ///
 /// `queue` is the capacity of the log stage's queue and `rows` the number of rows that a stage records between two of
@@ -232,16 +234,18 @@ const BEGUN: usize = 1;
 /// stages are there.
 fn part_bytes(method: &Method, actors: &ActorsConfig) -> usize {
     let number = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
-    let (unroll, lag) = (number(method.unroll).max(1), method.lag as usize);
+    let (unroll, lag) = (method.unroll.max(1), method.lag as usize);
     // 0: only at the end of the run.
     let every = match method.checkpoint.every_steps {
-        0 => u32::MAX as usize,
-        every => number(every),
+        0 => Step(u32::MAX.into()),
+        every => Step(every),
     };
-    let interval = (every / unroll).max(1) * unroll;
-    let num_rows = interval / number(method.metrics_every_steps).max(unroll);
+    let steps = |outer: Outer| number(outer.first_step(unroll).0);
+    let interval = steps(every.outer(unroll).max(Outer(1)));
+    let num_rows = interval / number(method.metrics_every_steps.max(unroll));
     let cap = |name: StageName| actors.stage(name).queue_cap;
-    let ahead = (cap(StageName::Evaluator) + cap(StageName::Policy) + lag + OUTERS_OUTSIDE) * unroll;
+    let ahead = cap(StageName::Evaluator) + cap(StageName::Policy) + lag + OUTERS_OUTSIDE;
+    let ahead = steps(Outer(ahead as u64));
     let num_parts = |num_rows: usize| log_capacity(actors) / (1 + num_rows) + PARTS_OUTSIDE + ahead.div_ceil(interval);
     let bytes = |level| 4 * method.model.layout(level).len;
     let (theta, head, phi) = (bytes(Level::Pretrain), bytes(Level::Finetune), bytes(Level::Mask));
@@ -305,9 +309,11 @@ pub fn build_with_faults<K: RecordSink + 'static>(
     use StageName::{Encoder, Evaluator, Load, Log, Policy, Score};
     let topology = setup.topology()?;
     let (steps, outers) = (setup.steps(), setup.outers());
-    let start = outers.start;
     let (method, stages) = setup.stages()?;
     let unroll = method.unroll;
+    let load_units = LoadUnit::first_of(outers.start, unroll)..LoadUnit::first_of(outers.end, unroll);
+    let step_units = steps.start.0..steps.end.0;
+    let outer_units = outers.start.0..outers.end.0;
 
     let pretrain: OrderedEdge<Flow<ImageBatch>> = topology.ordered(Load, Score)?;
     let labelled: OrderedEdge<Flow<LabelledPair>> = topology.ordered(Load, Evaluator)?;
@@ -326,16 +332,17 @@ pub fn build_with_faults<K: RecordSink + 'static>(
 
     let (mut phi_writer, phi) = slot::<Vector>("policy", method.lag as usize + 2);
     let (mut shift_writer, shift) = slot::<Option<Shift>>("shift", method.lag as usize + 2);
-    let versions = stages.policy.versions();
-    for (place, version) in versions.iter().enumerate() {
-        let number = start + 1 + place as u64 - versions.len() as u64;
+    let newest = outers.start.newest_version();
+    // Oldest first.
+    for (age, version) in stages.policy.versions().iter().rev().enumerate().rev() {
+        let number = newest.before(age as u64).0;
         phi_writer.publish(number, Arc::new(version.phi.clone()));
         shift_writer.publish(number, Arc::new(version.shift.clone()));
     }
     let shift = method.multitask.then_some(shift);
     let (theta_writer, theta) = if method.scores_need_theta() {
         let (mut writer, reader) = slot::<Vector>("theta", topology.num_workers(Score) + 1);
-        writer.publish(steps.start, Arc::new(stages.encoder.theta().clone()));
+        writer.publish(steps.start.0, Arc::new(stages.encoder.theta().clone()));
         (Some(writer), Some(reader))
     } else {
         (None, None)
@@ -346,8 +353,8 @@ pub fn build_with_faults<K: RecordSink + 'static>(
     let num_loaders = topology.num_workers(Load);
     for (instance, (pretrain, labelled)) in pretrain.senders.into_iter().zip(labelled.senders).enumerate() {
         let ports = LoadPorts::new(instance, num_loaders, unroll, pretrain, labelled);
-        let units = start * (unroll + 1)..outers.end * (unroll + 1);
-        workers.push(worker(StageRunner::new(stages.load.clone(), instance, units, ports, log.clone(), context())));
+        let (stage, units) = (stages.load.clone(), load_units.clone());
+        workers.push(worker(StageRunner::new(stage, instance, units, ports, log.clone(), context())));
     }
     let num_scorers = topology.num_workers(Score);
     for (instance, (batches, scored)) in pretrain.receivers.into_iter().zip(scored.senders).enumerate() {
@@ -364,7 +371,7 @@ pub fn build_with_faults<K: RecordSink + 'static>(
         workers.push(worker(StageRunner::new(
             stages.score.clone(),
             instance,
-            steps.clone(),
+            step_units.clone(),
             ports,
             log.clone(),
             context(),
@@ -375,18 +382,18 @@ pub fn build_with_faults<K: RecordSink + 'static>(
     if let Some((scored, snapshots)) = scored.receivers.into_iter().zip(snapshots.senders).next() {
         let ports =
             EncoderPorts { method: method.clone(), scored, shift: shift.clone(), theta: theta_writer, snapshots };
-        workers.push(worker(StageRunner::new(stages.encoder, 0, steps, ports, log.clone(), context())));
+        workers.push(worker(StageRunner::new(stages.encoder, 0, step_units, ports, log.clone(), context())));
     }
     if let Some(((snapshots, labelled), directions)) =
         snapshots.receivers.into_iter().zip(labelled.receivers).zip(directions.senders).next()
     {
         let ports = EvaluatorPorts { snapshots, labelled, directions };
-        workers.push(worker(StageRunner::new(stages.evaluator, 0, outers.clone(), ports, log.clone(), context())));
+        workers.push(worker(StageRunner::new(stages.evaluator, 0, outer_units.clone(), ports, log.clone(), context())));
     }
     if let Some(directions) = directions.receivers.into_iter().next() {
         let shift = method.multitask.then_some(shift_writer);
         let ports = PolicyPorts { directions, phi: phi_writer, shift };
-        workers.push(worker(StageRunner::new(stages.policy, 0, outers, ports, log.clone(), context())));
+        workers.push(worker(StageRunner::new(stages.policy, 0, outer_units, ports, log.clone(), context())));
     }
     let log_context = context();
     let counters = log_context.counters.clone();

@@ -10,6 +10,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::config::{Config, ConfigInputs};
+use crate::counts::{Outer, Step};
 use crate::flow::exit::{Exit, StageError};
 use crate::flow::stage_name::{EdgeId, StageName};
 use crate::flow::stop::{StopFlag, StopReason};
@@ -29,7 +30,7 @@ const NUM_OUTER: u64 = 6;
 struct Kept {
     checkpoints: Vec<AssembledCheckpoint>,
     /// (level, name, step, bits of the value) of every row that does not tell time or memory.
-    metrics: Vec<(&'static str, String, i64, u64)>,
+    metrics: Vec<(&'static str, String, Step, u64)>,
     events: Vec<String>,
     /// Asks for a stop when so many further rows are written.
     stop: Option<(usize, StopFlag)>,
@@ -247,7 +248,7 @@ fn serial_and_threaded_agree_to_the_bit_in_every_variant_at_any_workers_and_capa
     let mut rng = ChaCha8Rng::seed_from_u64(3);
     for variant in variants() {
         let wanted = serial(&config(&variant, NUM_OUTER, &[]));
-        assert_eq!(wanted.checkpoints.last().map(|checkpoint| checkpoint.outer), Some(NUM_OUTER));
+        assert_eq!(wanted.checkpoints.last().map(|checkpoint| checkpoint.outer), Some(Outer(NUM_OUTER)));
         assert!(wanted.metrics.len() > 5 * NUM_OUTER as usize, "{}", wanted.metrics.len());
         for _ in 0..3 {
             let actors = random_actors(&mut rng);
@@ -304,7 +305,7 @@ fn interrupted(variant: &Variant, num_outer: u64, rng: &mut ChaCha8Rng) -> (Vec<
     let mut all = Kept::default();
     let mut checkpoint: Option<AssembledCheckpoint> = None;
     let mut num_runs = 0;
-    while checkpoint.as_ref().is_none_or(|checkpoint| checkpoint.outer < num_outer) {
+    while checkpoint.as_ref().is_none_or(|checkpoint| checkpoint.outer < Outer(num_outer)) {
         num_runs += 1;
         let config = config(variant, num_outer, &random_actors(rng));
         let stop_after_rows = Some(rng.random_range(1..100));
@@ -352,7 +353,7 @@ fn a_panic_in_the_loader_loses_one_batch_and_the_run_ends_well() {
             let (exits, kept) = threaded(setup, None);
             assert!(exits.iter().all(|exit| matches!(exit, Exit::Finished)), "{exits:?}");
             assert_eq!(kept.events.iter().filter(|kind| *kind == "lost_batch").count(), 1, "{role}");
-            assert_eq!(kept.checkpoints.last().map(|checkpoint| checkpoint.outer), Some(2 * NUM_OUTER));
+            assert_eq!(kept.checkpoints.last().map(|checkpoint| checkpoint.outer), Some(Outer(2 * NUM_OUTER)));
         }
     }
 }
@@ -363,7 +364,7 @@ fn a_run_that_is_done_has_nothing_left() {
     let config = config(&variant, 2, &[]);
     let done = serial(&config);
     let setup = setup(&config, Memory::new(100), done.checkpoints.last());
-    let left: Range<u64> = setup.outers();
+    let left: Range<Outer> = setup.outers();
     assert!(left.is_empty());
     let (exits, kept) = threaded(setup, None);
     assert!(exits.iter().all(|exit| matches!(exit, Exit::Finished)), "{exits:?}");

@@ -1,5 +1,6 @@
 //! The serial executor: the same stages, stepped in order on one thread, without queues.
 
+use crate::counts::Outer;
 use crate::flow::counters::StageCounters;
 use crate::flow::exit::{Exit, StageError};
 use crate::flow::stage::Stage;
@@ -9,7 +10,7 @@ use crate::method::Method;
 use crate::record::{Record, Recorder};
 use crate::run::pipeline::{Setup, Stages};
 use crate::stages::encoder::EncoderInput;
-use crate::stages::load::Loaded;
+use crate::stages::load::{LoadUnit, Loaded};
 use crate::stages::log::{LogStage, RecordSink};
 use crate::stages::score::{ScoreInput, Shift};
 
@@ -19,7 +20,7 @@ pub struct SerialRun<K> {
     method: Method,
     log: LogStage<K>,
     stop: StopFlag,
-    outers: std::ops::Range<u64>,
+    outers: std::ops::Range<Outer>,
     counters: [StageCounters; 5],
     recorder: Recorder,
 }
@@ -56,7 +57,7 @@ impl<K: RecordSink> SerialRun<K> {
     }
 
     fn run_iterations(&mut self) -> Result<Exit, StageError> {
-        for outer in self.outers.clone() {
+        for outer in self.outers.start.until(self.outers.end) {
             if self.stop.level() != StopLevel::None {
                 self.finish(outer)?;
                 return Ok(Exit::Stopped);
@@ -67,11 +68,11 @@ impl<K: RecordSink> SerialRun<K> {
         Ok(Exit::Finished)
     }
 
-    fn finish(&mut self, outer: u64) -> Result<(), StageError> {
-        let step = outer * self.method.unroll;
-        self.stages.encoder.finish(step, &mut self.recorder)?;
-        self.stages.evaluator.finish(outer, &mut self.recorder)?;
-        self.stages.policy.finish(outer, &mut self.recorder)?;
+    fn finish(&mut self, outer: Outer) -> Result<(), StageError> {
+        let step = outer.first_step(self.method.unroll);
+        self.stages.encoder.finish(step.0, &mut self.recorder)?;
+        self.stages.evaluator.finish(outer.0, &mut self.recorder)?;
+        self.stages.policy.finish(outer.0, &mut self.recorder)?;
         self.write()
     }
 
@@ -80,33 +81,34 @@ impl<K: RecordSink> SerialRun<K> {
     }
 
     /// One outer iteration: pretrain k times, finetune, mask.
-    fn iterate(&mut self, outer: u64) -> Result<(), StageError> {
+    fn iterate(&mut self, outer: Outer) -> Result<(), StageError> {
         let unroll = self.method.unroll;
+        let first_unit = LoadUnit::first_of(outer, unroll);
         let mut snapshot = None;
         for place in 0..unroll {
-            let step = outer * unroll + place;
-            let Loaded::Pretrain(batch) = self.load(outer * (unroll + 1) + place)? else {
-                return Err(out_of_order(step));
+            let step = outer.step_at(place, unroll);
+            let Loaded::Pretrain(batch) = self.load(first_unit + place)? else {
+                return Err(out_of_order(step.0));
             };
             let policy_version = self.method.policy_version(outer);
-            let version =
-                self.stages.policy.version(policy_version, outer).cloned().ok_or_else(|| out_of_order(step))?;
-            let shift: Option<Shift> = version.shift.filter(|_| place == 0 && policy_version > 0);
+            let version = self.stages.policy.version(policy_version, outer.newest_version()).cloned();
+            let version = version.ok_or_else(|| out_of_order(step.0))?;
+            let shift: Option<Shift> = version.shift.filter(|_| place == 0 && !policy_version.is_initial());
             let theta = self.method.scores_need_theta().then(|| self.stages.encoder.theta().clone());
             let input = ScoreInput { batch, phi: version.phi, policy_version, theta, shift: shift.clone() };
-            let scored = step_of(&mut self.stages.score, &self.counters[1], step, input, &mut self.recorder)?;
+            let scored = step_of(&mut self.stages.score, &self.counters[1], step.0, input, &mut self.recorder)?;
             let input = EncoderInput { scored, shift };
-            let output = step_of(&mut self.stages.encoder, &self.counters[2], step, input, &mut self.recorder)?;
+            let output = step_of(&mut self.stages.encoder, &self.counters[2], step.0, input, &mut self.recorder)?;
             snapshot = output.snapshot;
             self.write()?;
         }
-        let Loaded::Labelled(pair) = self.load(outer * (unroll + 1) + unroll)? else {
-            return Err(out_of_order(outer));
+        let Loaded::Labelled(pair) = self.load(first_unit + unroll)? else {
+            return Err(out_of_order(outer.0));
         };
-        let Some(crate::flow::stage::Flow::Item(snapshot)) = snapshot else { return Err(out_of_order(outer)) };
+        let Some(crate::flow::stage::Flow::Item(snapshot)) = snapshot else { return Err(out_of_order(outer.0)) };
         let direction =
-            step_of(&mut self.stages.evaluator, &self.counters[3], outer, (snapshot, pair), &mut self.recorder)?;
-        step_of(&mut self.stages.policy, &self.counters[4], outer, direction, &mut self.recorder)?;
+            step_of(&mut self.stages.evaluator, &self.counters[3], outer.0, (snapshot, pair), &mut self.recorder)?;
+        step_of(&mut self.stages.policy, &self.counters[4], outer.0, direction, &mut self.recorder)?;
         self.write()
     }
 

@@ -6,6 +6,7 @@ use mlomae_model::layout::SharedLayout;
 use mlomae_model::levels::optimizer::AdamW;
 use mlomae_model::{Level, PerLevel, Vector};
 
+use crate::counts::{Outer, Step};
 use crate::method::Method;
 use crate::record::statistics::MaskHistory;
 use crate::record::{CheckpointFile, PartOf, optimizer_prefix};
@@ -16,12 +17,12 @@ use crate::stages::score::Shift;
 #[derive(Debug, Clone)]
 pub struct TrainState {
     /// Outer iterations done.
-    pub outer: u64,
+    pub outer: Outer,
     /// θ.
     pub theta: Vector,
     /// c.
     pub head: Vector,
-    /// The versions of φ that may still be asked for, oldest first; the last one has number `outer`.
+    /// The versions of φ that may still be asked for, oldest first; the last is the newest of `outer`.
     pub policies: VecDeque<PolicyVersion>,
     /// AdamW of each level.
     pub optimizers: PerLevel<AdamW>,
@@ -141,7 +142,7 @@ impl TrainState {
         let model = &method.model;
         let init = |level| Vector::from(model.init(level, method.seed));
         Self {
-            outer: 0,
+            outer: Outer(0),
             theta: init(Level::Pretrain),
             head: init(Level::Finetune),
             policies: VecDeque::from([PolicyVersion { phi: init(Level::Mask), shift: None }]),
@@ -157,20 +158,17 @@ impl TrainState {
     /// [`StateError`] names what does not fit.
     pub fn restore(method: &Method, source: &dyn TensorSource, state: &serde_json::Value) -> Result<Self, StateError> {
         let model = &method.model;
-        let outer = whole_number(state, &["outer_iteration"], MAX_OUTER)?;
+        let outer = Outer(whole_number(state, &["outer_iteration"], MAX_OUTER)?);
+        let steps_done = outer.first_step(method.unroll);
         // The step is kept beside it since steps are held against the log's; before, it followed.
         let step = match state.get("step") {
-            Some(_) => whole_number(state, &["step"], u64::MAX)?,
-            None => outer * method.unroll,
+            Some(_) => Step(whole_number(state, &["step"], u64::MAX)?),
+            None => steps_done,
         };
-        if step != outer * method.unroll {
+        if step != steps_done {
             return Err(StateError::Number {
                 key: "step".to_owned(),
-                allowed: format!(
-                    "{}, as outer_iteration is {outer} and method.unroll {}",
-                    outer * method.unroll,
-                    method.unroll
-                ),
+                allowed: format!("{steps_done}, as outer_iteration is {outer} and method.unroll {}", method.unroll),
                 found: step.to_string(),
             });
         }
@@ -183,7 +181,7 @@ impl TrainState {
                 read_flat(source, CheckpointFile::Optimizer, &prefix, layout)
             };
             // A batch that was lost is a step less.
-            let max = if level == Level::Pretrain { step } else { outer };
+            let max = if level == Level::Pretrain { step.0 } else { outer.0 };
             let step = whole_number(state, &[PartOf::of(level).as_str(), "adamw_step"], max)?;
             Ok(AdamW::restored(method.adamw[level], layout, step, moment("m")?, moment("v")?))
         };
@@ -194,9 +192,8 @@ impl TrainState {
         };
         let mut policies = VecDeque::new();
         // As many versions as this run's lag can ask for; before outer iteration 0 there is nothing older than the first.
-        let num_versions = outer.min(method.lag) + 1;
-        for age in 0..usize::try_from(num_versions).unwrap_or(usize::MAX) {
-            let shift = if method.multitask && outer > age as u64 {
+        for age in 0..usize::try_from(method.num_versions(outer)).unwrap_or(usize::MAX) {
+            let shift = if method.multitask && outer.0 > age as u64 {
                 let prefix = format!("policy.shift.{}", lag_prefix(age));
                 read_flat_if_any(source, CheckpointFile::Optimizer, &prefix, theta_layout)?.map(Shift)
             } else {

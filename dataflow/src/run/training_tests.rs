@@ -6,6 +6,7 @@ use std::time::SystemTime;
 use mlomae_storage::logs::LogRow;
 
 use crate::config::{Config, ConfigInputs};
+use crate::counts::{Outer, Step};
 use crate::flow::exit::{Exit, StageError};
 use crate::flow::stop::StopFlag;
 use crate::record::{CheckpointPart, Level, Metric, Record, RecordBody, When};
@@ -22,10 +23,10 @@ type Kept = (u64, Vec<(String, Vec<u32>)>, Vec<String>);
 #[derive(Debug, Clone, Default, PartialEq)]
 struct Trace {
     checkpoints: Vec<Kept>,
-    metrics: Vec<(i64, String, String, u64)>,
-    masks: Vec<(i64, i64, Vec<bool>)>,
+    metrics: Vec<(Step, String, String, u64)>,
+    masks: Vec<(Step, i64, Vec<bool>)>,
     /// When each level did its work, with the level-1 steps done.
-    work: Vec<(SystemTime, i64, String)>,
+    work: Vec<(SystemTime, Step, String)>,
 }
 
 #[derive(Clone, Default)]
@@ -65,7 +66,7 @@ impl RecordSink for MemorySink {
             (format!("{:?} {}", t.file, t.prefix), t.values.to_host().unwrap().iter().map(|v| v.to_bits()).collect())
         });
         let states = checkpoint.parts.iter().map(|part| part.state.to_string()).collect();
-        self.0.lock().unwrap().checkpoints.push((checkpoint.outer, bits.collect(), states));
+        self.0.lock().unwrap().checkpoints.push((checkpoint.outer.0, bits.collect(), states));
         Ok(format!("step {}", checkpoint.step))
     }
 
@@ -174,15 +175,17 @@ fn seeds_and_settings_make_a_difference() {
 fn the_levels_work_in_the_published_order() {
     // In lag 0 each level waits for the one before it, so the order of the work is defined with threads too.
     let settings = ["train.outer_iterations=5", "actors.score.workers=2", "actors.load.workers=2"];
-    let expected: Vec<(i64, &str)> = (1..=5)
+    let expected: Vec<(Step, &str)> = Outer(0)
+        .until(Outer(5))
         .flat_map(|outer| {
-            [(2 * outer - 1, "pretrain"), (2 * outer, "pretrain"), (2 * outer, "finetune"), (2 * outer, "mask")]
+            let (first, last) = (outer.first_step(2).next(), outer.end_step(2));
+            [(first, "pretrain"), (last, "pretrain"), (last, "finetune"), (last, "mask")]
         })
         .collect();
     for variant in ["mask.input=embedding", "mask.input=pixels", "method.hypergradient=published"] {
         let config = config(&[&settings[..], &[variant]].concat());
         for (executor, trace) in [("serial", serial(&config)), ("threaded", threaded(&config))] {
-            let work: Vec<(i64, &str)> = trace.work.iter().map(|(_, step, level)| (*step, level.as_str())).collect();
+            let work: Vec<(Step, &str)> = trace.work.iter().map(|(_, step, level)| (*step, level.as_str())).collect();
             assert_eq!(work, expected, "{executor}, {variant}");
         }
     }

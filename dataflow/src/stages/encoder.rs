@@ -7,6 +7,7 @@ use mlomae_model::lane::{Lane, PretrainGradient};
 use mlomae_model::levels::optimizer::AdamW;
 use mlomae_model::{Level as TrainLevel, ModelError, Vector};
 
+use crate::counts::{Outer, Step, Version};
 use crate::flow::exit::StageError;
 use crate::flow::ports::{OrderedReceiver, OrderedSender, Payload, WaitContext};
 use crate::flow::slot::{SlotReader, SlotWriter};
@@ -70,15 +71,15 @@ impl EncoderStage {
         &self.theta
     }
 
-    fn is_last(&self, step: u64) -> bool {
-        (step + 1).is_multiple_of(self.method.unroll)
+    fn is_last(&self, step: Step) -> bool {
+        step.is_last_of_outer(self.method.unroll)
     }
 
     /// What leaves after step `step`.
-    fn output(&mut self, step: u64, lost: Option<Lost>, recorder: &mut Recorder) -> EncoderOutput {
+    fn output(&mut self, step: Step, lost: Option<Lost>, recorder: &mut Recorder) -> EncoderOutput {
         let mut snapshot = None;
         if self.is_last(step) {
-            let outer = step / self.method.unroll;
+            let outer = step.outer(self.method.unroll);
             snapshot = Some(match (self.last.take(), lost) {
                 (Some(last), _) => Flow::Item(Snapshot { outer, theta: self.theta.clone(), last }),
                 (None, lost) => Flow::Lost(lost.unwrap_or_else(|| Lost {
@@ -88,21 +89,21 @@ impl EncoderStage {
                 })),
             });
             // Before the snapshot leaves, so that the stages behind know of it when it reaches them.
-            self.method.checkpoint_request.take(outer + 1);
-            if self.method.checkpoint_due(outer + 1) {
-                self.part(outer + 1, recorder);
+            self.method.checkpoint_request.take(outer.next());
+            if self.method.checkpoint_due(outer.next()) {
+                self.part(outer.next(), recorder);
             }
         }
         EncoderOutput { theta: self.theta.clone(), snapshot }
     }
 
-    fn part(&self, outer: u64, recorder: &mut Recorder) {
+    fn part(&self, outer: Outer, recorder: &mut Recorder) {
         let layout = self.method.model.layout(TrainLevel::Pretrain);
         let mut tensors = vec![FlatTensors::new(CheckpointFile::Model, "", layout, self.theta.clone())];
         tensors.extend(FlatTensors::moments(TrainLevel::Pretrain, layout, &self.optimizer));
         recorder.part(CheckpointPart {
             outer,
-            step: outer * self.method.unroll,
+            step: outer.first_step(self.method.unroll),
             part: PartOf::Encoder,
             tensors,
             state: serde_json::json!({ "adamw_step": self.optimizer.step, "masks": self.history.to_json() }),
@@ -111,7 +112,7 @@ impl EncoderStage {
 
     fn record_step(
         &mut self,
-        step: u64,
+        step: Step,
         batch: &ScoredBatch,
         result: &PretrainGradient,
         rate: f64,
@@ -126,17 +127,17 @@ impl EncoderStage {
             tracing::warn!(
                 kind = "scores_saturated",
                 stage = %StageName::Encoder,
-                step = step + 1,
+                step = step.next().0,
                 "scores have saturated, so masks hardly change any more; lower policy.lr, raise mask.explore or \
                  set mask.input to \"pixels\": {:.0} % of them lie outside 0.02..0.98",
                 100.0 * saturation
             );
         }
-        if !self.method.metrics_due(step + 1, 1) {
+        if !self.method.metrics_due(step.next(), 1) {
             return Ok(());
         }
         let gradient_norm = self.lane.norm(&result.gradient)?;
-        let moment = self.method.moment(step + 1, Level::Pretrain);
+        let moment = self.method.moment(step.next(), Level::Pretrain);
         let mut metric = |name: &'static str, value: f64, unit| recorder.metric(moment, name, value, "pretrain", unit);
         metric("loss", result.loss, "1");
         metric("lr", rate, "1");
@@ -151,11 +152,8 @@ impl EncoderStage {
         if let Some(share) = change.share() {
             metric("mask_change", share, "share");
         }
-        metric(
-            "policy_lag",
-            (step / self.method.unroll).saturating_sub(batch.policy_version) as f64,
-            "outer iterations",
-        );
+        let newest = step.outer(self.method.unroll).newest_version();
+        metric("policy_lag", newest.since(batch.policy_version) as f64, "outer iterations");
         if let Some((resident, peak)) = self.is_last(step).then(process_memory).flatten() {
             metric("memory_resident", resident as f64, "bytes");
             metric("memory_peak", peak as f64, "bytes");
@@ -169,9 +167,9 @@ impl EncoderStage {
     /// Scores, masks and reconstructs the panel at the newest θ and the policy that was in use.
     fn record_panel(
         &mut self,
-        step: u64,
+        step: Step,
         phi: &Vector,
-        policy_version: u64,
+        policy_version: Version,
         recorder: &mut Recorder,
     ) -> Result<(), ModelError> {
         let Panel { batch: panel, objects } = &self.panel;
@@ -180,7 +178,7 @@ impl EncoderStage {
         }
         let (model, lane) = (&self.method.model, &mut *self.lane);
         // The panel's exploration and random masks are the same each time, so that only the policy makes a difference.
-        let rule = self.method.mask_rule(u64::MAX);
+        let rule = self.method.mask_rule(Step(u64::MAX));
         let images = lane.upload(&panel.images)?;
         let scored = lane.score(Some(&self.theta), phi, &images, &rule)?;
         let losses = lane.patch_losses(&self.theta, &images, &scored)?.to_host()?;
@@ -188,12 +186,12 @@ impl EncoderStage {
         let side = model.config.grid();
         for (position, share) in self.history.statistics.coverage_by_position().iter().enumerate() {
             let name = Metric::mask_coverage_at(position / side, position % side);
-            recorder.metric(self.method.moment(step + 1, Level::Pretrain), name, *share, "pretrain", "share");
+            recorder.metric(self.method.moment(step.next(), Level::Pretrain), name, *share, "pretrain", "share");
         }
         if let Some(objects) = objects {
             let masked: Vec<bool> = (0..objects.len()).map(|patch| scored.order.is_masked(patch)).collect();
             let found = ObjectStatistics::of(objects, &masked, scored.weights(), num_patches);
-            let moment = self.method.moment(step + 1, Level::Mask);
+            let moment = self.method.moment(step.next(), Level::Mask);
             for (name, value, unit) in [
                 ("object_score_auc", found.score_auc, "1"),
                 ("object_mask_share", found.object_share, "share"),
@@ -209,7 +207,7 @@ impl EncoderStage {
             let row = MaskRow {
                 sample_id: id,
                 label: panel.targets.class(image),
-                policy_version: policy_version.cast_signed(),
+                policy_version: policy_version.0.cast_signed(),
                 mask_ratio: scored.order.num_masked() as f32 / num_patches as f32,
                 mask: place.clone().map(|i| scored.order.is_masked(i)).collect(),
                 score: Some(scored.weights().map_or_else(|| vec![1.0; num_patches], |w| w[place.clone()].to_vec())),
@@ -217,7 +215,7 @@ impl EncoderStage {
                 grid_h: grid,
                 grid_w: grid,
             };
-            recorder.row(self.method.moment(step + 1, Level::Pretrain), row);
+            recorder.row(self.method.moment(step.next(), Level::Pretrain), row);
         }
         Ok(())
     }
@@ -231,11 +229,12 @@ impl Stage for EncoderStage {
 
     fn process(
         &mut self,
-        step: u64,
+        unit: u64,
         input: EncoderInput,
         recorder: &mut Recorder,
     ) -> Result<EncoderOutput, StageError> {
         let EncoderInput { scored: batch, shift } = input;
+        let step = Step(unit);
         let failed = internal(StageName::Encoder);
         if let Some(shift) = shift {
             self.theta = shift.apply(&mut *self.lane, &self.theta).map_err(&failed)?;
@@ -245,31 +244,31 @@ impl Stage for EncoderStage {
         check_loss("pretrain", step, result.loss)?;
         let layout = self.method.model.layout(TrainLevel::Pretrain);
         check_vector(&mut *self.lane, "pretrain", step, "gradient", &result.gradient, layout)?;
-        let rate = self.method.rate(TrainLevel::Pretrain, step);
+        let rate = self.method.rate(TrainLevel::Pretrain, step.0);
         self.theta = self.lane.update(&mut self.optimizer, &self.theta, &result.gradient, rate).map_err(&failed)?;
         self.record_step(step, &batch, &result, rate, recorder).map_err(&failed)?;
         let every = self.method.masks_every_steps;
-        if every > 0 && (step + 1).is_multiple_of(every) {
+        if every > 0 && step.next().0.is_multiple_of(every) {
             self.record_panel(step, &batch.phi, batch.policy_version, recorder).map_err(&failed)?;
         }
         self.last = Some(Arc::new(batch));
         Ok(self.output(step, None, recorder))
     }
 
-    fn skip(&mut self, step: u64, lost: Lost, recorder: &mut Recorder) -> Result<Flow<EncoderOutput>, StageError> {
-        Ok(Flow::Item(self.output(step, Some(lost), recorder)))
+    fn skip(&mut self, unit: u64, lost: Lost, recorder: &mut Recorder) -> Result<Flow<EncoderOutput>, StageError> {
+        Ok(Flow::Item(self.output(Step(unit), Some(lost), recorder)))
     }
 
     fn sample_ids(&mut self, _: u64, input: &EncoderInput) -> Vec<i64> {
         input.scored.batch.ids.to_vec()
     }
 
-    fn may_stop_before(&self, step: u64) -> bool {
-        step.is_multiple_of(self.method.unroll)
+    fn may_stop_before(&self, unit: u64) -> bool {
+        Step(unit).is_first_of_outer(self.method.unroll)
     }
 
-    fn finish(&mut self, next_step: u64, recorder: &mut Recorder) -> Result<(), StageError> {
-        self.part(next_step / self.method.unroll, recorder);
+    fn finish(&mut self, next_unit: u64, recorder: &mut Recorder) -> Result<(), StageError> {
+        self.part(Step(next_unit).outer(self.method.unroll), recorder);
         Ok(())
     }
 }
@@ -290,21 +289,22 @@ pub struct EncoderPorts {
 }
 
 impl Wiring<EncoderStage> for EncoderPorts {
-    fn receive(&mut self, step: u64, heed: StopLevel, context: &WaitContext) -> Result<Flow<EncoderInput>, Interrupt> {
-        let scored = self.scored.recv_heeding(step, heed, context)?;
-        let shift = shift_before(&self.method, step, self.shift.as_ref(), context)
+    fn receive(&mut self, unit: u64, heed: StopLevel, context: &WaitContext) -> Result<Flow<EncoderInput>, Interrupt> {
+        let scored = self.scored.recv_heeding(unit, heed, context)?;
+        let shift = shift_before(&self.method, Step(unit), self.shift.as_ref(), context)
             .map_err(slot_interrupt(StageName::Encoder))?;
         Ok(scored.map(|scored| EncoderInput { scored, shift }))
     }
 
-    fn send(&mut self, step: u64, output: Flow<EncoderOutput>, context: &WaitContext) -> Result<usize, Interrupt> {
+    fn send(&mut self, unit: u64, output: Flow<EncoderOutput>, context: &WaitContext) -> Result<usize, Interrupt> {
         let Flow::Item(output) = output else { return Ok(0) };
+        let step = Step(unit);
         if let Some(slot) = &mut self.theta {
-            slot.publish(step + 1, Arc::new(output.theta));
+            slot.publish(step.next().0, Arc::new(output.theta));
         }
         let Some(snapshot) = output.snapshot else { return Ok(0) };
         let bytes = snapshot.size_bytes();
-        self.snapshots.send(step / self.method.unroll, snapshot, context)?;
+        self.snapshots.send(step.outer(self.method.unroll).0, snapshot, context)?;
         Ok(bytes)
     }
 }

@@ -4,6 +4,7 @@ use mlomae_model::lane::{Downstream, LabelledImages, Lane};
 use mlomae_model::levels::optimizer::AdamW;
 use mlomae_model::{Level as TrainLevel, Vector};
 
+use crate::counts::Outer;
 use crate::flow::exit::StageError;
 use crate::flow::ports::{OrderedReceiver, OrderedSender, Payload, WaitContext};
 use crate::flow::stage::{Flow, Interrupt, Lost, Stage, Wiring};
@@ -32,7 +33,7 @@ impl EvaluatorStage {
     /// Level 2's step, and the direction of level 3 at the updated head.
     fn direction(
         &mut self,
-        outer: u64,
+        outer: Outer,
         snapshot: Snapshot,
         pair: &LabelledPair,
         recorder: &mut Recorder,
@@ -45,11 +46,11 @@ impl EvaluatorStage {
         let validation = LabelledImages { images: &images_v, targets: &pair.validation.targets };
         let (theta, form) = (&snapshot.theta, method.hypergradient);
         let noise = |pass| method.noise(outer, pass);
-        let rate = method.rate(TrainLevel::Finetune, outer);
+        let rate = method.rate(TrainLevel::Finetune, outer.0);
 
         let at = Downstream { theta, c: &self.head, finetune, validation };
         let f = form.finetune(lane, &at, &noise).map_err(&failed)?;
-        let level1_step = (outer + 1) * method.unroll;
+        let level1_step = outer.end_step(method.unroll);
         let (theta_layout, head_layout) =
             (method.model.layout(TrainLevel::Pretrain), method.model.layout(TrainLevel::Finetune));
         check_loss("finetune", level1_step, f.loss)?;
@@ -85,13 +86,13 @@ impl EvaluatorStage {
         Ok(Direction { snapshot, v1: v.v1, w: v.w })
     }
 
-    fn part(&self, outer: u64, recorder: &mut Recorder) {
+    fn part(&self, outer: Outer, recorder: &mut Recorder) {
         let layout = self.method.model.layout(TrainLevel::Finetune);
         let mut tensors = vec![FlatTensors::new(CheckpointFile::Head, "", layout, self.head.clone())];
         tensors.extend(FlatTensors::moments(TrainLevel::Finetune, layout, &self.optimizer));
         recorder.part(CheckpointPart {
             outer,
-            step: outer * self.method.unroll,
+            step: outer.first_step(self.method.unroll),
             part: PartOf::Evaluator,
             tensors,
             state: serde_json::json!({ "adamw_step": self.optimizer.step }),
@@ -106,19 +107,21 @@ impl Stage for EvaluatorStage {
     type Log = Recorder;
     const NAME: StageName = StageName::Evaluator;
 
-    fn process(&mut self, outer: u64, input: Self::In, recorder: &mut Recorder) -> Result<Self::Out, StageError> {
+    fn process(&mut self, unit: u64, input: Self::In, recorder: &mut Recorder) -> Result<Self::Out, StageError> {
+        let outer = Outer(unit);
         let (snapshot, pair) = input;
         let direction =
             if self.method.is_learned() { Some(self.direction(outer, snapshot, &pair, recorder)?) } else { None };
-        if self.method.checkpoint_due(outer + 1) {
-            self.part(outer + 1, recorder);
+        if self.method.checkpoint_due(outer.next()) {
+            self.part(outer.next(), recorder);
         }
         Ok(direction)
     }
 
-    fn skip(&mut self, outer: u64, lost: Lost, recorder: &mut Recorder) -> Result<Flow<Self::Out>, StageError> {
-        if self.method.checkpoint_due(outer + 1) {
-            self.part(outer + 1, recorder);
+    fn skip(&mut self, unit: u64, lost: Lost, recorder: &mut Recorder) -> Result<Flow<Self::Out>, StageError> {
+        let outer = Outer(unit);
+        if self.method.checkpoint_due(outer.next()) {
+            self.part(outer.next(), recorder);
         }
         Ok(Flow::Lost(lost))
     }
@@ -127,8 +130,8 @@ impl Stage for EvaluatorStage {
         pair.finetune.ids.iter().chain(pair.validation.ids.iter()).copied().collect()
     }
 
-    fn finish(&mut self, next_outer: u64, recorder: &mut Recorder) -> Result<(), StageError> {
-        self.part(next_outer, recorder);
+    fn finish(&mut self, next_unit: u64, recorder: &mut Recorder) -> Result<(), StageError> {
+        self.part(Outer(next_unit), recorder);
         Ok(())
     }
 }
@@ -157,20 +160,20 @@ impl Payload for OptionalDirection {
 impl Wiring<EvaluatorStage> for EvaluatorPorts {
     fn receive(
         &mut self,
-        outer: u64,
+        unit: u64,
         heed: StopLevel,
         context: &WaitContext,
     ) -> Result<Flow<(Snapshot, LabelledPair)>, Interrupt> {
         // The snapshot first: after a graceful stop the loader may be ahead, but it is the encoder that says where the run ends.
-        let snapshot = self.snapshots.recv_heeding(outer, heed, context)?;
-        let pair = self.labelled.recv_heeding(outer, heed, context)?;
+        let snapshot = self.snapshots.recv_heeding(unit, heed, context)?;
+        let pair = self.labelled.recv_heeding(unit, heed, context)?;
         Ok(snapshot.zip(pair))
     }
 
-    fn send(&mut self, outer: u64, output: Flow<Option<Direction>>, context: &WaitContext) -> Result<usize, Interrupt> {
+    fn send(&mut self, unit: u64, output: Flow<Option<Direction>>, context: &WaitContext) -> Result<usize, Interrupt> {
         let output = output.map(OptionalDirection);
         let bytes = output.size_bytes();
-        self.directions.send(outer, output, context)?;
+        self.directions.send(unit, output, context)?;
         Ok(bytes)
     }
 }

@@ -7,6 +7,7 @@ use mlomae_model::tasks::Targets;
 use mlomae_storage::dataset::{DataError, Dataset, Sample};
 use mlomae_storage::exit_code::ExitCode;
 
+use crate::counts::{Outer, Step};
 use crate::flow::exit::StageError;
 use crate::flow::ports::{Halt, OrderedSender, Payload, WaitContext};
 use crate::flow::stage::{Flow, Interrupt, Stage, Wiring};
@@ -57,25 +58,32 @@ pub fn measure_normalisation(
 /// which the later stages ask, so that no capacity can deadlock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LoadUnit {
-    /// The pretrain batch of that number.
-    Pretrain(u64),
+    /// The pretrain batch of that level-1 step.
+    Pretrain(Step),
     /// The labelled pair of that outer iteration.
-    Labelled(u64),
+    Labelled(Outer),
 }
 
 impl LoadUnit {
     /// What unit `unit` is with `unroll` level-1 steps in an outer iteration.
     #[must_use]
     pub const fn of(unit: u64, unroll: u64) -> Self {
-        let (outer, place) = (unit / (unroll + 1), unit % (unroll + 1));
-        if place < unroll { Self::Pretrain(outer * unroll + place) } else { Self::Labelled(outer) }
+        let (outer, place) = (Outer(unit / (unroll + 1)), unit % (unroll + 1));
+        if place < unroll { Self::Pretrain(outer.step_at(place, unroll)) } else { Self::Labelled(outer) }
+    }
+
+    /// The first unit of outer iteration `outer`; as a number of outer iterations done, their units.
+    #[must_use]
+    pub const fn first_of(outer: Outer, unroll: u64) -> u64 {
+        outer.0 * (unroll + 1)
     }
 
     /// Its number on its edge.
     #[must_use]
     pub const fn seq(self) -> u64 {
         match self {
-            Self::Pretrain(seq) | Self::Labelled(seq) => seq,
+            Self::Pretrain(step) => step.0,
+            Self::Labelled(outer) => outer.0,
         }
     }
 }
@@ -147,7 +155,7 @@ impl LoadStage {
     ///
     /// # Errors
     /// An unreadable sample, or a labelled role's sample without a label.
-    pub fn batch(&mut self, role: Role, seq: u64, outer: u64) -> Result<ImageBatch, StageError> {
+    pub fn batch(&mut self, role: Role, seq: u64, outer: Outer) -> Result<ImageBatch, StageError> {
         let planned = self.plan.batch(role, seq);
         self.load(role, seq, outer, &planned)
     }
@@ -159,7 +167,7 @@ impl LoadStage {
     /// An unreadable sample.
     pub fn samples(&self, indices: &[usize]) -> Result<ImageBatch, StageError> {
         let planned = PlannedBatch { epoch: 0, indices: indices.to_vec() };
-        self.fill(&planned, (0, 0), None, |index| self.read(index))
+        self.fill(&planned, (0, Outer(0)), None, |index| self.read(index))
     }
 
     /// A fixed choice of `num` samples of `role` for the panel, ascending; good ones, where bad ones are passed over.
@@ -202,7 +210,7 @@ impl LoadStage {
         Some(patches.collect::<Option<Vec<_>>>()?.concat())
     }
 
-    fn load(&self, role: Role, seq: u64, outer: u64, planned: &PlannedBatch) -> Result<ImageBatch, StageError> {
+    fn load(&self, role: Role, seq: u64, outer: Outer, planned: &PlannedBatch) -> Result<ImageBatch, StageError> {
         let augment = match role {
             Role::Pretrain => Some(Purpose::PretrainAugment),
             Role::Finetune => Some(Purpose::FinetuneAugment),
@@ -255,7 +263,7 @@ impl LoadStage {
     fn fill(
         &self,
         planned: &PlannedBatch,
-        (seq, outer): (u64, u64),
+        (seq, outer): (u64, Outer),
         augment: Option<Purpose>,
         sample: impl Fn(usize) -> Result<Option<Sample>, StageError>,
     ) -> Result<ImageBatch, StageError> {
@@ -287,11 +295,12 @@ impl LoadStage {
     }
 
     fn planned(&mut self, unit: u64) -> Vec<(Role, PlannedBatch)> {
-        let (roles, seq): (&[Role], u64) = match LoadUnit::of(unit, self.unroll) {
-            LoadUnit::Pretrain(seq) => (&[Role::Pretrain], seq),
-            LoadUnit::Labelled(outer) => (&[Role::Finetune, Role::Validation], outer),
+        let unit = LoadUnit::of(unit, self.unroll);
+        let roles: &[Role] = match unit {
+            LoadUnit::Pretrain(_) => &[Role::Pretrain],
+            LoadUnit::Labelled(_) => &[Role::Finetune, Role::Validation],
         };
-        roles.iter().map(|role| (*role, self.plan.batch(*role, seq))).collect()
+        roles.iter().map(|role| (*role, self.plan.batch(*role, unit.seq()))).collect()
     }
 }
 
@@ -307,11 +316,13 @@ impl Stage for LoadStage {
 
     fn process(&mut self, unit: u64, (): (), _: &mut Recorder) -> Result<Loaded, StageError> {
         match LoadUnit::of(unit, self.unroll) {
-            LoadUnit::Pretrain(seq) => Ok(Loaded::Pretrain(self.batch(Role::Pretrain, seq, seq / self.unroll)?)),
+            LoadUnit::Pretrain(step) => {
+                Ok(Loaded::Pretrain(self.batch(Role::Pretrain, step.0, step.outer(self.unroll))?))
+            }
             LoadUnit::Labelled(outer) => Ok(Loaded::Labelled(LabelledPair {
                 outer,
-                finetune: self.batch(Role::Finetune, outer, outer)?,
-                validation: self.batch(Role::Validation, outer, outer)?,
+                finetune: self.batch(Role::Finetune, outer.0, outer)?,
+                validation: self.batch(Role::Validation, outer.0, outer)?,
             })),
         }
     }
@@ -361,22 +372,22 @@ impl Wiring<LoadStage> for LoadPorts {
 
     fn send(&mut self, unit: u64, output: Flow<Loaded>, context: &WaitContext) -> Result<usize, Interrupt> {
         match (LoadUnit::of(unit, self.unroll), output) {
-            (LoadUnit::Pretrain(seq), Flow::Item(Loaded::Pretrain(batch))) => {
+            (LoadUnit::Pretrain(step), Flow::Item(Loaded::Pretrain(batch))) => {
                 let bytes = batch.size_bytes();
-                self.pretrain.send(seq, Flow::Item(batch), context)?;
+                self.pretrain.send(step.0, Flow::Item(batch), context)?;
                 Ok(bytes)
             }
             (LoadUnit::Labelled(outer), Flow::Item(Loaded::Labelled(pair))) => {
                 let bytes = pair.size_bytes();
-                self.labelled.send(outer, Flow::Item(pair), context)?;
+                self.labelled.send(outer.0, Flow::Item(pair), context)?;
                 Ok(bytes)
             }
-            (LoadUnit::Pretrain(seq), Flow::Lost(lost)) => {
-                self.pretrain.send(seq, Flow::Lost(lost), context)?;
+            (LoadUnit::Pretrain(step), Flow::Lost(lost)) => {
+                self.pretrain.send(step.0, Flow::Lost(lost), context)?;
                 Ok(0)
             }
             (LoadUnit::Labelled(outer), Flow::Lost(lost)) => {
-                self.labelled.send(outer, Flow::Lost(lost), context)?;
+                self.labelled.send(outer.0, Flow::Lost(lost), context)?;
                 Ok(0)
             }
             (unit, Flow::Item(_)) => Err(Interrupt::Error(StageError::Internal {

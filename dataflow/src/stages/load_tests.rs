@@ -10,6 +10,7 @@ use mlomae_storage::dataset::{DataError, Dataset, DatasetInfo, DecodeError, Imag
 
 use super::load::{LoadPorts, LoadStage, LoadUnit, Loaded, measure_normalisation};
 use crate::config::{AugmentConfig, Crop, OnBadImage};
+use crate::counts::Outer;
 use crate::flow::counters::StageCounters;
 use crate::flow::exit::Exit;
 use crate::flow::ports::{OrderedReceiver, Payload, WaitContext, fan_in_edge, ordered_edge};
@@ -23,7 +24,7 @@ use crate::method::batch::ImageBatch;
 use crate::record::{EventRow, Record, Recorder};
 
 pub(crate) const UNROLL: u64 = 2;
-const NUM_OUTER: u64 = 7;
+const NUM_OUTER: Outer = Outer(7);
 
 /// Small images that are a function of their index, with a fault that strikes once.
 pub(crate) struct Memory {
@@ -109,7 +110,7 @@ fn contents(loaded: &Loaded) -> Vec<Content> {
 fn serial(stage: &LoadStage) -> Vec<Vec<Content>> {
     let mut stage = stage.clone();
     let mut recorder = Recorder::default();
-    (0..NUM_OUTER * (UNROLL + 1))
+    (0..LoadUnit::first_of(NUM_OUTER, UNROLL))
         .map(|unit| contents(&stage.process(unit, (), &mut recorder).expect("readable")))
         .collect()
 }
@@ -120,14 +121,14 @@ fn threaded(
     stage: &LoadStage,
     num_workers: usize,
     capacity: usize,
-    first_outer: u64,
+    first_outer: Outer,
 ) -> (Vec<Arrived>, Vec<Exit>, Vec<Record>) {
     let pretrain =
         ordered_edge::<Flow<ImageBatch>>(EdgeId::between(StageName::Load, StageName::Score), num_workers, 1, capacity);
     let labelled = ordered_edge(EdgeId::between(StageName::Load, StageName::Evaluator), num_workers, 1, capacity);
     let (log, log_receiver) = fan_in_edge(EdgeId::fan_in(StageName::Log), num_workers, 64);
     let stop = StopFlag::new();
-    let units = first_outer * (UNROLL + 1)..NUM_OUTER * (UNROLL + 1);
+    let units = LoadUnit::first_of(first_outer, UNROLL)..LoadUnit::first_of(NUM_OUTER, UNROLL);
     let mut workers = Vec::new();
     for (worker, (pretrain, labelled)) in pretrain.senders.into_iter().zip(labelled.senders).enumerate() {
         let ports = LoadPorts::new(worker, num_workers, UNROLL, pretrain, labelled);
@@ -157,8 +158,8 @@ fn threaded(
     }
     let arrived = units
         .map(|unit| match LoadUnit::of(unit, UNROLL) {
-            LoadUnit::Pretrain(seq) => receive(&mut pretrain[0], seq, &context, Loaded::Pretrain),
-            LoadUnit::Labelled(outer) => receive(&mut labelled[0], outer, &context, Loaded::Labelled),
+            LoadUnit::Pretrain(step) => receive(&mut pretrain[0], step.0, &context, Loaded::Pretrain),
+            LoadUnit::Labelled(outer) => receive(&mut labelled[0], outer.0, &context, Loaded::Labelled),
         })
         .collect();
     let exits = workers.into_iter().flat_map(|worker| worker.join().expect("caught")).collect();
@@ -170,12 +171,24 @@ fn threaded(
 }
 
 #[test]
+fn an_outer_iterations_units_are_its_pretrain_batches_and_then_its_labelled_pair() {
+    for unroll in [1, 2, 5] {
+        for outer in Outer(0).until(NUM_OUTER) {
+            let units = LoadUnit::first_of(outer, unroll)..LoadUnit::first_of(outer.next(), unroll);
+            let units: Vec<LoadUnit> = units.map(|unit| LoadUnit::of(unit, unroll)).collect();
+            let steps = (0..unroll).map(|place| LoadUnit::Pretrain(outer.step_at(place, unroll)));
+            assert_eq!(units, steps.chain([LoadUnit::Labelled(outer)]).collect::<Vec<_>>());
+        }
+    }
+}
+
+#[test]
 fn any_number_of_workers_and_any_capacity_gives_the_same_bits() {
     let stage = stage(Arc::new(Memory::new(100)));
     let wanted = serial(&stage);
     for num_workers in 1..=4 {
         for capacity in 0..=4 {
-            let (arrived, exits, records) = threaded(&stage, num_workers, capacity, 0);
+            let (arrived, exits, records) = threaded(&stage, num_workers, capacity, Outer(0));
             assert!(exits.iter().all(|exit| matches!(exit, Exit::Finished)), "{exits:?}");
             let arrived: Vec<_> = arrived.into_iter().map(|unit| unit.expect("not lost")).collect();
             assert_eq!(arrived, wanted, "{num_workers} workers, capacity {capacity}");
@@ -207,14 +220,14 @@ fn a_bad_image_is_replaced_from_its_own_role_by_the_same_one_at_any_number_of_wo
         }
     }
     for num_workers in [1, 3] {
-        let (arrived, ..) = threaded(&some(), num_workers, 1, 0);
+        let (arrived, ..) = threaded(&some(), num_workers, 1, Outer(0));
         assert_eq!(arrived.into_iter().map(|unit| unit.expect("not lost")).collect::<Vec<_>>(), wanted);
     }
     // Refused otherwise, and if there is nothing else.
     let all = |on_bad_image| with_bad((0..100).collect(), on_bad_image);
-    let refused = all(OnBadImage::Refuse).batch(Role::Pretrain, 0, 0).expect_err("bad").to_string();
+    let refused = all(OnBadImage::Refuse).batch(Role::Pretrain, 0, Outer(0)).expect_err("bad").to_string();
     assert!(refused.contains("bytes are null"), "{refused}");
-    let refused = all(OnBadImage::Skip).batch(Role::Pretrain, 0, 0).expect_err("bad").to_string();
+    let refused = all(OnBadImage::Skip).batch(Role::Pretrain, 0, Outer(0)).expect_err("bad").to_string();
     assert!(refused.contains("too many bad images in the pretrain role"), "{refused}");
     assert!(all(OnBadImage::Skip).samples(&[1, 2]).expect("none").is_empty());
     // The panel is the first good ones.
@@ -226,10 +239,10 @@ fn a_bad_image_is_replaced_from_its_own_role_by_the_same_one_at_any_number_of_wo
 fn a_resumed_loader_goes_on_exactly() {
     let stage = stage(Arc::new(Memory::new(100)));
     let wanted = serial(&stage);
-    for first_outer in [1, 4, 6] {
+    for first_outer in [1, 4, 6].map(Outer) {
         let (arrived, ..) = threaded(&stage, 3, 1, first_outer);
         let arrived: Vec<_> = arrived.into_iter().map(|unit| unit.expect("not lost")).collect();
-        assert_eq!(arrived, wanted[(first_outer * (UNROLL + 1)) as usize..]);
+        assert_eq!(arrived, wanted[LoadUnit::first_of(first_outer, UNROLL) as usize..]);
     }
 }
 
@@ -243,7 +256,7 @@ fn a_panic_costs_one_batch_and_its_samples_are_named() {
         memory.panics_at = Some(poisoned_ids[1] as usize);
         // A sample comes once in an epoch; the first unit that holds it is the one that is lost.
         let first = wanted.iter().position(|batches| batches.iter().any(|batch| batch.0.contains(&poisoned_ids[1])));
-        let (arrived, exits, records) = threaded(&stage(Arc::new(memory)), num_workers, capacity, 0);
+        let (arrived, exits, records) = threaded(&stage(Arc::new(memory)), num_workers, capacity, Outer(0));
         let lost: Vec<usize> = (0..arrived.len()).filter(|unit| arrived[*unit].is_err()).collect();
         assert_eq!(lost.len(), 1);
         if num_workers == 1 {
@@ -280,7 +293,7 @@ fn a_missing_label_in_a_labelled_role_is_an_error_that_names_the_sample() {
     memory.unlabelled = Some(sample);
     let mut stage = stage(Arc::new(memory));
     let mut outcome = Ok(());
-    for unit in 0..NUM_OUTER * (UNROLL + 1) {
+    for unit in 0..LoadUnit::first_of(NUM_OUTER, UNROLL) {
         outcome = outcome.and(stage.process(unit, (), &mut Recorder::default()).map(|_| ()));
     }
     let error = outcome.expect_err("refused");

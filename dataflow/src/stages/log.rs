@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use mlomae_storage::logs::Table;
 
+use crate::counts::{Outer, Step};
 use crate::flow::exit::{Exit, StageError, panic_message};
 use crate::flow::fault::FaultPhase;
 use crate::flow::ports::{FanInReceiver, Halt, WaitContext};
@@ -23,9 +24,9 @@ const TICK: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone)]
 pub struct AssembledCheckpoint {
     /// Outer iterations done.
-    pub outer: u64,
+    pub outer: Outer,
     /// Level-1 steps done.
-    pub step: u64,
+    pub step: Step,
     /// The parts in the order of [`PartOf::ALL`].
     pub parts: Vec<Arc<CheckpointPart>>,
 }
@@ -61,9 +62,9 @@ pub trait RecordSink: Send {
 #[derive(Debug)]
 pub struct LogStage<K> {
     sink: K,
-    pending: BTreeMap<u64, BTreeMap<PartOf, Arc<CheckpointPart>>>,
+    pending: BTreeMap<Outer, BTreeMap<PartOf, Arc<CheckpointPart>>>,
     /// Outer iteration of the newest checkpoint.
-    newest: Option<u64>,
+    newest: Option<Outer>,
     last_flush: Instant,
 }
 
@@ -157,7 +158,7 @@ impl<K: RecordSink> LogStage<K> {
             })
             .to_string(),
         };
-        self.sink.write(Record::row(i64::try_from(step).map_or(When::Made, When::Step), event))?;
+        self.sink.write(Record::row(When::Step(step), event))?;
         self.flush()
     }
 }

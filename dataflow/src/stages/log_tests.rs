@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use super::log::{AssembledCheckpoint, LogRunner, LogStage, RecordSink};
+use crate::counts::Outer;
 use crate::flow::exit::{Exit, StageError};
 use crate::flow::ports::{FanInSender, WaitContext, fan_in_edge};
 use crate::flow::stage_name::{EdgeId, StageName};
@@ -39,7 +40,7 @@ impl RecordSink for Memory {
             return Err(StageError::Io { stage: StageName::Log, message: "no space left".into() });
         }
         let parts = checkpoint.parts.iter().map(|part| part.part).collect();
-        self.checkpoints.push((checkpoint.outer, checkpoint.step, parts));
+        self.checkpoints.push((checkpoint.outer.0, checkpoint.step.0, parts));
         Ok(format!("step-{:08}", checkpoint.step))
     }
 
@@ -55,7 +56,9 @@ impl RecordSink for Memory {
 }
 
 fn part(outer: u64, part: PartOf) -> Record {
-    let part = CheckpointPart { outer, step: 2 * outer, part, tensors: Vec::new(), state: serde_json::Value::Null };
+    let outer = Outer(outer);
+    let part =
+        CheckpointPart { outer, step: outer.first_step(2), part, tensors: Vec::new(), state: serde_json::Value::Null };
     Record::now(RecordBody::Part(Arc::new(part)))
 }
 

@@ -9,6 +9,7 @@ use mlomae_model::levels::optimizer::AdamW;
 use mlomae_model::levels::vectors::step_size;
 use mlomae_model::{Level as TrainLevel, ModelError, Vector};
 
+use crate::counts::{Outer, Version};
 use crate::flow::exit::StageError;
 use crate::flow::ports::{OrderedReceiver, WaitContext};
 use crate::flow::slot::SlotWriter;
@@ -66,8 +67,8 @@ impl PolicyStage {
 
     /// Version `version`, when `newest` is the newest.
     #[must_use]
-    pub fn version(&self, version: u64, newest: u64) -> Option<&PolicyVersion> {
-        let age = usize::try_from(newest.checked_sub(version)?).ok()?;
+    pub fn version(&self, version: Version, newest: Version) -> Option<&PolicyVersion> {
+        let age = usize::try_from(newest.0.checked_sub(version.0)?).ok()?;
         self.versions.len().checked_sub(age + 1).and_then(|place| self.versions.get(place))
     }
 
@@ -83,18 +84,18 @@ impl PolicyStage {
         &self.versions.back().expect("invariant: a policy has a version").phi
     }
 
-    fn publish(&mut self, outer: u64, phi: Vector, shift: Option<Shift>, recorder: &mut Recorder) {
+    fn publish(&mut self, outer: Outer, phi: Vector, shift: Option<Shift>, recorder: &mut Recorder) {
         self.versions.push_back(PolicyVersion { phi, shift });
         while self.versions.len() as u64 > self.method.lag + 1 {
             self.versions.pop_front();
         }
-        if self.method.checkpoint_due(outer + 1) {
-            self.part(outer + 1, recorder);
+        if self.method.checkpoint_due(outer.next()) {
+            self.part(outer.next(), recorder);
         }
-        self.method.checkpoint_request.forget(outer + 1);
+        self.method.checkpoint_request.forget(outer.next());
     }
 
-    fn part(&self, outer: u64, recorder: &mut Recorder) {
+    fn part(&self, outer: Outer, recorder: &mut Recorder) {
         let model = &self.method.model;
         let layout = model.layout(TrainLevel::Mask);
         let mut tensors = Vec::new();
@@ -113,10 +114,13 @@ impl PolicyStage {
         }
         recorder.part(CheckpointPart {
             outer,
-            step: outer * self.method.unroll,
+            step: outer.first_step(self.method.unroll),
             part: PartOf::Policy,
             tensors,
-            state: serde_json::json!({ "adamw_step": self.optimizer.step, "policy_version": outer }),
+            state: serde_json::json!({
+                "adamw_step": self.optimizer.step,
+                "policy_version": outer.newest_version(),
+            }),
         });
     }
 
@@ -153,18 +157,19 @@ impl Stage for PolicyStage {
     type Log = Recorder;
     const NAME: StageName = StageName::Policy;
 
-    fn process(&mut self, outer: u64, input: Self::In, recorder: &mut Recorder) -> Result<PolicyOutput, StageError> {
+    fn process(&mut self, unit: u64, input: Self::In, recorder: &mut Recorder) -> Result<PolicyOutput, StageError> {
+        let outer = Outer(unit);
         let Some(direction) = input else {
             let phi = self.phi().clone();
             self.publish(outer, phi.clone(), None, recorder);
             return Ok(PolicyOutput { phi, shift: None });
         };
-        let step = (outer + 1) * self.method.unroll;
+        let step = outer.end_step(self.method.unroll);
         let failed = internal(StageName::Policy);
         let Along { gradient, path_norms } = self.hypergradient(&direction).map_err(&failed)?;
         let layout = self.method.model.layout(TrainLevel::Mask);
         check_vector(&mut *self.lane, "mask", step, "gradient", &gradient, layout)?;
-        let rate = self.method.rate(TrainLevel::Mask, outer);
+        let rate = self.method.rate(TrainLevel::Mask, outer.0);
         let phi = self.phi().clone();
         let phi = self.lane.update(&mut self.optimizer, &phi, &gradient, rate).map_err(&failed)?;
         if self.method.metrics_due(step, self.method.unroll) {
@@ -186,9 +191,9 @@ impl Stage for PolicyStage {
         Ok(PolicyOutput { phi, shift })
     }
 
-    fn skip(&mut self, outer: u64, _: Lost, recorder: &mut Recorder) -> Result<Flow<PolicyOutput>, StageError> {
+    fn skip(&mut self, unit: u64, _: Lost, recorder: &mut Recorder) -> Result<Flow<PolicyOutput>, StageError> {
         let phi = self.phi().clone();
-        self.publish(outer, phi.clone(), None, recorder);
+        self.publish(Outer(unit), phi.clone(), None, recorder);
         Ok(Flow::Item(PolicyOutput { phi, shift: None }))
     }
 
@@ -196,8 +201,8 @@ impl Stage for PolicyStage {
         input.as_ref().map_or_else(Vec::new, |direction| direction.snapshot.last.batch.ids.to_vec())
     }
 
-    fn finish(&mut self, next_outer: u64, recorder: &mut Recorder) -> Result<(), StageError> {
-        self.part(next_outer, recorder);
+    fn finish(&mut self, next_unit: u64, recorder: &mut Recorder) -> Result<(), StageError> {
+        self.part(Outer(next_unit), recorder);
         Ok(())
     }
 }
@@ -216,20 +221,21 @@ pub struct PolicyPorts {
 impl Wiring<PolicyStage> for PolicyPorts {
     fn receive(
         &mut self,
-        outer: u64,
+        unit: u64,
         heed: StopLevel,
         context: &WaitContext,
     ) -> Result<Flow<Option<Direction>>, Interrupt> {
-        Ok(self.directions.recv_heeding(outer, heed, context)?.map(|direction| direction.0))
+        Ok(self.directions.recv_heeding(unit, heed, context)?.map(|direction| direction.0))
     }
 
-    fn send(&mut self, outer: u64, output: Flow<PolicyOutput>, _: &WaitContext) -> Result<usize, Interrupt> {
+    fn send(&mut self, unit: u64, output: Flow<PolicyOutput>, _: &WaitContext) -> Result<usize, Interrupt> {
         let Flow::Item(PolicyOutput { phi, shift }) = output else { return Ok(0) };
         let bytes = 4 * phi.len();
+        let version = Outer(unit).next().newest_version();
         if let Some(slot) = &mut self.shift {
-            slot.publish(outer + 1, Arc::new(shift));
+            slot.publish(version.0, Arc::new(shift));
         }
-        self.phi.publish(outer + 1, Arc::new(phi));
+        self.phi.publish(version.0, Arc::new(phi));
         Ok(bytes)
     }
 }

@@ -3,6 +3,7 @@
 use mlomae_model::lane::Lane;
 use mlomae_model::{ModelError, Vector};
 
+use crate::counts::{Step, Version};
 use crate::flow::exit::StageError;
 use crate::flow::ports::{OrderedReceiver, OrderedSender, Payload, WaitContext};
 use crate::flow::slot::{SlotError, SlotReader};
@@ -37,7 +38,7 @@ pub struct ScoreInput {
     /// The policy φ.
     pub phi: Vector,
     /// Its version.
-    pub policy_version: u64,
+    pub policy_version: Version,
     /// θ, where the masking network reads the patch embedding.
     pub theta: Option<Vector>,
     /// A shift that the encoder will apply before this step.
@@ -71,9 +72,9 @@ impl Stage for ScoreStage {
     type Log = Recorder;
     const NAME: StageName = StageName::Score;
 
-    fn process(&mut self, step: u64, input: ScoreInput, _: &mut Recorder) -> Result<ScoredBatch, StageError> {
+    fn process(&mut self, unit: u64, input: ScoreInput, _: &mut Recorder) -> Result<ScoredBatch, StageError> {
         let ScoreInput { mut batch, phi, policy_version, theta, shift } = input;
-        let (rule, lane) = (self.method.mask_rule(step), &mut *self.lane);
+        let (rule, lane) = (self.method.mask_rule(Step(unit)), &mut *self.lane);
         let scored = (|| {
             let theta = match (theta, shift) {
                 (Some(theta), Some(shift)) => Some(shift.apply(lane, &theta)?),
@@ -125,40 +126,41 @@ pub(super) fn slot_interrupt(stage: StageName) -> impl Fn(SlotError) -> Interrup
 /// The shift to apply before level-1 step `step`: the one that came with the policy which this outer iteration is the first to use.
 pub(super) fn shift_before(
     method: &Method,
-    step: u64,
+    step: Step,
     slot: Option<&SlotReader<Option<Shift>>>,
     context: &WaitContext,
 ) -> Result<Option<Shift>, SlotError> {
-    let outer = step / method.unroll;
-    let version = method.policy_version(outer);
-    let Some(slot) = slot.filter(|_| step.is_multiple_of(method.unroll) && version > 0) else { return Ok(None) };
-    Ok(slot.wait(version, context)?.as_ref().clone())
+    let version = method.policy_version(step.outer(method.unroll));
+    let is_its_first = step.is_first_of_outer(method.unroll) && !version.is_initial();
+    let Some(slot) = slot.filter(|_| is_its_first) else { return Ok(None) };
+    Ok(slot.wait(version.0, context)?.as_ref().clone())
 }
 
 impl Wiring<ScoreStage> for ScorePorts {
-    fn owns(&self, step: u64) -> bool {
-        step % self.num_workers == self.worker
+    fn owns(&self, unit: u64) -> bool {
+        unit % self.num_workers == self.worker
     }
 
-    fn receive(&mut self, step: u64, heed: StopLevel, context: &WaitContext) -> Result<Flow<ScoreInput>, Interrupt> {
-        let batch = match self.batches.recv_heeding(step, heed, context)? {
+    fn receive(&mut self, unit: u64, heed: StopLevel, context: &WaitContext) -> Result<Flow<ScoreInput>, Interrupt> {
+        let batch = match self.batches.recv_heeding(unit, heed, context)? {
             Flow::Item(batch) => batch,
             Flow::Lost(lost) => return Ok(Flow::Lost(lost)),
         };
+        let step = Step(unit);
         let refused = slot_interrupt(StageName::Score);
-        let policy_version = self.method.policy_version(step / self.method.unroll);
-        let phi = self.phi.wait(policy_version, context).map_err(&refused)?.as_ref().clone();
+        let policy_version = self.method.policy_version(step.outer(self.method.unroll));
+        let phi = self.phi.wait(policy_version.0, context).map_err(&refused)?.as_ref().clone();
         let theta = match &self.theta {
-            Some(slot) => Some(slot.wait(step, context).map_err(&refused)?.as_ref().clone()),
+            Some(slot) => Some(slot.wait(step.0, context).map_err(&refused)?.as_ref().clone()),
             None => None,
         };
         let shift = shift_before(&self.method, step, self.shift.as_ref(), context).map_err(&refused)?;
         Ok(Flow::Item(ScoreInput { batch, phi, policy_version, theta, shift }))
     }
 
-    fn send(&mut self, step: u64, output: Flow<ScoredBatch>, context: &WaitContext) -> Result<usize, Interrupt> {
+    fn send(&mut self, unit: u64, output: Flow<ScoredBatch>, context: &WaitContext) -> Result<usize, Interrupt> {
         let bytes = output.size_bytes();
-        self.scored.send(step, output, context)?;
+        self.scored.send(unit, output, context)?;
         Ok(bytes)
     }
 }

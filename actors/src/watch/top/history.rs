@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use mlomae_dataflow::config::{Config, ConfigInputs};
+use mlomae_dataflow::counts::Step;
 use mlomae_dataflow::flow::stage_name::{StageName, WorkerId};
 use mlomae_dataflow::record::Metric;
 use mlomae_storage::logs::{Abandoned, ActorRow, EventRow, Level, Logged, MetricRow, Severity, TableReader};
@@ -316,12 +317,12 @@ impl History {
     #[must_use]
     pub fn num_outer_done(&self) -> u64 {
         let unroll = self.config.method.unroll.max(1);
-        let logged = u64::try_from(self.policy_step).unwrap_or(0) / unroll;
+        let logged = Step::from_logged(self.policy_step).outer(unroll).0;
         let updates =
             self.tracks.iter().filter(|((_, worker), _)| *worker == WorkerId { stage: StageName::Policy, instance: 0 });
         let counted = updates.filter_map(|(_, track)| u64::try_from(track.newest()?.items).ok()).sum();
         match logged.max(counted) {
-            0 => u64::try_from(self.step).unwrap_or(0) / unroll,
+            0 => Step::from_logged(self.step).outer(unroll).0,
             done => done,
         }
     }

@@ -3,14 +3,15 @@
 use mlomae_model::lane::Lane;
 use mlomae_model::{Layout, Vector};
 
+use crate::counts::Step;
 use crate::flow::exit::StageError;
 
-fn refusal(level: &str, step: u64, quantity: String, value: f64) -> StageError {
-    StageError::NonFinite { level: level.into(), quantity, step, value }
+fn refusal(level: &str, step: Step, quantity: String, value: f64) -> StageError {
+    StageError::NonFinite { level: level.into(), quantity, step: step.0, value }
 }
 
 /// Refuses a loss that is not finite.
-pub(crate) fn check_loss(level: &str, step: u64, loss: f64) -> Result<(), StageError> {
+pub(crate) fn check_loss(level: &str, step: Step, loss: f64) -> Result<(), StageError> {
     if loss.is_finite() { Ok(()) } else { Err(refusal(level, step, "loss".into(), loss)) }
 }
 
@@ -18,7 +19,7 @@ pub(crate) fn check_loss(level: &str, step: u64, loss: f64) -> Result<(), StageE
 pub(crate) fn check_vector(
     lane: &mut dyn Lane,
     level: &str,
-    step: u64,
+    step: Step,
     what: &str,
     vector: &Vector,
     layout: &Layout,
@@ -40,13 +41,14 @@ mod tests {
         layout.linear("head", &[2, 3]);
         let model = mlomae_model::Model::new(&mlomae_model::ModelConfig::default()).unwrap();
         let mut lane = mlomae_model::lane::CpuLane::serial(std::sync::Arc::new(model), 1);
-        let mut check =
-            |gradient: &[f32]| check_vector(&mut lane, "finetune", 3, "gradient", &gradient.to_vec().into(), &layout);
+        let mut check = |gradient: &[f32]| {
+            check_vector(&mut lane, "finetune", Step(3), "gradient", &gradient.to_vec().into(), &layout)
+        };
         let mut gradient = vec![0.0; 8];
         assert!(check(&gradient).is_ok());
         gradient[7] = f32::NAN;
         let text = check(&gradient).unwrap_err().to_string();
         assert_eq!(text, "finetune: gradient of head.bias is not finite at step 3: NaN");
-        assert!(check_loss("mask", 3, f64::INFINITY).unwrap_err().to_string().contains("loss"));
+        assert!(check_loss("mask", Step(3), f64::INFINITY).unwrap_err().to_string().contains("loss"));
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::counts::Step;
 use crate::record::{Metric, MetricRow, Moment};
 
 /// Number of advances kept: those of several seconds of the fastest runs, while a record waits about one.
@@ -12,7 +13,7 @@ const MAX_ADVANCES: usize = 16_384;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Advance {
     pub(super) at: SystemTime,
-    pub(super) step: i64,
+    pub(super) step: Step,
     pub(super) epoch: i32,
     /// Outer iterations by which the policy in use was behind, as last measured.
     pub(super) policy_lag: i32,
@@ -23,7 +24,7 @@ pub(super) struct Advance {
 pub(super) struct Advances(VecDeque<Advance>);
 
 impl Advances {
-    pub(super) fn starting(step: i64, epoch: i32) -> Self {
+    pub(super) fn starting(step: Step, epoch: i32) -> Self {
         Self(VecDeque::from([Advance { at: UNIX_EPOCH, step, epoch, policy_lag: 0 }]))
     }
 
@@ -46,6 +47,6 @@ impl Advances {
     /// The newest advance that `is_past`, else the oldest that is remembered.
     pub(super) fn newest(&self, is_past: impl Fn(&Advance) -> bool) -> Advance {
         let found = self.0.iter().rev().find(|advance| is_past(advance)).or_else(|| self.0.front());
-        found.copied().unwrap_or(Advance { at: UNIX_EPOCH, step: 0, epoch: 0, policy_lag: 0 })
+        found.copied().unwrap_or(Advance { at: UNIX_EPOCH, step: Step(0), epoch: 0, policy_lag: 0 })
     }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::counts::Step;
 use crate::record::{Metric, MetricRow, Moment};
 
 /// The newest numbers of a run, for displays. Cloning shares them.
@@ -14,7 +15,7 @@ pub struct Latest {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct LatestValues {
     /// Level-1 steps done.
-    pub step: i64,
+    pub step: Step,
     /// Epoch of the pretrain role.
     pub epoch: i32,
     /// L_m.
@@ -43,7 +44,7 @@ pub struct LatestValues {
 impl Latest {
     /// The numbers of a run that starts after `step` level-1 steps, in `epoch`.
     #[must_use]
-    pub fn starting(step: i64, epoch: i32) -> Self {
+    pub fn starting(step: Step, epoch: i32) -> Self {
         let values = LatestValues { step, epoch, ..LatestValues::default() };
         Self { values: Arc::new(Mutex::new(values)) }
     }

@@ -64,10 +64,10 @@ impl RunSink {
     fn place(&self, at: SystemTime, when: When, row: &mut LogRow) -> Place {
         let stamp = self.stamp(at);
         match when {
-            When::At(Moment { epoch, step, level }) => Place { stamp, epoch, step, level: Some(level) },
+            When::At(Moment { epoch, step, level }) => Place { stamp, epoch, step: step.logged(), level: Some(level) },
             When::Step(step) => {
                 let epoch = self.advances.newest(|advance| advance.step <= step).epoch;
-                Place { stamp, epoch, step, level: None }
+                Place { stamp, epoch, step: step.logged(), level: None }
             }
             When::Made => {
                 let advance = self.advances.newest(|advance| advance.at <= at);
@@ -76,7 +76,7 @@ impl RunSink {
                 {
                     sample.lag = advance.policy_lag;
                 }
-                Place { stamp, epoch: advance.epoch, step: advance.step, level: None }
+                Place { stamp, epoch: advance.epoch, step: advance.step.logged(), level: None }
             }
         }
     }
@@ -108,8 +108,8 @@ impl RecordSink for RunSink {
         // Rows up to the checkpoint must be on disk before it, so that a resumed run has no gap.
         self.logs()?.sync().map_err(io)?;
         let mut state = self.state.clone();
-        state.insert("outer_iteration".into(), assembled.outer.into());
-        state.insert("step".into(), assembled.step.into());
+        state.insert("outer_iteration".into(), assembled.outer.0.into());
+        state.insert("step".into(), assembled.step.0.into());
         state.insert("wall_s".into(), self.clock.wall_s().into());
         for part in &assembled.parts {
             state.insert(part.part.as_str().into(), part.state.clone());
@@ -127,7 +127,7 @@ impl RecordSink for RunSink {
             state: &state,
             keep: self.keep.max(1),
         };
-        let dir = checkpoint::save(&self.run, assembled.step, &checkpoint).map_err(io)?;
+        let dir = checkpoint::save(&self.run, assembled.step.0, &checkpoint).map_err(io)?;
         self.latest.update(|latest| latest.num_checkpoints += 1);
         Ok(dir.file_name().unwrap_or_default().to_string_lossy().into_owned())
     }
@@ -152,6 +152,7 @@ mod tests {
     use mlomae_storage::logs::{LogContext, LogPolicy, TableReader};
 
     use super::*;
+    use crate::counts::Step;
     use crate::record::{ActorRow, EventRow, Level, MetricRow, Severity};
 
     fn sink(run: &Path, latest: Latest) -> RunSink {
@@ -166,7 +167,7 @@ mod tests {
         RunSink::new(run, logs, 1, StaticState::new(), latest)
     }
 
-    fn event(kind: &'static str, at: SystemTime, step: Option<i64>) -> Record {
+    fn event(kind: &'static str, at: SystemTime, step: Option<Step>) -> Record {
         let row = EventRow {
             severity: Severity::Info,
             kind: kind.into(),
@@ -177,8 +178,9 @@ mod tests {
         Record { at, ..Record::row(step.map_or(When::Made, When::Step), row) }
     }
 
-    fn metric(at: SystemTime, step: i64, name: &'static str, value: f64) -> Record {
-        let moment = Moment { epoch: i32::try_from(step / 10).expect("small"), step, level: Level::Pretrain };
+    fn metric(at: SystemTime, step: u64, name: &'static str, value: f64) -> Record {
+        let moment =
+            Moment { epoch: i32::try_from(step / 10).expect("small"), step: Step(step), level: Level::Pretrain };
         let row = MetricRow { name: name.into(), value, split: "pretrain".into(), unit: "1".into() };
         Record { at, ..Record::row(When::At(moment), row) }
     }
@@ -186,17 +188,17 @@ mod tests {
     #[test]
     fn events_are_stamped_with_the_step_at_their_time_and_flushed_at_once() {
         let folder = tempfile::tempdir().expect("folder");
-        let mut sink = sink(folder.path(), Latest::starting(28, 2));
+        let mut sink = sink(folder.path(), Latest::starting(Step(28), 2));
         let begin = SystemTime::now();
         let after = |seconds| begin + Duration::from_secs(seconds);
-        for step in 29..=42_i64 {
-            sink.write(metric(after(step.cast_unsigned()), step, "loss", 1.0)).expect("written");
+        for step in 29..=42 {
+            sink.write(metric(after(step), step, "loss", 1.0)).expect("written");
         }
         // They come late: training has gone on.
         sink.write(event("resumed", begin, None)).expect("written");
         sink.write(event("midway", after(35), None)).expect("written");
         sink.write(event("late", after(99), None)).expect("written");
-        sink.write(event("checkpoint", after(99), Some(30))).expect("written");
+        sink.write(event("checkpoint", after(99), Some(Step(30)))).expect("written");
         sink.flush().expect("flushed");
         // The sink is not closed, as after a kill.
         let rows = TableReader::<EventRow>::new(folder.path()).poll().expect("readable");
@@ -207,12 +209,12 @@ mod tests {
     #[test]
     fn samples_of_score_tell_the_lag_that_was_measured_at_their_time() {
         let folder = tempfile::tempdir().expect("folder");
-        let mut sink = sink(folder.path(), Latest::starting(0, 0));
+        let mut sink = sink(folder.path(), Latest::starting(Step(0), 0));
         let begin = SystemTime::now();
         let after = |seconds| begin + Duration::from_secs(seconds);
         for (step, lag) in [(1, 0.0), (2, 1.0), (3, 2.0)] {
-            sink.write(metric(after(step), step.cast_signed(), "loss", 1.0)).expect("written");
-            sink.write(metric(after(step), step.cast_signed(), "policy_lag", lag)).expect("written");
+            sink.write(metric(after(step), step, "loss", 1.0)).expect("written");
+            sink.write(metric(after(step), step, "policy_lag", lag)).expect("written");
         }
         assert_eq!(sink.latest.get().policy_lag, Some(2.0));
         let sample = |stage: StageName, at| {
