@@ -88,9 +88,9 @@ metrics! {
     MemoryPeak: Pretrain, "memory_peak", "pretrain", "bytes";
     /// Level-1 images a second.
     ImagesPerSecond: Pretrain, "images_per_second", "pretrain", "images/s";
-    /// Loss L_f of the head on the role train.
+    /// Loss L_f of the head on the role finetune.
     FinetuneLoss: Finetune, "loss", "finetune", "nat";
-    /// Accuracy of the head on the role train.
+    /// Accuracy of the head on the role finetune, or another figure of the task.
     FinetuneAccuracy: Finetune, "accuracy", "finetune", "share";
     /// Learning rate of the head c.
     FinetuneRate: Finetune, "lr", "finetune", "1";
@@ -98,7 +98,7 @@ metrics! {
     FinetuneGradientNorm: Finetune, "grad_norm", "finetune", "1";
     /// Loss L_v of the finetuned head on the role validation.
     ValidationLoss: Mask, "loss", "validation", "nat";
-    /// Accuracy of the finetuned head on the role validation.
+    /// Accuracy of the finetuned head on the role validation, or another figure of the task.
     ValidationAccuracy: Mask, "accuracy", "validation", "share";
     /// Norm of v1, the hypergradient's path over the finetuned head as a direction in θ.
     V1Norm: Mask, "v1_norm", "finetune", "1";

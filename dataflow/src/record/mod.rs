@@ -113,16 +113,15 @@ impl Recorder {
         self.records.push(Record::row(When::At(moment), row));
     }
 
-    /// Adds a number measured on `split`; its name is one of [`Metric`].
-    pub fn metric(
-        &mut self,
-        moment: Moment,
-        name: impl Into<Text>,
-        value: f64,
-        split: &'static str,
-        unit: &'static str,
-    ) {
-        self.row(moment, MetricRow { name: name.into(), value, split: split.into(), unit: unit.into() });
+    /// Adds a number of the list, at the level that it belongs to.
+    pub fn metric(&mut self, moment: Moment, metric: Metric, value: f64) {
+        self.figure(moment, metric, metric.name(), value, metric.unit());
+    }
+
+    /// Adds a number of the kind of `metric` whose name or unit is not known to the list: that of a downstream task, or of one place.
+    pub fn figure(&mut self, moment: Moment, metric: Metric, name: impl Into<Text>, value: f64, unit: &'static str) {
+        let moment = Moment { level: metric.level(), ..moment };
+        self.row(moment, MetricRow { name: name.into(), value, split: metric.split().into(), unit: unit.into() });
     }
 
     /// Adds an event.

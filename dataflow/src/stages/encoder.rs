@@ -138,28 +138,28 @@ impl EncoderStage {
         }
         let gradient_norm = self.lane.norm(&result.gradient)?;
         let moment = self.method.moment(step.next(), Level::Pretrain);
-        let mut metric = |name: &'static str, value: f64, unit| recorder.metric(moment, name, value, "pretrain", unit);
-        metric("loss", result.loss, "1");
-        metric("lr", rate, "1");
-        metric("grad_norm", gradient_norm, "1");
+        let mut metric = |metric, value| recorder.metric(moment, metric, value);
+        metric(Metric::PretrainLoss, result.loss);
+        metric(Metric::PretrainRate, rate);
+        metric(Metric::PretrainGradientNorm, gradient_norm);
         if let Some((entropy, saturation)) = scores {
-            metric("score_entropy", entropy, "nat");
-            metric("score_saturation", saturation, "share");
+            metric(Metric::ScoreEntropy, entropy);
+            metric(Metric::ScoreSaturation, saturation);
         }
         let (lowest, highest) = self.history.statistics.coverage();
-        metric("mask_coverage_min", lowest, "share");
-        metric("mask_coverage_max", highest, "share");
+        metric(Metric::MaskCoverageMin, lowest);
+        metric(Metric::MaskCoverageMax, highest);
         if let Some(share) = change.share() {
-            metric("mask_change", share, "share");
+            metric(Metric::MaskChange, share);
         }
         let newest = step.outer(self.method.unroll).newest_version();
-        metric("policy_lag", newest.since(batch.policy_version) as f64, "outer iterations");
+        metric(Metric::PolicyLag, newest.since(batch.policy_version) as f64);
         if let Some((resident, peak)) = self.is_last(step).then(process_memory).flatten() {
-            metric("memory_resident", resident as f64, "bytes");
-            metric("memory_peak", peak as f64, "bytes");
+            metric(Metric::MemoryResident, resident as f64);
+            metric(Metric::MemoryPeak, peak as f64);
         }
         if let Some(seconds) = seconds {
-            metric("images_per_second", batch.batch.len() as f64 / seconds, "images/s");
+            metric(Metric::ImagesPerSecond, batch.batch.len() as f64 / seconds);
         }
         Ok(())
     }
@@ -186,19 +186,20 @@ impl EncoderStage {
         let side = model.config.grid();
         for (position, share) in self.history.statistics.coverage_by_position().iter().enumerate() {
             let name = Metric::mask_coverage_at(position / side, position % side);
-            recorder.metric(self.method.moment(step.next(), Level::Pretrain), name, *share, "pretrain", "share");
+            let (moment, metric) = (self.method.moment(step.next(), Level::Pretrain), Metric::MaskCoverageAt);
+            recorder.figure(moment, metric, name, *share, metric.unit());
         }
         if let Some(objects) = objects {
             let masked: Vec<bool> = (0..objects.len()).map(|patch| scored.order.is_masked(patch)).collect();
             let found = ObjectStatistics::of(objects, &masked, scored.weights(), num_patches);
             let moment = self.method.moment(step.next(), Level::Mask);
-            for (name, value, unit) in [
-                ("object_score_auc", found.score_auc, "1"),
-                ("object_mask_share", found.object_share, "share"),
-                ("background_mask_share", found.background_share, "share"),
+            for (metric, value) in [
+                (Metric::ObjectScoreAuc, found.score_auc),
+                (Metric::ObjectMaskShare, found.object_share),
+                (Metric::BackgroundMaskShare, found.background_share),
             ] {
                 if let Some(value) = value {
-                    recorder.metric(moment, name, value, "validation", unit);
+                    recorder.metric(moment, metric, value);
                 }
             }
         }
@@ -241,9 +242,9 @@ impl Stage for EncoderStage {
         }
         let result =
             self.lane.pretrain(&self.theta, &batch.phi, &batch.batch.images, &batch.scored).map_err(&failed)?;
-        check_loss("pretrain", step, result.loss)?;
+        check_loss(TrainLevel::Pretrain, step, result.loss)?;
         let layout = self.method.model.layout(TrainLevel::Pretrain);
-        check_vector(&mut *self.lane, "pretrain", step, "gradient", &result.gradient, layout)?;
+        check_vector(&mut *self.lane, TrainLevel::Pretrain, step, "gradient", &result.gradient, layout)?;
         let rate = self.method.rate(TrainLevel::Pretrain, step.0);
         self.theta = self.lane.update(&mut self.optimizer, &self.theta, &result.gradient, rate).map_err(&failed)?;
         self.record_step(step, &batch, &result, rate, recorder).map_err(&failed)?;

@@ -13,7 +13,7 @@ use crate::flow::stop::StopLevel;
 use crate::method::Method;
 use crate::method::batch::{Direction, ImageBatch, LabelledPair, Snapshot};
 use crate::record::statistics::{check_loss, check_vector, internal};
-use crate::record::{CheckpointFile, CheckpointPart, FlatTensors, Level, PartOf, Recorder};
+use crate::record::{CheckpointFile, CheckpointPart, FlatTensors, Level, Metric, PartOf, Recorder};
 
 /// The evaluator stage. Its units are outer iterations.
 pub struct EvaluatorStage {
@@ -53,34 +53,33 @@ impl EvaluatorStage {
         let level1_step = outer.end_step(method.unroll);
         let (theta_layout, head_layout) =
             (method.model.layout(TrainLevel::Pretrain), method.model.layout(TrainLevel::Finetune));
-        check_loss("finetune", level1_step, f.loss)?;
-        check_vector(lane, "finetune", level1_step, "gradient", &f.gradient, head_layout)?;
+        check_loss(TrainLevel::Finetune, level1_step, f.loss)?;
+        check_vector(lane, TrainLevel::Finetune, level1_step, "gradient", &f.gradient, head_layout)?;
         let head = lane.update(&mut self.optimizer, &self.head, &f.gradient, rate).map_err(&failed)?;
 
         let (loss_f, figures_f, gradient_f) = (f.loss, f.figures.clone(), f.gradient.clone());
         let at = Downstream { c: &head, ..at };
         let v = form.direction(lane, &at, f, method.alpha, &noise).map_err(&failed)?;
-        check_loss("mask", level1_step, v.loss)?;
-        check_vector(lane, "mask", level1_step, "w", &v.w, theta_layout)?;
-        check_vector(lane, "mask", level1_step, "v1", &v.v1, theta_layout)?;
+        check_loss(TrainLevel::Mask, level1_step, v.loss)?;
+        check_vector(lane, TrainLevel::Mask, level1_step, "w", &v.w, theta_layout)?;
+        check_vector(lane, TrainLevel::Mask, level1_step, "v1", &v.v1, theta_layout)?;
         if method.metrics_due(level1_step, method.unroll) {
             let mut norm = |vector: &Vector| lane.norm(vector).map_err(&failed);
             let [norm_f, norm_v1, norm_w] = [norm(&gradient_f)?, norm(&v.v1)?, norm(&v.w)?];
-            let (task, split) = (&method.model.task, "finetune");
+            let task = &method.model.task;
             let moment = method.moment(level1_step, Level::Finetune);
-            recorder.metric(moment, "loss", loss_f, split, task.loss_unit());
-            for (figure, value) in task.figures().iter().zip(figures_f) {
-                recorder.metric(moment, figure.name, value, split, figure.unit);
-            }
-            recorder.metric(moment, "lr", rate, split, "1");
-            recorder.metric(moment, "grad_norm", norm_f, split, "1");
-            let moment = method.moment(level1_step, Level::Mask);
-            recorder.metric(moment, "loss", v.loss, "validation", task.loss_unit());
-            for (figure, value) in task.figures().iter().zip(v.figures) {
-                recorder.metric(moment, figure.name, value, "validation", figure.unit);
-            }
-            recorder.metric(moment, "v1_norm", norm_v1, split, "1");
-            recorder.metric(moment, "w_norm", norm_w, "validation", "1");
+            let mut record = |loss: Metric, figure: Metric, value, figures: Vec<f64>| {
+                recorder.figure(moment, loss, loss.name(), value, task.loss_unit());
+                for (kind, value) in task.figures().iter().zip(figures) {
+                    recorder.figure(moment, figure, kind.name, value, kind.unit);
+                }
+            };
+            record(Metric::FinetuneLoss, Metric::FinetuneAccuracy, loss_f, figures_f);
+            record(Metric::ValidationLoss, Metric::ValidationAccuracy, v.loss, v.figures);
+            recorder.metric(moment, Metric::FinetuneRate, rate);
+            recorder.metric(moment, Metric::FinetuneGradientNorm, norm_f);
+            recorder.metric(moment, Metric::V1Norm, norm_v1);
+            recorder.metric(moment, Metric::WNorm, norm_w);
         }
         self.head = head;
         Ok(Direction { snapshot, v1: v.v1, w: v.w })

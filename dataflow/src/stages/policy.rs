@@ -19,7 +19,7 @@ use crate::flow::stop::StopLevel;
 use crate::method::Method;
 use crate::method::batch::Direction;
 use crate::record::statistics::{check_vector, internal};
-use crate::record::{CheckpointFile, CheckpointPart, FlatTensors, Level, PartOf, Recorder};
+use crate::record::{CheckpointFile, CheckpointPart, FlatTensors, Level, Metric, PartOf, Recorder};
 use crate::stages::evaluator::OptionalDirection;
 use crate::stages::score::Shift;
 
@@ -168,21 +168,21 @@ impl Stage for PolicyStage {
         let failed = internal(StageName::Policy);
         let Along { gradient, path_norms } = self.hypergradient(&direction).map_err(&failed)?;
         let layout = self.method.model.layout(TrainLevel::Mask);
-        check_vector(&mut *self.lane, "mask", step, "gradient", &gradient, layout)?;
+        check_vector(&mut *self.lane, TrainLevel::Mask, step, "gradient", &gradient, layout)?;
         let rate = self.method.rate(TrainLevel::Mask, outer.0);
         let phi = self.phi().clone();
         let phi = self.lane.update(&mut self.optimizer, &phi, &gradient, rate).map_err(&failed)?;
         if self.method.metrics_due(step, self.method.unroll) {
             let moment = self.method.moment(step, Level::Mask);
-            let mut metric = |name: &'static str, value| recorder.metric(moment, name, value, "validation", "1");
-            metric("lr", rate);
-            metric("hypergradient_norm", self.lane.norm(&gradient).map_err(&failed)?);
+            let mut metric = |metric, value| recorder.metric(moment, metric, value);
+            metric(Metric::MaskRate, rate);
+            metric(Metric::HypergradientNorm, self.lane.norm(&gradient).map_err(&failed)?);
             if let Some([indirect, direct]) = path_norms {
-                metric("hypergradient_indirect_norm", indirect);
-                metric("hypergradient_direct_norm", direct);
+                metric(Metric::HypergradientIndirectNorm, indirect);
+                metric(Metric::HypergradientDirectNorm, direct);
             }
             if let Some(previous) = &self.previous {
-                metric("hypergradient_cosine", self.lane.cosine(&gradient, previous).map_err(&failed)?);
+                metric(Metric::HypergradientCosine, self.lane.cosine(&gradient, previous).map_err(&failed)?);
             }
         }
         let shift = if self.method.multitask { Some(self.shift(&direction).map_err(&failed)?) } else { None };
