@@ -12,6 +12,7 @@ pub fn normal(rng: &mut ChaCha8Rng) -> f64 {
 }
 
 /// A generator for one named tensor: initial values do not depend on the order in which tensors are made.
+#[must_use]
 pub fn tensor_rng(seed: u64, name: &str) -> ChaCha8Rng {
     // FNV-1a over the name; the generator mixes thoroughly.
     let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));

@@ -24,11 +24,13 @@ pub struct Entry {
 
 impl Entry {
     /// The entry's place in the flat vector.
+    #[must_use]
     pub fn range(&self) -> std::ops::Range<usize> {
         self.offset..self.offset + self.len
     }
 
     /// Whether the tensor is a matrix of a linear layer, as opposed to a bias, a norm's gain, a token or a position embedding.
+    #[must_use]
     pub fn is_matrix(&self) -> bool {
         self.name.ends_with(".weight") && self.shape.len() >= 2
     }
@@ -49,6 +51,7 @@ pub struct Weight {
 
 impl Weight {
     /// The weight's place in the flat vector.
+    #[must_use]
     pub fn range(&self) -> std::ops::Range<usize> {
         self.offset..self.offset + self.len
     }
@@ -91,6 +94,7 @@ pub struct Layout {
 
 impl Layout {
     /// An empty layout for the parameters of `level`, to be filled with [`Layout::add`].
+    #[must_use]
     pub fn new(level: Level) -> Self {
         Layout { level, entries: Vec::new(), len: 0 }
     }
@@ -133,6 +137,7 @@ impl Layout {
     }
 
     /// The entry called `name`.
+    #[must_use]
     pub fn get(&self, name: &str) -> Option<&Entry> {
         self.entries.iter().find(|e| e.name == name)
     }
@@ -145,6 +150,7 @@ impl Layout {
     }
 
     /// Name and offset inside its tensor of the value at `position` of the flat vector.
+    #[must_use]
     pub fn locate(&self, position: usize) -> Option<(&str, usize)> {
         let entry = self.entries.iter().find(|e| e.range().contains(&position))?;
         Some((&entry.name, position - entry.offset))

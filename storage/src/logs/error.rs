@@ -89,6 +89,7 @@ pub enum LogError {
 
 impl LogError {
     /// The exit code of the command line: 65 bad data, 66 no input, 70 internal, 74 I/O, 2 usage.
+    #[must_use]
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::File(error) => error.exit_code(),

@@ -33,6 +33,7 @@ pub enum ExportFormat {
 
 impl ExportFormat {
     /// The ending of its files.
+    #[must_use]
     pub fn extension(self) -> &'static str {
         match self {
             Self::Parquet => "parquet",

@@ -60,16 +60,19 @@ pub struct RepairReport {
 
 impl RepairReport {
     /// Rows recovered from all streams.
+    #[must_use]
     pub fn num_rows(&self) -> u64 {
         self.streams.iter().filter(|s| !s.was_sealed).map(|s| s.num_rows).sum()
     }
 
     /// Whether there was nothing to do.
+    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.streams.is_empty() && self.damaged.is_empty()
     }
 
     /// Bytes lost in all streams.
+    #[must_use]
     pub fn lost_bytes(&self) -> u64 {
         self.streams.iter().map(|s| s.lost_bytes).sum()
     }
@@ -84,6 +87,7 @@ pub struct TruncateReport {
 
 impl TruncateReport {
     /// Rows removed from all tables.
+    #[must_use]
     pub fn num_rows(&self) -> u64 {
         self.tables.iter().map(|(_, rows)| rows).sum()
     }

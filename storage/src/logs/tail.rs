@@ -36,6 +36,7 @@ pub struct Follow {
 
 impl Follow {
     /// Follows `table` from its first row on: the first poll returns all rows so far.
+    #[must_use]
     pub fn from_start(run: &Path, table: Table) -> Self {
         Self { run: run.to_path_buf(), table, number: 0, done: 0, damaged: Vec::new(), named: HashSet::new() }
     }

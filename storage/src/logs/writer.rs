@@ -310,6 +310,7 @@ impl LogWriter {
     }
 
     /// The writer's clock, for the producers of its thread.
+    #[must_use]
     pub fn clock(&self) -> Clock {
         self.clock
     }
@@ -423,6 +424,7 @@ impl LogWriter {
     }
 
     /// Rows of `table` accepted since the writer was opened.
+    #[must_use]
     pub fn num_rows(&self, table: Table) -> u64 {
         self.tables[table.index()].total_rows
     }

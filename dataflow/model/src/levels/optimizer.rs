@@ -38,6 +38,7 @@ pub struct Schedule {
 
 impl Schedule {
     /// Learning rate of step `step`, counted from 0.
+    #[must_use]
     pub fn rate(&self, step: u64) -> f64 {
         if step < self.warmup_steps {
             return self.base * (step + 1) as f64 / self.warmup_steps as f64;
@@ -102,12 +103,14 @@ pub struct AdamW {
 
 impl AdamW {
     /// Fresh state for the weights of `layout`.
+    #[must_use]
     pub fn new(config: AdamWConfig, layout: &SharedLayout) -> Self {
         let zeros = || Vector::from(vec![0.0; layout.len]);
         AdamW { config, step: 0, m: zeros(), v: zeros(), pieces: pieces(&config, layout) }
     }
 
     /// State after `step` steps, with both moments flat.
+    #[must_use]
     pub fn restored(config: AdamWConfig, layout: &SharedLayout, step: u64, m: Vector, v: Vector) -> Self {
         AdamW { config, step, m, v, pieces: pieces(&config, layout) }
     }

@@ -9,6 +9,7 @@ use crate::rng::uniform;
 /// Orders each image's patches by rising key, ties by the lower patch index, so that masks are reproducible.
 ///
 /// `keys` is `[batch, num_patches]`; the `num_visible` lowest stay visible. No gradient passes through the sort.
+#[must_use]
 pub fn order_by_keys(keys: &[f32], num_patches: usize, num_visible: usize) -> Arc<TokenOrder> {
     let batch = keys.len() / num_patches;
     let mut kept = Vec::with_capacity(batch * num_visible);
@@ -51,21 +52,25 @@ pub fn explored_keys(scores: &[f32], num_patches: usize, rule: &MaskRule) -> Vec
 
 impl TokenOrder {
     /// Images in the batch.
+    #[must_use]
     pub fn batch(&self) -> usize {
         self.rank.len() / self.num_patches
     }
 
     /// Masked patches of an image.
+    #[must_use]
     pub fn num_masked(&self) -> usize {
         self.num_patches - self.num_visible
     }
 
     /// Whether the patch at `index` of `[batch, L]` is masked.
+    #[must_use]
     pub fn is_masked(&self, index: usize) -> bool {
         self.rank[index] as usize >= self.num_visible
     }
 
     /// The part of the order that belongs to the images `range`.
+    #[must_use]
     pub fn slice(&self, range: std::ops::Range<usize>) -> Arc<TokenOrder> {
         Arc::new(TokenOrder {
             num_patches: self.num_patches,

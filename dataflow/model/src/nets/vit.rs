@@ -78,6 +78,7 @@ pub struct Vit {
 
 impl Vit {
     /// Lays the weights out for `config`.
+    #[must_use]
     pub fn new(config: &ModelConfig) -> Self {
         let c = config;
         let num_tokens = c.num_patches() + 1;
@@ -117,6 +118,7 @@ impl Vit {
     }
 
     /// Initial values as in MAE: Xavier uniform linear layers with zero biases, sin-cos positions, N(0, 0.02²) tokens.
+    #[must_use]
     pub fn init(&self, seed: u64) -> Buffer {
         let mut values = vec![0.0; self.layout.len];
         for entry in &self.layout.entries {
@@ -138,6 +140,7 @@ impl Vit {
     }
 
     /// Weights of the patch embedding, which the masking network may read.
+    #[must_use]
     pub fn token_weights(&self) -> &TokenWeights {
         &self.tokens
     }

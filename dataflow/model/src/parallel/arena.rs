@@ -42,6 +42,7 @@ fn size_class(len: usize) -> usize {
 
 impl Arena {
     /// An empty arena.
+    #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
@@ -72,6 +73,7 @@ impl Arena {
     }
 
     /// Storage for `len` zeros.
+    #[must_use]
     pub fn zeros(&self, len: usize) -> Buffer {
         let mut buffer = self.take(len);
         buffer.fill(0.0);
@@ -79,6 +81,7 @@ impl Arena {
     }
 
     /// A copy of `values`.
+    #[must_use]
     pub fn copy_of(&self, values: &[f32]) -> Buffer {
         let mut buffer = self.take(values.len());
         buffer.copy_from_slice(values);
@@ -93,6 +96,7 @@ impl Arena {
     }
 
     /// Bytes that were ever requested from the system: constant once training has warmed up.
+    #[must_use]
     pub fn allocated_bytes(&self) -> u64 {
         self.shared.allocated_bytes.load(Ordering::Relaxed)
     }
@@ -109,6 +113,7 @@ pub struct Buffer {
 
 impl Buffer {
     /// A buffer that belongs to no arena.
+    #[must_use]
     pub fn from_vec(storage: Vec<f32>) -> Self {
         let len = storage.len();
         Buffer { storage, start: 0, len, arena: None }

@@ -27,6 +27,7 @@ pub struct Compute {
 }
 
 /// Images of the largest branch of whole grains within `num_images` images, of one grain at least.
+#[must_use]
 pub fn whole_branch(grain: usize, num_images: usize) -> usize {
     let num_grains = (num_images / grain).max(1);
     grain << num_grains.ilog2()
@@ -55,6 +56,7 @@ impl Compute {
     }
 
     /// One thread, for tests and small jobs.
+    #[must_use]
     pub fn serial(grain: usize) -> Self {
         let grain = grain.max(1);
         Compute { pool: None, num_threads: 1, arena: Arena::new(), grain, micro_batch: grain }
@@ -62,36 +64,43 @@ impl Compute {
 
     /// The same threads and memory with micro-batches of at most `num_images` images: the grain times the largest power of two that
     /// fits, at least one grain. This decides how much a thread takes at a time; it never changes a result.
+    #[must_use]
     pub fn with_micro_batch(&self, num_images: usize) -> Self {
         Compute { micro_batch: whole_branch(self.grain, num_images), ..self.clone() }
     }
 
     /// Images of a grain. Changing it changes rounding.
+    #[must_use]
     pub fn grain(&self) -> usize {
         self.grain
     }
 
     /// Images of a micro-batch.
+    #[must_use]
     pub fn micro_batch(&self) -> usize {
         self.micro_batch
     }
 
     /// Threads in use.
+    #[must_use]
     pub fn num_threads(&self) -> usize {
         self.num_threads
     }
 
     /// The micro-batches of a batch, as ranges of images.
+    #[must_use]
     pub fn micro_batches(&self, batch: usize) -> Vec<Range<usize>> {
         (0..batch).step_by(self.micro_batch).map(|start| start..(start + self.micro_batch).min(batch)).collect()
     }
 
     /// The grains of a batch, as ranges of images.
+    #[must_use]
     pub fn grains(&self, batch: usize) -> Vec<Range<usize>> {
         (0..batch).step_by(self.grain).map(|start| start..(start + self.grain).min(batch)).collect()
     }
 
     /// Cuts `len` values into at most 16 pieces of whole cache lines, for sweeps over flat vectors.
+    #[must_use]
     pub fn spans(&self, len: usize) -> Vec<Range<usize>> {
         let piece = len.div_ceil(16).next_multiple_of(1024);
         (0..len).step_by(piece.max(1)).map(|start| start..(start + piece).min(len)).collect()

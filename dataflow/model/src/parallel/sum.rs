@@ -77,6 +77,7 @@ impl Branch {
 
 impl OrderedSum {
     /// A sum of `num` vectors of `len` values.
+    #[must_use]
     pub fn new(arena: &Arena, num: usize, len: usize) -> Self {
         let (branches, total) = (Mutex::default(), Mutex::default());
         OrderedSum { arena: arena.clone(), num, len, branches, total }
