@@ -41,7 +41,8 @@ fn the_arithmetic_of_an_iteration_is_known() {
     }
 }
 
-/// Tensors take no memory from the system after warm-up; what else is allocated is bookkeeping: tapes, orders, small vectors.
+/// Tensors take no memory from the system after warm-up; what else is allocated is bookkeeping: tapes, orders, small
+/// vectors.
 #[test]
 fn nothing_is_allocated_for_tensors_after_warm_up() {
     let _one = COUNTING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);

@@ -1,5 +1,5 @@
-//! A disk that fills, that becomes read-only, and a run directory that is deleted under its run: one clear line, exit code 74, and
-//! what was written before is intact.
+//! A disk that fills, that becomes read-only, and a run directory that is deleted under its run: one clear line, exit
+//! code 74, and what was written before is intact.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

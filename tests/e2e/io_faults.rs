@@ -1,6 +1,6 @@
-//! Input and output that fail at random: a shim before the C library (`tests/faults/shim.c`) fails one call, or all from
-//! one on, of the program's calls on a run directory or a dataset. Every run ends, with the right code, keeps its newest
-//! checkpoint, and goes on to the same bits as the undisturbed one.
+//! Input and output that fail at random: a shim before the C library (`tests/faults/shim.c`) fails one call, or all
+//! from one on, of the program's calls on a run directory or a dataset. Every run ends, with the right code, keeps its
+//! newest checkpoint, and goes on to the same bits as the undisturbed one.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -175,8 +175,8 @@ impl Shim {
     }
 }
 
-/// Judges the end of a process in which faults came to pass: never a panic, a hang or another code than 0 and 74, with one
-/// line; 0 where the fault was none, and a word where something was not written.
+/// Judges the end of a process in which faults came to pass: never a panic, a hang or another code than 0 and 74, with
+/// one line; 0 where the fault was none, and a word where something was not written.
 fn check(what: &str, ended: &Ended, hits: &[Hit], tally: &Tally) {
     let context = || format!("{what}: {hits:?} {ended:#?}");
     assert!(!ended.err.contains("panicked") && !ended.err.contains("internal error"), "{}", context());

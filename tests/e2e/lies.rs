@@ -19,7 +19,8 @@ use crate::place::{Place, fixture};
 /// How long a refusal may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Exit code, stdout and stderr of the program with arguments of any bytes; with `limit` in an address space of so many KiB.
+/// Exit code, stdout and stderr of the program with arguments of any bytes; with `limit` in an address space of so many
+/// KiB.
 fn run(place: &Place, limit: Option<u64>, args: &[&OsStr]) -> (Option<i32>, Vec<u8>, String) {
     let program = env!("CARGO_BIN_EXE_mlomae-under-test");
     let mut command = match limit {

@@ -77,8 +77,8 @@ pub struct Constants<'a> {
     pub form: &'a dyn Hypergradient,
     /// α of the finite differences: the step along v is ε = α/‖v‖₂.
     pub alpha: f64,
-    /// Learning rate of each level by its step, counted from 0 over the run: level-1 steps for level 1, outer iterations
-    /// for levels 2 and 3.
+    /// Learning rate of each level by its step, counted from 0 over the run: level-1 steps for level 1, outer
+    /// iterations for levels 2 and 3.
     pub rates: PerLevel<&'a dyn Fn(u64) -> f64>,
     /// How the batch of a level-1 step, counted from 0 over the run, is masked.
     pub rule: &'a dyn Fn(u64) -> MaskRule,
@@ -113,8 +113,8 @@ pub enum Event<'a> {
     Hypergradient(&'a Along),
 }
 
-/// Outer iteration `outer`, counted from 0: k level-1 steps, then one step of level 2 and one of level 3. Where masks are
-/// not learned, level 1 alone.
+/// Outer iteration `outer`, counted from 0: k level-1 steps, then one step of level 2 and one of level 3. Where masks
+/// are not learned, level 1 alone.
 ///
 /// `see` is called after each part, see [`Event`].
 ///

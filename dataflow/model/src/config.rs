@@ -17,8 +17,8 @@ pub enum PosEmbed {
     Frozen,
 }
 
-/// Shapes of encoder, decoder, masking network and head. The default is the preset `tiny` on 32 × 32 colour images of 10
-/// classes. [`ModelConfig::problems`] says what cannot be built.
+/// Shapes of encoder, decoder, masking network and head. The default is the preset `tiny` on 32 × 32 colour images of
+/// 10 classes. [`ModelConfig::problems`] says what cannot be built.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelConfig {

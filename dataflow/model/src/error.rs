@@ -12,8 +12,8 @@ pub enum ModelError {
         /// What is wrong.
         problem: String,
     },
-    /// A lane was given what it cannot use: a vector in memory of another device or of a wrong length, or a recording of
-    /// another lane or thread.
+    /// A lane was given what it cannot use: a vector in memory of another device or of a wrong length, or a recording
+    /// of another lane or thread.
     #[error("lane {lane}: {problem}")]
     Lane {
         /// The lane's device.

@@ -2,9 +2,9 @@
 //!
 //! A golden file is a safetensors file with initial weights, the batches, and the results of the reference:
 //! `expect.pretrainK.{loss,scores,mask,patch_loss}` and `.grad.NAME`, `expect.finetune.{loss,grad.NAME}`,
-//! `expect.mask.{loss,v_head,v_encoder,indirect,hypergrad_direct,hypergrad_indirect,hypergrad,hypergrad_exact}.NAME` and
-//! `expect.after.{pretrain,finetune,mask}.NAME`. The metadata key `config` has the shapes. Dropout is off, and the masking
-//! network is the published one, which reads the patch embedding.
+//! `expect.mask.{loss,v_head,v_encoder,indirect,hypergrad_direct,hypergrad_indirect,hypergrad,hypergrad_exact}.NAME`
+//! and `expect.after.{pretrain,finetune,mask}.NAME`. The metadata key `config` has the shapes. Dropout is off, and the
+//! masking network is the published one, which reads the patch embedding.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -28,8 +28,8 @@ use crate::parallel::compute::Compute;
 use crate::tasks::Targets;
 use crate::vector::Vector;
 
-/// The `config` metadata of a golden file: shapes as in [`ModelConfig`], the batch size, and the hyperparameters, which all
-/// levels share.
+/// The `config` metadata of a golden file: shapes as in [`ModelConfig`], the batch size, and the hyperparameters, which
+/// all levels share.
 #[derive(Clone, Debug, Deserialize)]
 #[allow(missing_docs)]
 pub struct GoldenConfig {
@@ -101,8 +101,8 @@ impl Golden {
             .map_err(|error| ModelError::Config(format!("golden metadata `config` is not readable: {error}")))
     }
 
-    /// Refuses shapes that contradict the file, before memory is allocated for them (the file is untrusted): it must hold all
-    /// weights several times, a tensor or more for each block, and the images.
+    /// Refuses shapes that contradict the file, before memory is allocated for them (the file is untrusted): it must
+    /// hold all weights several times, a tensor or more for each block, and the images.
     fn check_shapes(&self) -> Result<(), ModelError> {
         let c = &self.config;
         let num_values: usize = self.tensors.values().map(|tensor| tensor.values.len()).sum();
@@ -218,8 +218,8 @@ impl Golden {
         Ok(World { lane: CpuLane::new(Cpu::new(model, compute)), state, x_p, finetune, validation })
     }
 
-    /// Runs one outer iteration with each form of the hypergradient on `num_threads` threads, and compares everything that the
-    /// file expects.
+    /// Runs one outer iteration with each form of the hypergradient on `num_threads` threads, and compares everything
+    /// that the file expects.
     ///
     /// # Errors
     /// When the file lacks a tensor or its shapes do not fit.
@@ -289,8 +289,8 @@ impl Golden {
         Ok(report.checks)
     }
 
-    /// Runs `num_outer` outer iterations with the clean hypergradient, all on the file's batches. `see` gets the result of
-    /// each, and returns whether to continue.
+    /// Runs `num_outer` outer iterations with the clean hypergradient, all on the file's batches. `see` gets the result
+    /// of each, and returns whether to continue.
     ///
     /// # Errors
     /// When the file lacks a tensor or its shapes do not fit.
@@ -433,9 +433,9 @@ impl Report<'_> {
         Ok(expected)
     }
 
-    /// Compares a flat vector as a whole, by the relative error of its norm. Weights after AdamW need this: its first steps
-    /// divide the gradient by its own magnitude, so where the exact gradient is zero (the bias of the attention's keys),
-    /// rounding decides the sign of a full step.
+    /// Compares a flat vector as a whole, by the relative error of its norm. Weights after AdamW need this: its first
+    /// steps divide the gradient by its own magnitude, so where the exact gradient is zero (the bias of the attention's
+    /// keys), rounding decides the sign of a full step.
     fn whole(&mut self, name: &str, layout: &Layout, ours: &Vector, limit: f64) -> Result<(), ModelError> {
         let (ours, expected) = (ours.to_host()?, self.expected(name, layout)?);
         let difference: Vec<f32> = ours.iter().zip(&expected).map(|(a, e)| a - e).collect();
@@ -443,8 +443,8 @@ impl Report<'_> {
         Ok(())
     }
 
-    /// Compares a flat vector tensor by tensor, each by the relative error of its norm; the error of a tensor that is nearly
-    /// zero is relative to the norm of the whole vector.
+    /// Compares a flat vector tensor by tensor, each by the relative error of its norm; the error of a tensor that is
+    /// nearly zero is relative to the norm of the whole vector.
     fn set(&mut self, name: &str, layout: &Layout, ours: &Vector, limit: f64) -> Result<(), ModelError> {
         let (ours, expected) = (ours.to_host()?, self.expected(name, layout)?);
         let floor = 1e-3 * norm(&expected);

@@ -1,5 +1,5 @@
-//! The forms of the hypergradient ∂φ, the gradient of the validation loss L_v for φ through the unrolled steps of levels 1
-//! and 2 (arXiv 2402.18128): how its directions v1 and w are found, and the derivative of L_m along them.
+//! The forms of the hypergradient ∂φ, the gradient of the validation loss L_v for φ through the unrolled steps of
+//! levels 1 and 2 (arXiv 2402.18128): how its directions v1 and w are found, and the derivative of L_m along them.
 //!
 //! ∂φ = D[v1; θ; L_m; φ] + D[w; θ; L_m; φ], with w = ∂L_v/∂θ, v0 = ∂L_v/∂c and v1 = D[v0; c; L_f; θ].
 //! D[v; x; L; y] = (∂L/∂y at x − εv − ∂L/∂y at x + εv) / 2ε, ε = α/‖v‖₂, is the central finite difference of a
@@ -18,25 +18,25 @@ use crate::vector::Vector;
 pub struct Along {
     /// ∂φ, flat, as long as φ.
     pub gradient: Vector,
-    /// ‖D[v1; θ; L_m; φ]‖₂ (the path mask → finetune → pretrain → mask) and ‖D[w; θ; L_m; φ]‖₂ (mask → pretrain → mask),
-    /// where the two are computed one by one.
+    /// ‖D[v1; θ; L_m; φ]‖₂ (the path mask → finetune → pretrain → mask) and ‖D[w; θ; L_m; φ]‖₂ (mask → pretrain →
+    /// mask), where the two are computed one by one.
     pub path_norms: Option<[f64; 2]>,
 }
 
 /// A way to compute the hypergradient, without state: one instance serves all stages and threads.
 ///
-/// Every outer iteration, the level-2 stage calls [`finetune`](Hypergradient::finetune), updates c with its gradient, and
-/// calls [`direction`](Hypergradient::direction) on the same lane and thread, with the same θ and batches. The level-3
-/// stage then calls [`along`](Hypergradient::along), perhaps on another lane of the device and another thread, while level
-/// 2 may already work on the next iteration. All vectors are in memory of the lane's device and are never written: results
-/// are new vectors.
+/// Every outer iteration, the level-2 stage calls [`finetune`](Hypergradient::finetune), updates c with its gradient,
+/// and calls [`direction`](Hypergradient::direction) on the same lane and thread, with the same θ and batches. The
+/// level-3 stage then calls [`along`](Hypergradient::along), perhaps on another lane of the device and another thread,
+/// while level 2 may already work on the next iteration. All vectors are in memory of the lane's device and are never
+/// written: results are new vectors.
 ///
-/// `noise(pass)` is the head's dropout in one pass of the outer iteration, none without dropout. Pass 0 is level 2's own
-/// step; a form numbers its other passes from 1, and calls `noise` once for each pass that has dropout, so that the draws
-/// of two passes are independent.
+/// `noise(pass)` is the head's dropout in one pass of the outer iteration, none without dropout. Pass 0 is level 2's
+/// own step; a form numbers its other passes from 1, and calls `noise` once for each pass that has dropout, so that the
+/// draws of two passes are independent.
 pub trait Hypergradient: Named {
-    /// L_f and its gradient for c on `at.finetune`, at the c before the step. A form that needs the encoder's passes again
-    /// in [`direction`](Hypergradient::direction) returns them in [`FinetuneGradient::recorded`].
+    /// L_f and its gradient for c on `at.finetune`, at the c before the step. A form that needs the encoder's passes
+    /// again in [`direction`](Hypergradient::direction) returns them in [`FinetuneGradient::recorded`].
     ///
     /// # Errors
     /// Any error of the lane.
@@ -61,9 +61,9 @@ pub trait Hypergradient: Named {
         noise: &dyn Fn(u64) -> Option<Noise>,
     ) -> Result<Direction, ModelError>;
 
-    /// ∂φ from v1 and w at `at.theta`, the θ of [`direction`](Hypergradient::direction), and at `at.phi`, the φ that AdamW
-    /// will move. With a policy lag that φ is newer than the one that scored `at.images` in level 1, so the images must be
-    /// scored and masked anew by `at.rule`.
+    /// ∂φ from v1 and w at `at.theta`, the θ of [`direction`](Hypergradient::direction), and at `at.phi`, the φ that
+    /// AdamW will move. With a policy lag that φ is newer than the one that scored `at.images` in level 1, so the
+    /// images must be scored and masked anew by `at.rule`.
     ///
     /// # Errors
     /// Any error of the lane.

@@ -40,8 +40,8 @@ pub fn normals(values: &mut [f32], std: f64, rng: &mut ChaCha8Rng) {
 
 /// The 2-D sin-cos position embedding of MAE (arXiv 2111.06377), `[1 + grid², dim]`, for `dim` a multiple of 4.
 ///
-/// The CLS row is zero. The first half of a patch's row encodes its column, the second half its row; each half is a block
-/// of sines, then a block of cosines, with frequencies 1/10000^(i/(dim/4)), i < dim/4.
+/// The CLS row is zero. The first half of a patch's row encodes its column, the second half its row; each half is a
+/// block of sines, then a block of cosines, with frequencies 1/10000^(i/(dim/4)), i < dim/4.
 pub fn sincos_2d(values: &mut [f32], dim: usize, grid: usize) {
     let quarter = dim / 4;
     values[..dim].fill(0.0);

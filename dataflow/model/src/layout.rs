@@ -1,7 +1,7 @@
 //! Names, shapes and offsets of the tensors in a flat parameter vector.
 //!
-//! Every parameter set (θ encoder and decoder, c head, φ masking network) is one flat `f32` vector, and a tensor is a range
-//! of it. So an optimizer step, a perturbation, a norm or a snapshot is a single sweep.
+//! Every parameter set (θ encoder and decoder, c head, φ masking network) is one flat `f32` vector, and a tensor is a
+//! range of it. So an optimizer step, a perturbation, a norm or a snapshot is a single sweep.
 
 use std::sync::Arc;
 
@@ -29,7 +29,8 @@ impl Entry {
         self.offset..self.offset + self.len
     }
 
-    /// Whether the tensor is a matrix of a linear layer, as opposed to a bias, a norm's gain, a token or a position embedding.
+    /// Whether the tensor is a matrix of a linear layer, as opposed to a bias, a norm's gain, a token or a position
+    /// embedding.
     #[must_use]
     pub fn is_matrix(&self) -> bool {
         self.name.ends_with(".weight") && self.shape.len() >= 2
@@ -115,8 +116,8 @@ impl Layout {
         weight
     }
 
-    /// Appends `NAME.weight` and `NAME.bias` of a linear layer. `shape` is the weight's shape in files, `[outputs, …inputs]`:
-    /// a patch embedding is a convolution there, `[dim, C, P, P]`.
+    /// Appends `NAME.weight` and `NAME.bias` of a linear layer. `shape` is the weight's shape in files, `[outputs,
+    /// …inputs]`: a patch embedding is a convolution there, `[dim, C, P, P]`.
     pub fn linear(&mut self, name: &str, shape: &[usize]) -> LinearWeights {
         let outputs = shape[0];
         let inputs = shape[1..].iter().product();

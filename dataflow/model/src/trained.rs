@@ -50,8 +50,8 @@ pub struct Trained {
 const MICRO_BATCH: usize = 16;
 
 impl Model {
-    /// Opens the model of a checkpoint: a folder `step-…`, `latest`, or a run directory (its newest checkpoint). Features are
-    /// computed on all cores.
+    /// Opens the model of a checkpoint: a folder `step-…`, `latest`, or a run directory (its newest checkpoint).
+    /// Features are computed on all cores.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), mlomae_model::ModelError> {
@@ -63,8 +63,8 @@ impl Model {
     /// ```
     ///
     /// # Errors
-    /// When the checkpoint cannot be read, is damaged or lacks a tensor, or is of an old version that did not store the shapes
-    /// of the networks; when threads cannot be started.
+    /// When the checkpoint cannot be read, is damaged or lacks a tensor, or is of an old version that did not store the
+    /// shapes of the networks; when threads cannot be started.
     pub fn open(path: &Path) -> Result<Trained, ModelError> {
         let refused = |problem: String| ModelError::Checkpoint { path: path.display().to_string(), problem };
         let folder = checkpoint::resolve(path).map_err(|error| refused(error.to_string()))?;

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use crate::error::ModelError;
 use crate::parallel::arena::{Buffer, Params};
 
-/// A flat vector in memory of a device other than the host, of a type that the device's lanes know. Immutable once it is in a
-/// [`Vector`]; dropping it frees the memory.
+/// A flat vector in memory of a device other than the host, of a type that the device's lanes know. Immutable once it
+/// is in a [`Vector`]; dropping it frees the memory.
 pub trait DeviceMemory: Any + Send + Sync + fmt::Debug {
     /// Number of values.
     fn len(&self) -> usize;
@@ -28,7 +28,8 @@ pub trait DeviceMemory: Any + Send + Sync + fmt::Debug {
     fn as_any(&self) -> &dyn Any;
 }
 
-/// A flat vector of `f32`, in host memory or in a device's. Cloning shares the values, which are never changed while shared.
+/// A flat vector of `f32`, in host memory or in a device's. Cloning shares the values, which are never changed while
+/// shared.
 #[derive(Clone, Debug)]
 pub struct Vector(Memory);
 

@@ -43,12 +43,13 @@ struct Case<'a> {
     /// Whether the operation takes its inputs as constants.
     is_constant: bool,
     fused: &'a dyn Fn(&mut DfdxCpu, &[CpuTensor]) -> CpuTensor,
-    /// Takes the inputs and the tensor of each layout entry as `[rows, columns]` (vectors as one row); returns the output.
+    /// Takes the inputs and the tensor of each layout entry as `[rows, columns]` (vectors as one row); returns the
+    /// output.
     stock: Stock<'a>,
 }
 
-/// The inputs as weights of another level, since the engine has gradients of weights alone: an input x `[rows, columns]` is
-/// I·Wᵀ with W = xᵀ, and its gradient is that of W, transposed.
+/// The inputs as weights of another level, since the engine has gradients of weights alone: an input x `[rows,
+/// columns]` is I·Wᵀ with W = xᵀ, and its gradient is that of W, transposed.
 struct Inputs {
     layout: Layout,
     layers: Vec<LinearWeights>,
@@ -199,7 +200,8 @@ fn stock_linear(
 }
 
 /// dfdx's exact GELU with a correct derivative: that of dfdx 0.13 lacks a factor 1/√2 in its second term (as the finite
-/// differences show). So the tape gets the tangent, value + slope·(x − constant), with Φ(x) = gelu(x)/x from dfdx's value.
+/// differences show). So the tape gets the tangent, value + slope·(x − constant), with Φ(x) = gelu(x)/x from dfdx's
+/// value.
 fn stock_gelu(x: Taped<(usize, usize)>) -> Taped<(usize, usize)> {
     let (dev, shape) = (Cpu::default(), *x.shape());
     let (x, tape) = x.split_tape();

@@ -60,8 +60,8 @@ fn a_changed_weight_or_expectation_is_noticed() {
     }
 }
 
-/// One line for each outer iteration, all on the file's batches, by float64 PyTorch: pretrain0 loss, mean score, pretrain1
-/// loss, mean score, finetune loss, mask loss, norm of the hypergradient.
+/// One line for each outer iteration, all on the file's batches, by float64 PyTorch: pretrain0 loss, mean score,
+/// pretrain1 loss, mean score, finetune loss, mask loss, norm of the hypergradient.
 fn expected_trajectory(name: &str) -> Vec<Vec<f64>> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/golden").join(name);
     let text = std::fs::read_to_string(path).unwrap();

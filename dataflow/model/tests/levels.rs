@@ -68,8 +68,8 @@ struct World {
 
 const BATCH: usize = 6;
 
-/// Smaller than the published 0.01, which leaves an O(ε²) error of 1e-3 on these small random networks, and small enough
-/// that no mask flips between θ − εv and θ + εv: there L_m jumps, and no finite difference converges.
+/// Smaller than the published 0.01, which leaves an O(ε²) error of 1e-3 on these small random networks, and small
+/// enough that no mask flips between θ − εv and θ + εv: there L_m jumps, and no finite difference converges.
 fn alpha(config: &ModelConfig) -> f64 {
     match (config.masking.name(), config.mask_input) {
         ("token-mlp", MaskInput::Embedding) => 0.001,
@@ -108,7 +108,8 @@ fn relative(a: &[f32], b: &[f32]) -> f64 {
     difference / norm(b.iter().map(|&b| f64::from(b)).collect())
 }
 
-/// The results of one outer iteration: level-1 gradient, [v1, w], and the hypergradient by the clean and the published passes.
+/// The results of one outer iteration: level-1 gradient, [v1, w], and the hypergradient by the clean and the published
+/// passes.
 fn iterate(world: &World, cpu: &Cpu, explore: f64) -> (Buffer, [Buffer; 2], [Vec<f32>; 2]) {
     let World { model, theta, head, phi, x, y } = world;
     let alpha = alpha(&model.config);

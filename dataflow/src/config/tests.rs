@@ -249,7 +249,8 @@ fn nothing_is_deep_enough_to_overflow_the_stack() {
         format!("x={}", "{a=".repeat(many)),
         format!("x={{{}a=1}}", "a.".repeat(many)),
         format!("x={}1{}", "[".repeat(70), "]".repeat(70)),
-        // The parser's own bounds multiplied make some thousand levels, which the stack of the main thread has room for.
+        // The parser's own bounds multiplied make some thousand levels, which the stack of the main thread has room
+        // for.
         format!("x={}1{}", format!("{{{}a=", "a.".repeat(20)).repeat(20), "}".repeat(20)),
     ];
     for setting in &settings {

@@ -103,7 +103,8 @@ pub fn read_flat(
     Ok(values.into())
 }
 
-/// As [`read_flat`], of what a checkpoint need not have: none if there is no tensor of it at all. A part of it is an error.
+/// As [`read_flat`], of what a checkpoint need not have: none if there is no tensor of it at all. A part of it is an
+/// error.
 ///
 /// # Errors
 /// As [`read_flat`].
@@ -193,7 +194,8 @@ impl TrainState {
             None => MaskHistory::default(),
         };
         let mut policies = VecDeque::new();
-        // As many versions as this run's lag can ask for; before outer iteration 0 there is nothing older than the first.
+        // As many versions as this run's lag can ask for; before outer iteration 0 there is nothing older than the
+        // first.
         let num_versions = outer.min(method.lag) + 1;
         for age in 0..usize::try_from(num_versions).unwrap_or(usize::MAX) {
             let shift = if method.multitask && outer > age as u64 {

@@ -1,10 +1,10 @@
 //! The engine: a small set of fused differentiable operations in which encoder and decoder are written once.
 //! (Masking networks and heads have gradients written by hand instead.)
 //!
-//! [`Engine`] has the operations alone, over tensors, parameter vectors and token orders of its own, in whatever memory.
-//! [`HostIo`] moves values to and from host memory, and [`Tape`] is reverse-mode differentiation. They are separate
-//! traits so that the same network code can run on another autograd tape, on a device whose values never visit the host,
-//! or in forward mode (dual numbers).
+//! [`Engine`] has the operations alone, over tensors, parameter vectors and token orders of its own, in whatever
+//! memory. [`HostIo`] moves values to and from host memory, and [`Tape`] is reverse-mode differentiation. They are
+//! separate traits so that the same network code can run on another autograd tape, on a device whose values never visit
+//! the host, or in forward mode (dual numbers).
 //!
 //! A linear layer forward and backward on the CPU:
 //!

@@ -32,8 +32,8 @@ pub struct TokenOrder {
     pub num_visible: usize,
     /// `[batch, visible]`: the index of the patch at each place of the encoder's input (after CLS).
     pub kept: Vec<u32>,
-    /// `[batch, L]`: the rank of each patch in its image, the inverse of `kept`. A patch is visible when its rank is below
-    /// `num_visible`.
+    /// `[batch, L]`: the rank of each patch in its image, the inverse of `kept`. A patch is visible when its rank is
+    /// below `num_visible`.
     pub rank: Vec<u32>,
 }
 
@@ -43,8 +43,8 @@ pub type Gradients = PerLevel<Option<Buffer>>;
 /// Fused differentiable operations over row-major matrices.
 ///
 /// A tensor is `[rows, columns]`; the tokens of a batch are its rows, image after image. Parameters are found by
-/// [`Engine::bind`], which must come before the first operation that uses a weight of that level. Shapes that do not fit
-/// are bugs of the caller: an engine may panic.
+/// [`Engine::bind`], which must come before the first operation that uses a weight of that level. Shapes that do not
+/// fit are bugs of the caller: an engine may panic.
 pub trait Engine {
     /// A value, and where it is recorded its node on the tape. Cloning shares both.
     type Tensor: Clone;
@@ -72,8 +72,8 @@ pub trait Engine {
     /// `residual + x·Wᵀ + b`.
     fn linear_add(&mut self, x: &Self::Tensor, w: &LinearWeights, residual: &Self::Tensor) -> Self::Tensor;
 
-    /// `residual + fc2(gelu(fc1(x)))`: the MLP of a transformer block. An engine may store less for the backward pass than
-    /// for the two layers one by one (recomputation).
+    /// `residual + fc2(gelu(fc1(x)))`: the MLP of a transformer block. An engine may store less for the backward pass
+    /// than for the two layers one by one (recomputation).
     fn mlp(
         &mut self,
         x: &Self::Tensor,
@@ -92,8 +92,8 @@ pub trait Engine {
     /// `[batch·queries, heads·head_dim]`, for the first `shape.queries` tokens of each image.
     fn attention(&mut self, qkv: &Self::Tensor, shape: &AttentionShape) -> Self::Tensor;
 
-    /// The encoder's input `[batch·(1+n), dim]`: CLS token, then the embeddings with positions of n patches. `patches` is
-    /// `[batch·L, values]` and gets no gradient; `order` picks the n visible ones, without it n = L.
+    /// The encoder's input `[batch·(1+n), dim]`: CLS token, then the embeddings with positions of n patches. `patches`
+    /// is `[batch·L, values]` and gets no gradient; `order` picks the n visible ones, without it n = L.
     fn tokens(
         &mut self,
         patches: &Self::Tensor,
@@ -108,8 +108,8 @@ pub trait Engine {
     /// All rows but the first of every `period`: the patch rows `[batch·L, dim]` of `[batch·(1+L), dim]`.
     fn rest_rows(&mut self, x: &Self::Tensor, period: usize) -> Self::Tensor;
 
-    /// The decoder's input `[batch·(1+L), dim]` from `[batch·(1+visible), dim]`: visible tokens go back to their places, the mask
-    /// token fills the others, and the position embedding `[1+L, dim]` is added.
+    /// The decoder's input `[batch·(1+L), dim]` from `[batch·(1+visible), dim]`: visible tokens go back to their
+    /// places, the mask token fills the others, and the position embedding `[1+L, dim]` is added.
     fn unshuffle(&mut self, x: &Self::Tensor, order: &Self::Order, mask_token: &Weight, pos: &Weight) -> Self::Tensor;
 
     /// Mean squared error of each row against the constant `target`: `[rows, n]` → `[rows, 1]`.
@@ -127,9 +127,9 @@ pub trait HostIo: Engine {
 
 /// An autograd tape: reverse-mode differentiation of the recorded operations.
 pub trait Tape: Engine {
-    /// Runs the tape backward from outputs with their cotangents (`dL/d output`, of the output's shape), and returns the
-    /// gradients of the parameters that were bound with one, zero where no operation used a weight. Afterwards the tape is
-    /// empty, and parameters must be bound again before the next recorded pass.
+    /// Runs the tape backward from outputs with their cotangents (`dL/d output`, of the output's shape), and returns
+    /// the gradients of the parameters that were bound with one, zero where no operation used a weight. Afterwards the
+    /// tape is empty, and parameters must be bound again before the next recorded pass.
     ///
     /// # Errors
     /// When an operation of the tape fails.

@@ -213,9 +213,9 @@ impl Device for Cpus {
         None
     }
 
-    /// Where the levels take turns they share one thread pool, as large as the largest; otherwise each has its own. Level 1
-    /// waits for scores that read the newest θ, so the scorer shares its pool; other scores run ahead on one thread.
-    /// Results depend on neither.
+    /// Where the levels take turns they share one thread pool, as large as the largest; otherwise each has its own.
+    /// Level 1 waits for scores that read the newest θ, so the scorer shares its pool; other scores run ahead on one
+    /// thread. Results depend on neither.
     fn lanes(&self, spec: &LanesSpec) -> Result<Lanes, ModelError> {
         let compute = |num_threads: usize| Compute::new(num_threads, spec.grain, spec.arena.clone());
         let sizes = [spec.pretrain, spec.finetune, spec.mask];

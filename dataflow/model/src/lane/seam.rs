@@ -17,7 +17,8 @@ use crate::vector::Vector;
 pub struct LabelledImages<'a> {
     /// Normalised images `[batch, C, H, W]`; of several ranks, those of this rank.
     pub images: &'a Vector,
-    /// The targets of these images, in host memory; of several ranks, the targets of all ranks' images in order of rank.
+    /// The targets of these images, in host memory; of several ranks, the targets of all ranks' images in order of
+    /// rank.
     pub targets: &'a Targets,
 }
 
@@ -28,8 +29,8 @@ pub struct PretrainGradient {
     pub loss: f64,
     /// ∂L_m/∂θ, flat over θ, zero on frozen weights.
     pub gradient: Vector,
-    /// Patch losses ℓ `[batch, L]`, of masked and visible patches: the mean squared error of each patch, in units of the
-    /// normalised target.
+    /// Patch losses ℓ `[batch, L]`, of masked and visible patches: the mean squared error of each patch, in units of
+    /// the normalised target.
     pub patch_loss: Vector,
 }
 
@@ -46,8 +47,8 @@ pub struct FinetuneGradient {
     pub recorded: Option<Recording>,
 }
 
-/// Recorded encoder passes over the finetune batch (an autograd tape), of a type that only the lane knows which made them.
-/// That lane runs them backward, in [`Lane::direction`]; dropping frees their memory.
+/// Recorded encoder passes over the finetune batch (an autograd tape), of a type that only the lane knows which made
+/// them. That lane runs them backward, in [`Lane::direction`]; dropping frees their memory.
 pub struct Recording(pub Box<dyn std::any::Any + Send>);
 
 impl fmt::Debug for Recording {
@@ -99,17 +100,18 @@ pub struct Upstream<'a> {
 
 /// One stage's handle to a device.
 ///
-/// - **Memory.** Every [`Vector`] argument must be in memory of the lane's device, see [`Lane::upload`]; vectors of one lane
-///   may be passed to every other lane of the device. Arguments are shared snapshots and must never be written: a result
-///   is a new vector. Losses, figures, [`Scored`] and v0 are in host memory.
-/// - **Threads.** A lane is used by one thread at a time, and may move to another between calls, with one exception: see
-///   [`Lane::direction`]. Different lanes may run at the same time, and wait for each other where they share threads.
-/// - **Order.** A call may return before the device has finished a vector; whatever reads the vector later, on any lane or
-///   by [`Vector::to_host`], must then wait for it.
+/// - **Memory.** Every [`Vector`] argument must be in memory of the lane's device, see [`Lane::upload`]; vectors of one
+///   lane may be passed to every other lane of the device. Arguments are shared snapshots and must never be written: a
+///   result is a new vector. Losses, figures, [`Scored`] and v0 are in host memory.
+/// - **Threads.** A lane is used by one thread at a time, and may move to another between calls, with one exception:
+///   see [`Lane::direction`]. Different lanes may run at the same time, and wait for each other where they share
+///   threads.
+/// - **Order.** A call may return before the device has finished a vector; whatever reads the vector later, on any lane
+///   or by [`Vector::to_host`], must then wait for it.
 /// - **Results** depend on the arguments alone, to the bit: not on threads, micro-batches ([`LaneSize`]) or timing.
-/// - **Errors.** Besides those named, any method may fail with [`ModelError::Lane`] when the device fails, is out of memory,
-///   or an argument is in memory of another device, and with the error of a [`Collective`] when another rank is gone.
-///   Lengths that do not fit the networks are bugs of the caller: a lane may panic.
+/// - **Errors.** Besides those named, any method may fail with [`ModelError::Lane`] when the device fails, is out of
+///   memory, or an argument is in memory of another device, and with the error of a [`Collective`] when another rank is
+///   gone. Lengths that do not fit the networks are bugs of the caller: a lane may panic.
 ///
 /// [`Collective`]: crate::parallel::collective::Collective
 pub trait Lane: Send + fmt::Debug {
@@ -126,8 +128,9 @@ pub trait Lane: Send + fmt::Debug {
     /// When the device fails or lacks memory.
     fn upload(&self, vector: &Vector) -> Result<Vector, ModelError>;
 
-    /// Scores images `[batch, C, H, W]` at φ (where masks are learned) and masks them by `rule`. θ may be left out unless
-    /// [`Masking::needs`](crate::masking::Masking::needs) is [`Needs::Embedding`](crate::masking::Needs::Embedding).
+    /// Scores images `[batch, C, H, W]` at φ (where masks are learned) and masks them by `rule`. θ may be left out
+    /// unless [`Masking::needs`](crate::masking::Masking::needs) is
+    /// [`Needs::Embedding`](crate::masking::Needs::Embedding).
     ///
     /// The result is in host memory: it goes to another stage, whose lane may have other micro-batches.
     ///
@@ -141,8 +144,8 @@ pub trait Lane: Send + fmt::Debug {
         rule: &MaskRule,
     ) -> Result<Scored, ModelError>;
 
-    /// L_m and ∂L_m/∂θ on the images `[batch, C, H, W]` that `scored` was made of, at the same φ. Where the masking network
-    /// reads the patch embedding, the gradient has a second part, through the scores p.
+    /// L_m and ∂L_m/∂θ on the images `[batch, C, H, W]` that `scored` was made of, at the same φ. Where the masking
+    /// network reads the patch embedding, the gradient has a second part, through the scores p.
     ///
     /// # Errors
     /// When the device fails, or the batch has no image.
@@ -154,8 +157,8 @@ pub trait Lane: Send + fmt::Debug {
         scored: &Scored,
     ) -> Result<PretrainGradient, ModelError>;
 
-    /// L_f and ∂L_f/∂c on `at.finetune`, θ frozen (`at.validation` is not read). `noise` is the head's dropout. With `keep`
-    /// the encoder's passes are recorded for [`Lane::direction`], so that it needs no second forward pass.
+    /// L_f and ∂L_f/∂c on `at.finetune`, θ frozen (`at.validation` is not read). `noise` is the head's dropout. With
+    /// `keep` the encoder's passes are recorded for [`Lane::direction`], so that it needs no second forward pass.
     ///
     /// # Errors
     /// When the device fails, or targets are not those of the task.
@@ -166,11 +169,12 @@ pub trait Lane: Send + fmt::Debug {
         keep: bool,
     ) -> Result<FinetuneGradient, ModelError>;
 
-    /// L_v, v0, v1 and w at the updated c, `at.c`, without dropout: v1 by one backward pass over what [`Lane::finetune`]
-    /// recorded on this lane with the same θ and finetune batch, w by a pass over `at.validation`. The step of the
-    /// difference over c is ε = `alpha`/‖v0‖₂.
+    /// L_v, v0, v1 and w at the updated c, `at.c`, without dropout: v1 by one backward pass over what
+    /// [`Lane::finetune`] recorded on this lane with the same θ and finetune batch, w by a pass over `at.validation`.
+    /// The step of the difference over c is ε = `alpha`/‖v0‖₂.
     ///
-    /// On the CPU without a thread pool it must be called on the thread that called [`Lane::finetune`], where the tapes are.
+    /// On the CPU without a thread pool it must be called on the thread that called [`Lane::finetune`], where the tapes
+    /// are.
     ///
     /// # Errors
     /// When the device fails, targets are not those of the task, or the recording is of another lane or thread.
@@ -188,16 +192,17 @@ pub trait Lane: Send + fmt::Debug {
         noise: &dyn Fn(u64) -> Option<Noise>,
     ) -> Result<Direction, ModelError>;
 
-    /// D[v; θ; L_m; φ] (see [`hypergradient`](crate::hypergradient)) at `at`, flat over φ, with ε = `alpha`/‖v‖₂; zero for
-    /// v = 0. v is flat over θ and zero on the decoder. The images are scored and masked anew at θ − εv and at θ + εv.
+    /// D[v; θ; L_m; φ] (see [`hypergradient`](crate::hypergradient)) at `at`, flat over φ, with ε = `alpha`/‖v‖₂; zero
+    /// for v = 0. v is flat over θ and zero on the decoder. The images are scored and masked anew at θ − εv and at θ +
+    /// εv.
     ///
     /// # Errors
     /// When the device fails.
     fn difference(&mut self, at: &Upstream<'_>, v: &Vector, alpha: f64) -> Result<Vector, ModelError>;
 
-    /// One AdamW step with learning rate `rate`: the new values of a parameter set, in a vector of their own, so that the
-    /// old ones stay a snapshot. Advances the moments and the step of `adamw`, whose moments must be in memory of the
-    /// device. Frozen weights keep their values.
+    /// One AdamW step with learning rate `rate`: the new values of a parameter set, in a vector of their own, so that
+    /// the old ones stay a snapshot. Advances the moments and the step of `adamw`, whose moments must be in memory of
+    /// the device. Frozen weights keep their values.
     ///
     /// # Errors
     /// When the device fails.
@@ -217,8 +222,8 @@ pub trait Lane: Send + fmt::Debug {
     fn patch_losses(&mut self, theta: &Vector, images: &Vector, scored: &Scored) -> Result<Vector, ModelError>;
 
     /// Reconstructed patches `[batch·L, P·P·C]` of images `[batch, C, H, W]` under the masks of `scored`, for pictures.
-    /// Values have the order (row, column, channel), and units of the normalised target: each patch less its mean, divided
-    /// by its standard deviation.
+    /// Values have the order (row, column, channel), and units of the normalised target: each patch less its mean,
+    /// divided by its standard deviation.
     ///
     /// # Errors
     /// When the device fails.
@@ -267,8 +272,8 @@ pub trait Lane: Send + fmt::Debug {
     /// When the device fails.
     fn first_non_finite(&mut self, x: &Vector) -> Result<Option<(usize, f32)>, ModelError>;
 
-    /// Bytes that the lane's memory pool has ever taken from the system, constant once training has warmed up. Lanes of a
-    /// run may share one pool, and then report the same bytes.
+    /// Bytes that the lane's memory pool has ever taken from the system, constant once training has warmed up. Lanes of
+    /// a run may share one pool, and then report the same bytes.
     fn allocated_bytes(&self) -> u64;
 }
 

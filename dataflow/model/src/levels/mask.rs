@@ -29,10 +29,10 @@ pub struct Direction {
 
 /// v1 and w from one encoder pass over each batch.
 ///
-/// z_f is what the head reads of the encoder on batch F, δ± = ∂L_f/∂z_f at c ± εv0. The encoder does not depend on c, and a
-/// backward pass is linear in its cotangent: so one backward pass from (δ₋ − δ₊)/2ε, over what level 2 has recorded, gives
-/// the same difference v1 as one backward pass for each sign. Validation takes one forward and one backward pass. There is
-/// no dropout.
+/// z_f is what the head reads of the encoder on batch F, δ± = ∂L_f/∂z_f at c ± εv0. The encoder does not depend on c,
+/// and a backward pass is linear in its cotangent: so one backward pass from (δ₋ − δ₊)/2ε, over what level 2 has
+/// recorded, gives the same difference v1 as one backward pass for each sign. Validation takes one forward and one
+/// backward pass. There is no dropout.
 ///
 /// # Errors
 /// When the engine fails, targets are not those of the task, `recorded` is of another thread (see

@@ -1,5 +1,5 @@
-//! The three levels of MLO-MAE (arXiv 2402.18128) on the CPU, as plain functions of tensors: they know no channel, no actor
-//! and no file.
+//! The three levels of MLO-MAE (arXiv 2402.18128) on the CPU, as plain functions of tensors: they know no channel, no
+//! actor and no file.
 //!
 //! | level | variable | loss |
 //! |---|---|---|
@@ -7,8 +7,8 @@
 //! | 2 [`finetune`] | c | L_f, the task loss of the head on E_θ(x), θ frozen |
 //! | 3 [`mask`] | φ | L_v, the same task loss on validation data at θ*(φ), c*(θ*) |
 //!
-//! m is the mask (1 for masked patches), p a patch's score, ℓ its reconstruction loss. [`algorithm`](crate::algorithm) puts
-//! the levels together; [`score`] comes before level 1, [`optimizer`] after each.
+//! m is the mask (1 for masked patches), p a patch's score, ℓ its reconstruction loss. [`algorithm`](crate::algorithm)
+//! puts the levels together; [`score`] comes before level 1, [`optimizer`] after each.
 
 pub mod finetune;
 pub mod mask;

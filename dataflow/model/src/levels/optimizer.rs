@@ -122,8 +122,8 @@ impl AdamW {
         AdamW { m, v, ..self }
     }
 
-    /// One step with learning rate `rate` on the CPU. The new values are in a buffer of their own, so that the old ones stay
-    /// a snapshot for whoever shares them.
+    /// One step with learning rate `rate` on the CPU. The new values are in a buffer of their own, so that the old ones
+    /// stay a snapshot for whoever shares them.
     ///
     /// # Errors
     /// When the moments are not in host memory.

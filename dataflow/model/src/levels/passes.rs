@@ -1,5 +1,5 @@
-//! Encoder passes over a batch for the downstream task. They are recorded: the cotangents at their outputs depend on the
-//! whole batch, so all micro-batches run forward before the first runs backward.
+//! Encoder passes over a batch for the downstream task. They are recorded: the cotangents at their outputs depend on
+//! the whole batch, so all micro-batches run forward before the first runs backward.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -160,8 +160,8 @@ impl Passes {
         pass.engine.backward(cotangents.collect()).map(drop)
     }
 
-    /// The sum of the gradients of all micro-batches and ranks, flat over θ, zero on the decoder and on frozen weights; empty
-    /// for a batch without images.
+    /// The sum of the gradients of all micro-batches and ranks, flat over θ, zero on the decoder and on frozen weights;
+    /// empty for a batch without images.
     ///
     /// # Errors
     /// When another rank is gone.
@@ -173,7 +173,8 @@ impl Passes {
         Ok(gradient)
     }
 
-    /// The taps of the whole batch over all ranks, from the values that [`Passes::forward`] returned for each micro-batch.
+    /// The taps of the whole batch over all ranks, from the values that [`Passes::forward`] returned for each
+    /// micro-batch.
     ///
     /// # Errors
     /// When another rank is gone.

@@ -114,8 +114,9 @@ pub fn gradient(
     Ok(Gradient { loss: masked_loss(&all_losses, &all_weights, num_masked), gradient, patch_loss })
 }
 
-/// ℓ `[images·L, 1]` of images `[images, C, H, W]`: the mean squared error of the decoder's prediction against the normalised
-/// target (each patch less its mean, divided by its standard deviation), whose values have the order (row, column, channel).
+/// ℓ `[images·L, 1]` of images `[images, C, H, W]`: the mean squared error of the decoder's prediction against the
+/// normalised target (each patch less its mean, divided by its standard deviation), whose values have the order (row,
+/// column, channel).
 fn patch_loss(
     cpu: &Cpu,
     e: &mut DfdxCpu,

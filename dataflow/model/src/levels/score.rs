@@ -43,8 +43,8 @@ pub fn embedding(cpu: &Cpu, theta: &[f32], images: &[f32]) -> Arc<Buffer> {
     Arc::new(embedding)
 }
 
-/// Scores images `[batch, C, H, W]` at φ (where masks are learned) and masks them by `rule`. θ may be left out unless the
-/// masking reads the patch embedding.
+/// Scores images `[batch, C, H, W]` at φ (where masks are learned) and masks them by `rule`. θ may be left out unless
+/// the masking reads the patch embedding.
 ///
 /// # Errors
 /// When a θ that is needed is not given.

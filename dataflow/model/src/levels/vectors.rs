@@ -1,5 +1,5 @@
-//! Linear algebra on flat vectors. Vectors over θ and φ are `f32` and swept by several threads; those over c are small, and
-//! `f64` (`_wide`).
+//! Linear algebra on flat vectors. Vectors over θ and φ are `f32` and swept by several threads; those over c are small,
+//! and `f64` (`_wide`).
 
 use std::sync::Arc;
 

@@ -1,8 +1,8 @@
 //! The published masking network (arXiv 2402.18128): Linear(L·D, hidden) → ReLU → Linear(hidden, L) → sigmoid, over the
 //! flattened patches.
 //!
-//! It runs on whole batches, not on micro-batches: at paper scale its first layer has a hundred million weights, which are
-//! then read once a batch. Threads share the layer by hidden units (tensor parallelism).
+//! It runs on whole batches, not on micro-batches: at paper scale its first layer has a hundred million weights, which
+//! are then read once a batch. Threads share the layer by hidden units (tensor parallelism).
 
 use std::sync::Arc;
 

@@ -33,8 +33,8 @@ pub enum Needs {
     Nothing,
     /// The patches' pixels, `[batch, L, C·P·P]`.
     Pixels,
-    /// The autoencoder's patch embedding with positions, `[batch, L, dim]`: scoring needs the newest θ, and ∂L_m/∂θ has a part
-    /// through p.
+    /// The autoencoder's patch embedding with positions, `[batch, L, dim]`: scoring needs the newest θ, and ∂L_m/∂θ has
+    /// a part through p.
     Embedding,
 }
 
@@ -67,8 +67,9 @@ pub struct Trace {
     pub scores: Arc<Buffer>,
     /// The input of [`Masking::forward`], `[batch, L, features]`.
     pub input: Arc<Buffer>,
-    /// Activations of the hidden layers, in an order of the masking's own. They may be cut by grain, but never by micro-batch:
-    /// the stage that runs the backward pass may have other micro-batches than the one that made the trace.
+    /// Activations of the hidden layers, in an order of the masking's own. They may be cut by grain, but never by
+    /// micro-batch: the stage that runs the backward pass may have other micro-batches than the one that made the
+    /// trace.
     pub hidden: Vec<Arc<Buffer>>,
     /// Number of images.
     pub batch: usize,
@@ -76,18 +77,18 @@ pub struct Trace {
 
 /// A way to mask patches, without mutable state: one instance serves all stages and threads at once.
 ///
-/// A masking that learns nothing implements [`needs`](Masking::needs) and [`keys`](Masking::keys) alone. One that learns
-/// implements all methods. Its methods compute on whole batches in host memory, may use the threads of `compute`, and must
-/// give the same bits for any number of threads and any micro-batch: cut work by [`Compute::grains`] or by something that
-/// does not depend on `compute`, and sum with [`Tree`](crate::parallel::sum::Tree) or
-/// [`OrderedSum`](crate::parallel::sum::OrderedSum).
+/// A masking that learns nothing implements [`needs`](Masking::needs) and [`keys`](Masking::keys) alone. One that
+/// learns implements all methods. Its methods compute on whole batches in host memory, may use the threads of
+/// `compute`, and must give the same bits for any number of threads and any micro-batch: cut work by
+/// [`Compute::grains`] or by something that does not depend on `compute`, and sum with
+/// [`Tree`](crate::parallel::sum::Tree) or [`OrderedSum`](crate::parallel::sum::OrderedSum).
 pub trait Masking: Send + Sync + fmt::Debug {
     /// What it reads, the same in every call; [`Needs::Nothing`] if and only if nothing is learned.
     fn needs(&self) -> Needs;
 
-    /// Keys `[num_images, L]` for [`order_by_keys`](super::order::order_by_keys): of each image the patches with the lowest keys
-    /// stay visible. `scores` `[num_images, L]` are those of [`Masking::forward`], none where nothing is learned. Random
-    /// draws must come from [`MaskRule::rng`]: the same batch is masked again in other stages.
+    /// Keys `[num_images, L]` for [`order_by_keys`](super::order::order_by_keys): of each image the patches with the
+    /// lowest keys stay visible. `scores` `[num_images, L]` are those of [`Masking::forward`], none where nothing is
+    /// learned. Random draws must come from [`MaskRule::rng`]: the same batch is masked again in other stages.
     fn keys(&self, num_images: usize, scores: Option<&[f32]>, rule: &MaskRule) -> Vec<f32>;
 
     /// Names and shapes of φ, a layout of [`Level::Mask`](crate::Level::Mask); none where nothing is learned.
@@ -110,9 +111,9 @@ pub trait Masking: Send + Sync + fmt::Debug {
         None
     }
 
-    /// The backward pass from `dscores` = ∂F/∂p `[batch, L]` of a scalar F. Adds ∂F/∂φ to `dphi` if it is given, and returns
-    /// ∂F/∂input `[batch, L, features]` with `want_input`. `phi` is that of the forward pass which made `trace`; it may have
-    /// been run by another stage, with other threads and micro-batches.
+    /// The backward pass from `dscores` = ∂F/∂p `[batch, L]` of a scalar F. Adds ∂F/∂φ to `dphi` if it is given, and
+    /// returns ∂F/∂input `[batch, L, features]` with `want_input`. `phi` is that of the forward pass which made
+    /// `trace`; it may have been run by another stage, with other threads and micro-batches.
     fn backward(
         &self,
         _compute: &Compute,

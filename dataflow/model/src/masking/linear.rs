@@ -1,5 +1,5 @@
-//! Linear layers of the masking networks, with gradients by hand. The wide layer of the flat network is cut by hidden units
-//! or by inputs, not by images: so threads need no copy of its gradient each, which is as large as its weights.
+//! Linear layers of the masking networks, with gradients by hand. The wide layer of the flat network is cut by hidden
+//! units or by inputs, not by images: so threads need no copy of its gradient each, which is as large as its weights.
 
 use mlomae_kernels::{self as kernels, Mat};
 

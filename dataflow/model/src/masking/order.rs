@@ -37,9 +37,9 @@ pub fn order_by_keys(keys: &[f32], num_patches: usize, num_visible: usize) -> Ar
     Arc::new(TokenOrder { num_patches, num_visible, kept, rank })
 }
 
-/// Keys `[images, L]` from scores `[images, L]` with exploration: a patch's key is its rank by score, scaled to [0, 1), but
-/// a share `rule.explore` of each image's patches, drawn at random, gets uniform random keys in [0, 1) instead. Without
-/// exploration the keys are the scores.
+/// Keys `[images, L]` from scores `[images, L]` with exploration: a patch's key is its rank by score, scaled to [0, 1),
+/// but a share `rule.explore` of each image's patches, drawn at random, gets uniform random keys in [0, 1) instead.
+/// Without exploration the keys are the scores.
 #[must_use]
 pub fn explored_keys(scores: &[f32], num_patches: usize, rule: &MaskRule) -> Vec<f32> {
     if rule.explore <= 0.0 {

@@ -1,5 +1,5 @@
-//! A masking network that does not depend on the resolution: one MLP, applied to each patch, over the patch's features, the
-//! image's mean features and the patch's position. It has about a million weights at paper scale.
+//! A masking network that does not depend on the resolution: one MLP, applied to each patch, over the patch's features,
+//! the image's mean features and the patch's position. It has about a million weights at paper scale.
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -36,8 +36,8 @@ impl Block {
         }
     }
 
-    /// `x` is `[batch·tokens, dim]`. With `only_cls` the output is the first token of each image alone, `[batch, dim]`: the
-    /// others serve as its keys and values, and their own attention output, projection and MLP are not computed.
+    /// `x` is `[batch·tokens, dim]`. With `only_cls` the output is the first token of each image alone, `[batch, dim]`:
+    /// the others serve as its keys and values, and their own attention output, projection and MLP are not computed.
     fn forward<E: Engine>(&self, e: &mut E, x: &E::Tensor, tokens: usize, only_cls: bool) -> E::Tensor {
         let (rows, dim) = e.shape(x);
         let shape = AttentionShape {
@@ -146,7 +146,8 @@ impl Vit {
         &self.tokens
     }
 
-    /// Encoder output `[batch·(1+n), dim]` of the visible patches (all of them without `order`); `patches` is `[batch·L, values]`.
+    /// Encoder output `[batch·(1+n), dim]` of the visible patches (all of them without `order`); `patches` is
+    /// `[batch·L, values]`.
     pub fn encode<E: Engine>(&self, e: &mut E, patches: &E::Tensor, order: Option<&E::Order>) -> E::Tensor {
         let num_patches = self.config.num_patches();
         let num_tokens = 1 + order.map_or(num_patches, |order| e.num_visible(order));
@@ -178,8 +179,9 @@ impl Vit {
             .collect()
     }
 
-    /// Predicted patches `[batch·L, values]`, value order (row, column, channel), in units of the normalised target. `patches`
-    /// is `[batch·L, values]`, value order (channel, row, column), of which the encoder gets those visible under `order`.
+    /// Predicted patches `[batch·L, values]`, value order (row, column, channel), in units of the normalised target.
+    /// `patches` is `[batch·L, values]`, value order (channel, row, column), of which the encoder gets those visible
+    /// under `order`.
     pub fn reconstruct<E: Engine>(&self, e: &mut E, patches: &E::Tensor, order: &E::Order) -> E::Tensor {
         let num_tokens = 1 + self.config.num_patches();
         let z = self.encode(e, patches, Some(order));

@@ -1,7 +1,7 @@
 //! A memory pool for activations, gradients and parameter vectors.
 //!
-//! Training needs buffers of the same sizes in every step. An [`Arena`] keeps dropped buffers and hands them out again: so
-//! after the first steps there are no allocations, page faults or needless zero fills.
+//! Training needs buffers of the same sizes in every step. An [`Arena`] keeps dropped buffers and hands them out again:
+//! so after the first steps there are no allocations, page faults or needless zero fills.
 
 use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use mlomae_kernels::{CACHE_LINE, ask_for_huge_pages};
 
-/// A pool of `f32` buffers, shared by all clones and usable from any thread. Its memory is freed with the last clone and the
-/// last buffer.
+/// A pool of `f32` buffers, shared by all clones and usable from any thread. Its memory is freed with the last clone
+/// and the last buffer.
 #[derive(Clone, Default)]
 pub struct Arena {
     shared: Arc<Shared>,
@@ -30,14 +30,14 @@ impl std::fmt::Debug for Arena {
     }
 }
 
-/// The index of the first value in `storage` that is aligned to a cache line. Buffers start there, so that SIMD loads from
-/// them do not cross cache lines.
+/// The index of the first value in `storage` that is aligned to a cache line. Buffers start there, so that SIMD loads
+/// from them do not cross cache lines.
 fn first_of_line(storage: &[f32]) -> usize {
     storage.as_ptr().align_offset(4 * CACHE_LINE).min(CACHE_LINE)
 }
 
-/// The size class of a length: it is rounded up to one of eight sizes per power of two, at most 12.5 % too large (from 256
-/// values on).
+/// The size class of a length: it is rounded up to one of eight sizes per power of two, at most 12.5 % too large (from
+/// 256 values on).
 fn size_class(len: usize) -> usize {
     let len = len.max(64);
     let step = (len.next_power_of_two() / 16).max(16);

@@ -1,10 +1,10 @@
 //! Collective operations (all-reduce and all-gather) over ranks: several processes that work on one batch.
 //!
-//! Every rank holds a part of each batch: rank r of R has the r-th of R equal runs of images, R is a power of two, and the
-//! images of a rank are a whole branch of the [`Tree`](super::sum::Tree). So the sum over ranks continues the tree, in
-//! log₂ R exchanges, and losses and gradients of levels 1 and 2 have the same bits for any number of ranks. The
-//! hypergradient agrees up to rounding only: each rank adds both ends of the finite difference before the sum over ranks.
-//! What is small (features, patch losses) is gathered, and each rank computes on all of it.
+//! Every rank holds a part of each batch: rank r of R has the r-th of R equal runs of images, R is a power of two, and
+//! the images of a rank are a whole branch of the [`Tree`](super::sum::Tree). So the sum over ranks continues the tree,
+//! in log₂ R exchanges, and losses and gradients of levels 1 and 2 have the same bits for any number of ranks. The
+//! hypergradient agrees up to rounding only: each rank adds both ends of the finite difference before the sum over
+//! ranks. What is small (features, patch losses) is gathered, and each rank computes on all of it.
 
 use std::fmt;
 

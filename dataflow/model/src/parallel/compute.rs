@@ -1,9 +1,9 @@
 //! Data parallelism with the same bits for any number of threads.
 //!
-//! A batch consists of grains of a fixed number of images. Sums over a batch are taken over each grain first, and the sums
-//! of the grains are added along one binary tree ([`Tree`](crate::parallel::sum::Tree)) that depends on the number of
-//! grains alone. Threads take micro-batches of 1, 2, 4, … grains, which are whole branches of that tree: so neither the
-//! number of threads nor the size of a micro-batch changes a bit of the result.
+//! A batch consists of grains of a fixed number of images. Sums over a batch are taken over each grain first, and the
+//! sums of the grains are added along one binary tree ([`Tree`](crate::parallel::sum::Tree)) that depends on the number
+//! of grains alone. Threads take micro-batches of 1, 2, 4, … grains, which are whole branches of that tree: so neither
+//! the number of threads nor the size of a micro-batch changes a bit of the result.
 //!
 //! ```
 //! use std::rc::Rc;
@@ -47,8 +47,8 @@ pub struct Compute {
     micro_batch: usize,
 }
 
-/// The largest micro-batch within `num_images` images: the grain times a power of two, at least one grain. `grain` must not
-/// be 0.
+/// The largest micro-batch within `num_images` images: the grain times a power of two, at least one grain. `grain` must
+/// not be 0.
 #[must_use]
 pub fn whole_branch(grain: usize, num_images: usize) -> usize {
     let num_grains = (num_images / grain).max(1);
@@ -84,8 +84,8 @@ impl Compute {
         Compute { pool: None, num_threads: 1, arena: Arena::new(), grain, micro_batch: grain }
     }
 
-    /// The same threads and memory with micro-batches of at most `num_images` images, see [`whole_branch`]. A micro-batch is
-    /// what a thread takes at a time; its size changes no result.
+    /// The same threads and memory with micro-batches of at most `num_images` images, see [`whole_branch`]. A
+    /// micro-batch is what a thread takes at a time; its size changes no result.
     #[must_use]
     pub fn with_micro_batch(&self, num_images: usize) -> Self {
         Compute { micro_batch: whole_branch(self.grain, num_images), ..self.clone() }
@@ -121,25 +121,26 @@ impl Compute {
         (0..batch).step_by(self.grain).map(|start| start..(start + self.grain).min(batch)).collect()
     }
 
-    /// The pieces for sweeps over a flat vector of `len` values: at most 16, of whole cache lines, whatever the number of
-    /// threads.
+    /// The pieces for sweeps over a flat vector of `len` values: at most 16, of whole cache lines, whatever the number
+    /// of threads.
     #[must_use]
     pub fn spans(&self, len: usize) -> Vec<Range<usize>> {
         let piece = len.div_ceil(16).next_multiple_of(1024);
         (0..len).step_by(piece.max(1)).map(|start| start..(start + piece).min(len)).collect()
     }
 
-    /// The threads for `num` pieces; none if the calling thread computes them all: where there is one piece or one thread, and
-    /// where the calling thread is a pool thread inside a piece. To wait for other pool threads there, which may wait for
-    /// this one, would be a deadlock.
+    /// The threads for `num` pieces; none if the calling thread computes them all: where there is one piece or one
+    /// thread, and where the calling thread is a pool thread inside a piece. To wait for other pool threads there,
+    /// which may wait for this one, would be a deadlock.
     fn threads_for(&self, num: usize) -> Option<&rayon::ThreadPool> {
         self.pool.as_deref().filter(|_| num > 1 && !Inside::is_here())
     }
 
     /// Runs `work(i)` for all `i < num` on the threads; the results, by i.
     ///
-    /// Several threads may call it at once. `work` may call any method of this or another `Compute`: nested calls from a pool
-    /// thread run on that thread. A panic in a piece is rethrown to the caller once all threads are done with their pieces.
+    /// Several threads may call it at once. `work` may call any method of this or another `Compute`: nested calls from
+    /// a pool thread run on that thread. A panic in a piece is rethrown to the caller once all threads are done with
+    /// their pieces.
     pub fn map<R: Send>(&self, num: usize, work: impl Fn(usize) -> R + Sync) -> Vec<R> {
         let Some(pool) = self.threads_for(num) else {
             return (0..num).map(work).collect();
@@ -155,8 +156,8 @@ impl Compute {
         results.take()
     }
 
-    /// As [`Compute::map`], where piece i also gets exclusive access to the range `spans[i]` of `values`. The spans must be
-    /// adjacent and start at 0.
+    /// As [`Compute::map`], where piece i also gets exclusive access to the range `spans[i]` of `values`. The spans
+    /// must be adjacent and start at 0.
     ///
     /// # Panics
     /// If the spans are longer than `values`.
@@ -173,9 +174,9 @@ impl Compute {
         });
     }
 
-    /// The first half of pieces that must see each other's outputs: runs `begin(i)` for all `i < num` as [`Compute::map`], and
-    /// keeps the state that it returns in a thread-local of its thread, since states (tapes) need not be `Send`. Returns a
-    /// handle for [`Compute::resume`], and the outputs, by i.
+    /// The first half of pieces that must see each other's outputs: runs `begin(i)` for all `i < num` as
+    /// [`Compute::map`], and keeps the state that it returns in a thread-local of its thread, since states (tapes) need
+    /// not be `Send`. Returns a handle for [`Compute::resume`], and the outputs, by i.
     ///
     /// A panic in a piece is rethrown to the caller once all threads are done; all states are dropped then.
     pub fn hold<S: 'static, Z: Send>(&self, num: usize, begin: impl Fn(usize) -> (S, Z) + Sync) -> (Held, Vec<Z>) {
@@ -199,11 +200,11 @@ impl Compute {
         (held, outputs.take())
     }
 
-    /// The second half of the pieces of [`Compute::hold`]: runs `end(i, state)` for each on the thread that has its state; the
-    /// results, by i. The pool may do other work in between.
+    /// The second half of the pieces of [`Compute::hold`]: runs `end(i, state)` for each on the thread that has its
+    /// state; the results, by i. The pool may do other work in between.
     ///
-    /// None if a state cannot be had: where `S` is not the type of the states, or where the pieces did not run on a thread
-    /// pool (one thread, one piece, or nested work) and this is another thread than the one that called `hold`.
+    /// None if a state cannot be had: where `S` is not the type of the states, or where the pieces did not run on a
+    /// thread pool (one thread, one piece, or nested work) and this is another thread than the one that called `hold`.
     ///
     /// A panic in a piece is rethrown to the caller once all threads are done.
     pub fn resume<S: 'static, R: Send>(mut held: Held, end: impl Fn(usize, S) -> R + Sync) -> Option<Vec<R>> {
@@ -234,7 +235,8 @@ thread_local! {
     static HELD: RefCell<HashMap<u64, States>> = RefCell::default();
 }
 
-/// A handle to the states of pieces on their threads, see [`Compute::hold`]. Dropping it drops the states, on their threads.
+/// A handle to the states of pieces on their threads, see [`Compute::hold`]. Dropping it drops the states, on their
+/// threads.
 #[derive(Debug)]
 pub struct Held {
     key: u64,

@@ -8,17 +8,17 @@ use crate::parallel::arena::{Arena, Buffer};
 use crate::parallel::compute::lock;
 use mlomae_kernels as kernels;
 
-/// The fixed order of addition (pairwise summation): the sum of n > 1 parts is the sum of the first 2ᵏ parts, for the k with
-/// 2ᵏ < n ≤ 2ᵏ⁺¹, plus the sum of the rest.
+/// The fixed order of addition (pairwise summation): the sum of n > 1 parts is the sum of the first 2ᵏ parts, for the k
+/// with 2ᵏ < n ≤ 2ᵏ⁺¹, plus the sum of the rest.
 ///
-/// Aligned groups of 2ᵏ parts are branches of this tree: so sums within micro-batches, followed by a sum over micro-batches,
-/// add in the same order as one sum over all parts.
+/// Aligned groups of 2ᵏ parts are branches of this tree: so sums within micro-batches, followed by a sum over
+/// micro-batches, add in the same order as one sum over all parts.
 #[derive(Clone, Copy, Debug)]
 pub struct Tree;
 
 impl Tree {
-    /// Writes the sum of the parts `0..num` to `out`. `part(i, target)` must overwrite `target` with part i; it is called once
-    /// for each part, in order.
+    /// Writes the sum of the parts `0..num` to `out`. `part(i, target)` must overwrite `target` with part i; it is
+    /// called once for each part, in order.
     pub fn sum(arena: &Arena, out: &mut [f32], num: usize, mut part: impl FnMut(usize, &mut [f32])) {
         Self::branch(arena, out, 0..num, &mut part);
     }
@@ -38,12 +38,12 @@ impl Tree {
     }
 }
 
-/// The sum of several flat vectors (the gradients of micro-batches) along the [`Tree`], range by range (weight by weight),
-/// where ranges arrive in any order and from any thread.
+/// The sum of several flat vectors (the gradients of micro-batches) along the [`Tree`], range by range (weight by
+/// weight), where ranges arrive in any order and from any thread.
 ///
-/// Two halves of a branch are merged as soon as both are there, which frees a buffer: so only what one thread is ahead of
-/// another stays in memory. The threads that are ahead do the merging: a call whose values must wait for their other half
-/// merges a branch that another call has completed.
+/// Two halves of a branch are merged as soon as both are there, which frees a buffer: so only what one thread is ahead
+/// of another stays in memory. The threads that are ahead do the merging: a call whose values must wait for their other
+/// half merges a branch that another call has completed.
 #[derive(Debug)]
 pub struct OrderedSum {
     arena: Arena,
@@ -92,8 +92,8 @@ impl OrderedSum {
         self.len
     }
 
-    /// Adds the values that vector `index` has at `range`. All vectors must be cut into the same ranges, each added once;
-    /// ranges that are not added for any vector are zero in the sum.
+    /// Adds the values that vector `index` has at `range`. All vectors must be cut into the same ranges, each added
+    /// once; ranges that are not added for any vector are zero in the sum.
     pub fn add(&self, index: usize, range: Range<usize>, values: Buffer) {
         debug_assert!(index < self.num && range.end <= self.len && values.len() == range.len());
         let has_completed = self.arrive(Branch { start: range.start, level: 0, place: index }, values);
@@ -111,7 +111,8 @@ impl OrderedSum {
         branch.place == 0 && 1 << branch.level >= self.num
     }
 
-    /// Stores the sum of a branch, or makes its parent ready if the sibling is there. Returns whether it did the latter.
+    /// Stores the sum of a branch, or makes its parent ready if the sibling is there. Returns whether it did the
+    /// latter.
     fn arrive(&self, mut branch: Branch, values: Buffer) -> bool {
         loop {
             if self.is_whole(branch) {
@@ -156,7 +157,8 @@ impl OrderedSum {
         lock(&self.branches).whole.push(start..start + len);
     }
 
-    /// The sum, after the last [`OrderedSum::add`]; none if a range was not added for all vectors, or nothing was added.
+    /// The sum, after the last [`OrderedSum::add`]; none if a range was not added for all vectors, or nothing was
+    /// added.
     pub fn finish(&self) -> Option<Buffer> {
         loop {
             let next = lock(&self.branches).ready.pop();

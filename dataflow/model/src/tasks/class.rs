@@ -1,7 +1,7 @@
 //! Classification: LayerNorm(eps 1e-6) → dropout → Linear on the CLS token, and its cross entropy.
 //!
-//! The head reads `[batch, dim]` features and costs a thousandth of an encoder pass. So it has plain loops in f64, in which
-//! the finite difference over c has no cancellation to speak of.
+//! The head reads `[batch, dim]` features and costs a thousandth of an encoder pass. So it has plain loops in f64, in
+//! which the finite difference over c has no cancellation to speak of.
 
 use std::sync::Arc;
 

@@ -84,8 +84,8 @@ impl Targets {
     }
 }
 
-/// What a batch's loss is divided by: two numbers whose meaning is the task's own. For classification, the number of images
-/// and 1, which is not used.
+/// What a batch's loss is divided by: two numbers whose meaning is the task's own. For classification, the number of
+/// images and 1, which is not used.
 pub type Total = [f64; 2];
 
 /// The dropout of one pass, as data: seed, outer iteration and pass are the key of its draws.
@@ -97,7 +97,8 @@ pub struct Noise {
     pub seed: u64,
     /// Outer iteration.
     pub outer: u64,
-    /// Pass of the outer iteration, see [`Hypergradient`](crate::hypergradient::Hypergradient): 0 is level 2's own step.
+    /// Pass of the outer iteration, see [`Hypergradient`](crate::hypergradient::Hypergradient): 0 is level 2's own
+    /// step.
     pub pass: u64,
 }
 
@@ -122,7 +123,8 @@ pub struct At<'a> {
     pub y: &'a Targets,
     /// [`Task::total`] of the whole batch.
     pub total: Total,
-    /// Dropout of the head; none in most passes. Only for whole batches: its draws depend on an image's place in the batch.
+    /// Dropout of the head; none in most passes. Only for whole batches: its draws depend on an image's place in the
+    /// batch.
     pub noise: Option<Noise>,
 }
 
@@ -166,9 +168,9 @@ pub struct Figure {
 
 /// A downstream task: a head c on the encoder, and its loss.
 ///
-/// A task has no mutable state: one instance serves all stages and threads at once. Heads compute on the calling thread, in
-/// host memory, and in f64, so that finite differences over c do not cancel. The conditions on the loss are those of
-/// [`tasks`](super).
+/// A task has no mutable state: one instance serves all stages and threads at once. Heads compute on the calling
+/// thread, in host memory, and in f64, so that finite differences over c do not cancel. The conditions on the loss are
+/// those of [`tasks`](super).
 pub trait Task: Send + Sync + fmt::Debug {
     /// The taps that the head reads, at least one, the same in every call; they fix the order of [`At::z`] and
     /// [`Share::dz`].
@@ -186,12 +188,12 @@ pub trait Task: Send + Sync + fmt::Debug {
     /// The numbers logged beside the loss, in the order of [`Share::figures`].
     fn figures(&self) -> &[Figure];
 
-    /// What the loss of a whole batch with these targets is divided by. It is handed to every [`Task::evaluate`] on images of
-    /// that batch.
+    /// What the loss of a whole batch with these targets is divided by. It is handed to every [`Task::evaluate`] on
+    /// images of that batch.
     fn total(&self, y: &Targets) -> Total;
 
-    /// Loss, figures and the wanted gradients of some images of a batch. It is called for whole batches and, concurrently,
-    /// for micro-batches.
+    /// Loss, figures and the wanted gradients of some images of a batch. It is called for whole batches and,
+    /// concurrently, for micro-batches.
     ///
     /// # Errors
     /// [`ModelError::Targets`] when targets or taps are not those of the task.

@@ -21,8 +21,8 @@ pub(super) struct WeightGradient {
 }
 
 impl WeightGradient {
-    /// Adds the gradients of weight and bias to the sink, from x and `dy`, the cotangent of `x·Wᵀ + b`. Each is summed over
-    /// grains.
+    /// Adds the gradients of weight and bias to the sink, from x and `dy`, the cotangent of `x·Wᵀ + b`. Each is summed
+    /// over grains.
     pub(super) fn run(&self, dy: &[f32], x: &[f32]) {
         let (w, grains) = (&self.w, self.grains);
         let Some(sink) = &self.sink else { return };
@@ -127,8 +127,9 @@ impl DfdxCpu {
         out
     }
 
-    /// The MLP with recomputation: of the hidden layer only the values before GELU are stored. The backward pass computes
-    /// GELU again together with its derivative, in the epilogue of the product that gives the hidden layer's cotangent.
+    /// The MLP with recomputation: of the hidden layer only the values before GELU are stored. The backward pass
+    /// computes GELU again together with its derivative, in the epilogue of the product that gives the hidden layer's
+    /// cotangent.
     pub(super) fn fused_mlp(
         &mut self,
         x: &CpuTensor,

@@ -116,14 +116,15 @@ impl DfdxCpu {
         self.params[level].as_ref().expect("invariant: networks bind their parameters before they run")
     }
 
-    /// Adds the gradient for the parameters of `level` to `sum` as its vector `index`, weight by weight and as soon as each
-    /// is complete, instead of returning it from [`Tape::backward`]. Must come before [`Engine::bind`] of that level.
+    /// Adds the gradient for the parameters of `level` to `sum` as its vector `index`, weight by weight and as soon as
+    /// each is complete, instead of returning it from [`Tape::backward`]. Must come before [`Engine::bind`] of that
+    /// level.
     pub fn sum_into(&mut self, level: Level, sum: &Arc<OrderedSum>, index: usize) {
         self.sums[level] = Some((sum.clone(), index));
     }
 
-    /// Where an operation adds the gradients of `weights`, all of one level; none if they need none. The calling operation
-    /// must add to each of them exactly once in its backward pass, see [`Sink::expect`].
+    /// Where an operation adds the gradients of `weights`, all of one level; none if they need none. The calling
+    /// operation must add to each of them exactly once in its backward pass, see [`Sink::expect`].
     fn sink(&self, weights: &[&Weight]) -> Option<SharedSink> {
         let sink = self.sinks[weights.first()?.level].clone()?;
         weights.iter().for_each(|weight| sink.borrow_mut().expect(weight));

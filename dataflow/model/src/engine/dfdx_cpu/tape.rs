@@ -59,8 +59,8 @@ impl Slot {
         Ok(())
     }
 
-    /// Calls `add` with the gradient's storage: if the flag is true it must add to the values, if false it must overwrite
-    /// them (they are stale).
+    /// Calls `add` with the gradient's storage: if the flag is true it must add to the values, if false it must
+    /// overwrite them (they are stale).
     pub(super) fn accumulate(
         &self,
         grads: &mut Grads,
@@ -86,7 +86,8 @@ pub(super) struct Sink {
     /// The sum that complete gradients are added to, and this tape's index in it.
     sum: Arc<OrderedSum>,
     index: usize,
-    /// Whether the sum is of this tape alone, so that [`Tape::backward`](crate::engine::ops::Tape::backward) returns it.
+    /// Whether the sum is of this tape alone, so that [`Tape::backward`](crate::engine::ops::Tape::backward) returns
+    /// it.
     is_own: bool,
     /// Incomplete gradients, by the offset of the weight.
     gradients: BTreeMap<usize, Partial>,
@@ -143,8 +144,8 @@ impl Sink {
         self.add(weight, sum);
     }
 
-    /// Sends incomplete gradients to the sum (an operation without a cotangent was skipped). Returns the whole gradient,
-    /// zero where nothing was added, unless it is part of a sum over several tapes.
+    /// Sends incomplete gradients to the sum (an operation without a cotangent was skipped). Returns the whole
+    /// gradient, zero where nothing was added, unless it is part of a sum over several tapes.
     fn finish(&mut self) -> Option<Buffer> {
         for (start, partial) in std::mem::take(&mut self.gradients) {
             if let Some(values) = partial.values {
@@ -156,8 +157,8 @@ impl Sink {
 }
 
 impl DfdxCpu {
-    /// Records `operation`. The backward pass calls it with the cotangent of `out` once that is complete, or skips it if
-    /// `out` has none.
+    /// Records `operation`. The backward pass calls it with the cotangent of `out` once that is complete, or skips it
+    /// if `out` has none.
     pub(super) fn push(
         &mut self,
         out: &CpuTensor,
