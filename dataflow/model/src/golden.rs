@@ -190,7 +190,7 @@ impl Golden {
 
     fn world(&self, num_threads: usize) -> Result<World, ModelError> {
         let (model, c) = (self.model()?, &self.config);
-        // Two micro-batches, so that reduction is part of what is verified.
+        // Two micro-batches, so that the reduction over micro-batches is verified too.
         let compute = Compute::new(num_threads, c.batch.div_ceil(2), Arena::new())?;
         let image_values = c.batch * model.config.image_values();
         let mut x_p = Vec::new();

@@ -3,7 +3,7 @@
 //!
 //! ∂φ = D[v1; θ; L_m; φ] + D[w; θ; L_m; φ], with w = ∂L_v/∂θ, v0 = ∂L_v/∂c and v1 = D[v0; c; L_f; θ].
 //! D[v; x; L; y] = (∂L/∂y at x − εv − ∂L/∂y at x + εv) / 2ε, ε = α/‖v‖₂, is the central finite difference of a
-//! Hessian-vector product: D ≈ −(∂²L/∂y∂x)·v. The learning rates of the unrolled steps are left out, as published.
+//! Hessian-vector product: D ≈ −(∂²L/∂y∂x)·v. The learning rates of the unrolled steps are left out.
 //!
 //! A form is a type here and an entry of [`FORMS`]; no other code depends on which one is in use.
 

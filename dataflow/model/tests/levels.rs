@@ -156,7 +156,7 @@ fn any_number_of_threads_and_any_micro_batch_gives_the_same_bits() {
         let (gradient, vs, hyper) = iterate(&world, &world.cpu(Compute::serial(1)), 0.25);
         for (threads, micro_batch) in [(1, 2), (1, 4), (1, 8), (2, 1), (2, 2), (3, 4), (5, 1)] {
             let compute = Compute::new(threads, 1, Arena::new()).unwrap().with_micro_batch(micro_batch);
-            // Twice, so that recycled memory with stale contents is part of it.
+            // Twice, so that the second run gets recycled buffers with stale contents.
             for _ in 0..2 {
                 let (g, v, h) = iterate(&world, &world.cpu(compute.clone()), 0.25);
                 assert_eq!(g[..], gradient[..]);

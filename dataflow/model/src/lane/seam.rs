@@ -43,7 +43,7 @@ pub struct FinetuneGradient {
     pub figures: Vec<f64>,
     /// ∂L_f/∂c, flat over c.
     pub gradient: Vector,
-    /// Recorded encoder passes for [`Lane::direction`]; none unless they were asked for.
+    /// Recorded encoder passes for [`Lane::direction`]; none without `keep`.
     pub recorded: Option<Recording>,
 }
 
@@ -193,8 +193,7 @@ pub trait Lane: Send + fmt::Debug {
     ) -> Result<Direction, ModelError>;
 
     /// D[v; θ; L_m; φ] (see [`hypergradient`](crate::hypergradient)) at `at`, flat over φ, with ε = `alpha`/‖v‖₂; zero
-    /// for v = 0. v is flat over θ and zero on the decoder. The images are scored and masked anew at θ − εv and at θ +
-    /// εv.
+    /// for v = 0. v is flat over θ and zero on the decoder. The images are scored and masked anew at θ ± εv.
     ///
     /// # Errors
     /// When the device fails.

@@ -458,7 +458,7 @@ mod tests {
         receiver.recv_timeout(std::time::Duration::from_secs(60)).expect("it hangs or has panicked")
     }
 
-    /// A sum over pieces that each compute on `inner`, by maps and by held pieces.
+    /// Sums over pieces on `outer` that use `inner` in turn, by `map` and by `hold` and `resume`.
     fn nested(outer: &Compute, inner: &Compute) -> Vec<u64> {
         let sum = |n: u64| inner.map(5, |i| n * i as u64).into_iter().sum::<u64>();
         let held = |n: u64| {
@@ -499,7 +499,7 @@ mod tests {
                     Compute::resume(held, |_, ()| nested().len())
                 }));
                 assert!(outcome.is_err());
-                // Still on both threads: each piece waits for the other.
+                // The pool still has two threads: each piece waits for the other.
                 let both = std::sync::Barrier::new(2);
                 compute.map(2, |_| both.wait());
             }
