@@ -1,4 +1,4 @@
-//! The program under test: `mlomae` with faults that MLOMAE_FAULT puts into its training runs.
+//! The program under test: `mlomae` with fault injection, by the environment variable MLOMAE_FAULT.
 
 use std::process::ExitCode;
 

@@ -5,7 +5,6 @@
 //! arbiter that computes nothing.
 
 #![forbid(unsafe_code)]
-#![warn(clippy::must_use_candidate, clippy::missing_errors_doc)]
 
 pub mod cli;
 pub mod measure;

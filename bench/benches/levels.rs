@@ -1,6 +1,6 @@
 //! Each level of an outer iteration, and the whole of it: `cargo bench -p mlomae-bench --bench levels -- [FILTER]`.
 //!
-//! Allocations are those of one call after warm-up; tensors make none.
+//! The allocations shown are those of one call after warm-up; tensors are recycled and make none.
 
 use divan::Bencher;
 use mlomae_actors::measure::workload::{Workload, WorkloadSpec};

@@ -1,4 +1,4 @@
-//! What the benchmarks of single operations have in common: data, and the shapes of one encoder block.
+//! Shared by the benchmarks of single operations: data, and the shapes of one encoder block.
 
 #![forbid(unsafe_code)]
 

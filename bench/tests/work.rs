@@ -10,7 +10,7 @@ use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 #[global_allocator]
 static ALLOC: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-/// The counters are the process's, so one test counts at a time.
+/// The counters are global to the process, so the tests run one at a time.
 static COUNTING: Mutex<()> = Mutex::new(());
 
 fn warm(spec: WorkloadSpec) -> Workload {
@@ -25,7 +25,8 @@ fn spec(preset: Preset, batch: usize, num_threads: usize) -> WorkloadSpec {
     WorkloadSpec { batch, num_threads, micro_batch: 8, ..WorkloadSpec::new(preset) }
 }
 
-/// Products of an outer iteration. A change that adds a pass changes them; it must be a decision.
+/// The number of matrix products of an outer iteration. It changes with every pass that is added or removed, which must
+/// be intended.
 #[test]
 fn the_arithmetic_of_an_iteration_is_known() {
     let _one = COUNTING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -41,7 +42,8 @@ fn the_arithmetic_of_an_iteration_is_known() {
     }
 }
 
-/// Tensors take no memory from the system after warm-up; what else is allocated is bookkeeping: tapes, orders, small vectors.
+/// Tensors take no memory from the system after warm-up; what else is allocated is bookkeeping: tapes, orders, small
+/// vectors.
 #[test]
 fn nothing_is_allocated_for_tensors_after_warm_up() {
     let _one = COUNTING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-/// How a process ends: the codes of `sysexits.h` for what failed, and 128 and the signal's number, as a shell reports it,
-/// for a run that a signal ended in good order.
+/// How a process ends: the codes of `sysexits.h` for what failed, and 128 and the signal's number, as a shell reports
+/// it, for a run that a signal ended in good order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum ExitCode {

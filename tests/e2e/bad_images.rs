@@ -9,7 +9,7 @@ const SKIP: [&str; 2] = ["--set", "data.on_bad_image=skip"];
 const FILES: [&str; 4] = ["--set", "data.format=image-folder", "--set", "data.path=images"];
 
 /// Generated images as folders of PNG files, of which every `every`th of the train split (and one of the test split) is
-/// spoilt. Gives the number of spoilt files of each.
+/// damaged. Returns the number of damaged files of each.
 fn spoilt_images(place: &Place, every: usize) -> (usize, usize) {
     let spec = SyntheticSpec { num_train: 90, num_test: 16, image: 16, channels: 1, ..SyntheticSpec::default() };
     let mut num_spoilt = (0, 0);

@@ -1,4 +1,4 @@
-//! Broken configurations and checkpoints that do not fit: refused by name, and nothing is touched.
+//! Broken configurations and checkpoints that do not fit: the message names the key or tensor, and no file is changed.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -7,7 +7,7 @@ use crate::place::{Place, file_names, read};
 
 /// Whether a line about a problem says what it is about and what is allowed.
 fn is_whole(line: &str) -> bool {
-    // A file that is no TOML has a place instead of a key, an unknown key has no allowed values.
+    // An error of TOML syntax has a position instead of a key; an unknown key has no allowed values.
     let has_place = line.starts_with("broken.toml:");
     has_place || line.contains(": unknown key") || (line.contains("(allowed: ") && line.ends_with(')'))
 }

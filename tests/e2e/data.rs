@@ -14,7 +14,7 @@ fn info(place: &Place, args: &[&str]) -> Value {
 fn without_a_configuration_the_quickstart_runs_from_an_empty_folder() {
     let place = Place::new();
     std::fs::remove_file(place.path("tiny.toml")).expect("remove");
-    // The real networks and images of the quickstart; only its length and the evaluation are cut.
+    // The real networks and images of the quickstart; only its length and the evaluation are shortened.
     // The old name of the flag.
     let out = place.succeed(&["train", "--max-steps", "2", "--set", "eval.max_train=64", "--set", "eval.max_test=32"]);
     assert!(out.contains("k-NN"), "{out}");

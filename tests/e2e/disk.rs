@@ -1,5 +1,5 @@
-//! A disk that fills, that becomes read-only, and a run directory that is deleted under its run: one clear line, exit code 74, and
-//! what was written before is intact.
+//! A disk that fills, that becomes read-only, and a run directory that is deleted under its run: one clear line, exit
+//! code 74, and what was written before is intact.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -57,7 +57,7 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        // A test that panics may have left a reader; the lazy way always works.
+        // A test that panics may leave a process with an open file there; a lazy unmount works all the same.
         let _ = as_root(&["umount", "-l", &self.path.to_string_lossy()]);
     }
 }
@@ -110,7 +110,8 @@ fn a_full_disk_ends_the_run_which_goes_on_when_there_is_room() {
     }
     assert!(num_with_checkpoint >= 4, "{num_with_checkpoint}");
     println!(
-        "{num_full} full disks: exit 74 with one line, {num_with_checkpoint} kept a checkpoint, all went on to the same bits"
+        "{num_full} full disks: exit 74 with one line, {num_with_checkpoint} kept a checkpoint, \
+         all went on to the same bits"
     );
 }
 
@@ -150,7 +151,7 @@ fn a_run_directory_deleted_under_its_run_ends_it() {
         let mut running = place.start(&args);
         let live = place.path(&run).join("logs/live");
         wait_for("the logs", || crate::place::file_names(&live).len() == 5 || running.has_ended());
-        // The run may make a file while its folder is being emptied.
+        // The run may create a file while its folder is being deleted.
         wait_for("the folder to go", || {
             std::fs::remove_dir_all(place.path(&run)).is_ok() || !place.path(&run).exists()
         });

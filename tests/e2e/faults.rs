@@ -1,4 +1,4 @@
-//! Faults put into every stage at every place: what is lost is named, and nothing else is lost.
+//! Fault injection in every stage at every point: what is lost is reported, and nothing else is lost.
 
 use std::collections::BTreeSet;
 
@@ -154,7 +154,7 @@ fn a_panic_at_every_record_still_loses_no_checkpoint() {
     place.assert_same_end("straight", "run");
     let num_restarts = events(&place, "run", "stage_restarted").len();
     let num_lost = events(&place, "run", "lost_record").len();
-    // Three parts of three checkpoints are tried again, the rows are lost.
+    // The three parts of each of three checkpoints are retried; the rows are lost.
     assert!(num_lost > 50 && num_restarts == num_lost + 9, "{num_restarts} restarts, {num_lost} rows");
     println!("{num_restarts} panics in log in one run: {num_lost} rows lost and named, no checkpoint lost");
 }

@@ -1,4 +1,4 @@
-//! Files of ours: where outputs go, links within a run, damaged parts of the logs, locks, threads that cannot start.
+//! Output files, symbolic links within a run, damaged parts of the logs, locks, and threads that cannot start.
 
 use std::io::Read;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -27,7 +27,7 @@ fn outputs_go_where_they_are_told() {
     assert_eq!(export("link").code, Some(0));
     assert!(place.path("link").is_symlink());
     assert_eq!(read(&place.path("target")), csv);
-    // A named pipe, with a reader and with one that goes away.
+    // A named pipe, with a reader and with one that closes it early.
     let pipe = place.path("pipe");
     assert!(Command::new("mkfifo").arg(&pipe).status().expect("mkfifo").success());
     let reader = std::thread::spawn(move || read(&pipe));
@@ -116,7 +116,7 @@ fn nothing_in_a_run_is_followed_through_a_link() {
         assert!(matches!(ended.code, Some(0 | 74)), "{name}: {ended:#?}");
     }
     assert_eq!(read(&place.path("precious")), b"precious");
-    // Folders of a run may lie on another disk.
+    // Folders of a run may be on another disk.
     copy("far");
     for name in ["checkpoints", "logs"] {
         std::fs::rename(place.path("far").join(name), place.path(&format!("other-{name}"))).expect("moved");
@@ -138,7 +138,7 @@ fn a_run_at_work_is_never_moved_however_many_begin_at_once() {
             let ended = running.end();
             match ended.code {
                 Some(0) => num_ran += 1,
-                // Another one was there first: it is in use, or was made in between.
+                // Another process was first: the run is in use, or was created in between.
                 Some(74) => {
                     assert_eq!(ended.err.lines().count(), 1, "{ended:#?}");
                     num_refused += 1;
@@ -160,7 +160,7 @@ fn a_run_at_work_is_never_moved_however_many_begin_at_once() {
     println!("{num_ran} ran, {num_refused} were refused with one line");
 }
 
-/// Runs the program as a user of its own who may have so many threads.
+/// Runs the program as a separate user who may have so many threads.
 fn with_threads(place: &Place, program: &str, num: u32, args: &[&str]) -> Option<Ended> {
     let mut command = Command::new("setpriv");
     command.args(["--reuid=54321", "--regid=54321", "--clear-groups", "prlimit", &format!("--nproc={num}"), program]);
@@ -213,7 +213,7 @@ fn a_thread_that_cannot_start_ends_the_run_with_its_cause_sealed_logs_and_a_reco
 }
 
 impl Place {
-    /// Stdout of a command that must succeed, which need not be text.
+    /// Stdout of a command that must succeed, as bytes: it need not be text.
     fn bytes(&self, args: &[&str]) -> Vec<u8> {
         let mut child = self.command(args).stdout(Stdio::piped()).spawn().expect("program starts");
         let mut bytes = Vec::new();

@@ -15,13 +15,13 @@ mod targets;
 
 use targets::{TARGETS, run};
 
-/// An input that takes longer hangs. Generous, because machines that test may be stopped for a while.
+/// An input that takes longer counts as a hang. Generous, because virtual machines may be paused for a while.
 const HANGS: Duration = Duration::from_secs(300);
 
-/// Bytes of an input at most.
+/// The largest input in bytes.
 const MAX_LEN: usize = 1 << 16;
 
-/// What decoders like to trip over.
+/// Boundary values of integers, which often break decoders.
 const NUMBERS: [u64; 16] =
     [0, 1, 2, 7, 8, 0x7f, 0x80, 0xff, 0x100, 0x7fff, 0xffff, 0x1_0000, 0x7fff_ffff, 0xffff_ffff, 1 << 62, u64::MAX];
 
@@ -33,7 +33,7 @@ fn seeds(target: &str) -> Vec<(String, Vec<u8>)> {
     seeds
 }
 
-/// A place in `0..=len`, often near one of its ends, where headers and footers are.
+/// A position in `0..=len`, often near one of its ends, where headers and footers are.
 fn place(luck: &mut Luck, len: usize) -> usize {
     let near = luck.below(64.min(len as u64 + 1)) as usize;
     match luck.below(3) {
@@ -84,7 +84,7 @@ fn damage(bytes: &mut Vec<u8>, other: &[u8], luck: &mut Luck) {
     bytes.truncate(MAX_LEN);
 }
 
-/// Keeps an input that found something where it can be run again.
+/// Saves an input that found a bug, so that it can be run again.
 fn keep(target: &str, input: &[u8]) -> PathBuf {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/artifacts").join(target);
     std::fs::create_dir_all(&folder).expect("folder");
@@ -93,7 +93,7 @@ fn keep(target: &str, input: &[u8]) -> PathBuf {
     path
 }
 
-/// Panics of other crates' decoders are caught and made errors; they need not be printed.
+/// Does not print panics of other crates' decoders, which are caught and become errors.
 fn quiet_decoders() {
     let before = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
@@ -110,12 +110,12 @@ fn peak_mib() -> u64 {
     line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).map_or(0, |kib| kib / 1024)
 }
 
-/// Whether MLOMAE_FUZZ_TARGET chose one target, whose memory can then be told.
+/// Whether MLOMAE_FUZZ_TARGET chose one target: then the peak memory is that target's.
 fn is_alone() -> bool {
     std::env::var_os("MLOMAE_FUZZ_TARGET").is_some()
 }
 
-/// The input that a worker is at, for the watchdog.
+/// The input that a worker is running, for the watchdog.
 type Current = Mutex<Option<(Instant, Vec<u8>)>>;
 
 fn try_input(name: &str, input: &[u8], current: &Current) {
@@ -126,7 +126,7 @@ fn try_input(name: &str, input: &[u8], current: &Current) {
     *current.lock().expect("not poisoned") = None;
 }
 
-/// Runs the corpus, then damage of it for `time`; gives the number of inputs.
+/// Runs the corpus, then damaged copies of it for `time`; returns the number of inputs.
 fn fuzz(name: &str, seed: u64, time: Duration, current: &Current) -> u64 {
     let mut luck = Luck::of(seed);
     let seeds = seeds(name);
@@ -209,13 +209,13 @@ fn no_damaged_file_makes_a_reader_panic_hang_or_fill_the_memory() {
         counts.len(),
         begin.elapsed().as_secs_f64()
     );
-    // A page of a Parquet file may announce up to 2 GiB, which its decoder takes before it sees the bytes.
+    // A page of a Parquet file may claim up to 2 GiB, which its decoder allocates before it reads the bytes.
     assert!(peak < 4096, "peak memory {peak} MiB");
 }
 
 #[test]
 fn every_target_accepts_its_whole_seeds() {
-    // A target that refuses everything at the door would find nothing behind it.
+    // A target that refuses every input in its first check would test nothing else.
     let (mut num_accepted, mut num_refused) = (0, 0);
     for (name, _) in TARGETS {
         for (seed, bytes) in seeds(name) {

@@ -1,4 +1,4 @@
-//! `verify` on the vectors of the reference implementation, whole and damaged.
+//! `verify` on golden files of the reference implementation, intact and damaged.
 
 use serde_json::Value;
 

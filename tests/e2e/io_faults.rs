@@ -1,6 +1,6 @@
-//! Input and output that fail at random: a shim before the C library (`tests/faults/shim.c`) fails one call, or all from
-//! one on, of the program's calls on a run directory or a dataset. Every run ends, with the right code, keeps its newest
-//! checkpoint, and goes on to the same bits as the undisturbed one.
+//! Input and output that fail at random: a shim before the C library (`tests/faults/shim.c`) fails one call, or all
+//! from one on, of the program's calls on a run directory or a dataset. Every run ends, with the right code, keeps its
+//! newest checkpoint, and can be resumed to the same bits as an undisturbed run.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use std::time::Instant;
 use crate::luck::Luck;
 use crate::place::{Ended, Place, file_names};
 
-/// How many faults a test sees at least.
+/// The number of faults after which a test ends.
 const NUM_FAULTS_OF_RUNS: u64 = 300;
 const NUM_FAULTS_OF_READERS: u64 = 150;
 
@@ -97,7 +97,7 @@ impl Fault {
         let (call, errors) = CALLS[luck.below(CALLS.len() as u64) as usize];
         let num = counts.get(call).copied().filter(|num| *num > 0)?;
         let errno = errors[luck.below(errors.len() as u64) as usize];
-        // Without end, an interrupted call would be tried for ever.
+        // EINTR in all calls would be retried for ever.
         let is_lasting = luck.below(3) == 0 && errno != EINTR && errno != PART;
         Some(Self { call, at: luck.below(num), is_lasting, errno })
     }
@@ -175,8 +175,8 @@ impl Shim {
     }
 }
 
-/// Judges the end of a process in which faults came to pass: never a panic, a hang or another code than 0 and 74, with one
-/// line; 0 where the fault was none, and a word where something was not written.
+/// Judges the end of a process in which faults came to pass: never a panic, a hang or another code than 0 and 74, with
+/// one line; 0 where the fault was none, and a word where something was not written.
 fn check(what: &str, ended: &Ended, hits: &[Hit], tally: &Tally) {
     let context = || format!("{what}: {hits:?} {ended:#?}");
     assert!(!ended.err.contains("panicked") && !ended.err.contains("internal error"), "{}", context());

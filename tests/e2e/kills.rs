@@ -1,5 +1,5 @@
-//! Runs killed and stopped at random moments, resumed until they are through: they end where the
-//! uninterrupted run does, to the bit, and their logs have neither a gap nor a repeat.
+//! Runs killed and stopped at random moments and resumed until they finish: they end with the same bits as an
+//! uninterrupted run, and their logs have neither gaps nor duplicates.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -21,10 +21,10 @@ const SETTINGS: [&str; 7] = [
     "eval.at_end=false",
 ];
 
-/// The signals that end a run in good order, and its exit codes.
+/// The signals of a graceful stop, and the exit codes.
 const ENDING_SIGNALS: [(&str, i32); 5] = [("INT", 130), ("TERM", 143), ("HUP", 129), ("USR2", 140), ("XCPU", 152)];
 
-/// When a run is hit.
+/// When a run gets its signal.
 #[derive(Debug, Clone, Copy)]
 enum Moment {
     /// So long after its start.
@@ -72,7 +72,7 @@ fn train_args<'a>(run: &'a str, settings: &[&'static str]) -> Vec<&'a str> {
 }
 
 /// What the logs say of training, without what depends on the clock and on the process: times, memory,
-/// and the running means over earlier masks, which begin anew with the process.
+/// and the running means over earlier masks, which restart with the process.
 fn told(place: &Place, run: &str) -> Vec<String> {
     let rows = |table: &str| place.rows(run, table).into_iter();
     let tail = |row: String| row.splitn(5, ',').nth(4).expect("columns").to_owned();
@@ -96,7 +96,7 @@ fn assert_as_straight(place: &Place, run: &str, straight: &[String]) {
     assert!(!has_unfinished(&place.path(run)), "{run}: {:?}", file_names(&place.path(run)));
 }
 
-/// Begins the run, or takes it up; a run that was killed before it had a record is begun anew.
+/// Starts or resumes the run; a run that was killed before it had a record is started again.
 fn go_on(place: &Place, run: &str, settings: &[&'static str]) -> Running {
     if place.path(run).join("run.json").exists() {
         return place.start(&["train", "--resume", run, "--quiet"]);
@@ -106,7 +106,7 @@ fn go_on(place: &Place, run: &str, settings: &[&'static str]) -> Running {
     place.start(&args)
 }
 
-/// What the runs of one test went through.
+/// Counts over the runs of one test.
 #[derive(Debug, Default, Clone, Copy)]
 struct Counts {
     runs: u32,
@@ -134,7 +134,7 @@ fn kill_and_resume(place: &Place, run: &str, luck: &mut Luck, num_kills: u32, ti
         }
         let ended = running.end();
         if !hit || ended.code.is_some() {
-            // Too late: once more from the beginning, which is no kill.
+            // Too late, the run had finished: start again; it does not count as a kill.
             num_late += 1;
             assert!(num_late < 100, "{run} is over before it can be killed");
             assert_eq!(ended.code, Some(0), "{run} {moment:?}: {ended:#?}");
@@ -182,7 +182,8 @@ fn forty_runs_killed_at_random_moments_end_as_the_straight_one() {
     assert_eq!((all.runs, all.kills), (40, 50));
     assert!(all.in_checkpoint >= 5 && all.in_rotation >= 5, "{all:?}");
     println!(
-        "{} runs, {} kills ({} in a checkpoint, {} in a rotation, {} before the run had a record): all survived in {:.1} s",
+        "{} runs, {} kills ({} in a checkpoint, {} in a rotation, {} before the run had a record): \
+         all survived in {:.1} s",
         all.runs,
         all.kills,
         all.in_checkpoint,
@@ -220,7 +221,7 @@ fn runs_stopped_by_signals_at_random_moments_end_as_the_straight_one() {
         running.signal(signal);
         let ended = running.end();
         if ended.code == Some(0) {
-            // The last iteration was on its way.
+            // The last iteration was in progress.
             num_late += 1;
             continue;
         }

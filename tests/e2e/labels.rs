@@ -1,5 +1,5 @@
-//! Labels and classes from the files to the accuracy, and which split judges. The datasets are those of
-//! `tests/fixtures/labels/make.py`: the same images with labels in several forms, told apart by any encoder.
+//! Labels and classes from the files to the accuracy, and which split is evaluated on. The datasets are those of
+//! `tests/fixtures/labels/make.py`: the same images with labels in several forms; any encoder separates the classes.
 
 use serde_json::Value;
 
@@ -84,7 +84,7 @@ fn the_validation_split_judges_where_the_test_split_has_no_labels_and_it_is_said
     assert_eq!(accuracies(&place, "auto").len(), 2);
     assert_eq!(place.weights("auto"), place.weights("named"));
 
-    // Asked for by name, a split that cannot judge ends the run before it begins.
+    // If a split without labels is configured by name for the evaluation, the run is refused before it starts.
     let lines =
         place.fail(65, &[&["train", "tiny.toml"], &with(&data, &["--set", "data.test_split=test"])[..]].concat());
     assert!(lines[0].starts_with("data.test_split = test: the test split has no labels"), "{lines:?}");

@@ -1,5 +1,5 @@
-//! Whole runs on datasets as archives, systems and the Hub leave them: the same weights as on the plain ones, and everything passed
-//! over is told by `data info`, by `check` and in the `events` table.
+//! Whole runs on datasets as archives, systems and the Hub leave them: the same weights as on the plain ones, and
+//! everything passed over is told by `data info`, by `check` and in the `events` table.
 
 use std::path::Path;
 

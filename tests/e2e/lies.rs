@@ -1,4 +1,4 @@
-//! Inputs that lie about their size, memory that is not there, and bytes that are no text: one line each, nothing lost.
+//! Inputs that claim false sizes, too little memory, and bytes that are no UTF-8: one line of error each, nothing lost.
 
 use std::ffi::{OsStr, OsString};
 use std::io::Cursor;
@@ -19,7 +19,8 @@ use crate::place::{Place, fixture};
 /// How long a refusal may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Exit code, stdout and stderr of the program with arguments of any bytes; with `limit` in an address space of so many KiB.
+/// Exit code, stdout and stderr of the program with arguments of any bytes; with `limit` in an address space of so many
+/// KiB.
 fn run(place: &Place, limit: Option<u64>, args: &[&OsStr]) -> (Option<i32>, Vec<u8>, String) {
     let program = env!("CARGO_BIN_EXE_mlomae-under-test");
     let mut command = match limit {
@@ -123,7 +124,7 @@ fn what_does_not_fit_the_machine_is_refused_before_it_is_taken() {
     assert!(!place.path("runs").exists(), "nothing is begun");
     let line = refusal(&place, None, 78, &["bench", "--preset", "base", "--batch", "4096"]);
     assert!(line.starts_with("memory: ") && line.contains("--memory-check warn goes on all the same"), "{line}");
-    // Two gigabytes of address space are enough for a small run, and named where they are not.
+    // Two gigabytes of address space suffice for a small run; where they do not, the message names the limit.
     let train = ["train", "tiny.toml", "--run-dir", "small", "--quiet"];
     let (code, _, err) = run(&place, Some(2_000_000), &os(&train));
     assert_eq!(code, Some(0), "{err}");
@@ -174,7 +175,7 @@ fn arguments_that_are_no_text_are_kept_as_bytes_or_refused() {
         assert_eq!(code, Some(2), "{err}");
         assert!(err.lines().next().expect("a line").contains(r"caf\xe9"), "{err}");
     }
-    // A run in a folder of such a name goes on there, and no folder of another name appears.
+    // A run in a folder with such a name is resumed there, and no folder with another name appears.
     std::fs::rename(place.path(r"a\b"), place.path("").join(name("runs-"))).expect("renamed");
     let run_dir = Path::new(&name("runs-")).join("run");
     let more = OsStr::new("train.outer_iterations=9");

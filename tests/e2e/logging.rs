@@ -103,7 +103,7 @@ fn the_actors_table_has_a_row_for_each_worker_and_period() {
         assert_eq!(workers.len(), 8, "{time}: {workers:?}");
     }
     let seconds = begins[begins.len() - 1] - begins[0];
-    // The log stage looks after its streams once a second; what was sampled between must not be lost.
+    // The log stage flushes its streams once a second; samples between two flushes must not be lost.
     let mut gaps: Vec<_> = begins.windows(2).map(|pair| pair[1] - pair[0]).collect();
     gaps.sort_by(f64::total_cmp);
     assert!(gaps.len() >= 5 && gaps[gaps.len() / 2] < 0.5, "{gaps:?}");

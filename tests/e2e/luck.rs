@@ -1,8 +1,8 @@
-//! Seeded draws: every test that needs luck prints its seed.
+//! Seeded random numbers for tests; every test that draws prints its seed.
 
 use std::time::Duration;
 
-/// A generator of draws (SplitMix64).
+/// A pseudorandom number generator (SplitMix64).
 pub struct Luck(u64);
 
 impl Luck {
@@ -13,7 +13,7 @@ impl Luck {
         Self(seed)
     }
 
-    /// From a number, without a word.
+    /// From a seed, without printing it.
     pub fn of(seed: u64) -> Self {
         Self(seed)
     }
@@ -32,7 +32,7 @@ impl Luck {
         self.any() % bound
     }
 
-    /// A part of `time`.
+    /// A uniform part of `time`.
     pub fn part_of(&mut self, time: Duration) -> Duration {
         time.mul_f64(self.below(1_000_000) as f64 / 1e6)
     }

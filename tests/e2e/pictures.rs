@@ -1,4 +1,4 @@
-//! What is made of a checkpoint: pictures, evaluations and listings.
+//! Commands that read a checkpoint: pictures, evaluations and listings.
 
 use serde_json::Value;
 

@@ -13,7 +13,7 @@ pub const TINY: &str = include_str!("../fixtures/tiny.toml");
 /// The files of a checkpoint that hold numbers.
 const TENSOR_FILES: [&str; 4] = ["model.safetensors", "head.safetensors", "mask.safetensors", "optimizer.safetensors"];
 
-/// How long anything here may take; a hang is a failure, not a wait.
+/// Timeout of every wait, so that a hang fails the test.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Whether whoever runs the tests has ignored SIGHUP for them.
@@ -28,7 +28,7 @@ pub struct Place {
     folder: TempDir,
 }
 
-/// What a finished program left.
+/// Exit code and output of a finished program.
 #[derive(Debug)]
 pub struct Ended {
     /// Exit code; none if a signal ended it.
@@ -72,7 +72,7 @@ impl Place {
     pub(crate) fn command(&self, args: &[&str]) -> Command {
         let program = env!("CARGO_BIN_EXE_mlomae-under-test");
         let mut command = if hang_ups_are_ignored() {
-            // Under nohup the program inherits it, and rightly heeds no hang-up.
+            // Under nohup the program inherits the ignored SIGHUP, and rightly ignores it too.
             let mut env = Command::new("env");
             env.args(["--default-signal=HUP", program]);
             env
@@ -100,7 +100,7 @@ impl Place {
         Ended::of(self.command(args).env("RUST_LOG", filter).output().expect("program starts"))
     }
 
-    /// Runs the program, which must succeed, and answers with its stdout.
+    /// Runs the program, which must succeed, and returns its stdout.
     pub fn succeed(&self, args: &[&str]) -> String {
         let ended = self.run(args);
         assert_eq!(ended.code, Some(0), "{args:?}: {ended:#?}");
@@ -117,7 +117,7 @@ impl Place {
         lines
     }
 
-    /// Runs the program, whose command line must be refused, and answers with what it says.
+    /// Runs the program, whose command line must be refused, and returns its message.
     pub fn fail_usage(&self, args: &[&str]) -> String {
         let ended = self.run(args);
         assert_eq!(ended.code, Some(2), "{args:?}: {ended:#?}");
@@ -155,7 +155,7 @@ impl Place {
         Running { child: Some(command.spawn().expect("a shell")) }
     }
 
-    /// Starts the program without waiting for it; what it says on stderr goes to a file.
+    /// Starts the program without waiting for it; its stderr goes to a file.
     pub fn start_with_log(&self, args: &[&str], log: &str) -> Running {
         let log = std::fs::File::create(self.path(log)).expect("a file");
         let mut command = self.command(args);
@@ -163,7 +163,7 @@ impl Place {
         Running { child: Some(command.spawn().expect("program starts")) }
     }
 
-    /// The bytes of all weights, moments and the like in the run's newest checkpoint, by file.
+    /// The bytes of all tensors (weights, moments) in the run's newest checkpoint, by file.
     pub fn weights(&self, run: &str) -> Vec<(&'static str, Vec<u8>)> {
         let latest = self.path(run).join("checkpoints/latest");
         TENSOR_FILES.map(|name| (name, read(&latest.join(name)))).into()

@@ -1,4 +1,4 @@
-//! The metrics for Prometheus: scraped from a run by a plain TCP client, and no part of its results.
+//! The metrics for Prometheus: scraped from a run by a plain TCP client, without an effect on its results.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
@@ -112,7 +112,7 @@ fn scrape(address: SocketAddr) -> Option<Scrape> {
     Some(Scrape::parse(body))
 }
 
-/// Starts a run with metrics at a free port, and answers with where they are.
+/// Starts a run with metrics at a free port, and returns their address.
 fn start(place: &Place, run: &str, settings: &[&str]) -> (Running, SocketAddr) {
     let mut args = vec!["train", "tiny.toml", "--run-dir", run, "--set", "telemetry.prometheus=127.0.0.1:0"];
     args.extend(settings.iter().flat_map(|setting| ["--set", setting]));
@@ -196,7 +196,7 @@ fn other_requests_are_refused_while_the_run_goes_on() {
     }
     let head = ask(address, "HEAD /metrics HTTP/1.0\r\n\r\n").expect("an answer");
     assert!(head.starts_with("HTTP/1.1 200 OK\r\n") && head.ends_with("\r\n\r\n"), "{head}");
-    // Silent clients by the hundred, over their time and over the end of the run, and slow ones.
+    // Hundreds of clients that send half a request or nothing, up to the timeout or the end of the run, and slow ones.
     let connect = |num: usize| -> Vec<_> { (0..num).map(|_| TcpStream::connect(address).expect("connects")).collect() };
     let silent = connect(200);
     for mut client in &silent[..50] {

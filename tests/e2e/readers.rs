@@ -5,8 +5,8 @@ use std::process::Command;
 
 use crate::place::{Place, wait_for};
 
-/// A Python that has the three libraries: `MLOMAE_PYTHON`, which must then be good, or `python3` if it
-/// happens to have them. A CI without one fails.
+/// A Python with the three libraries: `MLOMAE_PYTHON`, which must then have them, or `python3` if it has. In CI it is
+/// an error if there is none.
 fn python() -> Option<PathBuf> {
     if let Some(python) = std::env::var_os("MLOMAE_PYTHON") {
         return Some(python.into());
@@ -23,7 +23,7 @@ fn python() -> Option<PathBuf> {
     None
 }
 
-/// Runs `check_logs.py`, which must find no fault, and answers with its table.
+/// Runs `check_logs.py`, which must find no error, and returns its table.
 fn check(python: &Path, args: &[&str], place: &Place) -> String {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("python/check_logs.py");
     let output = Command::new(python).arg(script).args(args).current_dir(place.path("")).output().expect("python");
@@ -63,7 +63,7 @@ fn duckdb_polars_and_pyarrow_open_finished_running_and_killed_runs() {
     // Small segments, so that some are sealed while others are open.
     let rotation = ["--set", "logs.rotate_rows=500", "--set", "checkpoint.every_steps=100"];
     let mut running = place.start(&[&long[..], &rotation].concat());
-    // The stream behind the third part: with it that part's own stream is gone, so that no row lies in two files.
+    // Wait for the stream after the third part: then that part's own stream is removed, and no row is in two files.
     let next = place.path("killed/logs/live/metrics-000004.arrows");
     wait_for("a sealed segment", || next.exists() || running.has_ended());
     running.signal("KILL");

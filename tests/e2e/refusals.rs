@@ -1,4 +1,4 @@
-//! Bad input gets one clear line and its own exit code.
+//! Bad input is refused with one clear line and a specific exit code.
 
 use crate::place::{Place, file_names, fixture, read};
 
@@ -76,8 +76,9 @@ fn corrupt_data_is_bad_data_and_named() {
     for (path, format, culprit) in
         [("shapes", "hf-parquet", "train-00000-of-00001.parquet"), ("cifar", "cifar-bin", "data_batch_3.bin")]
     {
+        let keys = [format!("data.path={path}"), format!("data.format={format}")];
         for args in [
-            &["train", "tiny.toml", "--set", &format!("data.path={path}"), "--set", &format!("data.format={format}")][..],
+            &["train", "tiny.toml", "--set", &keys[0], "--set", &keys[1]][..],
             &["data", "info", path, "--format", format],
         ] {
             let lines = place.fail(65, args);

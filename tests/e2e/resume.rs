@@ -58,7 +58,7 @@ fn killed_and_resumed_equals_straight() {
     assert_eq!(ended.code, None, "{ended:#?}");
     assert_eq!(place.run_record("killed")["status"], "running", "nobody was left to say otherwise");
     assert!(!place.live_streams("killed").is_empty());
-    // Serially, for once: who goes on does not matter either.
+    // Resume it serially this time: the number of workers does not matter either.
     place.succeed(&["train", "--resume", "killed", "--serial", "--quiet"]);
     place.assert_same_end("straight", "killed");
     assert_eq!(place.live_streams("killed"), Vec::<String>::new());

@@ -1,4 +1,4 @@
-//! A resume is held against the data that it continues with, and finds them where they are.
+//! A resume compares the data with those of the run so far, and finds them after a move.
 
 use std::path::Path;
 
@@ -72,7 +72,7 @@ fn data_that_changed_are_refused_with_what_changed_and_accepted_if_wanted() {
         assert!(lines[0].starts_with("data is not what the checkpoint was trained on (train: "), "{lines:?}");
         assert!(lines[0].contains(what) && lines[0].contains("--accept-changed-data"), "{what}: {lines:?}");
         assert_eq!((weights, record), (place.weights("run"), place.run_record("run")), "nothing is touched");
-        // Judging on other data is told, on other classes it is refused.
+        // Other data to evaluate on give a warning; other classes are refused.
         if what.contains("class") {
             assert!(place.fail(78, &["eval", "knn", "run"])[0].contains("same classes"));
         } else {
@@ -147,7 +147,7 @@ fn data_are_found_from_any_folder_and_beside_a_moved_run() {
     assert_eq!(place.loss_steps("there/run"), (1..=14).collect::<Vec<_>>());
 }
 
-/// Writes the newest checkpoint again with a state that was changed by `change`.
+/// Rewrites the newest checkpoint with its state changed by `change`.
 fn with_state(place: &Place, run: &str, change: impl FnOnce(&mut Value)) {
     let mut loaded = checkpoint::load(&place.path(run)).expect("a checkpoint");
     change(&mut loaded.state);
@@ -171,7 +171,7 @@ fn a_checkpoint_of_an_older_version_goes_on_with_a_note() {
     place.train("run", &[&FOLDER[..], &["--max-outer", "4"]].concat());
     place.copy("run", "straight");
     place.succeed(&["train", "--resume", "straight", "--max-outer", "7", "--quiet"]);
-    // Older versions noted neither content nor absolute paths.
+    // Older versions recorded neither a hash of the contents nor absolute paths.
     let folder = place.path("").canonicalize().expect("a folder").display().to_string();
     let folder = folder.trim_end_matches('/');
     let as_before = |text: &str| {

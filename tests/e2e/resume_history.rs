@@ -1,4 +1,4 @@
-//! A finished run is left alone, and what a run went back behind is marked.
+//! Resuming a finished run changes nothing, and the rows after a checkpoint that a run went back to are marked.
 
 use serde_json::Value;
 
@@ -51,7 +51,7 @@ fn a_finished_run_is_left_as_it_is() {
 fn a_run_killed_after_its_evaluation_does_not_repeat_it() {
     let place = Place::new();
     place.train("run", &[]);
-    // As a process leaves it that dies before it notes its end.
+    // As a process leaves it that dies before it records the end.
     let path = place.path("run/run.json");
     let text = String::from_utf8(crate::place::read(&path)).expect("UTF-8");
     std::fs::write(&path, text.replace("\"finished\"", "\"running\"")).expect("write");
@@ -89,7 +89,7 @@ fn what_a_run_went_back_behind_is_marked_and_counted_once() {
         let all = if name == "policy" || name == "evaluator" { 7.0 } else { f64::INFINITY };
         assert!(items <= all, "{name}: {items}");
     }
-    // Going on is no going back, although the abandoned rows are still there.
+    // Continuing from the last step is not going back, although the abandoned rows are still there.
     place.succeed(&["train", "--resume", "run", "--max-outer", "9", "--quiet"]);
     assert_eq!(events(&place, "run", "went_back").len(), 1);
     assert_eq!(place.loss_steps("run"), (1..=18).collect::<Vec<_>>());

@@ -121,7 +121,7 @@ const OTHER: [(&str, &str); 111] = [
     ("actors.log.micro_batch", "0"),
 ];
 
-/// Keys that have one value so far: a second one makes the test ask for it.
+/// Keys that have only one allowed value so far. When one gets a second value, the test fails until it is covered.
 const ONE_VALUE: [&str; 2] = ["compute.device", "method.task"];
 
 /// Keys without a meaning for generated data, or in the run's setting, or for training.
@@ -246,7 +246,7 @@ fn a_change_outlives_a_process_that_was_killed_before_its_next_checkpoint() {
     let changes = ["--set", "train.outer_iterations=7", "--set", "pretrain.lr=0.02"];
     place.copy("base", "straight");
     place.succeed(&[&["train", "--resume", "straight", "--quiet"], &changes[..]].concat());
-    // As that process leaves it when it is killed at once: only its configuration is new.
+    // As that process leaves it when it is killed at once: only the configuration file is new.
     place.copy("base", "killed");
     let config = crate::place::read(&place.path("straight/config.toml"));
     place.write("killed/config.toml", &config);

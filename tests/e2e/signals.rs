@@ -1,11 +1,11 @@
-//! Signals beside those of `kills.rs`: checkpoints on demand, limits of files, and how soon a command leaves.
+//! Signals other than those of `kills.rs`: checkpoints on demand, file size limits, and how soon a command exits.
 
 use std::time::{Duration, Instant};
 
 use crate::luck::Luck;
 use crate::place::{Place, Running, file_names, wait_for};
 
-/// How soon a signal is heeded where nothing is lost.
+/// How soon a command must react to a signal when it has nothing to save.
 const HEEDED: Duration = Duration::from_secs(2);
 
 /// A run that writes no checkpoint by itself before its end.
@@ -82,7 +82,7 @@ fn checkpoints_on_demand_change_nothing_but_that_they_are_there() {
             num_written <= num_told + 1,
             "{variant}: those that come together count as one: {num_written} of {num_told}"
         );
-        // One on the way is as good as any other to go back to.
+        // A checkpoint made on demand can be resumed from like any other.
         let first = format!("{asked}/checkpoints/{}", checkpoints(&place, &asked)[0]);
         place.succeed(&["train", "--resume", &first, "--quiet"]);
         place.assert_same_end(&straight, &asked);
@@ -174,7 +174,7 @@ fn a_signal_during_start_up_leaves_at_once_and_nothing_behind() {
         let mut running = place.start(&args);
         std::thread::sleep(Duration::from_millis(700));
         assert!(!running.has_ended(), "the start takes longer");
-        // No reason to end.
+        // USR1 requests a checkpoint, and must not end the run.
         running.signal("USR1");
         leaves_at_once(running, signal, code);
         assert_eq!(file_names(&place.path("")), ["tiny.toml"], "{signal}: nothing is begun");

@@ -1,4 +1,4 @@
-//! `bench` and `tune`: they answer, and what `tune` writes changes no result.
+//! `bench` and `tune`: they run and print results, and the settings that `tune` writes change no weight.
 
 use serde_json::Value;
 
@@ -52,9 +52,10 @@ fn what_tune_writes_is_an_overlay_that_changes_no_result() {
     place.train("plain", &[]);
     place.train("tuned", &["--config-overlay", "tuned.toml"]);
     assert_eq!(place.weights("plain"), place.weights("tuned"));
-    // Whatever a machine makes it pick.
-    let other = "[actors.load]\nworkers = 3\n[actors.score]\nworkers = 2\nqueue_cap = 0\n[actors.encoder]\nworkers = 3\nmicro_batch = 8\n\
-                 [actors.evaluator]\nmicro_batch = 4\nqueue_cap = 8\n[actors.policy]\nmicro_batch = 2\n";
+    // Nor would other settings that `tune` may pick on another machine.
+    let other = "[actors.load]\nworkers = 3\n[actors.score]\nworkers = 2\nqueue_cap = 0\n\
+                 [actors.encoder]\nworkers = 3\nmicro_batch = 8\n[actors.evaluator]\nmicro_batch = 4\nqueue_cap = 8\n\
+                 [actors.policy]\nmicro_batch = 2\n";
     place.write("other.toml", other.as_bytes());
     place.train("other", &["--config-overlay", "other.toml"]);
     assert_eq!(place.weights("plain"), place.weights("other"));

@@ -83,7 +83,7 @@ fn a_simulation_says_what_it_knows_of_other_machines() {
     let cases = report["cases"].as_array().expect("cases");
     let value = |place: usize, key: &str| cases[place][key].as_f64().expect("a number");
     assert_eq!(cases.len(), 4);
-    // Cores and lag cost nothing here, and one core has no time to waste.
+    // In the simulation more cores or lag are never slower, and a single core is never idle.
     assert!(value(2, "outer_per_s") >= value(0, "outer_per_s"), "{report}");
     assert!(value(3, "outer_per_s") >= value(2, "outer_per_s"), "{report}");
     assert!(value(1, "efficiency") > 0.97 && value(3, "efficiency") < 0.5, "{report}");

@@ -1,5 +1,5 @@
-//! What is fuzzed: every function that reads bytes which came from elsewhere. A target gets the bytes of one
-//! file, puts it where the reader looks for it, and reads all there is. It may be refused, but it may not panic.
+//! The fuzz targets: every function that reads untrusted bytes. A target gets the bytes of one file, puts it where the
+//! reader looks for it, and reads everything. The reader may return an error, but must not panic.
 //!
 //! The fuzz crate and the test binary `fuzz` share this file.
 
@@ -45,7 +45,8 @@ thread_local! {
     static FOLDERS: RefCell<BTreeMap<&'static str, TempDir>> = const { RefCell::new(BTreeMap::new()) };
 }
 
-/// This thread's folder of a target, made by `fill` at its first use: in memory where the system has such a place.
+/// This thread's folder of a target, filled by `fill` at its first use: in a memory file system (tmpfs) if there is
+/// one.
 fn folder(name: &'static str, fill: impl FnOnce(&Path)) -> PathBuf {
     FOLDERS.with_borrow_mut(|folders| {
         let folder = folders.entry(name).or_insert_with(|| {
@@ -181,8 +182,8 @@ fn load_checkpoint(target: &'static str, file: &str, bytes: &[u8]) -> bool {
     checkpoint::load(&folder).is_ok()
 }
 
-/// The state of a checkpoint with the length and sum of another file, and the sum of itself: so that the reader
-/// behind the sums is reached.
+/// The state of a checkpoint with correct checksums of another file and of itself, so that the fuzzer gets past the
+/// checks to the reader.
 fn signed(state: &str, file: &str, bytes: &[u8]) -> String {
     let mut state: serde_json::Value = serde_json::from_str(state).expect("JSON");
     state.as_object_mut().expect("object").remove("crc32");
@@ -190,7 +191,7 @@ fn signed(state: &str, file: &str, bytes: &[u8]) -> String {
     sign(&state.to_string())
 }
 
-/// A JSON object with the sum of all that is behind its first line.
+/// A JSON object whose first line has the checksum of all that follows it.
 fn sign(object: &str) -> String {
     let rest = object.trim_start_matches('{');
     format!("{{\"crc32\":\"{:08x}\",\n{rest}", crc32(rest.as_bytes()))
@@ -203,7 +204,7 @@ fn crc32(bytes: &[u8]) -> u32 {
     })
 }
 
-/// As it is, and once more with its sum put right.
+/// Reads it as it is, and again with a corrected checksum.
 fn checkpoint_state(bytes: &[u8]) -> bool {
     let is_whole = load_checkpoint("checkpoint_state", "state.json", bytes);
     if let Ok(text) = std::str::from_utf8(bytes)
@@ -240,7 +241,7 @@ fn log_stream(bytes: &[u8]) -> bool {
     read_logs("log_stream", "logs/live/metrics-000000.arrows", bytes)
 }
 
-/// A sealed part, as whatever wrote it left it.
+/// A sealed part with any bytes.
 fn log_part(bytes: &[u8]) -> bool {
     read_logs("log_part", "logs/metrics/part-000000.parquet", bytes)
 }

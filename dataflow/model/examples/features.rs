@@ -1,7 +1,8 @@
-//! Features and predictions of images of one's own from a checkpoint:
+//! Features and predictions for your own images from a checkpoint:
 //! `cargo run --release -p mlomae-model --example features -- runs/quick image.raw …`
 //!
-//! An image is a file of bytes [H, W, C] of the model's size; without any, a grey one is used.
+//! An image is a file of bytes `[H, W, C]` of the model's size, without a header; without arguments, a grey image is
+//! used.
 
 use std::path::Path;
 

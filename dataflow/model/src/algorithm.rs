@@ -1,8 +1,51 @@
 //! One outer iteration of MLO-MAE (Guo et al., TMLR 2025, arXiv 2402.18128, Algorithm 1), in the paper's letters.
 //!
-//! θ is encoder and decoder, c the downstream head, φ the masking network. The stages of the pipeline call the same five functions, cut
-//! apart by queues: [`Lane::score`], [`Lane::pretrain`], [`Hypergradient::finetune`], [`Hypergradient::direction`] and
-//! [`Hypergradient::along`].
+//! θ is encoder and decoder, c the downstream head, φ the masking network. The training pipeline calls the same
+//! functions, each in a stage of its own with queues between them: [`Lane::score`], [`Lane::pretrain`],
+//! [`Hypergradient::finetune`], [`Hypergradient::direction`], [`Hypergradient::along`], and [`Lane::update`] after each
+//! gradient.
+//!
+//! An outer iteration on random images (the example program `outer_iteration` runs several and prints the losses):
+//!
+//! ```
+//! use std::sync::Arc;
+//!
+//! use mlomae_model::algorithm::{Batches, Constants, State, outer_iteration};
+//! use mlomae_model::hypergradient::Clean;
+//! use mlomae_model::init::{normals, tensor_rng};
+//! use mlomae_model::lane::{CpuLane, LabelledImages};
+//! use mlomae_model::levels::optimizer::{AdamW, AdamWConfig};
+//! use mlomae_model::masking::MaskRule;
+//! use mlomae_model::tasks::Targets;
+//! use mlomae_model::{Level, Model, ModelConfig, PerLevel, Vector};
+//!
+//! # fn main() -> Result<(), mlomae_model::ModelError> {
+//! let config = ModelConfig { image: 8, dim: 24, depth: 1, dec_dim: 16, dec_depth: 1, ..ModelConfig::default() };
+//! let model = Arc::new(Model::new(&config)?);
+//! let mut lane = CpuLane::serial(model.clone(), 2);
+//! let init = |level| Vector::from(model.init(level, 1));
+//! let adamw = PerLevel::from_fn(|level| AdamW::new(AdamWConfig::default(), model.layout(level)));
+//! let mut state = State { theta: init(Level::Pretrain), c: init(Level::Finetune), phi: init(Level::Mask), adamw };
+//!
+//! let mut images = vec![0.0; 4 * config.image_values()]; // [4, 3, 8, 8]
+//! normals(&mut images, 1.0, &mut tensor_rng(1, "images"));
+//! let (images, targets) = (Vector::from(images), Targets::Classes([0, 1, 2, 3].into()));
+//! let labelled = LabelledImages { images: &images, targets: &targets };
+//! let constants = Constants {
+//!     form: &Clean,
+//!     alpha: 0.01,
+//!     rates: PerLevel { pretrain: &|_| 1e-4, finetune: &|_| 1e-3, mask: &|_| 1e-3 },
+//!     rule: &|_| MaskRule::BY_SCORE,
+//!     noise: &|_, _| None,
+//! };
+//! let pretrain = [images.clone(), images.clone()]; // two steps of level 1
+//! let batches = Batches { pretrain: &pretrain, finetune: labelled, validation: labelled };
+//! outer_iteration(&mut lane, &constants, &mut state, &batches, 0, &mut |_| {})?;
+//! let steps = [state.adamw.pretrain.step, state.adamw.finetune.step, state.adamw.mask.step];
+//! assert_eq!(steps, [2, 1, 1]);
+//! # Ok(())
+//! # }
+//! ```
 
 use crate::error::ModelError;
 use crate::hypergradient::{Along, Hypergradient};
@@ -13,64 +56,70 @@ use crate::masking::{MaskRule, Scored};
 use crate::tasks::Noise;
 use crate::vector::Vector;
 
-/// What an outer iteration changes: the three variables and their optimizers.
+/// What an outer iteration changes: the three variables and their optimizers, in memory of the lane (see
+/// [`Lane::upload`]).
 #[derive(Clone, Debug)]
 pub struct State {
-    /// θ.
+    /// θ, flat under the layout of [`Level::Pretrain`](crate::Level::Pretrain).
     pub theta: Vector,
-    /// c.
+    /// c, flat under the layout of [`Level::Finetune`](crate::Level::Finetune).
     pub c: Vector,
-    /// φ.
+    /// φ, flat under the layout of [`Level::Mask`](crate::Level::Mask); empty where nothing is learned.
     pub phi: Vector,
     /// AdamW of each level.
     pub adamw: PerLevel<AdamW>,
 }
 
-/// What the algorithm is told from outside.
+/// Hyperparameters, as functions where they change over the run.
 #[derive(Clone, Copy)]
 pub struct Constants<'a> {
     /// Form of the hypergradient.
     pub form: &'a dyn Hypergradient,
-    /// α of the finite differences.
+    /// α of the finite differences: the step along v is ε = α/‖v‖₂.
     pub alpha: f64,
-    /// Learning rate of each level by its step.
+    /// Learning rate of each level by its step, counted from 0 over the run: level-1 steps for level 1, outer
+    /// iterations for levels 2 and 3.
     pub rates: PerLevel<&'a dyn Fn(u64) -> f64>,
-    /// How level-1 step `k` is masked.
+    /// How the batch of a level-1 step, counted from 0 over the run, is masked.
     pub rule: &'a dyn Fn(u64) -> MaskRule,
-    /// Dropout of the head by outer iteration and pass.
+    /// Dropout of the head by outer iteration and by number of the pass within it (see [`Hypergradient`]); none without
+    /// dropout.
     pub noise: &'a dyn Fn(u64, u64) -> Option<Noise>,
 }
 
 /// The batches of one outer iteration.
 #[derive(Clone, Copy, Debug)]
 pub struct Batches<'a> {
-    /// Unlabelled, one a level-1 step (k of them), each `[batch, C, H, W]`.
+    /// Unlabelled, one for each of the k level-1 steps, each `[batch, C, H, W]`; k must be the same in every iteration.
     pub pretrain: &'a [Vector],
-    /// F, of level 2.
+    /// Batch F of level 2.
     pub finetune: LabelledImages<'a>,
-    /// V, of level 3.
+    /// Batch V of level 3.
     pub validation: LabelledImages<'a>,
 }
 
-/// What an observer sees, in the order of the algorithm.
+/// What an observer is called with, in the order of the algorithm.
 #[derive(Debug)]
 pub enum Event<'a> {
-    /// A batch was masked.
+    /// The batch of a level-1 step was masked.
     Scored(&'a Scored),
-    /// A step of level 1 is done.
+    /// θ was updated with this gradient.
     Pretrain(&'a PretrainGradient),
-    /// Level 2's step is done.
+    /// c was updated with this gradient.
     Finetune(&'a FinetuneGradient),
-    /// v0, v1 and w at the updated c.
+    /// v0, v1 and w at the updated θ and c.
     Direction(&'a Direction),
-    /// Level 3's step is done.
+    /// φ was updated with this hypergradient.
     Hypergradient(&'a Along),
 }
 
-/// Outer iteration `outer`, counted from 0: k level-1 steps, one of level 2, one of level 3; the first alone where nothing is learned.
+/// Outer iteration `outer`, counted from 0: k level-1 steps, then one step of level 2 and one of level 3. Where masks
+/// are not learned, level 1 alone.
+///
+/// `see` is called after each part, see [`Event`].
 ///
 /// # Errors
-/// When the lane fails.
+/// Any error of the lane. The steps done before it stay in `s`.
 #[rustfmt::skip]
 pub fn outer_iteration(
     lane: &mut dyn Lane, m: &Constants<'_>, s: &mut State, x: &Batches<'_>, outer: u64, see: &mut dyn FnMut(Event<'_>),

@@ -1,7 +1,47 @@
-//! Registries: things that are chosen by name among a fixed list.
+//! Registries: things that a configuration chooses by name from a fixed list (devices, tasks, maskings, forms of the
+//! hypergradient).
 //!
-//! A registry is a `static` list of trait objects. Configuration, help and messages read the list, so that an entry is added by its own
-//! file and one line of the list.
+//! A registry is a `static` list of trait objects. Configuration, help and messages read the list, so adding an entry
+//! takes its own file and one line of the list.
+//!
+//! ```
+//! use mlomae_model::choice::{Choice, Named, Registry};
+//!
+//! trait Shape: Named {
+//!     fn corners(&self) -> usize;
+//! }
+//!
+//! struct Square;
+//!
+//! impl Named for Square {
+//!     fn name(&self) -> &'static str {
+//!         "square"
+//!     }
+//!     fn summary(&self) -> &'static str {
+//!         "Four equal sides"
+//!     }
+//! }
+//!
+//! impl Shape for Square {
+//!     fn corners(&self) -> usize {
+//!         4
+//!     }
+//! }
+//!
+//! static SHAPES: [&dyn Shape; 1] = [&Square];
+//!
+//! impl Registry for dyn Shape {
+//!     const WHAT: &'static str = "shape";
+//!     fn entries() -> &'static [&'static Self] {
+//!         &SHAPES
+//!     }
+//! }
+//!
+//! let shape: Choice<dyn Shape> = serde_json::from_str("\"square\"").unwrap();
+//! assert_eq!(shape.corners(), 4);
+//! let error = serde_json::from_str::<Choice<dyn Shape>>("\"circle\"").unwrap_err();
+//! assert!(error.to_string().starts_with("not a shape (square): circle"));
+//! ```
 
 use std::fmt;
 
@@ -9,7 +49,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// An entry of a list that is chosen by name.
 pub trait Named: Send + Sync + 'static {
-    /// Its name in configurations, files and messages.
+    /// Its name in configurations, files and messages; unique in its list, and fixed once files have it.
     fn name(&self) -> &'static str;
     /// What it is, in one sentence without a full stop.
     fn summary(&self) -> &'static str;
@@ -20,27 +60,27 @@ pub trait Registry: Named {
     /// What an entry is called in messages, for example `masking strategy`.
     const WHAT: &'static str;
 
-    /// Every entry, the default first.
+    /// Every entry, the default first; never empty.
     fn entries() -> &'static [&'static Self];
 }
 
-/// One entry of the registry of `T`, compared, written and read by its name.
+/// One entry of the registry of `T`. It dereferences to the entry; equality, display and serde go by the name.
 pub struct Choice<T: Registry + ?Sized>(&'static T);
 
 impl<T: Registry + ?Sized> Choice<T> {
-    /// The choice of `entry`.
+    /// The choice of `entry`, which should be in the list: what is not cannot be read back.
     #[must_use]
     pub const fn of(entry: &'static T) -> Self {
         Choice(entry)
     }
 
-    /// The entry of that name.
+    /// The entry of that name; none if the list has none.
     #[must_use]
     pub fn by_name(name: &str) -> Option<Self> {
         T::entries().iter().find(|entry| entry.name() == name).map(|entry| Choice(*entry))
     }
 
-    /// The entry.
+    /// The entry, for as long as the program runs.
     #[must_use]
     pub const fn get(self) -> &'static T {
         self.0

@@ -6,7 +6,7 @@ use crate::choice::Choice;
 use crate::masking::{MaskInput, MaskingKind};
 use crate::tasks::TaskKind;
 
-/// Whether position embeddings learn.
+/// Whether the position embeddings of encoder and decoder are trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
@@ -17,7 +17,8 @@ pub enum PosEmbed {
     Frozen,
 }
 
-/// Shapes of encoder, decoder, masking network and head. The default is the preset tiny on 32 × 32 colour images of 10 classes.
+/// Shapes of encoder, decoder, masking network and head. The default is the preset `tiny` on 32 × 32 colour images of
+/// 10 classes. [`ModelConfig::problems`] says what cannot be built.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelConfig {
@@ -27,13 +28,13 @@ pub struct ModelConfig {
     pub patch: usize,
     /// Colour channels, 1 or 3.
     pub channels: usize,
-    /// Encoder width.
+    /// Encoder width, a multiple of 4.
     pub dim: usize,
     /// Encoder blocks.
     pub depth: usize,
     /// Encoder attention heads; divides `dim`.
     pub heads: usize,
-    /// Decoder width.
+    /// Decoder width, a multiple of 4.
     pub dec_dim: usize,
     /// Decoder blocks.
     pub dec_depth: usize,
@@ -78,10 +79,10 @@ impl Default for ModelConfig {
     }
 }
 
-/// Visible patches of an image of `num_patches`: floor(L·(1 − mask ratio)).
+/// Visible patches of an image of L = `num_patches` patches: floor(L·(1 − mask ratio)).
 #[must_use]
 pub fn num_visible(num_patches: usize, mask_ratio: f64) -> usize {
-    // The product is nudged so that, say, 0.7 of 10 patches leaves 3 and not 2.
+    // Rounding may leave the product just below an integer: 0.7 of 10 patches masked must leave 3 visible, not 2.
     (num_patches as f64 * (1.0 - mask_ratio) + 1e-9).floor() as usize
 }
 
@@ -98,13 +99,13 @@ impl ModelConfig {
         self.grid() * self.grid()
     }
 
-    /// Values of a patch.
+    /// Values of a patch, P·P·C.
     #[must_use]
     pub fn patch_values(&self) -> usize {
         self.patch * self.patch * self.channels
     }
 
-    /// Values of an image.
+    /// Values of an image, C·H·W.
     #[must_use]
     pub fn image_values(&self) -> usize {
         self.image * self.image * self.channels

@@ -6,13 +6,14 @@ pub enum ModelError {
     /// A tensor operation of dfdx failed.
     #[error("dfdx operation failed: {0}")]
     Dfdx(String),
-    /// Targets or features are not those that a task reads.
+    /// Targets or features are not of the kind that the task takes.
     #[error("downstream task: {problem}")]
     Targets {
         /// What is wrong.
         problem: String,
     },
-    /// A vector lies where the lane cannot read it, or a pass was begun elsewhere.
+    /// A lane was given what it cannot use: a vector in memory of another device or of a wrong length, or a recording
+    /// of another lane or thread.
     #[error("lane {lane}: {problem}")]
     Lane {
         /// The lane's device.
@@ -23,15 +24,15 @@ pub enum ModelError {
     /// The shapes of a configuration cannot be built.
     #[error("model configuration: {0}")]
     Config(String),
-    /// The system starts no more threads.
+    /// The operating system refused to start threads.
     #[error("cannot start {num_threads} compute threads: {cause}")]
     Threads {
         /// How many were wanted.
         num_threads: usize,
-        /// The system's words.
+        /// The operating system's message.
         cause: String,
     },
-    /// A checkpoint cannot be opened.
+    /// A checkpoint cannot be read or is incomplete.
     #[error("checkpoint {path}: {problem}")]
     Checkpoint {
         /// Its path.

@@ -1,9 +1,10 @@
-//! Golden vectors: one outer iteration written by an independent reference in float64, and how far ours is from it.
+//! Golden files: one outer iteration computed by an independent reference in float64, and the error of ours against it.
 //!
-//! A golden file holds initial weights, four batches, and what the reference got: `expect.pretrainK.{loss,scores,mask,patch_loss}` and
-//! `.grad.NAME`, `expect.finetune.{loss,grad.NAME}`, `expect.mask.{loss,v_head,v_encoder,indirect,hypergrad_direct,
-//! hypergrad_indirect,hypergrad,hypergrad_exact}.NAME` and `expect.after.{pretrain,finetune,mask}.NAME`. The metadata key `config` has
-//! the shapes. Dropout is off, and the masking network reads the patch embedding.
+//! A golden file is a safetensors file with initial weights, the batches, and the results of the reference:
+//! `expect.pretrainK.{loss,scores,mask,patch_loss}` and `.grad.NAME`, `expect.finetune.{loss,grad.NAME}`,
+//! `expect.mask.{loss,v_head,v_encoder,indirect,hypergrad_direct,hypergrad_indirect,hypergrad,hypergrad_exact}.NAME`
+//! and `expect.after.{pretrain,finetune,mask}.NAME`. The metadata key `config` has the shapes. Dropout is off, and the
+//! masking network is the published one, which reads the patch embedding.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,7 +28,8 @@ use crate::parallel::compute::Compute;
 use crate::tasks::Targets;
 use crate::vector::Vector;
 
-/// The `config` metadata of a golden file.
+/// The `config` metadata of a golden file: shapes as in [`ModelConfig`], the batch size, and the hyperparameters, which
+/// all levels share.
 #[derive(Clone, Debug, Deserialize)]
 #[allow(missing_docs)]
 pub struct GoldenConfig {
@@ -49,7 +51,7 @@ pub struct GoldenConfig {
     pub alpha: f64,
 }
 
-/// A tensor of a golden file; integers have been turned into floats.
+/// A tensor of a golden file; integers are converted to floats.
 #[derive(Clone, Debug)]
 pub struct GoldenTensor {
     /// Shape, empty for scalars.
@@ -70,17 +72,17 @@ pub struct Golden {
 /// One compared quantity.
 #[derive(Clone, Debug, Serialize)]
 pub struct Check {
-    /// What was compared, for example `pretrain0.grad`; the worst tensor is named after it.
+    /// What was compared, for example `pretrain0.grad [norm.bias]`: in brackets the tensor with the largest error.
     pub quantity: String,
     /// Relative error, of the worst tensor where there are several.
     pub error: f64,
     /// The largest error allowed.
     pub limit: f64,
-    /// Whether the error is within the limit; an error that is not a number never is.
+    /// Whether the error is within the limit; NaN is not.
     pub ok: bool,
 }
 
-/// Largest relative errors of a float32 implementation, and shapes beyond which none is computed.
+/// Limits: relative errors that a float32 implementation may have, and shapes that are too large to be computed.
 mod limits {
     pub const IMAGE: usize = 1024;
     pub const ATTENTION: usize = 1 << 28;
@@ -99,8 +101,8 @@ impl Golden {
             .map_err(|error| ModelError::Config(format!("golden metadata `config` is not readable: {error}")))
     }
 
-    /// Refuses shapes that the file cannot be about, before memory is taken for them: it holds all weights several times,
-    /// a tensor or more of each block, and the images.
+    /// Refuses shapes that contradict the file, before memory is allocated for them (the file is untrusted): it must
+    /// hold all weights several times, a tensor or more for each block, and the images.
     fn check_shapes(&self) -> Result<(), ModelError> {
         let c = &self.config;
         let num_values: usize = self.tensors.values().map(|tensor| tensor.values.len()).sum();
@@ -188,7 +190,7 @@ impl Golden {
 
     fn world(&self, num_threads: usize) -> Result<World, ModelError> {
         let (model, c) = (self.model()?, &self.config);
-        // Two micro-batches, so that reduction is part of what is verified.
+        // Two micro-batches, so that the reduction over micro-batches is verified too.
         let compute = Compute::new(num_threads, c.batch.div_ceil(2), Arena::new())?;
         let image_values = c.batch * model.config.image_values();
         let mut x_p = Vec::new();
@@ -216,7 +218,8 @@ impl Golden {
         Ok(World { lane: CpuLane::new(Cpu::new(model, compute)), state, x_p, finetune, validation })
     }
 
-    /// Runs one outer iteration of each form with `num_threads` and compares everything that the file expects.
+    /// Runs one outer iteration with each form of the hypergradient on `num_threads` threads, and compares everything
+    /// that the file expects.
     ///
     /// # Errors
     /// When the file lacks a tensor or its shapes do not fit.
@@ -286,8 +289,8 @@ impl Golden {
         Ok(report.checks)
     }
 
-    /// `num_outer` outer iterations over the file's batches, used again in each, with the clean hypergradient; `see` gets what each gave
-    /// and says whether to go on.
+    /// Runs `num_outer` outer iterations with the clean hypergradient, all on the file's batches. `see` gets the result
+    /// of each, and returns whether to continue.
     ///
     /// # Errors
     /// When the file lacks a tensor or its shapes do not fit.
@@ -323,24 +326,24 @@ impl Golden {
     }
 }
 
-/// What one outer iteration of a trajectory gave.
+/// The results of one outer iteration of a trajectory.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Lap {
-    /// Outer iterations before it.
+    /// Index of the outer iteration, from 0.
     pub outer: u64,
     /// L_m of each level-1 step.
     pub pretrain_losses: Vec<f64>,
     /// Mean score of each level-1 step.
     pub mean_scores: Vec<f64>,
-    /// L_f before level 2's step.
+    /// L_f, before level 2's step.
     pub finetune_loss: f64,
-    /// L_v after it.
+    /// L_v, after level 2's step.
     pub mask_loss: f64,
     /// ‖∂φ‖₂.
     pub hypergradient_norm: f64,
 }
 
-/// A golden file's networks, initial state and batches.
+/// The networks, initial state and batches of a golden file.
 struct World {
     lane: CpuLane,
     state: State,
@@ -350,7 +353,7 @@ struct World {
 }
 
 impl World {
-    /// One outer iteration of `form` from the state, which stays as it is; `see` sees all of it.
+    /// One outer iteration with `form` from the state; returns the new one. `see` is called with every event.
     fn iterate(
         &self,
         golden: &Golden,
@@ -430,8 +433,9 @@ impl Report<'_> {
         Ok(expected)
     }
 
-    /// Compares a flat vector as one, relative in norm. Weights after AdamW need this: its first steps divide the gradient by its own
-    /// size, so where the true gradient is zero (the bias of the keys) rounding decides the sign of a whole step.
+    /// Compares a flat vector as a whole, by the relative error of its norm. Weights after AdamW need this: its first
+    /// steps divide the gradient by its own magnitude, so where the exact gradient is zero (the bias of the attention's
+    /// keys), rounding decides the sign of a full step.
     fn whole(&mut self, name: &str, layout: &Layout, ours: &Vector, limit: f64) -> Result<(), ModelError> {
         let (ours, expected) = (ours.to_host()?, self.expected(name, layout)?);
         let difference: Vec<f32> = ours.iter().zip(&expected).map(|(a, e)| a - e).collect();
@@ -439,7 +443,8 @@ impl Report<'_> {
         Ok(())
     }
 
-    /// Compares a flat vector tensor by tensor, relative in norm; a tensor that is all but zero is measured against the whole set.
+    /// Compares a flat vector tensor by tensor, each by the relative error of its norm; the error of a tensor that is
+    /// nearly zero is relative to the norm of the whole vector.
     fn set(&mut self, name: &str, layout: &Layout, ours: &Vector, limit: f64) -> Result<(), ModelError> {
         let (ours, expected) = (ours.to_host()?, self.expected(name, layout)?);
         let floor = 1e-3 * norm(&expected);

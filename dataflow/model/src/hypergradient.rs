@@ -1,6 +1,11 @@
-//! The forms of the hypergradient ∂φ = D[v1; θ; L_m; φ] + D[w; θ; L_m; φ]: how v1 and w are found, and the derivative along them.
+//! The forms of the hypergradient ∂φ, the gradient of the validation loss L_v for φ through the unrolled steps of
+//! levels 1 and 2 (arXiv 2402.18128): how its directions v1 and w are found, and the derivative of L_m along them.
 //!
-//! A form is one entry of [`FORMS`]; nothing else asks which one is in use.
+//! ∂φ = D[v1; θ; L_m; φ] + D[w; θ; L_m; φ], with w = ∂L_v/∂θ, v0 = ∂L_v/∂c and v1 = D[v0; c; L_f; θ].
+//! D[v; x; L; y] = (∂L/∂y at x − εv − ∂L/∂y at x + εv) / 2ε, ε = α/‖v‖₂, is the central finite difference of a
+//! Hessian-vector product: D ≈ −(∂²L/∂y∂x)·v. The learning rates of the unrolled steps are left out.
+//!
+//! A form is a type here and an entry of [`FORMS`]; no other code depends on which one is in use.
 
 use crate::choice::{Choice, Named, Registry};
 use crate::error::ModelError;
@@ -8,24 +13,33 @@ use crate::lane::{Direction, Downstream, FinetuneGradient, Lane, Upstream};
 use crate::tasks::Noise;
 use crate::vector::Vector;
 
-/// The hypergradient, and what is known of its two paths.
+/// The hypergradient, and the norms of its two terms.
 #[derive(Clone, Debug)]
 pub struct Along {
-    /// ∂φ.
+    /// ∂φ, flat, as long as φ.
     pub gradient: Vector,
-    /// Norms of the paths mask → finetune → pretrain → mask and mask → pretrain → mask, where they are computed one by one.
+    /// ‖D[v1; θ; L_m; φ]‖₂ (the path mask → finetune → pretrain → mask) and ‖D[w; θ; L_m; φ]‖₂ (mask → pretrain →
+    /// mask), where the two are computed one by one.
     pub path_norms: Option<[f64; 2]>,
 }
 
-/// A way to compute the hypergradient.
+/// A way to compute the hypergradient, without state: one instance serves all stages and threads.
 ///
-/// Level 2 calls [`finetune`](Hypergradient::finetune), updates c and calls [`direction`](Hypergradient::direction); level 3 calls
-/// [`along`](Hypergradient::along). `noise` is the head's dropout by number of the pass; pass 0 is level 2's own step.
+/// Every outer iteration, the level-2 stage calls [`finetune`](Hypergradient::finetune), updates c with its gradient,
+/// and calls [`direction`](Hypergradient::direction) on the same lane and thread, with the same θ and batches. The
+/// level-3 stage then calls [`along`](Hypergradient::along), perhaps on another lane of the device and another thread,
+/// while level 2 may already work on the next iteration. All vectors are in memory of the lane's device and are never
+/// written: results are new vectors.
+///
+/// `noise(pass)` is the head's dropout in one pass of the outer iteration, none without dropout. Pass 0 is level 2's
+/// own step; a form numbers its other passes from 1, and calls `noise` once for each pass that has dropout, so that the
+/// draws of two passes are independent.
 pub trait Hypergradient: Named {
-    /// L_f and its gradient for c.
+    /// L_f and its gradient for c on `at.finetune`, at the c before the step. A form that needs the encoder's passes
+    /// again in [`direction`](Hypergradient::direction) returns them in [`FinetuneGradient::recorded`].
     ///
     /// # Errors
-    /// When the lane fails.
+    /// Any error of the lane.
     fn finetune(
         &self,
         lane: &mut dyn Lane,
@@ -33,10 +47,11 @@ pub trait Hypergradient: Named {
         noise: &dyn Fn(u64) -> Option<Noise>,
     ) -> Result<FinetuneGradient, ModelError>;
 
-    /// v1 and w at the updated c (`at.c`).
+    /// L_v, v0, v1 and w. `at` is as in [`finetune`](Hypergradient::finetune) but for `at.c`, which is the updated c;
+    /// `finetune` is what that call returned. v1 and w are as long as θ, and zero on the decoder and on frozen weights.
     ///
     /// # Errors
-    /// When the lane fails.
+    /// Any error of the lane, or when `finetune` has no recording that the form needs.
     fn direction(
         &self,
         lane: &mut dyn Lane,
@@ -46,10 +61,12 @@ pub trait Hypergradient: Named {
         noise: &dyn Fn(u64) -> Option<Noise>,
     ) -> Result<Direction, ModelError>;
 
-    /// ∂φ along v1 and w.
+    /// ∂φ from v1 and w at `at.theta`, the θ of [`direction`](Hypergradient::direction), and at `at.phi`, the φ that
+    /// AdamW will move. With a policy lag that φ is newer than the one that scored `at.images` in level 1, so the
+    /// images must be scored and masked anew by `at.rule`.
     ///
     /// # Errors
-    /// When the lane fails.
+    /// Any error of the lane.
     fn along(
         &self,
         lane: &mut dyn Lane,
@@ -73,7 +90,8 @@ impl Registry for dyn Hypergradient {
 /// A form that was chosen by name.
 pub type HypergradientChoice = Choice<dyn Hypergradient>;
 
-/// One encoder pass over each batch, one difference along v1 + w, no dropout in any of it.
+/// One encoder pass over each labelled batch and one difference along v1 + w. Level 2's step has the head's dropout;
+/// nothing of level 3 has, so that v1 is the derivative of a fixed function.
 #[derive(Debug)]
 pub struct Clean;
 
@@ -124,7 +142,8 @@ impl Hypergradient for Clean {
     }
 }
 
-/// The passes of the published program: one for each quantity, a difference for each path, dropout redrawn in each.
+/// The passes of the published program: an encoder pass for each quantity, a difference for each path, and the head's
+/// dropout redrawn in each pass (1: validation, 2: c + εv0, 3: c − εv0).
 #[derive(Debug)]
 pub struct Published;
 

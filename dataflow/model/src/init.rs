@@ -1,4 +1,4 @@
-//! Initial values of the networks, drawn from a keyed generator.
+//! Initial values of the networks, drawn from a generator keyed by seed and tensor name.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -11,9 +11,10 @@ pub fn normal(rng: &mut ChaCha8Rng) -> f64 {
     radius * (std::f64::consts::TAU * uniform(rng)).cos()
 }
 
-/// A generator for one named tensor: initial values do not depend on the order in which tensors are made.
+/// The generator for one named tensor. Its draws do not depend on the order in which tensors are initialised.
+#[must_use]
 pub fn tensor_rng(seed: u64, name: &str) -> ChaCha8Rng {
-    // FNV-1a over the name; the generator mixes thoroughly.
+    // FNV-1a of the name suffices: ChaCha turns keys that differ in one bit into unrelated streams.
     let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
     let mut key = [0u8; 32];
     key[..8].copy_from_slice(&seed.to_le_bytes());
@@ -37,8 +38,10 @@ pub fn normals(values: &mut [f32], std: f64, rng: &mut ChaCha8Rng) {
     values.iter_mut().for_each(|v| *v = (normal(rng) * std) as f32);
 }
 
-/// The 2-D sin-cos position embedding of MAE, `[1 + grid², dim]`: CLS row zero; the column index first, then the row; a sin block then a
-/// cos block in each half; frequencies 1/10000^(i/(dim/4)).
+/// The 2-D sin-cos position embedding of MAE (arXiv 2111.06377), `[1 + grid², dim]`, for `dim` a multiple of 4.
+///
+/// The CLS row is zero. The first half of a patch's row encodes its column, the second half its row; each half is a
+/// block of sines, then a block of cosines, with frequencies 1/10000^(i/(dim/4)), i < dim/4.
 pub fn sincos_2d(values: &mut [f32], dim: usize, grid: usize) {
     let quarter = dim / 4;
     values[..dim].fill(0.0);

@@ -1,7 +1,7 @@
-//! Names, shapes and places of the tensors in a flat parameter vector.
+//! Names, shapes and offsets of the tensors in a flat parameter vector.
 //!
-//! Every parameter set (θ encoder and decoder, c head, φ masking network) is one flat `f32` vector. Optimizer steps, perturbations,
-//! norms and snapshots are then single sweeps, and a tensor is a range.
+//! Every parameter set (θ encoder and decoder, c head, φ masking network) is one flat `f32` vector, and a tensor is a
+//! range of it. So an optimizer step, a perturbation, a norm or a snapshot is a single sweep.
 
 use std::sync::Arc;
 
@@ -12,29 +12,32 @@ use crate::level::Level;
 pub struct Entry {
     /// Name under the MAE/timm convention, for example `blocks.0.attn.qkv.weight`.
     pub name: String,
-    /// Shape, outermost first.
+    /// Shape, outermost dimension first (row-major).
     pub shape: Vec<usize>,
     /// First value in the flat vector.
     pub offset: usize,
     /// Number of values.
     pub len: usize,
-    /// False for tensors that training leaves alone (frozen position embeddings).
+    /// False for frozen tensors: the optimizer leaves them, and gradients are zero there (frozen position embeddings).
     pub trainable: bool,
 }
 
 impl Entry {
-    /// The entry's place in the flat vector.
+    /// The tensor's range in the flat vector.
+    #[must_use]
     pub fn range(&self) -> std::ops::Range<usize> {
         self.offset..self.offset + self.len
     }
 
-    /// Whether the tensor is a matrix of a linear layer, as opposed to a bias, a norm's gain, a token or a position embedding.
+    /// Whether the tensor is a matrix of a linear layer, as opposed to a bias, a norm's gain, a token or a position
+    /// embedding.
+    #[must_use]
     pub fn is_matrix(&self) -> bool {
         self.name.ends_with(".weight") && self.shape.len() >= 2
     }
 }
 
-/// A tensor's place, cheap to copy into networks.
+/// A handle to a tensor of a layout, for the networks: cheap to copy, and enough to find the values.
 #[derive(Clone, Copy, Debug)]
 pub struct Weight {
     /// The level whose parameter set it belongs to.
@@ -48,7 +51,8 @@ pub struct Weight {
 }
 
 impl Weight {
-    /// The weight's place in the flat vector.
+    /// The tensor's range in the flat vector.
+    #[must_use]
     pub fn range(&self) -> std::ops::Range<usize> {
         self.offset..self.offset + self.len
     }
@@ -91,6 +95,7 @@ pub struct Layout {
 
 impl Layout {
     /// An empty layout for the parameters of `level`, to be filled with [`Layout::add`].
+    #[must_use]
     pub fn new(level: Level) -> Self {
         Layout { level, entries: Vec::new(), len: 0 }
     }
@@ -104,14 +109,15 @@ impl Layout {
         weight
     }
 
-    /// Appends a tensor that training leaves alone.
+    /// Appends a frozen tensor, see [`Entry::trainable`].
     pub fn add_frozen(&mut self, name: impl Into<String>, shape: &[usize]) -> Weight {
         let weight = self.add(name, shape);
         self.entries[weight.entry].trainable = false;
         weight
     }
 
-    /// Appends `NAME.weight` and `NAME.bias` of a linear layer; `shape` is the weight's in files (`[outputs, …inputs]`).
+    /// Appends `NAME.weight` and `NAME.bias` of a linear layer. `shape` is the weight's shape in files, `[outputs,
+    /// …inputs]`: a patch embedding is a convolution there, `[dim, C, P, P]`.
     pub fn linear(&mut self, name: &str, shape: &[usize]) -> LinearWeights {
         let outputs = shape[0];
         let inputs = shape[1..].iter().product();
@@ -133,18 +139,20 @@ impl Layout {
     }
 
     /// The entry called `name`.
+    #[must_use]
     pub fn get(&self, name: &str) -> Option<&Entry> {
         self.entries.iter().find(|e| e.name == name)
     }
 
-    /// Sets everything that training leaves alone to zero in a gradient.
+    /// Sets a gradient to zero on frozen tensors.
     pub fn zero_frozen(&self, gradient: &mut [f32]) {
         for entry in self.entries.iter().filter(|e| !e.trainable) {
             gradient[entry.range()].fill(0.0);
         }
     }
 
-    /// Name and offset inside its tensor of the value at `position` of the flat vector.
+    /// The tensor of the value at `position` of the flat vector, and the value's index within it.
+    #[must_use]
     pub fn locate(&self, position: usize) -> Option<(&str, usize)> {
         let entry = self.entries.iter().find(|e| e.range().contains(&position))?;
         Some((&entry.name, position - entry.offset))

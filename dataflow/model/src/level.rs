@@ -1,8 +1,8 @@
-//! The three levels of the method, and what there is of each of them.
+//! The three levels of the method, and a container with one value for each.
 
 use serde::{Deserialize, Serialize};
 
-/// A level of MLO-MAE (arXiv 2402.18128): what is optimized on it, and what is named after it (parameter set, optimizer, loss, role).
+/// A level of MLO-MAE (arXiv 2402.18128). Its parameter set, optimizer, loss and data role are named after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Level {
@@ -52,10 +52,10 @@ impl<T> PerLevel<T> {
         PerLevel { pretrain: of(Level::Pretrain), finetune: of(Level::Finetune), mask: of(Level::Mask) }
     }
 
-    /// As [`PerLevel::from_fn`], until one fails.
+    /// As [`PerLevel::from_fn`] for a function that may fail.
     ///
     /// # Errors
-    /// The first error of `of`.
+    /// The first error of `of`, which is not called again after it.
     pub fn try_from_fn<E>(mut of: impl FnMut(Level) -> Result<T, E>) -> Result<Self, E> {
         Ok(PerLevel { pretrain: of(Level::Pretrain)?, finetune: of(Level::Finetune)?, mask: of(Level::Mask)? })
     }

@@ -1,8 +1,9 @@
 //! The mathematics of mlomae: the three levels of MLO-MAE (Guo et al., TMLR 2025, arXiv 2402.18128).
 //!
-//! Start at [`algorithm`]: one outer iteration, to be read from top to bottom. Below it lie the forms of the [`hypergradient`], the seam to
-//! devices ([`lane`]) and the CPU's [`levels`]; below those what is exchanged by name, [`tasks`] and [`masking`], the networks ([`nets`]) over
-//! an [`engine`] of fused differentiable operations, and threads and memory ([`parallel`]). Nothing here knows a channel or an actor.
+//! Start at [`algorithm`]: one outer iteration, to be read from top to bottom. It calls the forms of the
+//! [`hypergradient`], the device interface ([`lane`]) and, on the CPU, the three [`levels`]. Those are built on the
+//! [`tasks`] and [`masking`] strategies that a configuration picks by name, the networks ([`nets`]) over an [`engine`]
+//! of fused differentiable operations, and threads and memory ([`parallel`]). Nothing here knows a channel or an actor.
 
 #![forbid(unsafe_code)]
 

@@ -20,9 +20,9 @@ pub struct Model {
     pub vit: Vit,
     /// The downstream task with its head c.
     pub task: Arc<dyn Task>,
-    /// What masks patches, with φ where it is learned.
+    /// The masking strategy, with φ where it is learned.
     pub masking: Arc<dyn Masking>,
-    /// φ's layout where nothing is learned.
+    /// An empty layout, for φ where nothing is learned.
     no_mask: SharedLayout,
 }
 
@@ -30,7 +30,7 @@ impl Model {
     /// Builds the networks.
     ///
     /// # Errors
-    /// Names everything that is wrong with the shapes.
+    /// [`ModelError::Config`] with everything that is wrong with the shapes.
     pub fn new(config: &ModelConfig) -> Result<Self, ModelError> {
         let problems = config.problems();
         if !problems.is_empty() {
@@ -54,13 +54,13 @@ impl Model {
         })
     }
 
-    /// Whether masks are learned; if not, levels 2 and 3 rest.
+    /// Whether masks are learned; if not, there is no φ, and a run has level 1 alone.
     #[must_use]
     pub fn is_learned(&self) -> bool {
         self.masking.layout().is_some()
     }
 
-    /// Names and places of a level's weights; without any for level 3 where nothing is learned.
+    /// Names and shapes of a level's weights; empty for level 3 where nothing is learned.
     #[must_use]
     pub fn layout(&self, level: Level) -> &SharedLayout {
         match level {
@@ -70,7 +70,7 @@ impl Model {
         }
     }
 
-    /// Initial weights of a level.
+    /// Initial weights of a level, flat.
     #[must_use]
     pub fn init(&self, level: Level, seed: u64) -> Params {
         Arc::new(match level {

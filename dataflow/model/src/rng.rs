@@ -1,4 +1,4 @@
-//! Keyed randomness: every draw depends on what it is for, never on a thread or on arrival.
+//! Keyed random numbers: a draw depends on what it is for, never on the thread that makes it or on the order of draws.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -25,11 +25,11 @@ pub enum Purpose {
     Dropout = 8,
     /// Initial weights.
     Init = 9,
-    /// Images of the panel.
+    /// Choice of the panel: the fixed images whose masks are logged.
     Panel = 10,
     /// Evaluations.
     Eval = 11,
-    /// What takes a bad image's place, by epoch and sample.
+    /// The image that replaces an unreadable one, by epoch and sample.
     Replacement = 12,
 }
 
@@ -49,7 +49,7 @@ pub fn keyed(seed: u64, purpose: Purpose, major: u64, minor: u64) -> ChaCha8Rng 
 /// If `bound` is 0.
 pub fn below(rng: &mut ChaCha8Rng, bound: u64) -> u64 {
     assert!(bound > 0, "invariant: there is something to draw from");
-    // Lemire's method: the high word of a product, without the few values that would be favoured.
+    // Lemire's method: the high word of a product. The low words below `threshold` are rejected, which would bias it.
     let threshold = bound.wrapping_neg() % bound;
     loop {
         let product = u128::from(rng.next_u64()) * u128::from(bound);

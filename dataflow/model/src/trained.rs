@@ -1,4 +1,4 @@
-//! A model with its weights, as a checkpoint has them.
+//! A trained model with its weights, read from a checkpoint.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,12 +19,12 @@ use crate::parallel::compute::Compute;
 use crate::tasks::Tokens;
 use crate::vector::Vector;
 
-/// Mean and deviation of each channel, by which images are normalised.
+/// Mean and standard deviation of each channel, by which images are normalised.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 pub struct ChannelStatistics {
-    /// Mean of each channel, of values in [0, 1].
+    /// Mean of each channel, of values scaled to [0, 1].
     pub mean: Vec<f32>,
-    /// Standard deviation of each channel.
+    /// Standard deviation of each channel, of values scaled to [0, 1].
     pub std: Vec<f32>,
 }
 
@@ -33,11 +33,11 @@ pub struct ChannelStatistics {
 pub struct Trained {
     /// The networks.
     pub model: Arc<Model>,
-    /// θ.
+    /// θ, flat.
     pub theta: Vector,
-    /// c.
+    /// c, flat.
     pub c: Vector,
-    /// The newest φ; empty where masks are not learned.
+    /// The newest φ, flat; empty where masks are not learned.
     pub phi: Vector,
     /// How images were normalised.
     pub normalisation: ChannelStatistics,
@@ -46,12 +46,12 @@ pub struct Trained {
     lane: CpuLane,
 }
 
-/// Images that a micro-batch of features has at most.
+/// Images that a thread computes features of at a time.
 const MICRO_BATCH: usize = 16;
 
 impl Model {
-    /// Opens the model of a checkpoint: a folder `step-…`, `latest`, or a run directory (its newest checkpoint). Features are computed on
-    /// all cores.
+    /// Opens the model of a checkpoint: a folder `step-…`, `latest`, or a run directory (its newest checkpoint).
+    /// Features are computed on all cores.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), mlomae_model::ModelError> {
@@ -63,8 +63,8 @@ impl Model {
     /// ```
     ///
     /// # Errors
-    /// When the checkpoint cannot be read, is damaged, or lacks a tensor; one of a version that did not write the networks' shapes is
-    /// refused.
+    /// When the checkpoint cannot be read, is damaged or lacks a tensor, or is of an old version that did not store the
+    /// shapes of the networks; when threads cannot be started.
     pub fn open(path: &Path) -> Result<Trained, ModelError> {
         let refused = |problem: String| ModelError::Checkpoint { path: path.display().to_string(), problem };
         let folder = checkpoint::resolve(path).map_err(|error| refused(error.to_string()))?;
@@ -94,7 +94,7 @@ fn part<T: serde::de::DeserializeOwned>(checkpoint: &Checkpoint, key: &str) -> R
         .map_err(|error| format!("its state has no usable `{key}` (it may be of an older version): {error}"))
 }
 
-/// The weights of a level, by name.
+/// The flat weights of a level, from tensors found by name.
 fn flat(model: &Model, level: Level, tensors: &[NamedTensor]) -> Result<Vector, ModelError> {
     let layout = model.layout(level);
     let mut values = vec![0.0; layout.len];
@@ -111,10 +111,10 @@ fn flat(model: &Model, level: Level, tensors: &[NamedTensor]) -> Result<Vector, 
 }
 
 impl Trained {
-    /// An image `[H, W, C]` of bytes as the networks read it: `[C, H, W]`, normalised.
+    /// An image of bytes `[H, W, C]` as the networks read it: `[C, H, W]`, scaled to [0, 1] and normalised.
     ///
     /// # Errors
-    /// When it has not the model's size.
+    /// When it is not of the model's size.
     pub fn normalised(&self, pixels: &[u8]) -> Result<Vec<f32>, ModelError> {
         let c = &self.model.config;
         if pixels.len() != c.image_values() {
@@ -140,7 +140,7 @@ impl Trained {
     /// Features of normalised images `[batch, C, H, W]`: the CLS token after the encoder's final norm, `[batch, dim]`.
     ///
     /// # Errors
-    /// When the images have not the model's size.
+    /// When the values are not those of whole images of the model's size.
     pub fn features(&self, images: &[f32]) -> Result<Vec<f32>, ModelError> {
         let values = self.model.config.image_values();
         if !images.len().is_multiple_of(values) {
@@ -150,10 +150,10 @@ impl Trained {
         self.lane.clone().features(&self.theta, &images.to_vec().into())
     }
 
-    /// The head's outputs for CLS features `[batch, dim]`: for classification logits `[batch, classes]`.
+    /// The head's outputs for CLS features `[batch, dim]`; for classification, logits `[batch, classes]`.
     ///
     /// # Errors
-    /// When the task reads anything but the CLS token.
+    /// When the task's head reads other tokens than CLS.
     pub fn predict(&self, features: &[f32]) -> Result<Vec<f32>, ModelError> {
         if self.model.task.reads() != [crate::tap::Tap::Cls] {
             return Err(ModelError::Targets { problem: "the head reads more than the CLS token".to_owned() });

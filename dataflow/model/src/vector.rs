@@ -1,4 +1,4 @@
-//! Flat vectors where a lane computes: parameters, gradients, moments and images.
+//! Flat vectors in the memory of a device: parameters, gradients, moments and images.
 
 use std::any::Any;
 use std::fmt;
@@ -7,9 +7,10 @@ use std::sync::Arc;
 use crate::error::ModelError;
 use crate::parallel::arena::{Buffer, Params};
 
-/// Memory of a device other than the host's, as its lane knows it.
+/// A flat vector in memory of a device other than the host, of a type that the device's lanes know. Immutable once it
+/// is in a [`Vector`]; dropping it frees the memory.
 pub trait DeviceMemory: Any + Send + Sync + fmt::Debug {
-    /// Values.
+    /// Number of values.
     fn len(&self) -> usize;
 
     /// Whether there are none.
@@ -17,17 +18,18 @@ pub trait DeviceMemory: Any + Send + Sync + fmt::Debug {
         self.len() == 0
     }
 
-    /// A copy in host memory, once everything that writes to it is done.
+    /// A copy in host memory. Waits for what the device still computes of the vector.
     ///
     /// # Errors
     /// When the device fails.
     fn download(&self) -> Result<Buffer, ModelError>;
 
-    /// For the lane that knows the type.
+    /// `self`, for the downcast in [`Vector::device`].
     fn as_any(&self) -> &dyn Any;
 }
 
-/// A flat vector of `f32`, in host memory or in a device's. Cloning shares it; what is shared is never changed.
+/// A flat vector of `f32`, in host memory or in a device's. Cloning shares the values, which are never changed while
+/// shared.
 #[derive(Clone, Debug)]
 pub struct Vector(Memory);
 
@@ -44,7 +46,7 @@ impl Vector {
         Vector(Memory::Device(memory))
     }
 
-    /// Values.
+    /// Number of values.
     #[must_use]
     pub fn len(&self) -> usize {
         match &self.0 {
@@ -68,7 +70,7 @@ impl Vector {
         }
     }
 
-    /// The device's memory of type `M`, if it is that.
+    /// The vector in device memory of type `M`; none if it is in other memory.
     #[must_use]
     pub fn device<M: DeviceMemory>(&self) -> Option<&M> {
         match &self.0 {
@@ -77,7 +79,7 @@ impl Vector {
         }
     }
 
-    /// The values in host memory: shared if they are there, else a copy.
+    /// The values in host memory: shared if they are there, else downloaded.
     ///
     /// # Errors
     /// When the device fails.
@@ -88,7 +90,7 @@ impl Vector {
         }
     }
 
-    /// The values in host memory for writing; a copy of their own if others share them (copy on write).
+    /// The values for writing, if they are in host memory: copy-on-write if they are shared.
     pub fn host_mut(&mut self) -> Option<&mut [f32]> {
         match &mut self.0 {
             Memory::Host(values) => Some(&mut *Arc::make_mut(values)),

@@ -1,4 +1,5 @@
-//! Every fused operation of the default engine against dfdx's stock operations on the same values, and against finite differences.
+//! Every fused operation of the default engine against dfdx's stock operations on the same values, and against finite
+//! differences.
 
 use std::sync::Arc;
 
@@ -34,7 +35,7 @@ fn assert_close(what: &str, ours: &[f32], other: &[f32], tolerance: f64) {
     assert!(difference <= tolerance * size.max(1e-6), "{what}: {difference:e} of {size:e}\n{ours:?}\n{other:?}");
 }
 
-/// An operation of the engine over inputs of given shapes, and the same from dfdx's stock operations.
+/// An operation of the engine on inputs of given shapes, and the same made of dfdx's stock operations.
 struct Case<'a> {
     name: &'a str,
     layout: Layout,
@@ -42,11 +43,13 @@ struct Case<'a> {
     /// Whether the operation takes its inputs as constants.
     is_constant: bool,
     fused: &'a dyn Fn(&mut DfdxCpu, &[CpuTensor]) -> CpuTensor,
-    /// Gets the inputs and, per layout entry, its tensor as `[rows, columns]` (vectors as one row); returns the output flattened.
+    /// Takes the inputs and the tensor of each layout entry as `[rows, columns]` (vectors as one row); returns the
+    /// output.
     stock: Stock<'a>,
 }
 
-/// The inputs as weights of another level: an input x `[rows, columns]` is I·Wᵀ with W = xᵀ, so that the gradient of W is that of x.
+/// The inputs as weights of another level, since the engine has gradients of weights alone: an input x `[rows,
+/// columns]` is I·Wᵀ with W = xᵀ, and its gradient is that of W, transposed.
 struct Inputs {
     layout: Layout,
     layers: Vec<LinearWeights>,
@@ -196,8 +199,9 @@ fn stock_linear(
     y + b.broadcast_like::<_, Axis<0>>(&(rows, outputs))
 }
 
-/// dfdx's exact GELU with a right derivative. The one of dfdx 0.13 lacks a factor 1/√2 in its second term (the finite differences below
-/// say so too), so the tape gets value + slope·(x − constant), with Φ(x) = gelu(x)/x from dfdx's value.
+/// dfdx's exact GELU with a correct derivative: that of dfdx 0.13 lacks a factor 1/√2 in its second term (as the finite
+/// differences show). So the tape gets the tangent, value + slope·(x − constant), with Φ(x) = gelu(x)/x from dfdx's
+/// value.
 fn stock_gelu(x: Taped<(usize, usize)>) -> Taped<(usize, usize)> {
     let (dev, shape) = (Cpu::default(), *x.shape());
     let (x, tape) = x.split_tape();
@@ -338,7 +342,7 @@ fn tokens_of_all_and_of_the_visible_patches() {
             inputs: vec![(8, 3)],
             is_constant: true,
             fused: &|e, x| {
-                // The engine treats patches as constants: images have no gradient.
+                // Patches must be constants: the engine computes no gradient for them.
                 let (rows, columns) = e.shape(&x[0]);
                 let constant = e.constant(x[0].shared(), rows, columns);
                 e.tokens(&constant, 4, order.as_ref(), &w)
@@ -351,7 +355,7 @@ fn tokens_of_all_and_of_the_visible_patches() {
                 };
                 let per_image = visible.len() / 2;
                 let rows = embedded.gather(dev.tensor_from_vec(visible.clone(), (visible.len(),)));
-                // CLS rows and positions come in through gathers as well, so that one addition places all of them.
+                // CLS rows and positions are gathered too, so that the tokens are one sum.
                 let all = [p[0].leaky_trace(), p[0].leaky_trace()];
                 let [first, second] = all;
                 let stacked = (first, rows).concat_along(Axis::<0>);
@@ -442,7 +446,7 @@ fn row_picks_and_patch_loss() {
     });
 }
 
-/// A gradient goes to the sum when the last operation that uses the weight has added to it, not before.
+/// The gradient of a weight goes to the sum only when every operation that uses the weight has added to it.
 #[test]
 fn a_weight_may_be_used_more_than_once() {
     let (layout, w) = linear_layout(4, 4);

@@ -60,8 +60,8 @@ fn a_changed_weight_or_expectation_is_noticed() {
     }
 }
 
-/// One outer iteration a line: pretrain0 loss, mean score, pretrain1 loss, mean score, finetune loss, mask loss, norm of the
-/// hypergradient, by float64 PyTorch over the file's batches used again in each.
+/// One line for each outer iteration, all on the file's batches, by float64 PyTorch: pretrain0 loss, mean score,
+/// pretrain1 loss, mean score, finetune loss, mask loss, norm of the hypergradient.
 fn expected_trajectory(name: &str) -> Vec<Vec<f64>> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/golden").join(name);
     let text = std::fs::read_to_string(path).unwrap();
@@ -103,7 +103,7 @@ fn trajectories_of_forty_outer_iterations_are_met() {
     }
 }
 
-/// The file's like with a head above 2^18 values, whose optimizer shares its sweep among threads.
+/// A golden file with a head of more than 2^18 values, so that AdamW's sweep over it is split among threads.
 fn with_a_wide_head() -> Golden {
     const NUM_CLASSES: usize = 9_000;
     let mut golden = load("tiny.safetensors");
@@ -127,7 +127,7 @@ fn a_wide_head_is_verified_on_any_number_of_threads() {
         for num_threads in [1, 2, 3] {
             let checks = golden.verify(num_threads).unwrap();
             let errors: Vec<_> = checks.into_iter().map(|check| (check.quantity, check.error.to_bits())).collect();
-            // The test may have given up.
+            // The receiver is gone if the test timed out.
             let _ = sender.send(errors);
         }
     });

@@ -1,5 +1,5 @@
-//! Properties of the three levels that the golden files do not cover: every form of the masking network, any number of threads, and
-//! the two forms of the hypergradient.
+//! Properties of the three levels that the golden files do not cover: every form of the masking network, any number of
+//! threads, and the two forms of the hypergradient.
 
 use std::sync::Arc;
 
@@ -68,8 +68,8 @@ struct World {
 
 const BATCH: usize = 6;
 
-/// Smaller than the published 0.01, whose O(ε²) remainder is 1e-3 on these small random networks, and small enough that no mask flips
-/// between θ − εv and θ + εv, where L_m jumps and no difference converges.
+/// Smaller than the published 0.01, which leaves an O(ε²) error of 1e-3 on these small random networks, and small
+/// enough that no mask flips between θ − εv and θ + εv: there L_m jumps, and no finite difference converges.
 fn alpha(config: &ModelConfig) -> f64 {
     match (config.masking.name(), config.mask_input) {
         ("token-mlp", MaskInput::Embedding) => 0.001,
@@ -108,7 +108,8 @@ fn relative(a: &[f32], b: &[f32]) -> f64 {
     difference / norm(b.iter().map(|&b| f64::from(b)).collect())
 }
 
-/// One outer iteration's quantities: level-1 gradient, v1, w, hypergradient by the clean and by the published passes.
+/// The results of one outer iteration: level-1 gradient, [v1, w], and the hypergradient by the clean and the published
+/// passes.
 fn iterate(world: &World, cpu: &Cpu, explore: f64) -> (Buffer, [Buffer; 2], [Vec<f32>; 2]) {
     let World { model, theta, head, phi, x, y } = world;
     let alpha = alpha(&model.config);
@@ -155,7 +156,7 @@ fn any_number_of_threads_and_any_micro_batch_gives_the_same_bits() {
         let (gradient, vs, hyper) = iterate(&world, &world.cpu(Compute::serial(1)), 0.25);
         for (threads, micro_batch) in [(1, 2), (1, 4), (1, 8), (2, 1), (2, 2), (3, 4), (5, 1)] {
             let compute = Compute::new(threads, 1, Arena::new()).unwrap().with_micro_batch(micro_batch);
-            // Twice, so that recycled memory with stale contents is part of it.
+            // Twice, so that the second run gets recycled buffers with stale contents.
             for _ in 0..2 {
                 let (g, v, h) = iterate(&world, &world.cpu(compute.clone()), 0.25);
                 assert_eq!(g[..], gradient[..]);
@@ -181,7 +182,7 @@ fn level_one_gradient_is_the_derivative_of_its_loss() {
             .iter()
             .flat_map(|e| if e.trainable { draw(&e.name, e.len) } else { vec![0.0; e.len] })
             .collect();
-        // Masks stay as they are; scores follow θ where the masking network reads the embedding.
+        // Masks are fixed; the scores depend on θ where the masking network reads the embedding.
         let loss = |h: f32| {
             let moved: Params =
                 Arc::new(Buffer::from_vec(theta.iter().zip(&direction).map(|(t, d)| t + h * d).collect()));
@@ -248,7 +249,7 @@ fn features_are_the_cls_row_of_the_whole_encoder() {
     assert!(relative(&z, &rows) < 1e-6);
 }
 
-/// A head on patch tokens beside CLS gets the same features, and its cotangents reach θ.
+/// A head that reads patch tokens too gets the same CLS features, and its cotangents reach θ.
 #[test]
 fn taps_have_the_tokens_of_the_whole_encoder_and_their_gradients() {
     use mlomae_model::engine::Tape;

@@ -1,4 +1,4 @@
-//! Several ranks that each hold a run of every batch compute what one computes, to the bit.
+//! Two ranks with half of every batch each compute what one rank computes: to the bit, but for the hypergradient.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -16,7 +16,7 @@ use mlomae_model::parallel::collective::Collective;
 use mlomae_model::tasks::Targets;
 use mlomae_model::{Compute, Level, Model, ModelError};
 
-/// One of two ranks, each a thread here.
+/// One of two ranks, which are threads here.
 #[derive(Debug)]
 struct Pair {
     rank: usize,
@@ -131,7 +131,8 @@ fn two_ranks_compute_what_one_computes() {
             let rank = thread.join().unwrap();
             assert_eq!(rank.losses, one.losses, "{masking} {mask_input:?}");
             assert!(rank.gradients == one.gradients, "{masking} {mask_input:?}");
-            // The gradient of φ adds both ends of the difference before the ranks: equal up to rounding, which the difference amplifies.
+            // Each rank adds both ends of the finite difference before the sum over ranks: equal up to rounding, which
+            // the difference amplifies.
             let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt();
             let pairs = || rank.hypergradient.iter().zip(&one.hypergradient);
             let error = norm(&mut pairs().map(|(a, b)| a - b)) / norm(&mut one.hypergradient.iter().copied());

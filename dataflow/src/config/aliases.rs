@@ -15,7 +15,8 @@ fn path(key: &str) -> Vec<String> {
     key.split('.').map(str::to_owned).collect()
 }
 
-/// Gives the keys of one layer their names of today. `method.baseline` stays until [`finish`], as a later layer may switch it off.
+/// Gives the keys of one layer their names of today. `method.baseline` stays until [`finish`], as a later layer may
+/// switch it off.
 pub(super) fn rename(layer: &mut Table) -> Result<(), ConfigError> {
     for (old, new) in RENAMED {
         let Some(value) = table::get(layer, old).cloned() else { continue };

@@ -19,7 +19,8 @@ pub struct CheckpointConfig {
 }
 
 impl CheckpointConfig {
-    /// Whether `outer` iterations of `unroll` level-1 steps end at the first boundary at or after a multiple of `every_steps`.
+    /// Whether `outer` iterations of `unroll` level-1 steps end at the first boundary at or after a multiple of
+    /// `every_steps`.
     #[must_use]
     pub const fn is_due(&self, outer: Outer, unroll: u64) -> bool {
         let every = self.every_steps;

@@ -4,8 +4,8 @@ use toml::{Table, Value};
 
 use super::ConfigError;
 
-/// Names in a dotted key, and tables and lists in one another: what is deeper has no meaning here, and every operation goes
-/// down by recursion. The parser has a bound of its own, of 80 nested values with keys of 80 names each.
+/// Names in a dotted key, and tables and lists in one another: what is deeper has no meaning here, and every operation
+/// goes down by recursion. The parser has a bound of its own, of 80 nested values with keys of 80 names each.
 const MAX_DEPTH: usize = 16;
 
 /// Whether tables and lists are nested more than `levels` deep.

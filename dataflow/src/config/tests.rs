@@ -139,9 +139,8 @@ fn all_errors_come_at_once_and_each_on_one_line() {
     assert_eq!(lines.len(), 11, "{lines:#?}");
     let has = |line: &str| assert!(lines.iter().any(|l| l == line), "{line}\nin {lines:#?}");
     has("mask.ratio = 1.5: out of range (allowed: number, 0.05 to 0.95)");
-    has(
-        "mask.net = \"token\": not an allowed value; did you mean \"token-mlp\"? (allowed: flat-mlp, token-mlp, random)",
-    );
+    has("mask.net = \"token\": not an allowed value; did you mean \"token-mlp\"? \
+         (allowed: flat-mlp, token-mlp, random)");
     has("actors.load.queue_cap = 9: out of range (allowed: whole number, 0 to 8)");
     has("actors.load.workers = \"two\": wrong type (allowed: whole number, 0 to 256)");
     has("pipeline.lag = 9: out of range (allowed: whole number, 0 to 8)");
@@ -250,7 +249,8 @@ fn nothing_is_deep_enough_to_overflow_the_stack() {
         format!("x={}", "{a=".repeat(many)),
         format!("x={{{}a=1}}", "a.".repeat(many)),
         format!("x={}1{}", "[".repeat(70), "]".repeat(70)),
-        // The parser's own bounds multiplied make some thousand levels, which the stack of the main thread has room for.
+        // The parser's own bounds multiplied make some thousand levels, which the stack of the main thread has room
+        // for.
         format!("x={}1{}", format!("{{{}a=", "a.".repeat(20)).repeat(20), "}".repeat(20)),
     ];
     for setting in &settings {

@@ -25,6 +25,7 @@ struct Shared {
 impl CheckpointRequest {
     /// Asks for a checkpoint at the end of the outer iteration that is running. Wishes that come before it is taken
     /// coalesce into one. Returns whether this is the first of them.
+    #[must_use]
     pub fn ask(&self) -> bool {
         !self.shared.is_asked.swap(true, Ordering::AcqRel)
     }

@@ -190,7 +190,8 @@ impl Method {
         Moment { epoch: i32::try_from(epoch).unwrap_or(i32::MAX), step, level }
     }
 
-    /// Whether a checkpoint is due when `outer` outer iterations are done, by the configuration or as one was asked for.
+    /// Whether a checkpoint is due when `outer` outer iterations are done, by the configuration or as one was asked
+    /// for.
     #[must_use]
     pub fn checkpoint_due(&self, outer: Outer) -> bool {
         self.checkpoint.is_due(outer, self.unroll) || self.checkpoint_request.is_marked(outer)

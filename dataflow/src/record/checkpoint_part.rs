@@ -85,7 +85,8 @@ impl FlatTensors {
         Self { file, prefix: prefix.into(), layout: layout.clone(), values }
     }
 
-    /// Both moments of a level's optimizer. They are shared: its next step is written to a copy, unless they are on disk by then.
+    /// Both moments of a level's optimizer. They are shared: its next step is written to a copy, unless they are on
+    /// disk by then.
     #[must_use]
     pub fn moments(level: Level, layout: &SharedLayout, optimizer: &AdamW) -> [Self; 2] {
         [("m", &optimizer.m), ("v", &optimizer.v)].map(|(moment, values)| {

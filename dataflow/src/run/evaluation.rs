@@ -42,8 +42,8 @@ impl Features {
         self.values.chunks_exact(self.dim)
     }
 
-    /// The images of `loader`'s split at `indices` through the encoder θ, without augmentation; unlabelled ones are left out.
-    /// `progress` gets done and total after each batch.
+    /// The images of `loader`'s split at `indices` through the encoder θ, without augmentation; unlabelled ones are
+    /// left out. `progress` gets done and total after each batch.
     ///
     /// # Errors
     /// An unreadable sample.
@@ -87,8 +87,8 @@ fn unit_rows(features: &Features) -> Vec<f32> {
 /// Queries whose similarities are computed in one product.
 const QUERIES_AT_ONCE: usize = 64;
 
-/// Accuracy of weighted k-nearest neighbours by cosine similarity: each of the `k` nearest of `bank` votes for its label with the
-/// weight exp(similarity / temperature). Ties go to the lower label.
+/// Accuracy of weighted k-nearest neighbours by cosine similarity: each of the `k` nearest of `bank` votes for its
+/// label with the weight exp(similarity / temperature). Ties go to the lower label.
 #[must_use]
 pub fn knn_accuracy(
     compute: &Compute,
@@ -144,8 +144,8 @@ pub struct LinearProbe {
     pub seed: u64,
 }
 
-/// Accuracy of a linear classifier (after the head's layer norm) that is trained on `bank` and judged on `test`. Features are
-/// standardised by the bank's mean and deviation first.
+/// Accuracy of a linear classifier (after the head's layer norm) that is trained on `bank` and judged on `test`.
+/// Features are standardised by the bank's mean and deviation first.
 ///
 /// # Errors
 /// When a label is not below `num_classes`.

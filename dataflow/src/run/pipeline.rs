@@ -84,8 +84,8 @@ impl Setup {
         self.state.outer..self.method.total_outer
     }
 
-    /// The stages. With lag 0 the levels take turns, so they share one set of threads as large as the largest; otherwise each has
-    /// its own. Results depend on neither.
+    /// The stages. With lag 0 the levels take turns, so they share one set of threads as large as the largest;
+    /// otherwise each has its own. Results depend on neither.
     ///
     /// # Errors
     /// When threads cannot be started.

@@ -104,7 +104,8 @@ pub fn read_flat(
     Ok(values.into())
 }
 
-/// As [`read_flat`], of what a checkpoint need not have: none if there is no tensor of it at all. A part of it is an error.
+/// As [`read_flat`], of what a checkpoint need not have: none if there is no tensor of it at all. A part of it is an
+/// error.
 ///
 /// # Errors
 /// As [`read_flat`].
@@ -191,7 +192,8 @@ impl TrainState {
             None => MaskHistory::default(),
         };
         let mut policies = VecDeque::new();
-        // As many versions as this run's lag can ask for; before outer iteration 0 there is nothing older than the first.
+        // As many versions as this run's lag can ask for; before outer iteration 0 there is nothing older than the
+        // first.
         for age in 0..usize::try_from(method.num_versions(outer)).unwrap_or(usize::MAX) {
             let shift = if method.multitask && outer.0 > age as u64 {
                 let prefix = format!("policy.shift.{}", lag_prefix(age));

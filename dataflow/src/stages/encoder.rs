@@ -52,7 +52,8 @@ pub struct EncoderStage {
 }
 
 impl EncoderStage {
-    /// An encoder at `theta` with its optimizer's state and what is known of its masks; the masks of `panel` are logged.
+    /// An encoder at `theta` with its optimizer's state and what is known of its masks; the masks of `panel` are
+    /// logged.
     #[must_use]
     pub fn new(
         method: Method,

@@ -163,7 +163,8 @@ impl Wiring<EvaluatorStage> for EvaluatorPorts {
         heed: StopLevel,
         context: &WaitContext,
     ) -> Result<Flow<(Snapshot, LabelledPair)>, Interrupt> {
-        // The snapshot first: after a graceful stop the loader may be ahead, but it is the encoder that says where the run ends.
+        // The snapshot first: after a graceful stop the loader may be ahead, but it is the encoder that says where the
+        // run ends.
         let snapshot = self.snapshots.recv_heeding(unit, heed, context)?;
         let pair = self.labelled.recv_heeding(unit, heed, context)?;
         Ok(snapshot.zip(pair))

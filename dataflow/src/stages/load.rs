@@ -198,8 +198,8 @@ impl LoadStage {
         Ok(chosen)
     }
 
-    /// Which patches of `patch` by `patch` pixels hold the object of the given samples, [samples, L]. None unless the dataset knows its
-    /// objects and its images are not resized.
+    /// Which patches of `patch` by `patch` pixels hold the object of the given samples, [samples, L]. None unless the
+    /// dataset knows its objects and its images are not resized.
     #[must_use]
     pub fn object_patches(&self, indices: &[usize], patch: usize) -> Option<Vec<bool>> {
         let side = self.preparation.side;

@@ -52,8 +52,8 @@ pub struct PolicyStage {
 }
 
 impl PolicyStage {
-    /// A policy with its `versions` in flight (oldest first, at least one), its optimizer's state and the hypergradient of the
-    /// iteration before, if there was one.
+    /// A policy with its `versions` in flight (oldest first, at least one), its optimizer's state and the hypergradient
+    /// of the iteration before, if there was one.
     #[must_use]
     pub const fn new(
         method: Method,
@@ -126,8 +126,9 @@ impl PolicyStage {
 
     /// ∂φ at the snapshot's θ and the *newest* φ, which is the one that the step then moves.
     ///
-    /// With a lag that is not the φ that scored x_p: the direction v is as old as the snapshot, but the derivative of L_m for φ is taken
-    /// where AdamW applies it, with x_p scored and masked anew. The other choice, the φ of the snapshot, would be stale twice.
+    /// With a lag that is not the φ that scored x_p: the direction v is as old as the snapshot, but the derivative of
+    /// L_m for φ is taken where AdamW applies it, with x_p scored and masked anew. The other choice, the φ of the
+    /// snapshot, would be stale twice.
     fn hypergradient(&mut self, direction: &Direction) -> Result<Along, ModelError> {
         let Direction { snapshot, v1, w } = direction;
         let last = &snapshot.last;

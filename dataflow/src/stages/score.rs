@@ -15,8 +15,8 @@ use crate::method::batch::{ImageBatch, ScoredBatch};
 use crate::record::Recorder;
 use crate::record::statistics::internal;
 
-/// What the control `multitask` leaves on the encoder: θ ← θ − δ, where δ is the sum of the perturbations ε·v that the finite
-/// differences end with.
+/// What the control `multitask` leaves on the encoder: θ ← θ − δ, where δ is the sum of the perturbations ε·v that the
+/// finite differences end with.
 #[derive(Debug, Clone)]
 pub struct Shift(pub Vector);
 
@@ -123,7 +123,8 @@ pub(super) fn slot_interrupt(stage: StageName) -> impl Fn(SlotError) -> Interrup
     }
 }
 
-/// The shift to apply before level-1 step `step`: the one that came with the policy which this outer iteration is the first to use.
+/// The shift to apply before level-1 step `step`: the one that came with the policy which this outer iteration is the
+/// first to use.
 pub(super) fn shift_before(
     method: &Method,
     step: Step,

@@ -1,4 +1,4 @@
-//! Rows of a history that was abandoned: a run went on from a checkpoint that was not its last step.
+//! Abandoned history: rows of steps that a run did, and then did again after it was resumed from an older checkpoint.
 //!
 //! `metrics`, `masks` and `evals` hold only the history that counts, since rows after the checkpoint are removed.
 //! `actors` and `events` record the work that was done, so theirs stay, and an event [`EVENT_WENT_BACK`] marks them: a
@@ -17,10 +17,10 @@ use super::tables::Table;
 use super::tables::rows::{ActorRow, EventRow};
 use super::words::Severity;
 
-/// Kind of the event of a run that went on from a step before its last one.
+/// Kind of the event that marks a resume from a step before the last one of the run.
 pub const EVENT_WENT_BACK: &str = "went_back";
 
-/// Which rows belong to a history that was abandoned, by the events of a run that went back.
+/// Which rows belong to abandoned history, by the [`EVENT_WENT_BACK`] events of a run.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Abandoned {
     /// Segment and step of each event.
@@ -37,22 +37,22 @@ impl Abandoned {
         went_back
     }
 
-    /// Whether a row of `segment` and `step` was abandoned later.
+    /// Whether a row of `segment` and `step` belongs to abandoned history.
     #[must_use]
     pub fn has(&self, segment: i32, step: i64) -> bool {
         self.marks.iter().any(|(of, to_step)| segment < *of && step > *to_step)
     }
 }
 
-/// The event of segment `segment`, which goes on from `to_step` although the run had come to `from_step`.
+/// The event of segment `segment`, which continues from `to_step` although the run had reached `from_step`.
 pub(super) fn went_back(segment: i32, from_step: i64, to_step: i64) -> EventRow {
     EventRow {
         severity: Severity::Info,
         kind: EVENT_WENT_BACK.into(),
         stage: Some("log".into()),
         message: format!(
-            "went back from step {from_step} to step {to_step}: actors and events of segments before {segment} and steps \
-             after {to_step} belong to a history that was abandoned"
+            "went back from step {from_step} to step {to_step}: actors and events of segments before {segment} and \
+             steps after {to_step} belong to a history that was abandoned"
         ),
         fields: json!({ "from_step": from_step, "to_step": to_step, "segment": segment }).to_string(),
     }
@@ -61,7 +61,7 @@ pub(super) fn went_back(segment: i32, from_step: i64, to_step: i64) -> EventRow 
 /// The last step of all rows that count, if it is after `step`; otherwise any number up to `step`. All logs must be
 /// sealed.
 pub(super) fn last_step(run: &Path, step: i64) -> Result<i64, LogError> {
-    // The statistics in the files show whether there is anything to find.
+    // The Parquet statistics of the parts show whether there is anything to find, without reading rows.
     let sums = Sums::read(run)?;
     let greatest = |table: Table| -> Result<i64, LogError> {
         let mut greatest = 0;

@@ -1,4 +1,4 @@
-//! Rows into record batches.
+//! Rows to Arrow record batches.
 
 use std::sync::Arc;
 
@@ -32,7 +32,7 @@ impl<R: Columns> BatchBuilder<R> {
 
 /// A builder of any table.
 pub trait AnyBatchBuilder {
-    /// Rows since the last batch.
+    /// Number of rows since the last batch.
     fn num_rows(&self) -> usize;
 
     /// The rows so far as a batch under the table's schema; the vocabularies stay.
@@ -41,7 +41,7 @@ pub trait AnyBatchBuilder {
     /// [`ArrowError`] if the rows do not follow the schema.
     fn finish(&mut self, schema: &SchemaRef) -> Result<RecordBatch, ArrowError>;
 
-    /// Forgets vocabularies that have grown beyond `limit` values, between two streams.
+    /// Clears dictionaries of more than `limit` values. Only between two streams: keys start again at 0.
     fn trim_vocabularies(&mut self, limit: usize);
 }
 

@@ -1,4 +1,4 @@
-//! Parts that take far more memory than they have bytes.
+//! Decompression bombs: parts whose rows need far more memory than the file has bytes.
 
 use std::path::Path;
 use std::sync::Arc;

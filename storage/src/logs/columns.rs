@@ -66,11 +66,11 @@ pub trait ColumnBuilder: Debug + Send {
     /// [`ArrowError`] if Arrow refuses them.
     fn finish(&mut self, num_rows: usize) -> Result<ArrayRef, ArrowError>;
 
-    /// Forgets a vocabulary that has grown beyond `limit` values, between two streams.
+    /// Clears a dictionary of more than `limit` values. Only between two streams: keys start again at 0.
     fn trim(&mut self, _limit: usize) {}
 }
 
-/// Text values with stable numbers: a value keeps its key for as long as the vocabulary lives.
+/// The values of a dictionary column (string interning): a value keeps its key until the vocabulary is cleared.
 ///
 /// Keys are only ever appended, so a reader that keeps just the newest dictionary of a stream still decodes every
 /// batch.
@@ -144,7 +144,7 @@ fn text(column: &dyn Array, row: usize) -> Option<&str> {
     (key < values.len()).then(|| values.value(key))
 }
 
-/// Types that are written to a dictionary column.
+/// Implements [`Value`] for types that are written to a dictionary column.
 macro_rules! dictionaries {
     ($($Type:ty: $to_text:expr, $of_text:expr, $bytes:expr;)+) => {$(
         impl Value for $Type {
@@ -227,7 +227,7 @@ fn number<T: ArrowPrimitiveType>(column: &dyn Array, row: usize) -> Option<T::Na
     column.is_valid(row).then(|| column.value(row))
 }
 
-/// Types that are written to a column of numbers.
+/// Implements [`Value`] for types that are written to a column of numbers.
 macro_rules! numbers {
     ($($Type:ty: $Arrow:ty, $Builder:ty, $kind:expr;)+) => {$(
         impl Value for $Type {

@@ -12,7 +12,7 @@ columns! {
     pub(super) struct Common {
         /// The run's id.
         run_id: Arc<str>,
-        /// When the row was made, UTC.
+        /// When the row was created, UTC.
         ts: Time,
         /// Seconds of running time since the run began, summed over its segments.
         wall_s: f64,

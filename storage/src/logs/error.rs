@@ -21,7 +21,7 @@ pub enum LogError {
         /// The run directory.
         path: PathBuf,
     },
-    /// A file is not what its name says.
+    /// The contents of a file are damaged, or of another kind than its name says.
     #[error("logs: cannot read `{}`: {reason}", path.display())]
     Corrupt {
         /// The file.
@@ -29,7 +29,7 @@ pub enum LogError {
         /// What is wrong with it.
         reason: String,
     },
-    /// A whole part of another version of this program.
+    /// An undamaged part whose schema is of another version of this program.
     #[error("logs: cannot read `{}`, which is whole: {reason}", path.display())]
     Foreign {
         /// The file.
@@ -37,7 +37,7 @@ pub enum LogError {
         /// What this program does not understand.
         reason: String,
     },
-    /// The parts of a table were replaced again and again while they were being read.
+    /// The parts of a table changed during every attempt to read them.
     #[error("logs: its parts keep changing, try again when the run is resumed or repaired: `{}`", path.display())]
     Changing {
         /// The table's folder.
@@ -89,6 +89,7 @@ pub enum LogError {
 
 impl LogError {
     /// The exit code of the command line: 65 bad data, 66 no input, 70 internal, 74 I/O, 2 usage.
+    #[must_use]
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::File(error) => error.exit_code(),

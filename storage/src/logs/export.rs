@@ -1,4 +1,4 @@
-//! A table as one file.
+//! Export of a table to one file.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -32,7 +32,8 @@ pub enum ExportFormat {
 }
 
 impl ExportFormat {
-    /// The ending of its files.
+    /// The file name extension.
+    #[must_use]
     pub fn extension(self) -> &'static str {
         match self {
             Self::Parquet => "parquet",
@@ -55,7 +56,7 @@ impl FromStr for ExportFormat {
     }
 }
 
-/// What an export wrote.
+/// The result of an export.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exported {
     /// The table.
@@ -73,8 +74,8 @@ pub struct Exported {
 /// Works on a finished, a killed and a running run, and changes nothing in it.
 ///
 /// # Errors
-/// [`LogError::NoLogs`] if there are none, or if a file cannot be read, is none of this program's, or cannot be
-/// written.
+/// [`LogError::NoLogs`] if there are none; or if a file cannot be read, was not written by this program, or the output
+/// cannot be written.
 pub fn export(run: &Path, table: Table, format: ExportFormat, out: &Path) -> Result<Exported, LogError> {
     let snapshot = Snapshot::take(run, table, 0)?;
     let schema = snapshot.schema.clone().ok_or_else(|| LogError::Corrupt {

@@ -1,4 +1,4 @@
-//! Kills, full disks, cuts and garbage: each flushed row is there exactly once, whatever happens.
+//! Kills, full disks, truncated files and garbage: afterwards each flushed row is there exactly once.
 
 use std::cell::{Cell, RefCell};
 use std::fs;
@@ -29,12 +29,12 @@ pub(super) fn ctx(segment: i32) -> LogContext {
     }
 }
 
-/// Seals only when asked to.
+/// A policy without automatic rotation: tables are sealed by explicit calls alone.
 pub(super) fn by_hand() -> LogPolicy {
     LogPolicy { flush_every: Duration::from_secs(3600), seal_age: Duration::from_secs(3600), ..LogPolicy::default() }
 }
 
-/// One row of every table for level-1 step `step`; new words keep coming.
+/// One row of every table for level-1 step `step`, with new dictionary values in every step.
 pub(super) fn push_step(log: &mut LogWriter, step: i64) -> Result<(), LogError> {
     let stamp = log.clock().stamp();
     let place = |level| Place { stamp, epoch: step as i32 / 10, step, level };
@@ -146,7 +146,7 @@ fn assert_repaired(run: &Path) {
     }
 }
 
-/// Rows with seals in between, counting what was taken and what was flushed.
+/// Pushes rows and seals now and then; counts the rows that were accepted and those that were flushed.
 fn script(run: &Path, pushed: &Cell<usize>, flushed: &Cell<usize>) -> Result<(), LogError> {
     let mut log = LogWriter::open(run, ctx(0), by_hand())?;
     for step in 0..12 {
@@ -229,7 +229,8 @@ fn a_repair_killed_at_any_operation_is_finished_by_the_next() {
     note(&mut log, "x").unwrap();
     log.flush().unwrap();
     drop(log);
-    // Tear three of the five streams; metrics loses its last batch, masks keeps all but has bytes behind, evals all.
+    // Damage three of the five streams: metrics loses its last batch; masks keeps all rows, with garbage after them;
+    // evals loses all.
     let path = live_path(&run, Table::Metrics, 1);
     let bytes = fs::read(&path).unwrap();
     fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();

@@ -1,10 +1,10 @@
-//! The open tier: one Arrow IPC stream a table, readable at every moment, also after its writer died.
+//! The live tier: one open Arrow IPC stream a table, readable at any time, also after its writer was killed.
 //!
-//! Dictionaries that grow are sent again whole, with the old values in their old places; never as a delta, which polars
-//! refuses. pyarrow and polars read such streams, with and without an end mark.
+//! A dictionary that has grown is written again as a whole, with the old values under their old keys; never as a delta,
+//! which polars refuses. pyarrow and polars read such streams, with and without an end-of-stream marker.
 //!
-//! Each frame's metadata is longer than its flatbuffer by the [`TRAILER`], which other readers ignore: after a power
-//! loss pages of a frame may read as zeros, which nothing else in the format would reveal.
+//! The metadata of each frame is padded by the [`TRAILER`], a checksum that other readers ignore: after a power loss,
+//! pages of a frame may read as zeros, which nothing else in the format would reveal.
 
 use std::fs::File;
 use std::io;
@@ -27,7 +27,7 @@ pub(crate) struct LiveStream {
     path: PathBuf,
     number: u64,
     file: File,
-    /// Bytes known to be whole in the file.
+    /// Length of the file up to the last whole frame.
     good_bytes: u64,
     /// The file may hold a part of a frame after `good_bytes`.
     torn: bool,
@@ -36,8 +36,8 @@ pub(crate) struct LiveStream {
 }
 
 impl LiveStream {
-    /// Creates the stream's file. It appears under its name with the schema in it, so that readers can open it at every
-    /// moment.
+    /// Creates the stream's file. It gets its name by a rename once the schema is in it, so that readers never see it
+    /// without one.
     pub(crate) fn create(path: &Path, table: Table, number: u64, schema: &Schema) -> Result<Self, LogError> {
         let mut encoder =
             StreamWriter::try_new(Vec::new(), schema).map_err(|source| LogError::Arrow { table, source })?;
@@ -57,7 +57,7 @@ impl LiveStream {
         &self.path
     }
 
-    /// Bytes in the file and waiting for it.
+    /// Bytes in the file and in the buffer.
     pub(crate) fn num_bytes(&self) -> u64 {
         self.good_bytes + self.encoder.get_ref().len() as u64
     }

@@ -1,7 +1,7 @@
 //! The Arrow logs of a run: tables ([`TABLES`]), each an open IPC stream and sealed Parquet parts under one schema.
 //!
 //! ```text
-//! logs/live/<table>-000003.arrows      the open stream, flushed every second: readable also when its writer is killed
+//! logs/live/<table>-000003.arrows      the open stream, flushed every second: readable also after a kill
 //! logs/<table>/part-000002.parquet     sealed parts: always whole, so that a query over *.parquet never fails
 //! logs/sums.jsonl                      rows, bytes and CRC-32 of the sealed parts
 //! ```

@@ -1,4 +1,4 @@
-//! Where the logs lie within a run directory.
+//! The paths of the logs in a run directory.
 
 use std::path::{Path, PathBuf};
 
@@ -21,12 +21,12 @@ pub(crate) fn table_dir(run: &Path, table: Table) -> PathBuf {
     logs_dir(run).join(table.name())
 }
 
-/// The live stream of `table` with a number.
+/// Live stream `number` of `table`.
 pub(crate) fn live_path(run: &Path, table: Table, number: u64) -> PathBuf {
     live_dir(run).join(format!("{table}-{number:06}.arrows"))
 }
 
-/// The sealed part of `table` with a number. Stream n is sealed as part n.
+/// Sealed part `number` of `table`. Stream n is sealed as part n.
 pub(crate) fn part_path(run: &Path, table: Table, number: u64) -> PathBuf {
     table_dir(run, table).join(part_name(number))
 }

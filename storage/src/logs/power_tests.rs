@@ -24,7 +24,7 @@ use crate::atomic::record::{Op, note, recorded};
 use crate::checkpoint::{self, CheckpointRef, TensorRef};
 use crate::run_dir::{RunDir, RunRecord, RunStatus};
 
-/// States that are looked at.
+/// Number of disk states that are tested.
 const NUM_STATES: u64 = 500;
 
 enum Node {
@@ -37,7 +37,7 @@ type Entries = BTreeMap<String, usize>;
 /// Names that appear or go together: two in a rename.
 type Changes = Vec<(String, Option<usize>)>;
 
-/// A disk and what of it is certain.
+/// A disk, and what of it is durable.
 struct Disk {
     root: PathBuf,
     nodes: Vec<Node>,
@@ -141,7 +141,7 @@ impl Disk {
         }
     }
 
-    /// Makes what a power loss may leave, in `to`.
+    /// Writes to `to` a state that a power loss may leave.
     fn lose_power(&self, to: &Path, luck: &mut ChaCha8Rng) {
         self.leave(0, to, luck);
     }
@@ -161,7 +161,7 @@ impl Disk {
     }
 }
 
-/// None, all, or any part, each as likely.
+/// Nothing, all, or a random part, each with probability 1/3.
 fn part_of(all: usize, luck: &mut ChaCha8Rng) -> usize {
     match luck.random_range(0..3) {
         0 => 0,
@@ -197,7 +197,7 @@ fn save(run: &Path, step: i64) {
     checkpoint::save(run, step.cast_unsigned(), &checkpoint).unwrap();
 }
 
-/// As the sink of a run does: rows, then the checkpoint that counts on them.
+/// As a run does: rows, then the checkpoint that relies on them.
 fn train(log: &mut LogWriter, run: &Path, steps: std::ops::RangeInclusive<i64>) {
     for step in steps {
         push_step(log, step).unwrap();
@@ -215,7 +215,7 @@ fn train(log: &mut LogWriter, run: &Path, steps: std::ops::RangeInclusive<i64>) 
     }
 }
 
-/// A run that is made, dies, is resumed, goes back to an older checkpoint, and ends.
+/// A run that is started, killed, resumed, resumed again from an older checkpoint, and finished.
 fn life_of_a_run(root: &Path) {
     let dir = RunDir::create(root, "run").unwrap();
     let run = dir.path().to_path_buf();
@@ -248,7 +248,7 @@ fn life_of_a_run(root: &Path) {
     dir.write_record(&record).unwrap();
 }
 
-/// Steps of a table's rows, after a look at what no row may lack.
+/// The steps of a table's rows, after checks of what every row must have.
 fn steps(run: &Path, table: Table) -> Vec<i64> {
     let snapshot = Snapshot::take(run, table, 0).unwrap();
     assert_eq!(snapshot.missing, []);
@@ -290,7 +290,7 @@ fn steps(run: &Path, table: Table) -> Vec<i64> {
     steps
 }
 
-/// What a run finds after the power is back; the step that it goes on from, if there is a run.
+/// Resumes the run after the power loss; returns the step that it continues from, if there is a run.
 fn wake(root: &Path, promised: Option<i64>) -> Option<i64> {
     let run = root.join("run");
     if !run.join("run.json").exists() {
@@ -374,8 +374,8 @@ fn after_any_power_loss_every_checkpoint_is_whole_and_no_row_is_missing() {
     cuts.sort_unstable();
     cuts.dedup();
     println!(
-        "{NUM_STATES} states after power losses, at {} of {} moments: {num_runs} with a run, all resumed; every checkpoint \
-         whole, every promised one there, no step missing or twice",
+        "{NUM_STATES} states after power losses, at {} of {} moments: {num_runs} with a run, all resumed; \
+         every checkpoint whole, every promised one there, no step missing or twice",
         cuts.len(),
         ops.len()
     );

@@ -15,7 +15,7 @@ use crate::machine_memory::{self, bytes_text};
 /// A row as it was logged.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Logged<R> {
-    /// How often the run had been resumed: cumulative counters begin anew with each segment.
+    /// How often the run had been resumed: cumulative counters restart at 0 with each segment.
     pub segment: i32,
     /// When, and where in training.
     pub place: Place,
@@ -45,8 +45,8 @@ impl<R: Row> TableReader<R> {
     /// The rows since the last call, at first all. Returns at once; wait between calls.
     ///
     /// # Errors
-    /// If a file cannot be read or is none of this program's, or if the rows take more than half of the memory that is
-    /// left.
+    /// If a file cannot be read or was not written by this program, or if the rows would take more than half of the
+    /// available memory.
     pub fn poll(&mut self) -> Result<Vec<Logged<R>>, LogError> {
         let mut rows = Vec::new();
         let bound = machine_memory::available().num_bytes / 2;

@@ -1,9 +1,9 @@
-//! Making a run's logs whole again after its process died.
+//! Crash recovery: repairs a run's logs after its process died.
 //!
-//! Each step can be interrupted and repeated: (1) every damaged part is renamed; (2) every
-//! stream that is not sealed yet is sealed under its own number; (3) one events part reports all of them, and names
-//! them in its key-values; (4) parts that are lost are listed as gone, and the streams are removed. Whatever the moment
-//! of a crash, the next repair finds which of these are done, and no row or report comes twice.
+//! Each step is idempotent: (1) every damaged part is renamed; (2) every stream that is not sealed yet is sealed under
+//! its own number; (3) one events part reports all of them, and names them in its key-values; (4) parts that are lost
+//! are listed as gone, and the streams are removed. If a repair crashes at any moment, the next one finds which steps
+//! are done, and no row or report is written twice.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -30,7 +30,7 @@ use crate::atomic;
 use crate::clock::{Clock, Stamp};
 use crate::run_dir::{RunDirError, RunLock};
 
-/// What became of one live stream.
+/// The result of the repair of one live stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RepairedStream {
     /// Its table.
@@ -41,15 +41,15 @@ pub struct RepairedStream {
     pub num_rows: u64,
     /// Bytes after its last whole batch.
     pub lost_bytes: u64,
-    /// It had been sealed before its process died, so that it was only removed.
+    /// Whether it had been sealed before its process died, so that it was only removed.
     pub was_sealed: bool,
     /// Why not all of it could be read.
     pub damage: Option<String>,
-    /// Where the file was set aside, if it was no log of this program.
+    /// The new name of the file, if it was no log of this program.
     pub set_aside: Option<PathBuf>,
 }
 
-/// What a repair did; nothing, if it is empty.
+/// The result of a repair; empty if there was nothing to do.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RepairReport {
     /// The streams that were found.
@@ -60,16 +60,19 @@ pub struct RepairReport {
 
 impl RepairReport {
     /// Rows recovered from all streams.
+    #[must_use]
     pub fn num_rows(&self) -> u64 {
         self.streams.iter().filter(|s| !s.was_sealed).map(|s| s.num_rows).sum()
     }
 
     /// Whether there was nothing to do.
+    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.streams.is_empty() && self.damaged.is_empty()
     }
 
     /// Bytes lost in all streams.
+    #[must_use]
     pub fn lost_bytes(&self) -> u64 {
         self.streams.iter().map(|s| s.lost_bytes).sum()
     }
@@ -84,6 +87,7 @@ pub struct TruncateReport {
 
 impl TruncateReport {
     /// Rows removed from all tables.
+    #[must_use]
     pub fn num_rows(&self) -> u64 {
         self.tables.iter().map(|(_, rows)| rows).sum()
     }
@@ -131,7 +135,7 @@ struct Found {
     path: PathBuf,
     contents: StreamContents,
     was_sealed: bool,
-    /// It is sealed, and by a repair: that repair may have died before its report.
+    /// Whether its part was sealed by a repair, which may have died before its report.
     by_repair: bool,
 }
 
@@ -395,7 +399,7 @@ pub(crate) fn truncate_sealed(run: &Path, step: i64) -> Result<TruncateReport, L
     for table in Table::ALL.into_iter().filter(|table| table.declaration().is_truncated) {
         let mut removed = 0;
         let sums = Sums::read(run)?;
-        // The newest first: whatever the moment, a reader sees all rows up to some step.
+        // The newest part first: so at any moment readers see all rows up to some step, and none after it.
         for number in paths::parts(run, table)?.into_iter().rev() {
             removed += truncate_part(run, table, number, step, &sums)?;
         }

@@ -36,6 +36,7 @@ pub struct SchemaMeta {
 
 impl SchemaMeta {
     /// Number of patches L.
+    #[must_use]
     pub fn num_patches(&self) -> usize {
         usize::from(self.patch_grid.0) * usize::from(self.patch_grid.1)
     }
@@ -59,6 +60,7 @@ fn fields(table: Table, num_patches: usize) -> Vec<Field> {
 }
 
 /// The schema of `table` with its metadata.
+#[must_use]
 pub fn schema(table: Table, meta: &SchemaMeta) -> SchemaRef {
     let metadata = HashMap::from([
         (KEY_NAME.to_string(), format!("mlomae.{table}")),

@@ -1,4 +1,4 @@
-//! The sealed tier: whole Parquet files, each with a sum of its own and one in the list.
+//! The sealed tier: complete Parquet files, each with a checksum in its footer and another in the list of parts.
 //!
 //! The key-value `mlomae.crc32` of a part is the CRC-32 of the file with that value's eight digits taken as zeros, so
 //! that a part can be checked alone. The list `logs/sums.jsonl` has the CRC-32 of the file as it is.
@@ -45,9 +45,10 @@ const NO_CRC32: &[u8; 8] = b"00000000";
 
 /// Rows in a decoded batch.
 const ROWS_PER_BATCH: usize = 8192;
-/// The rows of any part may take this much memory; less in unit tests.
+/// The decoded rows of any part may take this much memory (a limit against decompression bombs); less in unit tests.
 const MAX_PART_BYTES: u64 = if cfg!(test) { 64 << 20 } else { 2 << 30 };
-/// The rows of a larger part may take this many times its size. Numbers are compressed to a twentieth at most.
+/// The decoded rows of a larger part may take this many times its size; real parts are not compressed below a
+/// twentieth.
 const MAX_RATIO: u64 = 64;
 
 fn properties(schema: &SchemaRef, extra: &[(&str, String)]) -> WriterProperties {
@@ -97,7 +98,7 @@ pub(crate) fn write_part(
     let mut extra = extra.to_vec();
     extra.push((KEY_CRC32, String::from_utf8_lossy(NO_CRC32).into_owned()));
     extra.push((KEY_SUMMED, "crc32".to_owned()));
-    // Parts are sealed by a limit of their size, so one fits into memory.
+    // Parts are sealed at a size limit, so one fits into memory.
     let (mut bytes, rows) = write_parquet(Vec::new(), &path, schema, &extra, batches)?;
     if let Some(at) = crc32_place(&bytes) {
         let crc32 = format!("{:08x}", crc32fast::hash(&bytes));

@@ -1,4 +1,4 @@
-//! Reading a table, sealed and open, also while a run is writing it, is being resumed or repaired.
+//! Consistent snapshots of a table, sealed and open, also while it is written, resumed or repaired by another process.
 
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
@@ -53,9 +53,9 @@ pub(crate) struct Snapshot {
 }
 
 impl Snapshot {
-    /// Takes a snapshot of the pieces numbered `from` and higher. No lock is needed: the streams are read before the
-    /// parts are listed, so rows that move from one to the other are seen in the part; and if parts are replaced or
-    /// removed meanwhile, as a resume and a repair do, it is taken again.
+    /// Takes a snapshot of the pieces numbered `from` and higher, without a lock: the streams are read before the parts
+    /// are listed, so rows that move from one to the other are seen in the part; and if parts are replaced or removed
+    /// meanwhile, as by a resume or a repair, it is taken again.
     pub(crate) fn take(run: &Path, table: Table, from: u64) -> Result<Self, LogError> {
         for _ in 1..ATTEMPTS {
             if let Some(snapshot) = Self::try_take(run, table, from)? {

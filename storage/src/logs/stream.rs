@@ -1,4 +1,4 @@
-//! Reading Arrow IPC streams that may end anywhere.
+//! Reading Arrow IPC streams that may be cut off or damaged anywhere.
 //!
 //! The frames are walked here, and only whole ones go to the Arrow decoder: a stream whose writer died, or is still
 //! writing, yields all its whole batches and the number of bytes after them.
@@ -160,7 +160,7 @@ pub(crate) fn parse_stream(bytes: Vec<u8>, table: Table) -> StreamContents {
         damage: None,
         foreign: None,
     };
-    // The decoder validates what it reads; the guard is for what it might have forgotten.
+    // The decoder validates its input. Should it have missed something, its panic is caught and becomes an error.
     let outcome = catch_unwind(AssertUnwindSafe(|| walk(&bytes, table, &mut contents)));
     match outcome {
         Ok(Ok(())) => {}
@@ -193,7 +193,7 @@ fn walk(bytes: &Buffer, table: Table, contents: &mut StreamContents) -> Result<(
         let body = bytes.slice_with_length(frame.body, end - frame.body);
         check_sum(&bytes[frame.metadata.0..frame.metadata.1], &body)?;
         decode(&message, &body, table, &mut dictionaries, contents)?;
-        // A dictionary belongs to the batch after it, so only a batch or the schema makes the bytes before it good.
+        // A dictionary is of use only with the batch after it, so `good_bytes` advances at the schema and at batches.
         if message.header_type() != MessageHeader::DictionaryBatch {
             contents.good_bytes = end as u64;
         }
@@ -259,7 +259,7 @@ fn buffer_widths(kind: &DataType, out: &mut Vec<i64>) {
     }
 }
 
-/// Refuses a header whose buffers lie outside its body or have impossible lengths: the decoder does not check them.
+/// Refuses a header whose buffers are outside its body or have impossible lengths, which the decoder does not check.
 ///
 /// `widths` are the bytes of one value of each buffer, in order.
 fn check_buffers(header: &arrow::ipc::RecordBatch<'_>, body_len: usize, widths: &[i64]) -> Result<(), String> {

@@ -18,7 +18,7 @@ use crate::atomic::{self, FileError};
 
 const FILE: &str = "sums.jsonl";
 
-/// What the list says of a part.
+/// The entry of a part in the list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct PartSum {
     pub(crate) rows: u64,

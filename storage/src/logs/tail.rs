@@ -1,4 +1,4 @@
-//! The newest rows of a table, and those that are added.
+//! The newest rows of a table, and following it as rows are added (`tail -f`).
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -36,6 +36,7 @@ pub struct Follow {
 
 impl Follow {
     /// Follows `table` from its first row on: the first poll returns all rows so far.
+    #[must_use]
     pub fn from_start(run: &Path, table: Table) -> Self {
         Self { run: run.to_path_buf(), table, number: 0, done: 0, damaged: Vec::new(), named: HashSet::new() }
     }
@@ -63,7 +64,7 @@ impl Follow {
     /// Follows `table` from now on, and returns its last `n` rows as lines.
     ///
     /// # Errors
-    /// [`LogError::NoLogs`] if there are none, or if a file cannot be read or is none of this program's.
+    /// [`LogError::NoLogs`] if there are none; or if a file cannot be read or was not written by this program.
     pub fn last(run: &Path, table: Table, n: usize) -> Result<(Self, Vec<String>), LogError> {
         let snapshot = Snapshot::take(run, table, 0)?;
         let mut follow = Self::from_start(run, table);

@@ -1,4 +1,4 @@
-//! The logs in the normal course of things.
+//! The logs in normal use: writing, reading, resuming, exporting, and damaged parts.
 
 use std::fs::{self, File};
 use std::time::Duration;
@@ -186,7 +186,7 @@ fn steps(run: &std::path::Path, table: Table) -> Vec<i64> {
     tail(run, table, usize::MAX).unwrap().iter().map(|line| step(line).unwrap()).collect()
 }
 
-/// What may befall a part's file; the first takes its list along, as if it were of an earlier version.
+/// Damage to a part's file; the first also removes the list of parts, as if an earlier version had written the run.
 const DAMAGES: [&str; 7] = ["unlisted flip", "flip", "cut", "empty", "garbage", "gone", "another part"];
 
 fn damage(run: &std::path::Path, what: &str, at: usize) {
@@ -222,7 +222,7 @@ fn a_damaged_part_is_named_set_aside_and_in_nobodys_way() {
         super::fault_tests::copy_dir(&good, &run);
         damage(&run, what, place * 577 + 13);
         let rest: Vec<i64> = (0..10).chain(20..30).collect();
-        // Readers name it and go on with the others.
+        // Readers report it and read the other parts.
         let mut reader = TableReader::<MetricRow>::new(&run);
         let read: Vec<i64> = reader.poll().unwrap().iter().map(|row| row.place.step).collect();
         assert_eq!(read, rest, "{what}");
@@ -379,7 +379,7 @@ fn nothing_in_a_run_is_followed_through_a_link() {
         assert_eq!(crate::atomic::names(&outside).unwrap(), ["precious"], "{name}");
     }
     assert_eq!((num_refused, num_replaced), (9, 3), "configs and what a repair removes are replaced");
-    // Whole folders on another disk are a use, and so is the run itself.
+    // Symbolic links of folders to another disk are allowed, and so is one of the run itself.
     let run = root.path().join("moved");
     super::fault_tests::copy_dir(&good, &run);
     fs::rename(run.join("logs"), outside.join("logs")).unwrap();

@@ -52,7 +52,7 @@ pub(crate) fn cell(array: &dyn Array, row: usize, out: &mut String) {
     };
 }
 
-/// Appends a field of a CSV file, quoted where RFC 4180 asks for it.
+/// Appends a field of a CSV file, quoted where RFC 4180 requires it.
 pub(crate) fn csv_field(value: &str, out: &mut String) {
     if value.contains([',', '"', '\n', '\r']) {
         out.push('"');

@@ -1,4 +1,4 @@
-//! Values that are written as one word.
+//! Text columns of few distinct values: plain words, and enums that are written as words.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -77,7 +77,7 @@ words! {
         Debug = "debug",
         /// Normal operation.
         Info = "info",
-        /// Something was lost, repeated or late; the run goes on.
+        /// Something was lost, repeated or late; the run continues.
         Warn = "warn",
         /// The run ends, or a part of it failed.
         Error = "error",

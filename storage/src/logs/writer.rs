@@ -26,7 +26,7 @@ use crate::clock::Clock;
 
 /// Rows that may wait for the next flush of a table.
 const MAX_WAITING_ROWS: usize = 8192;
-/// A vocabulary larger than this is forgotten with its stream.
+/// A dictionary with more values than this is cleared when its stream is sealed.
 const MAX_VOCABULARY: usize = 4096;
 /// Events that follow each other faster than this share a flush.
 const EVENT_FLUSH_GAP: Duration = Duration::from_millis(100);
@@ -190,7 +190,8 @@ impl TableLog {
         let batches = self.batches.iter().cloned().map(Ok);
         let written = write_part(run, self.table, number, &self.schema, &[(KEY_STREAM, number.to_string())], batches);
         if written.is_err() {
-            // It may have failed after the rename: the stream must not grow while a part of its number exists.
+            // It may have failed after the rename. While a part of this number exists the stream must not grow: either
+            // the part can be removed, or it counts as written.
             let _ = atomic::remove_file(&path);
             if !path.exists() {
                 return written;
@@ -207,7 +208,7 @@ impl TableLog {
         written
     }
 
-    /// Seals everything and leaves no stream behind.
+    /// Seals everything and removes the stream.
     fn close(&mut self, run: &Path, builder: &mut dyn AnyBatchBuilder) -> Result<(), LogError> {
         self.seal(run, builder)?;
         let leftover = self.stream.take().map(|s| s.path().to_path_buf());
@@ -310,6 +311,7 @@ impl LogWriter {
     }
 
     /// The writer's clock, for the producers of its thread.
+    #[must_use]
     pub fn clock(&self) -> Clock {
         self.clock
     }
@@ -361,7 +363,7 @@ impl LogWriter {
         self.each(|log, builder| log.flush(&run, builder))
     }
 
-    /// Flushes, and brings the live streams to the disk: not even a power loss takes them then.
+    /// Flushes, and syncs the live streams to the disk (fsync): then not even a power loss loses a row.
     ///
     /// Call it before a checkpoint is published: a run resumed from that checkpoint then finds the rows of all its
     /// steps.
@@ -415,7 +417,7 @@ impl LogWriter {
     /// Seals everything and removes the live streams.
     ///
     /// # Errors
-    /// If a table cannot be sealed; its stream stays behind for a repair.
+    /// If a table cannot be sealed; its stream is left for a repair.
     pub fn close(mut self) -> Result<(), LogError> {
         let run = self.run.clone();
         self.each(|log, builder| log.close(&run, builder))?;
@@ -423,11 +425,12 @@ impl LogWriter {
     }
 
     /// Rows of `table` accepted since the writer was opened.
+    #[must_use]
     pub fn num_rows(&self, table: Table) -> u64 {
         self.tables[table.index()].total_rows
     }
 
-    /// Does the same to all tables, also when one fails, and returns the first failure.
+    /// Calls `action` for all tables, also after one has failed, and returns the first failure.
     fn each(
         &mut self,
         mut action: impl FnMut(&mut TableLog, &mut dyn AnyBatchBuilder) -> Result<(), LogError>,

@@ -1,4 +1,4 @@
-//! The CPU: threads, grains, micro-batches and recycled memory.
+//! The CPU as a device: a lane is a pool of threads with recycled memory, which runs [`levels`](crate::levels).
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ use crate::parallel::compute::Compute;
 use crate::tasks::Noise;
 use crate::vector::Vector;
 
-/// A lane of the CPU.
+/// A lane of the CPU. Cloning shares its threads and memory.
 #[derive(Clone, Debug)]
 pub struct CpuLane {
     cpu: Cpu,
@@ -34,20 +34,20 @@ impl CpuLane {
         CpuLane { cpu }
     }
 
-    /// A lane on one thread with memory of its own, for tests, examples and small jobs.
+    /// A lane that computes on the calling thread with an arena of its own, for tests, examples and small jobs.
     #[must_use]
     pub fn serial(model: Arc<Model>, grain: usize) -> Self {
         CpuLane { cpu: Cpu::new(model, Compute::serial(grain)) }
     }
 
-    /// What the levels compute with.
+    /// The arguments for the functions of [`levels`](crate::levels).
     #[must_use]
     pub const fn cpu(&self) -> &Cpu {
         &self.cpu
     }
 }
 
-/// The values of a vector, which must lie in host memory.
+/// The values of a vector, which must be in host memory.
 fn host(vector: &Vector) -> Result<&Params, ModelError> {
     let elsewhere = || ModelError::Lane { lane: "cpu", problem: "a vector is not in host memory".to_owned() };
     vector.host().ok_or_else(elsewhere)
@@ -195,7 +195,7 @@ impl Lane for CpuLane {
     }
 }
 
-/// The entry of [`super::DEVICES`].
+/// The CPU's entry of [`super::DEVICES`].
 #[derive(Debug)]
 pub struct Cpus;
 
@@ -213,8 +213,9 @@ impl Device for Cpus {
         None
     }
 
-    /// Where the levels take turns they share one set of threads, as large as the largest; otherwise each has its own. Scores that need
-    /// the newest θ hold level 1 up, so they get its threads. Results depend on neither.
+    /// Where the levels take turns they share one thread pool, as large as the largest; otherwise each has its own.
+    /// Level 1 waits for scores that read the newest θ, so the scorer shares its pool; other scores run ahead on one
+    /// thread. Results depend on neither.
     fn lanes(&self, spec: &LanesSpec) -> Result<Lanes, ModelError> {
         let compute = |num_threads: usize| Compute::new(num_threads, spec.grain, spec.arena.clone());
         let sizes = [spec.pretrain, spec.finetune, spec.mask];

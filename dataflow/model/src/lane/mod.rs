@@ -1,10 +1,11 @@
-//! Lanes: the seam to devices.
+//! Lanes: the interface to devices.
 //!
-//! A [`Lane`] is one stage's way to the arithmetic. It computes whole levels, not single operations: grains, threads and host reductions
-//! are the CPU's own business, on a GPU a level is one enqueue. Vectors are opaque ([`Vector`]): whoever holds a lane neither knows nor
-//! asks where they lie. So stages, payloads, checkpoints and the algorithm are written once.
+//! A [`Lane`] is one stage's handle to a device, like a stream of a GPU. It computes whole levels, not single
+//! operations, so that grains, threads and host reductions stay details of the CPU, and a GPU may enqueue a level at
+//! once. Vectors are opaque ([`Vector`](crate::Vector)): the caller does not know in which memory they are. So pipeline
+//! stages, messages, checkpoints and the algorithm are written once for all devices.
 //!
-//! A device is a file here and a line in [`DEVICES`].
+//! To add a device, implement [`Lane`] and [`Device`] in a file here, and add it to [`DEVICES`].
 
 pub mod cpu;
 mod list;

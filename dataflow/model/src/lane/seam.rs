@@ -1,4 +1,4 @@
-//! What a lane and a device are.
+//! The traits of a lane and a device, and the types of their arguments and results.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,40 +12,43 @@ use crate::parallel::arena::Arena;
 use crate::tasks::{Noise, Targets};
 use crate::vector::Vector;
 
-/// Labelled images.
+/// Images with their targets.
 #[derive(Clone, Copy, Debug)]
 pub struct LabelledImages<'a> {
-    /// `[batch, C, H, W]`.
+    /// Normalised images `[batch, C, H, W]`; of several ranks, those of this rank.
     pub images: &'a Vector,
-    /// `[batch]`.
+    /// The targets of these images, in host memory; of several ranks, the targets of all ranks' images in order of
+    /// rank.
     pub targets: &'a Targets,
 }
 
-/// Result of a level-1 pass.
+/// Result of [`Lane::pretrain`].
 #[derive(Clone, Debug)]
 pub struct PretrainGradient {
-    /// L_m.
+    /// L_m of the batch.
     pub loss: f64,
-    /// ∂L_m/∂θ.
+    /// ∂L_m/∂θ, flat over θ, zero on frozen weights.
     pub gradient: Vector,
-    /// ℓ `[batch, L]`, of visible patches too.
+    /// Patch losses ℓ `[batch, L]`, of masked and visible patches: the mean squared error of each patch, in units of
+    /// the normalised target.
     pub patch_loss: Vector,
 }
 
-/// Result of a level-2 pass.
+/// Result of [`Lane::finetune`].
 #[derive(Debug)]
 pub struct FinetuneGradient {
-    /// L_f.
+    /// L_f of the batch.
     pub loss: f64,
-    /// The task's figures on the finetune batch.
+    /// The task's figures on the finetune batch, see [`Task::figures`](crate::tasks::Task::figures).
     pub figures: Vec<f64>,
-    /// ∂L_f/∂c.
+    /// ∂L_f/∂c, flat over c.
     pub gradient: Vector,
-    /// Encoder passes that wait for [`Lane::direction`], if they were to be kept.
+    /// Recorded encoder passes for [`Lane::direction`]; none without `keep`.
     pub recorded: Option<Recording>,
 }
 
-/// Encoder passes over the finetune batch, as the lane that made them knows them. Only that lane can end them; dropping frees them.
+/// Recorded encoder passes over the finetune batch (an autograd tape), of a type that only the lane knows which made
+/// them. That lane runs them backward, in [`Lane::direction`]; dropping frees their memory.
 pub struct Recording(pub Box<dyn std::any::Any + Send>);
 
 impl fmt::Debug for Recording {
@@ -54,14 +57,14 @@ impl fmt::Debug for Recording {
     }
 }
 
-/// The vectors of level 3 at the updated head.
+/// The directions of level 3 at the updated head, see [`hypergradient`](crate::hypergradient).
 #[derive(Clone, Debug)]
 pub struct Direction {
-    /// L_v.
+    /// L_v of the batch.
     pub loss: f64,
     /// The task's figures on the validation batch.
     pub figures: Vec<f64>,
-    /// v0 = ∂L_v/∂c, flat.
+    /// v0 = ∂L_v/∂c, flat over c, in host memory.
     pub v0: Vec<f64>,
     /// v1 = D[v0; c; L_f; θ], flat over θ, zero on the decoder.
     pub v1: Vector,
@@ -69,12 +72,12 @@ pub struct Direction {
     pub w: Vector,
 }
 
-/// Where level 2 and the direction of level 3 are evaluated.
+/// The point at which level 2 and the direction of level 3 are evaluated.
 #[derive(Clone, Copy, Debug)]
 pub struct Downstream<'a> {
-    /// θ.
+    /// θ, flat.
     pub theta: &'a Vector,
-    /// c.
+    /// c, flat: before level 2's step in [`Lane::finetune`], after it for the direction.
     pub c: &'a Vector,
     /// Batch F of level 2.
     pub finetune: LabelledImages<'a>,
@@ -82,12 +85,12 @@ pub struct Downstream<'a> {
     pub validation: LabelledImages<'a>,
 }
 
-/// Where the hypergradient is evaluated.
+/// The point at which ∂L_m/∂φ is differentiated for the hypergradient.
 #[derive(Clone, Copy, Debug)]
 pub struct Upstream<'a> {
-    /// θ.
+    /// θ, flat.
     pub theta: &'a Vector,
-    /// φ.
+    /// φ, flat.
     pub phi: &'a Vector,
     /// The last batch x_p of level 1, `[batch, C, H, W]`.
     pub images: &'a Vector,
@@ -95,23 +98,41 @@ pub struct Upstream<'a> {
     pub rule: &'a MaskRule,
 }
 
-/// One stage's way to the arithmetic of a device.
+/// One stage's handle to a device.
 ///
-/// Losses come back to the host; vectors stay where the lane computes.
+/// - **Memory.** Every [`Vector`] argument must be in memory of the lane's device, see [`Lane::upload`]; vectors of one
+///   lane may be passed to every other lane of the device. Arguments are shared snapshots and must never be written: a
+///   result is a new vector. Losses, figures, [`Scored`] and v0 are in host memory.
+/// - **Threads.** A lane is used by one thread at a time, and may move to another between calls, with one exception:
+///   see [`Lane::direction`]. Different lanes may run at the same time, and wait for each other where they share
+///   threads.
+/// - **Order.** A call may return before the device has finished a vector; whatever reads the vector later, on any lane
+///   or by [`Vector::to_host`], must then wait for it.
+/// - **Results** depend on the arguments alone, to the bit: not on threads, micro-batches ([`LaneSize`]) or timing.
+/// - **Errors.** Besides those named, any method may fail with [`ModelError::Lane`] when the device fails, is out of
+///   memory, or an argument is in memory of another device, and with the error of a [`Collective`] when another rank is
+///   gone. Lengths that do not fit the networks are bugs of the caller: a lane may panic.
+///
+/// [`Collective`]: crate::parallel::collective::Collective
 pub trait Lane: Send + fmt::Debug {
-    /// The networks.
+    /// The networks; the same for all lanes of a run.
     fn model(&self) -> &Arc<Model>;
 
-    /// A lane of the same device for another worker.
+    /// A lane of the same device and size for another worker of the stage; on the CPU it shares threads and memory.
     fn fork(&self) -> Box<dyn Lane>;
 
-    /// Brings a vector to where the lane computes; shared if it is there.
+    /// The vector in memory of the lane's device; shared, not copied, if it is there. Called for initial or restored
+    /// weights and moments, and for every batch of images.
     ///
     /// # Errors
     /// When the device fails or lacks memory.
     fn upload(&self, vector: &Vector) -> Result<Vector, ModelError>;
 
-    /// Masks images `[batch, C, H, W]` by `rule`. θ is needed where the masking reads the patch embedding.
+    /// Scores images `[batch, C, H, W]` at φ (where masks are learned) and masks them by `rule`. θ may be left out
+    /// unless [`Masking::needs`](crate::masking::Masking::needs) is
+    /// [`Needs::Embedding`](crate::masking::Needs::Embedding).
+    ///
+    /// The result is in host memory: it goes to another stage, whose lane may have other micro-batches.
     ///
     /// # Errors
     /// When the device fails, or a θ that is needed is not given.
@@ -123,10 +144,11 @@ pub trait Lane: Send + fmt::Debug {
         rule: &MaskRule,
     ) -> Result<Scored, ModelError>;
 
-    /// L_m and ∂L_m/∂θ on images that were masked at φ.
+    /// L_m and ∂L_m/∂θ on the images `[batch, C, H, W]` that `scored` was made of, at the same φ. Where the masking
+    /// network reads the patch embedding, the gradient has a second part, through the scores p.
     ///
     /// # Errors
-    /// When the device fails.
+    /// When the device fails, or the batch has no image.
     fn pretrain(
         &mut self,
         theta: &Vector,
@@ -135,10 +157,11 @@ pub trait Lane: Send + fmt::Debug {
         scored: &Scored,
     ) -> Result<PretrainGradient, ModelError>;
 
-    /// L_f and ∂L_f/∂c; with `keep` the encoder's passes wait for [`Lane::direction`].
+    /// L_f and ∂L_f/∂c on `at.finetune`, θ frozen (`at.validation` is not read). `noise` is the head's dropout. With
+    /// `keep` the encoder's passes are recorded for [`Lane::direction`], so that it needs no second forward pass.
     ///
     /// # Errors
-    /// When the device fails, or targets are not the task's.
+    /// When the device fails, or targets are not those of the task.
     fn finetune(
         &mut self,
         at: &Downstream<'_>,
@@ -146,16 +169,22 @@ pub trait Lane: Send + fmt::Debug {
         keep: bool,
     ) -> Result<FinetuneGradient, ModelError>;
 
-    /// v0, v1 and w at the updated c, with one backward pass over what [`Lane::finetune`] kept.
+    /// L_v, v0, v1 and w at the updated c, `at.c`, without dropout: v1 by one backward pass over what
+    /// [`Lane::finetune`] recorded on this lane with the same θ and finetune batch, w by a pass over `at.validation`.
+    /// The step of the difference over c is ε = `alpha`/‖v0‖₂.
+    ///
+    /// On the CPU without a thread pool it must be called on the thread that called [`Lane::finetune`], where the tapes
+    /// are.
     ///
     /// # Errors
-    /// When the device fails, or the recording is not this lane's.
+    /// When the device fails, targets are not those of the task, or the recording is of another lane or thread.
     fn direction(&mut self, at: &Downstream<'_>, recorded: Recording, alpha: f64) -> Result<Direction, ModelError>;
 
-    /// As [`Lane::direction`] by the published passes, with the dropout that `noise` gives of each pass.
+    /// As [`Lane::direction`], by the passes of the published program: one over the validation batch with dropout
+    /// `noise(1)`, and one over the finetune batch at c + εv0 and at c − εv0 each, with `noise(2)` and `noise(3)`.
     ///
     /// # Errors
-    /// When the device fails.
+    /// When the device fails, or targets are not those of the task.
     fn direction_published(
         &mut self,
         at: &Downstream<'_>,
@@ -163,13 +192,16 @@ pub trait Lane: Send + fmt::Debug {
         noise: &dyn Fn(u64) -> Option<Noise>,
     ) -> Result<Direction, ModelError>;
 
-    /// D[v; θ; L_m; φ], by a central difference over θ.
+    /// D[v; θ; L_m; φ] (see [`hypergradient`](crate::hypergradient)) at `at`, flat over φ, with ε = `alpha`/‖v‖₂; zero
+    /// for v = 0. v is flat over θ and zero on the decoder. The images are scored and masked anew at θ ± εv.
     ///
     /// # Errors
     /// When the device fails.
     fn difference(&mut self, at: &Upstream<'_>, v: &Vector, alpha: f64) -> Result<Vector, ModelError>;
 
-    /// One AdamW step: the new values; the old ones are left to whoever shares them.
+    /// One AdamW step with learning rate `rate`: the new values of a parameter set, in a vector of their own, so that
+    /// the old ones stay a snapshot. Advances the moments and the step of `adamw`, whose moments must be in memory of
+    /// the device. Frozen weights keep their values.
     ///
     /// # Errors
     /// When the device fails.
@@ -181,37 +213,41 @@ pub trait Lane: Send + fmt::Debug {
         rate: f64,
     ) -> Result<Vector, ModelError>;
 
-    /// Patch losses ℓ `[batch, L]` alone.
+    /// Patch losses ℓ `[batch, L]` of images `[batch, C, H, W]` under the masks of `scored`, as in
+    /// [`PretrainGradient::patch_loss`], by a forward pass alone.
     ///
     /// # Errors
     /// When the device fails.
     fn patch_losses(&mut self, theta: &Vector, images: &Vector, scored: &Scored) -> Result<Vector, ModelError>;
 
-    /// Reconstructed patches `[batch·L, P·P·C]` in units of the normalised target, for pictures.
+    /// Reconstructed patches `[batch·L, P·P·C]` of images `[batch, C, H, W]` under the masks of `scored`, for pictures.
+    /// Values have the order (row, column, channel), and units of the normalised target: each patch less its mean,
+    /// divided by its standard deviation.
     ///
     /// # Errors
     /// When the device fails.
     fn reconstruct(&mut self, theta: &Vector, images: &Vector, scored: &Scored) -> Result<Vec<f32>, ModelError>;
 
-    /// CLS features `[batch, dim]` of images `[batch, C, H, W]`, for evaluations.
+    /// CLS tokens after the encoder's final norm, `[batch, dim]`, of all patches of images `[batch, C, H, W]`, for
+    /// evaluations.
     ///
     /// # Errors
     /// When the device fails.
     fn features(&mut self, theta: &Vector, images: &Vector) -> Result<Vec<f32>, ModelError>;
 
-    /// θ + ε·v, where v is zero on the decoder.
+    /// θ + ε·v for a v that is zero on the decoder, which is copied.
     ///
     /// # Errors
     /// When the device fails.
     fn shifted(&mut self, theta: &Vector, v: &Vector, epsilon: f64) -> Result<Vector, ModelError>;
 
-    /// a·x + b·y.
+    /// a·x + b·y for vectors of one length.
     ///
     /// # Errors
     /// When the device fails.
     fn combined(&mut self, a: f64, x: &Vector, b: f64, y: &Vector) -> Result<Vector, ModelError>;
 
-    /// x + y.
+    /// x + y for vectors of one length.
     ///
     /// # Errors
     /// When the device fails.
@@ -223,43 +259,45 @@ pub trait Lane: Send + fmt::Debug {
     /// When the device fails.
     fn norm(&mut self, x: &Vector) -> Result<f64, ModelError>;
 
-    /// Cosine between two vectors; 0 where one of them is zero.
+    /// Cosine of the angle between two vectors of one length; 0 where one of them is zero.
     ///
     /// # Errors
     /// When the device fails.
     fn cosine(&mut self, x: &Vector, y: &Vector) -> Result<f64, ModelError>;
 
-    /// Place and value of the first value that is not finite.
+    /// Index and value of the first value that is not finite; none if all are.
     ///
     /// # Errors
     /// When the device fails.
     fn first_non_finite(&mut self, x: &Vector) -> Result<Option<(usize, f32)>, ModelError>;
 
-    /// Bytes that the lane's recycled memory has ever taken from the system: constant once training has warmed up.
+    /// Bytes that the lane's memory pool has ever taken from the system, constant once training has warmed up. Lanes of
+    /// a run may share one pool, and then report the same bytes.
     fn allocated_bytes(&self) -> u64;
 }
 
-/// Threads and sizes of one stage's lane.
+/// Threads and micro-batch of one stage's lane. Neither changes a result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LaneSize {
-    /// Compute threads, where the device is the CPU.
+    /// Compute threads on the CPU; other devices ignore it.
     pub num_threads: usize,
-    /// Images that a thread takes at a time.
+    /// Images that are computed at a time, by one thread of the CPU; an upper bound, see
+    /// [`Compute::with_micro_batch`](crate::Compute::with_micro_batch).
     pub micro_batch: usize,
 }
 
-/// What the lanes of a run are made for.
+/// What [`Device::lanes`] needs to know of a run.
 #[derive(Clone, Debug)]
 pub struct LanesSpec {
     /// The networks.
     pub model: Arc<Model>,
-    /// Recycled host memory of the run.
+    /// Host memory pool of the run.
     pub arena: Arena,
-    /// Images of a grain, over which sums are taken first.
+    /// Images of a grain, the unit of every sum (see [`parallel`](crate::parallel)); it decides rounding.
     pub grain: usize,
-    /// Whether the levels take turns, so that they may share threads.
+    /// Whether the levels never compute at the same time (policy lag 0), so that they may share threads.
     pub take_turns: bool,
-    /// Of the scorer, which lets level 1 wait where scores need the newest θ.
+    /// Of the scorer. Level 1 waits for it where scores need the newest θ.
     pub score: LaneSize,
     /// Of level 1.
     pub pretrain: LaneSize,
@@ -284,16 +322,17 @@ pub struct Lanes {
 
 /// A device as an entry of [`DEVICES`](super::DEVICES).
 pub trait Device: Named {
-    /// Why the device cannot be used here; none if it can.
+    /// Why the device cannot be used on this machine, as one line for the user; none if it can. Must be cheap and claim
+    /// nothing: it is for checking a configuration.
     fn problem(&self) -> Option<String>;
 
-    /// The lanes of a run.
+    /// The lanes of a run. They may share threads, streams and memory as `spec` allows, but no result may depend on it.
     ///
     /// # Errors
     /// When threads cannot be started or the device cannot be opened.
     fn lanes(&self, spec: &LanesSpec) -> Result<Lanes, ModelError>;
 
-    /// A lane of its own, for evaluations and pictures.
+    /// A single lane, for evaluations and pictures. It reads vectors of the other lanes of the device.
     ///
     /// # Errors
     /// As [`Device::lanes`].

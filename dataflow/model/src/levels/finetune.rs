@@ -7,24 +7,24 @@ use crate::error::ModelError;
 use crate::parallel::arena::{Buffer, Params};
 use crate::tasks::{At, Noise, Share, Want};
 
-/// What level 2 gives on a batch.
+/// Result of level 2 on a batch.
 #[derive(Debug)]
 pub struct Gradient {
     /// L_f.
     pub loss: f64,
-    /// The task's figures.
+    /// The task's figures, see [`Task::figures`](crate::tasks::Task::figures).
     pub figures: Vec<f64>,
-    /// ∂L_f/∂c.
+    /// ∂L_f/∂c, flat.
     pub gradient: Buffer,
-    /// The encoder's passes, if they were to be kept for level 3.
+    /// The recorded encoder passes for level 3, with `keep`.
     pub recorded: Option<Recorded>,
 }
 
-/// L_f and its gradient for c. With `keep` the encoder's passes over the batch wait for the cotangents that
-/// [`mask::direction`](super::mask::direction) finds for them, so that level 3 costs no second forward pass.
+/// L_f and its gradient for c. With `keep` the encoder's passes over the batch are recorded, and
+/// [`mask::direction`](super::mask::direction) runs them backward, so that level 3 needs no second forward pass.
 ///
 /// # Errors
-/// When the targets are not the task's.
+/// When the targets are not those of the task, or another rank is gone.
 pub fn gradient(
     cpu: &Cpu,
     theta: &Params,
@@ -45,10 +45,11 @@ pub fn gradient(
     Ok(Gradient { loss: share.loss, figures: share.figures, gradient: narrow(&share.dc), recorded })
 }
 
-/// The task's loss with its gradients for c (in the share) and θ, on one batch: one forward and one backward pass of its own.
+/// The task's loss on one batch with its gradients for c (in the share) and for θ (flat, zero on the decoder), by one
+/// forward and one backward pass.
 ///
 /// # Errors
-/// When the engine fails, or the targets are not the task's.
+/// When the engine fails, the targets are not those of the task, or another rank is gone.
 pub fn task_gradient(
     cpu: &Cpu,
     theta: &Params,

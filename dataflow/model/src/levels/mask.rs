@@ -1,4 +1,5 @@
-//! Level 3: the direction v1 + w in which θ would have to move, and the hypergradient ∂φ = D[v; θ; L_m; φ] along it.
+//! Level 3: the directions v1 and w over θ, and the hypergradient ∂φ = D[v; θ; L_m; φ] along them
+//! (see [`hypergradient`](crate::hypergradient)).
 
 use super::finetune::task_gradient;
 use super::passes::{Passes, Recorded};
@@ -11,28 +12,31 @@ use crate::masking::{MaskRule, Scored};
 use crate::parallel::arena::{Buffer, Params};
 use crate::tasks::{At, Noise, Share, Tokens, Want};
 
-/// The vectors of level 3 at the updated head.
+/// The directions of level 3 at the updated head.
 #[derive(Debug)]
 pub struct Direction {
     /// L_v.
     pub loss: f64,
     /// The task's figures on the validation batch.
     pub figures: Vec<f64>,
-    /// v0 = ∂L_v/∂c.
+    /// v0 = ∂L_v/∂c, flat over c.
     pub v0: Vec<f64>,
-    /// v1: the path mask → finetune → pretrain → mask, flat over θ, zero on the decoder.
+    /// v1 = D[v0; c; L_f; θ]: the path mask → finetune → pretrain → mask, flat over θ, zero on the decoder.
     pub v1: Buffer,
-    /// w = ∂L_v/∂θ: the path mask → pretrain → mask, zero on the decoder.
+    /// w = ∂L_v/∂θ: the path mask → pretrain → mask, flat over θ, zero on the decoder.
     pub w: Buffer,
 }
 
 /// v1 and w from one encoder pass over each batch.
 ///
-/// The finite difference over the head c changes only the cotangent at z_f, so the passes that level 2 has recorded go backward once from
-/// (δ₋ − δ₊)/2ε and give v1 exactly; validation goes forward and backward once from ∂L_v/∂z_v. Nothing is dropped out.
+/// z_f is what the head reads of the encoder on batch F, δ± = ∂L_f/∂z_f at c ± εv0. The encoder does not depend on c,
+/// and a backward pass is linear in its cotangent: so one backward pass from (δ₋ − δ₊)/2ε, over what level 2 has
+/// recorded, gives the same difference v1 as one backward pass for each sign. Validation takes one forward and one
+/// backward pass. There is no dropout.
 ///
 /// # Errors
-/// When the engine fails, or targets are not the task's.
+/// When the engine fails, targets are not those of the task, `recorded` is of another thread (see
+/// [`Recorded::backward`]), or another rank is gone.
 pub fn direction(
     cpu: &Cpu,
     theta: &Params,
@@ -45,7 +49,7 @@ pub fn direction(
     let (task, y_v, y_f) = (&cpu.model.task, validation.targets, finetune.targets);
     let total_v = task.total(y_v);
     let v = Passes::new(cpu, theta, validation.images);
-    // A micro-batch needs no other to go backward: the totals follow from the targets.
+    // Each micro-batch runs backward at once, without a barrier: the loss's divisors follow from the targets alone.
     let parts = cpu.compute.map(v.pieces.len(), |i| {
         let (pass, z) = v.forward(theta, validation.images, i);
         let tokens: Vec<Tokens<'_>> = task
@@ -83,11 +87,11 @@ pub fn direction(
     Ok(Direction { loss: at_v.loss, figures: at_v.figures, v0: at_v.dc, v1, w: v.finish()? })
 }
 
-/// v1 and w by the published passes: every quantity has a pass of its own, and dropout stays on and is redrawn in each (`noise` by number of
-/// the pass).
+/// v1 and w by the passes of the published program: each quantity takes a pass of its own, with dropout drawn anew:
+/// `noise(1)` for validation, `noise(2)` at c + εv0, `noise(3)` at c − εv0.
 ///
 /// # Errors
-/// When the engine fails, or targets are not the task's.
+/// When the engine fails, targets are not those of the task, or another rank is gone.
 pub fn direction_published(
     cpu: &Cpu,
     theta: &Params,
@@ -110,9 +114,9 @@ pub fn direction_published(
 
 /// D[v; θ; L_m; φ] = (∂L_m/∂φ at θ − εv − ∂L_m/∂φ at θ + εv) / 2ε with ε = α/‖v‖₂, on images `[images, C, H, W]`.
 ///
-/// φ reaches L_m only through the factor p, so ∂L_m/∂φ needs the patch losses of a forward pass that keeps nothing, and one backward
-/// through the masking network alone. The live θ is never touched: both passes run on scratch copies. D is linear in v up to O(ε²), so
-/// one call with v1 + w serves both paths.
+/// φ enters L_m only through the factor p (the choice of masks has no gradient). So ∂L_m/∂φ takes a forward pass of the
+/// autoencoder without a tape, and a backward pass through the masking network alone. θ itself is not changed: both
+/// passes use shifted copies. D is linear in v up to O(ε²), so one call with v1 + w serves both paths.
 ///
 /// # Errors
 /// When another rank is gone.

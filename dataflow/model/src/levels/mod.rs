@@ -1,4 +1,5 @@
-//! The three levels of MLO-MAE on the CPU, as plain functions of tensors: they know no channel, no actor and no file.
+//! The three levels of MLO-MAE (arXiv 2402.18128) on the CPU, as plain functions of tensors: they know no channel, no
+//! actor and no file.
 //!
 //! | level | variable | loss |
 //! |---|---|---|
@@ -6,7 +7,8 @@
 //! | 2 [`finetune`] | c | L_f, the task loss of the head on E_θ(x), θ frozen |
 //! | 3 [`mask`] | φ | L_v, the same task loss on validation data at θ*(φ), c*(θ*) |
 //!
-//! [`algorithm`](crate::algorithm) puts them together; [`score`] comes before level 1, [`optimizer`] after each.
+//! m is the mask (1 for masked patches), p a patch's score, ℓ its reconstruction loss. [`algorithm`](crate::algorithm)
+//! puts the levels together; [`score`] comes before level 1, [`optimizer`] after each.
 
 pub mod finetune;
 pub mod mask;
@@ -24,7 +26,7 @@ use crate::parallel::collective::{Collective, Local};
 use crate::parallel::compute::Compute;
 use crate::tasks::Targets;
 
-/// What the levels compute with on the CPU. Cloning shares all of it.
+/// Threads, memory and networks for the functions of the levels. Cloning shares all of it.
 #[derive(Clone, Debug)]
 pub struct Cpu {
     /// Threads, grain and micro-batch.
@@ -36,13 +38,13 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    /// Levels of `model` on the threads of `compute`, of a run with one rank.
+    /// The levels of `model` on the threads of `compute`, in a run of one rank.
     #[must_use]
     pub fn new(model: Arc<Model>, compute: Compute) -> Self {
         Cpu { compute, model, collective: Arc::new(Local) }
     }
 
-    /// Recycled memory.
+    /// The memory pool of `compute`.
     #[must_use]
     pub fn arena(&self) -> &Arena {
         &self.compute.arena
@@ -54,6 +56,6 @@ impl Cpu {
 pub struct Labelled<'a> {
     /// `[images, C, H, W]`.
     pub images: &'a [f32],
-    /// Of the images of all ranks.
+    /// Targets of the images of all ranks, in order of rank.
     pub targets: &'a Targets,
 }

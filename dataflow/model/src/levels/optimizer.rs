@@ -1,4 +1,4 @@
-//! AdamW with parameter groups, warm-up and cosine.
+//! AdamW with parameter groups, and learning rates with warm-up and cosine decay.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -37,7 +37,8 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// Learning rate of step `step`, counted from 0.
+    /// Learning rate of step `step`, counted from 0; the first is already above 0.
+    #[must_use]
     pub fn rate(&self, step: u64) -> f64 {
         if step < self.warmup_steps {
             return self.base * (step + 1) as f64 / self.warmup_steps as f64;
@@ -53,12 +54,12 @@ impl Schedule {
     }
 }
 
-/// Which weights the weight decay shrinks.
+/// Which weights have weight decay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum DecayGroup {
-    /// All, as published.
+    /// All trainable weights, as published.
     All,
     /// The matrices of linear layers: no biases, norms, tokens or position embeddings.
     Matrices,
@@ -71,7 +72,7 @@ pub struct AdamWConfig {
     pub beta1: f64,
     /// Decay of the second moment.
     pub beta2: f64,
-    /// Added to the root of the second moment.
+    /// Added to the square root of the second moment.
     pub eps: f64,
     /// Decoupled weight decay.
     pub weight_decay: f64,
@@ -93,32 +94,36 @@ pub struct AdamW {
     pub config: AdamWConfig,
     /// Steps done.
     pub step: u64,
-    /// First moment, flat. It is updated in place, unless a checkpoint shares it: then in a copy.
+    /// First moment, flat. Updated in place, or copy-on-write while a checkpoint shares it.
     pub m: Vector,
-    /// Second moment, flat. As the first.
+    /// Second moment, flat; as the first.
     pub v: Vector,
+    /// Ranges with their weight decay, see [`pieces`].
     pieces: Vec<(Range<usize>, f64)>,
 }
 
 impl AdamW {
     /// Fresh state for the weights of `layout`.
+    #[must_use]
     pub fn new(config: AdamWConfig, layout: &SharedLayout) -> Self {
         let zeros = || Vector::from(vec![0.0; layout.len]);
         AdamW { config, step: 0, m: zeros(), v: zeros(), pieces: pieces(&config, layout) }
     }
 
     /// State after `step` steps, with both moments flat.
+    #[must_use]
     pub fn restored(config: AdamWConfig, layout: &SharedLayout, step: u64, m: Vector, v: Vector) -> Self {
         AdamW { config, step, m, v, pieces: pieces(&config, layout) }
     }
 
-    /// The same state with its moments elsewhere, as after an upload.
+    /// The same state with copies of its moments in other memory, as after an upload.
     #[must_use]
     pub fn with_moments(self, m: Vector, v: Vector) -> Self {
         AdamW { m, v, ..self }
     }
 
-    /// One step on the CPU: the new values in fresh memory, so that whoever holds the old ones keeps a snapshot.
+    /// One step with learning rate `rate` on the CPU. The new values are in a buffer of their own, so that the old ones
+    /// stay a snapshot for whoever shares them.
     ///
     /// # Errors
     /// When the moments are not in host memory.
@@ -168,7 +173,7 @@ impl AdamW {
     }
 }
 
-/// Runs of weights with one weight decay (NaN: frozen), cut so that threads can share the sweep.
+/// Ranges of weights with one weight decay each (NaN: frozen), short enough that several threads share the sweep.
 fn pieces(config: &AdamWConfig, layout: &SharedLayout) -> Vec<(Range<usize>, f64)> {
     const LARGEST: usize = 1 << 18;
     let mut runs: Vec<(Range<usize>, f64)> = Vec::new();

@@ -1,4 +1,5 @@
-//! Encoder passes over a batch for the downstream task: forward for all of it, then backward from cotangents that need all of it.
+//! Encoder passes over a batch for the downstream task. They are recorded: the cotangents at their outputs depend on
+//! the whole batch, so all micro-batches run forward before the first runs backward.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use crate::parallel::sum::OrderedSum;
 use crate::tap::Tap;
 use crate::tasks::Tokens;
 
-/// What a head reads of the images of a batch: the values of each tap, `[images, per_image, dim]`.
+/// What a head reads of the encoder on a batch: the tokens of each tap, `[images, per_image, dim]`.
 #[derive(Clone, Debug)]
 pub struct Taps {
     dim: usize,
@@ -24,7 +25,8 @@ pub struct Taps {
 }
 
 impl Taps {
-    /// The taps' tokens of this rank's part, from the micro-batches' parts, with those of all other ranks.
+    /// The taps of the whole batch, from those of this rank's micro-batches and of all other ranks. `parts` is by
+    /// micro-batch, then by tap.
     fn joined(cpu: &Cpu, parts: Vec<Vec<Vec<f32>>>) -> Result<Self, ModelError> {
         let c = &cpu.model.config;
         let taps = cpu.model.task.reads();
@@ -44,7 +46,7 @@ impl Taps {
     }
 }
 
-/// The taps of images `[images, C, H, W]`, each `[images, per_image, dim]`: a forward pass that keeps nothing.
+/// The taps that the task reads of images `[images, C, H, W]`, by a forward pass without a tape.
 ///
 /// # Errors
 /// When another rank is gone.
@@ -60,7 +62,7 @@ pub fn features(cpu: &Cpu, theta: &Params, images: &[f32]) -> Result<Taps, Model
     Taps::joined(cpu, parts)
 }
 
-/// CLS tokens after the final norm, `[images, dim]`, of images `[images, C, H, W]`, whatever the task reads.
+/// CLS tokens after the encoder's final norm, `[images, dim]`, of images `[images, C, H, W]`, whatever the task reads.
 ///
 /// # Errors
 /// When another rank is gone.
@@ -90,23 +92,23 @@ fn forward(
     model.vit.taps(e, &input, taps)
 }
 
-/// A recorded pass over a micro-batch: it stays on the thread that began it, because a tape cannot change threads.
+/// A recorded pass over a micro-batch. It stays on the thread that recorded it: dfdx's tape is not `Send`.
 pub struct Pass {
     engine: DfdxCpu,
     z: Vec<CpuTensor>,
 }
 
-/// Encoder passes over one batch, whose micro-batches add their gradients for θ.
+/// The encoder passes over one batch, and the sum of their gradients for θ.
 #[derive(Clone, Debug)]
 pub struct Passes {
     cpu: Cpu,
-    /// The images of each micro-batch, by their place in this rank's part.
+    /// The images of each micro-batch, as ranges of this rank's images.
     pub pieces: Vec<Range<usize>>,
     num_images: usize,
     sum: Arc<OrderedSum>,
 }
 
-/// A batch whose encoder passes have gone forward and wait for their cotangents.
+/// A batch whose encoder passes have run forward and are recorded until their cotangents are known.
 #[derive(Debug)]
 pub struct Recorded {
     passes: Passes,
@@ -116,7 +118,7 @@ pub struct Recorded {
 }
 
 impl Passes {
-    /// Passes over images `[images, C, H, W]`.
+    /// Passes over images `[images, C, H, W]`; nothing is computed yet.
     #[must_use]
     pub fn new(cpu: &Cpu, theta: &Params, images: &[f32]) -> Self {
         let num_images = images.len() / cpu.model.config.image_values();
@@ -125,14 +127,14 @@ impl Passes {
         Passes { cpu: cpu.clone(), pieces, num_images, sum }
     }
 
-    /// The images of micro-batch `i` by their place in the whole batch.
+    /// The images of micro-batch `i`, as a range of the images of all ranks.
     #[must_use]
     pub fn place(&self, i: usize) -> Range<usize> {
         let first = self.cpu.collective.rank() * self.num_images;
         first + self.pieces[i].start..first + self.pieces[i].end
     }
 
-    /// Forward of micro-batch `i`; the taps' values.
+    /// Runs micro-batch `i` forward: the recorded pass, and the values of each tap.
     #[must_use]
     pub fn forward(&self, theta: &Params, images: &[f32], i: usize) -> (Pass, Vec<Vec<f32>>) {
         let (cpu, piece) = (&self.cpu, &self.pieces[i]);
@@ -145,7 +147,7 @@ impl Passes {
         (Pass { engine, z }, taps)
     }
 
-    /// Carries the cotangents of a micro-batch's taps back to θ.
+    /// Runs a micro-batch backward from the cotangents of its taps, and adds its gradient to the sum.
     ///
     /// # Errors
     /// When the tape fails.
@@ -158,7 +160,8 @@ impl Passes {
         pass.engine.backward(cotangents.collect()).map(drop)
     }
 
-    /// The gradient of the whole batch over all ranks, zero on the decoder and on frozen weights; empty for a batch without images.
+    /// The sum of the gradients of all micro-batches and ranks, flat over θ, zero on the decoder and on frozen weights;
+    /// empty for a batch without images.
     ///
     /// # Errors
     /// When another rank is gone.
@@ -170,7 +173,8 @@ impl Passes {
         Ok(gradient)
     }
 
-    /// What the head reads of the whole batch, from what [`Passes::forward`] gave of each micro-batch.
+    /// The taps of the whole batch over all ranks, from the values that [`Passes::forward`] returned for each
+    /// micro-batch.
     ///
     /// # Errors
     /// When another rank is gone.
@@ -178,7 +182,7 @@ impl Passes {
         Taps::joined(&self.cpu, parts)
     }
 
-    /// Forward of the whole batch, which then waits for [`Recorded::backward`].
+    /// Runs the whole batch forward; each micro-batch's tape stays on its thread until [`Recorded::backward`].
     ///
     /// # Errors
     /// When another rank is gone.
@@ -190,10 +194,12 @@ impl Passes {
 }
 
 impl Recorded {
-    /// The gradient for θ from the cotangents of the taps of the whole batch, `[images, per_image, dim]` each.
+    /// The gradient for θ, as [`Passes::finish`], from the cotangents of the taps of the whole batch, each
+    /// `[images, per_image, dim]`.
     ///
     /// # Errors
-    /// When the tape fails, or another thread recorded for itself.
+    /// When the tape fails, another rank is gone, or (without a thread pool) this is not the thread that called
+    /// [`Passes::record`].
     pub fn backward(self, dz: &[Vec<f64>]) -> Result<Buffer, ModelError> {
         let Recorded { passes, held, z } = self;
         let outcomes = Compute::resume(held, |i, pass: Pass| {

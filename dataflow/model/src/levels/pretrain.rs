@@ -1,4 +1,4 @@
-//! Level 1: the masked autoencoder's loss and its gradient for θ.
+//! Level 1: the masked autoencoder's loss L_m, weighted by scores, and its gradient for θ.
 
 use std::sync::Arc;
 
@@ -14,10 +14,10 @@ use crate::masking::{Needs, Scored};
 use crate::parallel::arena::{Buffer, Params};
 use crate::parallel::sum::OrderedSum;
 
-/// Result of a level-1 pass.
+/// Result of level 1 on a batch.
 #[derive(Debug)]
 pub struct Gradient {
-    /// L_m of the whole batch.
+    /// L_m of the whole batch over all ranks.
     pub loss: f64,
     /// ∂L_m/∂θ, flat.
     pub gradient: Buffer,
@@ -25,7 +25,7 @@ pub struct Gradient {
     pub patch_loss: Buffer,
 }
 
-/// mᵢ·pᵢ `[images, L]`: the weight of each patch's loss, 0 for visible patches.
+/// mᵢ·pᵢ `[images, L]`: the weight of each patch's loss, 0 for visible patches; p is 1 where nothing is learned.
 #[must_use]
 pub fn loss_weights(cpu: &Cpu, scored: &Scored) -> Buffer {
     let order = &scored.order;
@@ -36,14 +36,14 @@ pub fn loss_weights(cpu: &Cpu, scored: &Scored) -> Buffer {
     weights
 }
 
-/// L_m = Σ pᵢ mᵢ ℓᵢ / Σ mᵢ in f64, from ℓ and [`loss_weights`] of a batch with `num_masked` masked patches.
+/// L_m = Σ pᵢ mᵢ ℓᵢ / Σ mᵢ, summed in f64, from ℓ and [`loss_weights`] of a batch with `num_masked` masked patches.
 #[must_use]
 pub fn masked_loss(patch_loss: &[f32], weights: &[f32], num_masked: usize) -> f64 {
     let weighted = patch_loss.iter().zip(weights).filter(|(_, weight)| **weight != 0.0);
     weighted.map(|(&loss, &weight)| f64::from(loss) * f64::from(weight)).sum::<f64>() / num_masked as f64
 }
 
-/// ∂L_m/∂p `[images, L]` times `scale`: mᵢ ℓᵢ / Σ m, where the batch has `num_masked` masked patches.
+/// `scale`·∂L_m/∂p `[images, L]`, that is mᵢ ℓᵢ / Σ m, where the batch has `num_masked` masked patches.
 #[must_use]
 pub fn score_cotangent(cpu: &Cpu, patch_loss: &[f32], order: &TokenOrder, num_masked: usize, scale: f64) -> Buffer {
     let factor = scale / num_masked as f64;
@@ -54,18 +54,18 @@ pub fn score_cotangent(cpu: &Cpu, patch_loss: &[f32], order: &TokenOrder, num_ma
     out
 }
 
-/// Masked patches of the whole batch, of all ranks.
+/// Σ m: masked patches of the images of all ranks. `order` is of this rank's images; all ranks have equally many.
 #[must_use]
 pub fn num_masked(cpu: &Cpu, order: &TokenOrder) -> usize {
     order.batch() * cpu.collective.num_ranks() * order.num_masked()
 }
 
-/// Loss of level 1 and its gradient for θ on images `[images, C, H, W]` with their masks.
+/// L_m and its gradient for θ on images `[images, C, H, W]` with their scores and masks at `phi`.
 ///
-/// Where the masking network reads the patch embedding, θ also receives the gradient through p.
+/// Where the masking network reads the patch embedding, the gradient has a second part, through p.
 ///
 /// # Errors
-/// When the engine fails, or the batch holds no image.
+/// When the engine fails, the batch has no image, or another rank is gone.
 pub fn gradient(
     cpu: &Cpu,
     theta: &Params,
@@ -114,8 +114,9 @@ pub fn gradient(
     Ok(Gradient { loss: masked_loss(&all_losses, &all_weights, num_masked), gradient, patch_loss })
 }
 
-/// ℓ `[images·L, 1]` of images `[images, C, H, W]`: the decoder's prediction against the normalised target, whose values have the order
-/// (row, column, channel).
+/// ℓ `[images·L, 1]` of images `[images, C, H, W]`: the mean squared error of the decoder's prediction against the
+/// normalised target (each patch less its mean, divided by its standard deviation), whose values have the order (row,
+/// column, channel).
 fn patch_loss(
     cpu: &Cpu,
     e: &mut DfdxCpu,
@@ -135,7 +136,8 @@ fn patch_loss(
     e.patch_loss(&pred, &target)
 }
 
-/// Adds the gradient that reaches patch embedding and positions through `dembedding` `[batch·L, dim]`, for `patches` `[batch·L, values]`.
+/// Adds to `gradient` (flat over θ) the gradients of patch embedding and positions, from the cotangent `dembedding`
+/// `[batch·L, dim]` of the embedded `patches` `[batch·L, values]`.
 fn add_embedding_gradient(cpu: &Cpu, gradient: &mut [f32], patches: &[f32], dembedding: &[f32]) {
     let dim = cpu.model.config.dim;
     let w = cpu.model.vit.token_weights();
@@ -148,7 +150,7 @@ fn add_embedding_gradient(cpu: &Cpu, gradient: &mut [f32], patches: &[f32], demb
     dembedding.chunks_exact(dpos.len()).for_each(|image| kernels::add(dpos, image));
 }
 
-/// Patch losses ℓ `[images, L]` alone: a forward pass that keeps nothing.
+/// Patch losses ℓ `[images, L]` of images `[images, C, H, W]`, by a forward pass without a tape.
 #[must_use]
 pub fn patch_losses(cpu: &Cpu, theta: &Params, images: &[f32], order: &TokenOrder) -> Buffer {
     let (compute, c) = (&cpu.compute, &cpu.model.config);
@@ -167,7 +169,8 @@ pub fn patch_losses(cpu: &Cpu, theta: &Params, images: &[f32], order: &TokenOrde
     out
 }
 
-/// Reconstructed patches `[images·L, P·P·C]` in units of the normalised target, for pictures.
+/// Reconstructed patches `[images·L, P·P·C]` in units of the normalised target, value order (row, column, channel), for
+/// pictures.
 #[must_use]
 pub fn reconstruct(cpu: &Cpu, theta: &Params, images: &[f32], order: &Arc<TokenOrder>) -> Vec<f32> {
     let c = &cpu.model.config;

@@ -1,4 +1,4 @@
-//! Patch scores and the masks that follow from them.
+//! Patch scores, and the masks by their order.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ pub fn patches(cpu: &Cpu, images: &[f32]) -> Arc<Buffer> {
     Arc::new(out)
 }
 
-/// The patch embedding with positions of images `[batch, C, H, W]`, `[batch, L, dim]`.
+/// The encoder's patch embedding with positions, `[batch, L, dim]`, of images `[batch, C, H, W]`.
 #[must_use]
 pub fn embedding(cpu: &Cpu, theta: &[f32], images: &[f32]) -> Arc<Buffer> {
     let (compute, c) = (&cpu.compute, &cpu.model.config);
@@ -43,8 +43,8 @@ pub fn embedding(cpu: &Cpu, theta: &[f32], images: &[f32]) -> Arc<Buffer> {
     Arc::new(embedding)
 }
 
-/// Masks images `[batch, C, H, W]` by `rule`: by the scores at φ where masks are learned. θ is needed where the masking reads the patch
-/// embedding.
+/// Scores images `[batch, C, H, W]` at φ (where masks are learned) and masks them by `rule`. θ may be left out unless
+/// the masking reads the patch embedding.
 ///
 /// # Errors
 /// When a θ that is needed is not given.

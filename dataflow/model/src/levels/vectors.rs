@@ -1,4 +1,5 @@
-//! Algebra on flat vectors, in sweeps that several threads share.
+//! Linear algebra on flat vectors. Vectors over θ and φ are `f32` and swept by several threads; those over c are small,
+//! and `f64` (`_wide`).
 
 use std::sync::Arc;
 
@@ -7,13 +8,13 @@ use mlomae_kernels as kernels;
 use crate::parallel::arena::{Buffer, Params};
 use crate::parallel::compute::Compute;
 
-/// ε = α / ‖v‖₂, the step of a finite difference along v.
+/// ε = α / ‖v‖₂, the step of a finite difference along v; finite for v = 0.
 #[must_use]
 pub fn step_size(alpha: f64, norm: f64) -> f64 {
     alpha / (norm + 1e-15)
 }
 
-/// x in f64, for a head's arithmetic.
+/// x in f64.
 #[must_use]
 pub fn widen(x: &[f32]) -> Vec<f64> {
     x.iter().map(|&v| f64::from(v)).collect()
@@ -25,19 +26,19 @@ pub fn narrow(x: &[f64]) -> Buffer {
     Buffer::from_vec(x.iter().map(|&v| v as f32).collect())
 }
 
-/// ‖x‖₂ of a head's vector.
+/// ‖x‖₂ of a vector over c.
 #[must_use]
 pub fn norm_wide(x: &[f64]) -> f64 {
     x.iter().map(|v| v * v).sum::<f64>().sqrt()
 }
 
-/// x + ε·v of a head's vectors.
+/// x + ε·v of vectors over c.
 #[must_use]
 pub fn shifted_wide(x: &[f64], epsilon: f64, v: &[f64]) -> Vec<f64> {
     x.iter().zip(v).map(|(x, v)| x + epsilon * v).collect()
 }
 
-/// x + ε·v in fresh memory; `v` is zero from `num_moving` on, where x is copied.
+/// x + ε·v in a new buffer; `v` must be zero from index `num_moving` on, where x is copied.
 #[must_use]
 pub fn shifted(compute: &Compute, x: &[f32], v: &[f32], epsilon: f64, num_moving: usize) -> Params {
     let mut out = compute.arena.take(x.len());
@@ -46,7 +47,7 @@ pub fn shifted(compute: &Compute, x: &[f32], v: &[f32], epsilon: f64, num_moving
     Arc::new(out)
 }
 
-/// a + b in fresh memory.
+/// a + b in a new buffer.
 #[must_use]
 pub fn sum(compute: &Compute, a: &[f32], b: &[f32]) -> Buffer {
     let mut out = compute.arena.take(a.len());
@@ -62,7 +63,7 @@ fn add_scaled(compute: &Compute, out: &mut [f32], x: &[f32], alpha: f32, v: &[f3
     });
 }
 
-/// ‖x‖₂, summed in f64 over fixed pieces.
+/// ‖x‖₂, summed in f64 over pieces that do not depend on the number of threads.
 #[must_use]
 pub fn norm(compute: &Compute, x: &[f32]) -> f64 {
     let spans = compute.spans(x.len());

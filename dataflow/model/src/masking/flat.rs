@@ -1,7 +1,8 @@
-//! The published masking network: Linear(L·D, hidden) → ReLU → Linear(hidden, L) → sigmoid over the flattened patches.
+//! The published masking network (arXiv 2402.18128): Linear(L·D, hidden) → ReLU → Linear(hidden, L) → sigmoid, over the
+//! flattened patches.
 //!
-//! It runs on whole batches, not on micro-batches: its first layer at paper scale has a hundred million weights, which are read once a
-//! batch and cut by hidden units.
+//! It runs on whole batches, not on micro-batches: at paper scale its first layer has a hundred million weights, which
+//! are then read once a batch. Threads share the layer by hidden units (tensor parallelism).
 
 use std::sync::Arc;
 
@@ -39,7 +40,7 @@ impl MaskingKind for Kind {
     }
 }
 
-/// The flat network.
+/// The network over all patches at once.
 #[derive(Clone, Debug)]
 pub struct FlatMlp {
     layout: SharedLayout,

@@ -1,4 +1,4 @@
-//! What a masking is: its keys, and where it is learned its scores and their gradient.
+//! The traits of a masking: its keys, and where it is learned its scores and their gradient.
 
 use std::fmt;
 use std::sync::Arc;
@@ -29,81 +29,91 @@ pub enum MaskInput {
 /// What a masking reads of the images before it can choose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Needs {
-    /// Nothing: its keys are drawn.
+    /// Nothing: its keys are random.
     Nothing,
     /// The patches' pixels, `[batch, L, C·P·P]`.
     Pixels,
-    /// The autoencoder's patch embedding with positions, `[batch, L, dim]`: scoring waits for θ, and θ gets a gradient through p.
+    /// The autoencoder's patch embedding with positions, `[batch, L, dim]`: scoring needs the newest θ, and ∂L_m/∂θ has
+    /// a part through p.
     Embedding,
 }
 
-/// How a batch is masked, as data: the same rule on the same scores always gives the same masks, wherever it is applied.
+/// How a batch is masked, as data: the same rule on the same scores gives the same masks in every stage and run.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MaskRule {
     /// Seed of the run.
     pub seed: u64,
-    /// Level-1 step; a number of its own for batches outside training.
+    /// Level-1 step, part of the key of random draws; for batches outside training, a number that no step has.
     pub step: u64,
-    /// Share of the patches of an image that are placed at random, in [0, 1].
+    /// Exploration: the share of each image's patches that get random keys, in [0, 1].
     pub explore: f64,
 }
 
 impl MaskRule {
-    /// Masks by score alone.
+    /// Masks by score alone, without exploration.
     pub const BY_SCORE: MaskRule = MaskRule { seed: 0, step: 0, explore: 0.0 };
 
-    /// The generator of an image, by its place in the batch.
+    /// The random generator of an image, by its index in the batch.
     #[must_use]
     pub fn rng(&self, image: usize) -> ChaCha8Rng {
         keyed(self.seed, Purpose::Mask, self.step, image as u64)
     }
 }
 
-/// Scores of a batch, and what their gradient needs.
+/// The scores of a batch, and the activations that their backward pass needs. In host memory, and cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Trace {
     /// p `[batch, L]`.
     pub scores: Arc<Buffer>,
-    /// What was read, `[batch, L, features]`.
+    /// The input of [`Masking::forward`], `[batch, L, features]`.
     pub input: Arc<Buffer>,
-    /// Hidden layers, as the masking lays them out. Cut by grain, never by micro-batch: a trace is made in one stage and read in another,
-    /// whose micro-batches may have another size.
+    /// Activations of the hidden layers, in an order of the masking's own. They may be cut by grain, but never by
+    /// micro-batch: the stage that runs the backward pass may have other micro-batches than the one that made the
+    /// trace.
     pub hidden: Vec<Arc<Buffer>>,
-    /// Images.
+    /// Number of images.
     pub batch: usize,
 }
 
-/// A way to mask patches.
+/// A way to mask patches, without mutable state: one instance serves all stages and threads at once.
 ///
-/// The methods for φ are called on a masking with a [`layout`](Masking::layout) alone.
+/// A masking that learns nothing implements [`needs`](Masking::needs) and [`keys`](Masking::keys) alone. One that
+/// learns implements all methods. Its methods compute on whole batches in host memory, may use the threads of
+/// `compute`, and must give the same bits for any number of threads and any micro-batch: cut work by
+/// [`Compute::grains`] or by something that does not depend on `compute`, and sum with
+/// [`Tree`](crate::parallel::sum::Tree) or [`OrderedSum`](crate::parallel::sum::OrderedSum).
 pub trait Masking: Send + Sync + fmt::Debug {
-    /// What it reads.
+    /// What it reads, the same in every call; [`Needs::Nothing`] if and only if nothing is learned.
     fn needs(&self) -> Needs;
 
-    /// Keys `[images, L]` for [`order_by_keys`](super::order::order_by_keys); `scores` are those of [`Masking::forward`].
+    /// Keys `[num_images, L]` for [`order_by_keys`](super::order::order_by_keys): of each image the patches with the
+    /// lowest keys stay visible. `scores` `[num_images, L]` are those of [`Masking::forward`], none where nothing is
+    /// learned. Random draws must come from [`MaskRule::rng`]: the same batch is masked again in other stages.
     fn keys(&self, num_images: usize, scores: Option<&[f32]>, rule: &MaskRule) -> Vec<f32>;
 
-    /// Names and places of φ; none where nothing is learned, so that levels 2 and 3 rest.
+    /// Names and shapes of φ, a layout of [`Level::Mask`](crate::Level::Mask); none where nothing is learned.
     fn layout(&self) -> Option<&SharedLayout> {
         None
     }
 
-    /// Initial φ.
+    /// Initial φ, as long as the layout; keyed by `seed` and tensor name (see [`init`](crate::init)).
     fn init(&self, _seed: u64) -> Buffer {
         Buffer::default()
     }
 
-    /// Values of an image that a [`Trace`] keeps, for the memory bound of queues.
+    /// Values that a [`Trace`] holds for each image (scores, input and hidden layers), for the memory bound of queues.
     fn trace_values(&self) -> usize {
         0
     }
 
-    /// Scores of `input` `[batch, L, features]` at φ; none where nothing is learned.
+    /// Scores p `[batch, L]` in [0, 1] of `input` `[batch, L, features]` at `phi`; none where nothing is learned.
     fn forward(&self, _compute: &Compute, _phi: &[f32], _input: &Arc<Buffer>) -> Option<Trace> {
         None
     }
 
-    /// Carries `dscores` = ∂F/∂p `[batch, L]` back: adds to `dphi` where given, and returns ∂F/∂input where wanted.
+    /// The backward pass from `dscores` = ∂F/∂p `[batch, L]` of a scalar F. Adds ∂F/∂φ to `dphi` if it is given, and
+    /// returns ∂F/∂input `[batch, L, features]` with `want_input`. `phi` is that of the forward pass which made
+    /// `trace`; it may have been run by another stage, with other threads and micro-batches.
     fn backward(
         &self,
         _compute: &Compute,
@@ -117,18 +127,18 @@ pub trait Masking: Send + Sync + fmt::Debug {
     }
 }
 
-/// What a masking is built for.
+/// The shapes that a masking is built for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MaskingFacts {
     /// Patches along one side.
     pub grid: usize,
-    /// Values of a patch.
+    /// Values of a patch, C·P·P.
     pub patch_values: usize,
     /// Width of the encoder.
     pub dim: usize,
-    /// What a network reads.
+    /// What a masking network reads.
     pub input: MaskInput,
-    /// Hidden width of a network.
+    /// Hidden width of a masking network.
     pub hidden: usize,
 }
 
@@ -139,7 +149,7 @@ impl MaskingFacts {
         self.grid * self.grid
     }
 
-    /// Features of a patch that a network reads.
+    /// Features of a patch that a masking network reads.
     #[must_use]
     pub const fn features(&self) -> usize {
         match self.input {
@@ -148,7 +158,7 @@ impl MaskingFacts {
         }
     }
 
-    /// What a network needs.
+    /// What a masking network needs, by its input.
     #[must_use]
     pub const fn needs(&self) -> Needs {
         match self.input {
@@ -160,31 +170,31 @@ impl MaskingFacts {
 
 /// A masking as an entry of [`MASKINGS`](super::MASKINGS).
 pub trait MaskingKind: Named {
-    /// Whether it has a φ.
+    /// Whether its maskings have a φ, that is a [`Masking::layout`].
     fn is_learned(&self) -> bool;
 
-    /// The masking for networks of that shape.
+    /// The masking for these shapes, which have been checked ([`ModelConfig::problems`](crate::ModelConfig::problems)).
     fn build(&self, facts: &MaskingFacts) -> Arc<dyn Masking>;
 }
 
-/// A batch with its masks.
+/// Scores and masks of a batch, in host memory. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Scored {
-    /// Scores and what their gradient needs; none where nothing is learned.
+    /// Scores and the activations for their backward pass; none where nothing is learned.
     pub trace: Option<Trace>,
-    /// Visible patches.
+    /// Which patches are visible.
     pub order: Arc<TokenOrder>,
 }
 
 impl Scored {
-    /// Weight p of each patch's loss, `[batch, L]`; none where nothing is learned: then it is 1.
+    /// The weight p of each patch's loss, `[batch, L]`; none where nothing is learned, and every weight is 1.
     #[must_use]
     pub fn weights(&self) -> Option<&[f32]> {
         self.trace.as_ref().map(|trace| &trace.scores[..])
     }
 }
 
-/// U(±1/√inputs) for every linear layer of a masking network, weight and bias alike.
+/// U(±1/√inputs) for weight and bias of every linear layer (the default of PyTorch). A bias must follow its weight.
 pub(super) fn init_linear_layers(layout: &Layout, seed: u64) -> Buffer {
     let mut values = vec![0.0; layout.len];
     let mut bound = 0.0;

@@ -1,5 +1,5 @@
-//! Linear layers of the masking networks: the shared ones of the token network, and the wide one of the flat network, which is cut by
-//! hidden units or by inputs so that neither its weights nor their gradient are ever held twice.
+//! Linear layers of the masking networks, with gradients by hand. The wide layer of the flat network is cut by hidden
+//! units or by inputs, not by images: so threads need no copy of its gradient each, which is as large as its weights.
 
 use mlomae_kernels::{self as kernels, Mat};
 
@@ -10,7 +10,7 @@ use crate::parallel::compute::Compute;
 /// Hidden units that one piece of the wide layer covers.
 const UNITS_PER_PIECE: usize = 64;
 
-/// `x·Wᵀ` without bias.
+/// `x·Wᵀ` without bias: `[rows, inputs]` → `[rows, outputs]`.
 pub(super) fn linear(compute: &Compute, params: &[f32], w: &LinearWeights, x: &[f32], rows: usize) -> Buffer {
     let mut y = compute.arena.take(rows * w.outputs);
     let a = Mat { data: x, ld: w.inputs, trans: false };
@@ -19,7 +19,7 @@ pub(super) fn linear(compute: &Compute, params: &[f32], w: &LinearWeights, x: &[
     y
 }
 
-/// `dy·W`.
+/// The gradient of x, `dy·W`: `[rows, outputs]` → `[rows, inputs]`.
 pub(super) fn linear_input_gradient(
     compute: &Compute,
     params: &[f32],
@@ -34,7 +34,7 @@ pub(super) fn linear_input_gradient(
     dx
 }
 
-/// Adds `dyᵀ·x` and the column sums of `dy` to a flat gradient.
+/// Adds the gradients of weight, `dyᵀ·x`, and bias, the column sums of `dy`, to a flat gradient.
 pub(super) fn linear_weight_gradient(dparams: &mut [f32], w: &LinearWeights, dy: &[f32], x: &[f32], rows: usize) {
     let a = Mat { data: dy, ld: w.outputs, trans: true };
     let b = Mat { data: x, ld: w.inputs, trans: false };
@@ -42,7 +42,7 @@ pub(super) fn linear_weight_gradient(dparams: &mut [f32], w: &LinearWeights, dy:
     kernels::bias_grad(&mut dparams[w.bias.range()], dy, true);
 }
 
-/// `relu(x·Wᵀ + b)` cut by hidden units.
+/// `relu(x·Wᵀ + b)`, where each piece computes some of the hidden units.
 pub(super) fn wide_linear_relu(compute: &Compute, params: &[f32], w: &LinearWeights, x: &[f32], rows: usize) -> Buffer {
     let pieces = w.outputs.div_ceil(UNITS_PER_PIECE);
     let units = |i: usize| i * UNITS_PER_PIECE..((i + 1) * UNITS_PER_PIECE).min(w.outputs);
@@ -66,7 +66,7 @@ pub(super) fn wide_linear_relu(compute: &Compute, params: &[f32], w: &LinearWeig
     y
 }
 
-/// Adds `dyᵀ·x` cut by hidden units, which are rows of the weight.
+/// As [`linear_weight_gradient`], where each piece computes some of the hidden units, which are rows of the weight.
 pub(super) fn wide_weight_gradient(
     compute: &Compute,
     dparams: &mut [f32],
@@ -88,7 +88,7 @@ pub(super) fn wide_weight_gradient(
     });
 }
 
-/// `dy·W` cut by inputs.
+/// As [`linear_input_gradient`], where each piece computes some of the inputs.
 pub(super) fn wide_input_gradient(
     compute: &Compute,
     params: &[f32],

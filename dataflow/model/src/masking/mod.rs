@@ -1,9 +1,10 @@
 //! Masking: which patches of an image are masked, by a learned network or by a strategy without one.
 //!
-//! Whatever a [`Masking`] is, it ends in keys, one a patch: the patches of the lowest keys stay visible ([`order`]). A learned one also has
-//! a parameter set φ, scores p in (0, 1) that weigh the patch losses, and a backward pass. One without φ makes levels 2 and 3 rest.
+//! Every [`Masking`] gives each patch a key: the patches with the lowest keys stay visible ([`order`]). A learned one
+//! also has a parameter set φ, scores p in [0, 1] that weigh the patch losses, and a backward pass. Without φ a run has
+//! level 1 alone: levels 2 and 3 are not computed.
 //!
-//! A masking is a file here and a line in [`MASKINGS`].
+//! To add a masking, implement [`Masking`] and [`MaskingKind`] in a file here, and add it to [`MASKINGS`].
 
 pub mod flat;
 mod kind;

@@ -1,4 +1,14 @@
-//! From scores to masks: a stable ascending sort per image; the lowest stay visible.
+//! From keys to masks: a stable ascending sort of each image's patches, of which the lowest stay visible.
+//!
+//! ```
+//! use mlomae_model::masking::order::order_by_keys;
+//!
+//! // Two images of four patches; the two patches with the lowest keys stay visible.
+//! let order = order_by_keys(&[0.5, 0.1, 0.8, 0.3, 0.0, 0.9, 0.0, 0.0], 4, 2);
+//! assert_eq!(order.kept, [1, 3, 0, 2]); // ties go to the lower patch
+//! assert!(order.is_masked(0) && !order.is_masked(1));
+//! assert_eq!(order.num_masked(), 2);
+//! ```
 
 use std::sync::Arc;
 
@@ -6,9 +16,10 @@ use crate::engine::TokenOrder;
 use crate::masking::kind::MaskRule;
 use crate::rng::uniform;
 
-/// Orders each image's patches by rising key, ties by the lower patch index, so that masks are reproducible.
+/// Orders each image's patches by rising key, and by index where keys are equal, so that masks are reproducible.
 ///
-/// `keys` is `[batch, num_patches]`; the `num_visible` lowest stay visible. No gradient passes through the sort.
+/// `keys` is `[batch, num_patches]`; the `num_visible` lowest of each image stay visible. The sort has no gradient.
+#[must_use]
 pub fn order_by_keys(keys: &[f32], num_patches: usize, num_visible: usize) -> Arc<TokenOrder> {
     let batch = keys.len() / num_patches;
     let mut kept = Vec::with_capacity(batch * num_visible);
@@ -26,8 +37,9 @@ pub fn order_by_keys(keys: &[f32], num_patches: usize, num_visible: usize) -> Ar
     Arc::new(TokenOrder { num_patches, num_visible, kept, rank })
 }
 
-/// Keys from scores `[images, L]` with exploration: each image's scores turned into ranks in [0, 1), of which a share `rule.explore` of
-/// the patches, drawn at random, gets uniform random keys instead. Without exploration the keys are the scores.
+/// Keys `[images, L]` from scores `[images, L]` with exploration: a patch's key is its rank by score, scaled to [0, 1),
+/// but a share `rule.explore` of each image's patches, drawn at random, gets uniform random keys in [0, 1) instead.
+/// Without exploration the keys are the scores.
 #[must_use]
 pub fn explored_keys(scores: &[f32], num_patches: usize, rule: &MaskRule) -> Vec<f32> {
     if rule.explore <= 0.0 {
@@ -50,22 +62,26 @@ pub fn explored_keys(scores: &[f32], num_patches: usize, rule: &MaskRule) -> Vec
 }
 
 impl TokenOrder {
-    /// Images in the batch.
+    /// Number of images.
+    #[must_use]
     pub fn batch(&self) -> usize {
         self.rank.len() / self.num_patches
     }
 
-    /// Masked patches of an image.
+    /// Masked patches of each image.
+    #[must_use]
     pub fn num_masked(&self) -> usize {
         self.num_patches - self.num_visible
     }
 
     /// Whether the patch at `index` of `[batch, L]` is masked.
+    #[must_use]
     pub fn is_masked(&self, index: usize) -> bool {
         self.rank[index] as usize >= self.num_visible
     }
 
-    /// The part of the order that belongs to the images `range`.
+    /// The order of the images `range` alone.
+    #[must_use]
     pub fn slice(&self, range: std::ops::Range<usize>) -> Arc<TokenOrder> {
         Arc::new(TokenOrder {
             num_patches: self.num_patches,

@@ -1,4 +1,5 @@
-//! Uniformly random masks and a loss without scores: an ordinary masked autoencoder (arXiv 2111.06377), the baseline.
+//! Uniformly random masks and a loss without scores: the ordinary masked autoencoder (MAE, arXiv 2111.06377), as
+//! baseline.
 
 use std::sync::Arc;
 

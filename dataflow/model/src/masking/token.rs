@@ -1,5 +1,5 @@
-//! A masking network that does not depend on the resolution: a shared MLP over each patch's features, the image's mean features and the
-//! patch's position. Under a million weights at paper scale.
+//! A masking network that does not depend on the resolution: one MLP, applied to each patch, over the patch's features,
+//! the image's mean features and the patch's position. It has about a million weights at paper scale.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::parallel::arena::Buffer;
 use crate::parallel::compute::Compute;
 use crate::parallel::sum::OrderedSum;
 
-/// Width of the fixed position features.
+/// Width of the sin-cos position features.
 const POSITION_DIM: usize = 64;
 
 /// The entry of [`super::MASKINGS`].
@@ -42,7 +42,7 @@ impl MaskingKind for Kind {
     }
 }
 
-/// The token network.
+/// The network over each patch.
 #[derive(Clone, Debug)]
 pub struct TokenMlp {
     layout: SharedLayout,
@@ -68,7 +68,8 @@ impl TokenMlp {
         TokenMlp { layout: Arc::new(layout), facts: *facts, first, hidden, output, positions: Arc::new(positions) }
     }
 
-    /// `[images·L, 2·features + POSITION_DIM]`: each patch's features, the image's mean features, the position.
+    /// The MLP's input for `images`, `[images·L, 2·features + POSITION_DIM]`: each patch's features, the image's mean
+    /// features, the position.
     fn features(&self, compute: &Compute, input: &[f32], images: &Range<usize>) -> Buffer {
         let (n, f) = (self.facts.num_patches(), self.facts.features());
         let width = 2 * f + POSITION_DIM;

@@ -1,4 +1,5 @@
-//! Encoder and decoder of the masked autoencoder: pre-LN vision transformers under MAE's names.
+//! Encoder and decoder of the masked autoencoder (MAE, arXiv 2111.06377): pre-norm vision transformers, with the tensor
+//! names of MAE's code.
 
 use std::sync::Arc;
 
@@ -35,8 +36,8 @@ impl Block {
         }
     }
 
-    /// `x` is `[batch·tokens, dim]`. With `only_cls` just the first token of each image comes out, `[batch, dim]`: the others are its
-    /// keys and values, and their own queries, projection and MLP are not computed.
+    /// `x` is `[batch·tokens, dim]`. With `only_cls` the output is the first token of each image alone, `[batch, dim]`:
+    /// the others serve as its keys and values, and their own attention output, projection and MLP are not computed.
     fn forward<E: Engine>(&self, e: &mut E, x: &E::Tensor, tokens: usize, only_cls: bool) -> E::Tensor {
         let (rows, dim) = e.shape(x);
         let shape = AttentionShape {
@@ -63,7 +64,7 @@ pub struct Vit {
     pub config: ModelConfig,
     /// Names and places of the weights.
     pub layout: SharedLayout,
-    /// Values of the encoder: the decoder's come after them.
+    /// Values of the encoder, which come first in the flat vector; the decoder's follow.
     pub encoder_len: usize,
     tokens: TokenWeights,
     blocks: Vec<Block>,
@@ -78,6 +79,7 @@ pub struct Vit {
 
 impl Vit {
     /// Lays the weights out for `config`.
+    #[must_use]
     pub fn new(config: &ModelConfig) -> Self {
         let c = config;
         let num_tokens = c.num_patches() + 1;
@@ -117,6 +119,7 @@ impl Vit {
     }
 
     /// Initial values as in MAE: Xavier uniform linear layers with zero biases, sin-cos positions, N(0, 0.02²) tokens.
+    #[must_use]
     pub fn init(&self, seed: u64) -> Buffer {
         let mut values = vec![0.0; self.layout.len];
         for entry in &self.layout.entries {
@@ -137,12 +140,14 @@ impl Vit {
         Buffer::from_vec(values)
     }
 
-    /// Weights of the patch embedding, which the masking network may read.
+    /// Weights of the patch embedding, whose output the masking network may read.
+    #[must_use]
     pub fn token_weights(&self) -> &TokenWeights {
         &self.tokens
     }
 
-    /// Encoder output `[batch·(1+n), dim]` of the visible patches (all of them without `order`); `patches` is `[batch·L, values]`.
+    /// Encoder output `[batch·(1+n), dim]` of the visible patches (all of them without `order`); `patches` is
+    /// `[batch·L, values]`.
     pub fn encode<E: Engine>(&self, e: &mut E, patches: &E::Tensor, order: Option<&E::Order>) -> E::Tensor {
         let num_patches = self.config.num_patches();
         let num_tokens = 1 + order.map_or(num_patches, |order| e.num_visible(order));
@@ -153,10 +158,10 @@ impl Vit {
         e.layer_norm(&x, &self.norm)
     }
 
-    /// What a task reads of the encoder's output over all patches, a tensor for each tap: `[batch, dim]` for [`Tap::Cls`],
-    /// `[batch·L, dim]` for [`Tap::Patches`].
+    /// The encoder's output over all patches at the given taps: `[batch, dim]` for [`Tap::Cls`], `[batch·L, dim]` for
+    /// [`Tap::Patches`]. `patches` is `[batch·L, values]`.
     ///
-    /// Where only CLS is read, the last block computes it alone; the other tokens serve as its keys and values.
+    /// Where only CLS is read, the last block computes the output of that token alone.
     pub fn taps<E: Engine>(&self, e: &mut E, patches: &E::Tensor, taps: &[Tap]) -> Vec<E::Tensor> {
         let num_tokens = 1 + self.config.num_patches();
         let only_cls = taps.iter().all(|tap| *tap == Tap::Cls);
@@ -175,6 +180,8 @@ impl Vit {
     }
 
     /// Predicted patches `[batch·L, values]`, value order (row, column, channel), in units of the normalised target.
+    /// `patches` is `[batch·L, values]`, value order (channel, row, column), of which the encoder gets those visible
+    /// under `order`.
     pub fn reconstruct<E: Engine>(&self, e: &mut E, patches: &E::Tensor, order: &E::Order) -> E::Tensor {
         let num_tokens = 1 + self.config.num_patches();
         let z = self.encode(e, patches, Some(order));

@@ -1,7 +1,7 @@
-//! Recycled memory for activations, gradients and parameter vectors.
+//! A memory pool for activations, gradients and parameter vectors.
 //!
-//! Training asks for the same sizes again in every step. An [`Arena`] keeps what is given back and hands it out again, so that after
-//! the first step nothing is allocated, no page is faulted in and nothing is filled with zeros for no reason.
+//! Training needs buffers of the same sizes in every step. An [`Arena`] keeps dropped buffers and hands them out again:
+//! so after the first steps there are no allocations, page faults or needless zero fills.
 
 use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
@@ -10,7 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use mlomae_kernels::{CACHE_LINE, ask_for_huge_pages};
 
-/// A pool of `f32` storage, shared by all clones and usable from any thread.
+/// A pool of `f32` buffers, shared by all clones and usable from any thread. Its memory is freed with the last clone
+/// and the last buffer.
 #[derive(Clone, Default)]
 pub struct Arena {
     shared: Arc<Shared>,
@@ -18,6 +19,7 @@ pub struct Arena {
 
 #[derive(Default)]
 struct Shared {
+    /// Free storage by size class.
     free: Mutex<BTreeMap<usize, Vec<Vec<f32>>>>,
     allocated_bytes: AtomicU64,
 }
@@ -28,12 +30,14 @@ impl std::fmt::Debug for Arena {
     }
 }
 
-/// The first value of `storage` that begins a cache line: buffers begin there, so that no vector of theirs straddles two.
+/// The index of the first value in `storage` that is aligned to a cache line. Buffers start there, so that SIMD loads
+/// from them do not cross cache lines.
 fn first_of_line(storage: &[f32]) -> usize {
     storage.as_ptr().align_offset(4 * CACHE_LINE).min(CACHE_LINE)
 }
 
-/// Rounds a length up to one of eight sizes per power of two, so that nearby sizes share storage at most 12.5 % too large.
+/// The size class of a length: it is rounded up to one of eight sizes per power of two, at most 12.5 % too large (from
+/// 256 values on).
 fn size_class(len: usize) -> usize {
     let len = len.max(64);
     let step = (len.next_power_of_two() / 16).max(16);
@@ -42,16 +46,17 @@ fn size_class(len: usize) -> usize {
 
 impl Arena {
     /// An empty arena.
+    #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Storage for `len` values whose contents are unspecified (stale values of an earlier use).
+    /// A buffer of `len` values that are unspecified: stale values of an earlier use.
     pub fn take(&self, len: usize) -> Buffer {
         let class = size_class(len);
         let reused = {
             let mut free = self.shared.free.lock().unwrap_or_else(PoisonError::into_inner);
-            // A somewhat larger piece is better than a new one: the passes of the levels have different sizes.
+            // Up to a quarter too large is better than a new allocation: the passes of the levels need different sizes.
             let found = free.range(class..=class + class / 4).next().map(|(&key, _)| key);
             found.and_then(|key| {
                 let pieces = free.get_mut(&key)?;
@@ -71,34 +76,37 @@ impl Arena {
         self.adopt(storage, len)
     }
 
-    /// Storage for `len` zeros.
+    /// A buffer of `len` zeros.
+    #[must_use]
     pub fn zeros(&self, len: usize) -> Buffer {
         let mut buffer = self.take(len);
         buffer.fill(0.0);
         buffer
     }
 
-    /// A copy of `values`.
+    /// A buffer with a copy of `values`.
+    #[must_use]
     pub fn copy_of(&self, values: &[f32]) -> Buffer {
         let mut buffer = self.take(values.len());
         buffer.copy_from_slice(values);
         buffer
     }
 
-    /// Takes back storage that left through [`Buffer::into_storage`] and held `len` values.
+    /// Turns storage from [`Buffer::into_storage`] of a buffer of `len` values into that buffer again.
     pub(crate) fn adopt(&self, storage: Vec<f32>, len: usize) -> Buffer {
         let start = first_of_line(&storage);
         debug_assert!(storage.len() >= start + len);
         Buffer { storage, start, len, arena: Some(self.clone()) }
     }
 
-    /// Bytes that were ever requested from the system: constant once training has warmed up.
+    /// Bytes that were ever requested from the system, constant once training has warmed up.
+    #[must_use]
     pub fn allocated_bytes(&self) -> u64 {
         self.shared.allocated_bytes.load(Ordering::Relaxed)
     }
 }
 
-/// A slice of `f32` that returns to its [`Arena`] when dropped.
+/// A slice of `f32` whose memory returns to its [`Arena`] when dropped. A clone is a deep copy.
 #[derive(Debug, Default)]
 pub struct Buffer {
     storage: Vec<f32>,
@@ -108,13 +116,14 @@ pub struct Buffer {
 }
 
 impl Buffer {
-    /// A buffer that belongs to no arena.
+    /// A buffer that belongs to no arena and is freed when dropped.
+    #[must_use]
     pub fn from_vec(storage: Vec<f32>) -> Self {
         let len = storage.len();
         Buffer { storage, start: 0, len, arena: None }
     }
 
-    /// The storage itself, which is longer than the buffer. [`Arena::adopt`] takes it back.
+    /// The storage, which is longer than the buffer and leaves the arena. [`Arena::adopt`] makes it a buffer again.
     pub(crate) fn into_storage(mut self) -> Vec<f32> {
         match self.arena.take() {
             Some(_) => std::mem::take(&mut self.storage),
@@ -155,7 +164,7 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         if let Some(arena) = self.arena.take() {
             let storage = std::mem::take(&mut self.storage);
-            // Storage adopted from elsewhere may have any length; only whole size classes are worth keeping.
+            // Storage that did not come from an arena may have any length; only whole size classes can be found again.
             let class = storage.len().saturating_sub(CACHE_LINE);
             if class > 0 && class == size_class(class) {
                 let mut free = arena.shared.free.lock().unwrap_or_else(PoisonError::into_inner);
@@ -165,7 +174,7 @@ impl Drop for Buffer {
     }
 }
 
-/// A parameter set's values at one moment: cheap to share, never changed in place while shared.
+/// A snapshot of a parameter set's values: cheap to share, and copy-on-write.
 pub type Params = Arc<Buffer>;
 
 #[cfg(test)]

@@ -1,17 +1,19 @@
-//! Sums and concatenations over ranks: several processes that work on one batch.
+//! Collective operations (all-reduce and all-gather) over ranks: several processes that work on one batch.
 //!
-//! Every rank holds a part of each batch: rank r of R has the r-th of R equal runs of images, R a power of two, and the images of a rank
-//! are whole branches of the tree of [`Tree`](super::sum::Tree). So the sum over ranks continues the tree, with log₂ R exchanges, and any
-//! number of ranks gives the same bits. What is small (features, patch losses) is gathered, and each rank computes on all of it.
+//! Every rank holds a part of each batch: rank r of R has the r-th of R equal runs of images, R is a power of two, and
+//! the images of a rank are a whole branch of the [`Tree`](super::sum::Tree). So the sum over ranks continues the tree,
+//! in log₂ R exchanges, and losses and gradients of levels 1 and 2 have the same bits for any number of ranks. The
+//! hypergradient agrees up to rounding only: each rank adds both ends of the finite difference before the sum over
+//! ranks. What is small (features, patch losses) is gathered, and each rank computes on all of it.
 
 use std::fmt;
 
 use super::arena::Buffer;
 use crate::error::ModelError;
 
-/// The ranks of a run, as one of them sees them.
+/// The collective operations of one rank.
 ///
-/// All ranks must make the same calls in the same order.
+/// All ranks must make the same calls in the same order, with equally many values; a call waits for all ranks.
 pub trait Collective: Send + Sync + fmt::Debug {
     /// Number of ranks, a power of two.
     fn num_ranks(&self) -> usize;
@@ -19,20 +21,21 @@ pub trait Collective: Send + Sync + fmt::Debug {
     /// This rank, from 0.
     fn rank(&self) -> usize;
 
-    /// The sum of every rank's `values`, added along the binary tree of ranks: ((0 + 1) + (2 + 3)) + …
+    /// The elementwise sum of every rank's `values` (all-reduce), added along the binary tree of ranks:
+    /// ((0 + 1) + (2 + 3)) + …
     ///
     /// # Errors
     /// When another rank is gone.
     fn sum(&self, values: Buffer) -> Result<Buffer, ModelError>;
 
-    /// Every rank's `values`, rank after rank.
+    /// The concatenation of every rank's `values`, in order of rank (all-gather).
     ///
     /// # Errors
     /// When another rank is gone.
     fn gather(&self, values: Buffer) -> Result<Buffer, ModelError>;
 }
 
-/// The only rank.
+/// The collective operations of a run with one rank.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Local;
 

@@ -1,8 +1,28 @@
-//! Data parallelism that never changes a bit.
+//! Data parallelism with the same bits for any number of threads.
 //!
-//! A batch consists of grains of a fixed number of images. Sums over a batch are taken over each grain first, and the grains' sums are
-//! added along one binary tree ([`crate::parallel::sum::Tree`]) that depends on the number of grains alone. Threads take micro-batches of 1, 2, 4, … grains,
-//! which are whole branches of that tree: neither the number of threads nor the size of a micro-batch changes a bit.
+//! A batch consists of grains of a fixed number of images. Sums over a batch are taken over each grain first, and the
+//! sums of the grains are added along one binary tree ([`Tree`](crate::parallel::sum::Tree)) that depends on the number
+//! of grains alone. Threads take micro-batches of 1, 2, 4, … grains, which are whole branches of that tree: so neither
+//! the number of threads nor the size of a micro-batch changes a bit of the result.
+//!
+//! ```
+//! use std::rc::Rc;
+//!
+//! use mlomae_model::{Arena, Compute};
+//!
+//! # fn main() -> Result<(), mlomae_model::ModelError> {
+//! let compute = Compute::new(2, 4, Arena::new())?;
+//! assert_eq!(compute.map(5, |i| i * i), [0, 1, 4, 9, 16]);
+//!
+//! // Forward: every piece leaves a state on its thread, which need not be `Send` (a tape), and returns an output.
+//! let (held, outputs) = compute.hold(3, |i| (Rc::new(i), 10 * i));
+//! // Here all pieces have run forward.
+//! let sum: usize = outputs.iter().sum();
+//! // Backward: every piece gets its state again, on the same thread.
+//! assert_eq!(Compute::resume(held, |i, state: Rc<usize>| sum + i + *state), Some(vec![30, 32, 34]));
+//! # Ok(())
+//! # }
+//! ```
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
@@ -15,26 +35,29 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::error::ModelError;
 use crate::parallel::arena::Arena;
 
-/// Threads, recycled memory, grain and micro-batch of one stage.
+/// Thread pool, memory pool, grain and micro-batch of one stage. Cloning shares both pools.
 #[derive(Clone, Debug)]
 pub struct Compute {
+    /// None where the calling thread computes.
     pool: Option<Arc<rayon::ThreadPool>>,
     num_threads: usize,
-    /// Recycled memory of all passes.
+    /// The memory pool of all passes.
     pub arena: Arena,
     grain: usize,
     micro_batch: usize,
 }
 
-/// Images of the largest branch of whole grains within `num_images` images, of one grain at least.
+/// The largest micro-batch within `num_images` images: the grain times a power of two, at least one grain. `grain` must
+/// not be 0.
+#[must_use]
 pub fn whole_branch(grain: usize, num_images: usize) -> usize {
     let num_grains = (num_images / grain).max(1);
     grain << num_grains.ilog2()
 }
 
 impl Compute {
-    /// Sums over grains of `grain` images, in micro-batches of one grain until [`Compute::with_micro_batch`] says otherwise.
-    /// `num_threads` 1 computes on the calling thread.
+    /// A pool of `num_threads` threads, or the calling thread alone for 1. Grains have `grain` images, and so have
+    /// micro-batches until [`Compute::with_micro_batch`].
     ///
     /// # Errors
     /// When threads cannot be started.
@@ -54,59 +77,70 @@ impl Compute {
         Ok(Compute { pool, num_threads, arena, grain, micro_batch: grain })
     }
 
-    /// One thread, for tests and small jobs.
+    /// The calling thread alone, with an arena of its own, for tests and small jobs.
+    #[must_use]
     pub fn serial(grain: usize) -> Self {
         let grain = grain.max(1);
         Compute { pool: None, num_threads: 1, arena: Arena::new(), grain, micro_batch: grain }
     }
 
-    /// The same threads and memory with micro-batches of at most `num_images` images: the grain times the largest power of two that
-    /// fits, at least one grain. This decides how much a thread takes at a time; it never changes a result.
+    /// The same threads and memory with micro-batches of at most `num_images` images, see [`whole_branch`]. A
+    /// micro-batch is what a thread takes at a time; its size changes no result.
+    #[must_use]
     pub fn with_micro_batch(&self, num_images: usize) -> Self {
         Compute { micro_batch: whole_branch(self.grain, num_images), ..self.clone() }
     }
 
     /// Images of a grain. Changing it changes rounding.
+    #[must_use]
     pub fn grain(&self) -> usize {
         self.grain
     }
 
     /// Images of a micro-batch.
+    #[must_use]
     pub fn micro_batch(&self) -> usize {
         self.micro_batch
     }
 
     /// Threads in use.
+    #[must_use]
     pub fn num_threads(&self) -> usize {
         self.num_threads
     }
 
     /// The micro-batches of a batch, as ranges of images.
+    #[must_use]
     pub fn micro_batches(&self, batch: usize) -> Vec<Range<usize>> {
         (0..batch).step_by(self.micro_batch).map(|start| start..(start + self.micro_batch).min(batch)).collect()
     }
 
     /// The grains of a batch, as ranges of images.
+    #[must_use]
     pub fn grains(&self, batch: usize) -> Vec<Range<usize>> {
         (0..batch).step_by(self.grain).map(|start| start..(start + self.grain).min(batch)).collect()
     }
 
-    /// Cuts `len` values into at most 16 pieces of whole cache lines, for sweeps over flat vectors.
+    /// The pieces for sweeps over a flat vector of `len` values: at most 16, of whole cache lines, whatever the number
+    /// of threads.
+    #[must_use]
     pub fn spans(&self, len: usize) -> Vec<Range<usize>> {
         let piece = len.div_ceil(16).next_multiple_of(1024);
         (0..len).step_by(piece.max(1)).map(|start| start..(start + piece).min(len)).collect()
     }
 
-    /// The threads for `num` pieces; none if the calling thread does them all: where there is only one, and where the calling thread is
-    /// in the middle of a piece itself: it would wait for threads that wait for it (deadlock).
+    /// The threads for `num` pieces; none if the calling thread computes them all: where there is one piece or one
+    /// thread, and where the calling thread is a pool thread inside a piece. To wait for other pool threads there,
+    /// which may wait for this one, would be a deadlock.
     fn threads_for(&self, num: usize) -> Option<&rayon::ThreadPool> {
         self.pool.as_deref().filter(|_| num > 1 && !Inside::is_here())
     }
 
-    /// Runs `work(i)` for all `i < num`, results in order.
+    /// Runs `work(i)` for all `i < num` on the threads; the results, by i.
     ///
-    /// `work` may call [`Compute::map`] in turn, of any value of this type: nested work stays on its thread. A panic in a piece is passed
-    /// on to the caller after all threads have come to rest.
+    /// Several threads may call it at once. `work` may call any method of this or another `Compute`: nested calls from
+    /// a pool thread run on that thread. A panic in a piece is rethrown to the caller once all threads are done with
+    /// their pieces.
     pub fn map<R: Send>(&self, num: usize, work: impl Fn(usize) -> R + Sync) -> Vec<R> {
         let Some(pool) = self.threads_for(num) else {
             return (0..num).map(work).collect();
@@ -122,7 +156,11 @@ impl Compute {
         results.take()
     }
 
-    /// Runs `work` over disjoint pieces of a vector, cut at `spans` (adjoining, from 0).
+    /// As [`Compute::map`], where piece i also gets exclusive access to the range `spans[i]` of `values`. The spans
+    /// must be adjacent and start at 0.
+    ///
+    /// # Panics
+    /// If the spans are longer than `values`.
     pub fn map_slices(&self, values: &mut [f32], spans: &[Range<usize>], work: impl Fn(usize, &mut [f32]) + Sync) {
         let mut rest = values;
         let mut pieces = Vec::with_capacity(spans.len());
@@ -136,10 +174,11 @@ impl Compute {
         });
     }
 
-    /// Begins `num` pieces and keeps the state of each on the thread that began it, because a tape cannot change threads. Returns the
-    /// handle for [`Compute::resume`], and what the pieces gave, in order.
+    /// The first half of pieces that must see each other's outputs: runs `begin(i)` for all `i < num` as
+    /// [`Compute::map`], and keeps the state that it returns in a thread-local of its thread, since states (tapes) need
+    /// not be `Send`. Returns a handle for [`Compute::resume`], and the outputs, by i.
     ///
-    /// A panic in a piece is passed on to the caller after all threads have come to rest; no state is kept then.
+    /// A panic in a piece is rethrown to the caller once all threads are done; all states are dropped then.
     pub fn hold<S: 'static, Z: Send>(&self, num: usize, begin: impl Fn(usize) -> (S, Z) + Sync) -> (Held, Vec<Z>) {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let pool = self.threads_for(num).and(self.pool.clone());
@@ -161,10 +200,13 @@ impl Compute {
         (held, outputs.take())
     }
 
-    /// Ends the pieces that [`Compute::hold`] began with states of type `S`, each on its thread; results in order. None if the states are
-    /// not there: pieces that one thread holds for itself are ended on that thread alone.
+    /// The second half of the pieces of [`Compute::hold`]: runs `end(i, state)` for each on the thread that has its
+    /// state; the results, by i. The pool may do other work in between.
     ///
-    /// A panic in a piece is passed on to the caller after all threads have come to rest.
+    /// None if a state cannot be had: where `S` is not the type of the states, or where the pieces did not run on a
+    /// thread pool (one thread, one piece, or nested work) and this is another thread than the one that called `hold`.
+    ///
+    /// A panic in a piece is rethrown to the caller once all threads are done.
     pub fn resume<S: 'static, R: Send>(mut held: Held, end: impl Fn(usize, S) -> R + Sync) -> Option<Vec<R>> {
         if held.pool.is_none() && held.thread != std::thread::current().id() {
             return None;
@@ -185,28 +227,29 @@ impl Compute {
     }
 }
 
-/// States of pieces, each with its number.
+/// States of pieces, each with the piece's index.
 type States = Vec<(usize, Box<dyn Any>)>;
 
 thread_local! {
-    /// States of pieces that were begun on this thread, by the key of their [`Held`].
+    /// States of the pieces that ran on this thread, by the key of their [`Held`].
     static HELD: RefCell<HashMap<u64, States>> = RefCell::default();
 }
 
-/// Pieces that were begun and wait for their end, see [`Compute::hold`]. Dropping it drops their states.
+/// A handle to the states of pieces on their threads, see [`Compute::hold`]. Dropping it drops the states, on their
+/// threads.
 #[derive(Debug)]
 pub struct Held {
     key: u64,
     num: usize,
-    /// The thread that holds all of them, where there is no pool.
+    /// The thread that has all states, where there is no pool.
     thread: std::thread::ThreadId,
     pool: Option<Arc<rayon::ThreadPool>>,
-    /// Whether the states are gone.
+    /// Whether [`Compute::resume`] has taken the states.
     is_over: bool,
 }
 
 impl Held {
-    /// Pieces.
+    /// Number of pieces.
     #[must_use]
     pub const fn num(&self) -> usize {
         self.num
@@ -228,7 +271,8 @@ impl Held {
 impl Drop for Held {
     fn drop(&mut self) {
         let is_elsewhere = self.pool.is_none() && self.thread != std::thread::current().id();
-        // A thread's own table is freed with the thread; during its destruction there is nothing left to free.
+        // States on another thread without a pool are freed when that thread ends. `try_with`: this may run while the
+        // thread-locals of the thread are being destroyed, and the states with them.
         if !is_elsewhere && !self.is_over {
             let key = self.key;
             self.on_each_thread(|| {
@@ -239,10 +283,11 @@ impl Drop for Held {
 }
 
 thread_local! {
+    /// Whether this thread is inside a piece, see [`Compute::threads_for`].
     static IS_INSIDE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Marks its thread as one that is at work for a [`Compute`], until it is dropped.
+/// A guard: until it is dropped, its thread is inside a piece.
 struct Inside {
     was_inside: bool,
 }
@@ -263,12 +308,12 @@ impl Drop for Inside {
     }
 }
 
-/// The lock of `mutex`, poisoned by a panic or not.
+/// Locks `mutex`, ignoring poison: what it guards stays valid if a thread panics.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The first panic of a piece; after one, no more work is begun.
+/// The first panic of a piece; after it, no further piece is started.
 #[derive(Default)]
 struct Failure {
     panic: Mutex<Option<Box<dyn Any + Send>>>,
@@ -295,7 +340,7 @@ impl Failure {
     }
 }
 
-/// Hands out piece numbers.
+/// Hands out piece indices to the threads (work sharing).
 struct Pieces<'a> {
     next: AtomicUsize,
     num: usize,
@@ -307,7 +352,7 @@ impl<'a> Pieces<'a> {
         Pieces { next: AtomicUsize::new(0), num, failure }
     }
 
-    /// Works on the pieces that are left until there are none, or a panic has come.
+    /// Runs `work` on pieces that no thread has taken yet, until there are none or a piece has panicked.
     fn each(&self, mut work: impl FnMut(usize)) {
         loop {
             let i = self.next.fetch_add(1, Ordering::Relaxed);
@@ -319,7 +364,7 @@ impl<'a> Pieces<'a> {
     }
 }
 
-/// Results that come in any order.
+/// Results that arrive in any order, put back into the order of their pieces.
 struct Places<R>(Mutex<Vec<Option<R>>>);
 
 impl<R> Places<R> {
@@ -340,7 +385,7 @@ impl<R> Places<R> {
 mod tests {
     use super::*;
 
-    /// A state that cannot leave its thread, as a tape.
+    /// A state that is not `Send`, as a tape.
     struct Tape(std::rc::Rc<usize>, std::thread::ThreadId);
 
     fn begin(i: usize) -> (Tape, usize) {
@@ -356,7 +401,7 @@ mod tests {
     fn pieces_end_on_the_thread_that_began_them_and_results_are_in_order() {
         for threads in [1, 2, 3] {
             let compute = Compute::new(threads, 4, Arena::new()).unwrap();
-            // Two holds at a time, and other work between begin and end.
+            // Two holds at a time, and other work between hold and resume.
             let (one, outputs) = compute.hold(10, begin);
             let (two, _) = compute.hold(3, begin);
             assert_eq!(outputs, (0..10).map(|i| 2 * i).collect::<Vec<_>>());
@@ -406,14 +451,14 @@ mod tests {
         }
     }
 
-    /// Runs `body` on a thread of its own; a hang is a failure, not a wait.
+    /// Runs `body` on a thread of its own, so that a hang fails the test.
     fn within_a_minute<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> T {
         let (sender, receiver) = std::sync::mpsc::channel();
         std::thread::spawn(move || sender.send(body()));
         receiver.recv_timeout(std::time::Duration::from_secs(60)).expect("it hangs or has panicked")
     }
 
-    /// A sum over pieces that each compute on `inner`, by maps and by held pieces.
+    /// Sums over pieces on `outer` that use `inner` in turn, by `map` and by `hold` and `resume`.
     fn nested(outer: &Compute, inner: &Compute) -> Vec<u64> {
         let sum = |n: u64| inner.map(5, |i| n * i as u64).into_iter().sum::<u64>();
         let held = |n: u64| {
@@ -454,7 +499,7 @@ mod tests {
                     Compute::resume(held, |_, ()| nested().len())
                 }));
                 assert!(outcome.is_err());
-                // Still on both threads: each piece waits for the other.
+                // The pool still has two threads: each piece waits for the other.
                 let both = std::sync::Barrier::new(2);
                 compute.map(2, |_| both.wait());
             }

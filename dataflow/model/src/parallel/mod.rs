@@ -1,8 +1,8 @@
-//! Data parallelism on the CPU that never changes a bit, and the memory that it computes in.
+//! Data parallelism on the CPU with deterministic sums (the same bits for any number of threads), and its memory pool.
 //!
-//! A batch is cut into grains (`train.grain` images), the unit of every sum. A thread takes a micro-batch of 1, 2, 4, … grains at a
-//! time and sums their gradients along the branches of one binary tree; [`sum::OrderedSum`] adds the micro-batches' branches as they
-//! arrive. The tree depends on the number of grains alone:
+//! A batch is cut into grains (`train.grain` images), the unit of every sum. A thread takes a micro-batch of 1, 2, 4, …
+//! grains at a time and sums their gradients along the branches of one binary tree; [`sum::OrderedSum`] adds the
+//! branches of the micro-batches as they arrive. The tree depends on the number of grains alone:
 //!
 //! ```text
 //! grain        0   1   2   3   4   5   6

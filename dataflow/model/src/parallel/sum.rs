@@ -1,4 +1,4 @@
-//! Sums whose bits depend neither on who adds nor on when.
+//! Deterministic sums of floats: their bits do not depend on which thread adds, or when.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -8,14 +8,17 @@ use crate::parallel::arena::{Arena, Buffer};
 use crate::parallel::compute::lock;
 use mlomae_kernels as kernels;
 
-/// The one way in which the parts of a sum are added: a branch of n > 1 parts is its first 2ᵏ parts, 2ᵏ < n ≤ 2ᵏ⁺¹, plus the rest.
+/// The fixed order of addition (pairwise summation): the sum of n > 1 parts is the sum of the first 2ᵏ parts, for the k
+/// with 2ᵏ < n ≤ 2ᵏ⁺¹, plus the sum of the rest.
 ///
-/// Aligned groups of 2ᵏ parts are branches, so sums within micro-batches and sums of micro-batches make the same tree.
+/// Aligned groups of 2ᵏ parts are branches of this tree: so sums within micro-batches, followed by a sum over
+/// micro-batches, add in the same order as one sum over all parts.
 #[derive(Clone, Copy, Debug)]
 pub struct Tree;
 
 impl Tree {
-    /// Writes the sum of the parts `0..num` to `out`; `part` overwrites its target and is called once for each, in order.
+    /// Writes the sum of the parts `0..num` to `out`. `part(i, target)` must overwrite `target` with part i; it is
+    /// called once for each part, in order.
     pub fn sum(arena: &Arena, out: &mut [f32], num: usize, mut part: impl FnMut(usize, &mut [f32])) {
         Self::branch(arena, out, 0..num, &mut part);
     }
@@ -35,32 +38,33 @@ impl Tree {
     }
 }
 
-/// Adds flat vectors up along the [`Tree`] of their pieces, range by range, as they arrive in any order and from any thread.
+/// The sum of several flat vectors (the gradients of micro-batches) along the [`Tree`], range by range (weight by
+/// weight), where ranges arrive in any order and from any thread.
 ///
-/// A range's memory goes back to the arena as soon as the two halves of a branch are there, so that of all the pieces of a gradient
-/// only what one thread is ahead of another is held. Whoever is ahead adds: a call that completes no branch adds one that another call
-/// has completed.
+/// Two halves of a branch are merged as soon as both are there, which frees a buffer: so only what one thread is ahead
+/// of another stays in memory. The threads that are ahead do the merging: a call whose values must wait for their other
+/// half merges a branch that another call has completed.
 #[derive(Debug)]
 pub struct OrderedSum {
     arena: Arena,
     num: usize,
     len: usize,
     branches: Mutex<Branches>,
-    /// The sums of whole ranges; empty before the first.
+    /// The whole vector, with the sums of the ranges that are complete; empty before the first.
     total: Mutex<Buffer>,
 }
 
 #[derive(Debug, Default)]
 struct Branches {
-    /// Those whose other half has not arrived.
+    /// Sums of branches whose sibling has not arrived.
     waiting: HashMap<Branch, Buffer>,
-    /// Both halves of those that are to be added.
+    /// Branches of which both halves have arrived, to be merged.
     ready: Vec<(Branch, [Buffer; 2])>,
-    /// Ranges that are in the total.
+    /// Ranges that are complete in the total.
     whole: Vec<Range<usize>>,
 }
 
-/// Pieces `place << level..(place + 1) << level`, of the range that begins at `start`.
+/// A node of the tree: of the range that begins at `start`, vectors `place << level..(place + 1) << level`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Branch {
     start: usize,
@@ -69,7 +73,7 @@ struct Branch {
 }
 
 impl Branch {
-    /// The branch of which this one is a half, and whether it is the right one.
+    /// The branch of which this one is a half, and whether it is the right half.
     fn parent(self) -> (Branch, bool) {
         (Branch { level: self.level + 1, place: self.place / 2, ..self }, self.place % 2 == 1)
     }
@@ -77,17 +81,19 @@ impl Branch {
 
 impl OrderedSum {
     /// A sum of `num` vectors of `len` values.
+    #[must_use]
     pub fn new(arena: &Arena, num: usize, len: usize) -> Self {
         let (branches, total) = (Mutex::default(), Mutex::default());
         OrderedSum { arena: arena.clone(), num, len, branches, total }
     }
 
-    /// Values of a vector.
+    /// Values of each vector.
     pub fn num_values(&self) -> usize {
         self.len
     }
 
-    /// Adds the values that vector `index` has at `range`. All vectors must be cut into the same ranges, and what no vector has is zero.
+    /// Adds the values that vector `index` has at `range`. All vectors must be cut into the same ranges, each added
+    /// once; ranges that are not added for any vector are zero in the sum.
     pub fn add(&self, index: usize, range: Range<usize>, values: Buffer) {
         debug_assert!(index < self.num && range.end <= self.len && values.len() == range.len());
         let has_completed = self.arrive(Branch { start: range.start, level: 0, place: index }, values);
@@ -105,7 +111,8 @@ impl OrderedSum {
         branch.place == 0 && 1 << branch.level >= self.num
     }
 
-    /// Takes the sum of a branch; says whether it makes another one ready.
+    /// Stores the sum of a branch, or makes its parent ready if the sibling is there. Returns whether it did the
+    /// latter.
     fn arrive(&self, mut branch: Branch, values: Buffer) -> bool {
         loop {
             if self.is_whole(branch) {
@@ -114,7 +121,7 @@ impl OrderedSum {
             }
             let sibling = Branch { place: branch.place ^ 1, ..branch };
             let (parent, is_right) = branch.parent();
-            // Where the sibling would begin behind the last vector, the branch is its parent.
+            // A sibling that would begin after the last vector does not exist: then the parent is this branch alone.
             if sibling.place << sibling.level < self.num {
                 let mut branches = lock(&self.branches);
                 let Some(other) = branches.waiting.remove(&sibling) else {
@@ -128,7 +135,7 @@ impl OrderedSum {
         }
     }
 
-    /// Adds the two halves of a branch.
+    /// Adds the two halves of a branch, left plus right.
     fn merge(&self, branch: Branch, [mut left, right]: [Buffer; 2]) {
         if self.is_whole(branch) {
             self.put(branch.start, left.len(), |total| kernels::scale_add(total, &left, 1.0, &right));
@@ -139,7 +146,7 @@ impl OrderedSum {
         }
     }
 
-    /// Lets `write` write the sum of a whole range.
+    /// Has `write` overwrite a range of the total with its complete sum.
     fn put(&self, start: usize, len: usize, write: impl FnOnce(&mut [f32])) {
         let mut total = lock(&self.total);
         if total.is_empty() {
@@ -150,7 +157,8 @@ impl OrderedSum {
         lock(&self.branches).whole.push(start..start + len);
     }
 
-    /// The sum, if every range came from all vectors; of nothing there is none.
+    /// The sum, after the last [`OrderedSum::add`]; none if a range was not added for all vectors, or nothing was
+    /// added.
     pub fn finish(&self) -> Option<Buffer> {
         loop {
             let next = lock(&self.branches).ready.pop();
@@ -216,7 +224,7 @@ mod tests {
         }
     }
 
-    /// Pieces of seven vectors in two ranges, a gap before, between and behind them, from several threads.
+    /// Seven vectors in two ranges, with gaps before, between and after them, from several threads.
     #[test]
     fn ranges_are_summed_each_for_itself() {
         let (num, ranges) = (7, [2..5, 6..9]);

@@ -1,7 +1,7 @@
 //! Classification: LayerNorm(eps 1e-6) → dropout → Linear on the CLS token, and its cross entropy.
 //!
-//! The head works on `[batch, dim]` features, a thousandth of an encoder pass. It is written with plain loops in f64, so that the
-//! finite difference over c loses nothing.
+//! The head reads `[batch, dim]` features and costs a thousandth of an encoder pass. So it has plain loops in f64, in
+//! which the finite difference over c has no cancellation to speak of.
 
 use std::sync::Arc;
 
@@ -42,7 +42,7 @@ pub struct Classification {
     fc: LinearWeights,
 }
 
-/// The one figure beside the loss.
+/// The only number logged beside the loss.
 const FIGURES: [Figure; 1] = [Figure { name: "accuracy", unit: "share" }];
 
 impl Classification {
@@ -55,7 +55,7 @@ impl Classification {
         Classification { layout: Arc::new(layout), norm, fc }
     }
 
-    /// z without its mean and scaled to unit variance, and the factor 1/σ.
+    /// z less its mean and divided by its standard deviation σ (with [`NORM_EPS`]), and 1/σ.
     fn normalise(&self, z: &[f32]) -> (Vec<f64>, f64) {
         let n = z.len() as f64;
         let mean = z.iter().map(|&v| f64::from(v)).sum::<f64>() / n;
@@ -78,7 +78,7 @@ impl Classification {
             .collect()
     }
 
-    /// The classes of a batch, each within those of the head.
+    /// The classes of a batch, each of which the head must know.
     fn classes<'a>(&self, y: &'a Targets) -> Result<&'a [i32], ModelError> {
         let Targets::Classes(classes) = y;
         match classes.iter().find(|class| usize::try_from(**class).map_or(true, |class| class >= self.fc.outputs)) {
@@ -148,7 +148,7 @@ impl Task for Classification {
             if want == Want::LOSS {
                 continue;
             }
-            // Cotangent of the layer norm's affine output, before it goes back through gain, bias and dropout.
+            // The cotangent of the layer norm's output (after gain and bias), with dropout's factor applied.
             let mut dy = vec![0f64; dim];
             for (class, &l) in logits.iter().enumerate() {
                 let d = ((l - log_sum).exp() - f64::from(u8::from(class == label as usize))) / num_images;

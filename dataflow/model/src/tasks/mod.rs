@@ -1,11 +1,16 @@
 //! Downstream tasks: the heads c of level 2, their losses, and the list of them.
 //!
-//! Level 3 needs of a task only ∂ℓ/∂Z, where Z is all that its head reads of the encoder: the Jacobian of Z for θ does not depend on c, so
-//! that a finite difference over c changes nothing but the cotangent at Z. That is exact under the conditions that a [`Task`] keeps: Z
-//! does not depend on c; the loss is the same function at c + εv and c − εv (dropout off); there is no state besides c; and the loss is a
-//! sum over images divided by totals that follow from the targets alone, so that micro-batches never change a result.
+//! For level 3 a task has to give only ∂ℓ/∂Z, where Z is all that its head reads of the encoder: the Jacobian ∂Z/∂θ
+//! does not depend on c, so a finite difference over c changes the cotangent at Z alone. That is exact under the
+//! conditions that a [`Task`] must keep:
 //!
-//! A task is a file here and a line in [`TASKS`].
+//! - Z does not depend on c.
+//! - The loss is the same function at c + εv and c − εv: no dropout there, and no state besides c (no batch norm).
+//! - The loss is a sum over images, divided by totals that follow from the targets alone, so that the loss of a batch
+//!   is the sum over its micro-batches.
+//!
+//! To add a task, implement [`Task`] and [`TaskKind`] in a file here, add it to [`TASKS`], and give [`Targets`] a
+//! variant if its targets are of a new kind.
 
 pub mod class;
 mod list;

@@ -1,4 +1,4 @@
-//! What a task is: its targets, its head, its loss and what it reads of the encoder.
+//! The trait of a task: its targets, its head, its loss and what it reads of the encoder.
 
 use std::fmt;
 use std::ops::Range;
@@ -23,7 +23,7 @@ pub struct Tokens<'a> {
 }
 
 impl<'a> Tokens<'a> {
-    /// Images.
+    /// Number of images.
     #[must_use]
     pub const fn images(&self) -> usize {
         self.values.len() / (self.per_image * self.dim)
@@ -37,15 +37,15 @@ impl<'a> Tokens<'a> {
     }
 }
 
-/// What the head should find in the images of a batch. Cloning shares the values.
+/// The targets (labels) of a batch, in host memory. Cloning shares the values.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Targets {
-    /// A class of each image, `[batch]`; -1 where it is unknown.
+    /// The class of each image, `[batch]`, from 0; -1 where it is unknown, which no loss takes.
     Classes(Arc<[i32]>),
 }
 
 impl Targets {
-    /// Images.
+    /// Number of images.
     #[must_use]
     pub fn len(&self) -> usize {
         match self {
@@ -59,7 +59,7 @@ impl Targets {
         self.len() == 0
     }
 
-    /// The class of image `image`, where targets are classes and it is known.
+    /// The class of image `image`; none if it is unknown, out of range, or targets are not classes.
     #[must_use]
     pub fn class(&self, image: usize) -> Option<i32> {
         match self {
@@ -67,7 +67,7 @@ impl Targets {
         }
     }
 
-    /// Bytes of the values.
+    /// Size of the values in bytes, for the memory bound of queues.
     #[must_use]
     pub fn size_bytes(&self) -> usize {
         match self {
@@ -84,24 +84,26 @@ impl Targets {
     }
 }
 
-/// What a loss is divided by, additive over images: for classification, images.
+/// What a batch's loss is divided by: two numbers whose meaning is the task's own. For classification, the number of
+/// images and 1, which is not used.
 pub type Total = [f64; 2];
 
-/// Dropout of one pass, as data: its draws are keyed by seed, outer iteration and pass.
+/// The dropout of one pass, as data: seed, outer iteration and pass are the key of its draws.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Noise {
-    /// Share of the features that is dropped.
+    /// Share of the features that is dropped, in [0, 1).
     pub rate: f64,
     /// Seed of the run.
     pub seed: u64,
     /// Outer iteration.
     pub outer: u64,
-    /// Pass of the outer iteration: level 2's step is 0, the published form redraws in each.
+    /// Pass of the outer iteration, see [`Hypergradient`](crate::hypergradient::Hypergradient): 0 is level 2's own
+    /// step.
     pub pass: u64,
 }
 
 impl Noise {
-    /// A factor for each of `num` features of a batch: 0 for dropped ones, 1/(1 − rate) for the others.
+    /// A factor for each of the `num` features of a whole batch: 0 if it is dropped, else 1/(1 − rate).
     #[must_use]
     pub fn factors(&self, num: usize) -> Vec<f32> {
         let mut rng = keyed(self.seed, Purpose::Dropout, self.outer, self.pass);
@@ -110,18 +112,19 @@ impl Noise {
     }
 }
 
-/// Where a task is evaluated: a whole batch, or some of its images.
+/// The point at which a task is evaluated: on a whole batch, or on some of its images.
 #[derive(Clone, Copy, Debug)]
 pub struct At<'a> {
     /// c, flat.
     pub c: &'a [f64],
-    /// What the head reads, in the order of [`Task::reads`].
+    /// The encoder's tokens of these images, one entry for each tap of [`Task::reads`], in that order.
     pub z: &'a [Tokens<'a>],
     /// The targets of these images.
     pub y: &'a Targets,
     /// [`Task::total`] of the whole batch.
     pub total: Total,
-    /// Dropout, in level 2's own step. Only for whole batches.
+    /// Dropout of the head; none in most passes. Only for whole batches: its draws depend on an image's place in the
+    /// batch.
     pub noise: Option<Noise>,
 }
 
@@ -141,20 +144,20 @@ impl Want {
     pub const LOSS: Want = Want { dc: false, dz: false };
 }
 
-/// The part of a batch's loss, figures and gradients that is due to some of its images.
+/// The contribution of some images to a batch's loss, figures and gradients. The sum over all images is the batch's.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Share {
-    /// Loss.
+    /// Loss, already divided by the batch's total.
     pub loss: f64,
     /// The figures of [`Task::figures`], additive over images like the loss.
     pub figures: Vec<f64>,
-    /// ∂ℓ/∂c, flat; empty where it was not wanted.
+    /// ∂ℓ/∂c, flat; empty unless wanted.
     pub dc: Vec<f64>,
-    /// ∂ℓ/∂Z, `[images, per_image, dim]` for each tap; empty where it was not wanted.
+    /// ∂ℓ/∂Z, `[images, per_image, dim]` for each tap; empty unless wanted.
     pub dz: Vec<Vec<f64>>,
 }
 
-/// A number beside the loss that a task gives of a batch.
+/// A number that is logged beside a batch's loss, for example its accuracy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Figure {
     /// Its name in the logs, for example `accuracy`.
@@ -163,37 +166,45 @@ pub struct Figure {
     pub unit: &'static str,
 }
 
-/// A downstream task: a head c on the encoder, and its loss. Heads compute in f64, so that finite differences over c lose nothing.
+/// A downstream task: a head c on the encoder, and its loss.
+///
+/// A task has no mutable state: one instance serves all stages and threads at once. Heads compute on the calling
+/// thread, in host memory, and in f64, so that finite differences over c do not cancel. The conditions on the loss are
+/// those of [`tasks`](super).
 pub trait Task: Send + Sync + fmt::Debug {
-    /// What the head reads of the encoder.
+    /// The taps that the head reads, at least one, the same in every call; they fix the order of [`At::z`] and
+    /// [`Share::dz`].
     fn reads(&self) -> &[Tap];
 
-    /// Names and places of the head's weights.
+    /// Names and shapes of c, a layout of [`Level::Finetune`](crate::Level::Finetune).
     fn layout(&self) -> &SharedLayout;
 
-    /// Initial weights.
+    /// Initial c, as long as the layout; keyed by `seed` and tensor name (see [`init`](crate::init)).
     fn init(&self, seed: u64) -> Buffer;
 
-    /// The unit of the loss in the logs.
+    /// The unit of the loss in the logs, for example `nat`.
     fn loss_unit(&self) -> &'static str;
 
-    /// The numbers beside the loss, in the order of [`Share::figures`].
+    /// The numbers logged beside the loss, in the order of [`Share::figures`].
     fn figures(&self) -> &[Figure];
 
-    /// What the losses of a batch with these targets are divided by.
+    /// What the loss of a whole batch with these targets is divided by. It is handed to every [`Task::evaluate`] on
+    /// images of that batch.
     fn total(&self, y: &Targets) -> Total;
 
-    /// Loss, figures and gradients of some images of a batch.
+    /// Loss, figures and the wanted gradients of some images of a batch. It is called for whole batches and,
+    /// concurrently, for micro-batches.
     ///
     /// # Errors
-    /// When targets or taps are not those of the task.
+    /// [`ModelError::Targets`] when targets or taps are not those of the task.
     fn evaluate(&self, at: &At<'_>, want: Want) -> Result<Share, ModelError>;
 
-    /// The head's outputs for some images, `[images, outputs]`; for classification, logits.
+    /// The head's outputs for some images, `[images, outputs]`, without dropout; for classification, logits. `z` is as
+    /// [`At::z`].
     fn predict(&self, c: &[f64], z: &[Tokens<'_>]) -> Vec<f32>;
 }
 
-/// What a task's head is built for.
+/// The shapes that a task's head is built for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TaskFacts {
     /// Width of the encoder.
@@ -208,6 +219,6 @@ pub struct TaskFacts {
 
 /// A task as an entry of [`TASKS`](super::TASKS).
 pub trait TaskKind: Named {
-    /// The task on an encoder of that shape.
+    /// The task for these shapes, which have been checked ([`ModelConfig::problems`](crate::ModelConfig::problems)).
     fn build(&self, facts: &TaskFacts) -> Arc<dyn Task>;
 }

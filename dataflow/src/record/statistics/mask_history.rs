@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use super::masks::MaskStatistics;
 use super::saturation::SaturationWatch;
 
-/// Samples whose last mask is remembered: the first that are seen. So the memory is bounded whatever the size of the data set, and the
-/// same samples are compared over the whole run.
+/// Samples whose last mask is remembered: the first that are seen. So the memory is bounded whatever the size of the
+/// data set, and the same samples are compared over the whole run.
 pub const MAX_REMEMBERED: usize = 1024;
 
 /// The last masks of the first [`MAX_REMEMBERED`] samples, a bit a patch.

@@ -31,7 +31,7 @@ table! {
         utilization: f32,
         /// Restarts after a panic.
         restarts: i32,
-        /// Of the stage `score`: outer iterations by which the policy in use was behind, as last measured (the metric
+        /// Of the stage `score`: outer iterations by which the policy in use was stale, as last measured (the metric
         /// `policy_lag`). 0 for the other stages.
         lag: i32,
     }

@@ -17,12 +17,12 @@ use super::batch::{AnyBatchBuilder, BatchBuilder};
 use super::common::Common;
 use super::row::{Declaration, Declared, Urgency, WrongList};
 
-/// A row of any table behind a reference.
+/// A row of any table, as a trait object.
 pub(super) trait AnyRow {
     /// How soon readers must see it.
     fn urgency(&self) -> Urgency;
 
-    /// The first list that has not `num_patches` values.
+    /// The first list whose length is not `num_patches`.
     fn wrong_list(&self, num_patches: usize) -> Option<WrongList>;
 
     /// Bytes that the row holds beside itself.
@@ -66,7 +66,7 @@ macro_rules! tables {
             $(#[doc = concat!("The table of [`", stringify!($Row), "`].")] $Name,)+
         }
 
-        /// What is declared of each table, in their usual order.
+        /// The properties of each table, in their usual order.
         pub static TABLES: [Declaration; Table::ALL.len()] = [$(<$Row as Declared>::DECLARATION),+];
 
         impl Table {

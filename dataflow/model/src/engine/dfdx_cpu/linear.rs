@@ -1,4 +1,4 @@
-//! Linear layers with what follows them fused in.
+//! Linear layers, alone or fused with GELU, a residual or both (the MLP).
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::layout::LinearWeights;
 use crate::parallel::arena::{Arena, Buffer, Params};
 use mlomae_kernels::{self as kernels, Epilogue, Mat};
 
-/// What the gradients of a linear layer's weights need, apart from its input.
+/// What the backward pass of a linear layer needs for the gradients of weight and bias, apart from its input.
 pub(super) struct WeightGradient {
     w: LinearWeights,
     params: Params,
@@ -21,7 +21,8 @@ pub(super) struct WeightGradient {
 }
 
 impl WeightGradient {
-    /// Adds the gradients of weight and bias from the cotangent of `x·Wᵀ + b` and x.
+    /// Adds the gradients of weight and bias to the sink, from x and `dy`, the cotangent of `x·Wᵀ + b`. Each is summed
+    /// over grains.
     pub(super) fn run(&self, dy: &[f32], x: &[f32]) {
         let (w, grains) = (&self.w, self.grains);
         let Some(sink) = &self.sink else { return };
@@ -37,7 +38,7 @@ impl WeightGradient {
         });
     }
 
-    /// The factors of the gradient of x, dy·W.
+    /// The two factors of the gradient of x, `dy·W`.
     fn input_factors<'a>(&'a self, dy: &'a [f32]) -> (Mat<'a>, Mat<'a>) {
         let w = &self.w;
         let a = Mat { data: dy, ld: w.outputs, trans: false };
@@ -45,7 +46,7 @@ impl WeightGradient {
     }
 }
 
-/// What the gradient of a linear layer needs, whatever is fused behind it.
+/// What the backward pass of a linear layer needs, whatever is fused after the layer.
 struct LinearGradient {
     layer: WeightGradient,
     x: Arc<Buffer>,
@@ -53,7 +54,7 @@ struct LinearGradient {
 }
 
 impl LinearGradient {
-    /// Given the cotangent of `x·Wᵀ + b`: gradients of weight, bias and x.
+    /// Adds the gradients of weight, bias and x, from the cotangent of `x·Wᵀ + b`.
     fn run(&self, grads: &mut Grads, dy: &[f32]) -> Result<(), CpuError> {
         let layer = &self.layer;
         layer.run(dy, &self.x);
@@ -68,7 +69,7 @@ impl LinearGradient {
 }
 
 impl DfdxCpu {
-    /// `x·Wᵀ` into `y`, with `epilogue` while the result is in the cache.
+    /// Writes `x·Wᵀ` to `y`, with `epilogue` applied to each tile while it is in the cache.
     fn product(&self, y: &mut Buffer, x: &CpuTensor, w: &LinearWeights, epilogue: Epilogue<'_>) {
         let a = Mat { data: &x.values, ld: w.inputs, trans: false };
         let b = Mat { data: &self.params_of(w.weight.level)[w.weight.range()], ld: w.inputs, trans: true };
@@ -126,8 +127,9 @@ impl DfdxCpu {
         out
     }
 
-    /// The MLP, which keeps the hidden layer before gelu alone: behind it, it is computed again with
-    /// its slope, in the product that gives its cotangent.
+    /// The MLP with recomputation: of the hidden layer only the values before GELU are stored. The backward pass
+    /// computes GELU again together with its derivative, in the epilogue of the product that gives the hidden layer's
+    /// cotangent.
     pub(super) fn fused_mlp(
         &mut self,
         x: &CpuTensor,
@@ -156,6 +158,7 @@ impl DfdxCpu {
         let residual = residual.slot.clone();
         self.push(&out, move |grads, dy| {
             let arena = &second.arena;
+            // `hidden` is the pre-activation until the epilogue has turned it into GELU's output.
             let (mut dhidden, mut hidden) = (arena.take(pre.len()), pre);
             let (a, b) = second.input_factors(&dy);
             let (inputs, outputs) = (second.w.inputs, second.w.outputs);
@@ -183,7 +186,7 @@ impl DfdxCpu {
             let residual = residual.slot.clone();
             self.push(&out, move |grads, dy| {
                 gradient.run(grads, &dy)?;
-                // The residual's cotangent is the output's, so its memory moves on.
+                // The residual's cotangent equals the output's, so the buffer is handed over without a copy.
                 match residual {
                     Some(residual) => residual.give(grads, &gradient.layer.arena, dy),
                     None => Ok(()),

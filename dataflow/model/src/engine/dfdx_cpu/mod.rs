@@ -1,8 +1,9 @@
-//! The default engine: dfdx's tape and gradients on the CPU, with fused operations of our own registered from outside.
+//! The default engine: dfdx's autograd tape on the CPU, with fused operations of our own registered from outside.
 //!
-//! dfdx's tape keeps one gradient per tensor id. Ours are slots of length zero whose storage the operations put in and take out
-//! themselves (`Slot`): the first cotangent that arrives becomes the gradient as it is, later ones are added, and the storage comes
-//! from the arena. So nothing is zeroed, and dfdx's order of execution, merging of tapes and its own operations stay as they are.
+//! dfdx's tape keeps one gradient for each tensor id and would allocate and zero it. Our tensors are on its tape with
+//! length zero, and our operations swap the storage in and out themselves (`Slot`): the first cotangent that arrives
+//! becomes the gradient as it is, later ones are added, and the storage comes from the arena. So no gradient is zeroed
+//! first, while dfdx's order of execution, merging of tapes and its own operations stay as they are.
 
 mod linear;
 mod tape;
@@ -23,34 +24,38 @@ use mlomae_kernels as kernels;
 
 use tape::{Record, SharedSink, Sink, Slot};
 
-/// A value of [`DfdxCpu`], `[rows, columns]`.
+/// A tensor of [`DfdxCpu`], `[rows, columns]`, row-major.
 #[derive(Clone)]
 pub struct CpuTensor {
     values: Arc<Buffer>,
     rows: usize,
     columns: usize,
+    /// Where its gradient is on the tape; none if no gradient flows through it.
     slot: Option<Slot>,
 }
 
 impl CpuTensor {
-    /// The values, shared.
+    /// The values `[rows, columns]`, shared.
+    #[must_use]
     pub fn shared(&self) -> Arc<Buffer> {
         self.values.clone()
     }
 }
 
-/// One pass over a micro-batch on one thread.
+/// The engine for one pass over a micro-batch, on one thread: dfdx's tape is not `Send`.
 pub struct DfdxCpu {
     device: Cpu,
     arena: Arena,
     params: PerLevel<Option<Params>>,
     sinks: PerLevel<Option<SharedSink>>,
+    /// Where [`DfdxCpu::sum_into`] sends gradients.
     sums: PerLevel<Option<(Arc<OrderedSum>, usize)>>,
+    /// The tape; none in a pass without gradients.
     record: Option<Record>,
     grains: Grains,
 }
 
-/// The grains of a micro-batch, over which sums are taken one by one.
+/// The grains of a micro-batch. Gradients of weights are summed within each grain first, then over grains by [`Tree`].
 #[derive(Clone, Copy, Debug)]
 struct Grains {
     num_images: usize,
@@ -62,14 +67,14 @@ impl Grains {
         self.num_images.div_ceil(self.grain)
     }
 
-    /// The part of `rows` rows, equally many for each image, that belongs to a grain.
+    /// The rows of a grain, where the micro-batch has `rows` rows, equally many for each image.
     fn rows(self, grain: usize, rows: usize) -> Range<usize> {
         let per_image = rows / self.num_images;
         let start = grain * self.grain;
         start * per_image..(start + self.grain).min(self.num_images) * per_image
     }
 
-    /// As [`Grains::rows`], for values of `columns` columns.
+    /// As [`Grains::rows`], in values of a matrix with `columns` columns.
     fn values(self, grain: usize, rows: usize, columns: usize) -> Range<usize> {
         let rows = self.rows(grain, rows);
         rows.start * columns..rows.end * columns
@@ -77,12 +82,15 @@ impl Grains {
 }
 
 thread_local! {
-    /// One device a thread for the thread's life: a shared one would need locks, a dropped one leaks its cache.
+    /// One dfdx device a thread, for the thread's life: threads that share one would contend for the lock of its
+    /// allocation cache, and dropping one leaks that cache.
     static DEVICE: Cpu = Cpu::default();
 }
 
 impl DfdxCpu {
-    /// An engine that records for a backward pass over `num_images` images; sums over them are taken grain by grain.
+    /// An engine that records for a backward pass over `num_images` images; gradients of weights are summed over grains
+    /// of `grain` images first.
+    #[must_use]
     pub fn recording(arena: &Arena, num_images: usize, grain: usize) -> Self {
         let mut engine = Self::forward_only(arena);
         engine.record = Some(Record::default());
@@ -90,7 +98,8 @@ impl DfdxCpu {
         engine
     }
 
-    /// An engine that keeps nothing.
+    /// An engine that records nothing and frees every intermediate value as early as it can.
+    #[must_use]
     pub fn forward_only(arena: &Arena) -> Self {
         DfdxCpu {
             device: DEVICE.with(Cpu::clone),
@@ -107,20 +116,22 @@ impl DfdxCpu {
         self.params[level].as_ref().expect("invariant: networks bind their parameters before they run")
     }
 
-    /// Adds the gradient for the parameters of `level` to `sum` as its vector `index`, weight by weight and as soon as each is complete,
-    /// instead of returning it from [`Tape::backward`]. Acts on parameters that are bound after this.
+    /// Adds the gradient for the parameters of `level` to `sum` as its vector `index`, weight by weight and as soon as
+    /// each is complete, instead of returning it from [`Tape::backward`]. Must come before [`Engine::bind`] of that
+    /// level.
     pub fn sum_into(&mut self, level: Level, sum: &Arc<OrderedSum>, index: usize) {
         self.sums[level] = Some((sum.clone(), index));
     }
 
-    /// Where the gradients of `weights`, all of one level, are added; the calling operation will write each of them once.
+    /// Where an operation adds the gradients of `weights`, all of one level; none if they need none. The calling
+    /// operation must add to each of them exactly once in its backward pass, see [`Sink::expect`].
     fn sink(&self, weights: &[&Weight]) -> Option<SharedSink> {
         let sink = self.sinks[weights.first()?.level].clone()?;
         weights.iter().for_each(|weight| sink.borrow_mut().expect(weight));
         Some(sink)
     }
 
-    /// The output of an operation; it gets a slot where a gradient is to flow back through it.
+    /// The output of an operation; with `wanted` it gets a slot, so that a gradient flows back through it.
     fn output(&self, values: Buffer, rows: usize, columns: usize, wanted: bool) -> CpuTensor {
         debug_assert_eq!(values.len(), rows * columns);
         let slot = (wanted && self.record.is_some()).then(|| Slot::new(&self.device, rows * columns));

@@ -1,4 +1,4 @@
-//! Slots and sinks: how our operations keep gradients on dfdx's tape.
+//! Slots and sinks: where our operations on dfdx's tape put gradients of tensors (slots) and of parameters (sinks).
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -19,15 +19,15 @@ use mlomae_kernels as kernels;
 /// dfdx's gradients by tensor id.
 pub(super) type Grads = dfdx::tensor::Gradients<f32, Cpu>;
 
-/// What has been recorded.
+/// The operations recorded so far.
 #[derive(Default)]
 pub(super) struct Record {
     pub(super) tape: OwnedTape<f32, Cpu>,
 }
 
-/// A place on dfdx's tape for the gradient of one of our tensors.
+/// The gradient of one of our tensors among dfdx's gradients.
 ///
-/// The tensor behind the id has no elements, so dfdx allocates an empty vector for it; our storage is swapped in.
+/// Its key is a dfdx tensor without elements: dfdx allocates an empty vector for it, and our storage is swapped in.
 #[derive(Clone)]
 pub(super) struct Slot {
     key: Tensor<(usize,), f32, Cpu>,
@@ -39,13 +39,13 @@ impl Slot {
         Slot { key: device.tensor_from_vec(Vec::new(), (0,)), len }
     }
 
-    /// Takes the gradient out; none when nothing has arrived.
+    /// Takes the gradient out; none if no operation has added to it.
     pub(super) fn take(&self, grads: &mut Grads, arena: &Arena) -> Result<Option<Buffer>, CpuError> {
         let storage = std::mem::take(&mut **grads.get_or_alloc_mut(&self.key)?);
         Ok((!storage.is_empty()).then(|| arena.adopt(storage, self.len)))
     }
 
-    /// Adds a contribution whose memory is not needed any more.
+    /// Adds a contribution whose buffer the caller does not need afterwards: the first one becomes the gradient itself.
     pub(super) fn give(&self, grads: &mut Grads, arena: &Arena, contribution: Buffer) -> Result<(), CpuError> {
         debug_assert_eq!(contribution.len(), self.len);
         let total = match self.take(grads, arena)? {
@@ -59,7 +59,8 @@ impl Slot {
         Ok(())
     }
 
-    /// Lets `add` write (`accumulate` false: contents are stale) or add to the gradient in place.
+    /// Calls `add` with the gradient's storage: if the flag is true it must add to the values, if false it must
+    /// overwrite them (they are stale).
     pub(super) fn accumulate(
         &self,
         grads: &mut Grads,
@@ -76,43 +77,47 @@ impl Slot {
     }
 }
 
-/// The gradient of one parameter set from one tape, weight by weight.
+/// Collects the gradient of one parameter set from one tape, weight by weight.
+///
+/// Every operation announces in the forward pass which weights it will add to ([`Sink::expect`]). So the backward pass
+/// knows when a weight's gradient is complete, and can send it to the sum and free its memory at once.
 pub(super) struct Sink {
     arena: Arena,
     /// The sum that complete gradients are added to, and this tape's index in it.
     sum: Arc<OrderedSum>,
     index: usize,
-    /// Whether the sum is of this vector alone, which [`Tape::backward`](crate::engine::ops::Tape::backward) returns.
+    /// Whether the sum is of this tape alone, so that [`Tape::backward`](crate::engine::ops::Tape::backward) returns
+    /// it.
     is_own: bool,
-    /// By the place of the weight.
+    /// Incomplete gradients, by the offset of the weight.
     gradients: BTreeMap<usize, Partial>,
 }
 
 /// A weight's incomplete gradient.
 #[derive(Default)]
 struct Partial {
-    /// Operations of the record that have not written to it.
+    /// Recorded operations that have yet to add to it.
     num_expected: usize,
     values: Option<Buffer>,
 }
 
-/// Operations on one tape share their sinks.
+/// A sink that the operations of one tape share.
 pub(super) type SharedSink = Rc<RefCell<Sink>>;
 
 impl Sink {
-    /// A sink for a set of `len` values, into vector `sum.1` of `sum.0` if there is one.
+    /// A sink for a parameter set of `len` values, which adds to vector `sum.1` of `sum.0` if there is one.
     pub(super) fn shared(arena: &Arena, len: usize, sum: Option<(Arc<OrderedSum>, usize)>) -> SharedSink {
         let is_own = sum.is_none();
         let (sum, index) = sum.unwrap_or_else(|| (Arc::new(OrderedSum::new(arena, 1, len)), 0));
         Rc::new(RefCell::new(Sink { arena: arena.clone(), sum, index, is_own, gradients: BTreeMap::new() }))
     }
 
-    /// One more operation will write to the weight's gradient.
+    /// Announces that one more operation will add to the weight's gradient.
     pub(super) fn expect(&mut self, weight: &Weight) {
         self.gradients.entry(weight.range().start).or_default().num_expected += 1;
     }
 
-    /// Adds `gradient` to the weight's, which goes to the sum if no more is expected.
+    /// Adds to the weight's gradient; it goes to the sum when no further operation was announced.
     pub(super) fn add(&mut self, weight: &Weight, gradient: Buffer) {
         let range = weight.range();
         let partial = self.gradients.entry(range.start).or_default();
@@ -132,14 +137,15 @@ impl Sink {
         }
     }
 
-    /// Adds the [`Tree`] sum of `num` parts to the weight's gradient; `part` overwrites its target.
+    /// Adds the [`Tree`] sum of `num` parts to the weight's gradient; `part(i, out)` overwrites `out` with part `i`.
     pub(super) fn sum(&mut self, weight: &Weight, num: usize, part: impl FnMut(usize, &mut [f32])) {
         let mut sum = self.arena.take(weight.range().len());
         Tree::sum(&self.arena, &mut sum, num, part);
         self.add(weight, sum);
     }
 
-    /// Sends what is left to the sum; returns the whole gradient, zero where nothing was written, if it is not part of a sum.
+    /// Sends incomplete gradients to the sum (an operation without a cotangent was skipped). Returns the whole
+    /// gradient, zero where nothing was added, unless it is part of a sum over several tapes.
     fn finish(&mut self) -> Option<Buffer> {
         for (start, partial) in std::mem::take(&mut self.gradients) {
             if let Some(values) = partial.values {
@@ -151,7 +157,8 @@ impl Sink {
 }
 
 impl DfdxCpu {
-    /// Registers `operation` to run when the gradient of `out` is complete; it is skipped when none has arrived.
+    /// Records `operation`. The backward pass calls it with the cotangent of `out` once that is complete, or skips it
+    /// if `out` has none.
     pub(super) fn push(
         &mut self,
         out: &CpuTensor,

@@ -1,4 +1,4 @@
-//! Operations that pick, place and add tokens.
+//! Operations on tokens: patch embedding, row selection, and the decoder's unshuffle.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use crate::layout::Weight;
 use mlomae_kernels::{self as kernels, Mat};
 
 impl DfdxCpu {
+    /// [`Engine::tokens`](crate::engine::Engine::tokens).
     pub(super) fn embed_tokens(
         &mut self,
         patches: &CpuTensor,
@@ -20,7 +21,7 @@ impl DfdxCpu {
         let batch = patches.rows / num_patches;
         let num_visible = order.map_or(num_patches, |o| o.num_visible);
         let rows = batch * num_visible;
-        // Only visible patches are embedded, so they are gathered as pixels.
+        // Gathering before the embedding saves the product of the masked patches.
         let visible = match order {
             None => patches.values.clone(),
             Some(order) => {
@@ -91,7 +92,7 @@ impl DfdxCpu {
         out
     }
 
-    /// The rows `picked` of every group of `period` rows.
+    /// Rows `picked` of every group of `period` rows.
     pub(super) fn pick_rows(&mut self, x: &CpuTensor, period: usize, picked: Range<usize>) -> CpuTensor {
         let (groups, n) = (x.rows / period, x.columns);
         let span = picked.start * n..picked.end * n;
@@ -116,6 +117,7 @@ impl DfdxCpu {
         out
     }
 
+    /// [`Engine::unshuffle`](crate::engine::Engine::unshuffle).
     pub(super) fn restore_tokens(
         &mut self,
         x: &CpuTensor,
