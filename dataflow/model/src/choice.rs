@@ -1,7 +1,7 @@
 //! Registries: things that are chosen by name among a fixed list.
 //!
-//! A registry is a `static` list of trait objects. Configuration, help and messages read the list, so that an entry is added by its own
-//! file and one line of the list.
+//! A registry is a `static` list of trait objects. Configuration, its schema and messages read the list, so that an entry is added by a
+//! file of its own, that file's `mod` line and its place in the list.
 
 use std::fmt;
 

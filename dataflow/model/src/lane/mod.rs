@@ -4,7 +4,7 @@
 //! are the CPU's own business, on a GPU a level is one enqueue. Vectors are opaque ([`Vector`]): whoever holds a lane neither knows nor
 //! asks where they lie. So stages, payloads, checkpoints and the algorithm are written once.
 //!
-//! A device is a file here and a line in [`DEVICES`].
+//! A device is a file here with its `mod` line, and an entry of [`DEVICES`]. Nothing else names one.
 
 pub mod cpu;
 mod list;

@@ -105,7 +105,8 @@ pub trait Lane: Send + fmt::Debug {
     /// A lane of the same device for another worker.
     fn fork(&self) -> Box<dyn Lane>;
 
-    /// Brings a vector to where the lane computes; shared if it is there.
+    /// Brings a vector to where the lane computes; shared if it is there. All methods below take vectors that were brought there or came
+    /// from a lane of the same [`Lanes`], moments of the optimizer and empty vectors among them.
     ///
     /// # Errors
     /// When the device fails or lacks memory.
@@ -269,7 +270,7 @@ pub struct LanesSpec {
     pub mask: LaneSize,
 }
 
-/// The lanes of a run.
+/// The lanes of a run. They share one memory: θ, φ, directions and images go from one to another without an upload.
 #[derive(Debug)]
 pub struct Lanes {
     /// Of the scorer; its other workers fork it.

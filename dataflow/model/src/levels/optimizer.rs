@@ -118,6 +118,12 @@ impl AdamW {
         AdamW { m, v, ..self }
     }
 
+    /// Runs of weights with one weight decay, in order and without gaps, NaN where they are frozen; for lanes that step elsewhere.
+    #[must_use]
+    pub fn pieces(&self) -> &[(Range<usize>, f64)] {
+        &self.pieces
+    }
+
     /// One step on the CPU: the new values in fresh memory, so that whoever holds the old ones keeps a snapshot.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 //! Whatever a [`Masking`] is, it ends in keys, one a patch: the patches of the lowest keys stay visible ([`order`]). A learned one also has
 //! a parameter set φ, scores p in (0, 1) that weigh the patch losses, and a backward pass. One without φ makes levels 2 and 3 rest.
 //!
-//! A masking is a file here and a line in [`MASKINGS`].
+//! A masking is a file here with its `mod` line, and an entry of [`MASKINGS`].
 
 pub mod flat;
 mod kind;

@@ -5,7 +5,7 @@
 //! does not depend on c; the loss is the same function at c + εv and c − εv (dropout off); there is no state besides c; and the loss is a
 //! sum over images divided by totals that follow from the targets alone, so that micro-batches never change a result.
 //!
-//! A task is a file here and a line in [`TASKS`].
+//! A task is a file here with its `mod` line, and an entry of [`TASKS`].
 
 pub mod class;
 mod list;
