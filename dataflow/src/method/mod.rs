@@ -161,7 +161,7 @@ impl Method {
     /// How the batch of level-1 step `step` (from 0) is masked.
     #[must_use]
     pub const fn mask_rule(&self, step: u64) -> MaskRule {
-        MaskRule { seed: self.seed, step, explore: self.explore }
+        MaskRule { seed: self.seed, step, explore: self.explore, first_image: 0 }
     }
 
     /// Dropout of pass `pass` of outer iteration `outer`.
