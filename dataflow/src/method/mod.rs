@@ -104,10 +104,13 @@ impl Method {
     /// The method of `config` with the networks of `model`.
     ///
     /// # Errors
-    /// When the networks cannot be built.
+    /// When the networks cannot be built, or the device cannot be used here.
     pub fn new(config: &Config, model: &ModelConfig, steps_per_epoch: u64) -> Result<Self, ModelError> {
         let unroll = config.method.unroll;
         let total_outer = config.train.outer_iterations;
+        if let Some(problem) = config.compute.device.problem() {
+            return Err(ModelError::Lane { lane: config.compute.device.get().name(), problem });
+        }
         Ok(Self {
             model: Arc::new(Model::new(model)?),
             seed: config.seed,
