@@ -126,7 +126,8 @@ fn table(tuning: &Tuning) -> String {
     if let Some(stage) = tuning.end.0.bottleneck() {
         let shares = [stage.utilization, stage.wait_in, stage.wait_out].map(|share| 100.0 * share);
         text += &format!(
-            "\n\nbottleneck: {}, at work {:.0} % of the time, waiting {:.0} % for input and {:.0} % for room in its output",
+            "\n\nbottleneck: {}, at work {:.0} % of the time, \
+             waiting {:.0} % for input and {:.0} % for room in its output",
             stage.stage, shares[0], shares[1], shares[2]
         );
     }

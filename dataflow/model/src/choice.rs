@@ -2,7 +2,7 @@
 //! hypergradient).
 //!
 //! A registry is a `static` list of trait objects. Configuration, help and messages read the list, so adding an entry
-//! takes its own file and one line of the list.
+//! takes a file of its own, its `mod` line and its place in the list.
 //!
 //! ```
 //! use mlomae_model::choice::{Choice, Named, Registry};

@@ -78,12 +78,12 @@ pub trait Hypergradient: Named {
 }
 
 /// Every form; the first is the default.
-pub static FORMS: [&dyn Hypergradient; 2] = [&Clean, &Published];
+pub static FORMS: &[&dyn Hypergradient] = &[&Clean, &Published];
 
 impl Registry for dyn Hypergradient {
     const WHAT: &'static str = "hypergradient";
     fn entries() -> &'static [&'static Self] {
-        &FORMS
+        FORMS
     }
 }
 

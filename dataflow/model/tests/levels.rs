@@ -1,4 +1,4 @@
-//! Properties of the three levels that the golden files do not cover: every form of the masking network, any number of
+//! Properties of the three levels that the golden files do not cover: every masking network of the list, any number of
 //! threads, and the two forms of the hypergradient.
 
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use mlomae_model::levels::passes::{cls, features};
 use mlomae_model::levels::score::{embedding, patches, score};
 use mlomae_model::levels::vectors::{sum, widen};
 use mlomae_model::levels::{Cpu, Labelled, pretrain};
-use mlomae_model::masking::{MaskRule, MaskingChoice};
+use mlomae_model::masking::{MASKINGS, MaskRule, MaskingChoice};
 use mlomae_model::parallel::arena::{Arena, Buffer, Params};
 use mlomae_model::tasks::Targets;
 use mlomae_model::{Compute, Layout, Level, Model};
@@ -43,9 +43,13 @@ fn config(masking: &str, mask_input: MaskInput, pos_embed: PosEmbed) -> ModelCon
 
 fn all_forms() -> Vec<ModelConfig> {
     let mut forms = Vec::new();
-    for net in ["flat-mlp", "token-mlp"] {
+    for net in MASKINGS.iter().filter(|net| net.is_learned()) {
         for input in [MaskInput::Embedding, MaskInput::Pixels] {
-            forms.push(config(net, input, if forms.len() % 2 == 0 { PosEmbed::Trained } else { PosEmbed::Frozen }));
+            forms.push(config(
+                net.name(),
+                input,
+                if forms.len() % 2 == 0 { PosEmbed::Trained } else { PosEmbed::Frozen },
+            ));
         }
     }
     forms
@@ -99,7 +103,7 @@ impl World {
 }
 
 fn rule(explore: f64) -> MaskRule {
-    MaskRule { seed: 77, step: 3, explore }
+    MaskRule { seed: 77, step: 3, explore, first_image: 0 }
 }
 
 fn relative(a: &[f32], b: &[f32]) -> f64 {

@@ -61,6 +61,8 @@ impl Collective for Pair {
     }
 }
 
+const RULE: MaskRule = MaskRule { seed: 5, step: 7, explore: 0.5, first_image: 0 };
+
 /// Images of a batch, in grains of two.
 const BATCH: usize = 8;
 const GRAIN: usize = 2;
@@ -86,13 +88,13 @@ fn iterate(cpu: &Cpu, from: usize, to: usize) -> Results {
     let init = |level| cpu.model.init(level, 1);
     let (theta, c, phi) = (init(Level::Pretrain), init(Level::Finetune), init(Level::Mask));
     let (x_p, x_f, x_v) = (images("p"), images("f"), images("v"));
-    let scored = score(cpu, Some(&theta), &phi, &x_p, &MaskRule::BY_SCORE).unwrap();
+    let scored = score(cpu, Some(&theta), &phi, &x_p, &RULE).unwrap();
     let p = pretrain::gradient(cpu, &theta, &phi, &x_p, &scored).unwrap();
     let (f, v) = (Labelled { images: &x_f, targets: &targets }, Labelled { images: &x_v, targets: &targets });
     let level2 = finetune::gradient(cpu, &theta, &widen(&c), f, None, true).unwrap();
     let d = direction(cpu, &theta, &widen(&c), level2.recorded.unwrap(), f, v, 0.01).unwrap();
     let along_v = sum(&cpu.compute, &d.v1, &d.w);
-    let hypergradient = along(cpu, &theta, &along_v, &phi, &x_p, &MaskRule::BY_SCORE, 0.01).unwrap().to_vec();
+    let hypergradient = along(cpu, &theta, &along_v, &phi, &x_p, &RULE, 0.01).unwrap().to_vec();
     let gradients = [&p.gradient, &level2.gradient, &d.v1, &d.w].map(|gradient| gradient.to_vec()).to_vec();
     Results { losses: [p.loss, level2.loss, d.loss], gradients, hypergradient }
 }

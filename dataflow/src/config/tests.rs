@@ -139,8 +139,11 @@ fn all_errors_come_at_once_and_each_on_one_line() {
     assert_eq!(lines.len(), 11, "{lines:#?}");
     let has = |line: &str| assert!(lines.iter().any(|l| l == line), "{line}\nin {lines:#?}");
     has("mask.ratio = 1.5: out of range (allowed: number, 0.05 to 0.95)");
-    has("mask.net = \"token\": not an allowed value; did you mean \"token-mlp\"? \
-         (allowed: flat-mlp, token-mlp, random)");
+    let maskings: Vec<&str> = mlomae_model::masking::MASKINGS.iter().map(|kind| kind.name()).collect();
+    has(&format!(
+        "mask.net = \"token\": not an allowed value; did you mean \"token-mlp\"? (allowed: {})",
+        maskings.join(", ")
+    ));
     has("actors.load.queue_cap = 9: out of range (allowed: whole number, 0 to 8)");
     has("actors.load.workers = \"two\": wrong type (allowed: whole number, 0 to 256)");
     has("pipeline.lag = 9: out of range (allowed: whole number, 0 to 8)");

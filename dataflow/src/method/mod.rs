@@ -105,10 +105,13 @@ impl Method {
     /// The method of `config` with the networks of `model`.
     ///
     /// # Errors
-    /// When the networks cannot be built.
+    /// When the networks cannot be built, or the device cannot be used here.
     pub fn new(config: &Config, model: &ModelConfig, steps_per_epoch: u64) -> Result<Self, ModelError> {
         let unroll = config.method.unroll;
         let total_outer = Outer(config.train.outer_iterations);
+        if let Some(problem) = config.compute.device.problem() {
+            return Err(ModelError::Config(format!("compute.device {}: {problem}", config.compute.device)));
+        }
         Ok(Self {
             model: Arc::new(Model::new(model)?),
             seed: config.seed,
@@ -168,7 +171,7 @@ impl Method {
     /// How the batch of level-1 step `step` is masked.
     #[must_use]
     pub const fn mask_rule(&self, step: Step) -> MaskRule {
-        MaskRule { seed: self.seed, step: step.0, explore: self.explore }
+        MaskRule { seed: self.seed, step: step.0, explore: self.explore, first_image: 0 }
     }
 
     /// Dropout of pass `pass` of outer iteration `outer`.

@@ -118,7 +118,8 @@ impl Recorder {
         self.figure(moment, metric, metric.name(), value, metric.unit());
     }
 
-    /// Adds a number of the kind of `metric` whose name or unit is not known to the list: that of a downstream task, or of one place.
+    /// Adds a number of the kind of `metric` whose name or unit the list does not know: a figure of a downstream task,
+    /// or a number of one place in the image.
     pub fn figure(&mut self, moment: Moment, metric: Metric, name: impl Into<Text>, value: f64, unit: &'static str) {
         let moment = Moment { level: metric.level(), ..moment };
         self.row(moment, MetricRow { name: name.into(), value, split: metric.split().into(), unit: unit.into() });

@@ -141,7 +141,8 @@ fn the_serial_executor_is_the_algorithm_to_the_bit() {
     }
 }
 
-/// With a lag, x_p was scored by an older φ than the newest: the hypergradient is taken at the newest, which the step moves.
+/// With a lag, x_p was scored by an older φ than the newest: the hypergradient is taken at the newest, which the step
+/// moves.
 #[test]
 fn the_hypergradient_is_taken_at_the_newest_policy() {
     let config = config(&["pipeline.lag=1".to_owned(), "mask.input=pixels".to_owned()]);

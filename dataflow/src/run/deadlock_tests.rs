@@ -117,7 +117,12 @@ macro_rules! toy_stages {
                 type Log = Recorder;
                 const NAME: StageName = StageName::$name;
 
-                fn process(&mut self, unit: u64, items: Vec<Item>, recorder: &mut Recorder) -> Result<Item, StageError> {
+                fn process(
+                    &mut self,
+                    unit: u64,
+                    items: Vec<Item>,
+                    recorder: &mut Recorder,
+                ) -> Result<Item, StageError> {
                     self.0.work(Self::NAME, unit, &items, recorder)
                 }
 
@@ -366,7 +371,8 @@ fn no_topology_with_slow_and_failing_stages_deadlocks() {
     }
     assert!(num_finished > 60 && num_stopped > 20 && num_failed > 40, "{num_finished} {num_stopped} {num_failed}");
     println!(
-        "{NUM_TOPOLOGIES} topologies, {num_workers} workers, {num_faults} faults, {num_restarts} restarts, {num_units} units: \
+        "{NUM_TOPOLOGIES} topologies, {num_workers} workers, {num_faults} faults, \
+         {num_restarts} restarts, {num_units} units: \
          {num_finished} finished, {num_stopped} stopped, {num_failed} ended by a fault, none hung"
     );
 }

@@ -55,6 +55,8 @@ impl Features {
         batch: usize,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self, StageError> {
+        let failed = internal(StageName::Evaluator);
+        let theta = lane.upload(theta).map_err(&failed)?;
         let mut all = Self { dim: lane.model().config.dim, ..Self::default() };
         for (done, chunk) in indices.chunks(batch.max(1)).enumerate() {
             let images = loader.samples(chunk)?;
@@ -62,7 +64,7 @@ impl Features {
             if images.is_empty() {
                 continue;
             }
-            let z = lane.features(theta, &images.images).map_err(internal(StageName::Evaluator))?;
+            let z = lane.upload(&images.images).and_then(|images| lane.features(&theta, &images)).map_err(&failed)?;
             for (image, row) in z.chunks_exact(all.dim).enumerate() {
                 if let Some(label) = images.targets.class(image) {
                     all.values.extend_from_slice(row);

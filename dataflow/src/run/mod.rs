@@ -9,6 +9,8 @@ mod deadlock_tests;
 pub mod edges;
 pub mod evaluation;
 pub mod held_out;
+#[cfg(test)]
+mod mirror;
 pub mod pipeline;
 #[cfg(test)]
 mod pipeline_tests;

@@ -129,12 +129,13 @@ impl Setup {
             Ok(PolicyVersion { phi: mask.upload(&phi)?, shift })
         });
         let policies = policies.collect::<Result<_, ModelError>>()?;
+        let previous = previous_hypergradient.map(|previous| mask.upload(&previous)).transpose()?;
         let stages = Stages {
             load,
             score: ScoreStage::new(method.clone(), score),
             encoder: EncoderStage::new(method.clone(), pretrain, theta, adamw, masks, panel),
             evaluator: EvaluatorStage::new(method.clone(), finetune, head, adamw_f),
-            policy: PolicyStage::new(method.clone(), mask, policies, adamw_m, previous_hypergradient),
+            policy: PolicyStage::new(method.clone(), mask, policies, adamw_m, previous),
         };
         Ok((method, stages))
     }

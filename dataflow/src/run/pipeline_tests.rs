@@ -5,6 +5,9 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use mlomae_model::Params;
+use mlomae_model::lane::cpu::Cpus;
+use mlomae_model::lane::{Device, DeviceChoice, LaneSize};
 use mlomae_storage::logs::LogRow;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -16,7 +19,9 @@ use crate::flow::stage_name::{EdgeId, StageName};
 use crate::flow::stop::{StopFlag, StopReason};
 use crate::input::plan::Role;
 use crate::method::{Method, model_config};
-use crate::record::{CheckpointFile, PartOf, Record, RecordBody, When};
+use crate::record::{CheckpointFile, FlatTensors, PartOf, Record, RecordBody, When};
+use crate::run::evaluation::Features;
+use crate::run::mirror::Mirror;
 use crate::run::pipeline::{Setup, build};
 use crate::run::serial::SerialRun;
 use crate::run::state::{TensorSource, TensorView, TrainState};
@@ -95,14 +100,15 @@ fn bits(checkpoint: &AssembledCheckpoint) -> Vec<(String, Vec<u32>)> {
     all
 }
 
-struct Parts<'a>(&'a AssembledCheckpoint);
+/// Tensors with their values in host memory.
+struct Parts<'a>(Vec<(&'a FlatTensors, Params)>);
 
 impl TensorSource for Parts<'_> {
     fn tensor(&self, file: CheckpointFile, name: &str) -> Option<TensorView<'_>> {
-        let all = self.0.parts.iter().flat_map(|part| &part.tensors).filter(|tensors| tensors.file == file);
-        all.filter_map(|tensors| {
+        let all = self.0.iter().filter(|(tensors, _)| tensors.file == file);
+        all.filter_map(|(tensors, values)| {
             let entry = tensors.layout.get(name.strip_prefix(&tensors.prefix)?)?;
-            Some((&entry.shape[..], &tensors.values.host().unwrap()[entry.range()]))
+            Some((&entry.shape[..], &values[entry.range()]))
         })
         .next()
     }
@@ -119,7 +125,9 @@ fn restore(method: &Method, checkpoint: &AssembledCheckpoint) -> TrainState {
         "evaluator": state(PartOf::Evaluator),
         "policy": state(PartOf::Policy),
     });
-    TrainState::restore(method, &Parts(checkpoint), &state).expect("fits")
+    let tensors = checkpoint.parts.iter().flat_map(|part| &part.tensors);
+    let tensors = tensors.map(|tensors| (tensors, tensors.values.to_host().expect("readable"))).collect();
+    TrainState::restore(method, &Parts(tensors), &state).expect("fits")
 }
 
 /// Settings that change results.
@@ -369,4 +377,37 @@ fn a_run_that_is_done_has_nothing_left() {
     let (exits, kept) = threaded(setup, None);
     assert!(exits.iter().all(|exit| matches!(exit, Exit::Finished)), "{exits:?}");
     assert!(kept.metrics.is_empty());
+}
+
+#[test]
+fn a_device_with_a_memory_of_its_own_computes_the_same_and_resumes() {
+    for variant in variants() {
+        let config = config(&variant, NUM_OUTER, &[]);
+        let wanted = serial(&config);
+        let run = |from: Option<&AssembledCheckpoint>| {
+            let mut setup = setup(&config, Memory::new(100), from);
+            setup.method.device = DeviceChoice::of(&Mirror);
+            let (exits, kept) = threaded(setup, None);
+            assert!(exits.iter().all(|exit| matches!(exit, Exit::Finished)), "{variant:?}: {exits:?}");
+            kept
+        };
+        let whole = run(None);
+        assert!(last(&whole) == last(&wanted), "checkpoints differ: {variant:?}");
+        assert!(whole.metrics == wanted.metrics, "metrics differ: {variant:?}");
+        assert!(whole.checkpoints.len() > 1, "there is one to resume from");
+        assert!(last(&run(whole.checkpoints.first())) == last(&wanted), "a resume differs: {variant:?}");
+    }
+}
+
+#[test]
+fn a_device_with_a_memory_of_its_own_has_the_same_features() {
+    let variant = Variant { lag: 0, settings: Vec::new() };
+    let Setup { method, load, state, .. } = setup(&config(&variant, 1, &[]), Memory::new(100), None);
+    let size = LaneSize { num_threads: 1, micro_batch: 2 };
+    let features = |device: &'static dyn Device| {
+        let mut lane = device.lane(&method.model, &method.arena, method.grain, size).expect("threads");
+        Features::extract(&mut *lane, &state.theta, &load, &[0, 1, 2, 3, 4], 2, &mut |_, _| {}).expect("readable")
+    };
+    let (here, behind) = (features(&Cpus), features(&Mirror));
+    assert_eq!((here.values, here.labels), (behind.values, behind.labels));
 }

@@ -150,7 +150,8 @@ fn a_checkpoint_that_cannot_be_written_is_an_io_error_and_the_logs_are_sealed() 
     drop(sender);
     let (exits, _) = thread.join().expect("no panic");
     assert!(
-        matches!(&exits[..], [Exit::Failed(error)] if error.exit_code() == 74 && error.to_string().contains("no space")),
+        matches!(&exits[..], [Exit::Failed(error)]
+            if error.exit_code() == 74 && error.to_string().contains("no space")),
         "{exits:?}"
     );
 }

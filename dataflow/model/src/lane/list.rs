@@ -5,12 +5,12 @@ use super::seam::Device;
 use crate::choice::{Choice, Registry};
 
 /// Every device; the first is the default.
-pub static DEVICES: [&dyn Device; 1] = [&cpu::Cpus];
+pub static DEVICES: &[&dyn Device] = &[&cpu::Cpus];
 
 impl Registry for dyn Device {
     const WHAT: &'static str = "device";
     fn entries() -> &'static [&'static Self] {
-        &DEVICES
+        DEVICES
     }
 }
 

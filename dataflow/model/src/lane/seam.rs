@@ -123,6 +123,8 @@ pub trait Lane: Send + fmt::Debug {
 
     /// The vector in memory of the lane's device; shared, not copied, if it is there. Called for initial or restored
     /// weights and moments, and for every batch of images.
+    /// All methods below take vectors that were brought there or came from a lane of the same [`Lanes`], moments of the
+    /// optimizer and empty vectors among them.
     ///
     /// # Errors
     /// When the device fails or lacks memory.
@@ -307,7 +309,7 @@ pub struct LanesSpec {
     pub mask: LaneSize,
 }
 
-/// The lanes of a run.
+/// The lanes of a run. They share one memory: θ, φ, directions and images go from one to another without an upload.
 #[derive(Debug)]
 pub struct Lanes {
     /// Of the scorer; its other workers fork it.

@@ -122,6 +122,13 @@ impl AdamW {
         AdamW { m, v, ..self }
     }
 
+    /// Runs of weights with one weight decay, in order and without gaps, NaN where they are frozen; for lanes that
+    /// update weights elsewhere.
+    #[must_use]
+    pub fn pieces(&self) -> &[(Range<usize>, f64)] {
+        &self.pieces
+    }
+
     /// One step with learning rate `rate` on the CPU. The new values are in a buffer of their own, so that the old ones
     /// stay a snapshot for whoever shares them.
     ///

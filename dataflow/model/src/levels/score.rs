@@ -65,6 +65,8 @@ pub fn score(
         }
     };
     let trace = input.and_then(|input| masking.forward(&cpu.compute, phi, &input));
-    let keys = masking.keys(images.len() / c.image_values(), trace.as_ref().map(|trace| &trace.scores[..]), rule);
+    let num_images = images.len() / c.image_values();
+    let rule = MaskRule { first_image: (cpu.collective.rank() * num_images) as u64, ..*rule };
+    let keys = masking.keys(num_images, trace.as_ref().map(|trace| &trace.scores[..]), &rule);
     Ok(Scored { trace, order: order_by_keys(&keys, c.num_patches(), c.num_visible()) })
 }

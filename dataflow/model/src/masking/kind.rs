@@ -47,16 +47,18 @@ pub struct MaskRule {
     pub step: u64,
     /// Exploration: the share of each image's patches that get random keys, in [0, 1].
     pub explore: f64,
+    /// Place of the first image within the batch of all ranks; [`score`](crate::levels::score::score) knows it.
+    pub first_image: u64,
 }
 
 impl MaskRule {
     /// Masks by score alone, without exploration.
-    pub const BY_SCORE: MaskRule = MaskRule { seed: 0, step: 0, explore: 0.0 };
+    pub const BY_SCORE: MaskRule = MaskRule { seed: 0, step: 0, explore: 0.0, first_image: 0 };
 
-    /// The random generator of an image, by its index in the batch.
+    /// The random generator of an image, by its index in the batch of this rank.
     #[must_use]
     pub fn rng(&self, image: usize) -> ChaCha8Rng {
-        keyed(self.seed, Purpose::Mask, self.step, image as u64)
+        keyed(self.seed, Purpose::Mask, self.step, self.first_image + image as u64)
     }
 }
 

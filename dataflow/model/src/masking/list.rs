@@ -5,12 +5,12 @@ use super::{flat, random, token};
 use crate::choice::{Choice, Registry};
 
 /// Every masking; the first is the default.
-pub static MASKINGS: [&dyn MaskingKind; 3] = [&flat::Kind, &token::Kind, &random::Kind];
+pub static MASKINGS: &[&dyn MaskingKind] = &[&flat::Kind, &token::Kind, &random::Kind];
 
 impl Registry for dyn MaskingKind {
     const WHAT: &'static str = "masking strategy";
     fn entries() -> &'static [&'static Self] {
-        &MASKINGS
+        MASKINGS
     }
 }
 

@@ -108,7 +108,7 @@ mod tests {
     #[test]
     fn exploration_changes_the_asked_share_only() {
         let scores: Vec<f32> = (0..64).map(|i| ((i * 37) % 64) as f32).collect();
-        let keys = |explore| explored_keys(&scores, 64, &MaskRule { seed: 5, step: 0, explore });
+        let keys = |explore| explored_keys(&scores, 64, &MaskRule { seed: 5, step: 0, explore, first_image: 0 });
         assert_eq!(keys(0.0), scores);
         let (hardly, explored) = (keys(1e-9), keys(0.25));
         assert_eq!(order_by_keys(&hardly, 64, 16).kept, order_by_keys(&scores, 64, 16).kept);

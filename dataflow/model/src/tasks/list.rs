@@ -5,12 +5,12 @@ use super::task::TaskKind;
 use crate::choice::{Choice, Registry};
 
 /// Every task; the first is the default.
-pub static TASKS: [&dyn TaskKind; 1] = [&class::Kind];
+pub static TASKS: &[&dyn TaskKind] = &[&class::Kind];
 
 impl Registry for dyn TaskKind {
     const WHAT: &'static str = "task";
     fn entries() -> &'static [&'static Self] {
-        &TASKS
+        TASKS
     }
 }
 

@@ -1,0 +1,230 @@
+//! A device for tests: the CPU behind a wall. Its vectors lie in a memory of its own, so that whoever reads one without downloading it, or
+//! hands in one without uploading it, fails. Results are the CPU's to the bit.
+
+use std::any::Any;
+use std::sync::Arc;
+
+use mlomae_model::choice::Named;
+use mlomae_model::lane::cpu::Cpus;
+use mlomae_model::lane::{
+    Device, Direction, Downstream, FinetuneGradient, LabelledImages, Lane, LaneSize, Lanes, LanesSpec,
+    PretrainGradient, Recording, Upstream,
+};
+use mlomae_model::levels::optimizer::AdamW;
+use mlomae_model::masking::{MaskRule, Scored};
+use mlomae_model::tasks::Noise;
+use mlomae_model::vector::DeviceMemory;
+use mlomae_model::{Arena, Buffer, Model, ModelError, Params, Vector};
+
+/// Memory behind the wall.
+#[derive(Debug)]
+struct Mirrored(Params);
+
+impl DeviceMemory for Mirrored {
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+    fn download(&self) -> Result<Buffer, ModelError> {
+        Ok(Buffer::from_vec(self.0.to_vec()))
+    }
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+/// A vector behind the wall, as the CPU's lane reads it.
+fn inside(vector: &Vector) -> Result<Vector, ModelError> {
+    let outside = || ModelError::Lane { lane: "mirror", problem: "a vector was not uploaded".to_owned() };
+    vector.device::<Mirrored>().map(|memory| memory.0.clone().into()).ok_or_else(outside)
+}
+
+/// A result of the CPU's lane, put behind the wall.
+fn behind(vector: &Vector) -> Result<Vector, ModelError> {
+    Ok(Vector::of_device(Arc::new(Mirrored(vector.to_host()?))))
+}
+
+/// The vectors of [`Downstream`] as the CPU's lane reads them.
+struct Inside<'a> {
+    theta: Vector,
+    c: Vector,
+    images: [Vector; 2],
+    of: Downstream<'a>,
+}
+
+impl<'a> Inside<'a> {
+    fn of(at: &Downstream<'a>) -> Result<Self, ModelError> {
+        let images = [inside(at.finetune.images)?, inside(at.validation.images)?];
+        Ok(Inside { theta: inside(at.theta)?, c: inside(at.c)?, images, of: *at })
+    }
+
+    fn at(&self) -> Downstream<'_> {
+        let [f, v] = &self.images;
+        Downstream {
+            theta: &self.theta,
+            c: &self.c,
+            finetune: LabelledImages { images: f, targets: self.of.finetune.targets },
+            validation: LabelledImages { images: v, targets: self.of.validation.targets },
+        }
+    }
+}
+
+fn direction(of: Direction) -> Result<Direction, ModelError> {
+    Ok(Direction { v1: behind(&of.v1)?, w: behind(&of.w)?, ..of })
+}
+
+/// A lane of the CPU behind the wall.
+#[derive(Debug)]
+struct MirrorLane(Box<dyn Lane>);
+
+impl Lane for MirrorLane {
+    fn model(&self) -> &Arc<Model> {
+        self.0.model()
+    }
+
+    fn fork(&self) -> Box<dyn Lane> {
+        Box::new(MirrorLane(self.0.fork()))
+    }
+
+    fn upload(&self, vector: &Vector) -> Result<Vector, ModelError> {
+        if vector.device::<Mirrored>().is_some() { Ok(vector.clone()) } else { behind(vector) }
+    }
+
+    fn score(
+        &mut self,
+        theta: Option<&Vector>,
+        phi: &Vector,
+        images: &Vector,
+        rule: &MaskRule,
+    ) -> Result<Scored, ModelError> {
+        let theta = theta.map(inside).transpose()?;
+        self.0.score(theta.as_ref(), &inside(phi)?, &inside(images)?, rule)
+    }
+
+    fn pretrain(
+        &mut self,
+        theta: &Vector,
+        phi: &Vector,
+        images: &Vector,
+        scored: &Scored,
+    ) -> Result<PretrainGradient, ModelError> {
+        let g = self.0.pretrain(&inside(theta)?, &inside(phi)?, &inside(images)?, scored)?;
+        Ok(PretrainGradient { gradient: behind(&g.gradient)?, patch_loss: behind(&g.patch_loss)?, ..g })
+    }
+
+    fn finetune(
+        &mut self,
+        at: &Downstream<'_>,
+        noise: Option<Noise>,
+        keep: bool,
+    ) -> Result<FinetuneGradient, ModelError> {
+        let g = self.0.finetune(&Inside::of(at)?.at(), noise, keep)?;
+        Ok(FinetuneGradient { gradient: behind(&g.gradient)?, ..g })
+    }
+
+    fn direction(&mut self, at: &Downstream<'_>, recorded: Recording, alpha: f64) -> Result<Direction, ModelError> {
+        direction(self.0.direction(&Inside::of(at)?.at(), recorded, alpha)?)
+    }
+
+    fn direction_published(
+        &mut self,
+        at: &Downstream<'_>,
+        alpha: f64,
+        noise: &dyn Fn(u64) -> Option<Noise>,
+    ) -> Result<Direction, ModelError> {
+        direction(self.0.direction_published(&Inside::of(at)?.at(), alpha, noise)?)
+    }
+
+    fn difference(&mut self, at: &Upstream<'_>, v: &Vector, alpha: f64) -> Result<Vector, ModelError> {
+        let (theta, phi, images) = (&inside(at.theta)?, &inside(at.phi)?, &inside(at.images)?);
+        behind(&self.0.difference(&Upstream { theta, phi, images, rule: at.rule }, &inside(v)?, alpha)?)
+    }
+
+    fn update(
+        &mut self,
+        adamw: &mut AdamW,
+        values: &Vector,
+        gradient: &Vector,
+        rate: f64,
+    ) -> Result<Vector, ModelError> {
+        let mut of_cpu = adamw.clone().with_moments(inside(&adamw.m)?, inside(&adamw.v)?);
+        let next = self.0.update(&mut of_cpu, &inside(values)?, &inside(gradient)?, rate)?;
+        let (m, v) = (behind(&of_cpu.m)?, behind(&of_cpu.v)?);
+        *adamw = of_cpu.with_moments(m, v);
+        behind(&next)
+    }
+
+    fn patch_losses(&mut self, theta: &Vector, images: &Vector, scored: &Scored) -> Result<Vector, ModelError> {
+        behind(&self.0.patch_losses(&inside(theta)?, &inside(images)?, scored)?)
+    }
+
+    fn reconstruct(&mut self, theta: &Vector, images: &Vector, scored: &Scored) -> Result<Vec<f32>, ModelError> {
+        self.0.reconstruct(&inside(theta)?, &inside(images)?, scored)
+    }
+
+    fn features(&mut self, theta: &Vector, images: &Vector) -> Result<Vec<f32>, ModelError> {
+        self.0.features(&inside(theta)?, &inside(images)?)
+    }
+
+    fn shifted(&mut self, theta: &Vector, v: &Vector, epsilon: f64) -> Result<Vector, ModelError> {
+        behind(&self.0.shifted(&inside(theta)?, &inside(v)?, epsilon)?)
+    }
+
+    fn combined(&mut self, a: f64, x: &Vector, b: f64, y: &Vector) -> Result<Vector, ModelError> {
+        behind(&self.0.combined(a, &inside(x)?, b, &inside(y)?)?)
+    }
+
+    fn sum(&mut self, x: &Vector, y: &Vector) -> Result<Vector, ModelError> {
+        behind(&self.0.sum(&inside(x)?, &inside(y)?)?)
+    }
+
+    fn norm(&mut self, x: &Vector) -> Result<f64, ModelError> {
+        self.0.norm(&inside(x)?)
+    }
+
+    fn cosine(&mut self, x: &Vector, y: &Vector) -> Result<f64, ModelError> {
+        self.0.cosine(&inside(x)?, &inside(y)?)
+    }
+
+    fn first_non_finite(&mut self, x: &Vector) -> Result<Option<(usize, f32)>, ModelError> {
+        self.0.first_non_finite(&inside(x)?)
+    }
+
+    fn allocated_bytes(&self) -> u64 {
+        self.0.allocated_bytes()
+    }
+}
+
+/// The device.
+#[derive(Debug)]
+pub(crate) struct Mirror;
+
+impl Named for Mirror {
+    fn name(&self) -> &'static str {
+        "mirror"
+    }
+    fn summary(&self) -> &'static str {
+        "The processor with vectors in a memory of its own"
+    }
+}
+
+impl Device for Mirror {
+    fn problem(&self) -> Option<String> {
+        None
+    }
+
+    fn lanes(&self, spec: &LanesSpec) -> Result<Lanes, ModelError> {
+        let Lanes { score, pretrain, finetune, mask } = Cpus.lanes(spec)?;
+        let mirror = |lane| -> Box<dyn Lane> { Box::new(MirrorLane(lane)) };
+        Ok(Lanes { score: mirror(score), pretrain: mirror(pretrain), finetune: mirror(finetune), mask: mirror(mask) })
+    }
+
+    fn lane(
+        &self,
+        model: &Arc<Model>,
+        arena: &Arena,
+        grain: usize,
+        size: LaneSize,
+    ) -> Result<Box<dyn Lane>, ModelError> {
+        Ok(Box::new(MirrorLane(Cpus.lane(model, arena, grain, size)?)))
+    }
+}
