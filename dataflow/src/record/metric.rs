@@ -5,7 +5,8 @@ use std::borrow::Cow;
 
 use mlomae_storage::logs::{Level, Text};
 
-// Losses and figures of levels 2 and 3 are listed as the task `class` has them; another task has units and figures of its own.
+// Losses and figures of levels 2 and 3 are listed as the task `class` has them; another task has units and figures of
+// its own.
 
 /// Declares [`Metric`] by the level, name, split and unit of each number.
 macro_rules! metrics {

@@ -1,5 +1,5 @@
-//! A device for tests: the CPU behind a wall. Its vectors lie in a memory of its own, so that whoever reads one without downloading it, or
-//! hands in one without uploading it, fails. Results are the CPU's to the bit.
+//! A device for tests: the CPU with a memory of its own. Whoever reads one of its vectors without downloading it, or
+//! passes one that was not uploaded, fails. Results are the CPU's to the bit.
 
 use std::any::Any;
 use std::sync::Arc;
