@@ -46,7 +46,7 @@ fn evaluate(bencher: Bencher<'_, '_>, preset: Preset) {
 fn policy(bencher: Bencher<'_, '_>, preset: Preset) {
     let mut workload = warm(preset);
     let v = workload.evaluate().expect("computes");
-    bencher.bench_local(|| workload.update_policy(&v).expect("computes"));
+    bencher.bench_local(|| workload.update_policy(v.clone()).expect("computes"));
 }
 
 #[divan::bench(args = PRESETS, sample_count = 10, sample_size = 1)]

@@ -184,10 +184,10 @@ impl Workload {
     ///
     /// # Errors
     /// When the lane fails.
-    pub fn update_policy(&mut self, v: &Direction) -> Result<(), ModelError> {
+    pub fn update_policy(&mut self, v: Direction) -> Result<(), ModelError> {
         let Self { lane, state: State { theta, phi, adamw, .. }, images, .. } = self;
         let at = Upstream { theta, phi, images, rule: &MaskRule::BY_SCORE };
-        let g = Clean.along(&mut **lane, &at, &v.v1, &v.w, ALPHA)?;
+        let g = Clean.along(&mut **lane, &at, v.v1, v.w, ALPHA)?;
         *phi = lane.update(&mut adamw.mask, phi, &g.gradient, RATES.mask)?;
         Ok(())
     }

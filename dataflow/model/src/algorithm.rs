@@ -148,7 +148,7 @@ pub fn outer_iteration(
     see(Event::Direction(&v));
     let rule = &(m.rule)((outer + 1) * k - 1);
     let at = Upstream { theta: &s.theta, phi: &s.phi, images: x_p, rule };
-    let g = m.form.along(lane, &at, &v.v1, &v.w, m.alpha)?;
+    let g = m.form.along(lane, &at, v.v1, v.w, m.alpha)?;
     s.phi = lane.update(&mut s.adamw.mask, &s.phi, &g.gradient, (m.rates.mask)(outer))?;
     see(Event::Hypergradient(&g));
     Ok(())

@@ -71,8 +71,8 @@ pub trait Hypergradient: Named {
         &self,
         lane: &mut dyn Lane,
         at: &Upstream<'_>,
-        v1: &Vector,
-        w: &Vector,
+        v1: Vector,
+        w: Vector,
         alpha: f64,
     ) -> Result<Along, ModelError>;
 }
@@ -133,11 +133,13 @@ impl Hypergradient for Clean {
         &self,
         lane: &mut dyn Lane,
         at: &Upstream<'_>,
-        v1: &Vector,
-        w: &Vector,
+        v1: Vector,
+        w: Vector,
         alpha: f64,
     ) -> Result<Along, ModelError> {
-        let v = lane.sum(v1, w)?;
+        let v = lane.sum(&v1, &w)?;
+        // Freed before the passes, whose activations are the peak of memory.
+        drop((v1, w));
         Ok(Along { gradient: lane.difference(at, &v, alpha)?, path_norms: None })
     }
 }
@@ -181,11 +183,11 @@ impl Hypergradient for Published {
         &self,
         lane: &mut dyn Lane,
         at: &Upstream<'_>,
-        v1: &Vector,
-        w: &Vector,
+        v1: Vector,
+        w: Vector,
         alpha: f64,
     ) -> Result<Along, ModelError> {
-        let (g0, g1) = (lane.difference(at, v1, alpha)?, lane.difference(at, w, alpha)?);
+        let (g0, g1) = (lane.difference(at, &v1, alpha)?, lane.difference(at, &w, alpha)?);
         let path_norms = Some([lane.norm(&g0)?, lane.norm(&g1)?]);
         Ok(Along { gradient: lane.sum(&g0, &g1)?, path_norms })
     }

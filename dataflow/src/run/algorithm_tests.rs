@@ -160,7 +160,7 @@ fn the_hypergradient_is_taken_at_the_newest_policy() {
     let (v1, w) = (v(3), v(4));
     let expected = |lane: &mut CpuLane, phi: &Vector| {
         let at = Upstream { theta: &theta, phi, images: &batch.images, rule: &rule };
-        let along = method.hypergradient.along(lane, &at, &v1, &w, method.alpha).unwrap();
+        let along = method.hypergradient.along(lane, &at, v1.clone(), w.clone(), method.alpha).unwrap();
         let mut adamw = AdamW::new(method.adamw.mask, method.model.layout(Level::Mask));
         lane.update(&mut adamw, &newest, &along.gradient, method.rate(Level::Mask, 0)).unwrap()
     };

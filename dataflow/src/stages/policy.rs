@@ -129,7 +129,7 @@ impl PolicyStage {
     /// With a lag that is not the φ that scored x_p: the direction v is as old as the snapshot, but the derivative of
     /// L_m for φ is taken where AdamW applies it, with x_p scored and masked anew. The other choice, the φ of the
     /// snapshot, would be stale twice.
-    fn hypergradient(&mut self, direction: &Direction) -> Result<Along, ModelError> {
+    fn hypergradient(&mut self, direction: Direction) -> Result<Along, ModelError> {
         let Direction { snapshot, v1, w } = direction;
         let last = &snapshot.last;
         let phi = self.phi().clone();
@@ -167,7 +167,8 @@ impl Stage for PolicyStage {
         };
         let step = outer.end_step(self.method.unroll);
         let failed = internal(StageName::Policy);
-        let Along { gradient, path_norms } = self.hypergradient(&direction).map_err(&failed)?;
+        let shift = if self.method.multitask { Some(self.shift(&direction).map_err(&failed)?) } else { None };
+        let Along { gradient, path_norms } = self.hypergradient(direction).map_err(&failed)?;
         let layout = self.method.model.layout(TrainLevel::Mask);
         check_vector(&mut *self.lane, TrainLevel::Mask, step, "gradient", &gradient, layout)?;
         let rate = self.method.rate(TrainLevel::Mask, outer.0);
@@ -186,7 +187,6 @@ impl Stage for PolicyStage {
                 metric(Metric::HypergradientCosine, self.lane.cosine(&gradient, previous).map_err(&failed)?);
             }
         }
-        let shift = if self.method.multitask { Some(self.shift(&direction).map_err(&failed)?) } else { None };
         self.previous = Some(gradient);
         self.publish(outer, phi.clone(), shift.clone(), recorder);
         Ok(PolicyOutput { phi, shift })
