@@ -4,10 +4,13 @@
 use std::sync::Arc;
 
 use mlomae_model::MaskInput;
+use mlomae_model::algorithm::{Batches, Constants, State, outer_iteration};
 use mlomae_model::config::{ModelConfig, PosEmbed};
 use mlomae_model::engine::dfdx_cpu::DfdxCpu;
 use mlomae_model::engine::{Engine, HostIo};
+use mlomae_model::hypergradient::{FORMS, Hypergradient};
 use mlomae_model::init::{normals, tensor_rng};
+use mlomae_model::lane::{CpuLane, LabelledImages};
 use mlomae_model::levels::finetune::{self, task_gradient};
 use mlomae_model::levels::mask::{self, along, direction, direction_published};
 use mlomae_model::levels::optimizer::{AdamW, AdamWConfig};
@@ -17,8 +20,8 @@ use mlomae_model::levels::vectors::{sum, widen};
 use mlomae_model::levels::{Cpu, Labelled, pretrain};
 use mlomae_model::masking::{MASKINGS, MaskRule, MaskingChoice};
 use mlomae_model::parallel::arena::{Arena, Buffer, Params};
-use mlomae_model::tasks::Targets;
-use mlomae_model::{Compute, Layout, Level, Model};
+use mlomae_model::tasks::{Noise, Targets};
+use mlomae_model::{Compute, Layout, Level, Model, PerLevel, Vector};
 
 fn config(masking: &str, mask_input: MaskInput, pos_embed: PosEmbed) -> ModelConfig {
     ModelConfig {
@@ -166,6 +169,47 @@ fn any_number_of_threads_and_any_micro_batch_gives_the_same_bits() {
                 assert_eq!(g[..], gradient[..]);
                 assert_eq!((&v[0][..], &v[1][..]), (&vs[0][..], &vs[1][..]));
                 assert_eq!(h, hyper);
+            }
+        }
+    }
+}
+
+/// Three outer iterations of each form, on any threads and micro-batches.
+#[test]
+fn the_algorithm_gives_the_same_bits_on_any_threads() {
+    let state_after = |world: &World, form: &'static dyn Hypergradient, compute: Compute| {
+        let World { model, theta, head, phi, x, y } = world;
+        let adamw = PerLevel::from_fn(|level| AdamW::new(AdamWConfig::default(), model.layout(level)));
+        let [theta, c, phi] = [theta, head, phi].map(|values| Vector::from(values.clone()));
+        let mut state = State { theta, c, phi, adamw };
+        let [x_p, x_f, x_v] = [0, 1, 2].map(|i| Vector::from(x[i].clone()));
+        let constants = Constants {
+            form,
+            alpha: alpha(&model.config),
+            rates: PerLevel { pretrain: &|_| 1e-3, finetune: &|_| 1e-2, mask: &|_| 1e-2 },
+            rule: &|step| MaskRule { step, ..rule(0.25) },
+            noise: &|outer, pass| Some(Noise { rate: 0.2, seed: 1, outer, pass }),
+        };
+        let batches = Batches {
+            pretrain: &[x_p.clone(), x_p],
+            finetune: LabelledImages { images: &x_f, targets: &y[0] },
+            validation: LabelledImages { images: &x_v, targets: &y[1] },
+        };
+        let mut lane = CpuLane::new(world.cpu(compute));
+        for outer in 0..3 {
+            outer_iteration(&mut lane, &constants, &mut state, &batches, outer, &mut |_| {}).unwrap();
+        }
+        [state.theta, state.c, state.phi].map(|vector| vector.to_host().unwrap().to_vec())
+    };
+    for config in all_forms() {
+        let world = world(&config);
+        for form in FORMS {
+            let one = state_after(&world, *form, Compute::serial(1));
+            assert!(one.iter().flatten().all(|value| value.is_finite()));
+            for (threads, micro_batch) in [(1, 4), (2, 1), (3, 2)] {
+                let compute = Compute::new(threads, 1, Arena::new()).unwrap().with_micro_batch(micro_batch);
+                let other = state_after(&world, *form, compute);
+                assert!(one == other, "{} {config:?}: {threads} threads, {micro_batch} images", form.name());
             }
         }
     }
