@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::algorithm::{Batches, Constants, Event, State, outer_iteration};
 use crate::config::ModelConfig;
 use crate::error::ModelError;
-use crate::hypergradient::{Clean, Hypergradient, Published};
+use crate::hypergradient::{Clean, Hypergradient, Published, Tangent};
 use crate::lane::{CpuLane, LabelledImages, Lane, Upstream};
 use crate::layout::Layout;
 use crate::level::{Level, PerLevel};
@@ -262,6 +262,14 @@ impl Golden {
         report.whole("after.pretrain", layout(Level::Pretrain), &clean.theta, limits::GRADIENT)?;
         report.whole("after.finetune", layout(Level::Finetune), &clean.c, limits::GRADIENT)?;
         report.whole("after.mask", layout(Level::Mask), &clean.phi, limits::FINITE_DIFFERENCE)?;
+
+        world.iterate(self, &Tangent, |event| {
+            if let Event::Hypergradient(g) = event {
+                report.set("mask.hypergrad_exact", layout(Level::Mask), &g.gradient, limits::GRADIENT)?;
+                report.rename_last("mask.hypergrad_exact (tangent)");
+            }
+            Ok(())
+        })?;
 
         let mut paths = None;
         let (mut lane, published) = world.iterate(self, &Published, |event| match event {

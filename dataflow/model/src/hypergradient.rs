@@ -78,7 +78,7 @@ pub trait Hypergradient: Named {
 }
 
 /// Every form; the first is the default.
-pub static FORMS: &[&dyn Hypergradient] = &[&Clean, &Published];
+pub static FORMS: &[&dyn Hypergradient] = &[&Clean, &Published, &Tangent];
 
 impl Registry for dyn Hypergradient {
     const WHAT: &'static str = "hypergradient";
@@ -190,5 +190,54 @@ impl Hypergradient for Published {
         let (g0, g1) = (lane.difference(at, &v1, alpha)?, lane.difference(at, &w, alpha)?);
         let path_norms = Some([lane.norm(&g0)?, lane.norm(&g1)?]);
         Ok(Along { gradient: lane.sum(&g0, &g1)?, path_norms })
+    }
+}
+
+/// As [`Clean`], but the derivative along v1 + w itself instead of a difference: no ε, and no mask flips between its
+/// ends.
+#[derive(Debug)]
+pub struct Tangent;
+
+impl Named for Tangent {
+    fn name(&self) -> &'static str {
+        "tangent"
+    }
+    fn summary(&self) -> &'static str {
+        "As clean, with the derivative itself (forward mode) instead of a finite difference over the encoder"
+    }
+}
+
+impl Hypergradient for Tangent {
+    fn finetune(
+        &self,
+        lane: &mut dyn Lane,
+        at: &Downstream<'_>,
+        noise: &dyn Fn(u64) -> Option<Noise>,
+    ) -> Result<FinetuneGradient, ModelError> {
+        Clean.finetune(lane, at, noise)
+    }
+
+    fn direction(
+        &self,
+        lane: &mut dyn Lane,
+        at: &Downstream<'_>,
+        finetune: FinetuneGradient,
+        alpha: f64,
+        noise: &dyn Fn(u64) -> Option<Noise>,
+    ) -> Result<Direction, ModelError> {
+        Clean.direction(lane, at, finetune, alpha, noise)
+    }
+
+    fn along(
+        &self,
+        lane: &mut dyn Lane,
+        at: &Upstream<'_>,
+        v1: Vector,
+        w: Vector,
+        _: f64,
+    ) -> Result<Along, ModelError> {
+        let v = lane.sum(&v1, &w)?;
+        drop((v1, w));
+        Ok(Along { gradient: lane.tangent(at, &v)?, path_norms: None })
     }
 }

@@ -156,6 +156,33 @@ fn clean_equals_published_without_dropout_in_every_form() {
     }
 }
 
+/// The forward-mode derivative is the limit of the difference, for every masking network and input.
+#[test]
+fn the_tangent_is_what_the_difference_tends_to() {
+    for (i, config) in all_forms().iter().enumerate() {
+        let world = world(config);
+        let cpu = world.cpu(Compute::serial(4));
+        let World { model, theta, phi, x, .. } = &world;
+        // Zero on the decoder and on frozen weights, as v1 + w is.
+        let mut v = draw("direction", theta.len());
+        v[model.vit.encoder_len..].fill(0.0);
+        model.vit.layout.zero_frozen(&mut v);
+        let v: Params = Arc::new(Buffer::from_vec(v));
+        let rule = rule(if i == 3 { 0.25 } else { 0.0 });
+        let tangent = mask::tangent(&cpu, theta, &v, phi, &x[0], &rule).unwrap();
+        // The error of the difference falls with ε, until rounding takes over.
+        let error = [1.0, 0.3, 0.1]
+            .map(|factor| along(&cpu, theta, &v, phi, &x[0], &rule, factor * alpha(config)).unwrap())
+            .map(|difference| relative(&difference, &tangent))
+            .into_iter()
+            .fold(f64::INFINITY, f64::min);
+        println!("{} {:?}: {error:.1e}", config.masking, config.mask_input);
+        assert!(error < 5e-3, "{} {:?}: {error:e}", config.masking, config.mask_input);
+        let threaded = world.cpu(Compute::new(3, 4, Arena::new()).unwrap());
+        assert_eq!(mask::tangent(&threaded, theta, &v, phi, &x[0], &rule).unwrap()[..], tangent[..]);
+    }
+}
+
 #[test]
 fn any_number_of_threads_and_any_micro_batch_gives_the_same_bits() {
     for config in all_forms() {

@@ -139,6 +139,11 @@ impl Lane for MirrorLane {
         behind(&self.0.difference(&Upstream { theta, phi, images, rule: at.rule }, &inside(v)?, alpha)?)
     }
 
+    fn tangent(&mut self, at: &Upstream<'_>, v: &Vector) -> Result<Vector, ModelError> {
+        let (theta, phi, images) = (&inside(at.theta)?, &inside(at.phi)?, &inside(at.images)?);
+        behind(&self.0.tangent(&Upstream { theta, phi, images, rule: at.rule }, &inside(v)?)?)
+    }
+
     fn update(
         &mut self,
         adamw: &mut AdamW,

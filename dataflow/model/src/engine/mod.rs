@@ -34,5 +34,6 @@
 
 pub mod dfdx_cpu;
 mod ops;
+pub mod tangent;
 
 pub use ops::{AttentionShape, Engine, Gradients, HostIo, NORM_EPS, Tape, TokenOrder, TokenWeights};

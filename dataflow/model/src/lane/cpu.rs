@@ -138,6 +138,11 @@ impl Lane for CpuLane {
         mask::along(&self.cpu, theta, host(v)?, phi, images, at.rule, alpha).map(Vector::from)
     }
 
+    fn tangent(&mut self, at: &Upstream<'_>, v: &Vector) -> Result<Vector, ModelError> {
+        let (theta, phi, images) = (host(at.theta)?, host(at.phi)?, host(at.images)?);
+        mask::tangent(&self.cpu, theta, host(v)?, phi, images, at.rule).map(Vector::from)
+    }
+
     fn update(
         &mut self,
         adamw: &mut AdamW,

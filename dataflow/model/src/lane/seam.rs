@@ -201,6 +201,12 @@ pub trait Lane: Send + fmt::Debug {
     /// When the device fails.
     fn difference(&mut self, at: &Upstream<'_>, v: &Vector, alpha: f64) -> Result<Vector, ModelError>;
 
+    /// D[v; θ; L_m; φ] as ε → 0, by forward-mode differentiation; v is zero on the decoder.
+    ///
+    /// # Errors
+    /// When the device fails, or the masking has no derivative along its input.
+    fn tangent(&mut self, at: &Upstream<'_>, v: &Vector) -> Result<Vector, ModelError>;
+
     /// One AdamW step with learning rate `rate`: the new values of a parameter set, in a vector of their own, so that
     /// the old ones stay a snapshot. Advances the moments and the step of `adamw`, whose moments must be in memory of
     /// the device. Frozen weights keep their values.

@@ -3,12 +3,12 @@
 
 use super::finetune::task_gradient;
 use super::passes::{Passes, Recorded};
-use super::pretrain::{num_masked, patch_losses, score_cotangent};
-use super::score::score;
+use super::pretrain::{num_masked, patch_loss_tangents, patch_losses, score_cotangent};
+use super::score::{embedding, score};
 use super::vectors::{norm, norm_wide, shifted, shifted_wide, step_size};
 use super::{Cpu, Labelled};
 use crate::error::ModelError;
-use crate::masking::{MaskRule, Scored};
+use crate::masking::{MaskRule, Needs, Scored};
 use crate::parallel::arena::{Buffer, Params};
 use crate::tasks::{At, Noise, Share, Tokens, Want};
 
@@ -144,6 +144,39 @@ pub fn along(
         if let Some(trace) = trace {
             model.masking.backward(compute, phi, &trace, &dscores, Some(&mut hypergradient), false);
         }
+    }
+    collective.sum(hypergradient)
+}
+
+/// D[v; θ; L_m; φ] as ε → 0: −d(∂L_m/∂φ)/dv itself, by forward-mode differentiation with the masks of θ. No ε enters, so
+/// that it is safe in low precision, and no mask flips between the two ends of a difference.
+///
+/// # Errors
+/// When another rank is gone, or the masking has no derivative along its input.
+pub fn tangent(
+    cpu: &Cpu,
+    theta: &Params,
+    v: &Params,
+    phi: &Params,
+    images: &[f32],
+    rule: &MaskRule,
+) -> Result<Buffer, ModelError> {
+    let Cpu { compute, model, collective } = cpu;
+    let mut hypergradient = compute.arena.zeros(phi.len());
+    let Scored { trace, order } = score(cpu, Some(theta), phi, images, rule)?;
+    let Some(trace) = trace else { return Ok(hypergradient) };
+    let (losses, tangents) = patch_loss_tangents(cpu, theta, v, images, &order);
+    let num_masked = num_masked(cpu, &order);
+    let ddscores = score_cotangent(cpu, &tangents, &order, num_masked, -1.0);
+    if model.masking.needs() == Needs::Embedding {
+        // The embedding is linear in the parameters: its derivative is the embedding with v.
+        let (dinput, dscores) = (embedding(cpu, v, images), score_cotangent(cpu, &losses, &order, num_masked, -1.0));
+        if !model.masking.backward_tangent(compute, phi, &trace, &dinput, &dscores, &ddscores, &mut hypergradient) {
+            let problem = "this masking has no derivative along its input; read the pixels, or take another form";
+            return Err(ModelError::Lane { lane: "cpu", problem: problem.to_owned() });
+        }
+    } else {
+        model.masking.backward(compute, phi, &trace, &ddscores, Some(&mut hypergradient), false);
     }
     collective.sum(hypergradient)
 }

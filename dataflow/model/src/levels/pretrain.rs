@@ -6,7 +6,8 @@ use mlomae_kernels::{self as kernels, Mat};
 
 use super::Cpu;
 use super::score::patches;
-use crate::engine::dfdx_cpu::{CpuTensor, DfdxCpu};
+use crate::engine::dfdx_cpu::DfdxCpu;
+use crate::engine::tangent::Tangent;
 use crate::engine::{Engine, HostIo, Tape, TokenOrder};
 use crate::error::ModelError;
 use crate::level::Level;
@@ -117,14 +118,14 @@ pub fn gradient(
 /// ℓ `[images·L, 1]` of images `[images, C, H, W]`: the mean squared error of the decoder's prediction against the
 /// normalised target (each patch less its mean, divided by its standard deviation), whose values have the order (row,
 /// column, channel).
-fn patch_loss(
+fn patch_loss<E: HostIo<Vector = Params, Order = Arc<TokenOrder>>>(
     cpu: &Cpu,
-    e: &mut DfdxCpu,
+    e: &mut E,
     theta: &Params,
     images: &[f32],
     order: &Arc<TokenOrder>,
     want_gradient: bool,
-) -> CpuTensor {
+) -> E::Tensor {
     let (c, vit) = (&cpu.model.config, &cpu.model.vit);
     e.bind(Level::Pretrain, theta, want_gradient);
     let rows = images.len() / c.patch_values();
@@ -167,6 +168,38 @@ pub fn patch_losses(cpu: &Cpu, theta: &Params, images: &[f32], order: &TokenOrde
         out[piece.start * num_patches..piece.end * num_patches].copy_from_slice(&losses);
     }
     out
+}
+
+/// Patch losses ℓ `[images, L]` and their derivatives along v, which is zero on the decoder: a forward pass of pairs that
+/// keeps nothing. The masks stand still.
+#[must_use]
+pub fn patch_loss_tangents(
+    cpu: &Cpu,
+    theta: &Params,
+    v: &Params,
+    images: &[f32],
+    order: &TokenOrder,
+) -> (Buffer, Buffer) {
+    let (compute, c) = (&cpu.compute, &cpu.model.config);
+    let num_patches = c.num_patches();
+    let pieces = compute.micro_batches(order.batch());
+    let results = compute.map(pieces.len(), |i| {
+        let piece = pieces[i].clone();
+        let images = &images[piece.start * c.image_values()..piece.end * c.image_values()];
+        let mut moving = DfdxCpu::forward_only(&compute.arena);
+        moving.bind(Level::Pretrain, v, false);
+        let mut e = Tangent::new(DfdxCpu::forward_only(&compute.arena), moving, cpu.model.vit.encoder_len);
+        let pair = patch_loss(cpu, &mut e, theta, images, &order.slice(piece), false);
+        (pair.value.shared(), pair.tangent.map(|tangent| tangent.shared()).unwrap_or_default())
+    });
+    let len = order.batch() * num_patches;
+    let (mut losses, mut tangents) = (compute.arena.take(len), compute.arena.take(len));
+    for (piece, (loss, tangent)) in pieces.iter().zip(results) {
+        let place = piece.start * num_patches..piece.end * num_patches;
+        losses[place.clone()].copy_from_slice(&loss);
+        tangents[place].copy_from_slice(&tangent);
+    }
+    (losses, tangents)
 }
 
 /// Reconstructed patches `[images·L, P·P·C]` in units of the normalised target, value order (row, column, channel), for

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use mlomae_kernels as kernels;
 
 use super::kind::{MaskRule, Masking, MaskingFacts, MaskingKind, Needs, Trace, init_linear_layers};
-use super::linear::{linear, linear_input_gradient, linear_weight_gradient};
+use super::linear::{Trunk, linear, linear_input_gradient, linear_weight_gradient};
 use super::linear::{wide_input_gradient, wide_linear_relu, wide_weight_gradient};
 use super::order::explored_keys;
 use crate::choice::Named;
@@ -109,5 +109,25 @@ impl Masking for FlatMlp {
             wide_weight_gradient(compute, dphi, &self.hidden, &dh, &trace.input, trace.batch);
         }
         want_input.then(|| wide_input_gradient(compute, phi, &self.hidden, &dh, trace.batch))
+    }
+
+    fn backward_tangent(
+        &self,
+        compute: &Compute,
+        phi: &[f32],
+        trace: &Trace,
+        dinput: &[f32],
+        dscores: &[f32],
+        ddscores: &[f32],
+        ddphi: &mut [f32],
+    ) -> bool {
+        let trunk = Trunk {
+            phi,
+            layers: &[self.hidden, self.output],
+            activations: &[&trace.input, &trace.hidden[0]],
+            scores: &trace.scores,
+        };
+        trunk.weight_gradient_tangent(compute, dinput, dscores, ddscores, ddphi);
+        true
     }
 }

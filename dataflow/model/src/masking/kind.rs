@@ -127,6 +127,24 @@ pub trait Masking: Send + Sync + fmt::Debug {
     ) -> Option<Buffer> {
         None
     }
+
+    /// The derivative of [`backward`](Masking::backward)'s `dphi` where the input moves along `dinput`
+    /// `[batch, L, features]` and `dscores` along `ddscores`, both `[batch, L]`: added to `ddphi`. Only for a masking
+    /// that needs [`Needs::Embedding`]; where the input stands still it is `backward` with `ddscores`. False if the
+    /// masking has no such derivative.
+    #[allow(clippy::too_many_arguments)]
+    fn backward_tangent(
+        &self,
+        _compute: &Compute,
+        _phi: &[f32],
+        _trace: &Trace,
+        _dinput: &[f32],
+        _dscores: &[f32],
+        _ddscores: &[f32],
+        _ddphi: &mut [f32],
+    ) -> bool {
+        false
+    }
 }
 
 /// The shapes that a masking is built for.

@@ -114,3 +114,60 @@ pub(super) fn wide_input_gradient(
     }
     dx
 }
+
+/// A trunk of linear layers with ReLU between them and a sigmoid at the end, as the masking networks have it, for one
+/// batch or grain: the derivative of its weight gradient along a direction of its input (forward over reverse).
+///
+/// `activations` are the input of each layer, `[rows, inputs]`, `scores` the output p. `dinput` is the derivative of
+/// the input, `dscores` = ∂F/∂p and `ddscores` its derivative. Adds the derivative of ∂F/∂φ to `ddphi`.
+pub(super) struct Trunk<'a> {
+    pub(super) phi: &'a [f32],
+    pub(super) layers: &'a [LinearWeights],
+    pub(super) activations: &'a [&'a [f32]],
+    pub(super) scores: &'a [f32],
+}
+
+impl Trunk<'_> {
+    pub(super) fn weight_gradient_tangent(
+        &self,
+        compute: &Compute,
+        dinput: &[f32],
+        dscores: &[f32],
+        ddscores: &[f32],
+        ddphi: &mut [f32],
+    ) {
+        let rows = dinput.len() / self.layers[0].inputs;
+        // Derivatives of the activations, forward.
+        let mut tangents = vec![compute.arena.copy_of(dinput)];
+        for (i, layer) in self.layers.iter().enumerate() {
+            let mut next = linear(compute, self.phi, layer, &tangents[i], rows);
+            match self.activations.get(i + 1) {
+                Some(activation) => kernels::relu_grad(&mut next, activation),
+                None => kernels::sigmoid_grad(&mut next, self.scores),
+            }
+            tangents.push(next);
+        }
+        let dp = tangents.pop().unwrap_or_default();
+        // Cotangent of the last layer's output and its derivative: σ' = p(1 − p), dσ' = (1 − 2p)·dp.
+        let mut dz = compute.arena.copy_of(dscores);
+        kernels::sigmoid_grad(&mut dz, self.scores);
+        let mut ddz = compute.arena.copy_of(ddscores);
+        kernels::sigmoid_grad(&mut ddz, self.scores);
+        for (ddz, ((ds, p), dp)) in ddz.iter_mut().zip(dscores.iter().zip(self.scores).zip(dp.iter())) {
+            *ddz += ds * dp * (1.0 - 2.0 * p);
+        }
+        for (i, layer) in self.layers.iter().enumerate().rev() {
+            linear_weight_gradient(ddphi, layer, &ddz, self.activations[i], rows);
+            let a = Mat { data: &dz, ld: layer.outputs, trans: true };
+            let b = Mat { data: &tangents[i], ld: layer.inputs, trans: false };
+            let weight = &mut ddphi[layer.weight.range()];
+            kernels::matmul(weight, layer.inputs, a, b, layer.outputs, layer.inputs, rows, true);
+            if i > 0 {
+                dz = linear_input_gradient(compute, self.phi, layer, &dz, rows);
+                ddz = linear_input_gradient(compute, self.phi, layer, &ddz, rows);
+                kernels::relu_grad(&mut dz, self.activations[i]);
+                kernels::relu_grad(&mut ddz, self.activations[i]);
+            }
+        }
+    }
+}

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use mlomae_kernels as kernels;
 
 use super::kind::{MaskRule, Masking, MaskingFacts, MaskingKind, Needs, Trace, init_linear_layers};
-use super::linear::{linear, linear_input_gradient, linear_weight_gradient};
+use super::linear::{Trunk, linear, linear_input_gradient, linear_weight_gradient};
 use super::order::explored_keys;
 use crate::choice::Named;
 use crate::init;
@@ -196,5 +196,42 @@ impl Masking for TokenMlp {
             }
             all
         })
+    }
+
+    fn backward_tangent(
+        &self,
+        compute: &Compute,
+        phi: &[f32],
+        trace: &Trace,
+        dinput: &[f32],
+        dscores: &[f32],
+        ddscores: &[f32],
+        ddphi: &mut [f32],
+    ) -> bool {
+        let num_patches = self.facts.num_patches();
+        let pieces = compute.grains(trace.batch);
+        let sum = OrderedSum::new(&compute.arena, pieces.len(), self.layout.len);
+        compute.map(pieces.len(), |i| {
+            let place = pieces[i].start * num_patches..pieces[i].end * num_patches;
+            let u = self.features(compute, &trace.input, &pieces[i]);
+            let mut du = self.features(compute, dinput, &pieces[i]);
+            // Positions stand still.
+            let width = self.first.inputs;
+            du.chunks_exact_mut(width).for_each(|row| row[width - POSITION_DIM..].fill(0.0));
+            let trunk = Trunk {
+                phi,
+                layers: &[self.first, self.hidden, self.output],
+                activations: &[&u, &trace.hidden[2 * i], &trace.hidden[2 * i + 1]],
+                scores: &trace.scores[place.clone()],
+            };
+            let mut gradient = compute.arena.zeros(self.layout.len);
+            let (dscores, ddscores) = (&dscores[place.clone()], &ddscores[place]);
+            trunk.weight_gradient_tangent(compute, &du, dscores, ddscores, &mut gradient);
+            sum.add(i, 0..self.layout.len, gradient);
+        });
+        if let Some(sum) = sum.finish() {
+            kernels::add(ddphi, &sum);
+        }
+        true
     }
 }

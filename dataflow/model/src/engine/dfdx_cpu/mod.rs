@@ -6,6 +6,7 @@
 //! first, while dfdx's order of execution, merging of tapes and its own operations stay as they are.
 
 mod linear;
+mod tangent;
 mod tape;
 mod tokens;
 
