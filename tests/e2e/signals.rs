@@ -101,13 +101,15 @@ fn signals_that_come_doubled_are_no_haste_but_a_second_term_is() {
         wait_for("a checkpoint", || !checkpoints(&place, run).is_empty() || running.has_ended());
         running
     };
-    for (first, code) in [("HUP", 129), ("USR2", 140), ("XCPU", 152)] {
+    // Of signals that are pending together, a process is given the one of the lowest number first.
+    for (first, codes) in [("HUP", vec![129]), ("USR2", vec![140, 129]), ("XCPU", vec![152, 140, 129])] {
         let running = begin(first);
         for signal in [first, first, "USR2", "HUP", "USR1"] {
             running.signal(signal);
         }
         let ended = running.end();
-        assert_eq!(ended.code, Some(code), "{first}: {ended:#?}");
+        let code = ended.code.unwrap_or_default();
+        assert!(codes.contains(&code), "{first}: {ended:#?}");
         let record = place.run_record(first);
         assert_eq!((&record["status"], &record["exit_code"]), (&"interrupted".into(), &code.into()), "{first}");
         let newest = checkpoints(&place, first).pop().expect("a checkpoint");

@@ -45,7 +45,7 @@ pub(crate) fn overview(experiment: &Experiment) -> Result<Vec<Line>, CliError> {
         (
             "roles",
             format!(
-                "pretrain {}, train {}, validation {}, test {num_test}; disjoint",
+                "pretrain {}, finetune {}, validation {}, test {num_test}; disjoint",
                 num(Role::Pretrain),
                 num(Role::Finetune),
                 num(Role::Validation)

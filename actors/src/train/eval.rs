@@ -5,7 +5,7 @@ use std::time::Instant;
 use mlomae_dataflow::config::Config;
 use mlomae_dataflow::input::plan::Role;
 use mlomae_dataflow::run::evaluation::{Features, LinearProbe, knn_accuracy, linear_accuracy};
-use mlomae_model::lane::{Lane, LaneSize};
+use mlomae_model::lane::LaneSize;
 use mlomae_model::rng::{Purpose, keyed, shuffle};
 use mlomae_model::{Arena, Compute, Vector};
 use mlomae_storage::dataset::{Dataset, Split};
@@ -55,8 +55,6 @@ pub type Progress<'a> = &'a mut dyn FnMut(&'static str, usize, usize);
 #[derive(Debug)]
 pub struct Judge<'a> {
     experiment: &'a Experiment,
-    compute: Compute,
-    lane: std::cell::RefCell<Box<dyn Lane>>,
     train: Vec<usize>,
     test: Vec<usize>,
 }
@@ -80,29 +78,27 @@ impl<'a> Judge<'a> {
             let line = format!("data: no images of {} can judge: {}", data.train.info().name, data.test_role.text);
             return Err(CliError::new(ExitCode::NoInput, line));
         }
-        let num_threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let grain = config.train.grain;
-        let compute = Compute::new(num_threads, grain, Arena::new())?;
-        let (method, size) = (&experiment.method, LaneSize { num_threads, micro_batch: grain });
-        let lane = std::cell::RefCell::new(method.device.lane(&method.model, &compute.arena, grain, size)?);
-        Ok(Self { experiment, compute, lane, train, test })
+        Ok(Self { experiment, train, test })
     }
 
     /// Judges the encoder in `theta`.
     ///
     /// # Errors
-    /// If a sample cannot be read.
+    /// If a sample cannot be read, or a thread cannot start.
     pub fn judge(&self, protocol: Protocol, theta: &Vector, progress: Progress<'_>) -> Result<Judgement, CliError> {
         let begin = Instant::now();
-        let (config, model) = (&self.experiment.config, &self.experiment.method.model);
+        let (config, method) = (&self.experiment.config, &self.experiment.method);
+        let (model, grain) = (&method.model, config.train.grain);
+        let num_threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let size = LaneSize { num_threads, micro_batch: grain };
+        let mut lane = method.device.lane(model, &Arena::new(), grain, size)?;
         let mut features = |split, indices: &[usize], name| {
             let loader = self.experiment.loader(split)?;
             let batch = config.eval.batch;
             let mut all = Features { dim: model.config.dim, ..Features::default() };
             for (number, part) in indices.chunks(batch).enumerate() {
                 let mut no_report = |_, _| {};
-                let part =
-                    Features::extract(&mut **self.lane.borrow_mut(), theta, loader, part, batch, &mut no_report)?;
+                let part = Features::extract(&mut *lane, theta, loader, part, batch, &mut no_report)?;
                 all.values.extend(part.values);
                 all.labels.extend(part.labels);
                 progress(name, (number * batch + batch).min(indices.len()), indices.len());
@@ -111,6 +107,8 @@ impl<'a> Judge<'a> {
         };
         let train = features(Split::Train, &self.train, "train features")?;
         let test = features(Split::Test, &self.test, "test features")?;
+        // Its threads end before others begin: one pool of threads at a time.
+        drop(lane);
         for (split, features) in [("train", &train), ("test", &test)] {
             if features.is_empty() {
                 let line = format!("data: none of the chosen images of the {split} split can be decoded");
@@ -120,7 +118,10 @@ impl<'a> Judge<'a> {
         let num_classes = model.config.num_classes;
         let eval = &config.eval;
         let accuracy = match protocol {
-            Protocol::Knn => knn_accuracy(&self.compute, &train, &test, num_classes, eval.knn_k, eval.knn_temperature),
+            Protocol::Knn => {
+                let compute = Compute::new(num_threads, grain, Arena::new())?;
+                knn_accuracy(&compute, &train, &test, num_classes, eval.knn_k, eval.knn_temperature)
+            }
             Protocol::Linear => {
                 let probe = LinearProbe {
                     epochs: eval.linear_epochs,

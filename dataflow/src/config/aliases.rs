@@ -1,5 +1,6 @@
 //! Keys by their former names: old configurations, and those in old runs, stay readable.
 
+use mlomae_model::masking::MASKINGS;
 use toml::{Table, Value};
 
 use super::{ConfigError, table};
@@ -10,40 +11,50 @@ const RENAMED: [(&str, &str); 2] = [("mask.net", "mask.strategy"), ("data.train_
 /// The switch for what is a masking strategy now.
 const BASELINE: &str = "method.baseline";
 const STRATEGY: &str = "mask.strategy";
+const RANDOM: &str = "random";
 
 fn path(key: &str) -> Vec<String> {
     key.split('.').map(str::to_owned).collect()
 }
 
-/// Gives the keys of one layer their names of today. `method.baseline` stays until [`finish`], as a later layer may
-/// switch it off.
-pub(super) fn rename(layer: &mut Table) -> Result<(), ConfigError> {
+/// That `old`, the former name of `new`, stands beside it.
+fn both(old: &str, value: &Value, new: &str) -> ConfigError {
+    ConfigError {
+        key: old.to_owned(),
+        value: value.to_string(),
+        problem: format!("is the former name of {new}, which is given too"),
+        allowed: new.to_owned(),
+        suggestion: None,
+    }
+}
+
+/// Gives the keys of one layer their names of today. `method.baseline` stays until [`take_baseline`], as a later layer
+/// may switch it off.
+pub(super) fn rename(layer: &mut Table) -> Vec<ConfigError> {
+    let mut errors = Vec::new();
+    if let (Some(_), Some(value)) = (table::get(layer, STRATEGY), table::get(layer, BASELINE)) {
+        errors.push(both(BASELINE, value, STRATEGY));
+    }
     for (old, new) in RENAMED {
         let Some(value) = table::get(layer, old).cloned() else { continue };
         table::remove(layer, old);
-        if table::get(layer, new).is_some() {
-            return Err(ConfigError {
-                key: old.to_owned(),
-                value: value.to_string(),
-                problem: format!("is the former name of {new}, which is given too"),
-                allowed: new.to_owned(),
-                suggestion: None,
-            });
+        match table::get(layer, new) {
+            Some(_) => errors.push(both(old, &value, new)),
+            None => errors.extend(table::put(layer, &path(new), value).err()),
         }
-        table::put(layer, &path(new), value)?;
     }
-    Ok(())
+    errors
 }
 
 /// Merges `layer` over `given`. A strategy that is written out wins over an earlier `method.baseline`.
-pub(super) fn merge(given: &mut Table, mut layer: Table) -> Result<(), ConfigError> {
+pub(super) fn merge(given: &mut Table, mut layer: Table) -> Vec<ConfigError> {
     let is_written = table::get(&layer, STRATEGY).is_some();
-    rename(&mut layer)?;
-    if is_written && table::get(&layer, BASELINE).is_none() {
+    let errors = rename(&mut layer);
+    if is_written {
         table::remove(given, BASELINE);
     }
     table::merge(given, layer);
-    Ok(())
+    errors
 }
 
 /// Names the keys of `errors` as the inputs do: by their former names where only these were given.
@@ -58,21 +69,31 @@ pub(super) fn name_as_given(errors: &mut [ConfigError], layers: &[Table]) {
     }
 }
 
-/// Turns `method.baseline = true` into the strategy `random`, once all layers are merged.
-pub(super) fn finish(given: &mut Table) -> Result<(), ConfigError> {
-    let Some(value) = table::get(given, BASELINE).cloned() else { return Ok(()) };
+/// Takes `method.baseline` out of all layers merged, before the schema sees them: whether it asks for [`random`].
+///
+/// # Errors
+/// If it is no boolean, or says that random masks are not wanted where the strategy says they are.
+pub(super) fn take_baseline(given: &mut Table) -> Result<bool, ConfigError> {
+    let Some(value) = table::get(given, BASELINE).cloned() else { return Ok(false) };
     table::remove(given, BASELINE);
-    match value {
-        Value::Boolean(false) => Ok(()),
-        Value::Boolean(true) => table::put(given, &path(STRATEGY), Value::String("random".to_owned())),
-        other => Err(ConfigError {
-            key: BASELINE.to_owned(),
-            value: other.to_string(),
-            problem: "wrong type".to_owned(),
-            allowed: "true, false".to_owned(),
-            suggestion: None,
-        }),
-    }
+    let is_random = table::get(given, STRATEGY).and_then(Value::as_str) == Some(RANDOM);
+    let (problem, allowed) = match value {
+        Value::Boolean(true) => return Ok(true),
+        Value::Boolean(false) if !is_random => return Ok(false),
+        Value::Boolean(false) => {
+            let learned = MASKINGS.iter().filter(|kind| kind.is_learned()).map(|kind| kind.name());
+            let allowed = format!("{STRATEGY} = {}", learned.collect::<Vec<_>>().join(", "));
+            (format!("{STRATEGY} = {RANDOM:?} is given too and learns no masks"), allowed)
+        }
+        _ => ("wrong type".to_owned(), "true, false".to_owned()),
+    };
+    Err(ConfigError { key: BASELINE.to_owned(), value: value.to_string(), problem, allowed, suggestion: None })
+}
+
+/// Writes the strategy for which `method.baseline = true` stood.
+pub(super) fn random(given: &mut Table) {
+    // The section is a table: the schema has refused and left out everything else.
+    table::put(given, &path(STRATEGY), Value::String(RANDOM.to_owned())).unwrap_or_default();
 }
 
 #[cfg(test)]
@@ -109,10 +130,11 @@ mod tests {
 
     #[test]
     fn both_names_at_once_and_other_types_are_refused() {
-        let line = |text: &str| {
-            let inputs = ConfigInputs::default().layer("x", text);
-            Config::resolve(&inputs).expect_err("refused")[0].to_string()
+        let lines = |inputs: &ConfigInputs| {
+            let errors = Config::resolve(inputs).expect_err("refused");
+            errors.iter().map(ToString::to_string).collect::<Vec<_>>()
         };
+        let line = |text: &str| lines(&ConfigInputs::default().layer("x", text))[0].clone();
         let both = line("[mask]\nnet = \"flat-mlp\"\nstrategy = \"flat-mlp\"");
         assert_eq!(
             both,
@@ -121,6 +143,23 @@ mod tests {
         assert_eq!(
             line("[method]\nbaseline = \"yes\""),
             "method.baseline = \"yes\": wrong type (allowed: true, false)"
+        );
+        let all = "[mask]\nnet = \"flat-mlp\"\nstrategy = \"flat-mlp\"\n[method]\nbaseline = true\n\
+            [data]\ntrain_fraction = 0.2\nfinetune_fraction = 0.2";
+        let keys = lines(&ConfigInputs::default().layer("x", all)).into_iter();
+        let keys: Vec<_> = keys.map(|line| line.split(' ').next().unwrap_or_default().to_owned()).collect();
+        assert_eq!(keys, ["method.baseline", "mask.net", "data.train_fraction"], "every conflict at once");
+        for wrong in ["net = \"flat\"", "net = 3", "strategy = \"\""] {
+            let [mask, baseline] = [format!("[mask]\n{wrong}"), "[method]\nbaseline = true".to_owned()];
+            let inputs = ConfigInputs::default().layer("x", &mask).layer("y", &baseline);
+            let lines = lines(&inputs);
+            assert!(lines.len() == 1 && lines[0].contains("allowed: flat-mlp, token-mlp, random"), "{lines:?}");
+        }
+        let random = ConfigInputs::default().layer("x", "[mask]\nstrategy = \"random\"").set("method.baseline=false");
+        assert_eq!(
+            lines(&random),
+            ["method.baseline = false: mask.strategy = \"random\" is given too and learns no masks \
+              (allowed: mask.strategy = flat-mlp, token-mlp)"]
         );
     }
 }

@@ -202,7 +202,7 @@ impl Config {
             match table::parse(name, text) {
                 Ok(layer) => {
                     layers.push(layer.clone());
-                    errors.extend(aliases::merge(&mut given, layer).err());
+                    errors.extend(aliases::merge(&mut given, layer));
                 }
                 Err(error) => errors.push(error),
             }
@@ -215,7 +215,8 @@ impl Config {
                     let put = table::put(&mut given.clone(), &path, value.clone());
                     let put = put.and_then(|()| table::put(&mut layer, &path, value));
                     layers.push(layer.clone());
-                    errors.extend(put.and_then(|()| aliases::merge(&mut given, layer)).err());
+                    errors.extend(put.err());
+                    errors.extend(aliases::merge(&mut given, layer));
                 }
                 Err(error) => errors.push(error),
             }
@@ -224,7 +225,10 @@ impl Config {
         if !errors.is_empty() {
             return Err(errors);
         }
-        errors.extend(aliases::finish(&mut given).err());
+        let is_baseline = aliases::take_baseline(&mut given).unwrap_or_else(|error| {
+            errors.push(error);
+            false
+        });
         errors.extend(schema::check(&given));
         // The defaults are merged as a whole: the default of a key depends on its section, which
         // serde does not see once a part of the section is given.
@@ -241,6 +245,9 @@ impl Config {
         // still checked.
         for error in &errors {
             table::remove(&mut given, &error.key);
+        }
+        if is_baseline {
+            aliases::random(&mut given);
         }
         table::merge(&mut merged, given);
         match toml::Value::Table(merged).try_into::<Self>() {

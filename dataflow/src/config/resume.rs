@@ -212,13 +212,16 @@ impl ConfigInputs {
     #[must_use]
     pub fn gives(&self, key: &str) -> bool {
         let in_layer = |(name, text): &(String, String)| {
-            let layer = table::parse(name, text).and_then(|mut layer| aliases::rename(&mut layer).map(|()| layer));
-            layer.is_ok_and(|layer| table::get(&layer, key).is_some())
+            table::parse(name, text).is_ok_and(|mut layer| {
+                aliases::rename(&mut layer);
+                table::get(&layer, key).is_some()
+            })
         };
         let in_setting = |setting: &String| {
             let mut table = Table::new();
             let put = table::parse_setting(setting).and_then(|(path, value)| table::put(&mut table, &path, value));
-            put.and_then(|()| aliases::rename(&mut table)).is_ok() && table::get(&table, key).is_some()
+            aliases::rename(&mut table);
+            put.is_ok() && table::get(&table, key).is_some()
         };
         self.layers.iter().any(in_layer) || self.sets.iter().any(in_setting)
     }

@@ -203,7 +203,7 @@ pub struct EpochPlan {
 }
 
 impl EpochPlan {
-    /// A plan with `batches` samples in a batch of pretrain, train and validation.
+    /// A plan with `batches` samples in a batch of pretrain, finetune and validation.
     ///
     /// # Errors
     /// [`PlanError::TooFew`] for a role that cannot fill one batch.

@@ -21,7 +21,7 @@ use crate::stages::load::{LoadStage, measure_normalisation};
 /// Opened data with its roles.
 #[derive(Clone)]
 pub struct RunData {
-    /// The split that is divided into the roles pretrain, train and validation.
+    /// The split that is divided into the roles pretrain, finetune and validation.
     pub train: Arc<dyn Dataset>,
     /// The split of the test role, which training never sees, in the train split's classes; none if nothing judges.
     pub test: Option<Arc<dyn Dataset>>,

@@ -149,14 +149,14 @@ impl Setup {
     }
 }
 
-/// The topology of a run with batches of the given sizes (pretrain, train, validation).
+/// The topology of a run with batches of the given sizes (pretrain, finetune, validation).
 ///
 /// # Errors
 /// Never for a checked configuration.
 pub fn topology(method: &Method, actors: &ActorsConfig, batch_sizes: [usize; 3]) -> Result<Topology, TopologyError> {
     use StageName::{Load, Log, Score};
     let c = &method.model.config;
-    let [pretrain, train, validation] = batch_sizes;
+    let [pretrain, finetune, validation] = batch_sizes;
     let images = batch_bytes(pretrain, c.image_values());
     // Ranks and kept patches; with a learned mask also what its gradient needs.
     let num_patches = c.num_patches();
@@ -170,7 +170,7 @@ pub fn topology(method: &Method, actors: &ActorsConfig, batch_sizes: [usize; 3])
     };
     let stages = StageName::ALL.into_iter().map(|name| StageDecl { name, num_workers: num_workers(name) }).collect();
     let edge = |id, payload_bytes| EdgeDecl { id, capacity: capacity(id, actors), payload_bytes, large_bytes: 0 };
-    let labelled = batch_bytes(train + validation, c.image_values());
+    let labelled = batch_bytes(finetune + validation, c.image_values());
     Topology::new(
         stages,
         vec![

@@ -145,7 +145,7 @@ impl LoadStage {
         &self.plan
     }
 
-    /// Images in a batch of each role (pretrain, train, validation).
+    /// Images in a batch of each role (pretrain, finetune, validation).
     #[must_use]
     pub const fn batch_sizes(&self) -> [usize; 3] {
         self.plan.batch_sizes()

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use mlomae_model::engine::TokenOrder;
+use mlomae_storage::escape::shortened;
 use serde::{Deserialize, Serialize};
 
 use super::masks::MaskStatistics;
@@ -11,6 +12,9 @@ use super::saturation::SaturationWatch;
 /// Samples whose last mask is remembered: the first that are seen. So the memory is bounded whatever the size of the
 /// data set, and the same samples are compared over the whole run.
 pub const MAX_REMEMBERED: usize = 1024;
+
+/// Characters of a refused mask that a message repeats.
+const MAX_SHOWN: usize = 40;
 
 /// The last masks of the first [`MAX_REMEMBERED`] samples, a bit a patch.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -60,7 +64,7 @@ pub struct MaskHistory {
 
 /// The form of a [`MaskHistory`] in `state.json`.
 #[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "an object with coverage, saturated_steps and last_masks")]
 struct Written {
     /// Running share of images in which each position is masked, \[L].
     coverage: Vec<f64>,
@@ -107,7 +111,8 @@ impl MaskHistory {
     pub(crate) fn from_json(value: &serde_json::Value, num_patches: usize) -> Result<Self, String> {
         let written: Written = serde_json::from_value(value.clone()).map_err(|error| error.to_string())?;
         let num_positions = written.coverage.len();
-        if num_positions != 0 && num_positions != num_patches {
+        let is_empty = num_positions == 0 && written.last_masks.is_empty();
+        if num_positions != num_patches && !is_empty {
             return Err(format!("coverage has {num_positions} positions, not {num_patches}"));
         }
         if written.coverage.iter().any(|share| !(0.0..=1.0).contains(share)) {
@@ -120,7 +125,11 @@ impl MaskHistory {
             let is_whole = text.len() == 16 * num_patches.div_ceil(64) && text.is_ascii();
             let digits = |place: usize| u64::from_str_radix(text.get(16 * place..16 * (place + 1))?, 16).ok();
             let words = (0..num_patches.div_ceil(64)).map(digits).collect::<Option<Vec<_>>>();
-            words.filter(|_| is_whole).map(|words| (id, words)).ok_or_else(|| format!("mask of sample {id}: {text:?}"))
+            let beyond = u64::MAX.checked_shl((num_patches % 64) as u32).filter(|_| num_patches % 64 != 0).unwrap_or(0);
+            let fits = |words: &Vec<u64>| is_whole && words.last().is_none_or(|last| last & beyond == 0);
+            let refused =
+                || format!("no mask of {num_patches} patches for sample {id}: {:?}", shortened(&text, MAX_SHOWN));
+            words.filter(fits).map(|words| (id, words)).ok_or_else(refused)
         };
         Ok(Self {
             statistics: MaskStatistics::restored(written.coverage),
@@ -180,5 +189,14 @@ mod tests {
             broken[place] = value;
             assert!(MaskHistory::from_json(&broken, 1).is_err() && MaskHistory::from_json(&broken, 100).is_err());
         }
+        let refused = |value: serde_json::Value| MaskHistory::from_json(&value, 70).unwrap_err();
+        let with = |coverage: &[f64], mask: &str| {
+            refused(serde_json::json!({ "coverage": coverage, "saturated_steps": 0, "last_masks": { "4": mask } }))
+        };
+        let whole = "00000000000000000000000000000040";
+        assert_eq!(with(&[0.5; 70], whole), format!("no mask of 70 patches for sample 4: {whole:?}"), "bit 70 of 70");
+        assert_eq!(with(&[], &whole.replace('4', "2")), "coverage has 0 positions, not 70");
+        assert!(with(&[0.5; 70], &"7".repeat(9000)).len() < 120);
+        assert!(refused(serde_json::json!(3)).contains("an object with coverage, saturated_steps and last_masks"));
     }
 }
