@@ -125,7 +125,10 @@ impl MaskHistory {
             let is_whole = text.len() == 16 * num_patches.div_ceil(64) && text.is_ascii();
             let digits = |place: usize| u64::from_str_radix(text.get(16 * place..16 * (place + 1))?, 16).ok();
             let words = (0..num_patches.div_ceil(64)).map(digits).collect::<Option<Vec<_>>>();
-            let beyond = u64::MAX.checked_shl((num_patches % 64) as u32).filter(|_| num_patches % 64 != 0).unwrap_or(0);
+            let beyond = match num_patches % 64 {
+                0 => 0,
+                num_used => u64::MAX << num_used,
+            };
             let fits = |words: &Vec<u64>| is_whole && words.last().is_none_or(|last| last & beyond == 0);
             let refused =
                 || format!("no mask of {num_patches} patches for sample {id}: {:?}", shortened(&text, MAX_SHOWN));
