@@ -64,8 +64,8 @@ Examples:
 
 Exit codes: 0 ok, 1 a verification failed, 2 usage, 65 bad data, 66 no input, 70 internal error
 or NaN, 74 I/O, 78 bad config or too little memory, 129, 130, 140, 143 and 152 stopped by SIGHUP,
-SIGINT, SIGUSR2, SIGTERM and SIGXCPU. What each signal does to a run: mlomae train --help; other commands leave at once, without
-unfinished files, and go on after SIGUSR1.";
+SIGINT, SIGUSR2, SIGTERM and SIGXCPU. What each signal does to a run: mlomae train --help; other
+commands leave at once, without unfinished files, and go on after SIGUSR1.";
 
 /// Pretrains vision transformers with learned masking (MLO-MAE): a masked autoencoder whose masks
 /// are learned from a downstream task's validation loss.

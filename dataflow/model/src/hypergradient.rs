@@ -90,6 +90,12 @@ impl Registry for dyn Hypergradient {
 /// A form that was chosen by name.
 pub type HypergradientChoice = Choice<dyn Hypergradient>;
 
+/// v1 + w, which serves both paths. The two are freed before the passes that follow, whose activations are the peak of
+/// memory.
+fn joint(lane: &mut dyn Lane, v1: Vector, w: Vector) -> Result<Vector, ModelError> {
+    lane.sum(&v1, &w)
+}
+
 /// One encoder pass over each labelled batch and one difference along v1 + w. Level 2's step has the head's dropout;
 /// nothing of level 3 has, so that v1 is the derivative of a fixed function.
 #[derive(Debug)]
@@ -137,9 +143,7 @@ impl Hypergradient for Clean {
         w: Vector,
         alpha: f64,
     ) -> Result<Along, ModelError> {
-        let v = lane.sum(&v1, &w)?;
-        // Freed before the passes, whose activations are the peak of memory.
-        drop((v1, w));
+        let v = joint(lane, v1, w)?;
         Ok(Along { gradient: lane.difference(at, &v, alpha)?, path_norms: None })
     }
 }
@@ -236,8 +240,7 @@ impl Hypergradient for Tangent {
         w: Vector,
         _: f64,
     ) -> Result<Along, ModelError> {
-        let v = lane.sum(&v1, &w)?;
-        drop((v1, w));
+        let v = joint(lane, v1, w)?;
         Ok(Along { gradient: lane.tangent(at, &v)?, path_norms: None })
     }
 }

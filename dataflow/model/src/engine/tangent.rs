@@ -53,11 +53,23 @@ pub struct Pair<T> {
     pub tangent: Option<T>,
 }
 
+/// The direction v: zero from the value `len` of the flat vector on.
+struct Moving<E> {
+    engine: E,
+    len: usize,
+}
+
+impl<E> Moving<E> {
+    /// The moving parameters, for an operation whose first weight is `weight`.
+    fn of(&self, weight: &Weight) -> Option<&E> {
+        (weight.offset < self.len).then_some(&self.engine)
+    }
+}
+
 /// An engine whose tensors are pairs.
 pub struct Tangent<E> {
     at: E,
-    moving: E,
-    num_moving: usize,
+    moving: Moving<E>,
 }
 
 impl<E: Derivatives> Tangent<E> {
@@ -65,12 +77,7 @@ impl<E: Derivatives> Tangent<E> {
     /// `num_moving` of the flat vector on: these weights stand still and cost no product.
     #[must_use]
     pub fn new(at: E, moving: E, num_moving: usize) -> Self {
-        Tangent { at, moving, num_moving }
-    }
-
-    /// The moving parameters, for an operation whose first weight is `weight`.
-    fn moving(&self, weight: &Weight) -> Option<&E> {
-        (weight.offset < self.num_moving).then_some(&self.moving)
+        Tangent { at, moving: Moving { engine: moving, len: num_moving } }
     }
 
     /// The derivative of a tensor that the parameters have an influence on.
@@ -88,9 +95,8 @@ impl<E: Derivatives> Tangent<E> {
             Some(residual) => self.at.linear_add(&x.value, w, &residual.value),
             None => self.at.linear(&x.value, w),
         };
-        let moving = (w.weight.offset < self.num_moving).then_some(&self.moving);
         let residual = residual.map(Self::tangent_of);
-        let tangent = self.at.linear_tangent(moving, &x.value, Self::tangent_of(x), w, residual);
+        let tangent = self.at.linear_tangent(self.moving.of(&w.weight), &x.value, Self::tangent_of(x), w, residual);
         Pair { value, tangent: Some(tangent) }
     }
 
@@ -134,8 +140,7 @@ impl<E: Derivatives> Engine for Tangent<E> {
 
     fn layer_norm(&mut self, x: &Pair<E::Tensor>, w: &NormWeights) -> Pair<E::Tensor> {
         let value = self.at.layer_norm(&x.value, w);
-        let moving = (w.gamma.offset < self.num_moving).then_some(&self.moving);
-        let tangent = self.at.layer_norm_tangent(moving, &x.value, Self::tangent_of(x), w);
+        let tangent = self.at.layer_norm_tangent(self.moving.of(&w.gamma), &x.value, Self::tangent_of(x), w);
         Pair { value, tangent: Some(tangent) }
     }
 
@@ -153,7 +158,7 @@ impl<E: Derivatives> Engine for Tangent<E> {
         w: &TokenWeights,
     ) -> Pair<E::Tensor> {
         let value = self.at.tokens(&patches.value, num_patches, order, w);
-        Pair { value, tangent: Some(self.moving.tokens(&patches.value, num_patches, order, w)) }
+        Pair { value, tangent: Some(self.moving.engine.tokens(&patches.value, num_patches, order, w)) }
     }
 
     fn first_rows(&mut self, x: &Pair<E::Tensor>, period: usize) -> Pair<E::Tensor> {
@@ -172,9 +177,9 @@ impl<E: Derivatives> Engine for Tangent<E> {
         mask_token: &Weight,
         pos: &Weight,
     ) -> Pair<E::Tensor> {
-        debug_assert!(self.moving(mask_token).is_none() && self.moving(pos).is_none(), "only the encoder moves");
+        debug_assert!(self.moving.of(mask_token).is_none() && self.moving.of(pos).is_none(), "only the encoder moves");
         let value = self.at.unshuffle(&x.value, order, mask_token, pos);
-        Pair { value, tangent: Some(self.moving.unshuffle(Self::tangent_of(x), order, mask_token, pos)) }
+        Pair { value, tangent: Some(self.moving.engine.unshuffle(Self::tangent_of(x), order, mask_token, pos)) }
     }
 
     fn patch_loss(&mut self, pred: &Pair<E::Tensor>, target: &Pair<E::Tensor>) -> Pair<E::Tensor> {

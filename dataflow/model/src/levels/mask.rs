@@ -148,8 +148,8 @@ pub fn along(
     collective.sum(hypergradient)
 }
 
-/// D[v; θ; L_m; φ] as ε → 0: −d(∂L_m/∂φ)/dv itself, by forward-mode differentiation with the masks of θ. No ε enters, so
-/// that it is safe in low precision, and no mask flips between the two ends of a difference.
+/// D[v; θ; L_m; φ] as ε → 0: −d(∂L_m/∂φ)/dv itself, by forward-mode differentiation with the masks of θ. No ε
+/// enters, so that it is safe in low precision, and no mask flips between the two ends of a difference.
 ///
 /// # Errors
 /// When another rank is gone, or the masking has no derivative along its input.

@@ -151,27 +151,40 @@ fn add_embedding_gradient(cpu: &Cpu, gradient: &mut [f32], patches: &[f32], demb
     dembedding.chunks_exact(dpos.len()).for_each(|image| kernels::add(dpos, image));
 }
 
+/// Quantities `[images, L]` of images `[images, C, H, W]`, from a `pass` over each micro-batch and its order of tokens.
+fn patch_values<const N: usize>(
+    cpu: &Cpu,
+    images: &[f32],
+    order: &TokenOrder,
+    pass: impl Fn(&[f32], &Arc<TokenOrder>) -> [Arc<Buffer>; N] + Sync,
+) -> [Buffer; N] {
+    let (compute, c) = (&cpu.compute, &cpu.model.config);
+    let pieces = compute.micro_batches(order.batch());
+    let parts = compute.map(pieces.len(), |i| {
+        let piece = pieces[i].clone();
+        let images = &images[piece.start * c.image_values()..piece.end * c.image_values()];
+        pass(images, &order.slice(piece))
+    });
+    let mut all = std::array::from_fn(|_| compute.arena.take(order.batch() * c.num_patches()));
+    for (piece, parts) in pieces.iter().zip(parts) {
+        let place = piece.start * c.num_patches()..piece.end * c.num_patches();
+        all.iter_mut().zip(parts).for_each(|(all, part)| all[place.clone()].copy_from_slice(&part));
+    }
+    all
+}
+
 /// Patch losses ℓ `[images, L]` of images `[images, C, H, W]`, by a forward pass without a tape.
 #[must_use]
 pub fn patch_losses(cpu: &Cpu, theta: &Params, images: &[f32], order: &TokenOrder) -> Buffer {
-    let (compute, c) = (&cpu.compute, &cpu.model.config);
-    let num_patches = c.num_patches();
-    let pieces = compute.micro_batches(order.batch());
-    let losses = compute.map(pieces.len(), |i| {
-        let piece = pieces[i].clone();
-        let images = &images[piece.start * c.image_values()..piece.end * c.image_values()];
-        let mut e = DfdxCpu::forward_only(&compute.arena);
-        patch_loss(cpu, &mut e, theta, images, &order.slice(piece), false).shared()
+    let [losses] = patch_values(cpu, images, order, |images, order| {
+        let mut e = DfdxCpu::forward_only(cpu.arena());
+        [patch_loss(cpu, &mut e, theta, images, order, false).shared()]
     });
-    let mut out = compute.arena.take(order.batch() * num_patches);
-    for (piece, losses) in pieces.iter().zip(losses) {
-        out[piece.start * num_patches..piece.end * num_patches].copy_from_slice(&losses);
-    }
-    out
+    losses
 }
 
-/// Patch losses ℓ `[images, L]` and their derivatives along v, which is zero on the decoder: a forward pass of pairs that
-/// keeps nothing. The masks stand still.
+/// Patch losses ℓ `[images, L]` and their derivatives along v, which is zero on the decoder: a forward pass of pairs
+/// that keeps nothing. The masks stand still.
 #[must_use]
 pub fn patch_loss_tangents(
     cpu: &Cpu,
@@ -180,25 +193,13 @@ pub fn patch_loss_tangents(
     images: &[f32],
     order: &TokenOrder,
 ) -> (Buffer, Buffer) {
-    let (compute, c) = (&cpu.compute, &cpu.model.config);
-    let num_patches = c.num_patches();
-    let pieces = compute.micro_batches(order.batch());
-    let results = compute.map(pieces.len(), |i| {
-        let piece = pieces[i].clone();
-        let images = &images[piece.start * c.image_values()..piece.end * c.image_values()];
-        let mut moving = DfdxCpu::forward_only(&compute.arena);
+    let [losses, tangents] = patch_values(cpu, images, order, |images, order| {
+        let mut moving = DfdxCpu::forward_only(cpu.arena());
         moving.bind(Level::Pretrain, v, false);
-        let mut e = Tangent::new(DfdxCpu::forward_only(&compute.arena), moving, cpu.model.vit.encoder_len);
-        let pair = patch_loss(cpu, &mut e, theta, images, &order.slice(piece), false);
-        (pair.value.shared(), pair.tangent.map(|tangent| tangent.shared()).unwrap_or_default())
+        let mut e = Tangent::new(DfdxCpu::forward_only(cpu.arena()), moving, cpu.model.vit.encoder_len);
+        let pair = patch_loss(cpu, &mut e, theta, images, order, false);
+        [pair.value.shared(), pair.tangent.map(|tangent| tangent.shared()).unwrap_or_default()]
     });
-    let len = order.batch() * num_patches;
-    let (mut losses, mut tangents) = (compute.arena.take(len), compute.arena.take(len));
-    for (piece, (loss, tangent)) in pieces.iter().zip(results) {
-        let place = piece.start * num_patches..piece.end * num_patches;
-        losses[place.clone()].copy_from_slice(&loss);
-        tangents[place].copy_from_slice(&tangent);
-    }
     (losses, tangents)
 }
 

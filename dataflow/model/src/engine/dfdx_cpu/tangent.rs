@@ -16,6 +16,11 @@ impl DfdxCpu {
     }
 }
 
+/// The matrix within rows of `ld` values whose first value is that at `start`.
+fn columns(of: &[f32], start: usize, ld: usize, trans: bool) -> Mat<'_> {
+    Mat { data: &of[start..], ld, trans }
+}
+
 impl Derivatives for DfdxCpu {
     fn linear_tangent(
         &mut self,
@@ -101,36 +106,31 @@ impl Derivatives for DfdxCpu {
         let mut ds = self.arena.take(queries * tokens);
         let mut out = self.arena.take(queries * head_dim);
         let scale = 1.0 / (head_dim as f32).sqrt();
+        let (qkv, dqkv) = (&qkv.values[..], &dqkv.values[..]);
         for (index, p) in probs.chunks_exact(queries * tokens).enumerate() {
             let (image, head) = (index / heads, index % heads);
-            let part = |of: &CpuTensor, which: usize, trans: bool| {
-                let start = image * tokens * 3 * dim + which * dim + head * head_dim;
-                (of.values.clone(), start, trans)
-            };
-            let product = |c: &mut [f32],
-                           (a, a_start, _): &(Arc<Buffer>, usize, bool),
-                           (b, b_start, trans): &(Arc<Buffer>, usize, bool),
-                           accumulate: bool| {
-                let (a, b) = (
-                    Mat { data: &a[*a_start..], ld: 3 * dim, trans: false },
-                    Mat { data: &b[*b_start..], ld: 3 * dim, trans: *trans },
-                );
-                kernels::matmul(c, tokens, a, b, queries, tokens, head_dim, accumulate);
-            };
-            product(&mut ds, &part(dqkv, 0, false), &part(qkv, 1, true), false);
-            product(&mut ds, &part(qkv, 0, false), &part(dqkv, 1, true), true);
+            let [q, k, v] = [0, 1, 2].map(|which| image * tokens * 3 * dim + which * dim + head * head_dim);
+            for (q_of, k_of, accumulate) in [(dqkv, qkv, false), (qkv, dqkv, true)] {
+                let (a, b) = (columns(q_of, q, 3 * dim, false), columns(k_of, k, 3 * dim, true));
+                kernels::matmul(&mut ds, tokens, a, b, queries, tokens, head_dim, accumulate);
+            }
             for (ds, p) in ds.chunks_exact_mut(tokens).zip(p.chunks_exact(tokens)) {
                 let mean = kernels::dot(p, ds) as f32 * scale;
                 ds.iter_mut().zip(p).for_each(|(ds, p)| *ds = p * (*ds * scale - mean));
             }
-            let values = |weights: &[f32], of: &CpuTensor, out: &mut [f32], accumulate: bool| {
-                let start = image * tokens * 3 * dim + 2 * dim + head * head_dim;
+            for (weights, v_of, accumulate) in [(&ds[..], qkv, false), (p, dqkv, true)] {
                 let a = Mat { data: weights, ld: tokens, trans: false };
-                let b = Mat { data: &of.values[start..], ld: 3 * dim, trans: false };
-                kernels::matmul(out, head_dim, a, b, queries, head_dim, tokens, accumulate);
-            };
-            values(&ds, qkv, &mut out, false);
-            values(p, dqkv, &mut out, true);
+                kernels::matmul(
+                    &mut out,
+                    head_dim,
+                    a,
+                    columns(v_of, v, 3 * dim, false),
+                    queries,
+                    head_dim,
+                    tokens,
+                    accumulate,
+                );
+            }
             for (query, out) in out.chunks_exact(head_dim).enumerate() {
                 dy[(image * queries + query) * dim + head * head_dim..][..head_dim].copy_from_slice(out);
             }
