@@ -55,3 +55,9 @@ impl From<dfdx::tensor::CpuError> for ModelError {
         ModelError::Dfdx(error.to_string())
     }
 }
+
+impl From<mlomae_device::DeviceError> for ModelError {
+    fn from(error: mlomae_device::DeviceError) -> Self {
+        ModelError::Lane { lane: "cuda", problem: error.to_string() }
+    }
+}

@@ -79,6 +79,15 @@ impl Vector {
         }
     }
 
+    /// Whether nobody else shares the values, so that writing them changes no snapshot.
+    #[must_use]
+    pub fn is_unique(&self) -> bool {
+        match &self.0 {
+            Memory::Host(values) => Arc::strong_count(values) == 1,
+            Memory::Device(memory) => Arc::strong_count(memory) == 1,
+        }
+    }
+
     /// The values in host memory: shared if they are there, else downloaded.
     ///
     /// # Errors

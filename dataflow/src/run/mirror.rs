@@ -81,8 +81,8 @@ impl Lane for MirrorLane {
         self.0.model()
     }
 
-    fn fork(&self) -> Box<dyn Lane> {
-        Box::new(MirrorLane(self.0.fork()))
+    fn fork(&self) -> Result<Box<dyn Lane>, ModelError> {
+        Ok(Box::new(MirrorLane(self.0.fork()?)))
     }
 
     fn upload(&self, vector: &Vector) -> Result<Vector, ModelError> {

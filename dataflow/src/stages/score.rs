@@ -49,20 +49,23 @@ pub struct ScoreInput {
 #[derive(Debug)]
 pub struct ScoreStage {
     method: Method,
-    lane: Box<dyn Lane>,
+    /// The worker's lane, or why it has none.
+    lane: Result<Box<dyn Lane>, String>,
 }
 
 impl ScoreStage {
     /// A scorer. The workers' stages are clones of one.
     #[must_use]
     pub const fn new(method: Method, lane: Box<dyn Lane>) -> Self {
-        Self { method, lane }
+        Self { method, lane: Ok(lane) }
     }
 }
 
 impl Clone for ScoreStage {
     fn clone(&self) -> Self {
-        Self { method: self.method.clone(), lane: self.lane.fork() }
+        let lane = self.lane.as_ref().map_err(Clone::clone);
+        let lane = lane.and_then(|lane| lane.fork().map_err(|error| error.to_string()));
+        Self { method: self.method.clone(), lane }
     }
 }
 
@@ -74,7 +77,9 @@ impl Stage for ScoreStage {
 
     fn process(&mut self, unit: u64, input: ScoreInput, _: &mut Recorder) -> Result<ScoredBatch, StageError> {
         let ScoreInput { mut batch, phi, policy_version, theta, shift } = input;
-        let (rule, lane) = (self.method.mask_rule(Step(unit)), &mut *self.lane);
+        let missing = |message: &mut String| StageError::Internal { stage: StageName::Score, message: message.clone() };
+        let lane = &mut **self.lane.as_mut().map_err(missing)?;
+        let rule = self.method.mask_rule(Step(unit));
         let scored = (|| {
             let theta = match (theta, shift) {
                 (Some(theta), Some(shift)) => Some(shift.apply(lane, &theta)?),

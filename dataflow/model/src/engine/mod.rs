@@ -33,6 +33,7 @@
 //! ```
 
 pub mod dfdx_cpu;
+pub mod gpu;
 mod ops;
 pub mod tangent;
 

@@ -66,8 +66,8 @@ impl Lane for CpuLane {
         &self.cpu.model
     }
 
-    fn fork(&self) -> Box<dyn Lane> {
-        Box::new(self.clone())
+    fn fork(&self) -> Result<Box<dyn Lane>, ModelError> {
+        Ok(Box::new(self.clone()))
     }
 
     fn upload(&self, vector: &Vector) -> Result<Vector, ModelError> {

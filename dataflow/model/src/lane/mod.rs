@@ -8,6 +8,7 @@
 //! To add a device, implement [`Lane`] and [`Device`] in a file here, and add it to [`DEVICES`].
 
 pub mod cpu;
+pub mod cuda;
 mod list;
 mod seam;
 

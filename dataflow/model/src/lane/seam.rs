@@ -119,7 +119,10 @@ pub trait Lane: Send + fmt::Debug {
     fn model(&self) -> &Arc<Model>;
 
     /// A lane of the same device and size for another worker of the stage; on the CPU it shares threads and memory.
-    fn fork(&self) -> Box<dyn Lane>;
+    ///
+    /// # Errors
+    /// When the device fails or lacks memory.
+    fn fork(&self) -> Result<Box<dyn Lane>, ModelError>;
 
     /// The vector in memory of the lane's device; shared, not copied, if it is there. Called for initial or restored
     /// weights and moments, and for every batch of images.

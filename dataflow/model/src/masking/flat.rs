@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use mlomae_kernels as kernels;
 
-use super::kind::{MaskRule, Masking, MaskingFacts, MaskingKind, Needs, Trace, init_linear_layers};
+use super::kind::{MaskNetwork, MaskRule, Masking, MaskingFacts, MaskingKind, Needs, NetworkRows, Trace};
+use super::kind::init_linear_layers;
 use super::linear::{Trunk, linear, linear_input_gradient, linear_weight_gradient};
 use super::linear::{wide_input_gradient, wide_linear_relu, wide_weight_gradient};
 use super::order::explored_keys;
@@ -74,6 +75,10 @@ impl Masking for FlatMlp {
         Some(&self.layout)
     }
 
+    fn network(&self) -> Option<MaskNetwork> {
+        Some(MaskNetwork { rows: NetworkRows::Images, layers: vec![self.hidden, self.output] })
+    }
+
     fn init(&self, seed: u64) -> Buffer {
         init_linear_layers(&self.layout, seed)
     }
@@ -87,7 +92,7 @@ impl Masking for FlatMlp {
         let h = wide_linear_relu(compute, phi, &self.hidden, input, batch);
         let mut scores = linear(compute, phi, &self.output, &h, batch);
         kernels::bias_sigmoid(&mut scores, &phi[self.output.bias.range()]);
-        Some(Trace { scores: Arc::new(scores), input: input.clone(), hidden: vec![Arc::new(h)], batch })
+        Some(Trace { scores: Arc::new(scores), input: input.clone(), hidden: vec![Arc::new(h)], batch, kept: None })
     }
 
     fn backward(

@@ -1,5 +1,6 @@
 //! The traits of a masking: its keys, and where it is learned its scores and their gradient.
 
+use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::choice::Named;
 use crate::engine::TokenOrder;
 use crate::init;
-use crate::layout::{Layout, SharedLayout};
+use crate::layout::{Layout, LinearWeights, SharedLayout};
 use crate::parallel::arena::Buffer;
 use crate::parallel::compute::Compute;
 use crate::rng::{Purpose, keyed};
@@ -75,6 +76,34 @@ pub struct Trace {
     pub hidden: Vec<Arc<Buffer>>,
     /// Number of images.
     pub batch: usize,
+    /// What the lane of another device keeps for its own backward pass, instead of `input` and `hidden`, which are
+    /// empty then.
+    pub kept: Option<Arc<dyn Kept>>,
+}
+
+/// Activations in the memory of a device, of a type that its lanes know.
+pub trait Kept: Any + Send + Sync + fmt::Debug {
+    /// `self`, for the downcast.
+    fn as_any(&self) -> &dyn Any;
+}
+
+/// A masking network as data, for lanes that compute it themselves: features, then linear layers with ReLU between them
+/// and a sigmoid at the end. `layers` are of the layout of φ.
+#[derive(Clone, Debug)]
+pub struct MaskNetwork {
+    /// What a row of the first layer's input is.
+    pub rows: NetworkRows,
+    /// The layers in order.
+    pub layers: Vec<LinearWeights>,
+}
+
+/// Rows of the input of a [`MaskNetwork`].
+#[derive(Clone, Debug)]
+pub enum NetworkRows {
+    /// An image: the features of all its patches side by side.
+    Images,
+    /// A patch: its features, the mean features of the image, and these positions `[L, width]`.
+    Patches(Arc<Vec<f32>>),
 }
 
 /// A way to mask patches, without mutable state: one instance serves all stages and threads at once.
@@ -95,6 +124,12 @@ pub trait Masking: Send + Sync + fmt::Debug {
 
     /// Names and shapes of φ, a layout of [`Level::Mask`](crate::Level::Mask); none where nothing is learned.
     fn layout(&self) -> Option<&SharedLayout> {
+        None
+    }
+
+    /// The network as data; none where nothing is learned, and for a network of another form, which other devices than
+    /// the CPU then compute on the host.
+    fn network(&self) -> Option<MaskNetwork> {
         None
     }
 

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use mlomae_kernels as kernels;
 
-use super::kind::{MaskRule, Masking, MaskingFacts, MaskingKind, Needs, Trace, init_linear_layers};
+use super::kind::{MaskNetwork, MaskRule, Masking, MaskingFacts, MaskingKind, Needs, NetworkRows, Trace};
+use super::kind::init_linear_layers;
 use super::linear::{Trunk, linear, linear_input_gradient, linear_weight_gradient};
 use super::order::explored_keys;
 use crate::choice::Named;
@@ -118,6 +119,11 @@ impl Masking for TokenMlp {
         Some(&self.layout)
     }
 
+    fn network(&self) -> Option<MaskNetwork> {
+        let rows = NetworkRows::Patches(self.positions.clone());
+        Some(MaskNetwork { rows, layers: vec![self.first, self.hidden, self.output] })
+    }
+
     fn init(&self, seed: u64) -> Buffer {
         init_linear_layers(&self.layout, seed)
     }
@@ -146,7 +152,7 @@ impl Masking for TokenMlp {
             scores[piece.start * num_patches..piece.end * num_patches].copy_from_slice(part);
         }
         let hidden = results.into_iter().flat_map(|(_, h1, h2)| [Arc::new(h1), Arc::new(h2)]).collect();
-        Some(Trace { scores: Arc::new(scores), input: input.clone(), hidden, batch })
+        Some(Trace { scores: Arc::new(scores), input: input.clone(), hidden, batch, kept: None })
     }
 
     fn backward(

@@ -1,0 +1,236 @@
+//! Attention against its formulas in f64.
+
+use half::bf16;
+
+use super::{AttentionShape, MMA_FORWARD, MMA_GRAD_OF_KEYS, MMA_GRAD_OF_QUERIES, MMA_TANGENT};
+use crate::memory::{Act, ActView, View};
+use crate::stream::{Precision, Priority, Stream};
+use crate::testing::schedules;
+
+/// Results of one head shape in f64.
+struct Twin {
+    y: Vec<f64>,
+    lse: Vec<f64>,
+    dqkv: Vec<f64>,
+    tangent: Vec<f64>,
+}
+
+/// The formulas, with dy as the gradient of y and `along` as the direction of the tangent.
+fn twin(shape: &AttentionShape, qkv: &[f64], dy: &[f64], along: &[f64]) -> Twin {
+    let AttentionShape { batch, tokens, heads, head_dim, queries } = *shape;
+    let (width, scale) = (heads * head_dim, 1.0 / (head_dim as f64).sqrt());
+    let mut twin = Twin {
+        y: vec![0.0; batch * queries * width],
+        lse: vec![0.0; batch * heads * queries],
+        dqkv: vec![0.0; qkv.len()],
+        tangent: vec![0.0; batch * queries * width],
+    };
+    for (image, head) in (0..batch).flat_map(|image| (0..heads).map(move |head| (image, head))) {
+        let row = |token: usize, part: usize| {
+            let start = ((image * tokens + token) * 3 + part) * width + head * head_dim;
+            start..start + head_dim
+        };
+        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        for query in 0..queries {
+            let (q, dq) = (&qkv[row(query, 0)], &along[row(query, 0)]);
+            let scores: Vec<f64> = (0..tokens).map(|key| scale * dot(q, &qkv[row(key, 1)])).collect();
+            let slope = |key: usize| scale * (dot(dq, &qkv[row(key, 1)]) + dot(q, &along[row(key, 1)]));
+            let slopes: Vec<f64> = (0..tokens).map(slope).collect();
+            let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let sum: f64 = scores.iter().map(|score| (score - top).exp()).sum();
+            let probs: Vec<f64> = scores.iter().map(|score| (score - top).exp() / sum).collect();
+            let mean = dot(&probs, &slopes);
+            twin.lse[(image * heads + head) * queries + query] = top + sum.ln();
+            let start = (image * queries + query) * width + head * head_dim;
+            let out = start..start + head_dim;
+            for (key, p) in probs.iter().enumerate() {
+                for (d, place) in out.clone().enumerate() {
+                    let value = qkv[row(key, 2)][d];
+                    twin.y[place] += p * value;
+                    twin.tangent[place] += p * (slopes[key] - mean) * value + p * along[row(key, 2)][d];
+                }
+            }
+            let dy = &dy[out.clone()];
+            let delta = dot(dy, &twin.y[out]);
+            for (key, p) in probs.iter().enumerate() {
+                let dscore = scale * p * (dot(dy, &qkv[row(key, 2)]) - delta);
+                for d in 0..head_dim {
+                    twin.dqkv[row(query, 0)][d] += dscore * qkv[row(key, 1)][d];
+                    twin.dqkv[row(key, 1)][d] += dscore * qkv[row(query, 0)][d];
+                    twin.dqkv[row(key, 2)][d] += p * dy[d];
+                }
+            }
+        }
+    }
+    twin
+}
+
+/// Values around 0 with a deviation of `size`, equal for equal seeds.
+fn values(len: usize, size: f32, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut uniform = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1 << 24) as f32 - 0.5
+    };
+    (0..len).map(|_| size * 2.0 * (uniform() + uniform() + uniform())).collect()
+}
+
+fn wide(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|v| f64::from(*v)).collect()
+}
+
+/// The error's root mean square over that of what is wanted.
+fn error(got: &[f32], want: &[f64]) -> f64 {
+    assert_eq!(got.len(), want.len());
+    let square = |sum: f64, v: f64| sum + v * v;
+    let distance = got.iter().zip(want).map(|(got, want)| f64::from(*got) - want).fold(0.0, square);
+    (distance / want.iter().copied().fold(1e-30, square)).sqrt()
+}
+
+/// A stream that talks in f32 to the host.
+struct Device(Stream);
+
+impl Device {
+    fn act(&self, values: &[f32]) -> Act {
+        match self.0.precision() {
+            Precision::Bf16 => Act::Bf16(self.0.upload(&values.iter().map(|v| bf16::from_f32(*v)).collect::<Vec<_>>())),
+            _ => Act::F32(self.0.upload(values)),
+        }
+    }
+
+    /// Nothing that a kernel could have written.
+    fn nan(&self, len: usize) -> Act {
+        self.act(&vec![f32::NAN; len])
+    }
+
+    fn read(&self, view: ActView) -> Vec<f32> {
+        match view {
+            ActView::F32(view) => self.0.download(view).expect("download"),
+            ActView::Bf16(view) => self.0.download(view).expect("download").into_iter().map(bf16::to_f32).collect(),
+        }
+    }
+
+    fn read_f32(&self, view: View<f32>) -> Vec<f32> {
+        self.read(ActView::F32(view))
+    }
+}
+
+/// Holds all three operations against the twin.
+fn check(shape: AttentionShape, precision: Precision, size: f32) {
+    let width = shape.heads * shape.head_dim;
+    let (len, out_len) = (shape.batch * shape.tokens * 3 * width, shape.batch * shape.queries * width);
+    let is_bf16 = precision == Precision::Bf16;
+    let rounded = |values: Vec<f32>| -> Vec<f32> {
+        values.into_iter().map(|v| if is_bf16 { bf16::from_f32(v).to_f32() } else { v }).collect()
+    };
+    let [qkv, along, dy] =
+        [(len, size, 1), (len, 1.0, 2), (out_len, 1.0, 3)].map(|(len, size, seed)| rounded(values(len, size, seed)));
+    let [y, lse, dqkv, again, tangent] = schedules(|gpu| {
+        let device = Device(Stream::new(gpu, precision, Priority::Normal).expect("stream"));
+        let stream = &device.0;
+        let (on_qkv, on_dy, on_along) = (device.act(&qkv), device.act(&dy), device.act(&along));
+        let [y, again, tangent] = [0; 3].map(|_| device.nan(out_len));
+        let (dqkv, lse) = (device.nan(len), stream.upload(&vec![f32::NAN; shape.batch * shape.heads * shape.queries]));
+        stream.attention(y.view(), lse.view(), on_qkv.view(), &shape);
+        stream.attention_grad(dqkv.view(), on_dy.view(), y.view(), on_qkv.view(), lse.view(), &shape);
+        stream.attention_tangent(again.view(), tangent.view(), on_qkv.view(), on_along.view(), &shape);
+        let read = |act: &Act| device.read(act.view());
+        [read(&y), device.read_f32(lse.view()), read(&dqkv), read(&again), read(&tangent)]
+    });
+    let twin = twin(&shape, &wide(&qkv), &wide(&dy), &wide(&along));
+    let limit = match precision {
+        Precision::F32 => 2e-6,
+        Precision::Tf32 => 1.5e-3,
+        Precision::Bf16 => 8e-3,
+    };
+    let lse_limit = if precision == Precision::Tf32 { 1e-4 } else { 2e-6 };
+    let results = [
+        ("y", &y, &twin.y, limit),
+        ("lse", &lse, &twin.lse, lse_limit),
+        ("gradient", &dqkv, &twin.dqkv, limit),
+        ("y beside its tangent", &again, &twin.y, limit),
+        ("tangent", &tangent, &twin.tangent, limit),
+    ];
+    for (what, got, want, limit) in results {
+        let error = error(got, want);
+        assert!(error < limit, "{what} of {shape:?} in {precision:?}: error {error:.1e}");
+    }
+}
+
+/// One shape with all tokens as queries, and one with the first alone.
+fn check_both(tokens: usize, heads: usize, head_dim: usize) {
+    for queries in [1, tokens] {
+        let shape = AttentionShape { batch: 1 + tokens % 2, tokens, heads, head_dim, queries };
+        for precision in [Precision::F32, Precision::Tf32, Precision::Bf16] {
+            check(shape, precision, 1.0);
+        }
+    }
+}
+
+#[test]
+fn all_head_dimensions_are_right() {
+    for (head_dim, heads) in [(4, 3), (8, 1), (32, 2), (48, 1), (64, 3), (5, 2), (80, 1), (136, 2)] {
+        for tokens in [1, 2, 17, 65] {
+            check_both(tokens, heads, head_dim);
+        }
+    }
+}
+
+#[test]
+fn many_tokens_are_right() {
+    for head_dim in [32, 64] {
+        for queries in [1, 100, 257] {
+            let shape = AttentionShape { batch: 1, tokens: 257, heads: 1, head_dim, queries };
+            check(shape, Precision::F32, 1.0);
+            check(shape, Precision::Tf32, 1.0);
+            // Probabilities that few keys share.
+            check(shape, Precision::Bf16, 3.0);
+        }
+    }
+}
+
+#[test]
+fn more_keys_than_shared_memory_holds_are_right() {
+    let shape = AttentionShape { batch: 1, tokens: 900, heads: 1, head_dim: 64, queries: 70 };
+    assert!(MMA_FORWARD.plan("attention_mma", "bf16", &shape, [70, 900], 227 << 10).sizes[5] < 900);
+    check(shape, Precision::Bf16, 1.0);
+    check(AttentionShape { tokens: 450, ..shape }, Precision::Tf32, 1.0);
+}
+
+#[test]
+fn unaligned_views_are_right() {
+    let shape = AttentionShape { batch: 2, tokens: 9, heads: 1, head_dim: 32, queries: 9 };
+    let (len, out_len) = (2 * 9 * 96, 2 * 9 * 32);
+    let qkv: Vec<f32> = values(len + 1, 1.0, 5).iter().map(|v| bf16::from_f32(*v).to_f32()).collect();
+    let y = schedules(|gpu| {
+        let device = Device(Stream::new(gpu, Precision::Bf16, Priority::Normal).expect("stream"));
+        let (on_qkv, y, lse) = (device.act(&qkv), device.nan(out_len + 3), device.0.zeros::<f32>(18));
+        device.0.attention(y.view().slice(3..out_len + 3), lse.view(), on_qkv.view().slice(1..len + 1), &shape);
+        device.read(y.view().slice(3..out_len + 3))
+    });
+    let zeros = vec![0.0; len];
+    let want = twin(&shape, &wide(&qkv[1..]), &zeros[..out_len], &zeros);
+    assert!(error(&y, &want.y) < 8e-3);
+}
+
+#[test]
+fn blocks_fit_devices_with_little_shared_memory() {
+    let kernels = [MMA_FORWARD, MMA_GRAD_OF_QUERIES, MMA_GRAD_OF_KEYS, MMA_TANGENT];
+    for tokens in [1, 65, 257, 1024] {
+        for (rows, suffix, head_dim) in kernels
+            .iter()
+            .flat_map(|rows| [(rows, "bf16", 32), (rows, "bf16", 64), (rows, "f32", 32), (rows, "f32", 64)])
+        {
+            let shape = AttentionShape { batch: 1, tokens, heads: 1, head_dim, queries: tokens };
+            for limit in [99 << 10, 163 << 10, 227 << 10] {
+                let plan = rows.plan("kernel", suffix, &shape, [tokens; 2], limit);
+                let [.., groups, rounds, piece] = plan.sizes[..] else { panic!("sizes of {shape:?}") };
+                assert!(plan.shared_bytes <= limit && plan.warps <= 12);
+                assert!(groups * rounds * plan.warps * 16 >= tokens && (piece >= tokens || piece % 64 == 0));
+                assert!(rounds == 1 || piece >= tokens);
+            }
+        }
+    }
+}

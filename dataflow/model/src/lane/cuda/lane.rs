@@ -1,0 +1,323 @@
+//! The lane of a GPU: a stream with its own memory.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use mlomae_device::ops::{AdamWPieces, AdamWStep};
+use mlomae_device::{Mem, Precision, Priority, Stream};
+
+use super::levels::Recorded;
+use super::vector::{GpuVector, Home, mem};
+use crate::error::ModelError;
+use crate::lane::{Direction, Downstream, FinetuneGradient, Lane, PretrainGradient, Recording, Upstream};
+use crate::levels::optimizer::AdamW;
+use crate::levels::vectors::{norm_wide, shifted_wide, step_size, widen};
+use crate::masking::{MaskNetwork, MaskRule, Scored};
+use crate::model::Model;
+use crate::tap::Tap;
+use crate::tasks::{Noise, Want};
+use crate::vector::Vector;
+
+/// A lane of the GPU.
+#[derive(Debug)]
+pub struct CudaLane {
+    pub(super) model: Arc<Model>,
+    pub(super) stream: Stream,
+    /// The masking network, if it can be computed here.
+    pub(super) network: Option<MaskNetwork>,
+    home: Arc<Home>,
+    /// Of the last optimizer step.
+    pieces: Option<Pieces>,
+}
+
+/// Runs of weight decay (as bits: frozen ones are NaN) and their copy on the device.
+#[derive(Debug)]
+struct Pieces {
+    runs: Vec<(Range<usize>, u64)>,
+    copy: AdamWPieces,
+}
+
+impl CudaLane {
+    pub(super) fn new(
+        home: &Arc<Home>,
+        model: &Arc<Model>,
+        precision: Precision,
+        priority: Priority,
+    ) -> Result<Self, ModelError> {
+        Ok(CudaLane {
+            model: model.clone(),
+            stream: Stream::new(&home.gpu, precision, priority)?,
+            network: model.masking.network(),
+            home: home.clone(),
+            pieces: None,
+        })
+    }
+
+    /// A lane of the first GPU.
+    ///
+    /// # Errors
+    /// When the machine has none that can be used, or it fails.
+    pub fn open(model: &Arc<Model>, precision: Precision) -> Result<Self, ModelError> {
+        Self::new(&super::device::home()?, model, precision, Priority::Normal)
+    }
+
+    /// A result that others may read: waits for the stream.
+    fn complete(&self, values: Mem<f32>) -> Result<Vector, ModelError> {
+        self.stream.wait()?;
+        Ok(GpuVector::shared(&self.home, values))
+    }
+
+    /// c on the host, in f64: heads are computed there.
+    fn head(&self, c: &Vector) -> Result<Vec<f64>, ModelError> {
+        Ok(widen(&self.stream.download(mem(c)?.view())?))
+    }
+
+    fn uploaded(&self, values: &[f64]) -> Result<Vector, ModelError> {
+        let values: Vec<f32> = values.iter().map(|&value| value as f32).collect();
+        self.complete(self.stream.upload(&values))
+    }
+
+    fn adamw_pieces(&mut self, adamw: &AdamW) -> AdamWPieces {
+        let runs: Vec<_> = adamw.pieces().iter().map(|(range, decay)| (range.clone(), decay.to_bits())).collect();
+        match &self.pieces {
+            Some(known) if known.runs == runs => known.copy.clone(),
+            _ => {
+                let copy = self.stream.adamw_pieces(adamw.pieces());
+                self.pieces = Some(Pieces { runs, copy: copy.clone() });
+                copy
+            }
+        }
+    }
+
+    /// A moment that may be written: itself if nobody shares it, else a copy (a checkpoint holds the old one).
+    fn moment(&self, vector: &Vector) -> Result<Mem<f32>, ModelError> {
+        let values = mem(vector)?;
+        if vector.is_unique() {
+            return Ok(values.clone());
+        }
+        let copy = self.stream.take(values.len());
+        self.stream.copy(copy.view(), values.view());
+        Ok(copy)
+    }
+}
+
+impl Lane for CudaLane {
+    fn model(&self) -> &Arc<Model> {
+        &self.model
+    }
+
+    fn fork(&self) -> Result<Box<dyn Lane>, ModelError> {
+        Ok(Box::new(CudaLane::new(&self.home, &self.model, self.stream.precision(), Priority::Normal)?))
+    }
+
+    fn upload(&self, vector: &Vector) -> Result<Vector, ModelError> {
+        if vector.device::<GpuVector>().is_some() {
+            return Ok(vector.clone());
+        }
+        self.complete(self.stream.upload(&vector.to_host()?))
+    }
+
+    fn score(
+        &mut self,
+        theta: Option<&Vector>,
+        phi: &Vector,
+        images: &Vector,
+        rule: &MaskRule,
+    ) -> Result<Scored, ModelError> {
+        let theta = theta.map(mem).transpose()?;
+        let (scored, _) = self.scores(theta, mem(phi)?, mem(images)?, rule)?;
+        self.stream.wait()?;
+        Ok(scored)
+    }
+
+    fn pretrain(
+        &mut self,
+        theta: &Vector,
+        phi: &Vector,
+        images: &Vector,
+        scored: &Scored,
+    ) -> Result<PretrainGradient, ModelError> {
+        let of = self.reconstruction(mem(theta)?, mem(phi)?, mem(images)?, scored)?;
+        let (gradient, patch_loss) = (self.complete(of.gradient)?, self.complete(of.patch_loss)?);
+        Ok(PretrainGradient { loss: of.loss, gradient, patch_loss })
+    }
+
+    fn finetune(
+        &mut self,
+        at: &Downstream<'_>,
+        noise: Option<Noise>,
+        keep: bool,
+    ) -> Result<FinetuneGradient, ModelError> {
+        let c = self.head(at.c)?;
+        let recorded = self.encode(mem(at.theta)?, mem(at.finetune.images)?, self.model.task.reads(), keep)?;
+        let want = Want { dc: true, dz: false };
+        let share = self.evaluate(&c, &recorded.taps, at.finetune.targets, noise, want)?;
+        Ok(FinetuneGradient {
+            loss: share.loss,
+            figures: share.figures,
+            gradient: self.uploaded(&share.dc)?,
+            recorded: keep.then(|| Recording(Box::new(recorded))),
+        })
+    }
+
+    fn direction(&mut self, at: &Downstream<'_>, recorded: Recording, alpha: f64) -> Result<Direction, ModelError> {
+        let recorded = recorded.0.downcast::<Recorded>().map_err(|_| ModelError::Lane {
+            lane: "cuda",
+            problem: "a recording was made by another lane".to_owned(),
+        })?;
+        let (c, y_f) = (self.head(at.c)?, at.finetune.targets);
+        let (images, y_v) = (mem(at.validation.images)?, at.validation.targets);
+        let (at_v, w) = self.task_gradient(mem(at.theta)?, &c, images, y_v, None)?;
+        let epsilon = step_size(alpha, norm_wide(&at_v.dc));
+        let at_f = |sign: f64| {
+            let c = &shifted_wide(&c, sign * epsilon, &at_v.dc);
+            self.evaluate(c, &recorded.taps, y_f, None, Want { dc: false, dz: true })
+        };
+        let (plus, minus) = (at_f(1.0)?, at_f(-1.0)?);
+        let taps = minus.dz.iter().zip(&plus.dz);
+        let dz: Vec<Vec<f64>> = taps
+            .map(|(minus, plus)| minus.iter().zip(plus).map(|(m, p)| (m - p) / (2.0 * epsilon)).collect())
+            .collect();
+        let v1 = self.end(*recorded, &dz);
+        let (v1, w) = (self.complete(v1)?, self.complete(w)?);
+        Ok(Direction { loss: at_v.loss, figures: at_v.figures, v0: at_v.dc, v1, w })
+    }
+
+    fn direction_published(
+        &mut self,
+        at: &Downstream<'_>,
+        alpha: f64,
+        noise: &dyn Fn(u64) -> Option<Noise>,
+    ) -> Result<Direction, ModelError> {
+        let (theta, c) = (mem(at.theta)?, self.head(at.c)?);
+        let (images, y_v) = (mem(at.validation.images)?, at.validation.targets);
+        let (at_v, w) = self.task_gradient(theta, &c, images, y_v, noise(1))?;
+        let (images, y_f) = (mem(at.finetune.images)?, at.finetune.targets);
+        let epsilon = step_size(alpha, norm_wide(&at_v.dc));
+        let shifted = |sign: f64| shifted_wide(&c, sign * epsilon, &at_v.dc);
+        let (_, plus) = self.task_gradient(theta, &shifted(1.0), images, y_f, noise(2))?;
+        let (_, minus) = self.task_gradient(theta, &shifted(-1.0), images, y_f, noise(3))?;
+        let half = (0.5 / epsilon) as f32;
+        let v1 = self.stream.take(theta.len());
+        self.stream.combined(v1.view(), half, minus.view(), -half, plus.view());
+        let (v1, w) = (self.complete(v1)?, self.complete(w)?);
+        Ok(Direction { loss: at_v.loss, figures: at_v.figures, v0: at_v.dc, v1, w })
+    }
+
+    fn difference(&mut self, at: &Upstream<'_>, v: &Vector, alpha: f64) -> Result<Vector, ModelError> {
+        let (theta, phi, images, v) = (mem(at.theta)?, mem(at.phi)?, mem(at.images)?, mem(v)?);
+        let dphi = self.stream.zeros(phi.len());
+        let norm = self.stream.sum_of_squares(v.view())?.sqrt();
+        if norm > 0.0 || norm.is_nan() {
+            let epsilon = step_size(alpha, norm);
+            for sign in [-1.0, 1.0] {
+                let moved = self.moved(theta, v, sign * epsilon);
+                let scale = -sign / (2.0 * epsilon);
+                self.add_mask_gradient(&moved, phi, images, at.rule, scale, &dphi)?;
+            }
+        }
+        self.complete(dphi)
+    }
+
+    fn tangent(&mut self, at: &Upstream<'_>, v: &Vector) -> Result<Vector, ModelError> {
+        let dphi = self.mask_tangent(mem(at.theta)?, mem(v)?, mem(at.phi)?, mem(at.images)?, at.rule)?;
+        self.complete(dphi)
+    }
+
+    fn update(
+        &mut self,
+        adamw: &mut AdamW,
+        values: &Vector,
+        gradient: &Vector,
+        rate: f64,
+    ) -> Result<Vector, ModelError> {
+        let pieces = self.adamw_pieces(adamw);
+        let (m, v) = (self.moment(&adamw.m)?, self.moment(&adamw.v)?);
+        let (values, gradient) = (mem(values)?, mem(gradient)?);
+        let next = self.stream.take(values.len());
+        let c = adamw.config;
+        let step = AdamWStep {
+            lr: rate as f32,
+            beta1: c.beta1 as f32,
+            beta2: c.beta2 as f32,
+            eps: c.eps as f32,
+            step: adamw.step + 1,
+        };
+        let (m_view, v_view) = (m.view(), v.view());
+        self.stream.adamw(next.view(), m_view, v_view, values.view(), gradient.view(), &pieces, &step);
+        let next = self.complete(next)?;
+        adamw.step += 1;
+        adamw.m = GpuVector::shared(&self.home, m);
+        adamw.v = GpuVector::shared(&self.home, v);
+        Ok(next)
+    }
+
+    fn patch_losses(&mut self, theta: &Vector, images: &Vector, scored: &Scored) -> Result<Vector, ModelError> {
+        let order = self.order(&scored.order);
+        self.complete(self.forward_losses(mem(theta)?, mem(images)?, &order))
+    }
+
+    fn reconstruct(&mut self, theta: &Vector, images: &Vector, scored: &Scored) -> Result<Vec<f32>, ModelError> {
+        let order = self.order(&scored.order);
+        self.predicted(mem(theta)?, mem(images)?, &order)
+    }
+
+    fn features(&mut self, theta: &Vector, images: &Vector) -> Result<Vec<f32>, ModelError> {
+        let images = mem(images)?;
+        if images.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut recorded = self.encode(mem(theta)?, images, &[Tap::Cls], false)?;
+        Ok(std::mem::take(&mut recorded.taps[0]))
+    }
+
+    fn shifted(&mut self, theta: &Vector, v: &Vector, epsilon: f64) -> Result<Vector, ModelError> {
+        self.complete(self.moved(mem(theta)?, mem(v)?, epsilon))
+    }
+
+    fn combined(&mut self, a: f64, x: &Vector, b: f64, y: &Vector) -> Result<Vector, ModelError> {
+        let (x, y) = (mem(x)?, mem(y)?);
+        let out = self.stream.take(x.len());
+        self.stream.combined(out.view(), a as f32, x.view(), b as f32, y.view());
+        self.complete(out)
+    }
+
+    fn sum(&mut self, x: &Vector, y: &Vector) -> Result<Vector, ModelError> {
+        let (x, y) = (mem(x)?, mem(y)?);
+        let out = self.stream.take(x.len());
+        self.stream.scale_add(out.view(), x.view(), 1.0, y.view());
+        self.complete(out)
+    }
+
+    fn norm(&mut self, x: &Vector) -> Result<f64, ModelError> {
+        Ok(self.stream.sum_of_squares(mem(x)?.view())?.sqrt())
+    }
+
+    fn cosine(&mut self, x: &Vector, y: &Vector) -> Result<f64, ModelError> {
+        let (x, y) = (mem(x)?.view(), mem(y)?.view());
+        let norms = (self.stream.sum_of_squares(x)? * self.stream.sum_of_squares(y)?).sqrt();
+        if norms == 0.0 {
+            return Ok(0.0);
+        }
+        Ok(self.stream.dot(x, y)? / norms)
+    }
+
+    fn first_non_finite(&mut self, x: &Vector) -> Result<Option<(usize, f32)>, ModelError> {
+        Ok(self.stream.first_non_finite(mem(x)?.view())?)
+    }
+
+    fn allocated_bytes(&self) -> u64 {
+        self.stream.taken_bytes()
+    }
+}
+
+impl CudaLane {
+    /// θ + ε·v for a v that is zero on the decoder, which is copied.
+    fn moved(&self, theta: &Mem<f32>, v: &Mem<f32>, epsilon: f64) -> Mem<f32> {
+        let (out, n) = (self.stream.take(theta.len()), self.model.vit.encoder_len);
+        let moving = (out.slice(0..n), theta.slice(0..n), v.slice(0..n));
+        self.stream.scale_add(moving.0, moving.1, epsilon as f32, moving.2);
+        self.stream.copy(out.slice(n..theta.len()), theta.slice(n..theta.len()));
+        out
+    }
+}

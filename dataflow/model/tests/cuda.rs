@@ -1,0 +1,144 @@
+//! The GPU's lane on the emulated device, against the CPU's.
+
+use std::sync::Arc;
+
+use mlomae_device::Precision;
+use mlomae_model::algorithm::{Batches, Constants, Event, State, outer_iteration};
+use mlomae_model::config::PosEmbed;
+use mlomae_model::hypergradient::{Clean, Hypergradient, Published, Tangent};
+use mlomae_model::init::{normals, tensor_rng};
+use mlomae_model::lane::cuda::CudaLane;
+use mlomae_model::lane::{CpuLane, LabelledImages, Lane};
+use mlomae_model::levels::optimizer::{AdamW, AdamWConfig, DecayGroup};
+use mlomae_model::masking::{MASKINGS, MaskInput, MaskRule, MaskingChoice};
+use mlomae_model::tasks::{Noise, Targets};
+use mlomae_model::{Level, Model, ModelConfig, PerLevel, Vector};
+
+const BATCH: usize = 5;
+
+fn config(masking: &str, input: MaskInput) -> ModelConfig {
+    let masking = MASKINGS.iter().find(|kind| kind.name() == masking).map(|kind| MaskingChoice::of(*kind)).unwrap();
+    ModelConfig {
+        image: 12,
+        patch: 4,
+        channels: 1,
+        dim: 24,
+        depth: 2,
+        heads: 3,
+        dec_dim: 16,
+        dec_depth: 1,
+        dec_heads: 2,
+        pos_embed: PosEmbed::Trained,
+        mask_ratio: 0.6,
+        masking,
+        mask_input: input,
+        mask_hidden: 20,
+        num_classes: 4,
+        ..ModelConfig::default()
+    }
+}
+
+fn images(config: &ModelConfig, name: &str) -> Vector {
+    let mut images = vec![0.0; BATCH * config.image_values()];
+    normals(&mut images, 1.0, &mut tensor_rng(3, name));
+    images.into()
+}
+
+/// All that two outer iterations compute, by name.
+fn results(lane: &mut dyn Lane, form: &dyn Hypergradient) -> Vec<(String, Vec<f64>)> {
+    let model = lane.model().clone();
+    let config = &model.config;
+    let up = |lane: &dyn Lane, vector: Vector| lane.upload(&vector).unwrap();
+    let init = |level| up(lane, Vector::from(model.init(level, 1)));
+    let options = AdamWConfig { decay_group: DecayGroup::Matrices, weight_decay: 0.1, ..AdamWConfig::default() };
+    let adamw = PerLevel::from_fn(|level| {
+        let adamw = AdamW::new(options, model.layout(level));
+        let (m, v) = (up(lane, adamw.m.clone()), up(lane, adamw.v.clone()));
+        adamw.with_moments(m, v)
+    });
+    let mut state = State { theta: init(Level::Pretrain), c: init(Level::Finetune), phi: init(Level::Mask), adamw };
+    let pretrain = [up(lane, images(config, "a")), up(lane, images(config, "b"))];
+    let (f, v) = (up(lane, images(config, "f")), up(lane, images(config, "v")));
+    let (y_f, y_v) = (Targets::Classes([0, 1, 2, 3, 1].into()), Targets::Classes([3, 1, 2, 0, 2].into()));
+    let finetune = LabelledImages { images: &f, targets: &y_f };
+    let validation = LabelledImages { images: &v, targets: &y_v };
+    let constants = Constants {
+        form,
+        alpha: 0.01,
+        rates: PerLevel { pretrain: &|_| 1e-3, finetune: &|_| 1e-2, mask: &|_| 1e-3 },
+        rule: &|step| MaskRule { seed: 7, step, explore: 0.2, first_image: 0 },
+        noise: &|outer, pass| Some(Noise { rate: 0.1, seed: 7, outer, pass }),
+    };
+    let mut all = Vec::new();
+    let wide = |values: &Vector| values.to_host().unwrap().iter().map(|&v| f64::from(v)).collect::<Vec<_>>();
+    for outer in 0..2 {
+        let batches = Batches { pretrain: &pretrain, finetune, validation };
+        let mut step = 0;
+        outer_iteration(lane, &constants, &mut state, &batches, outer, &mut |event| {
+            let mut push = |name: &str, values: Vec<f64>| all.push((format!("{outer} {name}"), values));
+            match event {
+                Event::Scored(scored) => {
+                    let order = &scored.order;
+                    push("rank", order.rank.iter().map(|&rank| f64::from(rank)).collect());
+                    push("kept", order.kept.iter().map(|&patch| f64::from(patch)).collect());
+                    push("scores", scored.weights().unwrap_or_default().iter().map(|&p| f64::from(p)).collect());
+                }
+                Event::Pretrain(g) => {
+                    push(&format!("pretrain {step} loss"), vec![g.loss]);
+                    push(&format!("pretrain {step} patch loss"), wide(&g.patch_loss));
+                    push(&format!("pretrain {step} gradient"), wide(&g.gradient));
+                    step += 1;
+                }
+                Event::Finetune(g) => {
+                    push("finetune loss", vec![g.loss]);
+                    push("finetune gradient", wide(&g.gradient));
+                }
+                Event::Direction(v) => {
+                    push("mask loss", vec![v.loss]);
+                    push("v0", v.v0.clone());
+                    push("v1", wide(&v.v1));
+                    push("w", wide(&v.w));
+                }
+                Event::Hypergradient(g) => push("hypergradient", wide(&g.gradient)),
+            }
+        })
+        .unwrap();
+    }
+    for (name, vector) in [("theta", &state.theta), ("c", &state.c), ("phi", &state.phi)] {
+        all.push((name.to_owned(), wide(vector)));
+    }
+    all
+}
+
+/// ‖a − b‖/‖b‖.
+fn error(a: &[f64], b: &[f64]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let difference = a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt();
+    let norm = b.iter().map(|b| b.powi(2)).sum::<f64>().sqrt();
+    if difference == 0.0 { 0.0 } else { difference / norm.max(1e-12) }
+}
+
+#[test]
+fn a_gpu_computes_what_the_cpu_does() {
+    drop(mlomae_device::testing::gpu());
+    for (masking, input) in [
+        ("flat-mlp", MaskInput::Embedding),
+        ("flat-mlp", MaskInput::Pixels),
+        ("token-mlp", MaskInput::Embedding),
+        ("token-mlp", MaskInput::Pixels),
+        ("random", MaskInput::Pixels),
+    ] {
+        let forms: [&dyn Hypergradient; 3] = [&Tangent, &Clean, &Published];
+        for form in forms {
+            let model = Arc::new(Model::new(&config(masking, input)).unwrap());
+            let mut gpu = CudaLane::open(&model, Precision::F32).unwrap();
+            let (ours, cpu) = (results(&mut gpu, form), results(&mut CpuLane::serial(model, 2), form));
+            assert_eq!(ours.len(), cpu.len());
+            for ((name, a), (_, b)) in ours.iter().zip(&cpu) {
+                let (error, limit) = (error(a, b), if name.ends_with("hypergradient") { 2e-2 } else { 1e-4 });
+                println!("{masking} {input:?} {name:26} {error:.1e}");
+                assert!(error <= limit, "{masking} {input:?} {name}: {error}");
+            }
+        }
+    }
+}
