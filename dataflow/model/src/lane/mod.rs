@@ -8,12 +8,14 @@
 //! To add a device, implement [`Lane`] and [`Device`] in a file here, and add it to [`DEVICES`].
 
 pub mod cpu;
+mod engine;
 mod list;
 mod seam;
 
 pub use cpu::CpuLane;
+pub use engine::{Chosen, Engine};
 pub use list::{DEVICES, DeviceChoice};
 pub use seam::{
-    Device, Direction, Downstream, FinetuneGradient, LabelledImages, Lane, LaneSize, Lanes, LanesSpec,
-    PretrainGradient, Recording, Upstream,
+    Device, DeviceMemoryBound, Direction, Downstream, FinetuneGradient, LabelledImages, Lane, LaneSize, Lanes,
+    LanesSpec, MemorySpec, PretrainGradient, Recording, Upstream,
 };
