@@ -49,6 +49,8 @@ impl Experiment {
     /// # Errors
     /// If the data cannot be opened or read, or does not fit the configuration.
     pub fn new(config: Config, normalisation: Option<Normalisation>) -> Result<Self, CliError> {
+        // What is missing on this machine is said before data are read.
+        config.engine.choose()?;
         let data = RunData::open(&config, normalisation)?;
         for warning in &data.test_role.warnings {
             tracing::warn!(kind = "test_split", "{warning}");

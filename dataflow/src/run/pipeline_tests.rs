@@ -386,7 +386,7 @@ fn a_device_with_a_memory_of_its_own_computes_the_same_and_resumes() {
         let wanted = serial(&config);
         let run = |from: Option<&AssembledCheckpoint>| {
             let mut setup = setup(&config, Memory::new(100), from);
-            setup.method.device = DeviceChoice::of(&Mirror);
+            setup.method.engine.device = DeviceChoice::of(&Mirror);
             let (exits, kept) = threaded(setup, None);
             assert!(exits.iter().all(|exit| matches!(exit, Exit::Finished)), "{variant:?}: {exits:?}");
             kept

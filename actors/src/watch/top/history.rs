@@ -357,6 +357,7 @@ pub(crate) mod tests {
             utilization: 0.5,
             restarts: 0,
             lag: 0,
+            device_s: None,
         };
         Logged { segment: 0, place: Place { stamp, epoch: 0, step: 0, level: None }, row }
     }
