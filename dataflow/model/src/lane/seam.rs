@@ -370,6 +370,11 @@ pub trait Device: Named {
         String::new()
     }
 
+    /// Whether it computes with the threads and in the memory of the host, so that both are what bounds it.
+    fn is_host(&self) -> bool {
+        false
+    }
+
     /// What a run takes of the device's own memory, beside what is free there; none where the device computes in host
     /// memory, or its memory cannot be asked for. An estimate from above, made without allocating anything.
     fn memory_bound(&self, spec: &MemorySpec<'_>) -> Option<DeviceMemoryBound> {
