@@ -64,6 +64,7 @@ fn step_rows(log: &mut LogWriter, step: i64) -> Result<(), Failure> {
                 utilization: 0.1 * i as f32,
                 restarts: 0,
                 lag: 0,
+                device_s: None,
             };
             log.push(place((stage == "encoder").then_some(Level::Pretrain)), row)?;
         }

@@ -9,7 +9,7 @@ use std::fmt;
 pub enum ExitCode {
     /// Everything went well.
     Ok = 0,
-    /// The command ran, and its answer is no: a verification failed.
+    /// The command ran, and its answer is no: a verification failed, or there is no GPU to use.
     Failed = 1,
     /// The command line is wrong.
     Usage = 2,
@@ -21,7 +21,7 @@ pub enum ExitCode {
     Internal = 70,
     /// Reading or writing failed, or the system starts no more threads.
     Io = 74,
-    /// The configuration is bad, or needs more memory than there is.
+    /// The configuration is bad, or needs more memory or another engine than there is.
     Config = 78,
     /// Stopped by SIGHUP.
     HangUp = 129,

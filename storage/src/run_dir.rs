@@ -134,6 +134,10 @@ pub struct Host {
     pub os: String,
     /// Instruction set that the process computes with, which decides how results are rounded; empty where nobody said.
     pub isa: String,
+    /// Engine that the process computes on, as `cpu` or `cuda`; empty where nobody said, which is `cpu`.
+    pub engine: String,
+    /// Its device: model, driver and libraries; empty where they decide nothing, as of a CPU.
+    pub device: String,
 }
 
 impl Host {
@@ -147,7 +151,15 @@ impl Host {
             cpus: std::thread::available_parallelism().map_or(1, usize::from),
             os,
             isa: isa.to_string(),
+            ..Self::default()
         }
+    }
+
+    /// What decides how results are rounded beside the instruction set, as text for people: the engine with its device.
+    #[must_use]
+    pub fn engine_text(&self) -> String {
+        let engine = if self.engine.is_empty() { "cpu" } else { &self.engine };
+        if self.device.is_empty() { engine.to_string() } else { format!("{engine} ({})", self.device) }
     }
 }
 
@@ -246,6 +258,11 @@ impl RunRecord {
         self.host = Host::this(isa);
         self.segment += 1;
         self.command = command_line();
+    }
+
+    /// Notes on which engine and device this process computes.
+    pub fn compute_on(&mut self, engine: &str, device: &str) {
+        (self.host.engine, self.host.device) = (engine.to_string(), device.to_string());
     }
 
     /// Ends it now.

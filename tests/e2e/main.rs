@@ -4,6 +4,7 @@ mod bad_images;
 mod broken_configs;
 mod data;
 mod disk;
+mod engine;
 mod faults;
 mod files;
 mod fuzz;

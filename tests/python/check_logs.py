@@ -64,6 +64,7 @@ def columns(table, patches):
             ("utilization", pa.float32(), False),
             ("restarts", pa.int32(), False),
             ("lag", pa.int32(), False),
+            ("device_s", pa.float64(), True),
         ],
         "events": [
             ("severity", DICT, False),
@@ -97,7 +98,7 @@ def check(condition, message):
 def check_schema(what, table, schema, pairs):
     get = lambda key: (pairs or {}).get(key.encode(), b"").decode()
     check(get("mlomae.schema.name") == f"mlomae.{table}", f"{what}: mlomae.schema.name is {get('mlomae.schema.name')!r}")
-    check(get("mlomae.schema.version") == "1.0", f"{what}: mlomae.schema.version is {get('mlomae.schema.version')!r}")
+    check(get("mlomae.schema.version") == "1.1", f"{what}: mlomae.schema.version is {get('mlomae.schema.version')!r}")
     check(get("mlomae.run_id") != "", f"{what}: no mlomae.run_id")
     check(get("mlomae.program.version") != "", f"{what}: no mlomae.program.version")
     down, _, across = get("mlomae.patch_grid").partition("x")

@@ -7,6 +7,7 @@ use mlomae_dataflow::config::{MemoryCheck, Preset};
 use mlomae_storage::exit_code::ExitCode;
 
 use super::bar::Bar;
+use super::config_args::EngineArg;
 use super::session::Session;
 use crate::measure::bench::{BenchSpec, bench};
 use crate::process::error::CliError;
@@ -36,6 +37,8 @@ pub(crate) struct Args {
     /// Images that a thread takes at a time; 0 chooses by itself
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=4096))]
     micro_batch: u16,
+    #[command(flatten)]
+    engine: EngineArg,
     /// Random masks: level 1 alone
     #[arg(long)]
     random: bool,
@@ -78,6 +81,7 @@ impl Args {
         workload.num_threads = self.threads.map_or(workload.num_threads, usize::from);
         workload.micro_batch = usize::from(self.micro_batch);
         workload.baseline = self.random;
+        workload.engine = self.engine.get();
         let spec = BenchSpec {
             workload,
             num_rounds: usize::from(self.rounds),

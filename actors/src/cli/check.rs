@@ -52,6 +52,7 @@ impl Args {
         Needs::of_training(&experiment)?.check(experiment.config.run.memory_check)?;
         let images = decode_images(&experiment, &bar)?;
         drop(bar);
+        writeln!(session.out, "{:<10} {}", "engine", experiment.method.engine.text())?;
         for (name, text) in overview(&experiment)? {
             writeln!(session.out, "{name:<10} {text}")?;
         }

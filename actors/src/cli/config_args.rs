@@ -7,6 +7,7 @@ use clap::builder::TypedValueParser;
 use clap::error::ErrorKind;
 use clap::{Arg, Command};
 use mlomae_dataflow::config::{Config, ConfigInputs};
+use mlomae_model::lane::Engine;
 use mlomae_storage::escape::os_text;
 use mlomae_storage::exit_code::ExitCode;
 use mlomae_storage::input::{Refusal, read_at_most, read_to_end, refusal};
@@ -63,6 +64,30 @@ impl ConfigArgs {
     pub(crate) fn resolve(&self) -> Result<(Config, ConfigInputs), CliError> {
         let inputs = self.inputs()?;
         Ok((Config::resolve(&inputs)?, inputs))
+    }
+}
+
+/// The device to compute on, for commands that have it as an argument of their own.
+#[derive(Debug, Clone, Copy, Default, clap::Args)]
+pub(crate) struct EngineArg {
+    /// Device to compute on: auto (a GPU where one can be used, else the processor), or one by name
+    #[arg(long, value_name = "ENGINE", value_parser = parse_engine)]
+    engine: Option<Engine>,
+}
+
+fn parse_engine(name: &str) -> Result<Engine, String> {
+    Engine::by_name(name).ok_or_else(|| format!("allowed: {}", Engine::names().collect::<Vec<_>>().join(", ")))
+}
+
+impl EngineArg {
+    /// The setting that it stands for, if it is given.
+    pub(crate) fn setting(self) -> Option<String> {
+        self.engine.map(|engine| format!("engine={engine}"))
+    }
+
+    /// The engine, `auto` if none is given.
+    pub(crate) fn get(self) -> Engine {
+        self.engine.unwrap_or_default()
     }
 }
 

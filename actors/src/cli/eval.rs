@@ -52,6 +52,7 @@ impl Args {
     pub(crate) fn run(self, session: &mut Session<'_>) -> Result<(), CliError> {
         let overlay: ConfigInputs = self.overlay.inputs()?;
         let loaded = LoadedCheckpoint::load(&find_run(&self.checkpoint)?, Base::Own, overlay, Purpose::Judge)?;
+        loaded.experiment.tell_engine();
         Needs::of_evaluation(&loaded.experiment).check(loaded.experiment.config.run.memory_check)?;
         let protocol = match self.protocol {
             ProtocolArg::Knn => Protocol::Knn,

@@ -8,6 +8,8 @@ mod config_args;
 mod data;
 mod eval;
 mod final_report;
+mod gpu;
+mod gpu_survey;
 mod inspect;
 mod logs;
 mod overview;
@@ -62,9 +64,9 @@ Examples:
   mlomae visualize runs/20261123-2132-ab3f       images, scores, masks and reconstructions as PNG
   duckdb -c \"SELECT * FROM 'runs/*/logs/metrics/*.parquet'\"
 
-Exit codes: 0 ok, 1 a verification failed, 2 usage, 65 bad data, 66 no input, 70 internal error
-or NaN, 74 I/O, 78 bad config or too little memory, 129, 130, 140, 143 and 152 stopped by SIGHUP,
-SIGINT, SIGUSR2, SIGTERM and SIGXCPU. What each signal does to a run: mlomae train --help; other
+Exit codes: 0 ok, 1 a verification failed or `gpu info` found no GPU to use, 2 usage, 65 bad data,
+66 no input, 70 internal error or NaN, 74 I/O, 78 bad config, an engine that this machine lacks or
+too little memory, 129, 130, 140, 143 and 152 stopped by SIGHUP, SIGINT, SIGUSR2, SIGTERM and SIGXCPU. What each signal does to a run: mlomae train --help; other
 commands leave at once, without unfinished files, and go on after SIGUSR1.";
 
 /// Pretrains vision transformers with learned masking (MLO-MAE): a masked autoencoder whose masks
@@ -111,6 +113,7 @@ enum Command {
     Config(config::Args),
     Bench(bench::Args),
     Tune(tune::Args),
+    Gpu(gpu::Args),
 }
 
 /// Runs the command of `args`, of which the first is the program's name, and answers with the
@@ -178,6 +181,7 @@ fn execute(cli: Cli, faults: FaultPlan) -> Result<(), CliError> {
         Command::Config(args) => args.run(&mut session),
         Command::Bench(args) => args.run(&mut session),
         Command::Tune(args) => args.run(&mut session),
+        Command::Gpu(args) => args.run(&mut session),
     };
     // What was printed before an error is part of the answer.
     let flushed = out.flush().map_err(CliError::from);

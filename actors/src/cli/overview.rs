@@ -30,7 +30,7 @@ pub(crate) fn overview(experiment: &Experiment) -> Result<Vec<Line>, CliError> {
     } else {
         format!("{} masks", config.mask.strategy)
     };
-    Ok(vec![
+    let mut lines = vec![
         (
             "data",
             format!(
@@ -87,8 +87,11 @@ pub(crate) fn overview(experiment: &Experiment) -> Result<Vec<Line>, CliError> {
                 config.num_steps().0 as f64 / method.steps_per_epoch.max(1) as f64
             ),
         ),
-        ("memory", Needs::of_training(experiment)?.text()),
-    ])
+    ];
+    let needs = Needs::of_training(experiment)?;
+    lines.push(("memory", needs.text()));
+    lines.extend(needs.device_text().map(|text| ("device", text)));
+    Ok(lines)
 }
 
 /// `812`, `4.2 k`, `1.7 M`.

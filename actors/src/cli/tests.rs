@@ -25,6 +25,11 @@ fn documented_lines_parse() {
         "check c.toml --log-format json",
         "--log-format json check",
         "verify g.safetensors --json",
+        "verify g.safetensors --engine cpu",
+        "bench --engine auto",
+        "tune c.toml --engine cpu --budget 9",
+        "gpu info",
+        "gpu info --json",
         "eval knn runs/x",
         "eval linear latest --untrained --json",
         "visualize runs/x --out p.png -n 12",
@@ -77,6 +82,8 @@ fn wrong_lines_are_refused() {
         ("logs tail latest --table metric", ValueValidation),
         ("logs export latest --format xlsx", ValueValidation),
         ("check --log-format yaml", InvalidValue),
+        ("bench --engine abacus", ValueValidation),
+        ("gpu inform", InvalidSubcommand),
     ] {
         assert_eq!(parse(line).err(), Some(expected), "{line}");
     }

@@ -100,6 +100,12 @@ impl Args {
             Ok(lines) => lines,
             Err(error) => return run.end(Err(error), false, Step(0)),
         };
+        tracing::info!(
+            kind = "engine",
+            engine = experiment.method.engine.device.name(),
+            "{}",
+            experiment.method.engine
+        );
         for (name, text) in lines {
             tracing::info!(kind = "setup", what = name, "{name}: {text}");
         }

@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use mlomae_dataflow::config::Config;
 use mlomae_dataflow::counts::Step;
 use mlomae_dataflow::flow::stage_name::StageName;
 use mlomae_storage::out_file::{is_stdout, write_out};
 
-use super::config_args::ConfigArgs;
+use super::config_args::{ConfigArgs, EngineArg};
 use super::session::Session;
 use crate::measure::measurement::Measurement;
 use crate::measure::tune::{Tuning, overlay, tune};
@@ -29,6 +30,8 @@ Examples:
 pub(crate) struct Args {
     #[command(flatten)]
     config: ConfigArgs,
+    #[command(flatten)]
+    engine: EngineArg,
     /// Seconds to spend, about
     #[arg(long, value_name = "SECONDS", default_value_t = 180)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=86_400))]
@@ -40,7 +43,9 @@ pub(crate) struct Args {
 
 impl Args {
     pub(crate) fn run(self, session: &mut Session<'_>) -> Result<(), CliError> {
-        let (mut config, _) = self.config.resolve()?;
+        let mut inputs = self.config.inputs()?;
+        inputs.sets.extend(self.engine.setting());
+        let mut config = Config::resolve(&inputs)?;
         // Checkpoints are no part of the throughput, and the measured stretch decides where a run ends.
         config.train.outer_iterations = Step(1_000_000_000).outer(config.method.unroll).0;
         config.checkpoint.every_steps = 1_000_000_000;
@@ -48,6 +53,7 @@ impl Args {
         let name = self.config.config.as_deref().unwrap_or(Path::new("quickstart")).display().to_string();
         let lag = config.pipeline.lag;
         let experiment = Experiment::new(config, None)?;
+        experiment.tell_engine();
         Needs::of_training(&experiment)?.check(experiment.config.run.memory_check)?;
         let budget = Duration::from_secs(u64::from(self.budget));
         let bar = bar(budget).map(|bar| session.terminal.bars().add(bar));

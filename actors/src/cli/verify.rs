@@ -5,13 +5,16 @@ use std::path::{Path, PathBuf};
 
 use mlomae_model::ModelError;
 use mlomae_model::golden::{Check, Golden, GoldenTensor};
+use mlomae_model::lane::Device;
 use mlomae_storage::checkpoint::read_safetensors;
 use mlomae_storage::escape::one_line;
 use mlomae_storage::exit_code::ExitCode;
 use mlomae_storage::machine_memory::{Available, available, bytes_text};
 
+use super::config_args::EngineArg;
 use super::session::Session;
 use crate::process::error::CliError;
+use crate::train::experiment::tell_engine;
 
 /// Compare one outer iteration with the golden vectors of an independent reference
 #[derive(Debug, clap::Args)]
@@ -40,6 +43,8 @@ pub(crate) struct Args {
     /// Compute threads; the results are the same to the bit for any number
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     threads: u16,
+    #[command(flatten)]
+    engine: EngineArg,
 }
 
 impl Args {
@@ -53,14 +58,18 @@ impl Args {
             }
             error => error.into(),
         };
+        let engine = self.engine.get().choose()?;
+        tell_engine(&engine);
+        let device = engine.device.get();
         if let Some(num_outer) = self.outer {
-            return trajectory(&golden, self.threads.into(), num_outer, session, refused);
+            return trajectory(&golden, device, self.threads.into(), num_outer, session, refused);
         }
-        let checks = golden.verify(self.threads.into()).map_err(refused)?;
+        let checks = golden.verify_on(device, self.threads.into()).map_err(refused)?;
         let num_failed = checks.iter().filter(|check| !check.ok).count();
         if self.json {
             let report = serde_json::json!({
                 "file": self.file,
+                "engine": device.name(),
                 "ok": num_failed == 0,
                 "checks": checks,
             });
@@ -84,13 +93,14 @@ impl Args {
 /// Prints a line of JSON for each outer iteration as it is done.
 fn trajectory(
     golden: &Golden,
+    device: &dyn Device,
     num_threads: usize,
     num_outer: u64,
     session: &mut Session<'_>,
     refused: impl Fn(ModelError) -> CliError,
 ) -> Result<(), CliError> {
     let mut written = Ok(());
-    let outcome = golden.trajectory(num_threads, num_outer, &mut |lap| {
+    let outcome = golden.trajectory(device, num_threads, num_outer, &mut |lap| {
         let line = serde_json::to_string(lap).map_err(std::io::Error::other);
         written = line.and_then(|line| writeln!(session.out, "{line}"));
         // A reader that is gone ends the run early.

@@ -53,6 +53,7 @@ impl Args {
     pub(crate) fn run(self, session: &mut Session<'_>) -> Result<(), CliError> {
         let overlay: ConfigInputs = self.overlay.inputs()?;
         let loaded = LoadedCheckpoint::load(&find_run(&self.checkpoint)?, Base::Own, overlay, Purpose::Judge)?;
+        loaded.experiment.tell_engine();
         let needs = Needs::of_pictures(&loaded.experiment, self.num_images.into());
         needs.check(loaded.experiment.config.run.memory_check)?;
         let panel = panel_of(&loaded, self.split, self.num_images.into())?;

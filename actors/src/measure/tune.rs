@@ -104,9 +104,10 @@ impl Knob {
     }
 }
 
-/// Everything that is varied for `config` on a machine of `num_cores` cores, what matters most first.
+/// Everything that is varied for `config` on a machine of `num_cores` cores, what matters most first. Where levels do not
+/// compute on the host (`is_host`), its threads are not varied.
 #[must_use]
-pub fn knobs(config: &Config, num_cores: usize) -> Vec<Knob> {
+pub fn knobs(config: &Config, num_cores: usize, is_host: bool) -> Vec<Knob> {
     use StageName::{Encoder, Evaluator, Load, Log, Policy, Score};
     let powers = |most: usize| (0..).map(|power| 1usize << power).take_while(move |&value| value <= most);
     let workers: Vec<usize> = powers(num_cores).chain([num_cores]).collect();
@@ -119,7 +120,9 @@ pub fn knobs(config: &Config, num_cores: usize) -> Vec<Knob> {
     let grain = config.train.grain;
     let cuts = |batch: usize| powers(batch / grain).map(|num_grains| num_grains * grain).collect::<Vec<_>>();
     let mut knobs = Vec::new();
-    if config.pipeline.lag == 0 {
+    if !is_host {
+        // The levels have no threads.
+    } else if config.pipeline.lag == 0 {
         // The levels take turns and share their threads.
         knobs.push(knob(&[Encoder, Evaluator, Policy], Setting::Workers, workers.clone()));
     } else {
@@ -200,7 +203,8 @@ pub fn tune(
     let begin = Instant::now();
     let num_cores = std::thread::available_parallelism().map_or(1, usize::from);
     let config = experiment.config.clone();
-    let knobs = knobs(&config, num_cores);
+    let is_host = experiment.method.engine.device.is_host();
+    let knobs = knobs(&config, num_cores, is_host);
     let configured = experiment.config.actors.clone();
     let num_runs: usize = knobs.iter().map(|knob| knob.values.len() + 1).sum();
     // Half as many again for winners, which are measured once more, and the last turns.
@@ -209,7 +213,11 @@ pub fn tune(
     let mut at = |actors: &ActorsConfig, what: &str| {
         progress(&SweepProgress { what: what.to_owned(), spent: begin.elapsed() });
         experiment.config.actors = actors.clone();
-        let peak = || kernels::peak_gflops(num_cores, PEAK_SECONDS).map_err(|error| CliError::no_thread(&error));
+        // The processor's speed says nothing of another device's.
+        let peak = || match is_host {
+            true => kernels::peak_gflops(num_cores, PEAK_SECONDS).map_err(|error| CliError::no_thread(&error)),
+            false => Ok(1.0),
+        };
         let before = peak()?;
         let measurement = measure(&experiment, limits, events)?;
         let speed = measurement.outer_per_second() / f64::midpoint(before, peak()?);
@@ -285,7 +293,7 @@ mod tests {
         for lag in 0..2 {
             let inputs = ConfigInputs::quickstart().set(&format!("pipeline.lag={lag}"));
             let config = Config::resolve(&inputs).unwrap();
-            let knobs = knobs(&config, 6);
+            let knobs = knobs(&config, 6, true);
             for stage in StageName::ALL {
                 for setting in [Setting::Workers, Setting::QueueCap] {
                     let varied = knobs.iter().any(|knob| knob.setting == setting && knob.stages.contains(&stage));

@@ -8,7 +8,8 @@ use mlomae_kernels as kernels;
 use mlomae_model::algorithm::{Batches, Constants, Event, State, outer_iteration};
 use mlomae_model::hypergradient::{Clean, Hypergradient};
 use mlomae_model::init::{normals, tensor_rng};
-use mlomae_model::lane::{DeviceChoice, Direction, Downstream, LabelledImages, Lane, LaneSize, Upstream};
+use mlomae_model::lane::cpu::Cpus;
+use mlomae_model::lane::{DeviceChoice, Direction, Downstream, Engine, LabelledImages, Lane, LaneSize, Upstream};
 use mlomae_model::levels::optimizer::{AdamW, AdamWConfig};
 use mlomae_model::masking::{self, MaskRule, MaskingChoice, Scored};
 use mlomae_model::parallel::compute::whole_branch;
@@ -41,14 +42,17 @@ pub struct WorkloadSpec {
     pub micro_batch: usize,
     /// Random masks; levels 2 and 3 rest.
     pub baseline: bool,
+    /// Device to compute on.
+    pub engine: Engine,
 }
 
 impl WorkloadSpec {
-    /// A preset at its own batch size, on all cores.
+    /// A preset at its own batch size, on all cores of the processor.
     #[must_use]
     pub fn new(preset: Preset) -> Self {
         let num_threads = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { preset, batch: preset.values().batch, num_threads, micro_batch: 0, baseline: false }
+        let engine = Engine::Of(DeviceChoice::of(&Cpus));
+        Self { preset, batch: preset.values().batch, num_threads, micro_batch: 0, baseline: false, engine }
     }
 
     /// Images of a grain: the default, but a batch of few images is cut for two threads at least.
@@ -116,14 +120,15 @@ impl Workload {
         actors.stage_mut(StageName::Encoder).micro_batch = micro_batch;
         let micro_batch = actors.micro_batch(StageName::Encoder, batch, num_threads);
         let size = LaneSize { num_threads, micro_batch };
-        let lane = DeviceChoice::default().lane(&model, &Arena::new(), spec.grain(), size)?;
+        let device = spec.engine.choose()?.device;
+        let lane = device.lane(&model, &Arena::new(), spec.grain(), size)?;
         let adamw = PerLevel::from_fn(|level| AdamW::new(AdamWConfig::default(), model.layout(level)));
         let init = PerLevel::from_fn(|level| Vector::from(model.init(level, 1)));
         Ok(Self {
-            state: State { theta: init.pretrain, c: init.finetune, phi: init.mask, adamw },
-            lane,
+            state: State { theta: init.pretrain, c: init.finetune, phi: init.mask, adamw }.upload(&*lane)?,
             micro_batch: whole_branch(spec.grain(), micro_batch),
-            images: images.into(),
+            images: lane.upload(&images.into())?,
+            lane,
             targets: Targets::Classes((0..batch).map(|i| (i % num_classes) as i32).collect()),
             spec,
             num_done: 0,

@@ -167,7 +167,7 @@ fn is_broken_pipe(error: &(dyn std::error::Error + 'static)) -> bool {
 impl From<ModelError> for CliError {
     fn from(error: ModelError) -> Self {
         let exit_code = match &error {
-            ModelError::Config(_) => ExitCode::Config,
+            ModelError::Config(_) | ModelError::Engine { .. } => ExitCode::Config,
             ModelError::Tensor { .. } | ModelError::Checkpoint { .. } => ExitCode::BadData,
             ModelError::Threads { .. } => ExitCode::Io,
             ModelError::Targets { .. } | ModelError::Lane { .. } | ModelError::Dfdx(_) => ExitCode::Internal,

@@ -14,6 +14,7 @@ use mlomae_dataflow::run::data::RunData;
 use mlomae_dataflow::run::pipeline::topology;
 use mlomae_dataflow::run::sink::{Latest, StaticState};
 use mlomae_dataflow::stages::load::LoadStage;
+use mlomae_model::lane::Chosen;
 use mlomae_storage::dataset::Split;
 use mlomae_storage::exit_code::ExitCode;
 
@@ -49,6 +50,8 @@ impl Experiment {
     /// # Errors
     /// If the data cannot be opened or read, or does not fit the configuration.
     pub fn new(config: Config, normalisation: Option<Normalisation>) -> Result<Self, CliError> {
+        // What is missing on this machine is said before data are read.
+        config.engine.choose()?;
         let data = RunData::open(&config, normalisation)?;
         for warning in &data.test_role.warnings {
             tracing::warn!(kind = "test_split", "{warning}");
@@ -61,6 +64,11 @@ impl Experiment {
         let load_train = loader(&data.train)?;
         let load_test = data.test.as_ref().map(loader).transpose()?;
         Ok(Self { config, data, method, load_train, load_test, content: OnceLock::new() })
+    }
+
+    /// Says on a line which device this computes on and why, where there is something to say of it.
+    pub fn tell_engine(&self) {
+        tell_engine(&self.method.engine);
     }
 
     /// The pipeline's topology.
@@ -156,6 +164,13 @@ impl Experiment {
     /// If a sample cannot be read.
     pub fn samples(&self, split: Split, indices: &[usize]) -> Result<ImageBatch, CliError> {
         Ok(self.loader(split)?.samples(indices)?)
+    }
+}
+
+/// Says on a line which device was chosen and why, where there is something to say of it.
+pub fn tell_engine(chosen: &Chosen) {
+    if !(chosen.description.is_empty() && chosen.why.is_empty()) {
+        tracing::info!(kind = "engine", engine = chosen.device.name(), "{chosen}");
     }
 }
 

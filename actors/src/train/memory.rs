@@ -4,8 +4,10 @@ use mlomae_dataflow::config::MemoryCheck;
 use mlomae_dataflow::flow::stage_name::StageName;
 use mlomae_dataflow::flow::topology::EdgeBound;
 use mlomae_dataflow::record::statistics::MAX_REMEMBERED;
-use mlomae_model::Level;
-use mlomae_model::ModelConfig;
+use mlomae_model::choice::Named;
+use mlomae_model::hypergradient::Tangent;
+use mlomae_model::lane::{DeviceMemoryBound, MemorySpec};
+use mlomae_model::{Level, ModelConfig, PerLevel};
 use mlomae_storage::exit_code::ExitCode;
 use mlomae_storage::machine_memory::{Available, Limit, available, bytes_text};
 
@@ -36,6 +38,8 @@ pub struct Needs {
     /// What will be.
     parts: Vec<Part>,
     num_threads: usize,
+    /// Of a device with a memory of its own: its name, and what is taken there.
+    device: Option<(&'static str, DeviceMemoryBound)>,
 }
 
 impl Needs {
@@ -52,7 +56,7 @@ impl Needs {
                 keys: "model.dim, model.depth, mask.hidden, pipeline.lag",
             },
             Part {
-                name: "activations",
+                name: ACTIVATIONS,
                 num_bytes: activation_bytes(experiment),
                 keys: "pretrain.batch, finetune.batch, policy.batch, model.patch, model.depth",
             },
@@ -75,14 +79,19 @@ impl Needs {
             let rest = evaluation.num_bytes.saturating_sub(training);
             parts.push(Part { num_bytes: rest, ..evaluation });
         }
-        Ok(Self { held: held(experiment), parts, num_threads: num_threads(experiment) })
+        let device = device_bound(experiment);
+        if device.is_some() {
+            // They are in the device's memory.
+            parts.retain(|part| part.name != ACTIVATIONS);
+        }
+        Ok(Self { held: held(experiment), parts, num_threads: num_threads(experiment), device })
     }
 
     /// What judging an encoder takes.
     #[must_use]
     pub fn of_evaluation(experiment: &Experiment) -> Self {
         let parts = vec![theta(experiment), evaluation_bytes(experiment), PROGRAM];
-        Self { held: held(experiment), parts, num_threads: num_threads(experiment) }
+        Self { held: held(experiment), parts, num_threads: num_threads(experiment), device: None }
     }
 
     /// What a forward pass of the whole autoencoder over `num_images` images takes.
@@ -95,6 +104,7 @@ impl Needs {
             held: held(experiment),
             parts: vec![theta(experiment), pictures, PROGRAM],
             num_threads: num_threads(experiment),
+            device: None,
         }
     }
 
@@ -118,6 +128,15 @@ impl Needs {
         format!("{}; about {} of {there} that {limit} leaves", parts.join(", "), bytes_text(self.total()))
     }
 
+    /// What is taken of a device's own memory beside what is free there, on a line for people; none where there is no such
+    /// device.
+    #[must_use]
+    pub fn device_text(&self) -> Option<String> {
+        let (device, DeviceMemoryBound { needed_bytes, available_bytes }) = self.device?;
+        let [needed, free] = [needed_bytes, available_bytes].map(bytes_text);
+        Some(format!("about {needed} of the {free} that {device} has free"))
+    }
+
     /// Refuses what does not fit, or only warns of it, as `run.memory_check` says.
     ///
     /// # Errors
@@ -131,17 +150,33 @@ impl Needs {
     /// # Errors
     /// As [`Needs::check`].
     pub fn check_or(&self, check: MemoryCheck, way_out: &str) -> Result<(), CliError> {
-        match (self.problem(available()), check) {
-            (None, _) => Ok(()),
-            (Some(line), MemoryCheck::Warn) => {
-                tracing::warn!(kind = "memory", "{line}");
+        let lines: Vec<String> = self.problem(available()).into_iter().chain(self.device_problem()).collect();
+        match check {
+            _ if lines.is_empty() => Ok(()),
+            MemoryCheck::Warn => {
+                for line in lines {
+                    tracing::warn!(kind = "memory", "{line}");
+                }
                 Ok(())
             }
-            (Some(line), MemoryCheck::Refuse) => {
-                let line = format!("{line}; {way_out} goes on all the same");
-                Err(CliError::new(ExitCode::Config, line))
+            MemoryCheck::Refuse => {
+                let lines = lines.into_iter().map(|line| format!("{line}; {way_out} goes on all the same")).collect();
+                Err(CliError::Failed { lines, exit_code: ExitCode::Config })
             }
         }
+    }
+
+    /// What is said if a device has less than needed.
+    fn device_problem(&self) -> Option<String> {
+        let (device, DeviceMemoryBound { needed_bytes, available_bytes }) = self.device?;
+        (needed_bytes > available_bytes).then(|| {
+            let [needed, free] = [needed_bytes, available_bytes].map(bytes_text);
+            format!(
+                "memory: this needs about {needed} of memory on {device}, which has {free} free (less with \
+                 pretrain.batch, finetune.batch, policy.batch, model.patch, model.depth, pipeline.lag; \
+                 engine = \"cpu\" needs none of it)"
+            )
+        })
     }
 
     /// What is said if there is less than needed.
@@ -172,6 +207,8 @@ impl Needs {
     }
 }
 
+/// The part that a device with a memory of its own takes from the host.
+const ACTIVATIONS: &str = "activations";
 const PROGRAM: Part = Part { name: "the program", num_bytes: PROGRAM_BYTES, keys: "nothing" };
 /// What counts only where address space is limited.
 const RESERVED: Part = Part {
@@ -199,6 +236,18 @@ fn held(experiment: &Experiment) -> Part {
 fn num_threads(experiment: &Experiment) -> usize {
     // Load, score and log, and those that belong to no stage.
     StageName::ALL.into_iter().map(|stage| experiment.config.actors.stage(stage).num_workers()).sum::<usize>() + 4
+}
+
+fn device_bound(experiment: &Experiment) -> Option<(&'static str, DeviceMemoryBound)> {
+    let (config, method) = (&experiment.config, &experiment.method);
+    let device = method.engine.device.get();
+    let spec = MemorySpec {
+        model: &method.model,
+        batch: PerLevel { pretrain: config.pretrain.batch, finetune: config.finetune.batch, mask: config.policy.batch },
+        lag: method.lag,
+        is_tangent: method.hypergradient.name() == Tangent.name(),
+    };
+    Some((device.name(), device.memory_bound(&spec)?))
 }
 
 fn len(experiment: &Experiment, level: Level) -> u64 {
@@ -284,7 +333,11 @@ fn evaluation_bytes(experiment: &Experiment) -> Part {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use mlomae_dataflow::config::{Config, ConfigInputs};
+    use mlomae_model::lane::{Device, DeviceChoice, Lane, LaneSize, Lanes, LanesSpec};
+    use mlomae_model::{Arena, Model, ModelError};
 
     use super::*;
 
@@ -318,6 +371,61 @@ mod tests {
         assert!(line.starts_with("memory: this needs about ") && line.contains("leaves 64.00 GiB"), "{line}");
         assert!(line.contains("model.dim") || line.contains("pretrain.batch"), "{line}");
         assert!(huge.check(MemoryCheck::Warn).is_ok());
+    }
+
+    /// A card with so many free bytes, of which every run needs a MiB.
+    struct Card(u64);
+
+    impl Named for Card {
+        fn name(&self) -> &'static str {
+            "card"
+        }
+        fn summary(&self) -> &'static str {
+            "A card of the test"
+        }
+    }
+
+    impl Device for Card {
+        fn problem(&self) -> Option<String> {
+            None
+        }
+        fn memory_bound(&self, spec: &MemorySpec<'_>) -> Option<DeviceMemoryBound> {
+            assert_eq!((spec.batch.pretrain, spec.lag, spec.is_tangent), (64, 2, true));
+            Some(DeviceMemoryBound { needed_bytes: 1 << 20, available_bytes: self.0 })
+        }
+        fn lanes(&self, _: &LanesSpec) -> Result<Lanes, ModelError> {
+            unreachable!("never opened")
+        }
+        fn lane(&self, _: &Arc<Model>, _: &Arena, _: usize, _: LaneSize) -> Result<Box<dyn Lane>, ModelError> {
+            unreachable!("never opened")
+        }
+    }
+
+    #[test]
+    fn a_device_with_a_memory_of_its_own_is_held_to_it_as_the_host_is() {
+        static LARGE: Card = Card(GIB);
+        static SMALL: Card = Card(1 << 19);
+        let settings = ["pretrain.batch=64", "pipeline.lag=2", "method.hypergradient=tangent"];
+        let inputs = settings.iter().fold(ConfigInputs::quickstart(), |inputs, setting| inputs.set(setting));
+        let config = Config::resolve(&inputs).expect("valid");
+        let mut experiment = Experiment::new(config, None).expect("experiment");
+        let of_host = Needs::of_training(&experiment).expect("needs");
+        assert_eq!((of_host.device_text(), of_host.device_problem()), (None, None));
+        let mut on = |device: &'static dyn Device| {
+            experiment.method.engine.device = DeviceChoice::of(device);
+            Needs::of_training(&experiment).expect("needs")
+        };
+        let large = on(&LARGE);
+        assert_eq!(large.device_text().as_deref(), Some("about 1.0 MiB of the 1.00 GiB that card has free"));
+        assert!(large.total() < of_host.total() && !large.text().contains("activations"), "{}", large.text());
+        assert_eq!(large.device_problem(), None);
+        let small = on(&SMALL);
+        assert!(small.check(MemoryCheck::Warn).is_ok());
+        let error = small.check(MemoryCheck::Refuse).expect_err("refused");
+        assert_eq!(error.exit_code(), ExitCode::Config);
+        let line = error.to_string();
+        assert!(line.starts_with("memory: this needs about 1.0 MiB of memory on card, which has 0.5 MiB"), "{line}");
+        assert!(line.ends_with("run.memory_check = \"warn\" goes on all the same"), "{line}");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use mlomae_dataflow::run::state::TrainState;
 use mlomae_kernels as kernels;
 use mlomae_storage::checkpoint::{self, CheckpointError};
 use mlomae_storage::logs::{Clock, EvalRow, Logged, SCHEMA_VERSION, TableReader};
-use mlomae_storage::run_dir::{RunDir, RunStatus};
+use mlomae_storage::run_dir::{Host, RunDir, RunStatus};
 
 use crate::process::error::CliError;
 use crate::train::continuity::Purpose;
@@ -147,8 +147,10 @@ impl Run {
         let input = dir.read_config_input()?;
         dir.write_configs(&config_toml(&experiment.config)?, &input)?;
         let isa = kernels::isa().name();
-        let isa_before = std::mem::take(&mut record.host.isa);
+        let host_before = std::mem::take(&mut record.host);
         record.resume(VERSION, isa);
+        let engine = &experiment.method.engine;
+        record.compute_on(engine.device.name(), &engine.description);
         record.versions.schema = SCHEMA_VERSION.to_owned();
         dir.write_record(&record)?;
         tracing::info!(
@@ -159,15 +161,28 @@ impl Run {
             path.display(),
             state.outer
         );
-        if !isa_before.is_empty() && isa_before != isa {
-            tracing::warn!(
-                kind = "isa_changed",
-                "the run computed with {isa_before} and goes on with {isa}, which rounds otherwise; \
-                 `--isa {isa_before}` keeps its bits"
-            );
-        }
+        tell_changes(&host_before, &record.host);
         let run = Self { dir, record, clock: Clock::resume(wall_s) };
         Ok(Resumed::Ready(Box::new(ReadyRun { run, experiment, state, metrics, judged })))
+    }
+}
+
+/// Tells that a run goes on on another engine, device or instruction set than those of its last process, and so rounds
+/// otherwise.
+fn tell_changes(before: &Host, now: &Host) {
+    let (engine_before, engine) = (before.engine_text(), now.engine_text());
+    if engine_before != engine {
+        tracing::warn!(
+            kind = "engine_changed",
+            "the run computed on {engine_before} and goes on on {engine}, which rounds otherwise"
+        );
+    } else if engine == "cpu" && !before.isa.is_empty() && before.isa != now.isa {
+        tracing::warn!(
+            kind = "isa_changed",
+            "the run computed with {0} and goes on with {1}, which rounds otherwise; `--isa {0}` keeps its bits",
+            before.isa,
+            now.isa
+        );
     }
 }
 

@@ -78,8 +78,7 @@ impl Run {
         let dir = RunDir::create(&root, &id)?;
         // The record makes the folder a run, so it comes after what a run needs to be taken up.
         dir.write_configs(&config_toml(&experiment.config)?, &as_given(inputs))?;
-        let record = RunRecord::begin(&id, VERSION, kernels::isa().name(), experiment.config.seed)
-            .with_log_schema(SCHEMA_VERSION);
+        let record = record(&id, &experiment);
         dir.write_record(&record)?;
         tracing::info!(kind = "run_started", "run directory {}", dir.path().display());
         Ok(ReadyRun { run: Self { dir, record, clock: Clock::start() }, experiment, state, metrics, judged: None })
@@ -91,8 +90,7 @@ impl Run {
     /// If it cannot be made.
     pub fn scratch(root: &Path, experiment: &Experiment) -> Result<Self, CliError> {
         let id = new_run_id("scratch");
-        let record = RunRecord::begin(&id, VERSION, kernels::isa().name(), experiment.config.seed)
-            .with_log_schema(SCHEMA_VERSION);
+        let record = record(&id, experiment);
         Ok(Self { dir: RunDir::create(root, &id)?, record, clock: Clock::start() })
     }
 
@@ -237,6 +235,15 @@ impl Run {
             clock: self.clock,
         }
     }
+}
+
+/// The record of a run that begins now.
+fn record(id: &str, experiment: &Experiment) -> RunRecord {
+    let mut record = RunRecord::begin(id, VERSION, kernels::isa().name(), experiment.config.seed);
+    record.versions.schema = SCHEMA_VERSION.to_owned();
+    let engine = &experiment.method.engine;
+    record.compute_on(engine.device.name(), &engine.description);
+    record
 }
 
 fn log_policy(config: &Config) -> LogPolicy {

@@ -232,6 +232,7 @@ fn actor_row(sample: &ActorSample) -> ActorRow {
         restarts: i32::try_from(counters.restarts).unwrap_or(i32::MAX),
         // The sink knows what was measured at the sample's time.
         lag: 0,
+        device_s: counters.device_ns.map(seconds),
     }
 }
 

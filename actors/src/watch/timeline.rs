@@ -28,6 +28,9 @@ pub struct Timeline {
     pub overlap: f64,
     /// Share of the wall time, [`BUSY_BEYOND_WALL`].
     pub busy_beyond_wall: f64,
+    /// Seconds of the device over all stages as a share of the wall time, where there is one; more than 1 where work of
+    /// several stages ran on it at once.
+    pub device: Option<f64>,
     /// Outer iterations a second.
     pub outer_per_s: f64,
     /// Updates of the policy that are done.
@@ -57,6 +60,12 @@ pub struct StageCourse {
     pub wait_in: f64,
     /// Share of the time waiting for room.
     pub wait_out: f64,
+    /// Seconds for which a device with a clock of its own worked for the stage; none where the host computes.
+    pub device_s: Option<f64>,
+    /// The same as a share of the workers' time.
+    pub device: Option<f64>,
+    /// That share by bucket.
+    pub device_buckets: Option<Vec<f64>>,
     /// Items done.
     pub items: f64,
     /// Items a second.
@@ -82,6 +91,7 @@ impl Timeline {
             bucket_s: course.bucket_s,
             overlap: course.overlap,
             busy_beyond_wall: course.busy_beyond_wall,
+            device: course.device,
             stages: course.stages,
         })
     }
@@ -98,11 +108,19 @@ impl Timeline {
         for stage in &self.stages {
             let cells: String = stage.buckets.iter().map(|share| cell(*share)).collect();
             text += &format!("{:<10} {cells}\n", stage.stage);
+            if let Some(buckets) = &stage.device_buckets {
+                let cells: String = buckets.iter().map(|share| cell(*share)).collect();
+                text += &format!("{:<10} {cells}\n", "  device");
+            }
         }
+        let has_device = self.stages.iter().any(|stage| stage.device_s.is_some());
         text += &format!(
             "\n{:<10} {:>7} {:>6} {:>9} {:>9} {:>6} {:>9} {:>6} {:>9}",
             "stage", "workers", "busy", "busy s", "wait in s", "in", "wait out s", "out", "items/s"
         );
+        if has_device {
+            text += &format!(" {:>9} {:>6}", "device s", "device");
+        }
         for stage in &self.stages {
             text += &format!(
                 "\n{:<10} {:>7} {:>4.0} % {:>9.2} {:>9.2} {:>4.0} % {:>10.2} {:>4.0} % {:>9.2}",
@@ -116,11 +134,19 @@ impl Timeline {
                 100.0 * stage.wait_out,
                 stage.items_per_s
             );
+            if has_device {
+                let seconds = stage.device_s.map_or_else(|| "-".to_owned(), |seconds| format!("{seconds:.2}"));
+                let share = stage.device.map_or_else(|| "-".to_owned(), |share| format!("{:.0} %", 100.0 * share));
+                text += &format!(" {seconds:>9} {share:>6}");
+            }
         }
         let lag = self.policy_lag.map_or_else(|| "-".to_owned(), |lag| format!("{lag}"));
         text += &format!("\n\nlevels 1 and 2/3 at once: {:.1} % of the wall time, {OVERLAP}", 100.0 * self.overlap);
         text +=
             &format!("\nbusy beyond the wall time: {:.1} % of it, {BUSY_BEYOND_WALL}", 100.0 * self.busy_beyond_wall);
+        if let Some(device) = self.device {
+            text += &format!("\nthe device's time over all stages: {:.1} % of the wall time", 100.0 * device);
+        }
         text += &format!(
             "\n{:.3} outer iterations/s, policy version {}, in use {lag} outer iterations behind",
             self.outer_per_s, self.policy_version
@@ -144,6 +170,7 @@ struct Course {
     stages: Vec<StageCourse>,
     overlap: f64,
     busy_beyond_wall: f64,
+    device: Option<f64>,
 }
 
 impl Course {
@@ -168,20 +195,27 @@ impl Course {
             let workers_s = |seconds: f64| seconds * num_workers as f64;
             let bucket = |i: usize| {
                 let from = begin + bucket_s * i as f64;
-                share(during(from, from + bucket_s).busy_s, workers_s(bucket_s))
+                during(from, from + bucket_s)
             };
+            let buckets: Vec<Totals> = (0..num_buckets).map(bucket).collect();
+            let of_bucket = |seconds: f64| share(seconds, workers_s(bucket_s));
             // From before the first sample: the counters are zero there.
             let total = during(begin - 1.0, end);
             stages.push(StageCourse {
                 stage: name.as_str().to_owned(),
                 num_workers,
-                buckets: (0..num_buckets).map(bucket).collect(),
+                buckets: buckets.iter().map(|during| of_bucket(during.busy_s)).collect(),
                 utilization: share(total.busy_s, workers_s(wall)),
                 busy_s: total.busy_s,
                 wait_in_s: total.wait_in_s,
                 wait_out_s: total.wait_out_s,
                 wait_in: share(total.wait_in_s, workers_s(wall)),
                 wait_out: share(total.wait_out_s, workers_s(wall)),
+                device_s: total.device_s,
+                device: total.device_s.map(|seconds| share(seconds, workers_s(wall))),
+                device_buckets: total
+                    .device_s
+                    .map(|_| buckets.iter().map(|during| of_bucket(during.device_s.unwrap_or(0.0))).collect()),
                 items: total.items,
                 items_per_s: if wall > 0.0 { total.items / wall } else { 0.0 },
             });
@@ -200,7 +234,9 @@ impl Course {
             }
         }
         let (overlap, busy_beyond_wall) = (share(overlap_s, wall), if wall > 0.0 { beyond_s / wall } else { 0.0 });
-        Some(Self { span_s: [begin, end], bucket_s, stages, overlap, busy_beyond_wall })
+        let device_s = stages.iter().filter_map(|stage| stage.device_s).reduce(|a, b| a + b);
+        let device = device_s.map(|seconds| if wall > 0.0 { seconds / wall } else { 0.0 });
+        Some(Self { span_s: [begin, end], bucket_s, stages, overlap, busy_beyond_wall, device })
     }
 }
 
@@ -241,6 +277,45 @@ mod tests {
         // Second 1: 1 + 0.5 + 0.25 - 1; second 2: 0.5 + 0.75 + 0.25 - 1.
         assert_eq!(course.busy_beyond_wall, (0.75 + 0.5) / 2.0);
         assert_eq!(course.overlap, (0.5 + 0.25) / 2.0);
+    }
+
+    #[test]
+    fn a_device_stands_beside_the_host_where_there_is_one() {
+        let mut encoder = Track::default();
+        for (seconds, device_s) in [(1.0, 0.5), (2.0, 1.5)] {
+            let mut sample = sample(StageName::Encoder, [seconds, 0.0, 0.0], 1, 0.0);
+            sample.row.device_s = Some(device_s);
+            encoder.push(sample);
+        }
+        let load = track(StageName::Load, &[[1.0, 0.0, 0.0], [2.0, 0.0, 0.0]]);
+        let tracks = [((0, StageName::Load), &load), ((0, StageName::Encoder), &encoder)];
+        let course = Course::of(&tracks, 1.0, 60).unwrap();
+        let [load, encoder] = &course.stages[..] else { panic!("two stages") };
+        assert_eq!((encoder.device_s, encoder.device, course.device), (Some(1.5), Some(0.75), Some(0.75)));
+        assert_eq!(encoder.device_buckets.as_deref(), Some(&[0.5, 1.0][..]));
+        assert_eq!((load.device_s, load.device, load.device_buckets.is_none()), (None, None, true));
+        let timeline = |stages: &[StageCourse]| Timeline {
+            run: "run".to_owned(),
+            lag: 1,
+            span_s: course.span_s,
+            bucket_s: course.bucket_s,
+            overlap: 0.0,
+            busy_beyond_wall: 0.0,
+            device: stages.iter().find_map(|stage| stage.device),
+            outer_per_s: 1.0,
+            policy_version: 1,
+            policy_lag: None,
+            stages: stages.to_vec(),
+        };
+        let text = timeline(&course.stages).render();
+        for part in
+            ["\nencoder    ██\n  device   ▄█\n", " device s device\n", "      1.50   75 %", "        -      -\n"]
+        {
+            assert!(text.contains(part), "{part:?} in:\n{text}");
+        }
+        assert!(text.contains("\nthe device's time over all stages: 75.0 % of the wall time\n"), "{text}");
+        let text = timeline(&course.stages[..1]).render();
+        assert!(!text.contains("device"), "{text}");
     }
 
     #[test]

@@ -70,6 +70,22 @@ pub struct State {
     pub adamw: PerLevel<AdamW>,
 }
 
+impl State {
+    /// The same state in memory of `lane`.
+    ///
+    /// # Errors
+    /// When the device fails or lacks memory.
+    pub fn upload(self, lane: &dyn Lane) -> Result<Self, ModelError> {
+        let State { theta, c, phi, adamw } = self;
+        let adamw = PerLevel::try_from_fn(|level| {
+            let of_level = adamw[level].clone();
+            let (m, v) = (lane.upload(&of_level.m)?, lane.upload(&of_level.v)?);
+            Ok::<_, ModelError>(of_level.with_moments(m, v))
+        })?;
+        Ok(State { theta: lane.upload(&theta)?, c: lane.upload(&c)?, phi: lane.upload(&phi)?, adamw })
+    }
+}
+
 /// Hyperparameters, as functions where they change over the run.
 #[derive(Clone, Copy)]
 pub struct Constants<'a> {

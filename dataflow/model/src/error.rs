@@ -21,6 +21,16 @@ pub enum ModelError {
         /// What is wrong.
         problem: String,
     },
+    /// A device that is asked for cannot be used on this machine.
+    #[error("engine = {engine:?}: {problem} (usable here: {usable})")]
+    Engine {
+        /// The value of the key `engine`.
+        engine: &'static str,
+        /// What is missing.
+        problem: String,
+        /// The values that can be used.
+        usable: String,
+    },
     /// The shapes of a configuration cannot be built.
     #[error("model configuration: {0}")]
     Config(String),

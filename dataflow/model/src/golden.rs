@@ -15,16 +15,15 @@ use crate::algorithm::{Batches, Constants, Event, State, outer_iteration};
 use crate::config::ModelConfig;
 use crate::error::ModelError;
 use crate::hypergradient::{Clean, Hypergradient, Published, Tangent};
-use crate::lane::{CpuLane, LabelledImages, Lane, Upstream};
+use crate::lane::cpu::Cpus;
+use crate::lane::{Device, LabelledImages, Lane, LaneSize, Upstream};
 use crate::layout::Layout;
 use crate::level::{Level, PerLevel};
-use crate::levels::Cpu;
 use crate::levels::optimizer::{AdamW, AdamWConfig};
 use crate::levels::vectors::narrow;
 use crate::masking::MaskRule;
 use crate::model::Model;
 use crate::parallel::arena::{Arena, Buffer, Params};
-use crate::parallel::compute::Compute;
 use crate::tasks::Targets;
 use crate::vector::Vector;
 
@@ -188,14 +187,16 @@ impl Golden {
         Ok(Arc::new(Model::new(&config)?))
     }
 
-    fn world(&self, num_threads: usize) -> Result<World, ModelError> {
+    fn world(&self, device: &dyn Device, num_threads: usize) -> Result<World, ModelError> {
         let (model, c) = (self.model()?, &self.config);
         // Two micro-batches, so that the reduction over micro-batches is verified too.
-        let compute = Compute::new(num_threads, c.batch.div_ceil(2), Arena::new())?;
+        let grain = c.batch.div_ceil(2);
+        let lane = device.lane(&model, &Arena::new(), grain, LaneSize { num_threads, micro_batch: grain })?;
         let image_values = c.batch * model.config.image_values();
         let mut x_p = Vec::new();
         while self.tensors.contains_key(&format!("batch.pretrain{}.x", x_p.len())) {
-            x_p.push(self.values(&format!("batch.pretrain{}.x", x_p.len()), image_values)?.to_vec().into());
+            let values = self.values(&format!("batch.pretrain{}.x", x_p.len()), image_values)?;
+            x_p.push(lane.upload(&values.to_vec().into())?);
         }
         if x_p.is_empty() {
             let problem = "missing from the golden file".into();
@@ -210,21 +211,29 @@ impl Golden {
             adamw: PerLevel::from_fn(|level| AdamW::new(adamw, model.layout(level))),
         };
         let labelled = |name: &str| {
-            let images: Vector = self.values(&format!("batch.{name}.x"), image_values)?.to_vec().into();
+            let images = lane.upload(&self.values(&format!("batch.{name}.x"), image_values)?.to_vec().into())?;
             let classes = self.labels(&format!("batch.{name}.y"), c.classes)?;
             Ok::<_, ModelError>((images, Targets::Classes(classes.into())))
         };
         let (finetune, validation) = (labelled("finetune")?, labelled("mask")?);
-        Ok(World { lane: CpuLane::new(Cpu::new(model, compute)), state, x_p, finetune, validation })
+        Ok(World { state: state.upload(&*lane)?, lane, x_p, finetune, validation })
     }
 
-    /// Runs one outer iteration with each form of the hypergradient on `num_threads` threads, and compares everything
-    /// that the file expects.
+    /// As [`Golden::verify_on`], on `num_threads` threads of the processor.
     ///
     /// # Errors
     /// When the file lacks a tensor or its shapes do not fit.
     pub fn verify(&self, num_threads: usize) -> Result<Vec<Check>, ModelError> {
-        let world = self.world(num_threads)?;
+        self.verify_on(&Cpus, num_threads)
+    }
+
+    /// Runs one outer iteration with each form of the hypergradient on `device`, and compares everything that the file
+    /// expects.
+    ///
+    /// # Errors
+    /// When the file lacks a tensor, its shapes do not fit, or the device fails.
+    pub fn verify_on(&self, device: &dyn Device, num_threads: usize) -> Result<Vec<Check>, ModelError> {
+        let world = self.world(device, num_threads)?;
         let model = world.lane.model().clone();
         let layout = |level| model.layout(level);
         let mut report = Report { golden: self, checks: Vec::new() };
@@ -301,14 +310,15 @@ impl Golden {
     /// of each, and returns whether to continue.
     ///
     /// # Errors
-    /// When the file lacks a tensor or its shapes do not fit.
+    /// When the file lacks a tensor, its shapes do not fit, or the device fails.
     pub fn trajectory(
         &self,
+        device: &dyn Device,
         num_threads: usize,
         num_outer: u64,
         see: &mut dyn FnMut(&Lap) -> bool,
     ) -> Result<(), ModelError> {
-        let mut world = self.world(num_threads)?;
+        let mut world = self.world(device, num_threads)?;
         for outer in 0..num_outer {
             let mut lap = Lap { outer, ..Lap::default() };
             let (lane, state) = world.iterate(self, &Clean, |event| {
@@ -353,7 +363,7 @@ pub struct Lap {
 
 /// The networks, initial state and batches of a golden file.
 struct World {
-    lane: CpuLane,
+    lane: Box<dyn Lane>,
     state: State,
     x_p: Vec<Vector>,
     finetune: (Vector, Targets),
@@ -367,7 +377,7 @@ impl World {
         golden: &Golden,
         form: &dyn Hypergradient,
         mut see: impl FnMut(Event<'_>) -> Result<(), ModelError>,
-    ) -> Result<(CpuLane, State), ModelError> {
+    ) -> Result<(Box<dyn Lane>, State), ModelError> {
         let lr = |_| golden.config.lr;
         let constants = Constants {
             form,
@@ -382,8 +392,8 @@ impl World {
             finetune: labelled((&self.finetune.0, &self.finetune.1)),
             validation: labelled((&self.validation.0, &self.validation.1)),
         };
-        let (mut lane, mut state, mut outcome) = (self.lane.clone(), self.state.clone(), Ok(()));
-        outer_iteration(&mut lane, &constants, &mut state, &batches, 0, &mut |event| {
+        let (mut lane, mut state, mut outcome) = (self.lane.fork(), self.state.clone(), Ok(()));
+        outer_iteration(&mut *lane, &constants, &mut state, &batches, 0, &mut |event| {
             if outcome.is_ok() {
                 outcome = see(event);
             }

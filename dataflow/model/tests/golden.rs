@@ -6,6 +6,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use mlomae_model::golden::{Golden, GoldenTensor};
+use mlomae_model::lane::cpu::Cpus;
 use safetensors::{Dtype, SafeTensors};
 
 fn load(name: &str) -> Golden {
@@ -77,7 +78,7 @@ fn trajectories_of_forty_outer_iterations_are_met() {
         let mut laps = Vec::new();
         let golden = load(&format!("{name}.safetensors"));
         golden
-            .trajectory(2, 40, &mut |lap| {
+            .trajectory(&Cpus, 2, 40, &mut |lap| {
                 laps.push(lap.clone());
                 true
             })

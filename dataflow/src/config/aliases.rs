@@ -6,7 +6,8 @@ use toml::{Table, Value};
 use super::{ConfigError, table};
 
 /// Keys that have another name now, with the same values.
-const RENAMED: [(&str, &str); 2] = [("mask.net", "mask.strategy"), ("data.train_fraction", "data.finetune_fraction")];
+const RENAMED: [(&str, &str); 3] =
+    [("mask.net", "mask.strategy"), ("data.train_fraction", "data.finetune_fraction"), ("compute.device", "engine")];
 
 /// The switch for what is a masking strategy now.
 const BASELINE: &str = "method.baseline";
@@ -114,6 +115,9 @@ mod tests {
         assert_eq!(strategy(&old("[method]\nbaseline = true\n[mask]\nnet = \"token-mlp\"")), "random");
         let config = Config::resolve(&old("[data]\ntrain_fraction = 0.2")).expect("valid");
         assert_eq!(config.data.finetune_fraction, 0.2);
+        let engine = |inputs: &ConfigInputs| Config::resolve(inputs).expect("valid").engine.name();
+        assert_eq!(engine(&old("[compute]\ndevice = \"cpu\"")), "cpu", "as runs of before have it");
+        assert_eq!(engine(&old("engine = \"auto\"").set("compute.device=cpu")), "cpu");
     }
 
     #[test]
@@ -126,6 +130,19 @@ mod tests {
         assert_eq!(strategy(&layers(&[random]).set("mask.strategy=flat-mlp")), "flat-mlp");
         assert_eq!(strategy(&layers(&[random, token])), "random", "the old names together as before");
         assert_eq!(strategy(&layers(&["[mask]\nstrategy = \"token-mlp\""]).set("mask.net=flat-mlp")), "flat-mlp");
+    }
+
+    #[test]
+    fn a_wrong_engine_is_refused_by_the_name_that_was_given() {
+        let line = |text: &str| {
+            let errors = Config::resolve(&ConfigInputs::default().layer("x", text)).expect_err("refused");
+            errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+        };
+        let [new, old] = [line("engine = \"abacus\""), line("[compute]\ndevice = \"abacus\"")];
+        assert!(new.starts_with("engine = \"abacus\": not an allowed value (allowed: auto, "), "{new}");
+        assert!(old.starts_with("compute.device = \"abacus\": not an allowed value (allowed: auto, "), "{old}");
+        let both = line("engine = \"cpu\"\n[compute]\ndevice = \"cpu\"");
+        assert!(both.starts_with("compute.device = \"cpu\": is the former name of engine"), "{both}");
     }
 
     #[test]

@@ -21,6 +21,7 @@ mod tests;
 
 use std::fmt;
 
+use mlomae_model::lane::Engine;
 use mlomae_storage::escape::shortened;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -49,6 +50,8 @@ pub struct Config {
     /// Seed of everything random: weights, roles, order of the images, augmentation, exploration.
     #[schemars(range(min = 0, max = 9_223_372_036_854_775_807_u64))]
     pub seed: u64,
+    /// Where the levels compute.
+    pub engine: Engine,
     /// Where the run's files go.
     pub run: RunConfig,
     /// The data set, its roles and its augmentation.
@@ -67,7 +70,7 @@ pub struct Config {
     pub policy: LevelConfig,
     /// How long to train, and in what portions.
     pub train: TrainConfig,
-    /// Where the levels compute.
+    /// How the levels compute.
     pub compute: ComputeConfig,
     /// How the three levels overlap.
     pub pipeline: PipelineConfig,
@@ -87,6 +90,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             seed: 0,
+            engine: Engine::Auto,
             run: RunConfig::default(),
             data: DataConfig::default(),
             model: ModelConfig::default(),

@@ -18,7 +18,9 @@ pub enum OnResume {
 }
 
 /// Keys that take effect without a word.
-const FREE: [&str; 40] = [
+// The device that `engine` comes to is compared by itself, as `auto` may come to another one on another machine.
+const FREE: [&str; 41] = [
+    "engine",
     "train.outer_iterations",
     "actors.load.workers",
     "actors.load.queue_cap",
@@ -62,7 +64,7 @@ const FREE: [&str; 40] = [
 ];
 
 /// Keys that take effect and change results.
-const TOLD: [&str; 32] = [
+const TOLD: [&str; 31] = [
     "data.augment.crop",
     "data.augment.crop_padding",
     "data.augment.min_area",
@@ -71,7 +73,6 @@ const TOLD: [&str; 32] = [
     "mask.ratio",
     "mask.explore",
     "method.hypergradient",
-    "compute.device",
     "method.multitask",
     "method.alpha",
     "method.head_dropout",

@@ -59,7 +59,7 @@ pub(super) fn leaf_keys(schema: &Json, prefix: &str, keys: &mut Vec<String>) {
         for (name, inner) in properties {
             leaf_keys(inner, &join(prefix, name), keys);
         }
-    } else {
+    } else if types_of(schema) != ["object"] {
         keys.push(prefix.to_owned());
     }
 }

@@ -60,11 +60,16 @@ fn nanoseconds(from: Instant, to: Instant) -> u64 {
     u64::try_from(to.saturating_duration_since(from).as_nanos()).unwrap_or(u64::MAX)
 }
 
+/// That no device has told a time.
+const NO_DEVICE: u64 = u64::MAX;
+
 #[derive(Debug)]
 struct Inner {
     items: AtomicU64,
     bytes: AtomicU64,
     restarts: AtomicU64,
+    /// [`NO_DEVICE`] until a device has told a time of its own.
+    device_ns: AtomicU64,
     // Locked only when a wait really begins or ends, so that nothing but a reader of the telemetry contends for it.
     clock: Mutex<Clock>,
 }
@@ -92,6 +97,7 @@ impl StageCounters {
                 items: AtomicU64::new(0),
                 bytes: AtomicU64::new(0),
                 restarts: AtomicU64::new(0),
+                device_ns: AtomicU64::new(NO_DEVICE),
                 clock: Mutex::new(Clock {
                     activity: Activity::Idle,
                     since: now,
@@ -138,6 +144,16 @@ impl StageCounters {
         self.inner.restarts.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Adds time for which a device with a clock of its own worked for this worker. Only the worker itself adds.
+    pub fn add_device(&self, ns: u64) {
+        let before = self.device_ns().unwrap_or(0);
+        self.inner.device_ns.store(before.saturating_add(ns).min(NO_DEVICE - 1), Ordering::Relaxed);
+    }
+
+    fn device_ns(&self) -> Option<u64> {
+        Some(self.inner.device_ns.load(Ordering::Relaxed)).filter(|ns| *ns != NO_DEVICE)
+    }
+
     /// All counters now; an activity that lasts is counted up to now, so that no
     /// counter ever falls.
     #[must_use]
@@ -153,6 +169,7 @@ impl StageCounters {
             wait_in_ns: clock.wait_in_ns + running(Activity::WaitIn),
             wait_out_ns: clock.wait_out_ns + running(Activity::WaitOut),
             restarts: self.inner.restarts.load(Ordering::Relaxed),
+            device_ns: self.device_ns(),
             activity: clock.activity,
             activity_ns,
             unit_ns: nanoseconds(clock.unit_since, now),
@@ -203,6 +220,9 @@ pub struct CountersSnapshot {
     pub wait_out_ns: u64,
     /// Restarts after a panic.
     pub restarts: u64,
+    /// Time for which a device worked for the worker, by the device's own clock, up to the last finished item; none
+    /// where the host computes.
+    pub device_ns: Option<u64>,
     /// What the worker is doing.
     pub activity: Activity,
     /// For how long it has been doing so.
@@ -248,6 +268,7 @@ impl std::ops::Add for CountersSnapshot {
             wait_in_ns: self.wait_in_ns + other.wait_in_ns,
             wait_out_ns: self.wait_out_ns + other.wait_out_ns,
             restarts: self.restarts + other.restarts,
+            device_ns: self.device_ns.into_iter().chain(other.device_ns).reduce(|a, b| a + b),
             activity: slower.activity,
             activity_ns: slower.activity_ns,
             unit_ns: self.unit_ns.max(other.unit_ns),
@@ -288,6 +309,20 @@ mod tests {
         assert!(end.wall_ns() <= wall_ns);
         assert!(end.wall_ns() >= 40_000_000);
         assert_eq!(end.activity, Activity::Idle);
+    }
+
+    #[test]
+    fn a_device_has_a_time_of_its_own_and_none_is_not_zero() {
+        let [host, device] = [(); 2].map(|()| StageCounters::new());
+        device.add_device(0);
+        assert_eq!((host.snapshot().device_ns, device.snapshot().device_ns), (None, Some(0)));
+        device.add_device(7);
+        device.add_device(5);
+        let both = host.snapshot() + device.snapshot();
+        assert_eq!((both.device_ns, (both + both).device_ns), (Some(12), Some(24)));
+        assert_eq!((host.snapshot() + host.snapshot()).device_ns, None);
+        device.add_device(u64::MAX);
+        assert!(device.snapshot().device_ns.is_some(), "the largest time is one");
     }
 
     #[test]

@@ -121,6 +121,12 @@ pub trait Stage: Send {
         Ok(())
     }
 
+    /// Nanoseconds for which a device has worked for the stage since the last call, by the device's own clock; none where
+    /// the host computes. Asked after each unit.
+    fn device_ns(&mut self) -> Option<u64> {
+        None
+    }
+
     /// Discards what a panic may have left half-done. Called before the next run.
     fn recover(&mut self) {}
 }
@@ -292,6 +298,9 @@ impl<S: Stage, W: Wiring<S>> StageRunner<S, W> {
                     self.in_hand = Some(self.stage.sample_ids(unit, &item));
                     self.strike(FaultPhase::Begin, unit);
                     let output = self.stage.process(unit, item, &mut self.log)?;
+                    if let Some(ns) = self.stage.device_ns() {
+                        self.context.counters.add_device(ns);
+                    }
                     self.strike(FaultPhase::Process, unit);
                     Flow::Item(output)
                 }

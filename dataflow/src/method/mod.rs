@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use mlomae_model::config::ModelConfig;
 use mlomae_model::hypergradient::HypergradientChoice;
-use mlomae_model::lane::DeviceChoice;
+use mlomae_model::lane::Chosen;
 use mlomae_model::levels::optimizer::{AdamWConfig, Schedule};
 use mlomae_model::masking::{MaskRule, Needs};
 use mlomae_model::tasks::Noise;
@@ -34,7 +34,7 @@ pub struct Method {
     /// Form of the hypergradient.
     pub hypergradient: HypergradientChoice,
     /// Where the levels compute.
-    pub device: DeviceChoice,
+    pub engine: Chosen,
     /// Control: the encoder keeps the perturbation of the finite difference.
     pub multitask: bool,
     /// α of the finite differences.
@@ -109,9 +109,6 @@ impl Method {
     pub fn new(config: &Config, model: &ModelConfig, steps_per_epoch: u64) -> Result<Self, ModelError> {
         let unroll = config.method.unroll;
         let total_outer = Outer(config.train.outer_iterations);
-        if let Some(problem) = config.compute.device.problem() {
-            return Err(ModelError::Config(format!("compute.device {}: {problem}", config.compute.device)));
-        }
         Ok(Self {
             model: Arc::new(Model::new(model)?),
             seed: config.seed,
@@ -119,7 +116,7 @@ impl Method {
             lag: u64::from(config.pipeline.lag),
             total_outer,
             hypergradient: config.method.hypergradient,
-            device: config.compute.device,
+            engine: config.engine.choose()?,
             multitask: config.method.multitask,
             alpha: config.method.alpha,
             head_dropout: config.method.head_dropout,

@@ -5,6 +5,7 @@ use std::any::Any;
 use std::sync::Arc;
 
 use mlomae_model::choice::Named;
+use mlomae_model::golden::{Golden, GoldenTensor, Lap};
 use mlomae_model::lane::cpu::Cpus;
 use mlomae_model::lane::{
     Device, Direction, Downstream, FinetuneGradient, LabelledImages, Lane, LaneSize, Lanes, LanesSpec,
@@ -74,15 +75,34 @@ fn direction(of: Direction) -> Result<Direction, ModelError> {
 
 /// A lane of the CPU behind the wall.
 #[derive(Debug)]
-struct MirrorLane(Box<dyn Lane>);
+struct MirrorLane {
+    lane: Box<dyn Lane>,
+    /// Passes and updates since the time was last asked for.
+    num_calls: u64,
+}
+
+/// Nanoseconds that the clock of the device goes on with each pass or update.
+pub(crate) const NS_A_CALL: u64 = 1_000;
+
+impl MirrorLane {
+    fn new(lane: Box<dyn Lane>) -> Self {
+        MirrorLane { lane, num_calls: 0 }
+    }
+
+    /// The lane, for work that takes the device's time.
+    fn work(&mut self) -> &mut dyn Lane {
+        self.num_calls += 1;
+        &mut *self.lane
+    }
+}
 
 impl Lane for MirrorLane {
     fn model(&self) -> &Arc<Model> {
-        self.0.model()
+        self.lane.model()
     }
 
     fn fork(&self) -> Result<Box<dyn Lane>, ModelError> {
-        Ok(Box::new(MirrorLane(self.0.fork()?)))
+        Ok(Box::new(MirrorLane::new(self.lane.fork()?)))
     }
 
     fn upload(&self, vector: &Vector) -> Result<Vector, ModelError> {
@@ -97,7 +117,7 @@ impl Lane for MirrorLane {
         rule: &MaskRule,
     ) -> Result<Scored, ModelError> {
         let theta = theta.map(inside).transpose()?;
-        self.0.score(theta.as_ref(), &inside(phi)?, &inside(images)?, rule)
+        self.work().score(theta.as_ref(), &inside(phi)?, &inside(images)?, rule)
     }
 
     fn pretrain(
@@ -107,7 +127,7 @@ impl Lane for MirrorLane {
         images: &Vector,
         scored: &Scored,
     ) -> Result<PretrainGradient, ModelError> {
-        let g = self.0.pretrain(&inside(theta)?, &inside(phi)?, &inside(images)?, scored)?;
+        let g = self.work().pretrain(&inside(theta)?, &inside(phi)?, &inside(images)?, scored)?;
         Ok(PretrainGradient { gradient: behind(&g.gradient)?, patch_loss: behind(&g.patch_loss)?, ..g })
     }
 
@@ -117,12 +137,12 @@ impl Lane for MirrorLane {
         noise: Option<Noise>,
         keep: bool,
     ) -> Result<FinetuneGradient, ModelError> {
-        let g = self.0.finetune(&Inside::of(at)?.at(), noise, keep)?;
+        let g = self.work().finetune(&Inside::of(at)?.at(), noise, keep)?;
         Ok(FinetuneGradient { gradient: behind(&g.gradient)?, ..g })
     }
 
     fn direction(&mut self, at: &Downstream<'_>, recorded: Recording, alpha: f64) -> Result<Direction, ModelError> {
-        direction(self.0.direction(&Inside::of(at)?.at(), recorded, alpha)?)
+        direction(self.work().direction(&Inside::of(at)?.at(), recorded, alpha)?)
     }
 
     fn direction_published(
@@ -131,17 +151,17 @@ impl Lane for MirrorLane {
         alpha: f64,
         noise: &dyn Fn(u64) -> Option<Noise>,
     ) -> Result<Direction, ModelError> {
-        direction(self.0.direction_published(&Inside::of(at)?.at(), alpha, noise)?)
+        direction(self.work().direction_published(&Inside::of(at)?.at(), alpha, noise)?)
     }
 
     fn difference(&mut self, at: &Upstream<'_>, v: &Vector, alpha: f64) -> Result<Vector, ModelError> {
         let (theta, phi, images) = (&inside(at.theta)?, &inside(at.phi)?, &inside(at.images)?);
-        behind(&self.0.difference(&Upstream { theta, phi, images, rule: at.rule }, &inside(v)?, alpha)?)
+        behind(&self.work().difference(&Upstream { theta, phi, images, rule: at.rule }, &inside(v)?, alpha)?)
     }
 
     fn tangent(&mut self, at: &Upstream<'_>, v: &Vector) -> Result<Vector, ModelError> {
         let (theta, phi, images) = (&inside(at.theta)?, &inside(at.phi)?, &inside(at.images)?);
-        behind(&self.0.tangent(&Upstream { theta, phi, images, rule: at.rule }, &inside(v)?)?)
+        behind(&self.work().tangent(&Upstream { theta, phi, images, rule: at.rule }, &inside(v)?)?)
     }
 
     fn update(
@@ -152,50 +172,54 @@ impl Lane for MirrorLane {
         rate: f64,
     ) -> Result<Vector, ModelError> {
         let mut of_cpu = adamw.clone().with_moments(inside(&adamw.m)?, inside(&adamw.v)?);
-        let next = self.0.update(&mut of_cpu, &inside(values)?, &inside(gradient)?, rate)?;
+        let next = self.work().update(&mut of_cpu, &inside(values)?, &inside(gradient)?, rate)?;
         let (m, v) = (behind(&of_cpu.m)?, behind(&of_cpu.v)?);
         *adamw = of_cpu.with_moments(m, v);
         behind(&next)
     }
 
     fn patch_losses(&mut self, theta: &Vector, images: &Vector, scored: &Scored) -> Result<Vector, ModelError> {
-        behind(&self.0.patch_losses(&inside(theta)?, &inside(images)?, scored)?)
+        behind(&self.lane.patch_losses(&inside(theta)?, &inside(images)?, scored)?)
     }
 
     fn reconstruct(&mut self, theta: &Vector, images: &Vector, scored: &Scored) -> Result<Vec<f32>, ModelError> {
-        self.0.reconstruct(&inside(theta)?, &inside(images)?, scored)
+        self.lane.reconstruct(&inside(theta)?, &inside(images)?, scored)
     }
 
     fn features(&mut self, theta: &Vector, images: &Vector) -> Result<Vec<f32>, ModelError> {
-        self.0.features(&inside(theta)?, &inside(images)?)
+        self.lane.features(&inside(theta)?, &inside(images)?)
     }
 
     fn shifted(&mut self, theta: &Vector, v: &Vector, epsilon: f64) -> Result<Vector, ModelError> {
-        behind(&self.0.shifted(&inside(theta)?, &inside(v)?, epsilon)?)
+        behind(&self.lane.shifted(&inside(theta)?, &inside(v)?, epsilon)?)
     }
 
     fn combined(&mut self, a: f64, x: &Vector, b: f64, y: &Vector) -> Result<Vector, ModelError> {
-        behind(&self.0.combined(a, &inside(x)?, b, &inside(y)?)?)
+        behind(&self.lane.combined(a, &inside(x)?, b, &inside(y)?)?)
     }
 
     fn sum(&mut self, x: &Vector, y: &Vector) -> Result<Vector, ModelError> {
-        behind(&self.0.sum(&inside(x)?, &inside(y)?)?)
+        behind(&self.lane.sum(&inside(x)?, &inside(y)?)?)
     }
 
     fn norm(&mut self, x: &Vector) -> Result<f64, ModelError> {
-        self.0.norm(&inside(x)?)
+        self.lane.norm(&inside(x)?)
     }
 
     fn cosine(&mut self, x: &Vector, y: &Vector) -> Result<f64, ModelError> {
-        self.0.cosine(&inside(x)?, &inside(y)?)
+        self.lane.cosine(&inside(x)?, &inside(y)?)
     }
 
     fn first_non_finite(&mut self, x: &Vector) -> Result<Option<(usize, f32)>, ModelError> {
-        self.0.first_non_finite(&inside(x)?)
+        self.lane.first_non_finite(&inside(x)?)
+    }
+
+    fn device_ns(&mut self) -> Option<u64> {
+        Some(NS_A_CALL * std::mem::take(&mut self.num_calls))
     }
 
     fn allocated_bytes(&self) -> u64 {
-        self.0.allocated_bytes()
+        self.lane.allocated_bytes()
     }
 }
 
@@ -219,7 +243,7 @@ impl Device for Mirror {
 
     fn lanes(&self, spec: &LanesSpec) -> Result<Lanes, ModelError> {
         let Lanes { score, pretrain, finetune, mask } = Cpus.lanes(spec)?;
-        let mirror = |lane| -> Box<dyn Lane> { Box::new(MirrorLane(lane)) };
+        let mirror = |lane| -> Box<dyn Lane> { Box::new(MirrorLane::new(lane)) };
         Ok(Lanes { score: mirror(score), pretrain: mirror(pretrain), finetune: mirror(finetune), mask: mirror(mask) })
     }
 
@@ -230,6 +254,33 @@ impl Device for Mirror {
         grain: usize,
         size: LaneSize,
     ) -> Result<Box<dyn Lane>, ModelError> {
-        Ok(Box::new(MirrorLane(Cpus.lane(model, arena, grain, size)?)))
+        Ok(Box::new(MirrorLane::new(Cpus.lane(model, arena, grain, size)?)))
     }
+}
+
+#[test]
+fn the_golden_file_holds_on_a_device_with_a_memory_of_its_own() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/golden/tiny.safetensors");
+    let (metadata, tensors) = mlomae_storage::checkpoint::read_safetensors(&path).expect("readable");
+    let config = Golden::parse_config(&metadata["config"]).expect("a golden file");
+    let tensors = tensors.into_iter().map(|tensor| {
+        let values = tensor.data.to_f64().into_iter().map(|value| value as f32).collect();
+        (tensor.name, GoldenTensor { shape: tensor.shape, values })
+    });
+    let golden = Golden { config, tensors: tensors.collect() };
+    let checks = |device: &dyn Device| -> Vec<(String, u64)> {
+        let checks = golden.verify_on(device, 2).expect("whole");
+        assert!(checks.iter().all(|check| check.ok), "{checks:?}");
+        checks.into_iter().map(|check| (check.quantity, check.error.to_bits())).collect()
+    };
+    assert_eq!(checks(&Cpus), checks(&Mirror));
+    let mut laps = [Vec::new(), Vec::new()];
+    for (device, laps) in [&Cpus as &dyn Device, &Mirror].into_iter().zip(&mut laps) {
+        let mut see = |lap: &Lap| {
+            laps.push(lap.clone());
+            true
+        };
+        golden.trajectory(device, 2, 2, &mut see).expect("whole");
+    }
+    assert!(laps[0].len() == 2 && laps[0] == laps[1], "{laps:?}");
 }

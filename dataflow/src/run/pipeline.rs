@@ -114,7 +114,7 @@ impl Setup {
             finetune: size(StageName::Evaluator, finetune_batch.min(validation_batch)),
             mask: size(StageName::Policy, pretrain_batch),
         };
-        let Lanes { score, pretrain, finetune, mask } = method.device.lanes(&spec)?;
+        let Lanes { score, pretrain, finetune, mask } = method.engine.device.lanes(&spec)?;
         let TrainState { theta, head, policies, optimizers, previous_hypergradient, masks, .. } = state;
         let (theta, head) = (pretrain.upload(&theta)?, finetune.upload(&head)?);
         let upload = |lane: &dyn Lane, adamw: AdamW| {

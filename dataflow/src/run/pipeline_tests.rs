@@ -14,6 +14,7 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::config::{Config, ConfigInputs};
 use crate::counts::{Outer, Step};
+use crate::flow::counters::StageCounters;
 use crate::flow::exit::{Exit, StageError};
 use crate::flow::stage_name::{EdgeId, StageName};
 use crate::flow::stop::{StopFlag, StopReason};
@@ -21,7 +22,7 @@ use crate::input::plan::Role;
 use crate::method::{Method, model_config};
 use crate::record::{CheckpointFile, FlatTensors, PartOf, Record, RecordBody, When};
 use crate::run::evaluation::Features;
-use crate::run::mirror::Mirror;
+use crate::run::mirror::{Mirror, NS_A_CALL};
 use crate::run::pipeline::{Setup, build};
 use crate::run::serial::SerialRun;
 use crate::run::state::{TensorSource, TensorView, TrainState};
@@ -386,7 +387,7 @@ fn a_device_with_a_memory_of_its_own_computes_the_same_and_resumes() {
         let wanted = serial(&config);
         let run = |from: Option<&AssembledCheckpoint>| {
             let mut setup = setup(&config, Memory::new(100), from);
-            setup.method.device = DeviceChoice::of(&Mirror);
+            setup.method.engine.device = DeviceChoice::of(&Mirror);
             let (exits, kept) = threaded(setup, None);
             assert!(exits.iter().all(|exit| matches!(exit, Exit::Finished)), "{variant:?}: {exits:?}");
             kept
@@ -396,6 +397,44 @@ fn a_device_with_a_memory_of_its_own_computes_the_same_and_resumes() {
         assert!(whole.metrics == wanted.metrics, "metrics differ: {variant:?}");
         assert!(whole.checkpoints.len() > 1, "there is one to resume from");
         assert!(last(&run(whole.checkpoints.first())) == last(&wanted), "a resume differs: {variant:?}");
+    }
+}
+
+#[test]
+fn the_time_of_a_device_is_counted_by_stage_and_is_the_same_serially() {
+    let config = config(&Variant { lag: 1, settings: Vec::new() }, NUM_OUTER, &[]);
+    let on = |device: &'static dyn Device| {
+        let mut setup = setup(&config, Memory::new(100), None);
+        setup.method.engine.device = DeviceChoice::of(device);
+        setup
+    };
+    let device_ns = |counted: Vec<(StageName, StageCounters)>| -> Vec<(StageName, Option<u64>)> {
+        counted.into_iter().map(|(stage, counters)| (stage, counters.snapshot().device_ns)).collect()
+    };
+    let serially = |device: &'static dyn Device| {
+        let run = SerialRun::new(on(device), KeepsAll::default(), StopFlag::new()).expect("starts");
+        let counted = run.counters();
+        assert!(matches!(run.run().0, Exit::Finished));
+        device_ns(counted)
+    };
+    assert!(serially(&Cpus).iter().all(|(_, ns)| ns.is_none()), "the host has no other clock");
+    let serial = serially(&Mirror);
+    for (stage, ns) in &serial {
+        let computes =
+            matches!(stage, StageName::Score | StageName::Encoder | StageName::Evaluator | StageName::Policy);
+        assert_eq!(ns.is_some_and(|ns| ns >= NUM_OUTER * NS_A_CALL), computes, "{stage}: {ns:?}");
+    }
+    let stop = StopFlag::new();
+    let pipeline = build(on(&Mirror), KeepsAll::default(), &stop).expect("builds");
+    drop(pipeline.log);
+    let counted = pipeline.workers.iter().map(|worker| (worker.id.stage, worker.counters.clone())).collect();
+    let threads: Vec<_> =
+        pipeline.workers.into_iter().map(|mut worker| std::thread::spawn(move || (worker.run)())).collect();
+    for thread in threads {
+        assert!(matches!(thread.join().expect("caught"), Exit::Finished));
+    }
+    for (stage, ns) in device_ns(counted) {
+        assert_eq!(serial.iter().find(|(other, _)| *other == stage).and_then(|(_, ns)| *ns), ns, "{stage}");
     }
 }
 

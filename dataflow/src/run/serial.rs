@@ -127,6 +127,9 @@ fn step_of<S: Stage<Log = Recorder>>(
     let _busy = counters.run();
     counters.begin_unit();
     let output = stage.process(unit, input, recorder)?;
+    if let Some(ns) = stage.device_ns() {
+        counters.add_device(ns);
+    }
     counters.add_item(0);
     Ok(output)
 }

@@ -261,6 +261,10 @@ impl Stage for EncoderStage {
         Ok(Flow::Item(self.output(Step(unit), Some(lost), recorder)))
     }
 
+    fn device_ns(&mut self) -> Option<u64> {
+        self.lane.device_ns()
+    }
+
     fn sample_ids(&mut self, _: u64, input: &EncoderInput) -> Vec<i64> {
         input.scored.batch.ids.to_vec()
     }

@@ -125,6 +125,10 @@ impl Stage for EvaluatorStage {
         Ok(Flow::Lost(lost))
     }
 
+    fn device_ns(&mut self) -> Option<u64> {
+        self.lane.device_ns()
+    }
+
     fn sample_ids(&mut self, _: u64, (_, pair): &Self::In) -> Vec<i64> {
         pair.finetune.ids.iter().chain(pair.validation.ids.iter()).copied().collect()
     }

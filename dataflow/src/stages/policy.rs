@@ -198,6 +198,10 @@ impl Stage for PolicyStage {
         Ok(Flow::Item(PolicyOutput { phi, shift: None }))
     }
 
+    fn device_ns(&mut self) -> Option<u64> {
+        self.lane.device_ns()
+    }
+
     fn sample_ids(&mut self, _: u64, input: &Self::In) -> Vec<i64> {
         input.as_ref().map_or_else(Vec::new, |direction| direction.snapshot.last.batch.ids.to_vec())
     }

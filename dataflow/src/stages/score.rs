@@ -92,6 +92,10 @@ impl Stage for ScoreStage {
         Ok(ScoredBatch { batch, scored, rule, phi, policy_version })
     }
 
+    fn device_ns(&mut self) -> Option<u64> {
+        self.lane.device_ns()
+    }
+
     fn sample_ids(&mut self, _: u64, input: &ScoreInput) -> Vec<i64> {
         input.batch.ids.to_vec()
     }

@@ -67,6 +67,7 @@ pub(super) fn push_step(log: &mut LogWriter, step: i64) -> Result<(), LogError> 
         utilization: 0.5,
         restarts: 0,
         lag: 0,
+        device_s: None,
     };
     log.push(place(None), actor)?;
     let eval = EvalRow {

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use arrow::datatypes::Field;
+use arrow::datatypes::{Field, Fields};
 
 use super::fault_tests::{by_hand, copy_dir, ctx};
 use super::paths::parts;
@@ -67,6 +67,7 @@ fn every_row_of_version_1_0_is_read_typed_and_exported_as_it_was() {
     let lags: Vec<_> =
         actors.iter().map(|row| (row.row.stage.as_ref(), row.row.lag)).filter(|(_, lag)| *lag != 0).collect();
     assert_eq!(lags, [("score", 1)]);
+    assert!(actors.iter().all(|row| row.row.device_s.is_none()), "not known before 1.1");
     let events = rows::<EventRow>(&run);
     assert!(events.iter().any(|row| row.segment == 1 && row.row.kind == "checkpoint" && row.place.step == 18));
     let evals = rows::<EvalRow>(&run);
@@ -113,7 +114,16 @@ fn a_run_of_version_1_0_goes_on_with_its_logs() {
         let (name, value) = ("loss".into(), 0.5);
         log.push(place(step), MetricRow { name, value, split: "pretrain".into(), unit: "1".into() }).unwrap();
     }
+    let old = rows::<ActorRow>(&run);
+    let new = ActorRow { device_s: Some(0.5), ..old[0].row.clone() };
+    log.push(place(30), new).unwrap();
     log.close().unwrap();
+    let device_s: Vec<_> = rows::<ActorRow>(&run).iter().map(|row| row.row.device_s).collect();
+    assert_eq!(device_s, [vec![None; old.len()], vec![Some(0.5)]].concat(), "beside the parts of version 1.0");
+    export(&run, Table::Actors, ExportFormat::Csv, &root.path().join("actors.csv")).unwrap();
+    let text = fs::read_to_string(root.path().join("actors.csv")).unwrap();
+    assert!(text.starts_with("run_id,") && text.lines().next().unwrap().ends_with(",lag,device_s"), "{text}");
+    assert!(text.trim_end().ends_with(",0.5"), "{text}");
     let metrics = rows::<MetricRow>(&run);
     let losses = metrics.iter().filter(|row| row.row.name == "loss" && row.place.level == Some(Level::Pretrain));
     assert!(losses.map(|row| (row.place.step, row.segment)).eq((1..=30).map(|step| (
@@ -127,12 +137,14 @@ fn a_run_of_version_1_0_goes_on_with_its_logs() {
     let events = rows::<EventRow>(&run);
     let went_back = events.iter().find(|row| row.row.kind == EVENT_WENT_BACK).unwrap();
     assert_eq!((went_back.segment, went_back.place.step), (2, 18));
-    // Parts of both program versions have one schema, but for the metadata that names the version.
+    // Parts of both program versions have the same columns, but for those at the end that came later; the metadata names
+    // the version.
     for table in Table::ALL {
         let sums = Sums::read(&run).unwrap();
         let of = |number: &u64| Part::open(&run, table, *number, &sums).unwrap().schema().fields().clone();
         let fields: Vec<_> = parts(&run, table).unwrap().iter().map(of).collect();
-        assert!(fields.windows(2).all(|pair| pair[0] == pair[1]), "{table}");
+        let is_kept = |pair: &[Fields]| pair[0].iter().zip(&pair[1]).all(|(before, after)| before == after);
+        assert!(fields.windows(2).all(is_kept), "{table}");
     }
     assert!(repair(&run).unwrap().is_empty());
 }

@@ -53,8 +53,11 @@ pub fn bench(
 ) -> Result<BenchReport, CliError> {
     let num_rounds = spec.num_rounds + NUM_WARM_UP;
     // The networks of the pipeline that is measured last are those of all that is measured before.
-    Needs::of_training(&prepare(&spec.workload, spec.lag.unwrap_or(0))?)?
-        .check_or(spec.memory_check, "--memory-check warn")?;
+    let prepared = prepare(&spec.workload, spec.lag.unwrap_or(0))?;
+    prepared.tell_engine();
+    let engine = prepared.method.engine.clone();
+    Needs::of_training(&prepared)?.check_or(spec.memory_check, "--memory-check warn")?;
+    drop(prepared);
     let mut peer = spec.python.as_deref().map(|python| Peer::start(python, &spec.workload)).transpose()?;
     let mut workload = Workload::new(spec.workload)?;
     let (mut laps, mut peer_laps, mut peaks) = (Vec::new(), Vec::new(), Vec::new());
@@ -65,8 +68,10 @@ pub fn bench(
             allocated_after_warm_up = workload.allocated_bytes();
         }
         // The machine's speed changes with its neighbours, so the peak is measured around each iteration.
-        let peak = || {
-            kernels::peak_gflops(spec.workload.num_threads, PEAK_SECONDS).map_err(|error| CliError::no_thread(&error))
+        let peak = || match engine.device.is_host() {
+            true => kernels::peak_gflops(spec.workload.num_threads, PEAK_SECONDS)
+                .map_err(|error| CliError::no_thread(&error)),
+            false => Ok(f64::NAN),
         };
         let before = peak()?;
         laps.push(workload.step()?);
@@ -90,7 +95,17 @@ pub fn bench(
         None => None,
     };
     let pipeline = spec.lag.map(|lag| pipeline(&spec.workload, lag, events).map(|found| (lag, found))).transpose()?;
-    Ok(BenchReport::new(&spec.workload, micro_batch, &laps, &peaks, peak_bytes, allocated_bytes, peer, pipeline))
+    Ok(BenchReport::new(
+        &spec.workload,
+        &engine,
+        micro_batch,
+        &laps,
+        &peaks,
+        peak_bytes,
+        allocated_bytes,
+        peer,
+        pipeline,
+    ))
 }
 
 /// The same networks in the whole pipeline, fed with generated images.
@@ -100,7 +115,7 @@ fn pipeline(workload: &WorkloadSpec, lag: u32, events: &EventQueue) -> Result<Me
 }
 
 fn prepare(workload: &WorkloadSpec, lag: u32) -> Result<Experiment, CliError> {
-    let WorkloadSpec { preset, batch, num_threads, micro_batch, baseline } = *workload;
+    let WorkloadSpec { preset, batch, num_threads, micro_batch, baseline, engine } = *workload;
     let mut config = Config::resolve(&ConfigInputs::default().preset(preset))?;
     config.data.format = FormatName::parse("synthetic")?;
     config.data.synthetic.num_classes = 10;
@@ -110,6 +125,7 @@ fn prepare(workload: &WorkloadSpec, lag: u32) -> Result<Experiment, CliError> {
     config.train.outer_iterations = 1_000_000;
     config.checkpoint.every_steps = 1_000_000_000;
     config.mask.strategy = strategy(baseline);
+    config.engine = engine;
     config.pipeline.lag = lag;
     for level in [&mut config.pretrain, &mut config.finetune, &mut config.policy] {
         level.batch = batch;

@@ -4,6 +4,7 @@ use std::fmt;
 
 use crate::measure::workload::{Lap, WorkloadSpec};
 use mlomae_kernels as kernels;
+use mlomae_model::lane::Chosen;
 use serde::Serialize;
 
 use super::peer::{Goodbye, PeerLap};
@@ -36,7 +37,11 @@ pub struct BenchReport {
     pub micro_batch: usize,
     /// Random masks instead of learned ones.
     pub baseline: bool,
-    /// Instruction set of the kernels.
+    /// Engine that computes.
+    pub engine: String,
+    /// Its device; empty where the processor computes.
+    pub device: String,
+    /// Instruction set of the processor's kernels.
     pub isa: String,
     /// What products are computed in.
     pub arithmetic: String,
@@ -54,7 +59,8 @@ pub struct BenchReport {
     pub gflop_outer: f64,
     /// 10⁹ operations a second.
     pub gflops: f64,
-    /// The machine's peak, measured around each iteration: the median.
+    /// The processor's peak, measured around each iteration: the median. Null where another device computes, whose products
+    /// are not counted.
     pub peak_gflops: f64,
     /// Arithmetic of an iteration as a share of the peak around it, in percent: the median.
     pub peak_percent: f64,
@@ -120,6 +126,7 @@ impl BenchReport {
     #[allow(clippy::too_many_arguments)]
     pub(super) fn new(
         spec: &WorkloadSpec,
+        engine: &Chosen,
         micro_batch: usize,
         laps: &[Lap],
         peaks: &[f64],
@@ -138,6 +145,8 @@ impl BenchReport {
             num_threads: spec.num_threads,
             micro_batch,
             baseline: spec.baseline,
+            engine: engine.device.name().to_owned(),
+            device: engine.description.clone(),
             isa: kernels::isa().name().to_owned(),
             arithmetic: kernels::isa().arithmetic().to_owned(),
             num_rounds: laps.len(),
@@ -169,6 +178,13 @@ impl BenchReport {
     }
 }
 
+impl BenchReport {
+    /// Whether the processor computed, whose products are counted and whose peak is measured.
+    const fn has_peak(&self) -> bool {
+        self.peak_gflops.is_finite()
+    }
+}
+
 fn mib(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 20)
 }
@@ -176,11 +192,12 @@ fn mib(bytes: u64) -> f64 {
 impl fmt::Display for BenchReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let masks = if self.baseline { "random masks" } else { "learned masks" };
-        writeln!(
-            f,
-            "{}, batch {}, {masks}, {} on {}, {} threads, micro-batches of {}, {} rounds",
-            self.preset, self.batch, self.arithmetic, self.isa, self.num_threads, self.micro_batch, self.num_rounds
-        )?;
+        write!(f, "{}, batch {}, {masks}, ", self.preset, self.batch)?;
+        match self.has_peak() {
+            true => write!(f, "{} on {}, {} threads", self.arithmetic, self.isa, self.num_threads)?,
+            false => write!(f, "{} ({})", self.engine, self.device)?,
+        }
+        writeln!(f, ", micro-batches of {}, {} rounds", self.micro_batch, self.num_rounds)?;
         writeln!(f)?;
         let share = |ms: f64| 100.0 * ms / self.ms_outer;
         let Levels { score_ms, pretrain_ms, evaluate_ms, policy_ms } = self.levels;
@@ -195,11 +212,13 @@ impl fmt::Display for BenchReport {
         let [least, most] = self.ms_outer_range;
         writeln!(f, "{:<20} {:>10.1} ms   {least:.1} to {most:.1}", "outer iteration", self.ms_outer)?;
         writeln!(f, "{:<20} {:>10.1} /s", "images", self.images_per_s)?;
-        writeln!(
-            f,
-            "{:<20} {:>10.1} GFLOP/s, {:.1} % of the measured peak of {:.1}; {:.2} GFLOP in all",
-            "arithmetic", self.gflops, self.peak_percent, self.peak_gflops, self.gflop_outer
-        )?;
+        if self.has_peak() {
+            writeln!(
+                f,
+                "{:<20} {:>10.1} GFLOP/s, {:.1} % of the measured peak of {:.1}; {:.2} GFLOP in all",
+                "arithmetic", self.gflops, self.peak_percent, self.peak_gflops, self.gflop_outer
+            )?;
+        }
         writeln!(
             f,
             "{:<20} {:>10.1} MiB at most; {} bytes allocated for tensors after the first iterations",

@@ -94,6 +94,12 @@ fn workers(text: &mut Exposition, workers: &[(WorkerId, CountersSnapshot)]) {
         });
         text.family(Kind::Counter, name, help, samples);
     }
+    let device = workers.iter().filter_map(|(worker, counters)| {
+        let labels = vec![("stage", worker.stage.to_string()), ("instance", worker.instance.to_string())];
+        Some((labels, seconds(counters.device_ns?)))
+    });
+    let help = "Time that a device with a clock of its own has worked for the worker.";
+    text.family(Kind::Counter, "mlomae_stage_device_seconds_total", help, device);
 }
 
 fn queues(text: &mut Exposition, queues: &[QueueSample]) {
@@ -247,6 +253,16 @@ mod tests {
         has("# TYPE mlomae_outer_iterations_total counter\nmlomae_outer_iterations_total 3\n");
         has("# TYPE process_resident_memory_bytes gauge\nprocess_resident_memory_bytes 4096\n");
         assert!(text.starts_with("# HELP mlomae_build_info ") && text.ends_with('\n'));
+    }
+
+    #[test]
+    fn the_time_of_a_device_is_told_of_the_workers_that_have_one() {
+        let mut figures = figures();
+        assert!(!render(&figures).contains("device"));
+        figures.workers[1].1.device_ns = Some(250_000_000);
+        let text = render(&figures);
+        assert!(text.contains("\nmlomae_stage_device_seconds_total{stage=\"load\",instance=\"1\"} 0.25\n"), "{text}");
+        assert_eq!(text.matches("mlomae_stage_device_seconds_total{").count(), 1);
     }
 
     #[test]

@@ -28,6 +28,8 @@ pub struct Totals {
     pub wait_in_s: f64,
     /// Seconds waiting for room in an output.
     pub wait_out_s: f64,
+    /// Seconds for which a device worked, where one with a clock of its own does.
+    pub device_s: Option<f64>,
 }
 
 impl Totals {
@@ -38,6 +40,7 @@ impl Totals {
             busy_s: row.busy_s,
             wait_in_s: row.wait_in_s,
             wait_out_s: row.wait_out_s,
+            device_s: row.device_s,
         }
     }
 
@@ -54,6 +57,10 @@ impl Totals {
             busy_s: f(self.busy_s, other.busy_s),
             wait_in_s: f(self.wait_in_s, other.wait_in_s),
             wait_out_s: f(self.wait_out_s, other.wait_out_s),
+            device_s: match (self.device_s, other.device_s) {
+                (None, None) => None,
+                (a, b) => Some(f(a.unwrap_or(0.0), b.unwrap_or(0.0))),
+            },
         }
     }
 
@@ -357,6 +364,7 @@ pub(crate) mod tests {
             utilization: 0.5,
             restarts: 0,
             lag: 0,
+            device_s: None,
         };
         Logged { segment: 0, place: Place { stamp, epoch: 0, step: 0, level: None }, row }
     }
@@ -372,7 +380,21 @@ pub(crate) mod tests {
         assert_eq!([busy(0.0), busy(10.0), busy(11.0), busy(12.0)], [0.0, 0.0, 0.5, 1.0]);
         assert_eq!([busy(14.0), busy(16.0), busy(17.0), busy(99.0)], [3.0, 5.0, 5.0, 5.0]);
         assert_eq!(track.at(14.0).items, 6.0);
+        assert_eq!(track.at(14.0).device_s, None);
         assert_eq!(track.sample_times().collect::<Vec<_>>(), [12.0, 16.0, 18.0]);
+    }
+
+    #[test]
+    fn times_of_a_device_are_straight_too() {
+        let mut track = Track::default();
+        for (seconds, device_s) in [(2.0, 1.0), (6.0, 4.0)] {
+            let mut sample = sample(StageName::Encoder, [seconds, 0.0, 0.0], 1, 0.0);
+            sample.row.device_s = Some(device_s);
+            track.push(sample);
+        }
+        assert_eq!([11.0, 14.0, 99.0].map(|at| track.at(at).device_s), [Some(0.5), Some(2.5), Some(4.0)]);
+        let during = track.at(16.0).since(track.at(12.0)).plus(Totals::default());
+        assert_eq!(during.device_s, Some(3.0), "beside a worker whose host computes");
     }
 
     #[test]

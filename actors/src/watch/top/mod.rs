@@ -80,6 +80,8 @@ pub struct StageLine {
     pub wait_in: f64,
     /// Share of the time waiting for room.
     pub wait_out: f64,
+    /// Share of the time for which a device worked, where one with a clock of its own does.
+    pub device: Option<f64>,
     /// Restarts after a panic.
     pub restarts: i32,
     /// Of the scorer: outer iterations by which its policy was behind, as last measured.
@@ -167,6 +169,7 @@ fn line(stage: StageName, track: &Track, since: f64, until: f64) -> Option<Stage
         utilization: share(during.busy_s),
         wait_in: share(during.wait_in_s),
         wait_out: share(during.wait_out_s),
+        device: during.device_s.map(share),
         restarts: newest.restarts,
         lag: newest.lag,
     })

@@ -30,6 +30,10 @@ pub fn render(frame: &Frame) -> String {
         "\n{:<12} {:>8} {:>9} {:>7}  {:<17} {:>7} {:>8} {:>8} {:>4}",
         "stage", "items", "items/s", "queue", "busy", "wait in", "wait out", "restarts", "lag"
     );
+    let has_device = frame.stages.iter().any(|stage| stage.device.is_some());
+    if has_device {
+        text += &format!(" {:>7}", "device");
+    }
     for stage in &frame.stages {
         text += &format!(
             "\n{:<12} {:>8} {:>9.2} {:>7}  {} {:>4.0} % {:>5.0} % {:>6.0} % {:>8} {:>4}",
@@ -44,6 +48,10 @@ pub fn render(frame: &Frame) -> String {
             stage.restarts,
             stage.lag
         );
+        if has_device {
+            let share = stage.device.map_or_else(|| "-".to_owned(), |share| format!("{:.0} %", 100.0 * share));
+            text += &format!(" {share:>7}");
+        }
     }
     if frame.stages.is_empty() {
         text += "\nno samples of the stages yet";
@@ -96,6 +104,7 @@ mod tests {
             utilization,
             wait_in: 0.25,
             wait_out: 0.0,
+            device: None,
             restarts: 0,
             lag: 1,
         };
@@ -143,6 +152,16 @@ mod tests {
             text.lines().filter(|l| l.ends_with(" lag") || l.ends_with("   1")).map(|l| l.chars().count()).collect();
         assert_eq!(widths.len(), 3);
         assert!(widths.iter().all(|width| *width == widths[0] && *width <= 100), "{widths:?}:\n{text}");
+    }
+
+    #[test]
+    fn a_device_has_a_column_where_there_is_one() {
+        let mut frame = frame();
+        assert!(!render(&frame).contains("device"));
+        frame.stages[1].device = Some(0.625);
+        let text = render(&frame);
+        let ends = |end: &str| text.lines().any(|line| line.ends_with(end));
+        assert!(ends(" lag  device") && ends("    1       -") && ends("    1    62 %"), "{text}");
     }
 
     #[test]

@@ -218,6 +218,10 @@ impl Device for Cpus {
         None
     }
 
+    fn is_host(&self) -> bool {
+        true
+    }
+
     /// Where the levels take turns they share one thread pool, as large as the largest; otherwise each has its own.
     /// Level 1 waits for scores that read the newest θ, so the scorer shares its pool; other scores run ahead on one
     /// thread. Results depend on neither.

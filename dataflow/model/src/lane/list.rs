@@ -4,7 +4,8 @@ use super::cpu;
 use super::seam::Device;
 use crate::choice::{Choice, Registry};
 
-/// Every device; the first is the default.
+/// Every device, in order of preference: of those that can be used, `engine = "auto"` takes the first. The processor is
+/// the last, as it always can.
 pub static DEVICES: &[&dyn Device] = &[&cpu::Cpus];
 
 impl Registry for dyn Device {

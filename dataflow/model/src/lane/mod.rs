@@ -9,12 +9,14 @@
 
 pub mod cpu;
 pub mod cuda;
+mod engine;
 mod list;
 mod seam;
 
 pub use cpu::CpuLane;
+pub use engine::{Chosen, Engine};
 pub use list::{DEVICES, DeviceChoice};
 pub use seam::{
-    Device, Direction, Downstream, FinetuneGradient, LabelledImages, Lane, LaneSize, Lanes, LanesSpec,
-    PretrainGradient, Recording, Upstream,
+    Device, DeviceMemoryBound, Direction, Downstream, FinetuneGradient, LabelledImages, Lane, LaneSize, Lanes,
+    LanesSpec, MemorySpec, PretrainGradient, Recording, Upstream,
 };

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::choice::Named;
 use crate::error::ModelError;
+use crate::level::PerLevel;
 use crate::levels::optimizer::AdamW;
 use crate::masking::{MaskRule, Scored};
 use crate::model::Model;
@@ -282,6 +283,12 @@ pub trait Lane: Send + fmt::Debug {
     /// When the device fails.
     fn first_non_finite(&mut self, x: &Vector) -> Result<Option<(usize, f32)>, ModelError>;
 
+    /// Nanoseconds for which the device itself has worked for this lane since the last call, as its own clock has them;
+    /// none where the lane's time is the host's, as on the CPU. Must not wait for the device.
+    fn device_ns(&mut self) -> Option<u64> {
+        None
+    }
+
     /// Bytes that the lane's memory pool has ever taken from the system, constant once training has warmed up. Lanes of
     /// a run may share one pool, and then report the same bytes.
     fn allocated_bytes(&self) -> u64;
@@ -331,11 +338,52 @@ pub struct Lanes {
     pub mask: Box<dyn Lane>,
 }
 
+/// Memory of a device beside what a run will take of it, see [`Device::memory_bound`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceMemoryBound {
+    /// Bytes that the run takes at most, about.
+    pub needed_bytes: u64,
+    /// Bytes that the device has free now.
+    pub available_bytes: u64,
+}
+
+/// What [`Device::memory_bound`] needs to know of a run.
+#[derive(Clone, Copy, Debug)]
+pub struct MemorySpec<'a> {
+    /// The networks.
+    pub model: &'a Model,
+    /// Images of each level's batch.
+    pub batch: PerLevel<usize>,
+    /// `pipeline.lag`: how many outer iterations snapshots may be old, and whether the levels overlap.
+    pub lag: u64,
+    /// Whether level 3 differentiates in forward mode, which keeps derivatives beside the activations.
+    pub is_tangent: bool,
+}
+
 /// A device as an entry of [`DEVICES`](super::DEVICES).
 pub trait Device: Named {
     /// Why the device cannot be used on this machine, as one line for the user; none if it can. Must be cheap and claim
     /// nothing: it is for checking a configuration.
     fn problem(&self) -> Option<String>;
+
+    /// The device on this machine in a few words, for the start of a run and for `run.json`: its model, its driver and the
+    /// libraries that decide how results are rounded. A run that goes on where this is another text is told. Empty where
+    /// there is nothing to tell apart: what the CPU rounds by is its instruction set, which is recorded by itself.
+    fn description(&self) -> String {
+        String::new()
+    }
+
+    /// Whether it computes with the threads and in the memory of the host, so that both are what bounds it.
+    fn is_host(&self) -> bool {
+        false
+    }
+
+    /// What a run takes of the device's own memory, beside what is free there; none where the device computes in host
+    /// memory, or its memory cannot be asked for. An estimate from above, made without allocating anything.
+    fn memory_bound(&self, spec: &MemorySpec<'_>) -> Option<DeviceMemoryBound> {
+        let _ = spec;
+        None
+    }
 
     /// The lanes of a run. They may share threads, streams and memory as `spec` allows, but no result may depend on it.
     ///

@@ -232,6 +232,7 @@ mod tests {
                 utilization: 0.0,
                 restarts: 0,
                 lag: 0,
+                device_s: None,
             };
             Record { at, ..Record::row(When::Made, row) }
         };

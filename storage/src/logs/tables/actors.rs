@@ -34,5 +34,8 @@ table! {
         /// Of the stage `score`: outer iterations by which the policy in use was stale, as last measured (the metric
         /// `policy_lag`). 0 for the other stages.
         lag: i32,
+        /// Seconds for which a device with a clock of its own, as a GPU, worked for the worker; null where the host
+        /// computes, and in rows of before version 1.1.
+        device_s: Option<f64>,
     }
 }
