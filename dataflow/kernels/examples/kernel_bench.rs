@@ -5,7 +5,7 @@
 
 use mlomae_kernels::attention::{AttentionShape, attention, attention_grad};
 use mlomae_kernels::matmul::{Epilogue, Mat, matmul, matmul_with};
-use mlomae_kernels::{CACHE_LINE, adamw, elementwise as el, norm, patches, reduce};
+use mlomae_kernels::{CACHE_LINE, Factors, adamw, elementwise as el, norm, patches, reduce};
 use std::time::Instant;
 
 /// Values aligned to a cache line, as those of training are.
@@ -117,13 +117,13 @@ fn products() {
         let t = race(&mut [
             &mut || matmul(&mut y, n, xm, wt, m, n, k, false),
             &mut || crate_product(&mut y2, xm, wt, size, false),
-            &mut || matmul_with(&mut y3, n, xm, wt, m, n, k, Epilogue::BiasGeluKeep { bias: &bias, out: &mut out }),
+            &mut || matmul_with(Factors::F32, &mut y3, n, xm, wt, m, n, k, Epilogue::BiasGeluKeep { bias: &bias, out: &mut out }),
             &mut || {
                 crate_product(&mut y4, xm, wt, size, false);
                 el::bias_gelu(&mut y4, &mut out2, &bias);
             },
             &mut || {
-                matmul_with(&mut y5, n, xm, wt, m, n, k, Epilogue::BiasResidual { bias: &bias, residual: &residual });
+                matmul_with(Factors::F32, &mut y5, n, xm, wt, m, n, k, Epilogue::BiasResidual { bias: &bias, residual: &residual });
             },
             &mut || {
                 crate_product(&mut y6, xm, wt, size, false);
