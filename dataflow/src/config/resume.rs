@@ -62,7 +62,7 @@ const FREE: [&str; 40] = [
 ];
 
 /// Keys that take effect and change results.
-const TOLD: [&str; 32] = [
+const TOLD: [&str; 33] = [
     "data.augment.crop",
     "data.augment.crop_padding",
     "data.augment.min_area",
@@ -72,6 +72,7 @@ const TOLD: [&str; 32] = [
     "mask.explore",
     "method.hypergradient",
     "compute.device",
+    "compute.precision",
     "method.multitask",
     "method.alpha",
     "method.head_dropout",

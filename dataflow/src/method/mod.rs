@@ -11,7 +11,7 @@ use mlomae_model::lane::DeviceChoice;
 use mlomae_model::levels::optimizer::{AdamWConfig, Schedule};
 use mlomae_model::masking::{MaskRule, Needs};
 use mlomae_model::tasks::Noise;
-use mlomae_model::{Arena, Level, Model, ModelError, PerLevel};
+use mlomae_model::{Arena, Level, Model, ModelError, PerLevel, Precision};
 
 use crate::config::{CheckpointConfig, Config, LevelConfig};
 use crate::counts::{Outer, Step, Version};
@@ -35,6 +35,8 @@ pub struct Method {
     pub hypergradient: HypergradientChoice,
     /// Where the levels compute.
     pub device: DeviceChoice,
+    /// Precision of the networks' products.
+    pub precision: Precision,
     /// Control: the encoder keeps the perturbation of the finite difference.
     pub multitask: bool,
     /// α of the finite differences.
@@ -112,6 +114,9 @@ impl Method {
         if let Some(problem) = config.compute.device.problem() {
             return Err(ModelError::Config(format!("compute.device {}: {problem}", config.compute.device)));
         }
+        if let Some(problem) = config.compute.device.refuses(config.compute.precision) {
+            return Err(ModelError::Config(format!("compute.precision {}: {problem}", config.compute.precision)));
+        }
         Ok(Self {
             model: Arc::new(Model::new(model)?),
             seed: config.seed,
@@ -120,6 +125,7 @@ impl Method {
             total_outer,
             hypergradient: config.method.hypergradient,
             device: config.compute.device,
+            precision: config.compute.precision,
             multitask: config.method.multitask,
             alpha: config.method.alpha,
             head_dropout: config.method.head_dropout,

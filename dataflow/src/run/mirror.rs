@@ -14,7 +14,7 @@ use mlomae_model::levels::optimizer::AdamW;
 use mlomae_model::masking::{MaskRule, Scored};
 use mlomae_model::tasks::Noise;
 use mlomae_model::vector::DeviceMemory;
-use mlomae_model::{Arena, Buffer, Model, ModelError, Params, Vector};
+use mlomae_model::{Arena, Buffer, Model, ModelError, Params, Precision, Vector};
 
 /// Memory behind the wall.
 #[derive(Debug)]
@@ -217,6 +217,10 @@ impl Device for Mirror {
         None
     }
 
+    fn refuses(&self, precision: Precision) -> Option<String> {
+        Cpus.refuses(precision)
+    }
+
     fn lanes(&self, spec: &LanesSpec) -> Result<Lanes, ModelError> {
         let Lanes { score, pretrain, finetune, mask } = Cpus.lanes(spec)?;
         let mirror = |lane| -> Box<dyn Lane> { Box::new(MirrorLane(lane)) };
@@ -228,8 +232,9 @@ impl Device for Mirror {
         model: &Arc<Model>,
         arena: &Arena,
         grain: usize,
+        precision: Precision,
         size: LaneSize,
     ) -> Result<Box<dyn Lane>, ModelError> {
-        Ok(Box::new(MirrorLane(Cpus.lane(model, arena, grain, size)?)))
+        Ok(Box::new(MirrorLane(Cpus.lane(model, arena, grain, precision, size)?)))
     }
 }

@@ -9,6 +9,7 @@ use crate::levels::optimizer::AdamW;
 use crate::masking::{MaskRule, Scored};
 use crate::model::Model;
 use crate::parallel::arena::Arena;
+use crate::precision::Precision;
 use crate::tasks::{Noise, Targets};
 use crate::vector::Vector;
 
@@ -303,6 +304,8 @@ pub struct LanesSpec {
     pub arena: Arena,
     /// Images of a grain, the unit of every sum (see [`parallel`](crate::parallel)); it decides rounding.
     pub grain: usize,
+    /// Precision of the networks' products.
+    pub precision: Precision,
     /// Whether the levels never compute at the same time (policy lag 0), so that they may share threads.
     pub take_turns: bool,
     /// Of the scorer. Level 1 waits for it where scores need the newest θ.
@@ -334,6 +337,9 @@ pub trait Device: Named {
     /// nothing: it is for checking a configuration.
     fn problem(&self) -> Option<String>;
 
+    /// Why the device cannot compute in `precision`, as one line for the user that says which it can; none if it can.
+    fn refuses(&self, precision: Precision) -> Option<String>;
+
     /// The lanes of a run. They may share threads, streams and memory as `spec` allows, but no result may depend on it.
     ///
     /// # Errors
@@ -349,6 +355,7 @@ pub trait Device: Named {
         model: &Arc<Model>,
         arena: &Arena,
         grain: usize,
+        precision: Precision,
         size: LaneSize,
     ) -> Result<Box<dyn Lane>, ModelError>;
 }
