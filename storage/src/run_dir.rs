@@ -134,6 +134,9 @@ pub struct Host {
     pub os: String,
     /// Instruction set that the process computes with, which decides how results are rounded; empty where nobody said.
     pub isa: String,
+    /// What it computes in, for example `f32`: its products, with the instructions of those that are rounded; empty
+    /// where nobody said.
+    pub arithmetic: String,
 }
 
 impl Host {
@@ -147,6 +150,7 @@ impl Host {
             cpus: std::thread::available_parallelism().map_or(1, usize::from),
             os,
             isa: isa.to_string(),
+            arithmetic: String::new(),
         }
     }
 }
@@ -233,6 +237,13 @@ impl RunRecord {
     #[must_use]
     pub fn with_log_schema(mut self, version: &str) -> Self {
         self.versions.schema = version.to_string();
+        self
+    }
+
+    /// The same record, of a process that computes in `arithmetic`.
+    #[must_use]
+    pub fn with_arithmetic(mut self, arithmetic: String) -> Self {
+        self.host.arithmetic = arithmetic;
         self
     }
 

@@ -209,7 +209,10 @@ pub fn tune(
     let mut at = |actors: &ActorsConfig, what: &str| {
         progress(&SweepProgress { what: what.to_owned(), spent: begin.elapsed() });
         experiment.config.actors = actors.clone();
-        let peak = || kernels::peak_gflops(num_cores, PEAK_SECONDS).map_err(|error| CliError::no_thread(&error));
+        let peak = || {
+            kernels::peak_gflops(kernels::Factors::F32, num_cores, PEAK_SECONDS)
+                .map_err(|error| CliError::no_thread(&error))
+        };
         let before = peak()?;
         let measurement = measure(&experiment, limits, events)?;
         let speed = measurement.outer_per_second() / f64::midpoint(before, peak()?);

@@ -8,7 +8,7 @@ use mlomae_dataflow::run::state::TrainState;
 use mlomae_kernels as kernels;
 use mlomae_storage::checkpoint::{self, CheckpointError};
 use mlomae_storage::logs::{Clock, EvalRow, Logged, SCHEMA_VERSION, TableReader};
-use mlomae_storage::run_dir::{RunDir, RunStatus};
+use mlomae_storage::run_dir::{Host, RunDir, RunStatus};
 
 use crate::process::error::CliError;
 use crate::train::continuity::Purpose;
@@ -147,8 +147,9 @@ impl Run {
         let input = dir.read_config_input()?;
         dir.write_configs(&config_toml(&experiment.config)?, &input)?;
         let isa = kernels::isa().name();
-        let isa_before = std::mem::take(&mut record.host.isa);
+        let before = std::mem::take(&mut record.host);
         record.resume(VERSION, isa);
+        record.host.arithmetic = experiment.method.precision.arithmetic();
         record.versions.schema = SCHEMA_VERSION.to_owned();
         dir.write_record(&record)?;
         tracing::info!(
@@ -159,15 +160,28 @@ impl Run {
             path.display(),
             state.outer
         );
-        if !isa_before.is_empty() && isa_before != isa {
-            tracing::warn!(
-                kind = "isa_changed",
-                "the run computed with {isa_before} and goes on with {isa}, which rounds otherwise; \
-                 `--isa {isa_before}` keeps its bits"
-            );
-        }
+        warn_of_other_arithmetic(&before, &record.host);
         let run = Self { dir, record, clock: Clock::resume(wall_s) };
         Ok(Resumed::Ready(Box::new(ReadyRun { run, experiment, state, metrics, judged })))
+    }
+}
+
+/// Tells that this machine rounds otherwise than the one `before`. (That a key has changed is told where keys are.)
+fn warn_of_other_arithmetic(before: &Host, now: &Host) {
+    if !before.isa.is_empty() && before.isa != now.isa {
+        tracing::warn!(
+            kind = "isa_changed",
+            "the run computed with {0} and goes on with {1}, which rounds otherwise; `--isa {0}` keeps its bits",
+            before.isa,
+            now.isa
+        );
+    } else if !before.arithmetic.is_empty() && before.arithmetic != now.arithmetic {
+        tracing::warn!(
+            kind = "arithmetic_changed",
+            "the run computed in {} and goes on in {}, which rounds otherwise",
+            before.arithmetic,
+            now.arithmetic
+        );
     }
 }
 

@@ -79,7 +79,8 @@ impl Run {
         // The record makes the folder a run, so it comes after what a run needs to be taken up.
         dir.write_configs(&config_toml(&experiment.config)?, &as_given(inputs))?;
         let record = RunRecord::begin(&id, VERSION, kernels::isa().name(), experiment.config.seed)
-            .with_log_schema(SCHEMA_VERSION);
+            .with_log_schema(SCHEMA_VERSION)
+            .with_arithmetic(experiment.method.precision.arithmetic());
         dir.write_record(&record)?;
         tracing::info!(kind = "run_started", "run directory {}", dir.path().display());
         Ok(ReadyRun { run: Self { dir, record, clock: Clock::start() }, experiment, state, metrics, judged: None })
@@ -92,7 +93,8 @@ impl Run {
     pub fn scratch(root: &Path, experiment: &Experiment) -> Result<Self, CliError> {
         let id = new_run_id("scratch");
         let record = RunRecord::begin(&id, VERSION, kernels::isa().name(), experiment.config.seed)
-            .with_log_schema(SCHEMA_VERSION);
+            .with_log_schema(SCHEMA_VERSION)
+            .with_arithmetic(experiment.method.precision.arithmetic());
         Ok(Self { dir: RunDir::create(root, &id)?, record, clock: Clock::start() })
     }
 

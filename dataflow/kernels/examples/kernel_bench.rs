@@ -117,13 +117,35 @@ fn products() {
         let t = race(&mut [
             &mut || matmul(&mut y, n, xm, wt, m, n, k, false),
             &mut || crate_product(&mut y2, xm, wt, size, false),
-            &mut || matmul_with(Factors::F32, &mut y3, n, xm, wt, m, n, k, Epilogue::BiasGeluKeep { bias: &bias, out: &mut out }),
+            &mut || {
+                matmul_with(
+                    Factors::F32,
+                    &mut y3,
+                    n,
+                    xm,
+                    wt,
+                    m,
+                    n,
+                    k,
+                    Epilogue::BiasGeluKeep { bias: &bias, out: &mut out },
+                )
+            },
             &mut || {
                 crate_product(&mut y4, xm, wt, size, false);
                 el::bias_gelu(&mut y4, &mut out2, &bias);
             },
             &mut || {
-                matmul_with(Factors::F32, &mut y5, n, xm, wt, m, n, k, Epilogue::BiasResidual { bias: &bias, residual: &residual });
+                matmul_with(
+                    Factors::F32,
+                    &mut y5,
+                    n,
+                    xm,
+                    wt,
+                    m,
+                    n,
+                    k,
+                    Epilogue::BiasResidual { bias: &bias, residual: &residual },
+                );
             },
             &mut || {
                 crate_product(&mut y6, xm, wt, size, false);
@@ -407,12 +429,9 @@ fn sweeps() {
 fn main() {
     let name = std::env::args().nth(1).unwrap_or_default();
     println!("one thread, {:?}", mlomae_kernels::isa());
-    for (section, run) in [
-        ("products", products as fn()),
-        ("rounded", rounded),
-        ("attention", attentions),
-        ("sweeps", sweeps),
-    ] {
+    for (section, run) in
+        [("products", products as fn()), ("rounded", rounded), ("attention", attentions), ("sweeps", sweeps)]
+    {
         if section.starts_with(&name) {
             run();
         }

@@ -9,6 +9,7 @@
 //! neither on m and n nor on its place.
 
 use std::arch::x86_64::*;
+use std::hint::black_box;
 use std::mem::transmute;
 use std::ops::Range;
 
@@ -365,4 +366,25 @@ unsafe fn pack_columns_of_b(s: Avx512, b: *const f32, steps: Operand, block: Blo
             }
         }
     }
+}
+
+/// Runs `N` independent chains of dot products for `steps` and returns the number of operations: for the peak rate.
+///
+/// # Safety
+/// The processor must have AVX-512 F and BF16.
+#[target_feature(enable = "avx512f,avx512bf16")]
+pub(super) unsafe fn chains<const N: usize>(steps: usize) -> f64 {
+    // Values stay finite and normal: x → x + 2 · 2⁻³⁰.
+    let small: __m512bh = {
+        // SAFETY: two vector types of one size.
+        unsafe { transmute(_mm512_set1_epi32(black_box(0x3800_3800))) }
+    };
+    let mut acc = [_mm512_set1_ps(black_box(1.0)); N];
+    for _ in 0..steps {
+        for acc in &mut acc {
+            *acc = _mm512_dpbf16_ps(*acc, small, small);
+        }
+    }
+    black_box(acc.into_iter().fold(_mm512_setzero_ps(), |sum, acc| _mm512_add_ps(sum, acc)));
+    4.0 * (steps * N * LANES) as f64
 }

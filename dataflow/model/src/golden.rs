@@ -135,7 +135,7 @@ impl Limits {
                 Limits { value: 1e-5, score: 1e-5, gradient: 1e-4, difference: 1e-3, after: 1e-4, after_mask: 1e-3 }
             }
             Precision::Tf32 | Precision::Bf16 => {
-                Limits { value: 6e-3, score: 1e-3, gradient: 2e-2, difference: 2e-2, after: 2e-3, after_mask: 4e-3 }
+                Limits { value: 1e-2, score: 1e-3, gradient: 4e-2, difference: 4e-2, after: 2e-3, after_mask: 4e-3 }
             }
         }
     }

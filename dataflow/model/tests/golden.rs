@@ -140,8 +140,8 @@ fn a_wide_head_is_verified_on_any_number_of_threads() {
     assert!(one == two && one == three, "the number of threads changes nothing");
 }
 
-/// bf16 is held to wider limits, and still gives the same bits on any number of threads. A finite difference is not
-/// held to them.
+/// bf16 is held to wider limits, and still gives the same bits on any number of threads. Finite differences are noise
+/// there.
 #[test]
 fn golden_files_are_met_in_bf16() {
     for name in ["tiny.safetensors", "rect.safetensors"] {
@@ -159,7 +159,8 @@ fn golden_files_are_met_in_bf16() {
         for form in FORMS {
             let checks = golden.verify(2, How { form: Some(Choice::of(*form)), ..how }).unwrap();
             for check in checks.iter().filter(|check| check.quantity.contains("hypergrad")) {
-                println!("{name} {:60} {:9.2e} limit {:.0e} {}", check.quantity, check.error, check.limit, check.ok);
+                println!("{name} {:60} {:9.2e}", check.quantity, check.error);
+                assert_eq!(check.ok, form.name() == "tangent", "{name}: {check:?}");
             }
         }
     }

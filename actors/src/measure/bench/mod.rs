@@ -66,7 +66,8 @@ pub fn bench(
         }
         // The machine's speed changes with its neighbours, so the peak is measured around each iteration.
         let peak = || {
-            kernels::peak_gflops(spec.workload.num_threads, PEAK_SECONDS).map_err(|error| CliError::no_thread(&error))
+            kernels::peak_gflops(spec.workload.precision.factors(), spec.workload.num_threads, PEAK_SECONDS)
+                .map_err(|error| CliError::no_thread(&error))
         };
         let before = peak()?;
         laps.push(workload.step()?);
@@ -100,7 +101,7 @@ fn pipeline(workload: &WorkloadSpec, lag: u32, events: &EventQueue) -> Result<Me
 }
 
 fn prepare(workload: &WorkloadSpec, lag: u32) -> Result<Experiment, CliError> {
-    let WorkloadSpec { preset, batch, num_threads, micro_batch, baseline } = *workload;
+    let WorkloadSpec { preset, batch, num_threads, micro_batch, baseline, precision, hypergradient } = *workload;
     let mut config = Config::resolve(&ConfigInputs::default().preset(preset))?;
     config.data.format = FormatName::parse("synthetic")?;
     config.data.synthetic.num_classes = 10;
@@ -111,6 +112,8 @@ fn prepare(workload: &WorkloadSpec, lag: u32) -> Result<Experiment, CliError> {
     config.checkpoint.every_steps = 1_000_000_000;
     config.mask.strategy = strategy(baseline);
     config.pipeline.lag = lag;
+    config.compute.precision = precision;
+    config.method.hypergradient = hypergradient;
     for level in [&mut config.pretrain, &mut config.finetune, &mut config.policy] {
         level.batch = batch;
     }

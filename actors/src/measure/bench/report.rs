@@ -139,7 +139,7 @@ impl BenchReport {
             micro_batch,
             baseline: spec.baseline,
             isa: kernels::isa().name().to_owned(),
-            arithmetic: kernels::isa().arithmetic().to_owned(),
+            arithmetic: spec.precision.arithmetic(),
             num_rounds: laps.len(),
             ms_outer,
             ms_outer_range: range(laps.iter().map(Lap::total_ms)),
