@@ -27,7 +27,7 @@ fn linear_gelu(bencher: Bencher<'_, '_>, block: &BlockShape) {
     let (mut y, mut pre) = (values(m * n), values(m * n));
     bencher.counter(ItemsCount::new(2 * m * n * k)).bench_local(|| {
         let epilogue = Epilogue::BiasGeluKeep { bias: &bias, out: &mut y };
-        kernels::matmul_with(&mut pre, n, plain(&x, k), transposed(&w, k), m, n, k, epilogue);
+        kernels::matmul_with(kernels::Factors::F32, &mut pre, n, plain(&x, k), transposed(&w, k), m, n, k, epilogue);
     });
 }
 
@@ -38,7 +38,7 @@ fn linear_add(bencher: Bencher<'_, '_>, block: &BlockShape) {
     let (x, w, bias, residual, mut y) = (values(m * k), values(n * k), values(n), values(m * n), values(m * n));
     bencher.counter(ItemsCount::new(2 * m * n * k)).bench_local(|| {
         let epilogue = Epilogue::BiasResidual { bias: &bias, residual: &residual };
-        kernels::matmul_with(&mut y, n, plain(&x, k), transposed(&w, k), m, n, k, epilogue);
+        kernels::matmul_with(kernels::Factors::F32, &mut y, n, plain(&x, k), transposed(&w, k), m, n, k, epilogue);
     });
 }
 

@@ -138,6 +138,9 @@ pub struct Host {
     pub engine: String,
     /// Its device: model, driver and libraries; empty where they decide nothing, as of a CPU.
     pub device: String,
+    /// What it computes in, for example `f32`: its products, with the instructions of those that are rounded; empty
+    /// where nobody said.
+    pub arithmetic: String,
 }
 
 impl Host {
@@ -245,6 +248,13 @@ impl RunRecord {
     #[must_use]
     pub fn with_log_schema(mut self, version: &str) -> Self {
         self.versions.schema = version.to_string();
+        self
+    }
+
+    /// The same record, of a process that computes in `arithmetic`.
+    #[must_use]
+    pub fn with_arithmetic(mut self, arithmetic: String) -> Self {
+        self.host.arithmetic = arithmetic;
         self
     }
 

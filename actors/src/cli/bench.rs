@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 
 use crate::measure::workload::WorkloadSpec;
-use mlomae_dataflow::config::{MemoryCheck, Preset};
+use mlomae_dataflow::config::{Config, ConfigInputs, MemoryCheck, Preset, rules};
 use mlomae_storage::exit_code::ExitCode;
 
 use super::bar::Bar;
-use super::config_args::EngineArg;
+use super::config_args::{EngineArg, Setting};
 use super::session::Session;
 use crate::measure::bench::{BenchSpec, bench};
 use crate::process::error::CliError;
@@ -22,6 +22,7 @@ Examples:
   mlomae bench --preset small
   mlomae bench --preset small --peer venv/bin/python
   mlomae bench --preset base --batch 8 --peer venv/bin/python --rounds 5
+  mlomae bench --preset small --set compute.precision=bf16
   mlomae bench --preset small --random --peer venv/bin/python   random masks, level 1 alone
   mlomae bench --preset tiny --json | jq .ms_outer")]
 pub(crate) struct Args {
@@ -57,6 +58,9 @@ pub(crate) struct Args {
     /// What is done where the networks need more memory than there is: refuse or warn
     #[arg(long, default_value = "refuse", value_name = "CHECK", value_parser = parse_memory_check)]
     memory_check: MemoryCheck,
+    /// Setting of compute.* or method.hypergradient, as in --set compute.precision=bf16; may be repeated
+    #[arg(long, value_name = "KEY=VALUE", value_parser = Setting)]
+    set: Vec<String>,
     /// One JSON object instead of tables
     #[arg(long)]
     json: bool,
@@ -74,6 +78,22 @@ fn parse_memory_check(name: &str) -> Result<MemoryCheck, String> {
     }
 }
 
+/// The configuration of `sets`, which may only give what a measurement does not give itself.
+fn resolved(sets: &[String]) -> Result<Config, CliError> {
+    let inputs = sets.iter().fold(ConfigInputs::default(), |inputs, set| inputs.set(set));
+    // What is no setting of a known key is refused by its own line.
+    let config = Config::resolve(&inputs.clone().set("data.format=synthetic"))?;
+    let is_taken = |key: &str| key.starts_with("compute.") || key == "method.hypergradient";
+    match rules().map(|(key, _)| key).find(|key| !is_taken(key) && inputs.gives(key)) {
+        None => Ok(config),
+        Some(key) => {
+            let line =
+                format!("--set {key}: bench takes compute.* and method.hypergradient; the preset gives the rest");
+            Err(CliError::usage(line))
+        }
+    }
+}
+
 impl Args {
     pub(crate) fn run(self, session: &mut Session<'_>) -> Result<(), CliError> {
         let mut workload = WorkloadSpec::new(self.preset);
@@ -82,6 +102,8 @@ impl Args {
         workload.micro_batch = usize::from(self.micro_batch);
         workload.baseline = self.random;
         workload.engine = self.engine.get();
+        let config = resolved(&self.set)?;
+        (workload.precision, workload.hypergradient) = (config.compute.precision, config.method.hypergradient);
         let spec = BenchSpec {
             workload,
             num_rounds: usize::from(self.rounds),

@@ -72,7 +72,8 @@ impl Args {
                 bytes_text(bound.payload_bytes)
             )?;
         }
-        for warning in &experiment.data.test_role.warnings {
+        let method = &experiment.method;
+        for warning in experiment.data.test_role.warnings.iter().chain(&method.precision.doubt(method.hypergradient)) {
             writeln!(session.out, "note       {warning}")?;
         }
         writeln!(session.out, "ok")?;

@@ -2,13 +2,12 @@
 
 use std::fmt::Write;
 
+use mlomae_device::{Survey, survey};
 use mlomae_storage::escape::one_line;
 use mlomae_storage::exit_code::ExitCode;
 use mlomae_storage::machine_memory::bytes_text;
 
 use super::session::Session;
-// The crate of the device has the same types and the same function.
-use super::gpu_survey::{Survey, survey};
 use crate::process::error::CliError;
 
 /// Look at the GPU of this machine and at what training on it needs
@@ -98,7 +97,8 @@ fn text(found: &Survey) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::gpu_survey::{DeviceFacts, Library};
+    use mlomae_device::{DeviceFacts, Library};
+
     use super::*;
 
     fn library(name: &'static str, found: Option<&str>, version: Option<&str>) -> Library {
@@ -129,6 +129,7 @@ no GPU can be used: libnvrtc not found";
             compute_capability: (9, 0),
             num_sms: 132,
             memory_bytes: 139 << 30,
+            shared_bytes: 227 << 10,
             driver_version: "13.0".to_owned(),
         };
         let all = Survey {

@@ -9,7 +9,6 @@ mod data;
 mod eval;
 mod final_report;
 mod gpu;
-mod gpu_survey;
 mod inspect;
 mod logs;
 mod overview;
@@ -81,16 +80,21 @@ pub(crate) struct Cli {
     #[arg(long, global = true, value_enum, default_value_t, value_name = "FORMAT")]
     log_format: LogFormat,
     /// Instruction set to compute with: portable, avx2, avx512 or amx; without it the best one of this machine. Results
-    /// have the same bits wherever it is the same. amx-bf16x2 and amx-bf16 are faster and round what products are
-    /// made of to 16 and 8 bits.
+    /// have the same bits wherever it is the same. It names instructions alone: `--set compute.precision=bf16` rounds
+    /// what products are made of.
     #[arg(long, global = true, env = "MLOMAE_ISA", value_name = "SET", value_parser = parse_isa)]
     isa: Option<Isa>,
 }
 
+/// Former names that chose a precision too.
+const FORMER_ISAS: [&str; 2] = ["amx-bf16x2", "amx-bf16"];
+
 fn parse_isa(name: &str) -> Result<Isa, String> {
-    let all = || Isa::ALL.into_iter().chain(Isa::ROUNDED);
-    let names = || all().filter(|isa| isa.is_here()).map(Isa::name).collect::<Vec<_>>().join(", ");
-    match all().find(|isa| isa.name() == name) {
+    let names = || Isa::ALL.into_iter().filter(|isa| isa.is_here()).map(Isa::name).collect::<Vec<_>>().join(", ");
+    if FORMER_ISAS.contains(&name) {
+        return Err("names instructions alone now: write --isa amx --set compute.precision=bf16".to_owned());
+    }
+    match Isa::ALL.into_iter().find(|isa| isa.name() == name) {
         Some(isa) if isa.is_here() => Ok(isa),
         Some(_) => Err(format!("this machine lacks it; it has {}", names())),
         None => Err(format!("must be one of {}", names())),

@@ -1,6 +1,7 @@
 //! The overview of a run before it starts, in lines for people.
 
 use mlomae_dataflow::input::plan::Role;
+use mlomae_kernels as kernels;
 use mlomae_model::Level;
 use mlomae_storage::escape::one_line;
 use mlomae_storage::machine_memory;
@@ -12,7 +13,7 @@ use crate::train::memory::Needs;
 /// A name and what is to be said of it.
 pub(crate) type Line = (&'static str, String);
 
-/// Data, roles, networks, length and memory of the run.
+/// Data, roles, networks, arithmetic, length and memory of the run.
 ///
 /// # Errors
 /// Never for a checked configuration.
@@ -75,6 +76,15 @@ pub(crate) fn overview(experiment: &Experiment) -> Result<Vec<Line>, CliError> {
                 model.num_patches(),
                 grid = model.grid(),
                 patch = model.patch,
+            ),
+        ),
+        (
+            "computes",
+            format!(
+                "in {} with {}; hypergradient {}",
+                method.precision.arithmetic(),
+                kernels::isa().name(),
+                method.hypergradient
             ),
         ),
         (

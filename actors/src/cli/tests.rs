@@ -60,10 +60,13 @@ fn the_old_name_of_max_outer_is_taken_and_not_shown() {
 
 #[test]
 fn instruction_sets_are_taken_where_they_are() {
-    for isa in Isa::ALL.into_iter().chain(Isa::ROUNDED) {
+    for isa in Isa::ALL {
         assert_eq!(parse_isa(isa.name()).is_ok(), isa.is_here(), "{}", isa.name());
     }
     assert!(parse_isa("sse").is_err_and(|line| line.starts_with("must be one of portable")));
+    for former in FORMER_ISAS {
+        assert!(parse_isa(former).is_err_and(|line| line.ends_with("compute.precision=bf16")), "{former}");
+    }
 }
 
 #[test]

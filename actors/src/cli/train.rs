@@ -109,6 +109,9 @@ impl Args {
         for (name, text) in lines {
             tracing::info!(kind = "setup", what = name, "{name}: {text}");
         }
+        if let Some(doubt) = experiment.method.precision.doubt(experiment.method.hypergradient) {
+            tracing::warn!(kind = "precision", "{doubt}");
+        }
         let latest = experiment.latest(first_outer);
         if first_outer >= experiment.method.total_outer {
             tracing::info!(

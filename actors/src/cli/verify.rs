@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use mlomae_model::ModelError;
-use mlomae_model::golden::{Check, Golden, GoldenTensor};
+use mlomae_model::Precision;
+use mlomae_model::golden::{Check, Golden, GoldenTensor, How};
+use mlomae_model::hypergradient::{FORMS, HypergradientChoice};
 use mlomae_model::lane::Device;
 use mlomae_storage::checkpoint::read_safetensors;
 use mlomae_storage::escape::one_line;
@@ -23,13 +25,16 @@ The file holds initial weights, batches, and what the reference got from them: l
 masks, gradients, hypergradients and the weights afterwards. Ends with exit code 1 if a quantity
 is further off than its limit.
 
+In bf16 the limits are wider, and finite differences (clean, published) are noise and fail.
+
 With --outer nothing is compared: a line of JSON an outer iteration, over the file's batches used
 again in each, shows where training goes.
 
 Examples:
   mlomae verify tests/fixtures/golden/tiny.safetensors
   mlomae verify golden.safetensors --json | jq '.checks[] | select(.ok | not)'
-  mlomae verify golden.safetensors --outer 40 | jq .mask_loss")]
+  mlomae verify golden.safetensors --precision bf16
+  mlomae verify golden.safetensors --outer 40 --hypergradient tangent | jq .mask_loss")]
 pub(crate) struct Args {
     /// Golden file
     #[arg(value_name = "FILE.safetensors")]
@@ -40,6 +45,12 @@ pub(crate) struct Args {
     /// Run N outer iterations instead and print each as a line of JSON: losses, mean scores, norm of the hypergradient
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     outer: Option<u64>,
+    /// The one form of the hypergradient to run [default: every form; with bf16 tangent]
+    #[arg(long, value_name = "FORM", value_parser = parse_form)]
+    hypergradient: Option<HypergradientChoice>,
+    /// Precision of the networks' products: f32, or bf16 and (on a GPU) tf32, which have wider limits
+    #[arg(long, default_value = "f32", value_name = "PRECISION", value_parser = parse_precision)]
+    precision: Precision,
     /// Compute threads; the results are the same to the bit for any number
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     threads: u16,
@@ -47,8 +58,19 @@ pub(crate) struct Args {
     engine: EngineArg,
 }
 
+fn parse_form(name: &str) -> Result<HypergradientChoice, String> {
+    let names = || FORMS.iter().map(|form| form.name()).collect::<Vec<_>>().join(", ");
+    HypergradientChoice::by_name(name).ok_or_else(|| format!("allowed: {}", names()))
+}
+
+fn parse_precision(name: &str) -> Result<Precision, String> {
+    let names = || Precision::ALL.map(Precision::name).join(", ");
+    Precision::by_name(name).ok_or_else(|| format!("allowed: {}", names()))
+}
+
 impl Args {
     pub(crate) fn run(self, session: &mut Session<'_>) -> Result<(), CliError> {
+        let how = How { precision: self.precision, form: self.hypergradient };
         let golden = read(&self.file)?;
         check_memory(&golden, &self.file)?;
         let refused = |error| match error {
@@ -61,10 +83,13 @@ impl Args {
         let engine = self.engine.get().choose()?;
         tell_engine(&engine);
         let device = engine.device.get();
-        if let Some(num_outer) = self.outer {
-            return trajectory(&golden, device, self.threads.into(), num_outer, session, refused);
+        if let Some(problem) = device.refuses(self.precision) {
+            return Err(CliError::usage(format!("--precision {}: {problem}", self.precision)));
         }
-        let checks = golden.verify_on(device, self.threads.into()).map_err(refused)?;
+        if let Some(num_outer) = self.outer {
+            return trajectory(&golden, device, self.threads.into(), how, num_outer, session, refused);
+        }
+        let checks = golden.verify_on(device, self.threads.into(), how).map_err(refused)?;
         let num_failed = checks.iter().filter(|check| !check.ok).count();
         if self.json {
             let report = serde_json::json!({
@@ -95,12 +120,13 @@ fn trajectory(
     golden: &Golden,
     device: &dyn Device,
     num_threads: usize,
+    how: How,
     num_outer: u64,
     session: &mut Session<'_>,
     refused: impl Fn(ModelError) -> CliError,
 ) -> Result<(), CliError> {
     let mut written = Ok(());
-    let outcome = golden.trajectory(device, num_threads, num_outer, &mut |lap| {
+    let outcome = golden.trajectory(device, num_threads, how, num_outer, &mut |lap| {
         let line = serde_json::to_string(lap).map_err(std::io::Error::other);
         written = line.and_then(|line| writeln!(session.out, "{line}"));
         // A reader that is gone ends the run early.

@@ -215,7 +215,8 @@ pub fn tune(
         experiment.config.actors = actors.clone();
         // The processor's speed says nothing of another device's.
         let peak = || match is_host {
-            true => kernels::peak_gflops(num_cores, PEAK_SECONDS).map_err(|error| CliError::no_thread(&error)),
+            true => kernels::peak_gflops(kernels::Factors::F32, num_cores, PEAK_SECONDS)
+                .map_err(|error| CliError::no_thread(&error)),
             false => Ok(1.0),
         };
         let before = peak()?;

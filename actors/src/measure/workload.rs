@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use mlomae_kernels as kernels;
 use mlomae_model::algorithm::{Batches, Constants, Event, State, outer_iteration};
-use mlomae_model::hypergradient::{Clean, Hypergradient};
+use mlomae_model::hypergradient::HypergradientChoice;
 use mlomae_model::init::{normals, tensor_rng};
 use mlomae_model::lane::cpu::Cpus;
 use mlomae_model::lane::{DeviceChoice, Direction, Downstream, Engine, LabelledImages, Lane, LaneSize, Upstream};
@@ -14,7 +14,7 @@ use mlomae_model::levels::optimizer::{AdamW, AdamWConfig};
 use mlomae_model::masking::{self, MaskRule, MaskingChoice, Scored};
 use mlomae_model::parallel::compute::whole_branch;
 use mlomae_model::tasks::Targets;
-use mlomae_model::{Arena, Model, ModelError, PerLevel, Vector};
+use mlomae_model::{Arena, Model, ModelError, PerLevel, Precision, Vector};
 
 use mlomae_dataflow::config::{Config, ConfigInputs, Preset, TrainConfig};
 use mlomae_dataflow::flow::stage_name::StageName;
@@ -44,15 +44,27 @@ pub struct WorkloadSpec {
     pub baseline: bool,
     /// Device to compute on.
     pub engine: Engine,
+    /// Precision of the networks' products.
+    pub precision: Precision,
+    /// Form of the hypergradient.
+    pub hypergradient: HypergradientChoice,
 }
 
 impl WorkloadSpec {
-    /// A preset at its own batch size, on all cores of the processor.
+    /// A preset at its own batch size, on all cores of the processor, in `f32`.
     #[must_use]
     pub fn new(preset: Preset) -> Self {
         let num_threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let engine = Engine::Of(DeviceChoice::of(&Cpus));
-        Self { preset, batch: preset.values().batch, num_threads, micro_batch: 0, baseline: false, engine }
+        Self {
+            preset,
+            batch: preset.values().batch,
+            num_threads,
+            micro_batch: 0,
+            baseline: false,
+            engine: Engine::Of(DeviceChoice::of(&Cpus)),
+            precision: Precision::F32,
+            hypergradient: Precision::F32.default_hypergradient(),
+        }
     }
 
     /// Images of a grain: the default, but a batch of few images is cut for two threads at least.
@@ -121,7 +133,7 @@ impl Workload {
         let micro_batch = actors.micro_batch(StageName::Encoder, batch, num_threads);
         let size = LaneSize { num_threads, micro_batch };
         let device = spec.engine.choose()?.device;
-        let lane = device.lane(&model, &Arena::new(), spec.grain(), size)?;
+        let lane = device.lane(&model, &Arena::new(), spec.grain(), spec.precision, size)?;
         let adamw = PerLevel::from_fn(|level| AdamW::new(AdamWConfig::default(), model.layout(level)));
         let init = PerLevel::from_fn(|level| Vector::from(model.init(level, 1)));
         Ok(Self {
@@ -177,12 +189,13 @@ impl Workload {
     /// # Errors
     /// When the lane fails.
     pub fn evaluate(&mut self) -> Result<Direction, ModelError> {
-        let Self { lane, state: State { theta, c, adamw, .. }, images, targets, .. } = self;
+        let Self { spec, lane, state: State { theta, c, adamw, .. }, images, targets, .. } = self;
+        let form = spec.hypergradient;
         let data = LabelledImages { images, targets };
-        let f = Clean.finetune(&mut **lane, &Downstream { theta, c, finetune: data, validation: data }, &|_| None)?;
+        let f = form.finetune(&mut **lane, &Downstream { theta, c, finetune: data, validation: data }, &|_| None)?;
         *c = lane.update(&mut adamw.finetune, c, &f.gradient, RATES.finetune)?;
         let at = Downstream { theta, c, finetune: data, validation: data };
-        Clean.direction(&mut **lane, &at, f, ALPHA, &|_| None)
+        form.direction(&mut **lane, &at, f, ALPHA, &|_| None)
     }
 
     /// The hypergradient along v1 + w and the policy's step.
@@ -190,22 +203,22 @@ impl Workload {
     /// # Errors
     /// When the lane fails.
     pub fn update_policy(&mut self, v: Direction) -> Result<(), ModelError> {
-        let Self { lane, state: State { theta, phi, adamw, .. }, images, .. } = self;
+        let Self { spec, lane, state: State { theta, phi, adamw, .. }, images, .. } = self;
         let at = Upstream { theta, phi, images, rule: &MaskRule::BY_SCORE };
-        let g = Clean.along(&mut **lane, &at, v.v1, v.w, ALPHA)?;
+        let g = spec.hypergradient.along(&mut **lane, &at, v.v1, v.w, ALPHA)?;
         *phi = lane.update(&mut adamw.mask, phi, &g.gradient, RATES.mask)?;
         Ok(())
     }
 
-    /// One outer iteration as published, `clean`: two level-1 steps, one of level 2, one of level 3; the baseline only
+    /// One outer iteration as published: two level-1 steps, one of level 2, one of level 3; the baseline only
     /// the former.
     ///
     /// # Errors
     /// When the lane fails.
     pub fn step(&mut self) -> Result<Lap, ModelError> {
-        let Self { lane, state, images, targets, num_done, .. } = self;
+        let Self { spec, lane, state, images, targets, num_done, .. } = self;
         let constants = Constants {
-            form: &Clean,
+            form: spec.hypergradient.get(),
             alpha: ALPHA,
             rates: PerLevel { pretrain: &|_| RATES.pretrain, finetune: &|_| RATES.finetune, mask: &|_| RATES.mask },
             rule: &|_| MaskRule::BY_SCORE,

@@ -46,7 +46,7 @@ pub fn panel_of(loaded: &LoadedCheckpoint, split: Split, num_images: usize) -> R
         return Err(no_images());
     }
     let (method, size) = (&experiment.method, LaneSize { num_threads: 1, micro_batch: experiment.method.grain });
-    let mut lane = method.engine.device.lane(model, &Arena::new(), method.grain, size)?;
+    let mut lane = method.engine.device.lane(model, &Arena::new(), method.grain, method.precision, size)?;
     // Exploration is for training; the panel shows what the policy wants.
     let rule = MaskRule { explore: 0.0, ..method.mask_rule(loaded.step) };
     let (theta, images) = (lane.upload(&loaded.state.theta)?, lane.upload(&batch.images)?);

@@ -91,7 +91,7 @@ impl<'a> Judge<'a> {
         let (model, grain) = (&method.model, config.train.grain);
         let num_threads = std::thread::available_parallelism().map_or(1, usize::from);
         let size = LaneSize { num_threads, micro_batch: grain };
-        let mut lane = method.engine.device.lane(model, &Arena::new(), grain, size)?;
+        let mut lane = method.engine.device.lane(model, &Arena::new(), grain, method.precision, size)?;
         let mut features = |split, indices: &[usize], name| {
             let loader = self.experiment.loader(split)?;
             let batch = config.eval.batch;

@@ -246,6 +246,7 @@ fn device_bound(experiment: &Experiment) -> Option<(&'static str, DeviceMemoryBo
         batch: PerLevel { pretrain: config.pretrain.batch, finetune: config.finetune.batch, mask: config.policy.batch },
         lag: method.lag,
         is_tangent: method.hypergradient.name() == Tangent.name(),
+        precision: method.precision,
     };
     Some((device.name(), device.memory_bound(&spec)?))
 }

@@ -151,6 +151,7 @@ impl Run {
         record.resume(VERSION, isa);
         let engine = &experiment.method.engine;
         record.compute_on(engine.device.name(), &engine.description);
+        record.host.arithmetic = experiment.method.arithmetic();
         record.versions.schema = SCHEMA_VERSION.to_owned();
         dir.write_record(&record)?;
         tracing::info!(
@@ -167,8 +168,8 @@ impl Run {
     }
 }
 
-/// Tells that a run goes on on another engine, device or instruction set than those of its last process, and so rounds
-/// otherwise.
+/// Tells that a run goes on on another engine, device or arithmetic than those of its last process, and so rounds
+/// otherwise. (That a key has changed is told where keys are.)
 fn tell_changes(before: &Host, now: &Host) {
     let (engine_before, engine) = (before.engine_text(), now.engine_text());
     if engine_before != engine {
@@ -182,6 +183,13 @@ fn tell_changes(before: &Host, now: &Host) {
             "the run computed with {0} and goes on with {1}, which rounds otherwise; `--isa {0}` keeps its bits",
             before.isa,
             now.isa
+        );
+    } else if !before.arithmetic.is_empty() && before.arithmetic != now.arithmetic {
+        tracing::warn!(
+            kind = "arithmetic_changed",
+            "the run computed in {} and goes on in {}, which rounds otherwise",
+            before.arithmetic,
+            now.arithmetic
         );
     }
 }

@@ -243,6 +243,7 @@ fn record(id: &str, experiment: &Experiment) -> RunRecord {
     record.versions.schema = SCHEMA_VERSION.to_owned();
     let engine = &experiment.method.engine;
     record.compute_on(engine.device.name(), &engine.description);
+    record.host.arithmetic = experiment.method.arithmetic();
     record
 }
 

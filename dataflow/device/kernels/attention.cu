@@ -228,7 +228,6 @@ template <class T, int C> __device__ __forceinline__ void attention_forward(T* y
         attention_keep<N>(p + at.r * LP + at.c, s, w);
         __syncwarp();
         attention_add<C, N>(o, p + at.r * LP, v + 4 * at.c, (n + 3) / 4 * 4);
-        __syncwarp();
     }
     if (!active) return;
 #pragma unroll

@@ -76,7 +76,6 @@ __device__ __forceinline__ void attention_grad_of_queries(T* dqkv, float* delta,
         attention_keep<N>(p + at.r * LP + at.c, s, w);
         __syncwarp();
         attention_add<C, N>(o, p + at.r * LP, k + 4 * at.c, (n + 3) / 4 * 4);
-        __syncwarp();
     }
 #pragma unroll
     for (int i = 0; i < 4; i++) {
@@ -159,7 +158,6 @@ __device__ __forceinline__ void attention_grad_of_keys(T* dqkv, const float* del
         attention_keep<N>(p + at.r * LP + at.c, dp, w);
         __syncwarp();
         attention_add<C, N>(dk, p + at.r * LP, q + 4 * at.c, rows);
-        __syncwarp();
     }
 #pragma unroll
     for (int i = 0; i < 4; i++) {
@@ -172,13 +170,13 @@ __device__ __forceinline__ void attention_grad_of_keys(T* dqkv, const float* del
 }
 
 #define ATTENTION_GRAD_KERNELS(suffix, T, C) \
-    extern "C" __global__ void __launch_bounds__(192) attention_grad_of_queries_##suffix( \
+    extern "C" __global__ void __launch_bounds__(128, 2) attention_grad_of_queries_##suffix( \
         T* dqkv, float* delta, const T* dy, const T* y, const T* qkv, const float* lse, int tokens, int queries, \
         int heads, int head_dim, int groups, float scale) { \
         attention_grad_of_queries<T, C>(dqkv, delta, dy, y, qkv, lse, tokens, queries, heads, head_dim, groups, \
                                         scale); \
     } \
-    extern "C" __global__ void __launch_bounds__(192) \
+    extern "C" __global__ void __launch_bounds__(128, 2) \
         attention_grad_of_keys_##suffix(T* dqkv, const float* delta, const T* dy, const T* qkv, const float* lse, \
                                         int tokens, int queries, int heads, int head_dim, int groups, float scale) { \
         attention_grad_of_keys<T, C>(dqkv, delta, dy, qkv, lse, tokens, queries, heads, head_dim, groups, scale); \

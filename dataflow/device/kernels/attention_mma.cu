@@ -2,9 +2,9 @@
 // bf16, or float for products of tf32.
 //
 // A warp owns tiles of 16 rows (queries, or keys for their own gradients), whose fragments it keeps in registers. The
-// other side lies in shared memory with 16 bytes between rows, so that no bank is met twice: all of it where it fits, else
-// piece by piece. A block takes `rounds` tiles a warp; blockIdx.x counts groups of tiles, heads, images, the first one
-// fastest. Sums are f32; probabilities are rounded as factors of products.
+// other side lies in shared memory with 16 bytes between rows, so that no bank is met twice: all of it where it fits,
+// else piece by piece. A block takes `rounds` tiles a warp; blockIdx.x counts groups of tiles, heads, images, the first
+// one fastest. Sums are f32; probabilities are rounded as factors of products.
 
 template <class T, int D> struct Mma {
     // Values in 16 bytes, from a row to the next in shared memory, and in one step along head dimensions.

@@ -87,7 +87,6 @@ template <class T, int C> __device__ __forceinline__ void attention_tangent_of(T
         attention_add<C, N>(o, p + at.r * LP, v + 4 * at.c, rows);
         attention_add<C, N>(d_o, dp + at.r * LP, v + 4 * at.c, rows);
         attention_add<C, N>(d_o, p + at.r * LP, dv + 4 * at.c, rows);
-        __syncwarp();
     }
     if (!active) return;
 #pragma unroll
@@ -102,7 +101,7 @@ template <class T, int C> __device__ __forceinline__ void attention_tangent_of(T
 }
 
 #define ATTENTION_TANGENT_KERNEL(suffix, T, C) \
-    extern "C" __global__ void __launch_bounds__(192, 1) \
+    extern "C" __global__ void __launch_bounds__(128, 2) \
         attention_tangent_##suffix(T* y, T* dy, const T* qkv, const T* dqkv, int tokens, int queries, int heads, \
                                    int head_dim, int groups, float scale) { \
         attention_tangent_of<T, C>(y, dy, qkv, dqkv, tokens, queries, heads, head_dim, groups, scale); \

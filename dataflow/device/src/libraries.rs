@@ -163,7 +163,10 @@ fn loaded_path(name: &str) -> Option<PathBuf> {
     let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
     let stem = name.split(".so").next()?;
     let wanted = format!("/{stem}.so");
-    maps.lines().filter_map(|line| line.find('/').map(|at| &line[at..])).find(|path| path.contains(&wanted)).map(Into::into)
+    maps.lines()
+        .filter_map(|line| line.find('/').map(|at| &line[at..]))
+        .find(|path| path.contains(&wanted))
+        .map(Into::into)
 }
 
 fn version_of(number: i32) -> String {
@@ -241,7 +244,9 @@ pub fn survey() -> &'static Survey {
         }
         let missing = libraries.iter().zip(&WANTED).find(|(library, _)| library.found.is_none());
         let problem = match missing {
-            Some((_, wanted)) if wanted.name == "libcuda" => Some("no NVIDIA driver (libcuda.so.1 not found)".to_owned()),
+            Some((_, wanted)) if wanted.name == "libcuda" => {
+                Some("no NVIDIA driver (libcuda.so.1 not found)".to_owned())
+            }
             Some((_, wanted)) => Some(format!("{} not found; {}", wanted.name, wanted.remedy)),
             None => problem.or_else(|| match found.first() {
                 None => Some("the driver knows no GPU".to_owned()),

@@ -105,16 +105,16 @@ fn data_type(low: bool) -> sys::cudaDataType {
 impl Products {
     pub(crate) fn new(pool: &Arc<Pool>) -> Result<Self, DeviceError> {
         let workspace = pool.take(WORKSPACE_BYTES as u64)?;
-        let failed = |error: lt::CublasError| DeviceError::Product { shape: "any shape".into(), cause: error.to_string() };
+        let failed =
+            |error: lt::CublasError| DeviceError::Product { shape: "any shape".into(), cause: error.to_string() };
         Ok(Products { handle: lt::create_handle().map_err(failed)?, workspace, plans: HashMap::new() })
     }
 
     fn plan(&mut self, key: Key) -> Result<&Plan, DeviceError> {
         if !self.plans.contains_key(&key) {
-            let plan = self.make(&key).map_err(|error| DeviceError::Product {
-                shape: format!("{key:?}"),
-                cause: error.to_string(),
-            })?;
+            let plan = self
+                .make(&key)
+                .map_err(|error| DeviceError::Product { shape: format!("{key:?}"), cause: error.to_string() })?;
             self.plans.insert(key, plan);
         }
         Ok(&self.plans[&key])
@@ -235,10 +235,8 @@ impl Stream {
             let mut products = self.products();
             let (handle, workspace) = (products.handle, products.workspace.pointer);
             let plan = products.plan(key)?;
-            let failed = |error: lt::CublasError| DeviceError::Product {
-                shape: format!("{key:?}"),
-                cause: error.to_string(),
-            };
+            let failed =
+                |error: lt::CublasError| DeviceError::Product { shape: format!("{key:?}"), cause: error.to_string() };
             if let Some(bias) = bias {
                 let attribute = sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER;
                 set(plan.description, attribute, &pointer(bias)).map_err(failed)?;

@@ -5,7 +5,7 @@
 
 use mlomae_kernels::attention::{AttentionShape, attention, attention_grad};
 use mlomae_kernels::matmul::{Epilogue, Mat, matmul, matmul_with};
-use mlomae_kernels::{CACHE_LINE, adamw, elementwise as el, norm, patches, reduce};
+use mlomae_kernels::{CACHE_LINE, Factors, adamw, elementwise as el, norm, patches, reduce};
 use std::time::Instant;
 
 /// Values aligned to a cache line, as those of training are.
@@ -117,13 +117,35 @@ fn products() {
         let t = race(&mut [
             &mut || matmul(&mut y, n, xm, wt, m, n, k, false),
             &mut || crate_product(&mut y2, xm, wt, size, false),
-            &mut || matmul_with(&mut y3, n, xm, wt, m, n, k, Epilogue::BiasGeluKeep { bias: &bias, out: &mut out }),
+            &mut || {
+                matmul_with(
+                    Factors::F32,
+                    &mut y3,
+                    n,
+                    xm,
+                    wt,
+                    m,
+                    n,
+                    k,
+                    Epilogue::BiasGeluKeep { bias: &bias, out: &mut out },
+                )
+            },
             &mut || {
                 crate_product(&mut y4, xm, wt, size, false);
                 el::bias_gelu(&mut y4, &mut out2, &bias);
             },
             &mut || {
-                matmul_with(&mut y5, n, xm, wt, m, n, k, Epilogue::BiasResidual { bias: &bias, residual: &residual });
+                matmul_with(
+                    Factors::F32,
+                    &mut y5,
+                    n,
+                    xm,
+                    wt,
+                    m,
+                    n,
+                    k,
+                    Epilogue::BiasResidual { bias: &bias, residual: &residual },
+                );
             },
             &mut || {
                 crate_product(&mut y6, xm, wt, size, false);
@@ -154,6 +176,62 @@ fn products() {
         let g: Vec<f64> = t.iter().map(|t| gflop / t).collect();
         println!("{:<30}{:>8.1}{:>8.1}{:>7.2}", "   dy w", g[0], g[1], g[0] / g[1]);
         println!("{:<30}{:>8.1}{:>8.1}{:>7.2}", "   dw += dy^T x", g[2], g[3], g[2] / g[3]);
+    }
+}
+
+/// Rows (of a micro-batch of 16 images), outputs and inputs of the linear layers of the presets, and a gradient's over a
+/// grain of 8.
+const LAYERS: [[usize; 3]; 12] = [
+    [272, 288, 96],
+    [272, 384, 96],
+    [272, 96, 384],
+    [272, 576, 192],
+    [272, 768, 192],
+    [272, 192, 768],
+    [1040, 384, 128],
+    [1040, 512, 128],
+    [1040, 128, 512],
+    [520, 2304, 768],
+    [520, 3072, 768],
+    [520, 768, 3072],
+];
+
+/// Products of bf16 beside those of f32, in turns.
+fn rounded() {
+    use mlomae_kernels::{Bf16Unit, matmul_in};
+    println!("GFLOP/s of products of bf16 ({}) and of f32, and their ratio", Bf16Unit::here().name());
+    println!("{:<30}{:>28}{:>28}{:>28}{:>28}", "rows x outputs x inputs", "x w^T", "+gelu", "dy w", "dw = dy^T x");
+    for [m, n, k] in LAYERS {
+        let (x, w, dy, bias) = (values(m * k), values(n * k), values(m * n), values(n));
+        let mat = |data, ld, trans| Mat { data, ld, trans };
+        let (xm, wt, dym, wm) = (mat(&x, k, false), mat(&w, k, true), mat(&dy, n, false), mat(&w, k, false));
+        let (dyt, xk) = (mat(&dy, n, true), mat(&x, k, false));
+        let both = [Factors::Bf16, Factors::F32];
+        let [mut y, mut y2, mut pre, mut pre2, mut out, mut out2] = [(); 6].map(|()| zeros(m * n));
+        let [mut dx, mut dx2] = [(); 2].map(|()| zeros(m * k));
+        let [mut dw, mut dw2] = [(); 2].map(|()| zeros(n * k));
+        let t = race(&mut [
+            &mut || matmul_in(both[0], &mut y, n, xm, wt, m, n, k, false),
+            &mut || matmul_in(both[1], &mut y2, n, xm, wt, m, n, k, false),
+            &mut || {
+                let epilogue = Epilogue::BiasGeluKeep { bias: &bias, out: &mut out };
+                matmul_with(both[0], &mut pre, n, xm, wt, m, n, k, epilogue);
+            },
+            &mut || {
+                let epilogue = Epilogue::BiasGeluKeep { bias: &bias, out: &mut out2 };
+                matmul_with(both[1], &mut pre2, n, xm, wt, m, n, k, epilogue);
+            },
+            &mut || matmul_in(both[0], &mut dx, k, dym, wm, m, k, n, false),
+            &mut || matmul_in(both[1], &mut dx2, k, dym, wm, m, k, n, false),
+            &mut || matmul_in(both[0], &mut dw, k, dyt, xk, n, k, m / 2, false),
+            &mut || matmul_in(both[1], &mut dw2, k, dyt, xk, n, k, m / 2, false),
+        ]);
+        let gflop = 2e-9 * (m * n * k) as f64;
+        print!("{:<30}", format!("{m} x {n} x {k}"));
+        for (pair, flop) in t.chunks_exact(2).zip([gflop, gflop, gflop, gflop / 2.0]) {
+            print!("{:>12.1}{:>8.1}{:>8.2}", flop / pair[0], flop / pair[1], pair[1] / pair[0]);
+        }
+        println!();
     }
 }
 
@@ -351,7 +429,9 @@ fn sweeps() {
 fn main() {
     let name = std::env::args().nth(1).unwrap_or_default();
     println!("one thread, {:?}", mlomae_kernels::isa());
-    for (section, run) in [("products", products as fn()), ("attention", attentions), ("sweeps", sweeps)] {
+    for (section, run) in
+        [("products", products as fn()), ("rounded", rounded), ("attention", attentions), ("sweeps", sweeps)]
+    {
         if section.starts_with(&name) {
             run();
         }

@@ -19,7 +19,7 @@ macro_rules! dispatch {
             // SAFETY: the target features of this function are those of the token.
             $f(unsafe { $crate::x86::Avx2Fma::new() }, $($arg),*)
         }
-        match $crate::isa::isa().without_rounding() {
+        match $crate::isa::isa() {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: isa() returns only instruction sets of this machine, so the features of wide() are
             // there.

@@ -2,7 +2,8 @@
 //!
 //! B is packed into panels as wide as a register tile. A block of such a panel stays in the first-level
 //! cache while it is multiplied by the rows of A, which stay in the second level. A is read in place if its
-//! rows are contiguous, else packed into panels as high as a register tile.
+//! rows are contiguous, else packed into panels as high as a register tile. With factors rounded to bf16 it is packed
+//! always.
 //!
 //! Every element of C is an FMA chain in the order of k, in blocks that depend on k alone: its bits depend
 //! neither on m and n nor on its place.
@@ -10,7 +11,7 @@
 use super::dispatch::dispatch;
 use super::product::{Operand, Place, Product, prefetch, split, store, store_any, store_whole};
 use super::scratch::with_scratch;
-use super::simd::Simd;
+use super::simd::{Simd, sweep};
 use super::tile::{Strided, tile, transpose_rows};
 use std::ops::Range;
 
@@ -37,35 +38,50 @@ struct Sizes {
     depth: usize,
 }
 
-/// Computes `p` on the instruction set of [`isa()`](crate::isa()).
+/// Computes `p` on the instruction set of [`isa()`](crate::isa()), in `f32` or, with `ROUND`, with factors that are
+/// rounded to bf16 first: what processors without bf16 products do instead.
 ///
 /// # Safety
 /// All elements of the matrices must be readable, and those of C (and of `out` or `pre` of the epilogue)
 /// writable and not aliased. A bias must have n values, and the other matrices of the epilogue the layout
 /// of C.
-pub(super) unsafe fn gemm(p: &Product) {
+pub(super) unsafe fn gemm<const ROUND: bool>(p: &Product) {
     let kc = split(p.k, MAX_KC, 8);
     let depth = (MAX_DEPTH / kc * kc).min(p.k.next_multiple_of(kc).max(kc));
     let nc = split(p.n, MAX_PACKED / depth, LARGEST_NR);
     let mc = split(p.m, MAX_MC, LARGEST_MR);
     let sizes = Sizes { mc, nc, kc, depth };
-    let packed_a = if p.a.is_column_major() { mc * kc + LARGEST_NR } else { 0 };
+    let packed_a = if ROUND || p.a.is_column_major() { mc * kc + LARGEST_NR } else { 0 };
     with_scratch(depth * nc + packed_a, |scratch| {
-        dispatch!(blocks(p: &Product, sizes: Sizes, scratch: &mut [f32]));
+        if ROUND {
+            dispatch!(rounded_blocks(p: &Product, sizes: Sizes, scratch: &mut [f32]));
+        } else {
+            dispatch!(plain_blocks(p: &Product, sizes: Sizes, scratch: &mut [f32]));
+        }
     });
 }
 
 #[inline(always)]
-fn blocks<S: Simd>(s: S, p: &Product, sizes: Sizes, scratch: &mut [f32]) {
+fn plain_blocks<S: Simd>(s: S, p: &Product, sizes: Sizes, scratch: &mut [f32]) {
+    blocks::<S, false>(s, p, sizes, scratch);
+}
+
+#[inline(always)]
+fn rounded_blocks<S: Simd>(s: S, p: &Product, sizes: Sizes, scratch: &mut [f32]) {
+    blocks::<S, true>(s, p, sizes, scratch);
+}
+
+#[inline(always)]
+fn blocks<S: Simd, const ROUND: bool>(s: S, p: &Product, sizes: Sizes, scratch: &mut [f32]) {
     // SAFETY: gemm() made scratch long enough for any of these tiles; its own caller makes the matrices
     // accessible.
     unsafe {
         if S::WIDE {
-            tiled::<S, 12, 2>(s, p, sizes, scratch);
+            tiled::<S, 12, 2, ROUND>(s, p, sizes, scratch);
         } else if S::FUSED {
-            tiled::<S, 6, 2>(s, p, sizes, scratch);
+            tiled::<S, 6, 2, ROUND>(s, p, sizes, scratch);
         } else {
-            tiled::<S, 6, 1>(s, p, sizes, scratch);
+            tiled::<S, 6, 1, ROUND>(s, p, sizes, scratch);
         }
     }
 }
@@ -75,11 +91,17 @@ fn blocks<S: Simd>(s: S, p: &Product, sizes: Sizes, scratch: &mut [f32]) {
 /// # Safety
 /// As [`gemm`]; MR must divide [`LARGEST_MR`], and NV vectors [`LARGEST_NR`].
 #[inline(always)]
-unsafe fn tiled<S: Simd, const MR: usize, const NV: usize>(s: S, p: &Product, sizes: Sizes, scratch: &mut [f32]) {
+unsafe fn tiled<S: Simd, const MR: usize, const NV: usize, const ROUND: bool>(
+    s: S,
+    p: &Product,
+    sizes: Sizes,
+    scratch: &mut [f32],
+) {
     let nr = NV * S::LANES;
     assert!(scratch.len() >= sizes.depth * sizes.nc && MR <= LARGEST_MR && LARGEST_NR.is_multiple_of(nr));
     let across = p.a.is_column_major();
-    assert!(!across || scratch.len() >= sizes.depth * sizes.nc + sizes.mc * sizes.kc + LARGEST_NR);
+    let packs_a = ROUND || across;
+    assert!(!packs_a || scratch.len() >= sizes.depth * sizes.nc + sizes.mc * sizes.kc + LARGEST_NR);
     let panels = scratch.as_mut_ptr();
     let mut deep = 0;
     loop {
@@ -91,7 +113,11 @@ unsafe fn tiled<S: Simd, const MR: usize, const NV: usize>(s: S, p: &Product, si
                 // assertion above.
                 unsafe {
                     let b = p.b.ptr.add((deep + pc) * p.b.row + jc * p.b.col);
-                    pack_b::<S, NV>(s, b, p.b, sizes.kc.min(depth - pc), nc, panels.add(pc * sizes.nc));
+                    let (kc, to) = (sizes.kc.min(depth - pc), panels.add(pc * sizes.nc));
+                    pack_b::<S, NV>(s, b, p.b, kc, nc, to);
+                    if ROUND {
+                        round(s, to, kc * nc.next_multiple_of(nr));
+                    }
                 }
             }
             for ic in (0..p.m).step_by(sizes.mc) {
@@ -104,10 +130,17 @@ unsafe fn tiled<S: Simd, const MR: usize, const NV: usize>(s: S, p: &Product, si
                     // of A have mc · kc values and LARGEST_NR more, the room that pack_a requires, by the
                     // assertion above.
                     unsafe {
-                        let packed_a = across.then(|| panels.add(sizes.depth * sizes.nc));
+                        let packed_a = packs_a.then(|| panels.add(sizes.depth * sizes.nc));
                         if let Some(packed_a) = packed_a {
-                            let a = p.a.ptr.add(ic + block.k * p.a.col);
-                            pack_a::<S, MR>(s, a, p.a.col, rows.len(), block.kc, packed_a);
+                            let a = p.a.ptr.add(ic * p.a.row + block.k * p.a.col);
+                            if across {
+                                pack_a::<S, MR>(s, a, p.a.col, rows.len(), block.kc, packed_a);
+                            } else {
+                                copy_a(s, a, p.a.row, rows.len(), block.kc, packed_a);
+                            }
+                            if ROUND {
+                                round(s, packed_a, rows.len().next_multiple_of(if across { MR } else { 1 }) * block.kc);
+                            }
                         }
                         let (b, cols) = (panels.add(pc * sizes.nc), jc..jc + nc);
                         tiles::<S, MR, NV>(s, p, block, rows.clone(), cols, packed_a.map(|a| a.cast_const()), b);
@@ -164,6 +197,9 @@ unsafe fn tiles<S: Simd, const MR: usize, const NV: usize>(
             unsafe {
                 let b = panels.add((j - cols.start) * block.kc);
                 let a = match packed_a {
+                    Some(packed) if !p.a.is_column_major() => {
+                        Strided { ptr: packed.add((i - rows.start) * block.kc), row: block.kc, step: 1 }
+                    }
                     Some(packed) => Strided { ptr: packed.add((i - rows.start) * block.kc), row: 1, step: MR },
                     None => {
                         let ptr = p.a.ptr.add(i * p.a.row + block.k * p.a.col);
@@ -247,4 +283,30 @@ unsafe fn pack_a<S: Simd, const MR: usize>(s: S, a: *const f32, step: usize, row
             }
         }
     }
+}
+
+/// Copies a block of rows × kc of op(A), whose rows are contiguous, to rows of kc values.
+///
+/// # Safety
+/// The block must be readable, and `to` writable for rows · kc values.
+#[inline(always)]
+unsafe fn copy_a<S: Simd>(s: S, a: *const f32, step: usize, rows: usize, kc: usize, to: *mut f32) {
+    for i in 0..rows {
+        sweep!(S, kc, |k, w| {
+            // SAFETY: k + w <= kc values of row i on both sides.
+            unsafe { s.store_n(to.add(i * kc + k), w, s.load_n(a.add(i * step + k), w)) };
+        });
+    }
+}
+
+/// Rounds `len` packed values to bf16.
+///
+/// # Safety
+/// `values` must be readable and writable for `len` values.
+#[inline(always)]
+unsafe fn round<S: Simd>(s: S, values: *mut f32, len: usize) {
+    sweep!(S, len, |i, w| {
+        // SAFETY: i + w <= len.
+        unsafe { s.store_n(values.add(i), w, s.bf16(s.load_n(values.add(i), w))) };
+    });
 }

@@ -12,20 +12,13 @@ pub enum Isa {
     Avx2Fma,
     /// x86-64 with AVX-512 F, VL, BW and DQ: 16 lanes.
     Avx512,
-    /// AVX-512, with products on the tile unit of AMX, in the accuracy of `f32`.
+    /// AVX-512, with products on the tile unit of AMX.
     Amx,
-    /// As [`Isa::Amx`], but the factors of products keep 16 bits of their 24: half the tile products.
-    AmxBf16x2,
-    /// As [`Isa::Amx`], but the factors of products are rounded to bf16, 8 bits: a sixth of the tile
-    /// products. Sums stay in `f32`.
-    AmxBf16,
 }
 
 impl Isa {
-    /// Those that compute in the accuracy of `f32`, the slowest first.
+    /// All of them, the slowest first.
     pub const ALL: [Isa; 4] = [Isa::Portable, Isa::Avx2Fma, Isa::Avx512, Isa::Amx];
-    /// Those that round the factors of products: never the default, only by [`choose_isa`] or [`with_isa`].
-    pub const ROUNDED: [Isa; 2] = [Isa::AmxBf16x2, Isa::AmxBf16];
 
     /// Its name in reports and on the command line.
     #[must_use]
@@ -35,41 +28,13 @@ impl Isa {
             Isa::Avx2Fma => "avx2",
             Isa::Avx512 => "avx512",
             Isa::Amx => "amx",
-            Isa::AmxBf16x2 => "amx-bf16x2",
-            Isa::AmxBf16 => "amx-bf16",
         }
     }
 
     /// Whether this machine has it.
     #[must_use]
     pub fn is_here(self) -> bool {
-        self.without_rounding() <= detect()
-    }
-
-    /// The same instructions in the accuracy of `f32`: [`Isa::Amx`] for those of [`Isa::ROUNDED`].
-    #[must_use]
-    pub fn without_rounding(self) -> Isa {
-        if Isa::ROUNDED.contains(&self) { Isa::Amx } else { self }
-    }
-
-    /// The number of bf16 parts of a factor, if products are computed on the tile unit.
-    pub(crate) fn num_parts(self) -> Option<usize> {
-        match self {
-            Isa::Amx => Some(3),
-            Isa::AmxBf16x2 => Some(2),
-            Isa::AmxBf16 => Some(1),
-            _ => None,
-        }
-    }
-
-    /// The arithmetic in words, for reports.
-    #[must_use]
-    pub fn arithmetic(self) -> &'static str {
-        match self.num_parts() {
-            Some(2) => "f32 with products in two parts of bf16",
-            Some(1) => "f32 with products in bf16",
-            _ => "f32",
-        }
+        self <= detect()
     }
 }
 

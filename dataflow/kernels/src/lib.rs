@@ -34,10 +34,12 @@
 //! | `tile` | register tiles, small products and packing, generic over `Simd` |
 //! | `product` | the description of a matrix product, and its epilogue |
 //! | `amx` | products on AMX tiles |
+//! | `bf16` | rounding to bf16, and which unit has products of it |
+//! | `dots` | products of bf16 by AVX512_BF16 |
 //! | `isa` | the list of instruction sets, their detection, and which one a thread uses |
 //! | `dispatch` | `dispatch!`, from `isa()` to a function for one `Simd` |
 //! | `gemm` | products in vector registers |
-//! | [`matmul`](mod@matmul) | products as others call them; chooses between `gemm` and `amx` |
+//! | [`matmul`](mod@matmul) | products as others call them; chooses between `gemm`, `dots` and `amx` |
 //! | [`attention`](mod@attention), [`norm`], [`patches`], [`adamw`](mod@adamw) | the kernels they name |
 //! | [`elementwise`], [`reduce`] | sweeps over activations and gradients, and sums |
 //! | `peak` | the measured peak rate of arithmetic |
@@ -68,7 +70,10 @@ pub mod adamw;
 #[cfg(target_arch = "x86_64")]
 mod amx;
 pub mod attention;
+mod bf16;
 mod dispatch;
+#[cfg(target_arch = "x86_64")]
+mod dots;
 pub mod elementwise;
 mod gemm;
 mod isa;
@@ -91,9 +96,10 @@ mod x86;
 
 pub use adamw::{AdamWStep, adamw};
 pub use attention::{AttentionShape, attention, attention_grad};
+pub use bf16::{Bf16Unit, Factors, round as bf16};
 pub use elementwise::*;
 pub use isa::{Isa, choose_isa, isa, with_isa};
-pub use matmul::{Epilogue, Mat, flops, matmul, matmul_with};
+pub use matmul::{Epilogue, Mat, flops, matmul, matmul_in, matmul_with};
 pub use norm::{layer_norm, layer_norm_grad};
 pub use pages::ask_for_huge_pages;
 pub use patches::{TARGET_EPS, patch_loss, patch_loss_grad, patch_targets, patchify};

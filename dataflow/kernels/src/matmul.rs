@@ -1,10 +1,16 @@
-//! Products of row-major matrices: checks, the count of operations, and the choice between AMX and vector
-//! registers.
+//! Products of row-major matrices: checks, the count of operations, and the choice between AMX, dot products and
+//! vector registers.
 
+use super::bf16::{Bf16Unit, Factors};
 use super::gemm::gemm;
 use super::product::{Act, Finish, Operand, Product};
 #[cfg(target_arch = "x86_64")]
-use super::{amx, isa::isa};
+use super::{
+    amx,
+    bf16::has_dots,
+    dots,
+    isa::{Isa, isa},
+};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// op(X): a row-major matrix, or its transpose.
@@ -59,7 +65,26 @@ pub(super) fn count_flops(m: usize, n: usize, k: usize) {
 /// If a leading dimension is shorter than a row, or a slice too short for its matrix.
 #[allow(clippy::too_many_arguments)]
 pub fn matmul(c: &mut [f32], ldc: usize, a: Mat<'_>, b: Mat<'_>, m: usize, n: usize, k: usize, accumulate: bool) {
-    run(c, ldc, a, b, m, n, k, accumulate, Finish::Plain);
+    matmul_in(Factors::F32, c, ldc, a, b, m, n, k, accumulate);
+}
+
+/// [`matmul`] with factors rounded to `factors` first.
+///
+/// # Panics
+/// As [`matmul`].
+#[allow(clippy::too_many_arguments)]
+pub fn matmul_in(
+    factors: Factors,
+    c: &mut [f32],
+    ldc: usize,
+    a: Mat<'_>,
+    b: Mat<'_>,
+    m: usize,
+    n: usize,
+    k: usize,
+    accumulate: bool,
+) {
+    run(factors, c, ldc, a, b, m, n, k, accumulate, Finish::Plain);
 }
 
 /// What a product does to its result while that is still in registers or the cache. All matrices [m, n]
@@ -89,12 +114,13 @@ pub enum Epilogue<'a> {
     GeluGrad(&'a mut [f32]),
 }
 
-/// c = op(a)·op(b) as [`matmul`], then `epilogue`, without another sweep over c.
+/// c = op(a)·op(b) as [`matmul_in`], then `epilogue`, without another sweep over c.
 ///
 /// # Panics
 /// As [`matmul`], and if a bias has not n values or a matrix of the epilogue is too short.
 #[allow(clippy::too_many_arguments)]
 pub fn matmul_with(
+    factors: Factors,
     c: &mut [f32],
     ldc: usize,
     a: Mat<'_>,
@@ -129,11 +155,12 @@ pub fn matmul_with(
             Finish::GeluGrad { pre: pre.as_mut_ptr() }
         }
     };
-    run(c, ldc, a, b, m, n, k, false, finish);
+    run(factors, c, ldc, a, b, m, n, k, false, finish);
 }
 
 #[allow(clippy::too_many_arguments)]
 fn run(
+    factors: Factors,
     c: &mut [f32],
     ldc: usize,
     a: Mat<'_>,
@@ -151,30 +178,45 @@ fn run(
     let product = Product { c: c.as_mut_ptr(), ldc, a: a.operand(), b: b.operand(), m, n, k, accumulate, finish };
     // SAFETY: the checks above and in matmul_with() made every element lie in its slice; c and the
     // epilogue's output are borrowed mutably.
-    unsafe { multiply(&product) }
+    unsafe { multiply(factors, &product) }
 }
 
-/// Computes `p` on AMX tiles if [`isa()`](crate::isa()) is one of AMX and `p` suits them, else in vector
-/// registers.
+/// Computes `p` on the unit for `factors` of the instruction set [`isa()`](crate::isa()): AMX tiles if it has them and
+/// `p` suits them, else vector registers.
 ///
 /// # Safety
 /// As [`gemm`].
-unsafe fn multiply(p: &Product) {
+unsafe fn multiply(factors: Factors, p: &Product) {
     #[cfg(target_arch = "x86_64")]
-    if let Some(num_parts) = isa().num_parts()
-        && amx::suits(p)
-    {
+    if isa() == Isa::Amx && amx::suits(p) {
         // SAFETY: isa() returns only instruction sets of this machine; run() checked the matrices.
-        return unsafe { amx::gemm(p, num_parts) };
+        return unsafe { amx::gemm(p, factors) };
     }
-    // SAFETY: run() checked the matrices.
-    unsafe { gemm(p) }
+    // SAFETY, of all three: run() checked the matrices, and dots() is only called where its instructions are.
+    match (factors, Bf16Unit::here()) {
+        (Factors::F32, _) => unsafe { gemm::<false>(p) },
+        #[cfg(target_arch = "x86_64")]
+        (Factors::Bf16, Bf16Unit::Dots | Bf16Unit::Tiles) if has_dots() => unsafe { dots::gemm(p) },
+        (Factors::Bf16, _) => unsafe { gemm::<true>(p) },
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bf16::round as bf16;
+    use crate::isa::Isa;
     use crate::testing::{assert_close, each_isa, values};
+
+    /// Each size with each kind of factors.
+    fn both<T>(sizes: impl IntoIterator<Item = T> + Clone) -> impl Iterator<Item = (Factors, T)> {
+        let each = move |factors| sizes.clone().into_iter().map(move |size| (factors, size));
+        [Factors::F32, Factors::Bf16].into_iter().flat_map(each)
+    }
+
+    fn rounded(factors: Factors, x: f32) -> f32 {
+        if factors == Factors::Bf16 { bf16(x) } else { x }
+    }
 
     #[test]
     fn products_match_their_twin_in_every_form() {
@@ -188,8 +230,9 @@ mod tests {
             (5, 3, 900),
             (37, 530, 33),
             (200, 64, 400),
+            (13, 48, 1100),
         ];
-        for (m, n, k) in sizes {
+        for (factors, (m, n, k)) in both(sizes) {
             for form in 0..8 {
                 let (a_trans, b_trans, accumulate) = (form & 1 > 0, form & 2 > 0, form & 4 > 0);
                 let (lda, ldb, ldc) =
@@ -203,7 +246,7 @@ mod tests {
                         let at = |p: usize| {
                             let x = if a_trans { a[p * lda + i] } else { a[i * lda + p] };
                             let y = if b_trans { b[j * ldb + p] } else { b[p * ldb + j] };
-                            f64::from(x) * f64::from(y)
+                            f64::from(rounded(factors, x)) * f64::from(rounded(factors, y))
                         };
                         let old = if accumulate { want[i * ldc + j] } else { 0.0 };
                         want[i * ldc + j] = old + (0..k).map(at).sum::<f64>();
@@ -212,10 +255,10 @@ mod tests {
                 each_isa(|isa| {
                     let mut c = start.clone();
                     let (a, b) = (Mat { data: &a, ld: lda, trans: a_trans }, Mat { data: &b, ld: ldb, trans: b_trans });
-                    matmul(&mut c, ldc, a, b, m, n, k, accumulate);
-                    assert_close(&c, &want, 2e-6, &format!("matmul {m}x{n}x{k} form {form} {isa:?}"));
+                    matmul_in(factors, &mut c, ldc, a, b, m, n, k, accumulate);
+                    assert_close(&c, &want, 2e-6, &format!("{factors:?} {m}x{n}x{k} form {form} {isa:?}"));
                     let mut again = start.clone();
-                    matmul(&mut again, ldc, a, b, m, n, k, accumulate);
+                    matmul_in(factors, &mut again, ldc, a, b, m, n, k, accumulate);
                     assert_eq!(c, again, "bits differ between two runs");
                 });
             }
@@ -255,32 +298,18 @@ mod tests {
         });
     }
 
-    /// With rounded factors, the largest error is close to but not above that of two roundings, and a row
-    /// still does not depend on the others.
+    /// The largest error is close to but not above that of two roundings.
     #[test]
-    fn rounded_products_are_as_accurate_as_their_parts() {
-        use crate::isa::{Isa, with_isa};
+    fn rounded_products_are_as_accurate_as_bf16() {
         let (m, n, k) = (61, 70, 333);
         let (a, b) = (values(m * k, 5), values(k * n, 6));
-        let product = |rows: std::ops::Range<usize>| {
-            let mut c = vec![0.0; rows.len() * n];
-            let (x, y) =
-                (Mat { data: &a[rows.start * k..], ld: k, trans: false }, Mat { data: &b, ld: n, trans: false });
-            matmul(&mut c, n, x, y, rows.len(), n, k, false);
-            c
-        };
-        for (isa, bits) in [(Isa::AmxBf16x2, 16), (Isa::AmxBf16, 8)] {
-            let rows = [0, 17, 60];
-            let Some((c, single)) = with_isa(isa, || (product(0..m), rows.map(|i| product(i..i + 1)))) else {
-                continue;
-            };
-            let largest = errors(&c, &a, &b, n, k).fold(0.0, f64::max);
-            let bound = 2.0 * (-f64::from(bits)).exp2();
+        each_isa(|isa| {
+            let mut c = vec![0.0; m * n];
+            let (x, y) = (Mat { data: &a, ld: k, trans: false }, Mat { data: &b, ld: n, trans: false });
+            matmul_in(Factors::Bf16, &mut c, n, x, y, m, n, k, false);
+            let (largest, bound) = (errors(&c, &a, &b, n, k).fold(0.0, f64::max), 1.0 / 128.0);
             assert!(largest < bound && largest > bound / 100.0, "{isa:?}: error {largest:.1e} of {bound:.1e}");
-            for (i, row) in rows.into_iter().zip(single) {
-                assert_eq!(row, c[i * n..(i + 1) * n], "{isa:?}: row {i}");
-            }
-        }
+        });
     }
 
     #[test]
@@ -288,29 +317,32 @@ mod tests {
         let (m, n, k) = (40, 33, 50);
         let (mut a, b) = (values(m * k, 1), values(k * n, 2));
         (a[7 * k + 3], a[20 * k + 49]) = (f32::NAN, f32::INFINITY);
-        each_isa(|isa| {
-            let mut c = vec![0.0; m * n];
-            let (x, y) = (Mat { data: &a, ld: k, trans: false }, Mat { data: &b, ld: n, trans: false });
-            matmul(&mut c, n, x, y, m, n, k, false);
-            for (i, row) in c.chunks_exact(n).enumerate() {
-                let is_bad = i == 7 || i == 20;
-                assert!(row.iter().all(|v| v.is_finite() != is_bad), "{isa:?}: row {i}");
-            }
-        });
+        for factors in [Factors::F32, Factors::Bf16] {
+            each_isa(|isa| {
+                let mut c = vec![0.0; m * n];
+                let (x, y) = (Mat { data: &a, ld: k, trans: false }, Mat { data: &b, ld: n, trans: false });
+                matmul_in(factors, &mut c, n, x, y, m, n, k, false);
+                for (i, row) in c.chunks_exact(n).enumerate() {
+                    let is_bad = i == 7 || i == 20;
+                    assert!(row.iter().all(|v| v.is_finite() != is_bad), "{factors:?} {isa:?}: row {i}");
+                }
+            });
+        }
     }
 
     #[test]
     fn epilogues_equal_their_sweeps() {
         use crate::elementwise::{add_bias, add_bias_residual, bias_gelu, gelu_grad};
-        for (m, n, k) in [(1, 1, 1), (13, 33, 5), (25, 65, 17), (30, 100, 1100), (24, 32, 600)] {
+        let sizes = [(1, 1, 1), (13, 33, 5), (25, 65, 17), (30, 100, 1100), (24, 32, 600)];
+        for (factors, (m, n, k)) in both(sizes) {
             let (a, w, bias, residual) = (values(m * k, 1), values(n * k, 2), values(n, 3), values(m * n, 4));
             let (a, w) = (Mat { data: &a, ld: k, trans: false }, Mat { data: &w, ld: k, trans: true });
             each_isa(|isa| {
                 let mut plain = vec![f32::NAN; m * n];
-                matmul(&mut plain, n, a, w, m, n, k, false);
+                matmul_in(factors, &mut plain, n, a, w, m, n, k, false);
                 let fused = |epilogue: Epilogue<'_>| {
                     let mut c = vec![f32::NAN; m * n];
-                    matmul_with(&mut c, n, a, w, m, n, k, epilogue);
+                    matmul_with(factors, &mut c, n, a, w, m, n, k, epilogue);
                     c
                 };
                 let (mut biased, mut summed) = (plain.clone(), plain.clone());
@@ -336,19 +368,20 @@ mod tests {
     fn bits_of_a_row_do_not_depend_on_the_others() {
         let (m, n, k) = (61, 70, 700);
         let (x, w) = (values(m * k, 1), values(n * k, 2));
-        each_isa(|isa| {
+        let check = |factors, isa: Isa| {
             let product = |rows: std::ops::Range<usize>, cols: std::ops::Range<usize>| {
                 let mut c = vec![0.0; rows.len() * cols.len()];
                 let a = Mat { data: &x[rows.start * k..], ld: k, trans: false };
                 let b = Mat { data: &w[cols.start * k..], ld: k, trans: true };
-                matmul(&mut c, cols.len(), a, b, rows.len(), cols.len(), k, false);
+                matmul_in(factors, &mut c, cols.len(), a, b, rows.len(), cols.len(), k, false);
                 c
             };
             let all = product(0..m, 0..n);
             for (i, j) in [(0, 0), (17, 3), (60, 69), (31, 32)] {
-                assert_eq!(product(i..i + 1, j..j + 1)[0], all[i * n + j], "{isa:?}");
+                assert_eq!(product(i..i + 1, j..j + 1)[0], all[i * n + j], "{factors:?} {isa:?}");
             }
-        });
+        };
+        each_isa(|isa| [Factors::F32, Factors::Bf16].into_iter().for_each(|factors| check(factors, isa)));
     }
 
     #[test]

@@ -6,7 +6,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::Builder;
 use std::time::Instant;
 
+use super::bf16::{Bf16Unit, Factors};
 use super::dispatch::dispatch;
+#[cfg(target_arch = "x86_64")]
+use super::dots;
 use super::isa::{isa, with_isa};
 use super::simd::Simd;
 
@@ -21,11 +24,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// The rate of `f32` fused multiply-adds in registers, in 10⁹ operations a second (an FMA is two), of
-/// `num_threads` threads that compute for `seconds` at the same time.
+/// `num_threads` threads that compute for `seconds` at the same time; with [`Factors::Bf16`] that of dot products of
+/// bf16, where vector registers have them.
 ///
 /// # Errors
 /// If a thread cannot be started.
-pub fn peak_gflops(num_threads: usize, seconds: f64) -> io::Result<f64> {
+pub fn peak_gflops(factors: Factors, num_threads: usize, seconds: f64) -> io::Result<f64> {
     let isa = isa();
     // Locked until all threads have started. A barrier would wait forever if one cannot start.
     let gate = Mutex::new(true);
@@ -35,7 +39,12 @@ pub fn peak_gflops(num_threads: usize, seconds: f64) -> io::Result<f64> {
         }
         let (begin, mut flop) = (Instant::now(), 0.0);
         loop {
-            flop += dispatch!(chains() -> f64);
+            flop += match (factors, Bf16Unit::here()) {
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: the unit is here.
+                (Factors::Bf16, Bf16Unit::Dots) => unsafe { dots::chains::<NUM_CHAINS>(STEPS) },
+                _ => dispatch!(chains() -> f64),
+            };
             let elapsed = begin.elapsed().as_secs_f64();
             if elapsed >= seconds {
                 return flop / elapsed * 1e-9;
@@ -77,8 +86,10 @@ mod tests {
     #[test]
     fn every_instruction_set_has_a_rate() {
         each_isa(|isa| {
-            let peak = peak_gflops(1, 0.02).unwrap();
-            assert!(peak.is_finite() && peak > 0.1, "{isa:?}: {peak}");
+            for factors in [Factors::F32, Factors::Bf16] {
+                let peak = peak_gflops(factors, 1, 0.02).unwrap();
+                assert!(peak.is_finite() && peak > 0.1, "{isa:?}: {peak}");
+            }
         });
     }
 }

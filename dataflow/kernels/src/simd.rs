@@ -69,6 +69,8 @@ pub(crate) trait Simd: Copy {
     fn sum(self, a: Self::V) -> f32;
     /// The largest lane.
     fn largest(self, a: Self::V) -> f32;
+    /// Each lane rounded to the nearest bf16, ties to even; NaN stays.
+    fn bf16(self, a: Self::V) -> Self::V;
     /// Whether any lane is infinite or NaN.
     fn any_non_finite(self, a: Self::V) -> bool;
     /// Zero accumulators.
@@ -213,6 +215,10 @@ impl Simd for Portable {
     #[inline(always)]
     fn largest(self, a: [f32; L]) -> f32 {
         a.iter().copied().fold(f32::NEG_INFINITY, f32::max)
+    }
+    #[inline(always)]
+    fn bf16(self, a: [f32; L]) -> [f32; L] {
+        map2(a, a, |a, _| super::bf16::round(a))
     }
     #[inline(always)]
     fn any_non_finite(self, a: [f32; L]) -> bool {

@@ -12,9 +12,10 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::algorithm::{Batches, Constants, Event, State, outer_iteration};
+use crate::choice::Choice;
 use crate::config::ModelConfig;
 use crate::error::ModelError;
-use crate::hypergradient::{Clean, Hypergradient, Published, Tangent};
+use crate::hypergradient::{Clean, Hypergradient, HypergradientChoice, Published, Tangent};
 use crate::lane::cpu::Cpus;
 use crate::lane::{Device, LabelledImages, Lane, LaneSize, Upstream};
 use crate::layout::Layout;
@@ -24,6 +25,7 @@ use crate::levels::vectors::narrow;
 use crate::masking::MaskRule;
 use crate::model::Model;
 use crate::parallel::arena::{Arena, Buffer, Params};
+use crate::precision::Precision;
 use crate::tasks::Targets;
 use crate::vector::Vector;
 
@@ -81,13 +83,61 @@ pub struct Check {
     pub ok: bool,
 }
 
-/// Limits: relative errors that a float32 implementation may have, and shapes that are too large to be computed.
-mod limits {
+/// How an outer iteration is computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct How {
+    /// Precision of the networks' products.
+    pub precision: Precision,
+    /// The one form of the hypergradient to run. None: every form, or in bf16, where finite differences are noise, the
+    /// derivative itself.
+    pub form: Option<HypergradientChoice>,
+}
+
+impl How {
+    /// The form to compare everything with, and those of which the hypergradient is compared besides.
+    fn forms(self) -> (HypergradientChoice, Vec<HypergradientChoice>) {
+        match (self.form, self.precision) {
+            (Some(form), _) => (form, Vec::new()),
+            (None, Precision::Tf32 | Precision::Bf16) => (self.precision.default_hypergradient(), Vec::new()),
+            (None, _) => (Choice::of(&Clean), vec![Choice::of(&Tangent), Choice::of(&Published)]),
+        }
+    }
+}
+
+/// Bounds of shapes that are computed.
+mod bounds {
     pub const IMAGE: usize = 1024;
     pub const ATTENTION: usize = 1 << 28;
-    pub const VALUE: f64 = 1e-5;
-    pub const GRADIENT: f64 = 1e-4;
-    pub const FINITE_DIFFERENCE: f64 = 1e-3;
+}
+
+/// Relative errors that an implementation may have.
+struct Limits {
+    /// Of losses, and of each patch's.
+    value: f64,
+    /// Of scores, which are `f32` in every precision, but from the second step on of trained weights.
+    score: f64,
+    /// Of gradients, tensor by tensor.
+    gradient: f64,
+    /// Of finite differences.
+    difference: f64,
+    /// Of weights after the step.
+    after: f64,
+    /// Of the masking network's weights after the step.
+    after_mask: f64,
+}
+
+impl Limits {
+    /// Those of bf16 are about twice the largest errors of the golden files here.
+    fn of(precision: Precision) -> Self {
+        match precision {
+            Precision::F32 => {
+                Limits { value: 1e-5, score: 1e-5, gradient: 1e-4, difference: 1e-3, after: 1e-4, after_mask: 1e-3 }
+            }
+            Precision::Tf32 | Precision::Bf16 => {
+                Limits { value: 1e-2, score: 1e-3, gradient: 4e-2, difference: 4e-2, after: 2e-3, after_mask: 4e-3 }
+            }
+        }
+    }
 }
 
 impl Golden {
@@ -107,7 +157,7 @@ impl Golden {
         let num_values: usize = self.tensors.values().map(|tensor| tensor.values.len()).sum();
         let grid = c.image.checked_div(c.patch).unwrap_or(0);
         let bounds: [(&str, &[usize], usize); 11] = [
-            ("image", &[c.image], limits::IMAGE),
+            ("image", &[c.image], bounds::IMAGE),
             ("depth", &[c.depth], self.tensors.len()),
             ("dec_depth", &[c.dec_depth], self.tensors.len()),
             ("the images", &[c.batch, c.channels, c.image, c.image], num_values),
@@ -117,7 +167,7 @@ impl Golden {
             ("the positions", &[grid, grid, c.dim.max(c.dec_dim)], num_values),
             ("the masking network", &[grid, grid, c.dim, c.mask_hidden], num_values),
             ("the head", &[c.classes, c.dim.max(1)], num_values),
-            ("the attention", &[c.batch, c.heads.max(c.dec_heads), grid * grid, grid * grid], limits::ATTENTION),
+            ("the attention", &[c.batch, c.heads.max(c.dec_heads), grid * grid, grid * grid], bounds::ATTENTION),
         ];
         for (name, factors, limit) in bounds {
             let product = factors.iter().try_fold(1usize, |product, factor| product.checked_mul(*factor));
@@ -187,11 +237,12 @@ impl Golden {
         Ok(Arc::new(Model::new(&config)?))
     }
 
-    fn world(&self, device: &dyn Device, num_threads: usize) -> Result<World, ModelError> {
+    fn world(&self, device: &dyn Device, num_threads: usize, precision: Precision) -> Result<World, ModelError> {
         let (model, c) = (self.model()?, &self.config);
         // Two micro-batches, so that the reduction over micro-batches is verified too.
         let grain = c.batch.div_ceil(2);
-        let lane = device.lane(&model, &Arena::new(), grain, LaneSize { num_threads, micro_batch: grain })?;
+        let lane =
+            device.lane(&model, &Arena::new(), grain, precision, LaneSize { num_threads, micro_batch: grain })?;
         let image_values = c.batch * model.config.image_values();
         let mut x_p = Vec::new();
         while self.tensors.contains_key(&format!("batch.pretrain{}.x", x_p.len())) {
@@ -223,91 +274,27 @@ impl Golden {
     ///
     /// # Errors
     /// When the file lacks a tensor or its shapes do not fit.
-    pub fn verify(&self, num_threads: usize) -> Result<Vec<Check>, ModelError> {
-        self.verify_on(&Cpus, num_threads)
+    pub fn verify(&self, num_threads: usize, how: How) -> Result<Vec<Check>, ModelError> {
+        self.verify_on(&Cpus, num_threads, how)
     }
 
-    /// Runs one outer iteration with each form of the hypergradient on `device`, and compares everything that the file
-    /// expects.
+    /// Runs one outer iteration on `device` as `how` says, and compares everything that the file expects.
     ///
     /// # Errors
     /// When the file lacks a tensor, its shapes do not fit, or the device fails.
-    pub fn verify_on(&self, device: &dyn Device, num_threads: usize) -> Result<Vec<Check>, ModelError> {
-        let world = self.world(device, num_threads)?;
-        let model = world.lane.model().clone();
-        let layout = |level| model.layout(level);
-        let mut report = Report { golden: self, checks: Vec::new() };
-        let mut k = 0;
-        let (_, clean) = world.iterate(self, &Clean, |event| match event {
-            Event::Scored(scored) => {
-                report.values(&format!("pretrain{k}.scores"), scored.weights().unwrap_or_default(), limits::VALUE)?;
-                let order = &scored.order;
-                let mask = (0..order.rank.len()).map(|i| f32::from(u8::from(order.is_masked(i))));
-                report.values(&format!("pretrain{k}.mask"), &mask.collect::<Vec<_>>(), 0.0)
-            }
-            Event::Pretrain(g) => {
-                let name = format!("pretrain{k}");
-                k += 1;
-                report.scalar(&format!("{name}.loss"), g.loss)?;
-                report.values(&format!("{name}.patch_loss"), &g.patch_loss.to_host()?, limits::VALUE)?;
-                report.set(&format!("{name}.grad"), layout(Level::Pretrain), &g.gradient, limits::GRADIENT)
-            }
-            Event::Finetune(g) => {
-                report.scalar("finetune.loss", g.loss)?;
-                report.set("finetune.grad", layout(Level::Finetune), &g.gradient, limits::GRADIENT)
-            }
-            Event::Direction(v) => {
-                report.scalar("mask.loss", v.loss)?;
-                report.set("mask.v_head", layout(Level::Finetune), &narrow(&v.v0).into(), limits::GRADIENT)?;
-                report.set("mask.v_encoder", layout(Level::Pretrain), &v.w, limits::GRADIENT)?;
-                report.set("mask.indirect", layout(Level::Pretrain), &v.v1, limits::GRADIENT)
-            }
-            Event::Hypergradient(g) => {
-                report.set("mask.hypergrad", layout(Level::Mask), &g.gradient, limits::FINITE_DIFFERENCE)?;
-                report.rename_last("mask.hypergrad (clean)");
-                report.set("mask.hypergrad_exact", layout(Level::Mask), &g.gradient, limits::FINITE_DIFFERENCE)
-            }
-        })?;
-        report.whole("after.pretrain", layout(Level::Pretrain), &clean.theta, limits::GRADIENT)?;
-        report.whole("after.finetune", layout(Level::Finetune), &clean.c, limits::GRADIENT)?;
-        report.whole("after.mask", layout(Level::Mask), &clean.phi, limits::FINITE_DIFFERENCE)?;
-
-        world.iterate(self, &Tangent, |event| {
-            if let Event::Hypergradient(g) = event {
-                report.set("mask.hypergrad_exact", layout(Level::Mask), &g.gradient, limits::GRADIENT)?;
-                report.rename_last("mask.hypergrad_exact (tangent)");
-            }
-            Ok(())
-        })?;
-
-        let mut paths = None;
-        let (mut lane, published) = world.iterate(self, &Published, |event| match event {
-            Event::Direction(v) => {
-                paths = Some((v.v1.clone(), v.w.clone()));
-                report.set("mask.indirect", layout(Level::Pretrain), &v.v1, limits::GRADIENT)?;
-                report.rename_last("mask.indirect (published)");
-                Ok(())
-            }
-            Event::Hypergradient(g) => {
-                report.set("mask.hypergrad", layout(Level::Mask), &g.gradient, limits::FINITE_DIFFERENCE)?;
-                report.rename_last("mask.hypergrad (published)");
-                Ok(())
-            }
-            Event::Scored(_) | Event::Pretrain(_) | Event::Finetune(_) => Ok(()),
-        })?;
-        if let (Some((v1, w)), Some(x_p)) = (paths, world.x_p.last()) {
-            let (theta, phi) = (&published.theta, &world.state.phi);
-            let at = Upstream { theta, phi, images: x_p, rule: &MaskRule::BY_SCORE };
-            for (name, v) in [("mask.hypergrad_direct", &w), ("mask.hypergrad_indirect", &v1)] {
-                let gradient = lane.difference(&at, v, self.config.alpha)?;
-                report.set(name, layout(Level::Mask), &gradient, limits::FINITE_DIFFERENCE)?;
-            }
+    pub fn verify_on(&self, device: &dyn Device, num_threads: usize, how: How) -> Result<Vec<Check>, ModelError> {
+        let world = self.world(device, num_threads, how.precision)?;
+        let mut report = Report { golden: self, checks: Vec::new(), limits: Limits::of(how.precision) };
+        let (first, others) = how.forms();
+        report.iteration(&world, first)?;
+        for form in others {
+            report.form(&world, form)?;
         }
         Ok(report.checks)
     }
 
-    /// Runs `num_outer` outer iterations with the clean hypergradient, all on the file's batches. `see` gets the result
-    /// of each, and returns whether to continue.
+    /// Runs `num_outer` outer iterations with the first of the forms that [`Golden::verify`] would run, all on the
+    /// file's batches. `see` gets the result of each, and returns whether to continue.
     ///
     /// # Errors
     /// When the file lacks a tensor, its shapes do not fit, or the device fails.
@@ -315,13 +302,15 @@ impl Golden {
         &self,
         device: &dyn Device,
         num_threads: usize,
+        how: How,
         num_outer: u64,
         see: &mut dyn FnMut(&Lap) -> bool,
     ) -> Result<(), ModelError> {
-        let mut world = self.world(device, num_threads)?;
+        let mut world = self.world(device, num_threads, how.precision)?;
+        let (form, _) = how.forms();
         for outer in 0..num_outer {
             let mut lap = Lap { outer, ..Lap::default() };
-            let (lane, state) = world.iterate(self, &Clean, |event| {
+            let (lane, state) = world.iterate(self, form.get(), |event| {
                 match event {
                     Event::Scored(scored) => {
                         let scores = scored.weights().unwrap_or_default();
@@ -392,7 +381,7 @@ impl World {
             finetune: labelled((&self.finetune.0, &self.finetune.1)),
             validation: labelled((&self.validation.0, &self.validation.1)),
         };
-        let (mut lane, mut state, mut outcome) = (self.lane.fork(), self.state.clone(), Ok(()));
+        let (mut lane, mut state, mut outcome) = (self.lane.fork()?, self.state.clone(), Ok(()));
         outer_iteration(&mut *lane, &constants, &mut state, &batches, 0, &mut |event| {
             if outcome.is_ok() {
                 outcome = see(event);
@@ -405,6 +394,7 @@ impl World {
 struct Report<'a> {
     golden: &'a Golden,
     checks: Vec<Check>,
+    limits: Limits,
 }
 
 fn norm(values: &[f32]) -> f64 {
@@ -423,9 +413,109 @@ impl Report<'_> {
         }
     }
 
+    /// One outer iteration with `form`, of which everything is compared.
+    fn iteration(&mut self, world: &World, form: HypergradientChoice) -> Result<(), ModelError> {
+        let golden = self.golden;
+        let model = world.lane.model().clone();
+        let layout = |level| model.layout(level);
+        let Limits { value, score, gradient, after, after_mask, .. } = self.limits;
+        let mut k = 0;
+        let mut paths = None;
+        let (lane, state) = world.iterate(golden, form.get(), |event| match event {
+            Event::Scored(scored) => {
+                self.values(&format!("pretrain{k}.scores"), scored.weights().unwrap_or_default(), score)?;
+                let order = &scored.order;
+                let mask = (0..order.rank.len()).map(|i| f32::from(u8::from(order.is_masked(i))));
+                self.values(&format!("pretrain{k}.mask"), &mask.collect::<Vec<_>>(), 0.0)
+            }
+            Event::Pretrain(g) => {
+                let name = format!("pretrain{k}");
+                k += 1;
+                self.scalar(&format!("{name}.loss"), g.loss)?;
+                self.values(&format!("{name}.patch_loss"), &g.patch_loss.to_host()?, value)?;
+                self.set(&format!("{name}.grad"), layout(Level::Pretrain), &g.gradient, gradient)
+            }
+            Event::Finetune(g) => {
+                self.scalar("finetune.loss", g.loss)?;
+                self.set("finetune.grad", layout(Level::Finetune), &g.gradient, gradient)
+            }
+            Event::Direction(v) => {
+                paths = Some((v.v1.clone(), v.w.clone()));
+                self.scalar("mask.loss", v.loss)?;
+                self.set("mask.v_head", layout(Level::Finetune), &narrow(&v.v0).into(), gradient)?;
+                self.set("mask.v_encoder", layout(Level::Pretrain), &v.w, gradient)?;
+                self.set("mask.indirect", layout(Level::Pretrain), &v.v1, gradient)
+            }
+            Event::Hypergradient(g) => self.hypergradient(form, layout(Level::Mask), &g.gradient),
+        })?;
+        self.whole("after.pretrain", layout(Level::Pretrain), &state.theta, after)?;
+        self.whole("after.finetune", layout(Level::Finetune), &state.c, after)?;
+        self.whole("after.mask", layout(Level::Mask), &state.phi, after_mask)?;
+        if form == Choice::of(&Published) { self.paths(world, lane, &state, paths) } else { Ok(()) }
+    }
+
+    /// One outer iteration with `form`, of which the hypergradient and what leads to it are compared.
+    fn form(&mut self, world: &World, form: HypergradientChoice) -> Result<(), ModelError> {
+        let golden = self.golden;
+        let model = world.lane.model().clone();
+        let (gradient, is_published) = (self.limits.gradient, form == Choice::of(&Published));
+        let mut paths = None;
+        let (lane, state) = world.iterate(golden, form.get(), |event| match event {
+            Event::Direction(v) if is_published => {
+                paths = Some((v.v1.clone(), v.w.clone()));
+                self.set("mask.indirect", model.layout(Level::Pretrain), &v.v1, gradient)?;
+                self.rename_last("mask.indirect (published)");
+                Ok(())
+            }
+            Event::Hypergradient(g) => self.hypergradient(form, model.layout(Level::Mask), &g.gradient),
+            _ => Ok(()),
+        })?;
+        if is_published { self.paths(world, lane, &state, paths) } else { Ok(()) }
+    }
+
+    /// The hypergradient of a form against what it computes: the reference's difference, or its derivative.
+    fn hypergradient(
+        &mut self,
+        form: HypergradientChoice,
+        layout: &Layout,
+        gradient: &Vector,
+    ) -> Result<(), ModelError> {
+        let is_derivative = form == Choice::of(&Tangent);
+        if is_derivative {
+            self.set("mask.hypergrad_exact", layout, gradient, self.limits.gradient)?;
+            self.rename_last(&format!("mask.hypergrad_exact ({form})"));
+            return Ok(());
+        }
+        self.set("mask.hypergrad", layout, gradient, self.limits.difference)?;
+        self.rename_last(&format!("mask.hypergrad ({form})"));
+        if form == Choice::of(&Clean) {
+            self.set("mask.hypergrad_exact", layout, gradient, self.limits.difference)?;
+        }
+        Ok(())
+    }
+
+    /// The differences along each of the two paths, v1 and w.
+    fn paths(
+        &mut self,
+        world: &World,
+        mut lane: Box<dyn Lane>,
+        state: &State,
+        paths: Option<(Vector, Vector)>,
+    ) -> Result<(), ModelError> {
+        let (Some((v1, w)), Some(x_p)) = (paths, world.x_p.last()) else { return Ok(()) };
+        let model = lane.model().clone();
+        let (theta, phi) = (&state.theta, &world.state.phi);
+        let at = Upstream { theta, phi, images: x_p, rule: &MaskRule::BY_SCORE };
+        for (name, v) in [("mask.hypergrad_direct", &w), ("mask.hypergrad_indirect", &v1)] {
+            let gradient = lane.difference(&at, v, self.golden.config.alpha)?;
+            self.set(name, model.layout(Level::Mask), &gradient, self.limits.difference)?;
+        }
+        Ok(())
+    }
+
     fn scalar(&mut self, name: &str, ours: f64) -> Result<(), ModelError> {
         let expected = f64::from(self.golden.values(&format!("expect.{name}"), 1)?[0]);
-        self.push(name.into(), ((ours - expected) / expected).abs(), limits::VALUE);
+        self.push(name.into(), ((ours - expected) / expected).abs(), self.limits.value);
         Ok(())
     }
 

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use mlomae_device::Precision;
 use mlomae_model::algorithm::{Batches, Constants, Event, State, outer_iteration};
+use mlomae_model::choice::Named;
 use mlomae_model::config::PosEmbed;
 use mlomae_model::hypergradient::{Clean, Hypergradient, Published, Tangent};
 use mlomae_model::init::{normals, tensor_rng};
@@ -12,7 +12,7 @@ use mlomae_model::lane::{CpuLane, LabelledImages, Lane};
 use mlomae_model::levels::optimizer::{AdamW, AdamWConfig, DecayGroup};
 use mlomae_model::masking::{MASKINGS, MaskInput, MaskRule, MaskingChoice};
 use mlomae_model::tasks::{Noise, Targets};
-use mlomae_model::{Level, Model, ModelConfig, PerLevel, Vector};
+use mlomae_model::{Level, Model, ModelConfig, PerLevel, Precision, Vector};
 
 const BATCH: usize = 5;
 
@@ -118,27 +118,48 @@ fn error(a: &[f64], b: &[f64]) -> f64 {
     if difference == 0.0 { 0.0 } else { difference / norm.max(1e-12) }
 }
 
+/// Compares a GPU's results with those of the CPU in f32; `limit` is for everything but finite differences and what
+/// comes after them, which differ by their own noise.
+fn compare(masking: &str, input: MaskInput, form: &dyn Hypergradient, precision: Precision, limit: f64) {
+    let model = Arc::new(Model::new(&config(masking, input)).unwrap());
+    let mut gpu = CudaLane::open(&model, precision).unwrap();
+    let (ours, cpu) = (results(&mut gpu, form), results(&mut CpuLane::serial(model, 2), form));
+    assert_eq!(ours.len(), cpu.len());
+    let is_derivative = form.name() == Tangent.name();
+    // Later iterations start from weights that noise has moved.
+    let is_exact = is_derivative && precision == Precision::F32;
+    let comparable = ours.iter().zip(&cpu).take_while(|((name, _), _)| is_exact || name.starts_with('0'));
+    for ((name, a), (_, b)) in comparable {
+        let (error, limit) =
+            (error(a, b), if name.ends_with("hypergradient") && !is_derivative { 2e-2 } else { limit });
+        println!("{masking} {input:?} {} {precision} {name:26} {error:.1e}", form.name());
+        assert!(error <= limit, "{masking} {input:?} {} {precision} {name}: {error}", form.name());
+    }
+}
+
+const NETWORKS: [(&str, MaskInput); 5] = [
+    ("flat-mlp", MaskInput::Embedding),
+    ("flat-mlp", MaskInput::Pixels),
+    ("token-mlp", MaskInput::Embedding),
+    ("token-mlp", MaskInput::Pixels),
+    ("random", MaskInput::Pixels),
+];
+
 #[test]
 fn a_gpu_computes_what_the_cpu_does() {
     drop(mlomae_device::testing::gpu());
-    for (masking, input) in [
-        ("flat-mlp", MaskInput::Embedding),
-        ("flat-mlp", MaskInput::Pixels),
-        ("token-mlp", MaskInput::Embedding),
-        ("token-mlp", MaskInput::Pixels),
-        ("random", MaskInput::Pixels),
-    ] {
-        let forms: [&dyn Hypergradient; 3] = [&Tangent, &Clean, &Published];
-        for form in forms {
-            let model = Arc::new(Model::new(&config(masking, input)).unwrap());
-            let mut gpu = CudaLane::open(&model, Precision::F32).unwrap();
-            let (ours, cpu) = (results(&mut gpu, form), results(&mut CpuLane::serial(model, 2), form));
-            assert_eq!(ours.len(), cpu.len());
-            for ((name, a), (_, b)) in ours.iter().zip(&cpu) {
-                let (error, limit) = (error(a, b), if name.ends_with("hypergradient") { 2e-2 } else { 1e-4 });
-                println!("{masking} {input:?} {name:26} {error:.1e}");
-                assert!(error <= limit, "{masking} {input:?} {name}: {error}");
-            }
-        }
+    for (masking, input) in NETWORKS {
+        compare(masking, input, &Tangent, Precision::F32, 1e-4);
+    }
+    compare("flat-mlp", MaskInput::Embedding, &Clean, Precision::F32, 1e-4);
+    compare("token-mlp", MaskInput::Pixels, &Published, Precision::F32, 1e-4);
+}
+
+#[test]
+fn lower_precisions_round_products_alone() {
+    drop(mlomae_device::testing::gpu());
+    for (masking, input) in [NETWORKS[0], NETWORKS[3]] {
+        compare(masking, input, &Tangent, Precision::Tf32, 1e-2);
+        compare(masking, input, &Tangent, Precision::Bf16, 6e-2);
     }
 }

@@ -5,7 +5,10 @@ use std::path::Path;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use mlomae_model::golden::{Golden, GoldenTensor};
+use mlomae_model::Precision;
+use mlomae_model::choice::Choice;
+use mlomae_model::golden::{Golden, GoldenTensor, How};
+use mlomae_model::hypergradient::FORMS;
 use mlomae_model::lane::cpu::Cpus;
 use safetensors::{Dtype, SafeTensors};
 
@@ -33,13 +36,13 @@ fn load(name: &str) -> Golden {
 fn golden_files_are_met() {
     for name in ["tiny.safetensors", "rect.safetensors"] {
         let golden = load(name);
-        let checks = golden.verify(1).unwrap();
+        let checks = golden.verify(1, How::default()).unwrap();
         for check in &checks {
             println!("{name} {:60} {:9.2e} limit {:.0e} {}", check.quantity, check.error, check.limit, check.ok);
         }
         assert!(checks.iter().all(|c| c.ok), "{name}: {:#?}", checks.iter().filter(|c| !c.ok).collect::<Vec<_>>());
         assert!(checks.len() > 20);
-        let threaded = golden.verify(3).unwrap();
+        let threaded = golden.verify(3, How::default()).unwrap();
         for (a, b) in checks.iter().zip(&threaded) {
             assert_eq!(a.error.to_bits(), b.error.to_bits(), "{} differs between 1 and 3 threads", a.quantity);
         }
@@ -55,7 +58,7 @@ fn a_changed_weight_or_expectation_is_noticed() {
     ] {
         let mut golden = load("rect.safetensors");
         golden.tensors.get_mut(tensor).unwrap().values.iter_mut().for_each(|v| *v *= 1.01);
-        let checks = golden.verify(1).unwrap();
+        let checks = golden.verify(1, How::default()).unwrap();
         let hit = checks.iter().find(|c| c.quantity.starts_with(quantity)).unwrap();
         assert!(!hit.ok, "{tensor}: {hit:?}");
     }
@@ -78,7 +81,7 @@ fn trajectories_of_forty_outer_iterations_are_met() {
         let mut laps = Vec::new();
         let golden = load(&format!("{name}.safetensors"));
         golden
-            .trajectory(&Cpus, 2, 40, &mut |lap| {
+            .trajectory(&Cpus, 2, How::default(), 40, &mut |lap| {
                 laps.push(lap.clone());
                 true
             })
@@ -126,7 +129,7 @@ fn a_wide_head_is_verified_on_any_number_of_threads() {
     std::thread::spawn(move || {
         let golden = with_a_wide_head();
         for num_threads in [1, 2, 3] {
-            let checks = golden.verify(num_threads).unwrap();
+            let checks = golden.verify(num_threads, How::default()).unwrap();
             let errors: Vec<_> = checks.into_iter().map(|check| (check.quantity, check.error.to_bits())).collect();
             // The receiver is gone if the test timed out.
             let _ = sender.send(errors);
@@ -136,4 +139,30 @@ fn a_wide_head_is_verified_on_any_number_of_threads() {
     let (one, two, three) = (next(), next(), next());
     assert!(one.len() > 20, "{one:?}");
     assert!(one == two && one == three, "the number of threads changes nothing");
+}
+
+/// bf16 is held to wider limits, and still gives the same bits on any number of threads. Finite differences are noise
+/// there.
+#[test]
+fn golden_files_are_met_in_bf16() {
+    for name in ["tiny.safetensors", "rect.safetensors"] {
+        let golden = load(name);
+        let how = How { precision: Precision::Bf16, form: None };
+        let checks = golden.verify(1, how).unwrap();
+        for check in &checks {
+            println!("{name} {:60} {:9.2e} limit {:.0e} {}", check.quantity, check.error, check.limit, check.ok);
+        }
+        assert!(checks.iter().all(|c| c.ok), "{name}: {:#?}", checks.iter().filter(|c| !c.ok).collect::<Vec<_>>());
+        let threaded = golden.verify(3, how).unwrap();
+        for (a, b) in checks.iter().zip(&threaded) {
+            assert_eq!(a.error.to_bits(), b.error.to_bits(), "{} differs between 1 and 3 threads", a.quantity);
+        }
+        for form in FORMS {
+            let checks = golden.verify(2, How { form: Some(Choice::of(*form)), ..how }).unwrap();
+            for check in checks.iter().filter(|check| check.quantity.contains("hypergrad")) {
+                println!("{name} {:60} {:9.2e}", check.quantity, check.error);
+                assert_eq!(check.ok, form.name() == "tangent", "{name}: {check:?}");
+            }
+        }
+    }
 }

@@ -15,7 +15,8 @@ pub struct MethodConfig {
     /// Level-1 steps in one outer iteration.
     #[schemars(range(min = 1, max = 64))]
     pub unroll: u64,
-    /// How the gradient of the masking network is computed.
+    /// How the gradient of the masking network is computed. Where it is not given: `clean`, with
+    /// `compute.precision = "bf16"` `tangent`.
     pub hypergradient: HypergradientChoice,
     /// The downstream task of levels 2 and 3.
     pub task: TaskChoice,

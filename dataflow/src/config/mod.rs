@@ -21,6 +21,7 @@ mod tests;
 
 use std::fmt;
 
+use mlomae_model::Precision;
 use mlomae_model::lane::Engine;
 use mlomae_storage::escape::shortened;
 use schemars::JsonSchema;
@@ -70,7 +71,7 @@ pub struct Config {
     pub policy: LevelConfig,
     /// How long to train, and in what portions.
     pub train: TrainConfig,
-    /// How the levels compute.
+    /// How precisely the levels compute.
     pub compute: ComputeConfig,
     /// How the three levels overlap.
     pub pipeline: PipelineConfig,
@@ -245,6 +246,11 @@ impl Config {
         {
             table::merge(&mut merged, preset_table(preset));
         }
+        if let Some(precision) = table::get(&given, "compute.precision").and_then(toml::Value::as_str)
+            && let Some(precision) = Precision::by_name(precision)
+        {
+            table::merge(&mut merged, default_form_table(precision));
+        }
         // What the schema refused is left out, so that the relations between the other keys are
         // still checked.
         for error in &errors {
@@ -296,6 +302,13 @@ impl Config {
     pub const fn num_steps(&self) -> Step {
         Outer(self.train.outer_iterations).first_step(self.method.unroll)
     }
+}
+
+/// The form of the hypergradient that goes with a precision.
+fn default_form_table(precision: Precision) -> toml::Table {
+    let form = precision.default_hypergradient().name().into();
+    let method = toml::Table::from_iter([("hypergradient".to_owned(), form)]);
+    toml::Table::from_iter([("method".to_owned(), toml::Value::Table(method))])
 }
 
 fn preset_table(preset: Preset) -> toml::Table {

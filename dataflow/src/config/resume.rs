@@ -64,7 +64,7 @@ const FREE: [&str; 41] = [
 ];
 
 /// Keys that take effect and change results.
-const TOLD: [&str; 31] = [
+const TOLD: [&str; 32] = [
     "data.augment.crop",
     "data.augment.crop_padding",
     "data.augment.min_area",
@@ -73,6 +73,7 @@ const TOLD: [&str; 31] = [
     "mask.ratio",
     "mask.explore",
     "method.hypergradient",
+    "compute.precision",
     "method.multitask",
     "method.alpha",
     "method.head_dropout",

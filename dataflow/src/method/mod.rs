@@ -11,7 +11,7 @@ use mlomae_model::lane::Chosen;
 use mlomae_model::levels::optimizer::{AdamWConfig, Schedule};
 use mlomae_model::masking::{MaskRule, Needs};
 use mlomae_model::tasks::Noise;
-use mlomae_model::{Arena, Level, Model, ModelError, PerLevel};
+use mlomae_model::{Arena, Level, Model, ModelError, PerLevel, Precision};
 
 use crate::config::{CheckpointConfig, Config, LevelConfig};
 use crate::counts::{Outer, Step, Version};
@@ -35,6 +35,8 @@ pub struct Method {
     pub hypergradient: HypergradientChoice,
     /// Where the levels compute.
     pub engine: Chosen,
+    /// Precision of the networks' products.
+    pub precision: Precision,
     /// Control: the encoder keeps the perturbation of the finite difference.
     pub multitask: bool,
     /// α of the finite differences.
@@ -102,6 +104,13 @@ fn adamw(level: &LevelConfig) -> AdamWConfig {
 }
 
 impl Method {
+    /// What the levels compute in, in words, for the record of a run: on the CPU with the instructions that decide how
+    /// products round.
+    #[must_use]
+    pub fn arithmetic(&self) -> String {
+        if self.engine.device.is_host() { self.precision.arithmetic() } else { self.precision.name().to_owned() }
+    }
+
     /// The method of `config` with the networks of `model`.
     ///
     /// # Errors
@@ -109,6 +118,10 @@ impl Method {
     pub fn new(config: &Config, model: &ModelConfig, steps_per_epoch: u64) -> Result<Self, ModelError> {
         let unroll = config.method.unroll;
         let total_outer = Outer(config.train.outer_iterations);
+        let engine = config.engine.choose()?;
+        if let Some(problem) = engine.device.refuses(config.compute.precision) {
+            return Err(ModelError::Config(format!("compute.precision {}: {problem}", config.compute.precision)));
+        }
         Ok(Self {
             model: Arc::new(Model::new(model)?),
             seed: config.seed,
@@ -116,7 +129,8 @@ impl Method {
             lag: u64::from(config.pipeline.lag),
             total_outer,
             hypergradient: config.method.hypergradient,
-            engine: config.engine.choose()?,
+            engine,
+            precision: config.compute.precision,
             multitask: config.method.multitask,
             alpha: config.method.alpha,
             head_dropout: config.method.head_dropout,

@@ -5,7 +5,7 @@ use std::any::Any;
 use std::sync::Arc;
 
 use mlomae_model::choice::Named;
-use mlomae_model::golden::{Golden, GoldenTensor, Lap};
+use mlomae_model::golden::{Golden, GoldenTensor, How, Lap};
 use mlomae_model::lane::cpu::Cpus;
 use mlomae_model::lane::{
     Device, Direction, Downstream, FinetuneGradient, LabelledImages, Lane, LaneSize, Lanes, LanesSpec,
@@ -15,7 +15,7 @@ use mlomae_model::levels::optimizer::AdamW;
 use mlomae_model::masking::{MaskRule, Scored};
 use mlomae_model::tasks::Noise;
 use mlomae_model::vector::DeviceMemory;
-use mlomae_model::{Arena, Buffer, Model, ModelError, Params, Vector};
+use mlomae_model::{Arena, Buffer, Model, ModelError, Params, Precision, Vector};
 
 /// Memory behind the wall.
 #[derive(Debug)]
@@ -241,6 +241,10 @@ impl Device for Mirror {
         None
     }
 
+    fn refuses(&self, precision: Precision) -> Option<String> {
+        Cpus.refuses(precision)
+    }
+
     fn lanes(&self, spec: &LanesSpec) -> Result<Lanes, ModelError> {
         let Lanes { score, pretrain, finetune, mask } = Cpus.lanes(spec)?;
         let mirror = |lane| -> Box<dyn Lane> { Box::new(MirrorLane::new(lane)) };
@@ -252,9 +256,10 @@ impl Device for Mirror {
         model: &Arc<Model>,
         arena: &Arena,
         grain: usize,
+        precision: Precision,
         size: LaneSize,
     ) -> Result<Box<dyn Lane>, ModelError> {
-        Ok(Box::new(MirrorLane::new(Cpus.lane(model, arena, grain, size)?)))
+        Ok(Box::new(MirrorLane::new(Cpus.lane(model, arena, grain, precision, size)?)))
     }
 }
 
@@ -269,7 +274,7 @@ fn the_golden_file_holds_on_a_device_with_a_memory_of_its_own() {
     });
     let golden = Golden { config, tensors: tensors.collect() };
     let checks = |device: &dyn Device| -> Vec<(String, u64)> {
-        let checks = golden.verify_on(device, 2).expect("whole");
+        let checks = golden.verify_on(device, 2, How::default()).expect("whole");
         assert!(checks.iter().all(|check| check.ok), "{checks:?}");
         checks.into_iter().map(|check| (check.quantity, check.error.to_bits())).collect()
     };
@@ -280,7 +285,7 @@ fn the_golden_file_holds_on_a_device_with_a_memory_of_its_own() {
             laps.push(lap.clone());
             true
         };
-        golden.trajectory(device, 2, 2, &mut see).expect("whole");
+        golden.trajectory(device, 2, How::default(), 2, &mut see).expect("whole");
     }
     assert!(laps[0].len() == 2 && laps[0] == laps[1], "{laps:?}");
 }

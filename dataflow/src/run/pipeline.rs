@@ -108,6 +108,7 @@ impl Setup {
             model: method.model.clone(),
             arena: method.arena.clone(),
             grain: method.grain,
+            precision: method.precision,
             take_turns,
             score: LaneSize { num_threads, micro_batch },
             pretrain: encoder,

@@ -444,7 +444,8 @@ fn a_device_with_a_memory_of_its_own_has_the_same_features() {
     let Setup { method, load, state, .. } = setup(&config(&variant, 1, &[]), Memory::new(100), None);
     let size = LaneSize { num_threads: 1, micro_batch: 2 };
     let features = |device: &'static dyn Device| {
-        let mut lane = device.lane(&method.model, &method.arena, method.grain, size).expect("threads");
+        let mut lane =
+            device.lane(&method.model, &method.arena, method.grain, method.precision, size).expect("threads");
         Features::extract(&mut *lane, &state.theta, &load, &[0, 1, 2, 3, 4], 2, &mut |_, _| {}).expect("readable")
     };
     let (here, behind) = (features(&Cpus), features(&Mirror));

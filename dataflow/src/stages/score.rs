@@ -93,7 +93,7 @@ impl Stage for ScoreStage {
     }
 
     fn device_ns(&mut self) -> Option<u64> {
-        self.lane.device_ns()
+        self.lane.as_mut().ok()?.device_ns()
     }
 
     fn sample_ids(&mut self, _: u64, input: &ScoreInput) -> Vec<i64> {

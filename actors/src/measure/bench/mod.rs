@@ -69,7 +69,7 @@ pub fn bench(
         }
         // The machine's speed changes with its neighbours, so the peak is measured around each iteration.
         let peak = || match engine.device.is_host() {
-            true => kernels::peak_gflops(spec.workload.num_threads, PEAK_SECONDS)
+            true => kernels::peak_gflops(spec.workload.precision.factors(), spec.workload.num_threads, PEAK_SECONDS)
                 .map_err(|error| CliError::no_thread(&error)),
             false => Ok(f64::NAN),
         };
@@ -115,7 +115,8 @@ fn pipeline(workload: &WorkloadSpec, lag: u32, events: &EventQueue) -> Result<Me
 }
 
 fn prepare(workload: &WorkloadSpec, lag: u32) -> Result<Experiment, CliError> {
-    let WorkloadSpec { preset, batch, num_threads, micro_batch, baseline, engine } = *workload;
+    let WorkloadSpec { preset, batch, num_threads, micro_batch, baseline, engine, precision, hypergradient } =
+        *workload;
     let mut config = Config::resolve(&ConfigInputs::default().preset(preset))?;
     config.data.format = FormatName::parse("synthetic")?;
     config.data.synthetic.num_classes = 10;
@@ -127,6 +128,8 @@ fn prepare(workload: &WorkloadSpec, lag: u32) -> Result<Experiment, CliError> {
     config.mask.strategy = strategy(baseline);
     config.engine = engine;
     config.pipeline.lag = lag;
+    config.compute.precision = precision;
+    config.method.hypergradient = hypergradient;
     for level in [&mut config.pretrain, &mut config.finetune, &mut config.policy] {
         level.batch = batch;
     }

@@ -11,6 +11,7 @@ use super::pack::{Contiguous, NoTile, Packing, Side, Transposed};
 use super::queue::{Panels, Queue};
 use super::rows::{Rows, Summed};
 use super::tiles::{Interleaved, Tiles};
+use crate::bf16::Factors;
 use crate::product::{Place, Product, split};
 use crate::scratch::with_scratch;
 use crate::x86::Avx512;
@@ -21,19 +22,18 @@ pub(crate) fn suits(p: &Product) -> bool {
     p.k >= MIN_K
 }
 
-/// Computes `p` with `num_parts` bf16 parts for a factor, 1 to 3.
+/// Computes `p`: with one bf16 part for a factor, or with three, which hold all bits of an `f32`.
 ///
 /// # Safety
 /// As [`crate::gemm::gemm`]; [`super::is_available`] must hold, and the processor must have AVX-512 F, VL,
 /// BW and DQ.
-pub(crate) unsafe fn gemm(p: &Product, num_parts: usize) {
+pub(crate) unsafe fn gemm(p: &Product, factors: Factors) {
     // SAFETY: multiply() of matmul.rs passes matrices that run() checked, and calls this only where isa()
     // is AMX.
     unsafe {
-        match num_parts {
-            1 => gemm_in::<1>(p),
-            2 => gemm_in::<2>(p),
-            _ => gemm_in::<MAX_PARTS>(p),
+        match factors {
+            Factors::Bf16 => gemm_in::<1>(p),
+            Factors::F32 => gemm_in::<MAX_PARTS>(p),
         }
     }
 }

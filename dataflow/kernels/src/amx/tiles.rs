@@ -184,19 +184,6 @@ impl Tiles {
                         load 5 a 3072, times 2 5 6, slot 2, times 3 5 7, slot 3,
                     );
                 }
-                2 => {
-                    schedule!(self, a, b, work, 12;
-                        // high · middle
-                        load 6 b 1024, load 4 a 0, times 0 4 6, slot 0, load 7 b 4096, times 1 4 7, slot 1,
-                        load 5 a 3072, times 2 5 6, slot 2, load 6 b 0, times 3 5 7, slot 3,
-                        // high · high
-                        load 7 b 3072, times 0 4 6, slot 4, times 1 4 7, slot 5,
-                        load 4 a 1024, times 2 5 6, slot 6, times 3 5 7, slot 7,
-                        // middle · high
-                        load 5 a 4096, times 0 4 6, slot 8, times 1 4 7, slot 9,
-                        times 2 5 6, slot 10, times 3 5 7, slot 11,
-                    );
-                }
                 _ => {
                     schedule!(self, a, b, work, 24;
                         // high · low
@@ -235,15 +222,6 @@ impl Tiles {
                 1 => {
                     schedule!(self, a, b, work, 2;
                         load 6 b 0, load 4 a 0, times 0 4 6, slot 0, load 7 b 3072, times 1 4 7, slot 1,
-                    );
-                }
-                2 => {
-                    schedule!(self, a, b, work, 6;
-                        // high · middle
-                        load 6 b 1024, load 4 a 0, times 0 4 6, slot 0, load 7 b 4096, times 1 4 7, slot 1,
-                        // high · high, middle · high
-                        load 6 b 0, times 0 4 6, slot 2, load 7 b 3072, times 1 4 7, slot 3,
-                        load 5 a 1024, times 0 5 6, slot 4, times 1 5 7, slot 5,
                     );
                 }
                 _ => {

@@ -18,6 +18,7 @@ use crate::masking::{MaskRule, Needs, Scored};
 use crate::model::Model;
 use crate::parallel::arena::{Arena, Params};
 use crate::parallel::compute::Compute;
+use crate::precision::Precision;
 use crate::tasks::Noise;
 use crate::vector::Vector;
 
@@ -222,6 +223,10 @@ impl Device for Cpus {
         true
     }
 
+    fn refuses(&self, precision: Precision) -> Option<String> {
+        (precision == Precision::Tf32).then(|| "the processor has no tf32; it has f32 and bf16".to_owned())
+    }
+
     /// Where the levels take turns they share one thread pool, as large as the largest; otherwise each has its own.
     /// Level 1 waits for scores that read the newest θ, so the scorer shares its pool; other scores run ahead on one
     /// thread. Results depend on neither.
@@ -240,7 +245,8 @@ impl Device for Cpus {
             Needs::Pixels | Needs::Nothing => compute(1)?,
         };
         let lane = |compute: &Compute, size: LaneSize| -> Box<dyn Lane> {
-            Box::new(CpuLane::new(Cpu::new(spec.model.clone(), compute.with_micro_batch(size.micro_batch))))
+            let cpu = Cpu::new(spec.model.clone(), compute.with_micro_batch(size.micro_batch));
+            Box::new(CpuLane::new(cpu.with_precision(spec.precision)))
         };
         Ok(Lanes {
             score: lane(&score, spec.score),
@@ -255,9 +261,10 @@ impl Device for Cpus {
         model: &Arc<Model>,
         arena: &Arena,
         grain: usize,
+        precision: Precision,
         size: LaneSize,
     ) -> Result<Box<dyn Lane>, ModelError> {
         let compute = Compute::new(size.num_threads, grain, arena.clone())?.with_micro_batch(size.micro_batch);
-        Ok(Box::new(CpuLane::new(Cpu::new(model.clone(), compute))))
+        Ok(Box::new(CpuLane::new(Cpu::new(model.clone(), compute).with_precision(precision))))
     }
 }

@@ -164,6 +164,7 @@ mod tests {
     use crate::choice::Named;
     use crate::model::Model;
     use crate::parallel::arena::Arena;
+    use crate::precision::Precision;
 
     /// A device that is never opened: what it lacks, and what it says of itself.
     struct Card(Option<&'static str>, &'static str);
@@ -184,10 +185,20 @@ mod tests {
         fn description(&self) -> String {
             self.1.to_owned()
         }
+        fn refuses(&self, _: Precision) -> Option<String> {
+            None
+        }
         fn lanes(&self, _: &LanesSpec) -> Result<Lanes, ModelError> {
             unreachable!("never opened")
         }
-        fn lane(&self, _: &Arc<Model>, _: &Arena, _: usize, _: LaneSize) -> Result<Box<dyn Lane>, ModelError> {
+        fn lane(
+            &self,
+            _: &Arc<Model>,
+            _: &Arena,
+            _: usize,
+            _: Precision,
+            _: LaneSize,
+        ) -> Result<Box<dyn Lane>, ModelError> {
             unreachable!("never opened")
         }
     }

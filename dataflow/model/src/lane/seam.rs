@@ -10,6 +10,7 @@ use crate::levels::optimizer::AdamW;
 use crate::masking::{MaskRule, Scored};
 use crate::model::Model;
 use crate::parallel::arena::Arena;
+use crate::precision::Precision;
 use crate::tasks::{Noise, Targets};
 use crate::vector::Vector;
 
@@ -313,6 +314,8 @@ pub struct LanesSpec {
     pub arena: Arena,
     /// Images of a grain, the unit of every sum (see [`parallel`](crate::parallel)); it decides rounding.
     pub grain: usize,
+    /// Precision of the networks' products.
+    pub precision: Precision,
     /// Whether the levels never compute at the same time (policy lag 0), so that they may share threads.
     pub take_turns: bool,
     /// Of the scorer. Level 1 waits for it where scores need the newest θ.
@@ -358,6 +361,8 @@ pub struct MemorySpec<'a> {
     pub lag: u64,
     /// Whether level 3 differentiates in forward mode, which keeps derivatives beside the activations.
     pub is_tangent: bool,
+    /// Precision of the networks' products.
+    pub precision: Precision,
 }
 
 /// A device as an entry of [`DEVICES`](super::DEVICES).
@@ -385,6 +390,9 @@ pub trait Device: Named {
         None
     }
 
+    /// Why the device cannot compute in `precision`, as one line for the user that says which it can; none if it can.
+    fn refuses(&self, precision: Precision) -> Option<String>;
+
     /// The lanes of a run. They may share threads, streams and memory as `spec` allows, but no result may depend on it.
     ///
     /// # Errors
@@ -400,6 +408,7 @@ pub trait Device: Named {
         model: &Arc<Model>,
         arena: &Arena,
         grain: usize,
+        precision: Precision,
         size: LaneSize,
     ) -> Result<Box<dyn Lane>, ModelError>;
 }

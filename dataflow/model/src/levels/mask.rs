@@ -129,7 +129,7 @@ pub fn along(
     rule: &MaskRule,
     alpha: f64,
 ) -> Result<Buffer, ModelError> {
-    let Cpu { compute, model, collective } = cpu;
+    let Cpu { compute, model, collective, .. } = cpu;
     let mut hypergradient = compute.arena.zeros(phi.len());
     let norm = norm(compute, v);
     if norm == 0.0 {
@@ -161,7 +161,7 @@ pub fn tangent(
     images: &[f32],
     rule: &MaskRule,
 ) -> Result<Buffer, ModelError> {
-    let Cpu { compute, model, collective } = cpu;
+    let Cpu { compute, model, collective, .. } = cpu;
     let mut hypergradient = compute.arena.zeros(phi.len());
     let Scored { trace, order } = score(cpu, Some(theta), phi, images, rule)?;
     let Some(trace) = trace else { return Ok(hypergradient) };

@@ -20,10 +20,12 @@ pub mod vectors;
 
 use std::sync::Arc;
 
+use crate::engine::dfdx_cpu::DfdxCpu;
 use crate::model::Model;
 use crate::parallel::arena::Arena;
 use crate::parallel::collective::{Collective, Local};
 use crate::parallel::compute::Compute;
+use crate::precision::Precision;
 use crate::tasks::Targets;
 
 /// Threads, memory and networks for the functions of the levels. Cloning shares all of it.
@@ -35,13 +37,32 @@ pub struct Cpu {
     pub model: Arc<Model>,
     /// The other ranks of the run.
     pub collective: Arc<dyn Collective>,
+    /// Precision of the products of encoder and decoder.
+    pub precision: Precision,
 }
 
 impl Cpu {
-    /// The levels of `model` on the threads of `compute`, in a run of one rank.
+    /// The levels of `model` on the threads of `compute`, in a run of one rank and in `f32`.
     #[must_use]
     pub fn new(model: Arc<Model>, compute: Compute) -> Self {
-        Cpu { compute, model, collective: Arc::new(Local) }
+        Cpu { compute, model, collective: Arc::new(Local), precision: Precision::F32 }
+    }
+
+    /// The same in another precision.
+    #[must_use]
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Cpu { precision, ..self }
+    }
+
+    /// An engine for a pass without gradients.
+    pub(crate) fn forward_only(&self) -> DfdxCpu {
+        DfdxCpu::forward_only(self.arena()).with_factors(self.precision.factors())
+    }
+
+    /// An engine that records a pass over `num_images` images for the gradients.
+    pub(crate) fn recording(&self, num_images: usize) -> DfdxCpu {
+        let engine = DfdxCpu::recording(self.arena(), num_images, self.compute.grain());
+        engine.with_factors(self.precision.factors())
     }
 
     /// The memory pool of `compute`.

@@ -55,7 +55,7 @@ pub fn features(cpu: &Cpu, theta: &Params, images: &[f32]) -> Result<Taps, Model
     let pieces = compute.micro_batches(images.len() / values);
     let parts = compute.map(pieces.len(), |i| {
         let part = &images[pieces[i].start * values..pieces[i].end * values];
-        let mut e = DfdxCpu::forward_only(&compute.arena);
+        let mut e = cpu.forward_only();
         let z = forward(cpu, &mut e, theta, part, false, cpu.model.task.reads());
         z.iter().map(|z| e.values(z).to_vec()).collect()
     });
@@ -71,7 +71,7 @@ pub fn cls(cpu: &Cpu, theta: &Params, images: &[f32]) -> Result<Vec<f32>, ModelE
     let pieces = compute.micro_batches(images.len() / values);
     let parts = compute.map(pieces.len(), |i| {
         let part = &images[pieces[i].start * values..pieces[i].end * values];
-        let mut e = DfdxCpu::forward_only(&compute.arena);
+        let mut e = cpu.forward_only();
         let z = forward(cpu, &mut e, theta, part, false, &[Tap::Cls]);
         e.values(&z[0]).to_vec()
     });
@@ -140,7 +140,7 @@ impl Passes {
         let (cpu, piece) = (&self.cpu, &self.pieces[i]);
         let values = cpu.model.config.image_values();
         let images = &images[piece.start * values..piece.end * values];
-        let mut engine = DfdxCpu::recording(&cpu.compute.arena, piece.len(), cpu.compute.grain());
+        let mut engine = cpu.recording(piece.len());
         engine.sum_into(Level::Pretrain, &self.sum, i);
         let z = forward(cpu, &mut engine, theta, images, true, cpu.model.task.reads());
         let taps = z.iter().map(|z| engine.values(z).to_vec()).collect();

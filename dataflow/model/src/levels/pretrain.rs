@@ -6,7 +6,6 @@ use mlomae_kernels::{self as kernels, Mat};
 
 use super::Cpu;
 use super::score::patches;
-use crate::engine::dfdx_cpu::DfdxCpu;
 use crate::engine::tangent::Tangent;
 use crate::engine::{Engine, HostIo, Tape, TokenOrder};
 use crate::error::ModelError;
@@ -74,7 +73,7 @@ pub fn gradient(
     images: &[f32],
     scored: &Scored,
 ) -> Result<Gradient, ModelError> {
-    let Cpu { compute, model, collective } = cpu;
+    let Cpu { compute, model, collective, .. } = cpu;
     let (c, order) = (&model.config, &scored.order);
     let (num_patches, num_masked) = (c.num_patches(), num_masked(cpu, order));
     let inverse = 1.0 / num_masked as f32;
@@ -84,7 +83,7 @@ pub fn gradient(
     let losses = compute.map(pieces.len(), |i| {
         let piece = pieces[i].clone();
         let images = &images[piece.start * c.image_values()..piece.end * c.image_values()];
-        let mut e = DfdxCpu::recording(&compute.arena, piece.len(), compute.grain());
+        let mut e = cpu.recording(piece.len());
         e.sum_into(Level::Pretrain, &sum, i);
         let loss = patch_loss(cpu, &mut e, theta, images, &order.slice(piece.clone()), true);
         let weights = &weights[piece.start * num_patches..piece.end * num_patches];
@@ -177,7 +176,7 @@ fn patch_values<const N: usize>(
 #[must_use]
 pub fn patch_losses(cpu: &Cpu, theta: &Params, images: &[f32], order: &TokenOrder) -> Buffer {
     let [losses] = patch_values(cpu, images, order, |images, order| {
-        let mut e = DfdxCpu::forward_only(cpu.arena());
+        let mut e = cpu.forward_only();
         [patch_loss(cpu, &mut e, theta, images, order, false).shared()]
     });
     losses
@@ -194,9 +193,9 @@ pub fn patch_loss_tangents(
     order: &TokenOrder,
 ) -> (Buffer, Buffer) {
     let [losses, tangents] = patch_values(cpu, images, order, |images, order| {
-        let mut moving = DfdxCpu::forward_only(cpu.arena());
+        let mut moving = cpu.forward_only();
         moving.bind(Level::Pretrain, v, false);
-        let mut e = Tangent::new(DfdxCpu::forward_only(cpu.arena()), moving, cpu.model.vit.encoder_len);
+        let mut e = Tangent::new(cpu.forward_only(), moving, cpu.model.vit.encoder_len);
         let pair = patch_loss(cpu, &mut e, theta, images, order, false);
         [pair.value.shared(), pair.tangent.map(|tangent| tangent.shared()).unwrap_or_default()]
     });
@@ -208,7 +207,7 @@ pub fn patch_loss_tangents(
 #[must_use]
 pub fn reconstruct(cpu: &Cpu, theta: &Params, images: &[f32], order: &Arc<TokenOrder>) -> Vec<f32> {
     let c = &cpu.model.config;
-    let mut e = DfdxCpu::forward_only(cpu.arena());
+    let mut e = cpu.forward_only();
     e.bind(Level::Pretrain, theta, false);
     let rows = order.batch() * c.num_patches();
     let input = e.constant(patches(cpu, images), rows, c.patch_values());

@@ -14,5 +14,7 @@ pub mod order;
 pub mod random;
 pub mod token;
 
-pub use kind::{Kept, MaskInput, MaskNetwork, MaskRule, Masking, MaskingFacts, MaskingKind, Needs, NetworkRows, Scored, Trace};
+pub use kind::{
+    Kept, MaskInput, MaskNetwork, MaskRule, Masking, MaskingFacts, MaskingKind, Needs, NetworkRows, Scored, Trace,
+};
 pub use list::{MASKINGS, MaskingChoice};

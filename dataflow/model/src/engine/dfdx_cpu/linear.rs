@@ -8,7 +8,7 @@ use super::tape::{Grads, SharedSink, Slot};
 use super::{CpuTensor, DfdxCpu, Grains};
 use crate::layout::LinearWeights;
 use crate::parallel::arena::{Arena, Buffer, Params};
-use mlomae_kernels::{self as kernels, Epilogue, Mat};
+use mlomae_kernels::{self as kernels, Epilogue, Factors, Mat};
 
 /// What the backward pass of a linear layer needs for the gradients of weight and bias, apart from its input.
 pub(super) struct WeightGradient {
@@ -18,6 +18,7 @@ pub(super) struct WeightGradient {
     rows: usize,
     arena: Arena,
     grains: Grains,
+    factors: Factors,
 }
 
 impl WeightGradient {
@@ -31,7 +32,7 @@ impl WeightGradient {
             let a = Mat { data: &dy[grains.values(grain, self.rows, w.outputs)], ld: w.outputs, trans: true };
             let b = Mat { data: &x[grains.values(grain, self.rows, w.inputs)], ld: w.inputs, trans: false };
             let num_rows = grains.rows(grain, self.rows).len();
-            kernels::matmul(dw, w.inputs, a, b, w.outputs, w.inputs, num_rows, false);
+            kernels::matmul_in(self.factors, dw, w.inputs, a, b, w.outputs, w.inputs, num_rows, false);
         });
         sink.sum(&w.bias, grains.num(), |grain, db| {
             kernels::bias_grad(db, &dy[grains.values(grain, self.rows, w.outputs)], false);
@@ -61,7 +62,8 @@ impl LinearGradient {
         if let Some(slot) = &self.x_slot {
             slot.accumulate(grads, &layer.arena, |dx, accumulate| {
                 let (a, b) = layer.input_factors(dy);
-                kernels::matmul(dx, layer.w.inputs, a, b, layer.rows, layer.w.inputs, layer.w.outputs, accumulate);
+                let (inputs, outputs) = (layer.w.inputs, layer.w.outputs);
+                kernels::matmul_in(layer.factors, dx, inputs, a, b, layer.rows, inputs, outputs, accumulate);
             })?;
         }
         Ok(())
@@ -73,7 +75,7 @@ impl DfdxCpu {
     fn product(&self, y: &mut Buffer, x: &CpuTensor, w: &LinearWeights, epilogue: Epilogue<'_>) {
         let a = Mat { data: &x.values, ld: w.inputs, trans: false };
         let b = Mat { data: &self.params_of(w.weight.level)[w.weight.range()], ld: w.inputs, trans: true };
-        kernels::matmul_with(y, w.outputs, a, b, x.rows, w.outputs, w.inputs, epilogue);
+        kernels::matmul_with(self.factors, y, w.outputs, a, b, x.rows, w.outputs, w.inputs, epilogue);
     }
 
     pub(super) fn weight_gradient(&self, w: &LinearWeights, rows: usize) -> WeightGradient {
@@ -84,6 +86,7 @@ impl DfdxCpu {
             rows,
             arena: self.arena.clone(),
             grains: self.grains,
+            factors: self.factors,
         }
     }
 
@@ -163,7 +166,7 @@ impl DfdxCpu {
             let (a, b) = second.input_factors(&dy);
             let (inputs, outputs) = (second.w.inputs, second.w.outputs);
             let epilogue = Epilogue::GeluGrad(&mut hidden);
-            kernels::matmul_with(&mut dhidden, inputs, a, b, second.rows, inputs, outputs, epilogue);
+            kernels::matmul_with(second.factors, &mut dhidden, inputs, a, b, second.rows, inputs, outputs, epilogue);
             second.run(&dy, &hidden);
             drop(hidden);
             first.run(grads, &dhidden)?;

@@ -21,7 +21,7 @@ use crate::layout::{LinearWeights, NormWeights, Weight};
 use crate::level::{Level, PerLevel};
 use crate::parallel::arena::{Arena, Buffer, Params};
 use crate::parallel::sum::{OrderedSum, Tree};
-use mlomae_kernels as kernels;
+use mlomae_kernels::{self as kernels, Factors};
 
 use tape::{Record, SharedSink, Sink, Slot};
 
@@ -54,6 +54,8 @@ pub struct DfdxCpu {
     /// The tape; none in a pass without gradients.
     record: Option<Record>,
     grains: Grains,
+    /// What the factors of products are rounded to.
+    factors: Factors,
 }
 
 /// The grains of a micro-batch. Gradients of weights are summed within each grain first, then over grains by [`Tree`].
@@ -110,7 +112,14 @@ impl DfdxCpu {
             sums: PerLevel::default(),
             record: None,
             grains: Grains { num_images: 1, grain: 1 },
+            factors: Factors::F32,
         }
+    }
+
+    /// The same with the factors of products rounded.
+    #[must_use]
+    pub fn with_factors(self, factors: Factors) -> Self {
+        DfdxCpu { factors, ..self }
     }
 
     fn params_of(&self, level: Level) -> &Params {

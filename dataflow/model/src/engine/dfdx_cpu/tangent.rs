@@ -35,9 +35,10 @@ impl Derivatives for DfdxCpu {
             Some(residual) => self.arena.copy_of(&residual.values),
             None => self.arena.take(rows * n),
         };
+        let factors = self.factors;
         let product = |dy: &mut [f32], x: &[f32], weight: &[f32], accumulate: bool| {
             let (a, b) = (Mat { data: x, ld: k, trans: false }, Mat { data: weight, ld: k, trans: true });
-            kernels::matmul(dy, n, a, b, rows, n, k, accumulate);
+            kernels::matmul_in(factors, dy, n, a, b, rows, n, k, accumulate);
         };
         product(&mut dy, &dx.values, &self.params_of(w.weight.level)[w.weight.range()], residual.is_some());
         if let Some(moving) = moving {

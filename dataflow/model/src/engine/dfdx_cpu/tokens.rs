@@ -37,7 +37,7 @@ impl DfdxCpu {
         let mut embedded = self.arena.take(rows * dim);
         let a = Mat { data: &visible, ld: values, trans: false };
         let b = Mat { data: &params[w.proj.weight.range()], ld: values, trans: true };
-        kernels::matmul(&mut embedded, dim, a, b, rows, dim, values, false);
+        kernels::matmul_in(self.factors, &mut embedded, dim, a, b, rows, dim, values, false);
         kernels::add_bias(&mut embedded, &params[w.proj.bias.range()]);
         let (cls, pos) = (&params[w.cls.range()], &params[w.pos.range()]);
         let mut x = self.arena.take(batch * (1 + num_visible) * dim);

@@ -2,15 +2,17 @@
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use mlomae_device::{Precision, Priority, survey};
+use mlomae_device::{Priority, survey};
 
 use super::lane::CudaLane;
+use super::memory::needed_bytes;
 use super::vector::Home;
 use crate::choice::Named;
 use crate::error::ModelError;
-use crate::lane::{Device, Lane, LaneSize, Lanes, LanesSpec};
+use crate::lane::{Device, DeviceMemoryBound, Lane, LaneSize, Lanes, LanesSpec, MemorySpec};
 use crate::model::Model;
 use crate::parallel::arena::Arena;
+use crate::precision::Precision;
 
 /// NVIDIA GPUs.
 #[derive(Debug)]
@@ -42,10 +44,38 @@ impl Device for Cuda {
         survey().problem.clone()
     }
 
+    /// Everything that decides which algorithms are chosen.
+    fn description(&self) -> String {
+        let found = survey();
+        let Some(gpu) = found.devices.first() else { return String::new() };
+        let version = |name: &str| {
+            let library = found.libraries.iter().find(|library| library.name == name);
+            library.and_then(|library| library.version.clone()).unwrap_or_else(|| "unknown".to_owned())
+        };
+        format!(
+            "{}, {} SMs, driver {}, libnvrtc {}, libcublasLt {}",
+            gpu.name,
+            gpu.num_sms,
+            gpu.driver_version,
+            version("libnvrtc"),
+            version("libcublasLt")
+        )
+    }
+
+    fn memory_bound(&self, spec: &MemorySpec<'_>) -> Option<DeviceMemoryBound> {
+        let (free, _) = home().ok()?.gpu.memory().ok()?;
+        Some(DeviceMemoryBound { needed_bytes: needed_bytes(spec), available_bytes: free })
+    }
+
+    fn refuses(&self, _: Precision) -> Option<String> {
+        None
+    }
+
+    /// The encoder waits for scores, and the other levels for the encoder: these two come first where both have work.
     fn lanes(&self, spec: &LanesSpec) -> Result<Lanes, ModelError> {
         let home = home()?;
         let lane = |priority| -> Result<Box<dyn Lane>, ModelError> {
-            Ok(Box::new(CudaLane::new(&home, &spec.model, Precision::F32, priority)?))
+            Ok(Box::new(CudaLane::new(&home, &spec.model, of_device(spec.precision), priority)?))
         };
         Ok(Lanes {
             score: lane(Priority::High)?,
@@ -55,7 +85,23 @@ impl Device for Cuda {
         })
     }
 
-    fn lane(&self, model: &Arc<Model>, _: &Arena, _: usize, _: LaneSize) -> Result<Box<dyn Lane>, ModelError> {
-        Ok(Box::new(CudaLane::new(&home()?, model, Precision::F32, Priority::Normal)?))
+    fn lane(
+        &self,
+        model: &Arc<Model>,
+        _: &Arena,
+        _: usize,
+        precision: Precision,
+        _: LaneSize,
+    ) -> Result<Box<dyn Lane>, ModelError> {
+        Ok(Box::new(CudaLane::open(model, precision)?))
+    }
+}
+
+/// The precision as the device's streams take it.
+pub(super) const fn of_device(precision: Precision) -> mlomae_device::Precision {
+    match precision {
+        Precision::F32 => mlomae_device::Precision::F32,
+        Precision::Tf32 => mlomae_device::Precision::Tf32,
+        Precision::Bf16 => mlomae_device::Precision::Bf16,
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use mlomae_device::ops::{AdamWPieces, AdamWStep};
 use mlomae_device::{Mem, Precision, Priority, Stream};
 
+use super::device::{home, of_device};
 use super::levels::Recorded;
 use super::vector::{GpuVector, Home, mem};
 use crate::error::ModelError;
@@ -57,8 +58,8 @@ impl CudaLane {
     ///
     /// # Errors
     /// When the machine has none that can be used, or it fails.
-    pub fn open(model: &Arc<Model>, precision: Precision) -> Result<Self, ModelError> {
-        Self::new(&super::device::home()?, model, precision, Priority::Normal)
+    pub fn open(model: &Arc<Model>, precision: crate::Precision) -> Result<Self, ModelError> {
+        Self::new(&home()?, model, of_device(precision), Priority::Normal)
     }
 
     /// A result that others may read: waits for the stream.
@@ -304,6 +305,10 @@ impl Lane for CudaLane {
 
     fn first_non_finite(&mut self, x: &Vector) -> Result<Option<(usize, f32)>, ModelError> {
         Ok(self.stream.first_non_finite(mem(x)?.view())?)
+    }
+
+    fn device_ns(&mut self) -> Option<u64> {
+        Some(self.stream.busy_ns())
     }
 
     fn allocated_bytes(&self) -> u64 {

@@ -130,7 +130,12 @@ impl CudaLane {
     }
 
     /// Predicted patches on the host.
-    pub(super) fn predicted(&self, theta: &Mem<f32>, images: &Mem<f32>, order: &GpuOrder) -> Result<Vec<f32>, ModelError> {
+    pub(super) fn predicted(
+        &self,
+        theta: &Mem<f32>,
+        images: &Mem<f32>,
+        order: &GpuOrder,
+    ) -> Result<Vec<f32>, ModelError> {
         let mut e = GpuTape::forward_only(&self.stream);
         e.bind(Level::Pretrain, theta, false);
         let input = self.input(&e, images);
@@ -171,11 +176,8 @@ impl CudaLane {
     /// The taps as the task reads them.
     fn tokens<'a>(&self, taps: &'a [Vec<f32>]) -> Vec<Tokens<'a>> {
         let c = &self.model.config;
-        let of = |(tap, values): (&Tap, &'a Vec<f32>)| Tokens {
-            per_image: tap.tokens(c.num_patches()),
-            dim: c.dim,
-            values,
-        };
+        let of =
+            |(tap, values): (&Tap, &'a Vec<f32>)| Tokens { per_image: tap.tokens(c.num_patches()), dim: c.dim, values };
         self.model.task.reads().iter().zip(taps).map(of).collect()
     }
 

@@ -10,6 +10,7 @@
 mod device;
 mod lane;
 mod levels;
+mod memory;
 mod network;
 mod scoring;
 mod vector;
