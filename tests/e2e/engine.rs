@@ -62,7 +62,7 @@ fn an_engine_is_said_at_the_start_and_one_that_is_not_here_is_refused_on_a_line(
     );
     for args in [&["eval", "knn", "run"][..], &["visualize", "run"]] {
         let ended = place.run(args);
-        assert!(ended.code == Some(0) && ended.err.contains("engine cpu: as configured"), "{ended:#?}");
+        assert_eq!((ended.code, &*ended.err), (Some(0), ""), "nothing new is said");
         let ended = place.run(&[args, &["--set", "engine=abacus"]].concat());
         assert!(
             ended.code == Some(78) && ended.err.contains("engine = \"abacus\": not an allowed value"),
@@ -70,7 +70,7 @@ fn an_engine_is_said_at_the_start_and_one_that_is_not_here_is_refused_on_a_line(
         );
     }
     for name in ["engine", "compute.device"] {
-        let lines = place.fail(78, &["train", "tiny.toml", "--set", &format!("{name}=abacus")]);
+        let lines = place.fail(78, &["train", "--set", &format!("{name}=abacus")]);
         assert!(lines.len() == 1 && lines[0].starts_with(&format!("{name} = \"abacus\": not an")), "{lines:?}");
     }
     if place.run(&["gpu", "info"]).code == Some(1) {

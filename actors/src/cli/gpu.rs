@@ -152,6 +152,6 @@ no GPU can be used: libnvrtc not found";
         let found = survey();
         let json = serde_json::to_value(&found).expect("JSON");
         assert!(json["libraries"].is_array() && json["devices"].is_array() && json.get("problem").is_some(), "{json}");
-        assert_eq!(found.problem.is_none(), !found.devices.is_empty(), "a GPU is there or something is missing");
+        assert!(found.problem.is_some() || !found.devices.is_empty(), "a GPU is there or something is missing");
     }
 }

@@ -28,8 +28,10 @@ pub struct Chosen {
     pub device: DeviceChoice,
     /// [`Device::description`] of it.
     pub description: String,
-    /// Why it and no other, as text for people; empty where there is nothing to say.
+    /// Why none that is preferred, as text for people; empty where there is nothing to say.
     pub why: String,
+    /// Whether it was asked for by name.
+    pub is_asked_for: bool,
 }
 
 impl Engine {
@@ -73,7 +75,10 @@ impl Engine {
         };
         match self {
             Engine::Of(device) => match device.problem() {
-                None => Ok(Chosen { device, description: device.description(), why: "as configured".to_owned() }),
+                None => {
+                    let description = device.description();
+                    Ok(Chosen { device, description, why: String::new(), is_asked_for: true })
+                }
                 Some(problem) => Err(refuse(problem)),
             },
             Engine::Auto => {
@@ -83,7 +88,8 @@ impl Engine {
                         Some(problem) => problems.push(problem),
                         None => {
                             let (device, description) = (DeviceChoice::of(*device), device.description());
-                            return Ok(Chosen { device, description, why: problems.join("; ") });
+                            let why = problems.join("; ");
+                            return Ok(Chosen { device, description, why, is_asked_for: false });
                         }
                     }
                 }
@@ -104,7 +110,8 @@ impl Chosen {
     /// The line without its first word.
     #[must_use]
     pub fn text(&self) -> String {
-        let said = [self.description.as_str(), self.why.as_str()];
+        let asked = if self.is_asked_for { "as configured" } else { "" };
+        let said = [self.description.as_str(), self.why.as_str(), asked];
         let said: Vec<&str> = said.into_iter().filter(|part| !part.is_empty()).collect();
         match said[..] {
             [] => self.device.to_string(),
