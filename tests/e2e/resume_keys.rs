@@ -60,6 +60,7 @@ const OTHER: [(&str, &str); 111] = [
     ("pretrain.batch", "7"),
     ("finetune.batch", "7"),
     ("policy.batch", "7"),
+    ("compute.precision", "bf16"),
     ("pretrain.lr", "0.02"),
     ("finetune.lr", "0.02"),
     ("policy.lr", "0.02"),

@@ -138,12 +138,13 @@ struct Variant {
 }
 
 fn variants() -> Vec<Variant> {
-    let forms: [&[&str]; 6] = [
+    let forms: [&[&str]; 7] = [
         &[],
         &["mask.input=pixels", "mask.net=token-mlp", "mask.explore=0.3"],
         &["method.hypergradient=published", "method.head_dropout=0.2"],
         &["mask.strategy=random"],
         &["method.multitask=true"],
+        &["compute.precision=bf16"],
         &["mask.input=pixels", "model.pos_embed=frozen", "method.head_dropout=0.1"],
     ];
     let lags = 0..=2;
