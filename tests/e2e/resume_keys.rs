@@ -7,7 +7,7 @@ use mlomae_dataflow::config::{OnResume, rules};
 use crate::place::{Ended, Place};
 
 /// Another valid value of every key than the one of the run.
-const OTHER: [(&str, &str); 111] = [
+const OTHER: [(&str, &str); 112] = [
     ("seed", "4"),
     ("run.root", "elsewhere"),
     ("run.id", "other"),

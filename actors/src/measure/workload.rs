@@ -59,7 +59,7 @@ impl WorkloadSpec {
             micro_batch: 0,
             baseline: false,
             precision: Precision::F32,
-            hypergradient: Precision::F32.default_hypergradient(),
+            hypergradient: HypergradientChoice::default(),
         }
     }
 

@@ -15,7 +15,7 @@ use crate::algorithm::{Batches, Constants, Event, State, outer_iteration};
 use crate::choice::Choice;
 use crate::config::ModelConfig;
 use crate::error::ModelError;
-use crate::hypergradient::{Clean, Hypergradient, HypergradientChoice, Published, Tangent};
+use crate::hypergradient::{Clean, Hypergradient, HypergradientChoice, Published, Tangent, default_form};
 use crate::lane::{CpuLane, LabelledImages, Lane, Upstream};
 use crate::layout::Layout;
 use crate::level::{Level, PerLevel};
@@ -99,7 +99,7 @@ impl How {
     fn forms(self) -> (HypergradientChoice, Vec<HypergradientChoice>) {
         match (self.form, self.precision) {
             (Some(form), _) => (form, Vec::new()),
-            (None, Precision::Bf16) => (self.precision.default_hypergradient(), Vec::new()),
+            (None, Precision::Bf16) => (default_form(self.precision), Vec::new()),
             (None, _) => (Choice::of(&Clean), vec![Choice::of(&Tangent), Choice::of(&Published)]),
         }
     }
