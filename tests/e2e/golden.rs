@@ -40,6 +40,23 @@ fn both_golden_files_are_met() {
 }
 
 #[test]
+fn a_precision_and_a_form_may_be_chosen() {
+    let place = Place::new();
+    let path = fixture("golden").join(FILES[0]);
+    let path = path.to_str().expect("UTF-8");
+    for form in ["clean", "published", "tangent"] {
+        let table = place.succeed(&["verify", path, "--hypergradient", form]);
+        assert!(table.contains(&format!("({form})")) && table.matches('(').count() == 1, "{table}");
+    }
+    let table = place.succeed(&["verify", path, "--precision", "bf16"]);
+    assert!(table.contains("mask.hypergrad_exact (tangent)"), "{table}");
+    let ended = place.run(&["verify", path, "--precision", "bf16", "--hypergradient", "clean"]);
+    assert_eq!(ended.code, Some(1), "a finite difference in bf16 is noise: {ended:#?}");
+    let lines = place.fail(2, &["verify", path, "--precision", "tf32"]);
+    assert!(lines.iter().any(|line| line.contains("it has f32 and bf16")), "{lines:?}");
+}
+
+#[test]
 fn trajectories_are_those_of_the_reference() {
     let place = Place::new();
     for file in FILES {

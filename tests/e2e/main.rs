@@ -9,6 +9,7 @@ mod faults;
 mod files;
 mod fuzz;
 mod golden;
+mod gpu;
 mod io_faults;
 mod kills;
 mod labels;

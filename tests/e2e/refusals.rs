@@ -140,3 +140,22 @@ fn check_decodes_the_images_and_names_the_bad_ones() {
         assert!(bad.iter().all(|name| lines.iter().any(|line| line.contains(name))), "{lines:?}");
     }
 }
+
+#[test]
+fn a_precision_that_the_processor_lacks_is_refused_and_a_doubtful_form_is_told() {
+    let place = Place::new();
+    for command in ["train", "check"] {
+        let lines = place.fail(78, &[command, "tiny.toml", "--set", "compute.precision=tf32"]);
+        assert!(lines.len() == 1 && lines[0].contains("compute.precision tf32"), "{lines:?}");
+        assert!(lines[0].contains("it has f32 and bf16"), "{lines:?}");
+    }
+    let bf16 = ["check", "tiny.toml", "--set", "compute.precision=bf16"];
+    let told = place.succeed(&bf16);
+    assert!(told.contains("bf16") && told.contains("tangent") && !told.contains("mostly rounding"), "{told}");
+    let told = place.succeed(&[&bf16[..], &["--set", "method.hypergradient=clean"]].concat());
+    assert!(told.contains("mostly rounding"), "{told}");
+    for former in ["amx-bf16", "amx-bf16x2"] {
+        let lines = place.fail(2, &["check", "tiny.toml", "--isa", former]);
+        assert!(lines[0].contains("--set compute.precision=bf16"), "{lines:?}");
+    }
+}

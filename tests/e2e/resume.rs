@@ -94,6 +94,18 @@ fn an_instruction_set_is_recorded_kept_and_its_change_told() {
 }
 
 #[test]
+fn a_run_in_bf16_resumes_to_the_bits_of_a_straight_one() {
+    let place = Place::new();
+    let bf16 = ["--set", "compute.precision=bf16"];
+    place.train("straight", &bf16);
+    place.train("resumed", &[&bf16[..], &["--max-outer", "3", "--serial"]].concat());
+    let arithmetic = place.run_record("resumed")["host"]["arithmetic"].as_str().map(str::to_owned);
+    assert!(arithmetic.is_some_and(|words| words.contains("bf16")), "{:?}", place.run_record("resumed"));
+    place.succeed(&["train", "--resume", "resumed", "--quiet"]);
+    place.assert_same_end("straight", "resumed");
+}
+
+#[test]
 fn a_damaged_checkpoint_is_refused_by_name() {
     let place = Place::new();
     place.train("run", &[]);

@@ -7,7 +7,7 @@ use mlomae_dataflow::config::{OnResume, rules};
 use crate::place::{Ended, Place};
 
 /// Another valid value of every key than the one of the run.
-const OTHER: [(&str, &str); 112] = [
+const OTHER: [(&str, &str); 113] = [
     ("seed", "4"),
     ("engine", "auto"),
     ("run.root", "elsewhere"),
@@ -61,6 +61,7 @@ const OTHER: [(&str, &str); 112] = [
     ("pretrain.batch", "7"),
     ("finetune.batch", "7"),
     ("policy.batch", "7"),
+    ("compute.precision", "bf16"),
     ("pretrain.lr", "0.02"),
     ("finetune.lr", "0.02"),
     ("policy.lr", "0.02"),

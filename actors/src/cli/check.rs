@@ -5,6 +5,7 @@ use mlomae_dataflow::input::augment::Normalisation;
 use mlomae_dataflow::input::bad_images::IMAGE_SKIPPED;
 use mlomae_dataflow::input::plan::Role;
 use mlomae_dataflow::run::data::RunData;
+use mlomae_model::hypergradient::doubt;
 use mlomae_storage::dataset::Dataset;
 use mlomae_storage::exit_code::ExitCode;
 
@@ -73,7 +74,7 @@ impl Args {
             )?;
         }
         let method = &experiment.method;
-        for warning in experiment.data.test_role.warnings.iter().chain(&method.precision.doubt(method.hypergradient)) {
+        for warning in experiment.data.test_role.warnings.iter().chain(&doubt(method.hypergradient, method.precision)) {
             writeln!(session.out, "note       {warning}")?;
         }
         writeln!(session.out, "ok")?;

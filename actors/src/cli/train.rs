@@ -8,6 +8,7 @@ use mlomae_dataflow::counts::Step;
 use mlomae_dataflow::flow::stop::{StopFlag, StopReason};
 use mlomae_dataflow::method::checkpoint_request::CheckpointRequest;
 use mlomae_dataflow::stages::log::RecordSink;
+use mlomae_model::hypergradient::doubt;
 use mlomae_storage::escape::os_text;
 
 use super::config_args::ConfigArgs;
@@ -109,7 +110,7 @@ impl Args {
         for (name, text) in lines {
             tracing::info!(kind = "setup", what = name, "{name}: {text}");
         }
-        if let Some(doubt) = experiment.method.precision.doubt(experiment.method.hypergradient) {
+        if let Some(doubt) = doubt(experiment.method.hypergradient, experiment.method.precision) {
             tracing::warn!(kind = "precision", "{doubt}");
         }
         let latest = experiment.latest(first_outer);

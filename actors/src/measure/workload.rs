@@ -63,7 +63,7 @@ impl WorkloadSpec {
             baseline: false,
             engine: Engine::Of(DeviceChoice::of(&Cpus)),
             precision: Precision::F32,
-            hypergradient: Precision::F32.default_hypergradient(),
+            hypergradient: HypergradientChoice::default(),
         }
     }
 

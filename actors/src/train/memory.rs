@@ -338,7 +338,7 @@ mod tests {
 
     use mlomae_dataflow::config::{Config, ConfigInputs};
     use mlomae_model::lane::{Device, DeviceChoice, Lane, LaneSize, Lanes, LanesSpec};
-    use mlomae_model::{Arena, Model, ModelError};
+    use mlomae_model::{Arena, Model, ModelError, Precision};
 
     use super::*;
 
@@ -397,7 +397,17 @@ mod tests {
         fn lanes(&self, _: &LanesSpec) -> Result<Lanes, ModelError> {
             unreachable!("never opened")
         }
-        fn lane(&self, _: &Arc<Model>, _: &Arena, _: usize, _: LaneSize) -> Result<Box<dyn Lane>, ModelError> {
+        fn refuses(&self, _: Precision) -> Option<String> {
+            None
+        }
+        fn lane(
+            &self,
+            _: &Arc<Model>,
+            _: &Arena,
+            _: usize,
+            _: Precision,
+            _: LaneSize,
+        ) -> Result<Box<dyn Lane>, ModelError> {
             unreachable!("never opened")
         }
     }

@@ -218,7 +218,7 @@ __device__ __forceinline__ void mma_forward_step(float (&o)[D / 8][4], float (&t
 template <class T, int D> __device__ __forceinline__ void mma_forward(T* y, float* lse, const T* qkv, int tokens,
                                                                       int queries, int heads, int groups, int rounds,
                                                                       int piece, float scale) {
-    const int LD = Mma<T, D>::LD, N = sizeof(T) == 2 ? 8 : 4;
+    const int LD = Mma<T, D>::LD, N = sizeof(T) == 2 ? MMA_COLUMNS : 4;
     DYNAMIC_SHARED(T, shared);
     T *k = shared, *v = k + piece * LD;
     const MmaPlace at = mma_place(heads, groups, rounds);

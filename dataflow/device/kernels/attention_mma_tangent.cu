@@ -17,6 +17,7 @@ __device__ __forceinline__ void mma_tangent_step(MmaTangent<D>& own, const uint3
     float s[N][4], ds[N][4];
     mma_zero(s);
     mma_zero(ds);
+    mma_scores<T, D, N>(ds, q, k + gap);
 #pragma unroll
     for (int j = 0; j < N; j += 2) {
 #pragma unroll
@@ -29,7 +30,6 @@ __device__ __forceinline__ void mma_tangent_step(MmaTangent<D>& own, const uint3
             mma(T(), ds[j + 1], dq[i], b[2], b[3]);
         }
     }
-    mma_scores<T, D, N>(ds, q, k + gap);
     mma_mask(s, valid, t);
 #pragma unroll
     for (int h = 0; h < 2; h++) {

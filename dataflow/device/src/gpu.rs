@@ -33,6 +33,25 @@ struct Function {
     shared_bytes: u32,
 }
 
+/// Free memory of the first GPU in bytes, without opening it for work; none if it cannot be asked for.
+#[must_use]
+pub fn free_bytes() -> Option<u64> {
+    if survey().problem.is_some() {
+        return None;
+    }
+    let device = driver::device::get(0).ok()?;
+    // SAFETY: `device` was returned by the driver, and its context is current until it is released below.
+    let free = unsafe {
+        let context = driver::primary_ctx::retain(device).ok()?;
+        let free = driver::ctx::set_current(context).and_then(|()| driver::mem_get_info());
+        // Another context of this thread is made current again where it is used.
+        CURRENT.set(0);
+        let _ = driver::primary_ctx::release(device);
+        free.ok()?.0
+    };
+    Some(free as u64)
+}
+
 /// Shared memory that every kernel may have without asking.
 const DEFAULT_SHARED_BYTES: u32 = 48 << 10;
 
@@ -79,16 +98,6 @@ impl Gpu {
     #[must_use]
     pub fn facts(&self) -> &DeviceFacts {
         &self.0.facts
-    }
-
-    /// Free and total memory in bytes.
-    ///
-    /// # Errors
-    /// When the device fails.
-    pub fn memory(&self) -> Result<(u64, u64), DeviceError> {
-        self.enter()?;
-        let (free, total) = driver::mem_get_info().map_err(|error| DeviceError::driver("asking for memory", error))?;
-        Ok((free as u64, total as u64))
     }
 
     /// Bytes that all pools hold.

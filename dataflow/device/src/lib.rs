@@ -26,7 +26,7 @@ mod stream;
 pub mod testing;
 
 pub use error::DeviceError;
-pub use gpu::Gpu;
+pub use gpu::{Gpu, free_bytes};
 pub use half::bf16;
 pub use image::{OPTIONS, SOURCES, source};
 pub use libraries::{DeviceFacts, Library, Survey, survey};

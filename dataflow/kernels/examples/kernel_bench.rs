@@ -3,7 +3,7 @@
 //! Products print GFLOP/s of ours and of the `gemm` crate, sweeps GB/s of reads and writes. Rounds of
 //! compared programs are interleaved.
 
-use mlomae_kernels::attention::{AttentionShape, attention, attention_grad};
+use mlomae_kernels::attention::{AttentionShape, attention, attention_grad, attention_grad_in, attention_in};
 use mlomae_kernels::matmul::{Epilogue, Mat, matmul, matmul_with};
 use mlomae_kernels::{CACHE_LINE, Factors, adamw, elementwise as el, norm, patches, reduce};
 use std::time::Instant;
@@ -304,8 +304,16 @@ fn crate_attention(out: &mut [f32], qkv: &[f32], s: &AttentionShape, scores: &mu
 
 fn attentions() {
     println!(
-        "{:<34}{:>10}{:>10}{:>8}{:>10}",
-        "attention (tokens, heads x dim)", "forward", "by gemm", "ratio", "backward"
+        "{:<34}{:>10}{:>10}{:>8}{:>10}{:>10}{:>8}{:>10}{:>8}",
+        "attention (tokens, heads x dim)",
+        "forward",
+        "by gemm",
+        "ratio",
+        "backward",
+        "in bf16",
+        "ratio",
+        "backward",
+        "ratio"
     );
     for (batch, tokens, heads, head_dim) in [
         (8, 17, 3, 64),
@@ -326,20 +334,28 @@ fn attentions() {
         kept_out.copy_from_slice(&out);
         kept.copy_from_slice(&probs);
         let (mut dqkv, dout, mut scores) = (values(qkv.len()), values(out.len()), zeros(tokens * tokens));
-        let mut out2 = zeros(out.len());
+        let (mut out2, mut out3, mut probs3, mut dqkv3) =
+            (zeros(out.len()), zeros(out.len()), zeros(probs.len()), zeros(qkv.len()));
+        let bf16 = Factors::Bf16;
         let t = race(&mut [
             &mut || attention(&mut out, Some(&mut probs), &qkv, &shape),
             &mut || crate_attention(&mut out2, &qkv, &shape, &mut scores),
             &mut || attention_grad(&mut dqkv, &dout, &qkv, &kept, &kept_out, &shape),
+            &mut || attention_in(bf16, &mut out3, Some(&mut probs3), &qkv, &shape),
+            &mut || attention_grad_in(bf16, &mut dqkv3, &dout, &qkv, &kept, &kept_out, &shape),
         ]);
         let gflop = 4e-9 * (batch * heads * tokens * tokens * head_dim) as f64;
         let name = format!("{batch} x {tokens}, {heads} x {head_dim}");
         println!(
-            "{name:<34}{:>10.1}{:>10.1}{:>8.2}{:>10.1}",
+            "{name:<34}{:>10.1}{:>10.1}{:>8.2}{:>10.1}{:>10.1}{:>8.2}{:>10.1}{:>8.2}",
             gflop / t[0],
             gflop / t[1],
             t[1] / t[0],
-            2.0 * gflop / t[2]
+            2.0 * gflop / t[2],
+            gflop / t[3],
+            t[0] / t[3],
+            2.0 * gflop / t[4],
+            t[2] / t[4]
         );
     }
 }

@@ -4,6 +4,9 @@
 //! first two cache levels, and all products run on register tiles over it. No tensor is ever copied to
 //! another layout as a whole.
 
+#[cfg(target_arch = "x86_64")]
+use super::attention_dots;
+use super::bf16::{Bf16Unit, Factors};
 use super::dispatch::dispatch;
 use super::lengths::same_len;
 use super::math;
@@ -52,7 +55,7 @@ impl AttentionShape {
 }
 
 /// Rows of scores that are computed, normalised and multiplied by the values before the next rows.
-const QUERY_BLOCK: usize = 48;
+pub(super) const QUERY_BLOCK: usize = 48;
 /// Rows of scratch are padded to this, a multiple of every vector length.
 const PAD: usize = 16;
 
@@ -64,8 +67,23 @@ const PAD: usize = 16;
 /// # Panics
 /// If a size of the shape is 0, `queries` exceeds `tokens`, or lengths do not fit.
 pub fn attention(out: &mut [f32], probs: Option<&mut [f32]>, qkv: &[f32], shape: &AttentionShape) {
+    attention_in(Factors::F32, out, probs, qkv, shape);
+}
+
+/// [`attention`] with the factors of its products rounded, where this machine has such products in vector registers.
+///
+/// # Panics
+/// As [`attention`].
+pub fn attention_in(factors: Factors, out: &mut [f32], probs: Option<&mut [f32]>, qkv: &[f32], shape: &AttentionShape) {
     shape.check(qkv.len(), out.len(), probs.as_ref().map(|p| p.len()), "attention");
     shape.count(2);
+    #[cfg(target_arch = "x86_64")]
+    if factors == Factors::Bf16 && Bf16Unit::has_vectors() {
+        let probs = probs.map_or(&mut [][..], |p| p);
+        // SAFETY: has_vectors() and the check above.
+        let forward = |scratch: &mut [f32]| unsafe { attention_dots::forward(out, probs, qkv, shape, scratch) };
+        return with_scratch(attention_dots::forward_len(shape), forward);
+    }
     let (padded_t, padded_d) = (shape.tokens.next_multiple_of(PAD), shape.head_dim.next_multiple_of(PAD));
     let len = shape.head_dim * padded_t + shape.tokens * padded_d + QUERY_BLOCK * padded_t;
     with_scratch(len, |scratch| {
@@ -135,6 +153,16 @@ fn copy<S: Simd>(s: S, to: &mut [f32], from: &[f32]) {
 /// row = exp(row - max) / Σ. A NaN anywhere makes the row NaN.
 #[inline(always)]
 fn softmax<S: Simd>(s: S, row: &mut [f32]) {
+    let scale = s.splat(1.0 / softmax_exp(s, row));
+    sweep!(S, row.len(), |i, w| {
+        // SAFETY: i + w <= n.
+        unsafe { s.store_n(row.as_mut_ptr().add(i), w, s.mul(s.load_n(row.as_ptr().add(i), w), scale)) };
+    });
+}
+
+/// row = exp(row - max); returns Σ.
+#[inline(always)]
+pub(super) fn softmax_exp<S: Simd>(s: S, row: &mut [f32]) -> f32 {
     let n = row.len();
     let mut top = s.splat(row[0]);
     sweep!(S, n, |i, w| {
@@ -158,11 +186,7 @@ fn softmax<S: Simd>(s: S, row: &mut [f32]) {
             total = s.add(total, s.keep(e, w));
         }
     });
-    let scale = s.splat(1.0 / s.sum(total));
-    sweep!(S, n, |i, w| {
-        // SAFETY: i + w <= n.
-        unsafe { s.store_n(row.as_mut_ptr().add(i), w, s.mul(s.load_n(row.as_ptr().add(i), w), scale)) };
-    });
+    s.sum(total)
 }
 
 /// The gradient of [`attention`] from its saved `probs` and `out`.
@@ -173,10 +197,33 @@ fn softmax<S: Simd>(s: S, row: &mut [f32]) {
 /// # Panics
 /// As [`attention`].
 pub fn attention_grad(dqkv: &mut [f32], dout: &[f32], qkv: &[f32], probs: &[f32], out: &[f32], shape: &AttentionShape) {
+    attention_grad_in(Factors::F32, dqkv, dout, qkv, probs, out, shape);
+}
+
+/// [`attention_grad`] as [`attention_in`].
+///
+/// # Panics
+/// As [`attention`].
+pub fn attention_grad_in(
+    factors: Factors,
+    dqkv: &mut [f32],
+    dout: &[f32],
+    qkv: &[f32],
+    probs: &[f32],
+    out: &[f32],
+    shape: &AttentionShape,
+) {
     shape.check(qkv.len(), out.len(), Some(probs.len()), "attention_grad");
     same_len(dqkv.len(), qkv.len(), "attention_grad");
     same_len(dout.len(), out.len(), "attention_grad");
     shape.count(4);
+    #[cfg(target_arch = "x86_64")]
+    if factors == Factors::Bf16 && Bf16Unit::has_vectors() {
+        return with_scratch(attention_dots::backward_len(shape), |scratch| {
+            // SAFETY: has_vectors() and the checks above.
+            unsafe { attention_dots::backward(Backward { dqkv, dout, qkv, probs, out, scratch }, shape) }
+        });
+    }
     let (padded_t, padded_d) = (shape.tokens.next_multiple_of(PAD), shape.head_dim.next_multiple_of(PAD));
     // vᵀ, k, q and dout of one head, and the gradient of its scores.
     let len = shape.head_dim * padded_t + (shape.tokens + 2 * shape.queries) * padded_d + shape.queries * padded_t;
@@ -187,13 +234,13 @@ pub fn attention_grad(dqkv: &mut [f32], dout: &[f32], qkv: &[f32], probs: &[f32]
 }
 
 /// The arguments of [`attention_grad`], and its scratch.
-struct Backward<'a> {
-    dqkv: &'a mut [f32],
-    dout: &'a [f32],
-    qkv: &'a [f32],
-    probs: &'a [f32],
-    out: &'a [f32],
-    scratch: &'a mut [f32],
+pub(super) struct Backward<'a> {
+    pub dqkv: &'a mut [f32],
+    pub dout: &'a [f32],
+    pub qkv: &'a [f32],
+    pub probs: &'a [f32],
+    pub out: &'a [f32],
+    pub scratch: &'a mut [f32],
 }
 
 #[inline(always)]
@@ -253,7 +300,7 @@ fn backward<S: Simd>(s: S, io: Backward<'_>, shape: &AttentionShape) {
 }
 
 #[inline(always)]
-fn row_dot<S: Simd>(s: S, a: &[f32], b: &[f32]) -> f32 {
+pub(super) fn row_dot<S: Simd>(s: S, a: &[f32], b: &[f32]) -> f32 {
     assert!(a.len() == b.len());
     let mut acc = s.splat(0.0);
     sweep!(S, a.len(), |i, w| {
@@ -265,7 +312,7 @@ fn row_dot<S: Simd>(s: S, a: &[f32], b: &[f32]) -> f32 {
 
 /// d = p (d - mean) scale.
 #[inline(always)]
-fn softmax_grad<S: Simd>(s: S, d: &mut [f32], p: &[f32], mean: f32, scale: f32) {
+pub(super) fn softmax_grad<S: Simd>(s: S, d: &mut [f32], p: &[f32], mean: f32, scale: f32) {
     assert!(d.len() == p.len());
     let (mean, scale) = (s.splat(mean), s.splat(scale));
     sweep!(S, d.len(), |i, w| {
@@ -421,6 +468,40 @@ mod tests {
                 assert_close(&dqkv, &want, 2e-6, &format!("attention_grad {s:?} {isa:?}"));
                 let mut again = vec![0.0; qkv.len()];
                 attention_grad(&mut again, &dout, &qkv, &probs, &out, &s);
+                assert_eq!(dqkv, again, "bits differ between two runs");
+            });
+        }
+    }
+
+    /// Beside the twin of rounded queries, keys, values and cotangents, only probabilities and the gradient of scores are
+    /// rounded: relative errors of 2⁻⁹, of which sums are taken.
+    #[test]
+    fn rounded_attention_matches_its_twin() {
+        let rounded = |x: Vec<f32>| x.into_iter().map(crate::bf16::round).collect::<Vec<_>>();
+        for s in [
+            shape(1, 1, 1, 4, 1),
+            shape(1, 2, 2, 3, 1),
+            shape(2, 17, 3, 32, 17),
+            shape(1, 33, 2, 27, 33),
+            shape(2, 65, 3, 64, 65),
+            shape(1, 65, 1, 48, 7),
+            shape(1, 257, 2, 80, 257),
+            shape(2, 257, 1, 32, 1),
+        ] {
+            let qkv = rounded(values(s.batch * s.tokens * 3 * s.width(), 1));
+            let dout = rounded(values(s.batch * s.queries * s.width(), 2));
+            let (want_out, want_probs) = twin(&wide(&qkv), &s);
+            let want = twin_grad(&wide(&dout), &wide(&qkv), &s);
+            each_isa(|isa| {
+                let (mut out, mut probs) = (vec![f32::NAN; want_out.len()], vec![f32::NAN; want_probs.len()]);
+                attention_in(Factors::Bf16, &mut out, Some(&mut probs), &qkv, &s);
+                assert_close(&probs, &want_probs, 2e-6, &format!("probabilities {s:?} {isa:?}"));
+                assert_close(&out, &want_out, 5e-3, &format!("attention {s:?} {isa:?}"));
+                let mut dqkv = vec![f32::NAN; qkv.len()];
+                attention_grad_in(Factors::Bf16, &mut dqkv, &dout, &qkv, &probs, &out, &s);
+                assert_close(&dqkv, &want, 8e-3, &format!("attention_grad {s:?} {isa:?}"));
+                let mut again = vec![0.0; qkv.len()];
+                attention_grad_in(Factors::Bf16, &mut again, &dout, &qkv, &probs, &out, &s);
                 assert_eq!(dqkv, again, "bits differ between two runs");
             });
         }

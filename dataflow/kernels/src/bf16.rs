@@ -45,6 +45,12 @@ impl Bf16Unit {
         }
     }
 
+    /// Whether dot products of bf16 may be used on this thread, beside tiles or without.
+    #[must_use]
+    pub(crate) fn has_vectors() -> bool {
+        isa() >= Isa::Avx512 && has_dots()
+    }
+
     /// It in words, for reports.
     #[must_use]
     pub fn name(self) -> &'static str {

@@ -26,7 +26,7 @@ const NV: usize = 2;
 /// Columns of a register tile.
 const NR: usize = NV * LANES;
 /// Lanes of a vector.
-const LANES: usize = 16;
+pub(super) const LANES: usize = 16;
 /// The longest block of k, in words: with it, a panel of B takes two thirds of a first-level cache of 48 KiB.
 const MAX_KC: usize = 256;
 /// Rows of A that are rounded, and then multiplied by all panels of B, before the next rows.
@@ -170,7 +170,8 @@ unsafe fn tiles(
                 } else {
                     Strided { ptr: a.add(row * (words + PAD)), row: words + PAD, step: 1 }
                 };
-                let acc = tile(s, words, a, place.rows - 1, panels.add((j - cols.start) * words));
+                let b = panels.add((j - cols.start) * words);
+                let acc = word_tile::<MR, NV>(s, words, a, place.rows - 1, b, NR);
                 if place.rows < MR || place.cols < NR || is_long {
                     store::<Avx512, MR, NV, false>(s, acc, None, None, edge, NR);
                     store_any(s, edge, NR, add, last, p, place);
@@ -185,10 +186,17 @@ unsafe fn tiles(
 /// Σ over the words of rows of A and columns of B, each a chain of dot products. Rows of A after `last` repeat it.
 ///
 /// # Safety
-/// A must be readable for rows 0..=last and `words` words, B for `words` rows of NR words; the processor must have
+/// A must be readable for rows 0..=last and `words` words, B for `words` rows of NV vectors, `ldb` apart; the processor must have
 /// AVX512_BF16.
 #[inline(always)]
-unsafe fn tile(s: Avx512, words: usize, a: Strided, last: usize, b: *const f32) -> [[__m512; NV]; MR] {
+pub(super) unsafe fn word_tile<const MR: usize, const NV: usize>(
+    s: Avx512,
+    words: usize,
+    a: Strided,
+    last: usize,
+    b: *const f32,
+    ldb: usize,
+) -> [[__m512; NV]; MR] {
     let mut acc = [[s.splat(0.0); NV]; MR];
     let mut rows = [a.ptr; MR];
     for (i, row) in rows.iter_mut().enumerate() {
@@ -199,7 +207,7 @@ unsafe fn tile(s: Avx512, words: usize, a: Strided, last: usize, b: *const f32) 
         // SAFETY: fewer than `words` steps were taken, and the caller makes as many words of A and rows of B readable.
         // The bits of the two vector types are the same.
         unsafe {
-            let v: [__m512bh; NV] = [transmute(s.load(b)), transmute(s.load(b.add(LANES)))];
+            let v: [__m512bh; NV] = std::array::from_fn(|j| transmute(s.load(b.add(j * LANES))));
             for (acc, row) in acc.iter_mut().zip(rows) {
                 let x: __m512bh = transmute(s.splat(*row.add(offset)));
                 for (acc, v) in acc.iter_mut().zip(v) {
@@ -207,7 +215,7 @@ unsafe fn tile(s: Avx512, words: usize, a: Strided, last: usize, b: *const f32) 
                 }
             }
         }
-        b = b.wrapping_add(NR);
+        b = b.wrapping_add(ldb);
         offset += a.step;
     }
     acc
@@ -218,7 +226,7 @@ unsafe fn tile(s: Avx512, words: usize, a: Strided, last: usize, b: *const f32) 
 /// # Safety
 /// The processor must have AVX-512 BW and BF16.
 #[inline(always)]
-unsafe fn pairs(first: __m512, second: __m512) -> __m512 {
+pub(super) unsafe fn pairs(first: __m512, second: __m512) -> __m512 {
     const ORDER: [u16; 32] = {
         let (mut order, mut i) = ([0; 32], 0);
         while i < 16 {
@@ -240,7 +248,7 @@ unsafe fn pairs(first: __m512, second: __m512) -> __m512 {
 /// # Safety
 /// `from` must be readable for min(len, 32) values; the processor must have AVX512_BF16.
 #[inline(always)]
-unsafe fn words(s: Avx512, from: *const f32, len: usize) -> __m512 {
+pub(super) unsafe fn words(s: Avx512, from: *const f32, len: usize) -> __m512 {
     // SAFETY: loads at most `len` values.
     unsafe {
         let (low, high) = if len >= 2 * LANES {

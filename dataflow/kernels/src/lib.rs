@@ -35,7 +35,7 @@
 //! | `product` | the description of a matrix product, and its epilogue |
 //! | `amx` | products on AMX tiles |
 //! | `bf16` | rounding to bf16, and which unit has products of it |
-//! | `dots` | products of bf16 by AVX512_BF16 |
+//! | `dots`, `attention_dots` | products of bf16 by AVX512_BF16, and attention with them |
 //! | `isa` | the list of instruction sets, their detection, and which one a thread uses |
 //! | `dispatch` | `dispatch!`, from `isa()` to a function for one `Simd` |
 //! | `gemm` | products in vector registers |
@@ -70,6 +70,8 @@ pub mod adamw;
 #[cfg(target_arch = "x86_64")]
 mod amx;
 pub mod attention;
+#[cfg(target_arch = "x86_64")]
+mod attention_dots;
 mod bf16;
 mod dispatch;
 #[cfg(target_arch = "x86_64")]
@@ -95,7 +97,7 @@ mod tile;
 mod x86;
 
 pub use adamw::{AdamWStep, adamw};
-pub use attention::{AttentionShape, attention, attention_grad};
+pub use attention::{AttentionShape, attention, attention_grad, attention_grad_in, attention_in};
 pub use bf16::{Bf16Unit, Factors, round as bf16};
 pub use elementwise::*;
 pub use isa::{Isa, choose_isa, isa, with_isa};

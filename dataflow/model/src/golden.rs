@@ -15,7 +15,7 @@ use crate::algorithm::{Batches, Constants, Event, State, outer_iteration};
 use crate::choice::Choice;
 use crate::config::ModelConfig;
 use crate::error::ModelError;
-use crate::hypergradient::{Clean, Hypergradient, HypergradientChoice, Published, Tangent};
+use crate::hypergradient::{Clean, Hypergradient, HypergradientChoice, Published, Tangent, default_form};
 use crate::lane::cpu::Cpus;
 use crate::lane::{Device, LabelledImages, Lane, LaneSize, Upstream};
 use crate::layout::Layout;
@@ -98,7 +98,7 @@ impl How {
     fn forms(self) -> (HypergradientChoice, Vec<HypergradientChoice>) {
         match (self.form, self.precision) {
             (Some(form), _) => (form, Vec::new()),
-            (None, Precision::Tf32 | Precision::Bf16) => (self.precision.default_hypergradient(), Vec::new()),
+            (None, Precision::Tf32 | Precision::Bf16) => (default_form(self.precision), Vec::new()),
             (None, _) => (Choice::of(&Clean), vec![Choice::of(&Tangent), Choice::of(&Published)]),
         }
     }

@@ -10,6 +10,7 @@
 use crate::choice::{Choice, Named, Registry};
 use crate::error::ModelError;
 use crate::lane::{Direction, Downstream, FinetuneGradient, Lane, Upstream};
+use crate::precision::Precision;
 use crate::tasks::Noise;
 use crate::vector::Vector;
 
@@ -89,6 +90,28 @@ impl Registry for dyn Hypergradient {
 
 /// A form that was chosen by name.
 pub type HypergradientChoice = Choice<dyn Hypergradient>;
+
+/// The form where none is chosen. In tf32 and bf16 it is the derivative itself: differences of losses that are rounded to
+/// 11 or 8 bits are noise.
+#[must_use]
+pub fn default_form(precision: Precision) -> HypergradientChoice {
+    match precision {
+        Precision::F32 => HypergradientChoice::default(),
+        Precision::Tf32 | Precision::Bf16 => Choice::of(&Tangent),
+    }
+}
+
+/// Why `form` is no good in `precision`, as a line; none if it is.
+#[must_use]
+pub fn doubt(form: HypergradientChoice, precision: Precision) -> Option<String> {
+    (precision != Precision::F32 && form != default_form(precision)).then(|| {
+        format!(
+            "method.hypergradient = \"{form}\" with compute.precision = \"{precision}\": a finite difference of losses \
+             in {precision} is mostly rounding; \"{}\" takes the derivative itself",
+            default_form(precision)
+        )
+    })
+}
 
 /// v1 + w, which serves both paths. The two are freed before the passes that follow, whose activations are the peak of
 /// memory.
@@ -242,5 +265,18 @@ impl Hypergradient for Tangent {
     ) -> Result<Along, ModelError> {
         let v = joint(lane, v1, w)?;
         Ok(Along { gradient: lane.tangent(at, &v)?, path_norms: None })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bf16_takes_the_derivative_itself() {
+        let clean = HypergradientChoice::default();
+        assert_eq!((default_form(Precision::F32), doubt(clean, Precision::F32)), (clean, None));
+        assert!(doubt(clean, Precision::Bf16).is_some_and(|line| line.contains("\"clean\"")));
+        assert_eq!(doubt(default_form(Precision::Bf16), Precision::Bf16), None);
     }
 }

@@ -5,9 +5,6 @@ use std::fmt;
 use mlomae_kernels::{Bf16Unit, Factors};
 use serde::{Deserialize, Serialize};
 
-use crate::choice::Choice;
-use crate::hypergradient::{HypergradientChoice, Tangent};
-
 /// What the factors of the products of encoder and decoder are rounded to. Sums, the residual stream, norms, softmax,
 /// losses, heads, the masking network with the embedding that it reads, weights and moments stay in `f32` or `f64`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,28 +58,6 @@ impl Precision {
             Factors::Bf16 => format!("f32 with products in bf16 (by {})", Bf16Unit::here().name()),
         }
     }
-
-    /// The form of the hypergradient where none is chosen. Differences of losses that are rounded to 8 or 11 bits
-    /// are noise.
-    #[must_use]
-    pub fn default_hypergradient(self) -> HypergradientChoice {
-        match self {
-            Precision::F32 => HypergradientChoice::default(),
-            Precision::Tf32 | Precision::Bf16 => Choice::of(&Tangent),
-        }
-    }
-
-    /// Why `form` is no good in this precision, as a line; none if it is.
-    #[must_use]
-    pub fn doubt(self, form: HypergradientChoice) -> Option<String> {
-        (self != Precision::F32 && form != self.default_hypergradient()).then(|| {
-            format!(
-                "method.hypergradient = \"{form}\" with compute.precision = \"{self}\": a finite difference of losses \
-                 in {self} is mostly rounding; \"{}\" takes the derivative itself",
-                self.default_hypergradient()
-            )
-        })
-    }
 }
 
 impl fmt::Display for Precision {
@@ -102,13 +77,5 @@ mod tests {
             assert_eq!(Precision::by_name(precision.name()), Some(precision));
         }
         assert_eq!(Precision::by_name("f16"), None);
-    }
-
-    #[test]
-    fn bf16_takes_the_derivative_itself() {
-        let clean = HypergradientChoice::default();
-        assert!(Precision::F32.doubt(clean).is_none());
-        assert!(Precision::Bf16.doubt(clean).is_some_and(|line| line.contains("\"clean\"")));
-        assert_eq!(Precision::Bf16.doubt(Precision::Bf16.default_hypergradient()), None);
     }
 }

@@ -21,7 +21,7 @@ use mlomae_model::levels::{Cpu, Labelled, pretrain};
 use mlomae_model::masking::{MASKINGS, MaskRule, MaskingChoice};
 use mlomae_model::parallel::arena::{Arena, Buffer, Params};
 use mlomae_model::tasks::{Noise, Targets};
-use mlomae_model::{Compute, Layout, Level, Model, PerLevel, Vector};
+use mlomae_model::{Compute, Layout, Level, Model, PerLevel, Precision, Vector};
 
 fn config(masking: &str, mask_input: MaskInput, pos_embed: PosEmbed) -> ModelConfig {
     ModelConfig {
@@ -201,10 +201,10 @@ fn any_number_of_threads_and_any_micro_batch_gives_the_same_bits() {
     }
 }
 
-/// Three outer iterations of each form, on any threads and micro-batches.
+/// Three outer iterations of each form in each precision, on any threads and micro-batches.
 #[test]
 fn the_algorithm_gives_the_same_bits_on_any_threads() {
-    let state_after = |world: &World, form: &'static dyn Hypergradient, compute: Compute| {
+    let state_after = |world: &World, form: &'static dyn Hypergradient, precision, compute: Compute| {
         let World { model, theta, head, phi, x, y } = world;
         let adamw = PerLevel::from_fn(|level| AdamW::new(AdamWConfig::default(), model.layout(level)));
         let [theta, c, phi] = [theta, head, phi].map(|values| Vector::from(values.clone()));
@@ -222,7 +222,7 @@ fn the_algorithm_gives_the_same_bits_on_any_threads() {
             finetune: LabelledImages { images: &x_f, targets: &y[0] },
             validation: LabelledImages { images: &x_v, targets: &y[1] },
         };
-        let mut lane = CpuLane::new(world.cpu(compute));
+        let mut lane = CpuLane::new(world.cpu(compute).with_precision(precision));
         for outer in 0..3 {
             outer_iteration(&mut lane, &constants, &mut state, &batches, outer, &mut |_| {}).unwrap();
         }
@@ -231,12 +231,15 @@ fn the_algorithm_gives_the_same_bits_on_any_threads() {
     for config in all_forms() {
         let world = world(&config);
         for form in FORMS {
-            let one = state_after(&world, *form, Compute::serial(1));
-            assert!(one.iter().flatten().all(|value| value.is_finite()));
-            for (threads, micro_batch) in [(1, 4), (2, 1), (3, 2)] {
-                let compute = Compute::new(threads, 1, Arena::new()).unwrap().with_micro_batch(micro_batch);
-                let other = state_after(&world, *form, compute);
-                assert!(one == other, "{} {config:?}: {threads} threads, {micro_batch} images", form.name());
+            for precision in [Precision::F32, Precision::Bf16] {
+                let one = state_after(&world, *form, precision, Compute::serial(1));
+                assert!(one.iter().flatten().all(|value| value.is_finite()));
+                for (threads, micro_batch) in [(1, 4), (2, 1), (3, 2)] {
+                    let compute = Compute::new(threads, 1, Arena::new()).unwrap().with_micro_batch(micro_batch);
+                    let other = state_after(&world, *form, precision, compute);
+                    let name = form.name();
+                    assert!(one == other, "{name} {precision} {config:?}: {threads} threads, {micro_batch} images");
+                }
             }
         }
     }

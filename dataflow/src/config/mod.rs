@@ -22,6 +22,7 @@ mod tests;
 use std::fmt;
 
 use mlomae_model::Precision;
+use mlomae_model::hypergradient::default_form;
 use mlomae_model::lane::Engine;
 use mlomae_storage::escape::shortened;
 use schemars::JsonSchema;
@@ -306,7 +307,7 @@ impl Config {
 
 /// The form of the hypergradient that goes with a precision.
 fn default_form_table(precision: Precision) -> toml::Table {
-    let form = precision.default_hypergradient().name().into();
+    let form = default_form(precision).name().into();
     let method = toml::Table::from_iter([("hypergradient".to_owned(), form)]);
     toml::Table::from_iter([("method".to_owned(), toml::Value::Table(method))])
 }

@@ -67,6 +67,23 @@ fn a_preset_is_weaker_than_a_written_key_in_any_layer() {
 }
 
 #[test]
+fn a_precision_brings_its_hypergradient_where_none_is_given() {
+    let form = |settings: &[&str]| {
+        let inputs = ConfigInputs::default().layer("a.toml", "[data]\nformat = \"synthetic\"");
+        let inputs = settings.iter().fold(inputs, |inputs, setting| inputs.set(setting));
+        Config::resolve(&inputs).expect("valid").method.hypergradient.name()
+    };
+    assert_eq!(form(&[]), "clean");
+    assert_eq!(form(&["compute.precision=f32"]), "clean");
+    assert_eq!(form(&["compute.precision=bf16"]), "tangent");
+    assert_eq!(form(&["method.hypergradient=clean", "compute.precision=bf16"]), "clean");
+    let resolved = ConfigInputs::default().set("data.format=synthetic").set("compute.precision=bf16");
+    let written = Config::resolve(&resolved).expect("valid").to_toml().expect("TOML");
+    let again = ConfigInputs::default().layer("run", &written).set("compute.precision=f32");
+    assert_eq!(Config::resolve(&again).expect("valid").method.hypergradient.name(), "tangent", "a run keeps its form");
+}
+
+#[test]
 fn settings_reach_every_key_with_a_value_of_its_type() {
     fn walk(prefix: &str, value: &toml::Value, keys: &mut Vec<(String, toml::Value)>) {
         match value {

@@ -5,8 +5,9 @@ use std::sync::{Arc, Mutex};
 use mlomae_model::algorithm::{Batches, Constants, State, outer_iteration};
 use mlomae_model::hypergradient::FORMS;
 use mlomae_model::lane::{CpuLane, Lane, Upstream};
+use mlomae_model::levels::Cpu;
 use mlomae_model::levels::optimizer::AdamW;
-use mlomae_model::{Level, PerLevel, Vector};
+use mlomae_model::{Compute, Level, PerLevel, Vector};
 
 use crate::config::{Config, ConfigInputs};
 use crate::counts::{Outer, Step, Version};
@@ -67,7 +68,8 @@ fn by_algorithm(config: &Config) -> State {
     let method = data.method(config).unwrap();
     let fresh = TrainState::fresh(&method);
     let mut load = data.loader(config, &data.train, &method.arena).unwrap();
-    let mut lane = CpuLane::serial(method.model.clone(), method.grain);
+    let cpu = Cpu::new(method.model.clone(), Compute::serial(method.grain));
+    let mut lane = CpuLane::new(cpu.with_precision(method.precision));
     let constants = Constants {
         form: method.hypergradient.get(),
         alpha: method.alpha,
@@ -115,9 +117,13 @@ fn by_stages(config: &Config) -> Tensors {
 fn the_serial_executor_is_the_algorithm_to_the_bit() {
     let forms: Vec<String> = FORMS.iter().map(|form| format!("method.hypergradient={}", form.name())).collect();
     for form in &forms {
-        for variant in
-            ["mask.input=embedding", "mask.strategy=token-mlp", "method.head_dropout=0.3", "mask.strategy=random"]
-        {
+        for variant in [
+            "mask.input=embedding",
+            "mask.strategy=token-mlp",
+            "method.head_dropout=0.3",
+            "mask.strategy=random",
+            "compute.precision=bf16",
+        ] {
             let mut settings = vec![form.clone(), variant.to_owned()];
             if variant != "mask.strategy=random" {
                 settings.push("mask.explore=0.25".to_owned());

@@ -167,6 +167,8 @@ fn serial_equals_threaded_in_every_variant() {
         vec!["method.hypergradient=\"published\"", "method.unroll=3"],
         vec!["mask.strategy=random"],
         vec!["method.multitask=true", "pipeline.lag=1"],
+        vec!["compute.precision=bf16"],
+        vec!["compute.precision=bf16", "method.hypergradient=clean", "mask.input=pixels", "pipeline.lag=1"],
         vec!["model.pos_embed=\"frozen\"", "pretrain.decay_group=\"matrices\"", "method.unroll=1"],
     ] {
         let expected = serial(&config(&variant));
@@ -179,7 +181,14 @@ fn serial_equals_threaded_in_every_variant() {
 #[test]
 fn seeds_and_settings_make_a_difference() {
     let base = serial(&config(&[]));
-    for setting in ["seed=4", "pipeline.lag=1", "method.multitask=true", "mask.explore=0.5", "mask.strategy=random"] {
+    for setting in [
+        "seed=4",
+        "pipeline.lag=1",
+        "method.multitask=true",
+        "mask.explore=0.5",
+        "mask.strategy=random",
+        "compute.precision=bf16",
+    ] {
         assert_ne!(base.checkpoints.last(), serial(&config(&[setting])).checkpoints.last(), "{setting}");
     }
 }

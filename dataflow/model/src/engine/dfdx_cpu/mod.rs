@@ -225,13 +225,14 @@ impl Engine for DfdxCpu {
         let mut y = self.arena.take(rows * dim);
         let wanted = qkv.slot.is_some() && self.record.is_some();
         let mut probs = wanted.then(|| self.arena.take(shape.batch * shape.heads * shape.queries * shape.tokens));
-        kernels::attention(&mut y, probs.as_deref_mut(), &qkv.values, shape);
+        let factors = self.factors;
+        kernels::attention_in(factors, &mut y, probs.as_deref_mut(), &qkv.values, shape);
         let out = self.output(y, rows, dim, wanted);
         if let (Some(slot), Some(probs)) = (qkv.slot.clone(), probs) {
             let (values, qkv, shape, arena) = (out.values.clone(), qkv.values.clone(), *shape, self.arena.clone());
             self.push(&out, move |grads, dy| {
                 let mut dqkv = arena.take(qkv.len());
-                kernels::attention_grad(&mut dqkv, &dy, &qkv, &probs, &values, &shape);
+                kernels::attention_grad_in(factors, &mut dqkv, &dy, &qkv, &probs, &values, &shape);
                 slot.give(grads, &arena, dqkv)
             });
         }

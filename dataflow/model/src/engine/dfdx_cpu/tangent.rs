@@ -103,7 +103,7 @@ impl Derivatives for DfdxCpu {
         let rows = batch * queries;
         let (mut y, mut dy) = (self.arena.take(rows * dim), self.arena.take(rows * dim));
         let mut probs = self.arena.take(batch * heads * queries * tokens);
-        kernels::attention(&mut y, Some(&mut probs), &qkv.values, shape);
+        kernels::attention_in(self.factors, &mut y, Some(&mut probs), &qkv.values, shape);
         let mut ds = self.arena.take(queries * tokens);
         let mut out = self.arena.take(queries * head_dim);
         let scale = 1.0 / (head_dim as f32).sqrt();
@@ -113,7 +113,7 @@ impl Derivatives for DfdxCpu {
             let [q, k, v] = [0, 1, 2].map(|which| image * tokens * 3 * dim + which * dim + head * head_dim);
             for (q_of, k_of, accumulate) in [(dqkv, qkv, false), (qkv, dqkv, true)] {
                 let (a, b) = (columns(q_of, q, 3 * dim, false), columns(k_of, k, 3 * dim, true));
-                kernels::matmul(&mut ds, tokens, a, b, queries, tokens, head_dim, accumulate);
+                kernels::matmul_in(self.factors, &mut ds, tokens, a, b, queries, tokens, head_dim, accumulate);
             }
             for (ds, p) in ds.chunks_exact_mut(tokens).zip(p.chunks_exact(tokens)) {
                 let mean = kernels::dot(p, ds) as f32 * scale;
@@ -121,7 +121,8 @@ impl Derivatives for DfdxCpu {
             }
             for (weights, v_of, accumulate) in [(&ds[..], qkv, false), (p, dqkv, true)] {
                 let a = Mat { data: weights, ld: tokens, trans: false };
-                kernels::matmul(
+                kernels::matmul_in(
+                    self.factors,
                     &mut out,
                     head_dim,
                     a,

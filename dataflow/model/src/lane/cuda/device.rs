@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use mlomae_device::{Priority, survey};
+use mlomae_device::{Priority, free_bytes, survey};
 
 use super::lane::CudaLane;
 use super::memory::needed_bytes;
@@ -63,8 +63,7 @@ impl Device for Cuda {
     }
 
     fn memory_bound(&self, spec: &MemorySpec<'_>) -> Option<DeviceMemoryBound> {
-        let (free, _) = home().ok()?.gpu.memory().ok()?;
-        Some(DeviceMemoryBound { needed_bytes: needed_bytes(spec), available_bytes: free })
+        Some(DeviceMemoryBound { needed_bytes: needed_bytes(spec), available_bytes: free_bytes()? })
     }
 
     fn refuses(&self, _: Precision) -> Option<String> {

@@ -1,0 +1,146 @@
+//! The program on an emulated GPU: the same binary and kernels below an emulated driver (`tests/gpu/fake`).
+
+use std::path::Path;
+use std::sync::OnceLock;
+
+use serde_json::Value;
+
+use crate::place::{Ended, Place};
+
+/// Folder of the emulated libraries.
+fn libraries() -> &'static Path {
+    static LIBRARIES: OnceLock<std::path::PathBuf> = OnceLock::new();
+    LIBRARIES.get_or_init(|| mlomae_device::testing::libraries().expect("the emulated GPU"))
+}
+
+/// Runs the program to its end on the emulated GPU, with these variables.
+fn emulated(place: &Place, variables: &[(&str, &str)], args: &[&str]) -> Ended {
+    let mut command = place.command(args);
+    command.env("LD_LIBRARY_PATH", libraries()).env("MLOMAE_KERNEL_CACHE", place.path("kernels"));
+    command.envs(variables.iter().copied());
+    let ended = Ended::of(command.output().expect("program starts"));
+    assert!(!ended.err.contains("panicked"), "{args:?}: {ended:#?}");
+    ended
+}
+
+fn succeed(place: &Place, variables: &[(&str, &str)], args: &[&str]) -> Ended {
+    let ended = emulated(place, variables, args);
+    assert_eq!(ended.code, Some(0), "{args:?} {variables:?}: {ended:#?}");
+    ended
+}
+
+/// Trains `tiny.toml` for three outer iterations.
+fn train(place: &Place, run: &str, variables: &[(&str, &str)], args: &[&str]) -> Ended {
+    let all = [&["train", "tiny.toml", "--run-dir", run, "--set", "engine=cuda", "--max-outer", "3"], args].concat();
+    succeed(place, variables, &all)
+}
+
+#[test]
+fn a_gpu_is_found_told_and_taken() {
+    let place = Place::new();
+    let report: Value = serde_json::from_str(&succeed(&place, &[], &["gpu", "info", "--json"]).out).expect("JSON");
+    assert_eq!((&report["usable"], &report["problem"]), (&true.into(), &Value::Null), "{report}");
+    assert!(report["devices"].as_array().is_some_and(|devices| devices.len() == 1), "{report}");
+    let ended = succeed(&place, &[], &["check", "tiny.toml", "--set", "engine=auto"]);
+    assert!(ended.out.contains("engine     cuda: ") && ended.out.contains("libcublasLt"), "{}", ended.out);
+    for (variables, line) in [
+        (&[("FAKE_NO_DEVICE", "1")][..], "engine = \"cuda\": "),
+        (&[("FAKE_CAPABILITY", "7.5")][..], "compute capability 7.5, 8.0 is needed"),
+    ] {
+        let ended = emulated(&place, variables, &["check", "tiny.toml", "--set", "engine=cuda"]);
+        assert!(ended.code == Some(78) && ended.err.contains(line) && ended.err.lines().count() == 1, "{ended:#?}");
+    }
+}
+
+#[test]
+fn a_missing_library_is_named_with_what_to_install() {
+    let place = Place::new();
+    for (missing, remedy) in [("libnvrtc", "nvidia-cuda-nvrtc"), ("libcublasLt", "nvidia-cublas")] {
+        let folder = place.path(missing);
+        std::fs::create_dir(&folder).expect("folder");
+        for entry in std::fs::read_dir(libraries()).expect("libraries").flatten() {
+            let name = entry.file_name();
+            if !name.to_string_lossy().starts_with(missing) && name.to_string_lossy().contains(".so") {
+                std::os::unix::fs::symlink(entry.path(), folder.join(&name)).expect("link");
+            }
+        }
+        let folder = folder.to_string_lossy().into_owned();
+        let only = [("LD_LIBRARY_PATH", &*folder), ("HOME", "/nowhere"), ("VIRTUAL_ENV", ""), ("CONDA_PREFIX", "")];
+        let ended = emulated(&place, &only, &["gpu", "info"]);
+        if ended.code == Some(0) {
+            continue; // This machine has the real one.
+        }
+        assert!(ended.out.contains(missing) && ended.out.contains(remedy), "{ended:#?}");
+        let ended = emulated(&place, &only, &["train", "tiny.toml", "--set", "engine=cuda"]);
+        assert!(ended.code == Some(78) && ended.err.contains(remedy) && ended.err.lines().count() == 1, "{ended:#?}");
+        let ended = emulated(&place, &only, &["check", "tiny.toml", "--set", "engine=auto"]);
+        assert!(ended.code == Some(0) && ended.out.contains("engine     cpu: "), "{ended:#?}");
+    }
+}
+
+#[test]
+fn golden_files_hold_in_every_precision() {
+    let place = Place::new();
+    for name in ["tiny", "rect"] {
+        let file = format!("{}/fixtures/golden/{name}.safetensors", env!("CARGO_MANIFEST_DIR"));
+        for precision in ["f32", "tf32", "bf16"] {
+            let args = ["verify", &file, "--engine", "cuda", "--precision", precision, "--json"];
+            let ended = emulated(&place, &[], &args);
+            let report: Value = serde_json::from_str(&ended.out).expect("JSON");
+            assert!(ended.code == Some(0) && report["engine"] == "cuda", "{name} {precision}: {}", ended.out);
+        }
+    }
+}
+
+#[test]
+fn bits_depend_neither_on_threads_nor_on_the_order_of_streams_blocks_and_threads() {
+    let place = Place::new();
+    for (lag, precision) in [("0", "f32"), ("1", "bf16")] {
+        let (lag, precision) = (format!("pipeline.lag={lag}"), format!("compute.precision={precision}"));
+        let settings = ["--set", &lag, "--set", &precision, "--restart", "--quiet"];
+        train(&place, "serial", &[], &[&settings[..], &["--serial"]].concat());
+        for seed in ["2", "3", "4"] {
+            train(&place, "threaded", &[("FAKE_SEED", seed)], &settings);
+            place.assert_same_end("serial", "threaded");
+        }
+    }
+    let host = &place.run_record("threaded")["host"];
+    assert!(host["engine"] == "cuda" && host["device"].as_str().is_some_and(|text| text.contains("driver")), "{host}");
+    let device_times = place.rows("threaded", "actors");
+    assert!(!device_times.is_empty());
+}
+
+#[test]
+fn a_resume_goes_on_to_the_same_bits_and_from_one_engine_to_another() {
+    let place = Place::new();
+    train(&place, "straight", &[], &["--quiet"]);
+    let begin = ["train", "tiny.toml", "--run-dir", "resumed", "--set", "engine=cuda", "--max-outer", "1", "--quiet"];
+    succeed(&place, &[], &begin);
+    place.copy("resumed", "elsewhere");
+    succeed(&place, &[("FAKE_SEED", "9")], &["train", "--resume", "resumed", "--max-outer", "3", "--quiet"]);
+    place.assert_same_end("straight", "resumed");
+    let args = ["train", "--resume", "elsewhere", "--set", "engine=cpu", "--max-outer", "2", "--quiet"];
+    let ended = succeed(&place, &[], &args);
+    assert!(ended.err.contains("the run computed on cuda (") && ended.err.contains("goes on on cpu"), "{ended:#?}");
+    let args = ["train", "--resume", "elsewhere", "--set", "engine=cuda", "--max-outer", "3", "--quiet"];
+    let ended = succeed(&place, &[], &args);
+    assert!(ended.err.contains("the run computed on cpu and goes on on cuda ("), "{ended:#?}");
+    let ended = succeed(&place, &[], &["eval", "knn", "straight"]);
+    assert!(ended.out.contains('%'), "{ended:#?}");
+}
+
+#[test]
+fn a_gpu_that_is_too_small_or_lost_ends_a_run_with_a_line() {
+    let place = Place::new();
+    let args = ["train", "tiny.toml", "--run-dir", "small", "--set", "engine=cuda", "--quiet"];
+    let ended = emulated(&place, &[("FAKE_MEMORY", "100000000")], &args);
+    assert!(ended.code == Some(78) && ended.err.contains("cuda"), "refused before it begins: {ended:#?}");
+    let forced = [&args[..], &["--restart", "--set", "run.memory_check=off"]].concat();
+    let ended = emulated(&place, &[("FAKE_MEMORY", "100000000")], &forced);
+    assert!(ended.code.is_some_and(|code| code != 0) && ended.err.contains("out of memory on the GPU"), "{ended:#?}");
+    let args = ["train", "tiny.toml", "--run-dir", "lost", "--set", "engine=cuda", "--quiet", "--restart"];
+    for calls in ["300", "3000", "9000"] {
+        let ended = emulated(&place, &[("FAKE_LOST_AFTER", calls)], &args);
+        assert!(ended.code.is_some_and(|code| code != 0) && ended.err.contains("the GPU failed in"), "{ended:#?}");
+    }
+}
