@@ -435,7 +435,7 @@ mod tests {
         let error = small.check(MemoryCheck::Refuse).expect_err("refused");
         assert_eq!(error.exit_code(), ExitCode::Config);
         let line = error.to_string();
-        assert!(line.starts_with("memory: this needs about 1.0 MiB of memory on card, which has 0.5 MiB"), "{line}");
+        assert!(line.starts_with("memory: this needs about 1.0 MiB of memory on card, which has 512.0 KiB"), "{line}");
         assert!(line.ends_with("run.memory_check = \"warn\" goes on all the same"), "{line}");
     }
 
