@@ -111,22 +111,30 @@ fn bits_depend_neither_on_threads_nor_on_the_order_of_streams_blocks_and_threads
 }
 
 #[test]
-fn a_resume_goes_on_to_the_same_bits_and_from_one_engine_to_another() {
+fn a_run_goes_on_after_its_gpu_was_lost_to_the_same_bits_and_on_another_engine() {
     let place = Place::new();
-    train(&place, "straight", &[], &["--quiet"]);
-    let begin = ["train", "tiny.toml", "--run-dir", "resumed", "--set", "engine=cuda", "--max-outer", "1", "--quiet"];
-    succeed(&place, &[], &begin);
-    place.copy("resumed", "elsewhere");
-    succeed(&place, &[("FAKE_SEED", "9")], &["train", "--resume", "resumed", "--max-outer", "3", "--quiet"]);
-    place.assert_same_end("straight", "resumed");
-    let args = ["train", "--resume", "elsewhere", "--set", "engine=cpu", "--max-outer", "2", "--quiet"];
+    let begin = |run: &'static str| ["train", "tiny.toml", "--run-dir", run, "--set", "engine=cuda", "--quiet"];
+    succeed(&place, &[], &begin("straight"));
+    // The later the device is lost, the more is done; a checkpoint is written after three of seven iterations.
+    let lost = (6..40).find(|part| {
+        let calls = (500 * part).to_string();
+        let ended = emulated(&place, &[("FAKE_LOST_AFTER", &calls)], &[&begin("lost")[..], &["--restart"]].concat());
+        assert!(ended.code != Some(0) && ended.err.contains("the GPU failed in"), "{ended:#?}");
+        place.path("lost/checkpoints/latest").exists()
+    });
+    assert!(lost.is_some(), "no checkpoint before the device was lost");
+    place.copy("lost", "elsewhere");
+    succeed(&place, &[("FAKE_SEED", "9")], &["train", "--resume", "lost", "--quiet"]);
+    place.assert_same_end("straight", "lost");
+    let args = ["train", "--resume", "elsewhere", "--set", "engine=cpu", "--quiet"];
     let ended = succeed(&place, &[], &args);
     assert!(ended.err.contains("the run computed on cuda (") && ended.err.contains("goes on on cpu"), "{ended:#?}");
-    let args = ["train", "--resume", "elsewhere", "--set", "engine=cuda", "--max-outer", "3", "--quiet"];
+    let args = ["train", "--resume", "elsewhere", "--set", "engine=cuda", "--max-outer", "8", "--quiet"];
     let ended = succeed(&place, &[], &args);
     assert!(ended.err.contains("the run computed on cpu and goes on on cuda ("), "{ended:#?}");
-    let ended = succeed(&place, &[], &["eval", "knn", "straight"]);
+    let ended = succeed(&place, &[], &["eval", "knn", "straight", "--set", "engine=cuda"]);
     assert!(ended.out.contains('%'), "{ended:#?}");
+    succeed(&place, &[], &["visualize", "straight", "--set", "engine=cuda"]);
 }
 
 #[test]
@@ -135,11 +143,11 @@ fn a_gpu_that_is_too_small_or_lost_ends_a_run_with_a_line() {
     let args = ["train", "tiny.toml", "--run-dir", "small", "--set", "engine=cuda", "--quiet"];
     let ended = emulated(&place, &[("FAKE_MEMORY", "100000000")], &args);
     assert!(ended.code == Some(78) && ended.err.contains("cuda"), "refused before it begins: {ended:#?}");
-    let forced = [&args[..], &["--restart", "--set", "run.memory_check=off"]].concat();
+    let forced = [&args[..], &["--restart", "--set", "run.memory_check=warn"]].concat();
     let ended = emulated(&place, &[("FAKE_MEMORY", "100000000")], &forced);
     assert!(ended.code.is_some_and(|code| code != 0) && ended.err.contains("out of memory on the GPU"), "{ended:#?}");
     let args = ["train", "tiny.toml", "--run-dir", "lost", "--set", "engine=cuda", "--quiet", "--restart"];
-    for calls in ["300", "3000", "9000"] {
+    for calls in ["300", "1500"] {
         let ended = emulated(&place, &[("FAKE_LOST_AFTER", calls)], &args);
         assert!(ended.code.is_some_and(|code| code != 0) && ended.err.contains("the GPU failed in"), "{ended:#?}");
     }

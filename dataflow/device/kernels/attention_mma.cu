@@ -215,6 +215,13 @@ __device__ __forceinline__ void mma_forward_step(float (&o)[D / 8][4], float (&t
     mma_add<D, N>(o, s, v);
 }
 
+// Columns of tiles that are met at once, in eights: as many as registers allow.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ / 100 == 10
+const int MMA_COLUMNS = 6;
+#else
+const int MMA_COLUMNS = 8;
+#endif
+
 template <class T, int D> __device__ __forceinline__ void mma_forward(T* y, float* lse, const T* qkv, int tokens,
                                                                       int queries, int heads, int groups, int rounds,
                                                                       int piece, float scale) {

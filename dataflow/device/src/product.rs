@@ -264,7 +264,10 @@ impl Stream {
                     stream.cast(),
                 )
             }
-            .map_err(failed)
+            .map_err(|error| DeviceError::Driver {
+                call: "a product of cuBLASLt",
+                cause: format!("{error} for {key:?}"),
+            })
         });
     }
 }
