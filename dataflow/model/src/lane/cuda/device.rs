@@ -71,6 +71,27 @@ impl Device for Cuda {
         None
     }
 
+    fn unfit(&self, config: &ModelConfig) -> Option<String> {
+        const MOST_PATCHES: usize = 4096;
+        const WIDEST_HEAD: usize = 256;
+        if config.num_patches() > MOST_PATCHES {
+            return Some(format!(
+                "engine cuda sorts up to {MOST_PATCHES} patches of an image, got {}",
+                config.num_patches()
+            ));
+        }
+        for (name, dim, heads) in [("heads", config.dim, config.heads), ("dec_heads", config.dec_dim, config.dec_heads)]
+        {
+            if dim / heads > WIDEST_HEAD {
+                let got = dim / heads;
+                return Some(format!(
+                    "engine cuda has attention heads up to {WIDEST_HEAD} wide; more {name} are needed, got {got}"
+                ));
+            }
+        }
+        None
+    }
+
     /// The encoder waits for scores, and the other levels for the encoder: these two come first where both have work.
     fn lanes(&self, spec: &LanesSpec) -> Result<Lanes, ModelError> {
         let home = home()?;
@@ -95,27 +116,6 @@ impl Device for Cuda {
     ) -> Result<Box<dyn Lane>, ModelError> {
         Ok(Box::new(CudaLane::open(model, precision)?))
     }
-}
-
-/// Why networks of these shapes cannot be computed here, as a line; none if they can.
-pub(super) fn unfit(config: &ModelConfig) -> Option<String> {
-    const MOST_PATCHES: usize = 4096;
-    const WIDEST_HEAD: usize = 256;
-    if config.num_patches() > MOST_PATCHES {
-        return Some(format!(
-            "engine cuda sorts up to {MOST_PATCHES} patches of an image, got {}",
-            config.num_patches()
-        ));
-    }
-    for (name, dim, heads) in [("heads", config.dim, config.heads), ("dec_heads", config.dec_dim, config.dec_heads)] {
-        if dim / heads > WIDEST_HEAD {
-            let got = dim / heads;
-            return Some(format!(
-                "engine cuda has attention heads up to {WIDEST_HEAD} wide; more {name} are needed, got {got}"
-            ));
-        }
-    }
-    None
 }
 
 /// The precision as the device's streams take it.

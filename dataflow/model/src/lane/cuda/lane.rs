@@ -7,12 +7,12 @@ use std::sync::Arc;
 use mlomae_device::ops::{AdamWPieces, AdamWStep};
 use mlomae_device::{Mem, Precision, Priority, Stream};
 
-use super::device::{home, of_device, unfit};
+use super::device::{Cuda, home, of_device};
 use super::levels::Recorded;
 use super::steady::{Batch, Graphs};
 use super::vector::{GpuVector, Home, mem};
 use crate::error::ModelError;
-use crate::lane::{Direction, Downstream, FinetuneGradient, Lane, PretrainGradient, Recording, Upstream};
+use crate::lane::{Device, Direction, Downstream, FinetuneGradient, Lane, PretrainGradient, Recording, Upstream};
 use crate::levels::optimizer::AdamW;
 use crate::levels::vectors::{norm_wide, shifted_wide, step_size, widen};
 use crate::masking::{MaskNetwork, MaskRule, Scored};
@@ -49,7 +49,7 @@ impl CudaLane {
         precision: Precision,
         priority: Priority,
     ) -> Result<Self, ModelError> {
-        if let Some(problem) = unfit(&model.config) {
+        if let Some(problem) = Cuda.unfit(&model.config) {
             return Err(ModelError::Config(problem));
         }
         let stream = Stream::new(&home.gpu, precision, priority)?;
