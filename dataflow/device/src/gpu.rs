@@ -33,21 +33,19 @@ struct Function {
     shared_bytes: u32,
 }
 
-/// Free memory of the first GPU in bytes, without opening it for work; none if it cannot be asked for.
+/// Free memory of the first GPU in bytes, without compiling kernels for it; none if it cannot be asked for.
 #[must_use]
 pub fn free_bytes() -> Option<u64> {
     if survey().problem.is_some() {
         return None;
     }
     let device = driver::device::get(0).ok()?;
-    // SAFETY: `device` was returned by the driver, and its context is current until it is released below.
+    // SAFETY: `device` was returned by the driver. The context stays retained to the end of the process, as threads may
+    // have it current.
     let free = unsafe {
         let context = driver::primary_ctx::retain(device).ok()?;
-        let free = driver::ctx::set_current(context).and_then(|()| driver::mem_get_info());
-        // Another context of this thread is made current again where it is used.
-        CURRENT.set(0);
-        let _ = driver::primary_ctx::release(device);
-        free.ok()?.0
+        driver::ctx::set_current(context).ok()?;
+        driver::mem_get_info().ok()?.0
     };
     Some(free as u64)
 }

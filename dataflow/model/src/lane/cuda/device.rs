@@ -1,6 +1,6 @@
 //! The entry of the GPU in the list of devices.
 
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use mlomae_device::{Priority, free_bytes, survey};
 
@@ -19,15 +19,16 @@ use crate::precision::Precision;
 #[derive(Debug)]
 pub struct Cuda;
 
-/// The opened device, as long as some lane uses it: all lanes of a process share its context.
+/// The opened device, which all lanes of a process share and which stays open to its end: threads keep its context
+/// current.
 pub(super) fn home() -> Result<Arc<Home>, ModelError> {
-    static HOME: Mutex<Weak<Home>> = Mutex::new(Weak::new());
+    static HOME: Mutex<Option<Arc<Home>>> = Mutex::new(None);
     let mut known = HOME.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(home) = known.upgrade() {
-        return Ok(home);
+    if let Some(home) = &*known {
+        return Ok(home.clone());
     }
     let home = Home::open()?;
-    *known = Arc::downgrade(&home);
+    *known = Some(home.clone());
     Ok(home)
 }
 
