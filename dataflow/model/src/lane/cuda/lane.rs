@@ -311,6 +311,14 @@ impl Lane for CudaLane {
         Some(self.stream.busy_ns())
     }
 
+    fn flops(&mut self) -> Option<u64> {
+        Some(self.stream.flops())
+    }
+
+    fn device_peak_bytes(&self) -> Option<u64> {
+        Some(self.home.gpu.peak_bytes())
+    }
+
     fn allocated_bytes(&self) -> u64 {
         self.stream.taken_bytes()
     }
