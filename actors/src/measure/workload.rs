@@ -87,7 +87,7 @@ pub struct Lap {
     pub policy_ms: f64,
     /// Arithmetic of all products, those of attention included, in 10⁹ operations.
     pub gflop: f64,
-    /// Time for which the device was at work, by its own clock; none where the host computes.
+    /// Time for which the device was at work, by its own clock, see [`Lane::device_ns`]; none where the host computes.
     pub device_ms: Option<f64>,
 }
 
