@@ -38,8 +38,14 @@ fn bench_counts_the_same_arithmetic_on_both_engines() {
 fn bench_tells_of_the_device_and_of_a_peer_on_it() {
     let place = Place::new();
     // In place of a Python with torch.
-    let peer = "#!/bin/sh\nshift 2\necho \"$*\" >arguments\necho '{\"about\": \"a stand-in\"}'\nwhile read -r word; do\n\
-                case $word in step) echo '{\"ms\": 5}' ;; *) echo '{\"peak_bytes\": 1000}' ;; esac\ndone\n";
+    let peer = r#"#!/bin/sh
+shift 2
+echo "$*" >arguments
+echo '{"about": "a stand-in"}'
+while read -r word; do
+    case $word in step) echo '{"ms": 5}' ;; *) echo '{"peak_bytes": 1000}' ;; esac
+done
+"#;
     place.write("peer", peer.as_bytes());
     std::fs::set_permissions(place.path("peer"), PermissionsExt::from_mode(0o755)).expect("permissions");
     let of_peer = ["--engine", "cuda", "--set", "compute.precision=tf32", "--peer", "./peer", "--peer-savings"];

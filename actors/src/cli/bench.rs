@@ -24,7 +24,7 @@ Examples:
   mlomae bench --preset small --peer venv/bin/python
   mlomae bench --preset base --batch 8 --peer venv/bin/python --rounds 5
   mlomae bench --preset small --set compute.precision=bf16
-  mlomae bench --preset base --engine cuda --set compute.precision=bf16 --peer venv/bin/python --peer-savings --peer-compile
+  mlomae bench --engine cuda --set compute.precision=bf16 --peer venv/bin/python --peer-savings --peer-compile
   mlomae bench --preset small --random --peer venv/bin/python   random masks, level 1 alone
   mlomae bench --preset tiny --json | jq .ms_outer")]
 pub(crate) struct Args {

@@ -64,8 +64,8 @@ pub struct BenchReport {
     pub peak_gflops: f64,
     /// Arithmetic of an iteration as a share of the peak around it, in percent: the median. Null as that.
     pub peak_percent: f64,
-    /// Share of an outer iteration in which the device was at work, by its own clock: from the first work of each call to
-    /// the end of its last, pauses in between included. The median; null on the processor.
+    /// Share of an outer iteration in which the device was at work, by its own clock: from the first work of each call
+    /// to the end of its last, pauses in between included. The median; null on the processor.
     pub device_busy: Option<f64>,
     /// Largest resident memory of this process.
     pub peak_bytes: u64,
