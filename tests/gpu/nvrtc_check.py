@@ -57,7 +57,8 @@ def compile_for(arch):
     if nvrtc.nvrtcCreateProgram(ctypes.byref(handle), text.encode(), b"mlomae.cu", 0, None, None):
         sys.exit("nvrtcCreateProgram failed")
     start = time.monotonic()
-    status = nvrtc.nvrtcCompileProgram(handle, len(options), (ctypes.c_char_p * len(options))(*map(str.encode, options)))
+    arguments = (ctypes.c_char_p * len(options))(*map(str.encode, options))
+    status = nvrtc.nvrtcCompileProgram(handle, len(options), arguments)
     size = ctypes.c_size_t()
     nvrtc.nvrtcGetProgramLogSize(handle, ctypes.byref(size))
     log = ctypes.create_string_buffer(size.value)

@@ -1,6 +1,6 @@
 //! Builds the libraries of the emulated GPU in a folder, for a program that runs with `LD_LIBRARY_PATH` set to it:
 //!
-//! `cargo run -p mlomae-device --features testing --example emulated_gpu -- FOLDER`
+//! `cargo run --release -p mlomae-device --example emulated_gpu -- FOLDER`
 
 use std::process::ExitCode;
 

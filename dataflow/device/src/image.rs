@@ -72,13 +72,18 @@ fn write_cached(path: &Path, image: &[u8]) {
     }
 }
 
+/// The compiler's name of a compute capability. An image is for one device, so it may use all that Hopper has.
+fn architecture((major, minor): (i32, i32)) -> String {
+    let accelerated = if (major, minor) == (9, 0) { "a" } else { "" };
+    format!("sm_{major}{minor}{accelerated}")
+}
+
 /// The image for compute capability `(major, minor)`, from the cache or compiled.
 ///
 /// # Errors
 /// When the kernels do not compile.
 pub(crate) fn image(capability: (i32, i32)) -> Result<Vec<u8>, DeviceError> {
-    let (major, minor) = capability;
-    let arch = format!("sm_{major}{minor}");
+    let arch = architecture(capability);
     let source = source();
     let key = hash(&[source.as_bytes(), arch.as_bytes(), compiler_version().as_bytes(), OPTIONS.concat().as_bytes()]);
     let path = cache_folder().map(|folder| folder.join(format!("{key:016x}.{arch}.cubin")));

@@ -11,10 +11,12 @@
 //! | `memory` | pools, vectors, views, arguments of kernels |
 //! | `stream` | work in order |
 //! | `product` | products by cuBLASLt |
+//! | `graph` | work that repeats, launched as a whole |
 //! | `ops` | the kernels as methods of a stream |
 
 mod error;
 mod gpu;
+mod graph;
 mod image;
 mod libraries;
 mod memory;
@@ -27,6 +29,7 @@ pub mod testing;
 
 pub use error::DeviceError;
 pub use gpu::{Gpu, free_bytes};
+pub use graph::{Graph, GraphPool, Held, Run};
 pub use half::bf16;
 pub use image::{OPTIONS, SOURCES, source};
 pub use libraries::{DeviceFacts, Library, Survey, survey};

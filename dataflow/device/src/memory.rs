@@ -5,7 +5,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use cudarc::driver::result as driver;
 use half::bf16;
@@ -27,6 +27,13 @@ elements!(f32, f64, u32, u8, bf16);
 
 /// Blocks start and end at multiples of this, so that every vector is aligned for 16-byte loads.
 const ALIGN: u64 = 512;
+
+/// Whether mistakes with memory are to be shown rather than hidden: blocks are as long as what is asked for, so that an
+/// overrun leaves them, and begin as NaN. In this crate's tests, and where `MLOMAE_GPU_CAREFUL=1`.
+pub(crate) fn is_careful() -> bool {
+    static CAREFUL: OnceLock<bool> = OnceLock::new();
+    *CAREFUL.get_or_init(|| cfg!(test) || std::env::var("MLOMAE_GPU_CAREFUL").is_ok_and(|value| value == "1"))
+}
 
 /// The blocks of one lane. A block that is given back is used again for the next request of its size, lowest address
 /// first, so that equal sequences of requests get equal addresses.
@@ -58,7 +65,7 @@ impl Pool {
 
     /// A block of at least `bytes`. Short of memory, free blocks of all pools go back to the driver first.
     pub(crate) fn take(self: &Arc<Self>, bytes: u64) -> Result<Block, DeviceError> {
-        let size = bytes.max(1).next_multiple_of(ALIGN);
+        let size = if is_careful() { bytes.max(1) } else { bytes.max(1).next_multiple_of(ALIGN) };
         let pointer = match self.reuse(size) {
             Some(pointer) => pointer,
             None => self.allocate(size)?,

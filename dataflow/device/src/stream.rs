@@ -10,7 +10,7 @@ use half::bf16;
 
 use crate::error::DeviceError;
 use crate::gpu::Gpu;
-use crate::memory::{Act, Arg, Element, Mem, Pool, View};
+use crate::memory::{Act, Arg, Element, Mem, Pool, View, is_careful};
 use crate::product::Products;
 
 /// How products round their inputs. Sums are f32, and everything but activations stays f32.
@@ -31,7 +31,7 @@ pub enum Precision {
 pub struct Stream {
     gpu: Gpu,
     raw: sys::CUstream,
-    pool: Arc<Pool>,
+    pool: RefCell<Arc<Pool>>,
     precision: Precision,
     products: RefCell<Products>,
     failure: RefCell<Option<DeviceError>>,
@@ -78,7 +78,7 @@ impl Stream {
         Ok(Stream {
             gpu: gpu.clone(),
             raw,
-            pool,
+            pool: RefCell::new(pool),
             precision,
             products,
             failure: RefCell::default(),
@@ -116,7 +116,7 @@ impl Stream {
     /// Bytes that the stream's pool holds.
     #[must_use]
     pub fn taken_bytes(&self) -> u64 {
-        self.pool.taken_bytes()
+        self.pool.borrow().taken_bytes()
     }
 
     /// Device time between the first enqueued work and each wait, in ns, since the last call.
@@ -146,6 +146,21 @@ impl Stream {
         }
     }
 
+    /// Takes memory from another pool from now on; the one before.
+    pub(crate) fn swap_pool(&self, pool: Arc<Pool>) -> Arc<Pool> {
+        self.pool.replace(pool)
+    }
+
+    /// Calls the driver whatever has failed before.
+    pub(crate) fn with_raw<T>(&self, call: impl FnOnce(sys::CUstream) -> T) -> T {
+        call(self.raw)
+    }
+
+    /// Keeps a failure, unless there is one.
+    pub(crate) fn fail(&self, error: DeviceError) {
+        self.failure.borrow_mut().get_or_insert(error);
+    }
+
     fn start_timer(&self) -> Result<(), DeviceError> {
         let mut timer = self.timer.borrow_mut();
         if !timer.is_running {
@@ -169,8 +184,15 @@ impl Stream {
         if len == 0 || self.has_failed() {
             return Mem::new(None, len);
         }
-        match self.pool.take((len * size_of::<T>()) as u64) {
-            Ok(block) => Mem::new(Some(block), len),
+        let taken = self.pool.borrow().take((len * size_of::<T>()) as u64);
+        match taken {
+            Ok(block) => {
+                let memory = Mem::new(Some(block), len);
+                if is_careful() {
+                    self.fill_with_nan(memory.view());
+                }
+                memory
+            }
             Err(error) => {
                 *self.failure.borrow_mut() = Some(error);
                 Mem::new(None, len)
@@ -193,6 +215,15 @@ impl Stream {
         let values = self.take(len);
         self.fill_zero(values.view());
         values
+    }
+
+    /// Shows whoever reads a vector before it is written; a block that is used again would hold numbers.
+    fn fill_with_nan<T: Element>(&self, of: View<'_, T>) {
+        self.enqueue(|stream| {
+            // SAFETY: the range lies in a live block of a pool.
+            unsafe { driver::memset_d8_async(of.pointer, 0xff, of.size_bytes(), stream) }
+                .map_err(|error| DeviceError::driver("filling memory", error))
+        });
     }
 
     /// Sets all bits to zero.

@@ -64,13 +64,13 @@ impl Bf16Unit {
 
 /// Whether this machine has AVX512_BF16.
 #[cfg(target_arch = "x86_64")]
-pub(super) fn has_dots() -> bool {
+fn has_dots() -> bool {
     is_x86_feature_detected!("avx512bf16")
 }
 
 /// Whether this machine has AVX512_BF16.
 #[cfg(not(target_arch = "x86_64"))]
-pub(super) fn has_dots() -> bool {
+fn has_dots() -> bool {
     false
 }
 

@@ -328,7 +328,7 @@ unsafe fn pack_rows_of_b(s: Avx512, b: *const f32, step: usize, block: Block, nc
             }
         }
     }
-    if nc % NR != 0 && nc % NR <= LANES {
+    if (1..=LANES).contains(&(nc % NR)) {
         let panel = nc / NR * NR * block.words + LANES;
         for word in 0..block.words {
             // SAFETY: the second vector of row `word` of the last panel.

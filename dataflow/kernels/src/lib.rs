@@ -1,5 +1,4 @@
-//! The arithmetic of the networks on plain row-major `f32` slices, and the only `unsafe` code of the
-//! workspace.
+//! The arithmetic of the networks on plain row-major `f32` slices. Its `unsafe` code is the only one on the processor.
 //!
 //! ```
 //! use mlomae_kernels::{Isa, Mat, add_bias, matmul, with_isa};

@@ -6,9 +6,7 @@ use super::gemm::gemm;
 use super::product::{Act, Finish, Operand, Product};
 #[cfg(target_arch = "x86_64")]
 use super::{
-    amx,
-    bf16::has_dots,
-    dots,
+    amx, dots,
     isa::{Isa, isa},
 };
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -192,12 +190,14 @@ unsafe fn multiply(factors: Factors, p: &Product) {
         // SAFETY: isa() returns only instruction sets of this machine; run() checked the matrices.
         return unsafe { amx::gemm(p, factors) };
     }
-    // SAFETY, of all three: run() checked the matrices, and dots() is only called where its instructions are.
-    match (factors, Bf16Unit::here()) {
-        (Factors::F32, _) => unsafe { gemm::<false>(p) },
+    match factors {
+        // SAFETY: run() checked the matrices.
+        Factors::F32 => unsafe { gemm::<false>(p) },
         #[cfg(target_arch = "x86_64")]
-        (Factors::Bf16, Bf16Unit::Dots | Bf16Unit::Tiles) if has_dots() => unsafe { dots::gemm(p) },
-        (Factors::Bf16, _) => unsafe { gemm::<true>(p) },
+        // SAFETY: run() checked the matrices, and the instructions are here.
+        Factors::Bf16 if Bf16Unit::has_vectors() => unsafe { dots::gemm(p) },
+        // SAFETY: run() checked the matrices.
+        Factors::Bf16 => unsafe { gemm::<true>(p) },
     }
 }
 

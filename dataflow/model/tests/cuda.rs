@@ -44,7 +44,7 @@ fn images(config: &ModelConfig, name: &str) -> Vector {
     images.into()
 }
 
-/// All that two outer iterations compute, by name.
+/// All that three outer iterations compute, by name: graphs are captured in the second and replayed in the third.
 fn results(lane: &mut dyn Lane, form: &dyn Hypergradient) -> Vec<(String, Vec<f64>)> {
     let model = lane.model().clone();
     let config = &model.config;
@@ -71,7 +71,7 @@ fn results(lane: &mut dyn Lane, form: &dyn Hypergradient) -> Vec<(String, Vec<f6
     };
     let mut all = Vec::new();
     let wide = |values: &Vector| values.to_host().unwrap().iter().map(|&v| f64::from(v)).collect::<Vec<_>>();
-    for outer in 0..2 {
+    for outer in 0..3 {
         let batches = Batches { pretrain: &pretrain, finetune, validation };
         let mut step = 0;
         outer_iteration(lane, &constants, &mut state, &batches, outer, &mut |event| {

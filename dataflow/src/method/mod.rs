@@ -122,8 +122,12 @@ impl Method {
         if let Some(problem) = engine.device.refuses(config.compute.precision) {
             return Err(ModelError::Config(format!("compute.precision {}: {problem}", config.compute.precision)));
         }
+        let model = Arc::new(Model::new(model)?);
+        if let Some(problem) = engine.device.unfit(&model.config) {
+            return Err(ModelError::Config(format!("{problem}; engine = \"cpu\" has no such limit")));
+        }
         Ok(Self {
-            model: Arc::new(Model::new(model)?),
+            model,
             seed: config.seed,
             unroll,
             lag: u64::from(config.pipeline.lag),

@@ -61,9 +61,9 @@ FAKE_EXPORT int cuEventElapsedTime_v2(float* ms, void* from, void* to) {
 }
 FAKE_EXPORT int cuEventElapsedTime(float* ms, void* from, void* to) { return cuEventElapsedTime_v2(ms, from, to); }
 
-FAKE_EXPORT int cuStreamBeginCapture_v2(void* stream, int) {
+FAKE_EXPORT int cuStreamBeginCapture_v2(void* stream, int mode) {
   FAKE_ENTER();
-  return stream ? begin_capture((Stream*)stream) : CAPTURE_UNSUPPORTED;
+  return stream ? begin_capture((Stream*)stream, mode) : CAPTURE_UNSUPPORTED;
 }
 FAKE_EXPORT int cuStreamEndCapture(void* stream, void** graph) {
   FAKE_ENTER();

@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <map>
 #include <mutex>
+#include <thread>
 
 #include "block.h"
 #include "settings.h"
@@ -17,7 +18,12 @@ struct Scheduler {
   std::mutex lock;
   std::condition_variable changed;
   std::vector<Stream*> streams;
-  unsigned num_streams = 0, num_captures = 0;
+  unsigned num_streams = 0;
+  /// Captures in global mode, which forbid calls that are unsafe in a capture to every thread.
+  unsigned num_captures = 0;
+  /// Captures that forbid them to the thread that began them. No thread-local variable: those are the shared memory of
+  /// kernels (shared.h).
+  std::map<std::thread::id, unsigned> num_captures_of;
   emulate::Random random{settings().seed};
 };
 
@@ -217,12 +223,15 @@ int elapsed_ms(float* ms, Event* from, Event* to) {
   return 0;
 }
 
-int begin_capture(Stream* stream) {
+int begin_capture(Stream* stream, int mode) {
   Scheduler& s = scheduler();
   Lock lock(s.lock);
   if (stream->capture) return INVALID_VALUE;
   stream->capture = std::make_unique<std::vector<Work>>();
-  s.num_captures++;
+  stream->capture_mode = mode;
+  if (mode == CAPTURE_GLOBAL) s.num_captures++;
+  stream->capture_thread = std::this_thread::get_id();
+  if (mode == CAPTURE_THREAD_LOCAL) s.num_captures_of[stream->capture_thread]++;
   return 0;
 }
 
@@ -232,7 +241,8 @@ int end_capture(Stream* stream, std::vector<Work>* graph) {
   if (!stream->capture) return INVALID_VALUE;
   *graph = std::move(*stream->capture);
   stream->capture.reset();
-  s.num_captures--;
+  if (stream->capture_mode == CAPTURE_GLOBAL) s.num_captures--;
+  if (stream->capture_mode == CAPTURE_THREAD_LOCAL) s.num_captures_of[stream->capture_thread]--;
   return 0;
 }
 
@@ -243,8 +253,10 @@ int launch_graph(Stream* stream, const std::vector<Work>& graph) {
 }
 
 bool is_capturing() {
-  Lock lock(scheduler().lock);
-  return scheduler().num_captures != 0;
+  Scheduler& s = scheduler();
+  Lock lock(s.lock);
+  auto own = s.num_captures_of.find(std::this_thread::get_id());
+  return s.num_captures != 0 || (own != s.num_captures_of.end() && own->second != 0);
 }
 
 }  // namespace fake

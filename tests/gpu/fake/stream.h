@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "order.h"
@@ -27,6 +28,9 @@ struct Work {
   std::shared_ptr<Record> waits_for, records;
 };
 
+/// Modes of a capture, as CUstreamCaptureMode has them; the third, relaxed, forbids nothing.
+enum { CAPTURE_GLOBAL = 0, CAPTURE_THREAD_LOCAL = 1 };
+
 struct Stream {
   unsigned number = 0;
   std::deque<Work> queue;
@@ -34,6 +38,8 @@ struct Stream {
   uint64_t num_enqueued = 0, num_done = 0;
   Clock clock;
   std::unique_ptr<std::vector<Work>> capture;
+  int capture_mode = CAPTURE_GLOBAL;
+  std::thread::id capture_thread;
 };
 
 struct Event {
@@ -60,10 +66,10 @@ int wait_for(Event* event);
 int query(Event* event);
 int elapsed_ms(float* ms, Event* from, Event* to);
 
-int begin_capture(Stream* stream);
+int begin_capture(Stream* stream, int mode);
 int end_capture(Stream* stream, std::vector<Work>* graph);
 int launch_graph(Stream* stream, const std::vector<Work>& graph);
-/// Whether any stream is capturing, which forbids calls that wait for the device.
+/// Whether a capture forbids this thread calls that wait for the device.
 bool is_capturing();
 
 }  // namespace fake

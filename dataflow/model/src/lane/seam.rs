@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::choice::Named;
+use crate::config::ModelConfig;
 use crate::error::ModelError;
 use crate::level::PerLevel;
 use crate::levels::optimizer::AdamW;
@@ -404,6 +405,12 @@ pub trait Device: Named {
 
     /// Why the device cannot compute in `precision`, as one line for the user that says which it can; none if it can.
     fn refuses(&self, precision: Precision) -> Option<String>;
+
+    /// Why the device cannot compute networks of these shapes, as one line for the user; none if it can.
+    fn unfit(&self, config: &ModelConfig) -> Option<String> {
+        let _ = config;
+        None
+    }
 
     /// The lanes of a run. They may share threads, streams and memory as `spec` allows, but no result may depend on it.
     ///

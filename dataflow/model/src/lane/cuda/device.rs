@@ -8,6 +8,7 @@ use super::lane::CudaLane;
 use super::memory::needed_bytes;
 use super::vector::Home;
 use crate::choice::Named;
+use crate::config::ModelConfig;
 use crate::error::ModelError;
 use crate::lane::{Device, DeviceMemoryBound, Lane, LaneSize, Lanes, LanesSpec, MemorySpec};
 use crate::model::Model;
@@ -67,6 +68,27 @@ impl Device for Cuda {
     }
 
     fn refuses(&self, _: Precision) -> Option<String> {
+        None
+    }
+
+    fn unfit(&self, config: &ModelConfig) -> Option<String> {
+        const MOST_PATCHES: usize = 4096;
+        const WIDEST_HEAD: usize = 256;
+        if config.num_patches() > MOST_PATCHES {
+            return Some(format!(
+                "engine cuda sorts up to {MOST_PATCHES} patches of an image, got {}",
+                config.num_patches()
+            ));
+        }
+        for (name, dim, heads) in [("heads", config.dim, config.heads), ("dec_heads", config.dec_dim, config.dec_heads)]
+        {
+            if dim / heads > WIDEST_HEAD {
+                let got = dim / heads;
+                return Some(format!(
+                    "engine cuda has attention heads up to {WIDEST_HEAD} wide; more {name} are needed, got {got}"
+                ));
+            }
+        }
         None
     }
 

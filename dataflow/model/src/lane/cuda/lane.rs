@@ -1,16 +1,18 @@
 //! The lane of a GPU: a stream with its own memory.
 
+use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::Arc;
 
 use mlomae_device::ops::{AdamWPieces, AdamWStep};
 use mlomae_device::{Mem, Precision, Priority, Stream};
 
-use super::device::{home, of_device};
+use super::device::{Cuda, home, of_device};
 use super::levels::Recorded;
+use super::steady::{Batch, Graphs};
 use super::vector::{GpuVector, Home, mem};
 use crate::error::ModelError;
-use crate::lane::{Direction, Downstream, FinetuneGradient, Lane, PretrainGradient, Recording, Upstream};
+use crate::lane::{Device, Direction, Downstream, FinetuneGradient, Lane, PretrainGradient, Recording, Upstream};
 use crate::levels::optimizer::AdamW;
 use crate::levels::vectors::{norm_wide, shifted_wide, step_size, widen};
 use crate::masking::{MaskNetwork, MaskRule, Scored};
@@ -26,6 +28,8 @@ pub struct CudaLane {
     pub(super) stream: Stream,
     /// The masking network, if it can be computed here.
     pub(super) network: Option<MaskNetwork>,
+    /// Work that repeats; none where graphs do not pay.
+    pub(super) graphs: Option<RefCell<Graphs>>,
     home: Arc<Home>,
     /// Of the last optimizer step.
     pieces: Option<Pieces>,
@@ -45,9 +49,14 @@ impl CudaLane {
         precision: Precision,
         priority: Priority,
     ) -> Result<Self, ModelError> {
+        if let Some(problem) = Cuda.unfit(&model.config) {
+            return Err(ModelError::Config(problem));
+        }
+        let stream = Stream::new(&home.gpu, precision, priority)?;
         Ok(CudaLane {
             model: model.clone(),
-            stream: Stream::new(&home.gpu, precision, priority)?,
+            graphs: Graphs::of(&stream, model.vit.layout.len),
+            stream,
             network: model.masking.network(),
             home: home.clone(),
             pieces: None,
@@ -150,14 +159,20 @@ impl Lane for CudaLane {
         keep: bool,
     ) -> Result<FinetuneGradient, ModelError> {
         let c = self.head(at.c)?;
-        let recorded = self.encode(mem(at.theta)?, mem(at.finetune.images)?, self.model.task.reads(), keep)?;
+        let (theta, images) = (mem(at.theta)?, mem(at.finetune.images)?);
         let want = Want { dc: true, dz: false };
-        let share = self.evaluate(&c, &recorded.taps, at.finetune.targets, noise, want)?;
+        let (share, recorded) = if keep {
+            let recorded = self.encode(theta, images, Batch::Finetune)?;
+            (self.evaluate(&c, &recorded.taps, at.finetune.targets, noise, want)?, Some(recorded))
+        } else {
+            let taps = self.features_of(theta, images, self.model.task.reads())?;
+            (self.evaluate(&c, &taps, at.finetune.targets, noise, want)?, None)
+        };
         Ok(FinetuneGradient {
             loss: share.loss,
             figures: share.figures,
             gradient: self.uploaded(&share.dc)?,
-            recorded: keep.then(|| Recording(Box::new(recorded))),
+            recorded: recorded.map(|recorded| Recording(Box::new(recorded))),
         })
     }
 
@@ -179,7 +194,7 @@ impl Lane for CudaLane {
         let dz: Vec<Vec<f64>> = taps
             .map(|(minus, plus)| minus.iter().zip(plus).map(|(m, p)| (m - p) / (2.0 * epsilon)).collect())
             .collect();
-        let v1 = self.end(*recorded, &dz);
+        let v1 = self.end(*recorded, &dz)?;
         let (v1, w) = (self.complete(v1)?, self.complete(w)?);
         Ok(Direction { loss: at_v.loss, figures: at_v.figures, v0: at_v.dc, v1, w })
     }
@@ -268,8 +283,7 @@ impl Lane for CudaLane {
         if images.is_empty() {
             return Ok(Vec::new());
         }
-        let mut recorded = self.encode(mem(theta)?, images, &[Tap::Cls], false)?;
-        Ok(std::mem::take(&mut recorded.taps[0]))
+        Ok(self.features_of(mem(theta)?, images, &[Tap::Cls])?.pop().unwrap_or_default())
     }
 
     fn shifted(&mut self, theta: &Vector, v: &Vector, epsilon: f64) -> Result<Vector, ModelError> {

@@ -1,8 +1,11 @@
 //! The levels on the GPU: passes of the autoencoder and of the encoder over whole batches.
 
-use mlomae_device::{Matrix, Mem, Product};
+use mlomae_device::{Held, Matrix, Mem, Product, Run};
 
 use super::lane::CudaLane;
+use super::network::GpuTrace;
+use super::scoring::kept;
+use super::steady::Batch;
 use crate::engine::Engine;
 use crate::engine::gpu::{Cotangent, GpuOrder, GpuRecord, GpuTape, GpuTensor};
 use crate::engine::tangent::Tangent;
@@ -15,8 +18,9 @@ use crate::tasks::{At, Noise, Share, Targets, Tokens, Want};
 /// A batch whose encoder pass has run forward and is recorded until its cotangents are known.
 #[derive(Debug)]
 pub(super) struct Recorded {
-    record: GpuRecord,
-    z: Vec<GpuTensor>,
+    /// None where the pass was replayed as a graph, and runs backward as one.
+    record: Option<(GpuRecord, Vec<GpuTensor>)>,
+    how: (Batch, Run, u64),
     /// What the head reads, on the host.
     pub(super) taps: Vec<Vec<f32>>,
 }
@@ -80,29 +84,89 @@ impl CudaLane {
         if images.is_empty() {
             return Err(ModelError::Config("a level-1 batch must hold at least one image".into()));
         }
-        let stream = &self.stream;
         let order = self.order(&scored.order);
-        let (num_masked, num_patches) = (Self::num_masked(&order), order.num_patches);
-        let weights = stream.take(order.rank.len());
+        let trace = scored.trace.as_ref().and_then(kept);
         let scores = self.weights_of(scored);
-        let (rank, visible) = (order.rank.view(), order.num_visible);
-        stream.loss_weights(weights.view(), rank, scores.as_ref().map(Mem::view), num_patches, visible);
-        let mut e = GpuTape::recording(stream);
-        e.bind(Level::Pretrain, theta, true);
-        let loss = self.losses(&mut e, images, &order);
-        let patch_loss = loss.full(stream);
-        let cotangent = stream.take(weights.len());
-        stream.scaled(cotangent.view(), weights.view(), 1.0 / num_masked as f32);
-        let gradient = e.into_record().backward(stream, vec![(loss, Cotangent::Residual(cotangent, None))]);
-        if let (Some(trace), Needs::Embedding) = (&scored.trace, self.model.masking.needs()) {
-            let dscores = self.score_cotangent(&patch_loss, &order, 1.0);
-            if let Some(dembedding) = self.mask_backward(phi, trace, &dscores, None, true)? {
-                self.add_embedding_gradient(&gradient, images, &dembedding);
+        let through_scores = scored.trace.is_some() && self.model.masking.needs() == Needs::Embedding;
+        let [gradient, patch_loss, weights] = if through_scores && trace.is_none() {
+            // The masking network is the host's, which no graph can call.
+            let [gradient, patch_loss, weights] = self.autoencoder(theta, images, &order, scores.as_ref());
+            if let Some(trace) = &scored.trace {
+                let dscores = self.score_cotangent(&patch_loss, &order, 1.0);
+                if let Some(dembedding) = self.mask_backward(phi, trace, &dscores, None, true)? {
+                    self.add_embedding_gradient(&gradient, images, &dembedding);
+                }
+            }
+            self.zero_frozen(&gradient);
+            [gradient, patch_loss, weights]
+        } else {
+            let mut inputs: Vec<Held> = vec![theta.into(), images.into(), (&order.kept).into(), (&order.rank).into()];
+            inputs.extend(scores.as_ref().map(Held::from));
+            let trace = trace.filter(|_| through_scores);
+            if let Some(trace) = trace {
+                inputs.push(phi.into());
+                inputs.extend(trace.activations().iter().map(Held::from));
+            }
+            let (patches, visible) = (order.num_patches, order.num_visible);
+            let outputs = self.steady(
+                |graphs| &mut graphs.pretrain,
+                &inputs,
+                |inputs| {
+                    let (theta, images) = (inputs[0].f32(), inputs[1].f32());
+                    let (kept, rank) = (inputs[2].u32().clone(), inputs[3].u32().clone());
+                    let order = GpuOrder { num_patches: patches, num_visible: visible, kept, rank };
+                    let scores = scores.as_ref().map(|_| inputs[4].f32());
+                    let [gradient, patch_loss, weights] = self.autoencoder(theta, images, &order, scores);
+                    if let (Some(_), Some(scores), Some(network)) = (trace, scores, &self.network) {
+                        let activations = inputs[6..].iter().map(|input| input.f32().clone()).collect();
+                        let trace = GpuTrace::new(activations, scores.clone());
+                        let dscores = self.score_cotangent(&patch_loss, &order, 1.0);
+                        let network = self.network(network, inputs[5].f32());
+                        if let Some(dembedding) = network.backward(&trace, &dscores, None, true) {
+                            self.add_embedding_gradient(&gradient, images, &dembedding);
+                        }
+                    }
+                    self.zero_frozen(&gradient);
+                    vec![gradient, patch_loss, weights]
+                },
+            );
+            self.array(outputs)?
+        };
+        let total = self.stream.masked_loss(patch_loss.view(), weights.view(), order.num_patches)?;
+        Ok(Reconstruction { loss: total / Self::num_masked(&order) as f64, gradient, patch_loss })
+    }
+
+    /// The outputs of a graph; a failure has left none.
+    fn array<const N: usize>(&self, outputs: Vec<Mem<f32>>) -> Result<[Mem<f32>; N], ModelError> {
+        match outputs.try_into() {
+            Ok(outputs) => Ok(outputs),
+            Err(_) => {
+                self.stream.wait()?;
+                Err(ModelError::Lane { lane: "cuda", problem: "a graph has lost its outputs".to_owned() })
             }
         }
-        self.zero_frozen(&gradient);
-        let total = stream.masked_loss(patch_loss.view(), weights.view(), num_patches)?;
-        Ok(Reconstruction { loss: total / num_masked as f64, gradient, patch_loss })
+    }
+
+    /// ∂L_m/∂θ for fixed scores, ℓ, and the weight of each patch.
+    fn autoencoder(
+        &self,
+        theta: &Mem<f32>,
+        images: &Mem<f32>,
+        order: &GpuOrder,
+        scores: Option<&Mem<f32>>,
+    ) -> [Mem<f32>; 3] {
+        let stream = &self.stream;
+        let weights = stream.take(order.rank.len());
+        let (rank, patches, visible) = (order.rank.view(), order.num_patches, order.num_visible);
+        stream.loss_weights(weights.view(), rank, scores.map(Mem::view), patches, visible);
+        let mut e = GpuTape::recording(stream);
+        e.bind(Level::Pretrain, theta, true);
+        let loss = self.losses(&mut e, images, order);
+        let patch_loss = loss.full(stream);
+        let cotangent = stream.take(weights.len());
+        stream.scaled(cotangent.view(), weights.view(), 1.0 / Self::num_masked(order) as f32);
+        let gradient = e.into_record().backward(stream, vec![(loss, Cotangent::Residual(cotangent, None))]);
+        [gradient, patch_loss, weights]
     }
 
     /// Adds the gradients of patch embedding and positions from the cotangent `[batch·L, dim]` of the embedding.
@@ -143,34 +207,60 @@ impl CudaLane {
         Ok(self.stream.download(pred.full(&self.stream).view())?)
     }
 
-    /// The encoder's taps of images, on the host; recorded with `record`.
-    pub(super) fn encode(
+    /// The encoder's taps of images, on the host.
+    pub(super) fn features_of(
         &self,
         theta: &Mem<f32>,
         images: &Mem<f32>,
         taps: &[Tap],
-        record: bool,
-    ) -> Result<Recorded, ModelError> {
+    ) -> Result<Vec<Vec<f32>>, ModelError> {
         let stream = &self.stream;
-        let mut e = if record { GpuTape::recording(stream) } else { GpuTape::forward_only(stream) };
-        e.bind(Level::Pretrain, theta, record);
+        let mut e = GpuTape::forward_only(stream);
+        e.bind(Level::Pretrain, theta, false);
         let input = self.input(&e, images);
         let z = self.model.vit.taps(&mut e, &input, taps);
         let values: Result<_, _> = z.iter().map(|z| stream.download(z.full(stream).view())).collect();
-        Ok(Recorded { record: e.into_record(), z, taps: values? })
+        Ok(values?)
+    }
+
+    /// The taps that the task reads, recorded for [`CudaLane::end`].
+    pub(super) fn encode(&self, theta: &Mem<f32>, images: &Mem<f32>, batch: Batch) -> Result<Recorded, ModelError> {
+        let stream = &self.stream;
+        let mut record = None;
+        let (outputs, run, generation) = self.steady_forward(batch, &[theta.into(), images.into()], |inputs| {
+            let mut e = GpuTape::recording(stream);
+            e.bind(Level::Pretrain, inputs[0].f32(), true);
+            let input = self.input(&e, inputs[1].f32());
+            let z = self.model.vit.taps(&mut e, &input, self.model.task.reads());
+            let values = z.iter().map(|z| z.full(stream)).collect();
+            record = Some((e.into_record(), z));
+            values
+        });
+        let taps: Result<_, _> = outputs.iter().map(|z| stream.download(z.view())).collect();
+        Ok(Recorded { record, how: (batch, run, generation), taps: taps? })
     }
 
     /// The gradient for θ, zero on the decoder and on frozen weights, from the cotangents of the taps.
-    pub(super) fn end(&self, recorded: Recorded, dz: &[Vec<f64>]) -> Mem<f32> {
+    ///
+    /// # Errors
+    /// When a later pass over such a batch has overwritten this one.
+    pub(super) fn end(&self, recorded: Recorded, dz: &[Vec<f64>]) -> Result<Mem<f32>, ModelError> {
         let stream = &self.stream;
-        let cotangents = recorded.z.into_iter().zip(dz).map(|(z, dz)| {
-            let dz: Vec<f32> = dz.iter().map(|&d| d as f32).collect();
-            (z, Cotangent::Residual(stream.upload(&dz), None))
+        let dz: Vec<Mem<f32>> =
+            dz.iter().map(|dz| stream.upload(&dz.iter().map(|&d| d as f32).collect::<Vec<f32>>())).collect();
+        let inputs: Vec<Held> = dz.iter().map(Held::from).collect();
+        let Recorded { record, how, .. } = recorded;
+        let outputs = self.steady_backward(how, &inputs, |inputs| {
+            let Some((record, z)) = record else { return Vec::new() };
+            let cotangents = z.into_iter().zip(inputs);
+            let cotangents = cotangents.map(|(z, dz)| (z, Cotangent::Residual(dz.f32().clone(), None))).collect();
+            let gradient = record.backward(stream, cotangents);
+            self.zero_frozen(&gradient);
+            vec![gradient]
         });
-        let cotangents = cotangents.collect();
-        let gradient = recorded.record.backward(stream, cotangents);
-        self.zero_frozen(&gradient);
-        gradient
+        let overtaken = || ModelError::Lane { lane: "cuda", problem: "a recording was overwritten".to_owned() };
+        let [gradient] = self.array(outputs.ok_or_else(overtaken)?)?;
+        Ok(gradient)
     }
 
     /// The taps as the task reads them.
@@ -203,9 +293,9 @@ impl CudaLane {
         y: &Targets,
         noise: Option<Noise>,
     ) -> Result<(Share, Mem<f32>), ModelError> {
-        let recorded = self.encode(theta, images, self.model.task.reads(), true)?;
+        let recorded = self.encode(theta, images, Batch::Validation)?;
         let share = self.evaluate(c, &recorded.taps, y, noise, Want::BOTH)?;
-        let gradient = self.end(recorded, &share.dz);
+        let gradient = self.end(recorded, &share.dz)?;
         Ok((share, gradient))
     }
 
@@ -241,7 +331,18 @@ impl CudaLane {
         let dphi = stream.zeros(phi.len());
         let (scored, order) = self.scores(Some(theta), phi, images, rule)?;
         let Some(trace) = &scored.trace else { return Ok(dphi) };
-        let (losses, tangents) = self.loss_tangents(theta, v, images, &order);
+        let (patches, visible) = (order.num_patches, order.num_visible);
+        let inputs: [Held; 5] = [theta.into(), v.into(), images.into(), (&order.kept).into(), (&order.rank).into()];
+        let outputs = self.steady(
+            |graphs| &mut graphs.tangent,
+            &inputs,
+            |inputs| {
+                let (kept, rank) = (inputs[3].u32().clone(), inputs[4].u32().clone());
+                let order = GpuOrder { num_patches: patches, num_visible: visible, kept, rank };
+                self.loss_tangents(inputs[0].f32(), inputs[1].f32(), inputs[2].f32(), &order).into()
+            },
+        );
+        let [losses, tangents] = self.array(outputs)?;
         let ddscores = self.score_cotangent(&tangents, &order, -1.0);
         if self.model.masking.needs() == Needs::Embedding {
             let dinput = self.embedding(v, images);
@@ -257,13 +358,7 @@ impl CudaLane {
     }
 
     /// ℓ `[images, L]` and their derivatives along v, which is zero on the decoder.
-    fn loss_tangents(
-        &self,
-        theta: &Mem<f32>,
-        v: &Mem<f32>,
-        images: &Mem<f32>,
-        order: &GpuOrder,
-    ) -> (Mem<f32>, Mem<f32>) {
+    fn loss_tangents(&self, theta: &Mem<f32>, v: &Mem<f32>, images: &Mem<f32>, order: &GpuOrder) -> [Mem<f32>; 2] {
         use crate::engine::tangent::Pair;
         let stream = &self.stream;
         let mut moving = GpuTape::forward_only(stream);
@@ -275,6 +370,6 @@ impl CudaLane {
         let pred = self.model.vit.reconstruct(&mut e, &Pair { value: input, tangent: None }, order);
         let loss = e.patch_loss(&pred, &Pair { value: target, tangent: None });
         let tangent = loss.tangent.map(|tangent| tangent.full(stream)).unwrap_or_default();
-        (loss.value.full(stream), tangent)
+        [loss.value.full(stream), tangent]
     }
 }

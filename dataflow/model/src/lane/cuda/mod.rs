@@ -13,6 +13,7 @@ mod levels;
 mod memory;
 mod network;
 mod scoring;
+mod steady;
 mod vector;
 
 pub use device::Cuda;

@@ -16,6 +16,16 @@ pub(super) struct GpuTrace {
     pub(super) scores: Mem<f32>,
 }
 
+impl GpuTrace {
+    pub(super) fn new(activations: Vec<Mem<f32>>, scores: Mem<f32>) -> Self {
+        GpuTrace { activations, scores }
+    }
+
+    pub(super) fn activations(&self) -> &[Mem<f32>] {
+        &self.activations
+    }
+}
+
 impl Kept for GpuTrace {
     fn as_any(&self) -> &dyn Any {
         self

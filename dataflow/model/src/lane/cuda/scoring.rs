@@ -159,6 +159,6 @@ impl CudaLane {
 }
 
 /// What a lane of this device kept of a batch's scores.
-fn kept(trace: &Trace) -> Option<&GpuTrace> {
+pub(super) fn kept(trace: &Trace) -> Option<&GpuTrace> {
     trace.kept.as_ref().and_then(|kept| kept.as_any().downcast_ref())
 }
