@@ -130,9 +130,21 @@ impl Stream {
         self.flops.take()
     }
 
+    /// The operations that `work` counts, which are not counted yet.
+    pub(crate) fn flops_of<T>(&self, work: impl FnOnce() -> T) -> (T, u64) {
+        let before = self.flops.get();
+        let done = work();
+        (done, self.flops.replace(before) - before)
+    }
+
+    /// Counts operations.
+    pub(crate) fn count_flops(&self, flops: u64) {
+        self.flops.set(self.flops.get() + flops);
+    }
+
     /// Counts `num` products m × n × k.
     pub(crate) fn count_products(&self, num: usize, [m, n, k]: [usize; 3]) {
-        self.flops.set(self.flops.get() + 2 * num as u64 * m as u64 * n as u64 * k as u64);
+        self.count_flops(2 * num as u64 * m as u64 * n as u64 * k as u64);
     }
 
     /// Runs `enqueue` unless something has failed, with the context current; keeps its error.

@@ -333,8 +333,9 @@ impl Lane for CudaLane {
         Some(self.home.gpu.peak_bytes())
     }
 
+    /// Of all pools: those of graphs are not the stream's.
     fn allocated_bytes(&self) -> u64 {
-        self.stream.taken_bytes()
+        self.home.gpu.peak_bytes()
     }
 }
 
