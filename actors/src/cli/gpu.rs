@@ -43,12 +43,12 @@ impl Args {
         let Command::Info(Info { json }) = self.command;
         let found = survey();
         if json {
-            let mut report = serde_json::to_value(&found)
+            let mut report = serde_json::to_value(found)
                 .map_err(|error| CliError::new(ExitCode::Internal, format!("report has no JSON form: {error}")))?;
             report["usable"] = found.problem.is_none().into();
             writeln!(session.out, "{report:#}")?;
         } else {
-            writeln!(session.out, "{}", text(&found))?;
+            writeln!(session.out, "{}", text(found))?;
         }
         // The answer is no, and the output says why.
         if found.problem.is_some() { Err(CliError::silent(ExitCode::Failed)) } else { Ok(()) }
@@ -150,7 +150,7 @@ no GPU can be used: libnvrtc not found";
     #[test]
     fn a_survey_of_this_machine_has_a_json_form_and_says_whether_it_is_enough() {
         let found = survey();
-        let json = serde_json::to_value(&found).expect("JSON");
+        let json = serde_json::to_value(found).expect("JSON");
         assert!(json["libraries"].is_array() && json["devices"].is_array() && json.get("problem").is_some(), "{json}");
         assert!(found.problem.is_some() || !found.devices.is_empty(), "a GPU is there or something is missing");
     }

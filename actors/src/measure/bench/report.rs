@@ -161,7 +161,7 @@ impl BenchReport {
             engine: engine.device.name().to_owned(),
             device: engine.description.clone(),
             isa: kernels::isa().name().to_owned(),
-            arithmetic: arithmetic,
+            arithmetic,
             num_rounds: laps.len(),
             ms_outer,
             ms_outer_range: range(laps.iter().map(Lap::total_ms)),
