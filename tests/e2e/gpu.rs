@@ -26,7 +26,7 @@ fn emulated(place: &Place, variables: &[(&str, &str)], args: &[&str]) -> Ended {
     ended
 }
 
-fn succeed(place: &Place, variables: &[(&str, &str)], args: &[&str]) -> Ended {
+pub(crate) fn succeed(place: &Place, variables: &[(&str, &str)], args: &[&str]) -> Ended {
     let ended = emulated(place, variables, args);
     assert_eq!(ended.code, Some(0), "{args:?} {variables:?}: {ended:#?}");
     ended

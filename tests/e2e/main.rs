@@ -10,6 +10,7 @@ mod files;
 mod fuzz;
 mod golden;
 mod gpu;
+mod gpu_bench;
 mod io_faults;
 mod kills;
 mod labels;

@@ -9,20 +9,22 @@ use mlomae_storage::exit_code::ExitCode;
 use super::bar::Bar;
 use super::config_args::{EngineArg, Setting};
 use super::session::Session;
-use crate::measure::bench::{BenchSpec, bench};
+use crate::measure::bench::{BenchSpec, PeerSpec, bench};
 use crate::process::error::CliError;
 
 /// Measure an outer iteration by level and stage, and beside PyTorch if a Python with torch is given
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 An outer iteration is two level-1 steps, one of level 2 and one of level 3. Ours and the peer's take turns, so
-that both see the same machine; figures are medians over the rounds.
+that both see the same machine; figures are medians over the rounds. The peer computes on the same device and
+in the same precision.
 
 Examples:
   mlomae bench --preset small
   mlomae bench --preset small --peer venv/bin/python
   mlomae bench --preset base --batch 8 --peer venv/bin/python --rounds 5
   mlomae bench --preset small --set compute.precision=bf16
+  mlomae bench --engine cuda --set compute.precision=bf16 --peer venv/bin/python --peer-savings --peer-compile
   mlomae bench --preset small --random --peer venv/bin/python   random masks, level 1 alone
   mlomae bench --preset tiny --json | jq .ms_outer")]
 pub(crate) struct Args {
@@ -49,6 +51,12 @@ pub(crate) struct Args {
     /// Python with torch, to run the same iteration in PyTorch in turns with ours
     #[arg(long, value_name = "PYTHON")]
     peer: Option<PathBuf>,
+    /// The strict peer: the same mathematics with every exact saving, instead of the published passes
+    #[arg(long, requires = "peer")]
+    peer_savings: bool,
+    /// Let the peer compile its networks by torch.compile
+    #[arg(long, requires = "peer")]
+    peer_compile: bool,
     /// Leave out the measurement of the whole pipeline
     #[arg(long)]
     no_pipeline: bool,
@@ -107,7 +115,7 @@ impl Args {
         let spec = BenchSpec {
             workload,
             num_rounds: usize::from(self.rounds),
-            python: self.peer,
+            peer: self.peer.map(|python| PeerSpec { python, savings: self.peer_savings, compile: self.peer_compile }),
             lag: (!self.no_pipeline).then_some(self.lag),
             memory_check: self.memory_check,
         };

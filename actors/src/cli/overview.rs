@@ -31,6 +31,10 @@ pub(crate) fn overview(experiment: &Experiment) -> Result<Vec<Line>, CliError> {
     } else {
         format!("{} masks", config.mask.strategy)
     };
+    let isa = match method.engine.device.is_host() {
+        true => format!(" with {}", kernels::isa().name()),
+        false => String::new(),
+    };
     let mut lines = vec![
         (
             "data",
@@ -78,15 +82,7 @@ pub(crate) fn overview(experiment: &Experiment) -> Result<Vec<Line>, CliError> {
                 patch = model.patch,
             ),
         ),
-        (
-            "computes",
-            format!(
-                "in {} with {}; hypergradient {}",
-                method.precision.arithmetic(),
-                kernels::isa().name(),
-                method.hypergradient
-            ),
-        ),
+        ("computes", format!("in {}{isa}; hypergradient {}", method.arithmetic(), method.hypergradient)),
         (
             "length",
             format!(

@@ -105,7 +105,7 @@ impl Knob {
 }
 
 /// Everything that is varied for `config` on a machine of `num_cores` cores, what matters most first. Where levels do not
-/// compute on the host (`is_host`), its threads are not varied.
+/// compute on the host (`is_host`), they have neither threads nor micro-batches there to vary.
 #[must_use]
 pub fn knobs(config: &Config, num_cores: usize, is_host: bool) -> Vec<Knob> {
     use StageName::{Encoder, Evaluator, Load, Log, Policy, Score};
@@ -120,22 +120,24 @@ pub fn knobs(config: &Config, num_cores: usize, is_host: bool) -> Vec<Knob> {
     let grain = config.train.grain;
     let cuts = |batch: usize| powers(batch / grain).map(|num_grains| num_grains * grain).collect::<Vec<_>>();
     let mut knobs = Vec::new();
-    if !is_host {
-        // The levels have no threads.
-    } else if config.pipeline.lag == 0 {
-        // The levels take turns and share their threads.
-        knobs.push(knob(&[Encoder, Evaluator, Policy], Setting::Workers, workers.clone()));
-    } else {
-        knobs.extend([Encoder, Evaluator, Policy].map(|stage| knob(&[stage], Setting::Workers, workers.clone())));
-    }
-    let labelled = config.finetune.batch.min(config.policy.batch);
-    knobs.push(knob(&[Evaluator], Setting::MicroBatch, cuts(labelled)));
-    for stage in [Encoder, Policy] {
-        knobs.push(knob(&[stage], Setting::MicroBatch, cuts(config.pretrain.batch)));
+    if is_host {
+        if config.pipeline.lag == 0 {
+            // The levels take turns and share their threads.
+            knobs.push(knob(&[Encoder, Evaluator, Policy], Setting::Workers, workers.clone()));
+        } else {
+            knobs.extend([Encoder, Evaluator, Policy].map(|stage| knob(&[stage], Setting::Workers, workers.clone())));
+        }
+        let labelled = config.finetune.batch.min(config.policy.batch);
+        knobs.push(knob(&[Evaluator], Setting::MicroBatch, cuts(labelled)));
+        for stage in [Encoder, Policy] {
+            knobs.push(knob(&[stage], Setting::MicroBatch, cuts(config.pretrain.batch)));
+        }
     }
     knobs.push(knob(&[Load], Setting::Workers, powers(num_cores.min(8)).collect()));
     knobs.push(knob(&[Score], Setting::Workers, powers(num_cores.min(4)).collect()));
-    knobs.push(knob(&[Score], Setting::MicroBatch, cuts(config.pretrain.batch)));
+    if is_host {
+        knobs.push(knob(&[Score], Setting::MicroBatch, cuts(config.pretrain.batch)));
+    }
     for stage in [Score, Encoder, Load, Evaluator, Policy, Log] {
         knobs.push(knob(&[stage], Setting::QueueCap, CAPACITIES.to_vec()));
     }
@@ -311,6 +313,15 @@ mod tests {
                     assert_eq!(plain, config, "nothing but actors changes");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn where_the_host_does_not_compute_only_its_own_workers_and_queues_vary() {
+        let config = Config::resolve(&ConfigInputs::quickstart()).unwrap();
+        for knob in knobs(&config, 6, false) {
+            let is_own = matches!(knob.stages[..], [StageName::Load | StageName::Score]);
+            assert!(knob.setting == Setting::QueueCap || (knob.setting == Setting::Workers && is_own), "{knob:?}");
         }
     }
 

@@ -85,8 +85,10 @@ pub struct Lap {
     pub evaluate_ms: f64,
     /// The hypergradient and the policy's step.
     pub policy_ms: f64,
-    /// Arithmetic of all products, in 10⁹ operations.
+    /// Arithmetic of all products, those of attention included, in 10⁹ operations.
     pub gflop: f64,
+    /// Time for which the device was at work, by its own clock, see [`Lane::device_ns`]; none where the host computes.
+    pub device_ms: Option<f64>,
 }
 
 impl Lap {
@@ -165,6 +167,12 @@ impl Workload {
         self.lane.allocated_bytes()
     }
 
+    /// The most bytes that were taken of the device's own memory; none where the host computes.
+    #[must_use]
+    pub fn device_peak_bytes(&self) -> Option<u64> {
+        self.lane.device_peak_bytes()
+    }
+
     /// Masks of a batch.
     ///
     /// # Errors
@@ -227,6 +235,8 @@ impl Workload {
         let pretrain = [(); UNROLL].map(|()| images.clone());
         let data = LabelledImages { images, targets };
         let batches = Batches { pretrain: &pretrain, finetune: data, validation: data };
+        // What the lane has counted before is not of this iteration.
+        let _ = (lane.flops(), lane.device_ns());
         let (mut lap, flops, mut clock) = (Lap::default(), kernels::flops(), Instant::now());
         outer_iteration(&mut **lane, &constants, state, &batches, *num_done, &mut |event| {
             let part = match event {
@@ -239,7 +249,8 @@ impl Workload {
             clock = Instant::now();
         })?;
         *num_done += 1;
-        lap.gflop = (kernels::flops() - flops) as f64 * 1e-9;
+        lap.gflop = (kernels::flops() - flops + lane.flops().unwrap_or(0)) as f64 * 1e-9;
+        lap.device_ms = lane.device_ns().map(|ns| ns as f64 * 1e-6);
         Ok(lap)
     }
 }

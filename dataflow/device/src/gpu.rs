@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use cudarc::driver::result as driver;
@@ -24,6 +25,9 @@ struct Opened {
     facts: DeviceFacts,
     functions: Mutex<HashMap<String, Function>>,
     pools: Mutex<Vec<Weak<Pool>>>,
+    /// Bytes that all pools hold, and the most that they ever held.
+    taken_bytes: AtomicU64,
+    peak_bytes: AtomicU64,
 }
 
 #[derive(Clone, Copy)]
@@ -84,6 +88,8 @@ impl Gpu {
             facts,
             functions: Mutex::default(),
             pools: Mutex::default(),
+            taken_bytes: AtomicU64::new(0),
+            peak_bytes: AtomicU64::new(0),
         };
         opened.enter()?;
         let image = image::image(opened.facts.compute_capability)?;
@@ -101,7 +107,24 @@ impl Gpu {
     /// Bytes that all pools hold.
     #[must_use]
     pub fn taken_bytes(&self) -> u64 {
-        self.pools().iter().map(|pool| pool.taken_bytes()).sum()
+        self.0.taken_bytes.load(Ordering::Relaxed)
+    }
+
+    /// The most bytes that all pools have ever held together.
+    #[must_use]
+    pub fn peak_bytes(&self) -> u64 {
+        self.0.peak_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Counts what a pool has taken from the driver.
+    pub(crate) fn count_taken(&self, bytes: u64) {
+        let now = self.0.taken_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.0.peak_bytes.fetch_max(now, Ordering::Relaxed);
+    }
+
+    /// Counts what a pool has given back.
+    pub(crate) fn count_given_back(&self, bytes: u64) {
+        self.0.taken_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     /// Makes the context current on this thread.

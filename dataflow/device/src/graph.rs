@@ -106,6 +106,8 @@ struct Captured {
     executable: sys::CUgraphExec,
     inputs: Vec<Held>,
     outputs: Vec<Mem<f32>>,
+    /// Operations of its products.
+    flops: u64,
 }
 
 // SAFETY: an executable graph may be launched and destroyed by any thread, by one at a time.
@@ -255,7 +257,8 @@ impl Stream {
         // SAFETY: the stream is alive. Other threads may do what they like meanwhile.
         self.enqueue(|stream| unsafe { driver::stream::begin_capture(stream, RELAXED) }.map_err(failed));
         let has_begun = !self.has_failed();
-        let outputs = work(&copies);
+        // Each launch counts them.
+        let (outputs, flops) = self.flops_of(|| work(&copies));
         let mut executable = None;
         if has_begun {
             let ended = self.with_raw(|stream| {
@@ -274,12 +277,13 @@ impl Stream {
         }
         self.swap_pool(outer);
         let executable = executable?;
-        let captured = Captured { gpu: self.gpu().clone(), executable, inputs: copies, outputs };
+        let captured = Captured { gpu: self.gpu().clone(), executable, inputs: copies, outputs, flops };
         (!self.has_failed()).then_some(captured)
     }
 
     fn replay(&self, captured: &Captured, inputs: &[Held]) -> Vec<Mem<f32>> {
         self.copy_inputs(&captured.inputs, inputs);
+        self.count_flops(captured.flops);
         self.enqueue(|stream| {
             // SAFETY: the executable is alive, and so is all memory that it uses: its pool keeps it.
             unsafe { driver::graph::launch(captured.executable, stream) }
@@ -323,7 +327,9 @@ mod tests {
             let x: Vec<f32> = (0..6).map(|i| (i * round) as f32 - 4.0).collect();
             let x = stream.upload(&x);
             let (ours, run) = stream.steady(&mut graph, &[(&x).into(), (&w).into()], |inputs| work(&stream, inputs));
+            assert_eq!(stream.flops(), 2 * 2 * 3 * 3, "one product, however it was run");
             let expected = work(&stream, &[(&x).into(), (&w).into()]);
+            assert_eq!(stream.flops(), 2 * 2 * 3 * 3);
             stream.wait().unwrap();
             assert_eq!(run, [Run::Eager, Run::Captured, Run::Replayed][round.min(2) as usize]);
             kept.push((ours, expected));

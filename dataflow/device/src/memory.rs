@@ -88,6 +88,7 @@ impl Pool {
             _ => DeviceError::driver("allocating memory", error),
         })?;
         self.taken_bytes.fetch_add(size, Ordering::Relaxed);
+        self.gpu.count_taken(size);
         Ok(pointer)
     }
 
@@ -100,6 +101,7 @@ impl Pool {
                 // A failure means a lost device, whose memory is gone anyway.
                 let _ = unsafe { driver::free_sync(pointer) };
                 self.taken_bytes.fetch_sub(size, Ordering::Relaxed);
+                self.gpu.count_given_back(size);
             }
         }
     }

@@ -219,6 +219,7 @@ impl Stream {
         if out.is_empty() {
             return;
         }
+        self.count_products(1, shape);
         self.enqueue(|stream| {
             let pointers = [pointer(b.values), pointer(a.values), pointer(out)];
             let alignment = pointers.iter().fold(256, |least, pointer| least.min(1 << pointer.trailing_zeros().min(8)));

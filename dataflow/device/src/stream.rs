@@ -1,6 +1,6 @@
 //! A stream: work in order on the device, with its own memory and its own handle of cuBLASLt.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::sync::Arc;
 
@@ -36,6 +36,7 @@ pub struct Stream {
     products: RefCell<Products>,
     failure: RefCell<Option<DeviceError>>,
     timer: RefCell<Timer>,
+    flops: Cell<u64>,
 }
 
 // SAFETY: a stream of CUDA and a handle of cuBLASLt may be used by any thread, by one at a time; a `Stream` is not `Sync`.
@@ -82,6 +83,7 @@ impl Stream {
             products,
             failure: RefCell::default(),
             timer: RefCell::new(timer),
+            flops: Cell::new(0),
         })
     }
 
@@ -120,6 +122,29 @@ impl Stream {
     /// Device time between the first enqueued work and each wait, in ns, since the last call.
     pub fn busy_ns(&self) -> u64 {
         std::mem::take(&mut self.timer.borrow_mut().busy_ns)
+    }
+
+    /// Operations of the products that were enqueued since the last call, those of attention included: Σ 2mnk. What is
+    /// computed again to save memory is not counted.
+    pub fn flops(&self) -> u64 {
+        self.flops.take()
+    }
+
+    /// The operations that `work` counts, which are not counted yet.
+    pub(crate) fn flops_of<T>(&self, work: impl FnOnce() -> T) -> (T, u64) {
+        let before = self.flops.get();
+        let done = work();
+        (done, self.flops.replace(before) - before)
+    }
+
+    /// Counts operations.
+    pub(crate) fn count_flops(&self, flops: u64) {
+        self.flops.set(self.flops.get() + flops);
+    }
+
+    /// Counts `num` products m × n × k.
+    pub(crate) fn count_products(&self, num: usize, [m, n, k]: [usize; 3]) {
+        self.count_flops(2 * num as u64 * m as u64 * n as u64 * k as u64);
     }
 
     /// Runs `enqueue` unless something has failed, with the context current; keeps its error.
@@ -342,5 +367,55 @@ impl Drop for Stream {
             let _ = driver::event::destroy(timer.end);
             let _ = driver::stream::destroy(self.raw);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::AttentionShape;
+    use crate::product::{Matrix, Product};
+    use crate::testing::gpu;
+
+    #[test]
+    fn operations_of_products_and_attention_are_counted_once() {
+        let stream = Stream::new(&gpu(), Precision::F32, Priority::Normal).unwrap();
+        let of = |len| stream.zeros::<f32>(len);
+        let (a, b, out) = (of(15), of(20), of(12));
+        stream.product(&Product {
+            out: out.view().into(),
+            a: Matrix::of(a.view()),
+            b: Matrix::of(b.view()),
+            shape: [3, 4, 5],
+            bias: None,
+            accumulate: false,
+        });
+        assert_eq!((stream.flops(), stream.flops()), (2 * 3 * 4 * 5, 0), "since the last call");
+        let shape = AttentionShape { batch: 2, tokens: 5, heads: 3, head_dim: 8, queries: 1 };
+        let one = 2 * 2 * 3 * 5 * 8;
+        let (qkv, dqkv, y, dy, lse) = (of(720), of(720), of(48), of(48), of(6));
+        let [qkv, dqkv, y, dy] = [&qkv, &dqkv, &y, &dy].map(|values| values.view().into());
+        stream.attention(y, lse.view(), qkv, &shape);
+        assert_eq!(stream.flops(), 2 * one);
+        stream.attention_grad(dqkv, dy, y, qkv, lse.view(), &shape);
+        assert_eq!(stream.flops(), 4 * one);
+        stream.attention_tangent(y, dy, qkv, dqkv, &shape);
+        assert_eq!(stream.flops(), 6 * one);
+        stream.wait().unwrap();
+    }
+
+    /// Other tests use the same device.
+    #[test]
+    fn the_peak_of_memory_stays_when_pools_have_gone() {
+        let gpu = gpu();
+        let stream = Stream::new(&gpu, Precision::F32, Priority::Normal).unwrap();
+        let before = stream.taken_bytes();
+        let values = stream.take::<f32>(1 << 20);
+        let taken = stream.taken_bytes();
+        assert_eq!(taken - before, 4 << 20);
+        assert!(gpu.taken_bytes() >= taken && gpu.peak_bytes() >= taken);
+        drop(values);
+        drop(stream);
+        assert!(gpu.peak_bytes() >= taken);
     }
 }

@@ -3,8 +3,6 @@
 mod peer;
 mod report;
 
-use std::path::PathBuf;
-
 use crate::measure::workload::{Lap, Workload, WorkloadSpec, strategy};
 use mlomae_dataflow::config::{Config, ConfigInputs, MemoryCheck};
 use mlomae_dataflow::flow::stage_name::StageName;
@@ -19,7 +17,7 @@ use crate::process::logging::EventQueue;
 use crate::train::experiment::Experiment;
 use crate::train::memory::Needs;
 
-pub use peer::{Peer, PeerLap};
+pub use peer::{Peer, PeerLap, PeerSpec};
 pub use report::{BenchReport, Levels, PeerReport};
 
 /// What to measure.
@@ -29,8 +27,8 @@ pub struct BenchSpec {
     pub workload: WorkloadSpec,
     /// Measured outer iterations.
     pub num_rounds: usize,
-    /// Python with torch that runs the peer.
-    pub python: Option<PathBuf>,
+    /// The peer to compare with.
+    pub peer: Option<PeerSpec>,
     /// `pipeline.lag` with which to measure the whole pipeline too; none to leave it out.
     pub lag: Option<u32>,
     /// What is done where the networks need more memory than there is.
@@ -55,10 +53,10 @@ pub fn bench(
     // The networks of the pipeline that is measured last are those of all that is measured before.
     let prepared = prepare(&spec.workload, spec.lag.unwrap_or(0))?;
     prepared.tell_engine();
-    let engine = prepared.method.engine.clone();
+    let (engine, arithmetic) = (prepared.method.engine.clone(), prepared.method.arithmetic());
     Needs::of_training(&prepared)?.check_or(spec.memory_check, "--memory-check warn")?;
     drop(prepared);
-    let mut peer = spec.python.as_deref().map(|python| Peer::start(python, &spec.workload)).transpose()?;
+    let mut peer = spec.peer.as_ref().map(|peer| Peer::start(peer, &spec.workload, engine.device)).transpose()?;
     let mut workload = Workload::new(spec.workload)?;
     let (mut laps, mut peer_laps, mut peaks) = (Vec::new(), Vec::new(), Vec::new());
     let mut allocated_after_warm_up = 0;
@@ -84,13 +82,15 @@ pub fn bench(
     let micro_batch = workload.micro_batch();
     // Before the pipeline, whose networks come on top of the workload's.
     let peak_bytes = process_memory().map_or(0, |(_, peak)| peak);
+    let device_peak_bytes = workload.device_peak_bytes();
     drop(workload);
     laps.drain(..NUM_WARM_UP);
     peaks.drain(..NUM_WARM_UP);
     let peer = match peer {
         Some(peer) => {
             peer_laps.drain(..NUM_WARM_UP);
-            Some(PeerReport::new(peer.finish()?, &peer_laps, &laps, peak_bytes))
+            // The peer tells its peak in the memory that the networks are in.
+            Some(PeerReport::new(peer.finish()?, &peer_laps, &laps, device_peak_bytes.unwrap_or(peak_bytes)))
         }
         None => None,
     };
@@ -98,10 +98,12 @@ pub fn bench(
     Ok(BenchReport::new(
         &spec.workload,
         &engine,
+        arithmetic,
         micro_batch,
         &laps,
         &peaks,
         peak_bytes,
+        device_peak_bytes,
         allocated_bytes,
         peer,
         pipeline,
@@ -159,6 +161,7 @@ fn medians(laps: &[Lap]) -> Lap {
         evaluate_ms: of(|lap| lap.evaluate_ms),
         policy_ms: of(|lap| lap.policy_ms),
         gflop: of(|lap| lap.gflop),
+        device_ms: laps.iter().map(|lap| lap.device_ms).collect::<Option<Vec<_>>>().map(|all| median(all.into_iter())),
     }
 }
 

@@ -55,17 +55,22 @@ pub struct BenchReport {
     pub levels: Levels,
     /// Level-1 images a second.
     pub images_per_s: f64,
-    /// Arithmetic of the products in one outer iteration, 10⁹ operations.
+    /// Arithmetic of the products in one outer iteration, 10⁹ operations, those of attention included. What a device
+    /// computes again to save memory is not counted.
     pub gflop_outer: f64,
     /// 10⁹ operations a second.
     pub gflops: f64,
-    /// The processor's peak, measured around each iteration: the median. Null where another device computes, whose products
-    /// are not counted.
+    /// The processor's peak, measured around each iteration: the median. Null where another device computes.
     pub peak_gflops: f64,
-    /// Arithmetic of an iteration as a share of the peak around it, in percent: the median.
+    /// Arithmetic of an iteration as a share of the peak around it, in percent: the median. Null as that.
     pub peak_percent: f64,
+    /// Share of an outer iteration in which the device was at work, by its own clock: from the first work of each call
+    /// to the end of its last, pauses in between included. The median; null on the processor.
+    pub device_busy: Option<f64>,
     /// Largest resident memory of this process.
     pub peak_bytes: u64,
+    /// The most that was taken of the device's own memory, for tensors and workspaces. Null on the processor.
+    pub device_peak_bytes: Option<u64>,
     /// Bytes taken from the system for tensors after the first iterations.
     pub allocated_bytes_after_warm_up: u64,
     /// The peer.
@@ -85,9 +90,9 @@ pub struct PeerReport {
     pub ms_outer_range: [f64; 2],
     /// How many times as fast ours is: the median of the ratios of neighbouring iterations.
     pub ratio: f64,
-    /// Largest resident memory of its process.
+    /// The most memory that its tensors had on the device; on the processor the largest resident memory of its process.
     pub peak_bytes: u64,
-    /// Our peak memory as a share of its.
+    /// Our peak in the same memory as a share of its.
     pub memory_ratio: f64,
 }
 
@@ -118,6 +123,12 @@ pub struct PipelineReport {
     pub measurement: Measurement,
 }
 
+/// The median share of an iteration in which the device was at work.
+fn busy(laps: &[Lap]) -> Option<f64> {
+    let shares: Option<Vec<f64>> = laps.iter().map(|lap| Some(lap.device_ms? / lap.total_ms())).collect();
+    shares.map(|shares| median(shares.into_iter()))
+}
+
 fn range(values: impl Iterator<Item = f64>) -> [f64; 2] {
     values.fold([f64::INFINITY, 0.0], |[least, most], value| [least.min(value), most.max(value)])
 }
@@ -127,10 +138,12 @@ impl BenchReport {
     pub(super) fn new(
         spec: &WorkloadSpec,
         engine: &Chosen,
+        arithmetic: String,
         micro_batch: usize,
         laps: &[Lap],
         peaks: &[f64],
         peak_bytes: u64,
+        device_peak_bytes: Option<u64>,
         allocated_bytes_after_warm_up: u64,
         peer: Option<PeerReport>,
         pipeline: Option<(u32, Measurement)>,
@@ -148,7 +161,7 @@ impl BenchReport {
             engine: engine.device.name().to_owned(),
             device: engine.description.clone(),
             isa: kernels::isa().name().to_owned(),
-            arithmetic: spec.precision.arithmetic(),
+            arithmetic,
             num_rounds: laps.len(),
             ms_outer,
             ms_outer_range: range(laps.iter().map(Lap::total_ms)),
@@ -165,7 +178,9 @@ impl BenchReport {
             peak_percent: median(
                 laps.iter().zip(peaks).map(|(lap, peak)| 100.0 * lap.gflop / lap.total_ms() * 1e3 / peak),
             ),
+            device_busy: busy(laps),
             peak_bytes,
+            device_peak_bytes,
             allocated_bytes_after_warm_up,
             peer,
             pipeline: pipeline.map(|(lag, measurement)| PipelineReport {
@@ -179,8 +194,8 @@ impl BenchReport {
 }
 
 impl BenchReport {
-    /// Whether the processor computed, whose products are counted and whose peak is measured.
-    const fn has_peak(&self) -> bool {
+    /// Whether the processor computed, whose peak is measured.
+    const fn is_host(&self) -> bool {
         self.peak_gflops.is_finite()
     }
 }
@@ -193,11 +208,14 @@ impl fmt::Display for BenchReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let masks = if self.baseline { "random masks" } else { "learned masks" };
         write!(f, "{}, batch {}, {masks}, ", self.preset, self.batch)?;
-        match self.has_peak() {
-            true => write!(f, "{} on {}, {} threads", self.arithmetic, self.isa, self.num_threads)?,
-            false => write!(f, "{} ({})", self.engine, self.device)?,
+        match self.is_host() {
+            true => {
+                write!(f, "{} on {}, {} threads, ", self.arithmetic, self.isa, self.num_threads)?;
+                write!(f, "micro-batches of {}", self.micro_batch)?;
+            }
+            false => write!(f, "{} on {} ({})", self.arithmetic, self.engine, self.device)?,
         }
-        writeln!(f, ", micro-batches of {}, {} rounds", self.micro_batch, self.num_rounds)?;
+        writeln!(f, ", {} rounds", self.num_rounds)?;
         writeln!(f)?;
         let share = |ms: f64| 100.0 * ms / self.ms_outer;
         let Levels { score_ms, pretrain_ms, evaluate_ms, policy_ms } = self.levels;
@@ -212,12 +230,16 @@ impl fmt::Display for BenchReport {
         let [least, most] = self.ms_outer_range;
         writeln!(f, "{:<20} {:>10.1} ms   {least:.1} to {most:.1}", "outer iteration", self.ms_outer)?;
         writeln!(f, "{:<20} {:>10.1} /s", "images", self.images_per_s)?;
-        if self.has_peak() {
-            writeln!(
-                f,
-                "{:<20} {:>10.1} GFLOP/s, {:.1} % of the measured peak of {:.1}; {:.2} GFLOP in all",
-                "arithmetic", self.gflops, self.peak_percent, self.peak_gflops, self.gflop_outer
-            )?;
+        write!(f, "{:<20} {:>10.1} GFLOP/s", "arithmetic", self.gflops)?;
+        if self.is_host() {
+            write!(f, ", {:.1} % of the measured peak of {:.1}", self.peak_percent, self.peak_gflops)?;
+        }
+        writeln!(f, "; {:.2} GFLOP in all", self.gflop_outer)?;
+        if let Some(busy) = self.device_busy {
+            writeln!(f, "{:<20} {:>10.1} % of the time at work", "device", 100.0 * busy)?;
+        }
+        if let Some(bytes) = self.device_peak_bytes {
+            writeln!(f, "{:<20} {:>10.1} MiB at most", "device memory", mib(bytes))?;
         }
         writeln!(
             f,

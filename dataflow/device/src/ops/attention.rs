@@ -162,6 +162,11 @@ impl Stream {
         self.launch(&plan.kernel, plan.grid, 32 * plan.warps as u32, plan.shared_bytes as u32, &args);
     }
 
+    /// Counts `num` products of queries by tokens for each image and head.
+    fn count_attention(&self, num: usize, shape: &AttentionShape) {
+        self.count_products(num * shape.batch * shape.heads, [shape.queries, shape.tokens, shape.head_dim]);
+    }
+
     /// y = softmax(q·kᵀ/√head_dim)·v for each image and head.
     ///
     /// y [batch·queries, heads·head_dim]; lse [batch, heads, queries] receives the logs of the sums of the exponentials
@@ -180,6 +185,8 @@ impl Stream {
         } else {
             FORWARD.plan("attention", suffix, shape, queries, limit)
         };
+        // q·kᵀ and p·v.
+        self.count_attention(2, shape);
         self.launch_attention(&plan, shape, &[y.arg(), lse.arg(), qkv.arg()]);
     }
 
@@ -213,6 +220,8 @@ impl Stream {
             (plan("attention_grad_of_queries"), plan("attention_grad_of_keys"))
         };
         let args = [dqkv.arg(), delta.arg(), dy.arg(), y.arg(), qkv.arg(), lse.arg()];
+        // dy·vᵀ, and those for dq, dk and dv; q·kᵀ is known from before.
+        self.count_attention(4, shape);
         self.launch_attention(&of_queries, shape, &args);
         self.launch_attention(&of_keys, shape, &[dqkv.arg(), delta.arg(), dy.arg(), qkv.arg(), lse.arg()]);
     }
@@ -232,6 +241,8 @@ impl Stream {
         } else {
             TANGENT.plan("attention_tangent", suffix, shape, queries, limit)
         };
+        // Both of the forward pass, and by the product rule two for each.
+        self.count_attention(6, shape);
         self.launch_attention(&plan, shape, &[y.arg(), dy.arg(), qkv.arg(), dqkv.arg()]);
     }
 }

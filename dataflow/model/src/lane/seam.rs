@@ -291,6 +291,18 @@ pub trait Lane: Send + fmt::Debug {
         None
     }
 
+    /// Operations of the products that the lane has given to its device since the last call; none where those of the
+    /// process are counted together, as on the CPU by [`flops`](mlomae_kernels::flops).
+    fn flops(&mut self) -> Option<u64> {
+        None
+    }
+
+    /// The most bytes that all lanes of the process have taken of the device's own memory; none where the device
+    /// computes in host memory.
+    fn device_peak_bytes(&self) -> Option<u64> {
+        None
+    }
+
     /// Bytes that the lane's memory pool has ever taken from the system, constant once training has warmed up. Lanes of
     /// a run may share one pool, and then report the same bytes.
     fn allocated_bytes(&self) -> u64;

@@ -325,8 +325,17 @@ impl Lane for CudaLane {
         Some(self.stream.busy_ns())
     }
 
+    fn flops(&mut self) -> Option<u64> {
+        Some(self.stream.flops())
+    }
+
+    fn device_peak_bytes(&self) -> Option<u64> {
+        Some(self.home.gpu.peak_bytes())
+    }
+
+    /// Of all pools: those of graphs are not the stream's.
     fn allocated_bytes(&self) -> u64 {
-        self.stream.taken_bytes()
+        self.home.gpu.peak_bytes()
     }
 }
 
