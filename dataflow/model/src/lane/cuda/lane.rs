@@ -17,6 +17,7 @@ use crate::levels::optimizer::AdamW;
 use crate::levels::vectors::{norm_wide, shifted_wide, step_size, widen};
 use crate::masking::{MaskNetwork, MaskRule, Scored};
 use crate::model::Model;
+use crate::parallel::compute::Compute;
 use crate::tap::Tap;
 use crate::tasks::{Noise, Want};
 use crate::vector::Vector;
@@ -69,6 +70,11 @@ impl CudaLane {
     /// When the machine has none that can be used, or it fails.
     pub fn open(model: &Arc<Model>, precision: crate::Precision) -> Result<Self, ModelError> {
         Self::new(&home()?, model, of_device(precision), Priority::Normal)
+    }
+
+    /// Threads for heads.
+    pub(super) fn heads(&self) -> &Compute {
+        &self.home.heads
     }
 
     /// A result that others may read: waits for the stream.

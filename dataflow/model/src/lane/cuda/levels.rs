@@ -271,7 +271,8 @@ impl CudaLane {
         self.model.task.reads().iter().zip(taps).map(of).collect()
     }
 
-    /// The task on a batch's taps.
+    /// The task on a batch's taps. Some images at a time are evaluated by a thread each, and summed in order; dropout
+    /// depends on an image's place in the batch, so with it all are evaluated at once.
     pub(super) fn evaluate(
         &self,
         c: &[f64],
@@ -280,8 +281,27 @@ impl CudaLane {
         noise: Option<Noise>,
         want: Want,
     ) -> Result<Share, ModelError> {
-        let task = &self.model.task;
-        task.evaluate(&At { c, z: &self.tokens(taps), y, total: task.total(y), noise }, want)
+        const IMAGES_AT_A_TIME: usize = 8;
+        let (task, z) = (&self.model.task, self.tokens(taps));
+        let total = task.total(y);
+        if noise.is_some() {
+            return task.evaluate(&At { c, z: &z, y, total, noise }, want);
+        }
+        let shares = self.heads().map(y.len().div_ceil(IMAGES_AT_A_TIME), |i| {
+            let images = i * IMAGES_AT_A_TIME..((i + 1) * IMAGES_AT_A_TIME).min(y.len());
+            let z: Vec<Tokens<'_>> = z.iter().map(|z| z.slice(images.clone())).collect();
+            task.evaluate(&At { c, z: &z, y: &y.slice(images), total, noise: None }, want)
+        });
+        let mut shares = shares.into_iter();
+        let mut all = shares.next().unwrap_or_else(|| task.evaluate(&At { c, z: &z, y, total, noise }, want))?;
+        for share in shares {
+            let share = share?;
+            all.loss += share.loss;
+            all.figures.iter_mut().zip(share.figures).for_each(|(all, figure)| *all += figure);
+            all.dc.iter_mut().zip(share.dc).for_each(|(all, dc)| *all += dc);
+            all.dz.iter_mut().zip(share.dz).for_each(|(all, dz)| all.extend(dz));
+        }
+        Ok(all)
     }
 
     /// The task's loss on one batch with its gradients for c and for θ.

@@ -6,13 +6,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use mlomae_device::{Gpu, Mem, Precision, Priority, Stream};
 
 use crate::error::ModelError;
-use crate::parallel::arena::Buffer;
+use crate::parallel::arena::{Arena, Buffer};
+use crate::parallel::compute::Compute;
 use crate::vector::{DeviceMemory, Vector};
 
 /// The device of a run, with a stream for downloads from any thread.
 #[derive(Debug)]
 pub(super) struct Home {
     pub(super) gpu: Gpu,
+    /// Threads for heads, which all lanes share: one lane uses them at a time, as only level 2 and 3 have heads.
+    pub(super) heads: Compute,
     copier: Mutex<Stream>,
 }
 
@@ -20,7 +23,9 @@ impl Home {
     pub(super) fn open() -> Result<Arc<Self>, ModelError> {
         let gpu = Gpu::open()?;
         let copier = Mutex::new(Stream::new(&gpu, Precision::F32, Priority::Normal)?);
-        Ok(Arc::new(Home { gpu, copier }))
+        let num_threads = std::thread::available_parallelism().map_or(1, |num| usize::from(num).min(8));
+        let heads = Compute::new(num_threads, 1, Arena::new())?;
+        Ok(Arc::new(Home { gpu, heads, copier }))
     }
 }
 
