@@ -16,7 +16,7 @@ fn rust_log_filters_what_stderr_shows_and_not_what_is_logged() {
         assert_eq!(ended.code, Some(0), "{filter:?}: {ended:#?}");
         assert_eq!(LINES_OF_A_RUN.map(|line| ended.err.contains(line)), expected, "{filter:?}: {ended:#?}");
         assert!(ended.out.contains("k-NN"), "{filter:?}: the summary is no log: {ended:#?}");
-        assert_eq!(setup_rows(run), 7, "{filter:?}: the events table has all");
+        assert_eq!(setup_rows(run), 8, "{filter:?}: the events table has all");
         ended.err
     };
     shows("unset", None, [true; 3]);
@@ -63,7 +63,7 @@ fn json_lines_have_time_level_target_message_and_the_event_s_own_fields() {
             assert!(text("message").starts_with(&format!("{}: ", text("what"))), "{line}");
         }
     }
-    assert_eq!((kinds["run_started"], kinds["setup"], kinds["stage_restarted"]), (1, 7, 1), "{kinds:?}");
+    assert_eq!((kinds["run_started"], kinds["setup"], kinds["stage_restarted"]), (1, 8, 1), "{kinds:?}");
 }
 
 #[test]
