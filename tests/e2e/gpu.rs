@@ -49,10 +49,39 @@ fn a_gpu_is_found_told_and_taken() {
     for (variables, line) in [
         (&[("FAKE_NO_DEVICE", "1")][..], "engine = \"cuda\": "),
         (&[("FAKE_CAPABILITY", "7.5")][..], "compute capability 7.5, 8.0 is needed"),
+        (&[("FAKE_DRIVER", "12040")][..], "the driver speaks 12.4; update it, or install nvidia-cuda-nvrtc-cu12"),
     ] {
         let ended = emulated(&place, variables, &["check", "tiny.toml", "--set", "engine=cuda"]);
         assert!(ended.code == Some(78) && ended.err.contains(line) && ended.err.lines().count() == 1, "{ended:#?}");
     }
+}
+
+#[test]
+fn a_library_that_cannot_be_loaded_is_told_from_one_that_is_missing() {
+    let place = Place::new();
+    let folder = place.path("damaged");
+    std::fs::create_dir(&folder).expect("folder");
+    for name in ["libcuda.so", "libcuda.so.1", "libnvrtc.so"] {
+        std::os::unix::fs::symlink(libraries().join(name), folder.join(name)).expect("link");
+    }
+    std::fs::write(folder.join("libcublasLt.so"), b"no library").expect("write");
+    let folder = folder.to_string_lossy().into_owned();
+    let only = [("LD_LIBRARY_PATH", &*folder), ("HOME", "/nowhere"), ("PATH", ""), ("VIRTUAL_ENV", "")];
+    let ended = emulated(&place, &only, &["gpu", "info"]);
+    if ended.code != Some(0) {
+        assert!(
+            ended.out.contains("libcublasLt cannot be loaded: ") && ended.out.contains("libcublasLt.so ("),
+            "{ended:#?}"
+        );
+    }
+}
+
+#[test]
+fn a_forecast_of_cores_is_refused_for_a_run_on_a_gpu() {
+    let place = Place::new();
+    train(&place, "run", &[], &["--quiet"]);
+    let ended = emulated(&place, &[], &["simulate", "run", "--cores", "2,8"]);
+    assert!(ended.code == Some(66) && ended.err.contains("computed on another device: cuda"), "{ended:#?}");
 }
 
 #[test]

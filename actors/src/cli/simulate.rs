@@ -121,6 +121,11 @@ fn scenario(config: &Config, measured: &Measured, num_cores: usize, lag: u64) ->
 impl Args {
     pub(crate) fn run(self, session: &mut Session<'_>) -> Result<(), CliError> {
         let history = History::open(&find_run(&self.run)?)?;
+        let engine = &history.record.host.engine;
+        if !engine.is_empty() && engine != "cpu" {
+            let line = format!("simulate varies cores, and the run computed on another device: {engine}");
+            return Err(CliError::new(ExitCode::NoInput, line));
+        }
         let measured = measure(&history).ok_or_else(|| {
             let run = self.run.display();
             CliError::new(ExitCode::NoInput, format!("the logs hold no finished item of every stage: {run}"))

@@ -8,6 +8,9 @@
 // one chunk of its results, number blockIdx.y. Shared memory holds tiles as [rows, C + 4] and probabilities as [16, N +
 // 8] a warp: no two rows that are read at once share banks.
 
+// 2^x for the logarithm of a probability. Rounding of large scores must not put it above 1: an overflow would be NaN.
+static __device__ __forceinline__ float probability_of(float x) { return fminf(exp2_approx(x), 1.0f); }
+
 // Which rows of which head a block works on. blockIdx.x counts groups of rows, heads, images, the first one fastest.
 struct AttentionPlace {
     int lane, warp, r, c, head, group, chunks, slice;

@@ -69,7 +69,7 @@ __device__ __forceinline__ void attention_grad_of_queries(T* dqkv, float* delta,
         for (int i = 0; i < 4; i++) {
 #pragma unroll
             for (int j = 0; j < N / 8; j++) {
-                const float probability = exp2_approx(fmaf(s[i][j], scale * LOG2_E, -log_sum[i]));
+                const float probability = probability_of(fmaf(s[i][j], scale * LOG2_E, -log_sum[i]));
                 s[i][j] = at.c + 8 * j < n ? probability * (dp[i][j] - mean[i]) : 0.0f;
             }
         }
@@ -146,7 +146,7 @@ __device__ __forceinline__ void attention_grad_of_keys(T* dqkv, const float* del
             const int column = at.c + 8 * j;
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                const float probability = exp2_approx(fmaf(s[i][j], scale * LOG2_E, -log_sum[column]));
+                const float probability = probability_of(fmaf(s[i][j], scale * LOG2_E, -log_sum[column]));
                 s[i][j] = column < n ? probability : 0.0f;
                 dp[i][j] = s[i][j] * (dp[i][j] - mean[column]);
             }

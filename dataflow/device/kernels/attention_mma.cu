@@ -195,14 +195,14 @@ __device__ __forceinline__ void mma_forward_step(float (&o)[D / 8][4], float (&t
 #pragma unroll
         for (int j = 0; j < N; j++) highest = fmaxf(highest, fmaxf(s[j][2 * h], s[j][2 * h + 1]));
         highest = mma_row_max(highest);
-        const float shrink = exp2_approx((top[h] - highest) * factor), shift = highest * factor;
+        const float shrink = exp2_approx((top[h] - highest) * factor);
         top[h] = highest;
         sum[h] *= shrink;
 #pragma unroll
         for (int j = 0; j < N; j++) {
 #pragma unroll
             for (int i = 2 * h; i < 2 * h + 2; i++) {
-                s[j][i] = exp2_approx(fmaf(s[j][i], factor, -shift));
+                s[j][i] = exp2_approx((s[j][i] - highest) * factor);
                 sum[h] += s[j][i];
             }
         }

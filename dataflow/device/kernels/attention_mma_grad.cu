@@ -18,7 +18,7 @@ __device__ __forceinline__ void mma_grad_step_of_queries(float (&dq)[D / 8][4],
     for (int j = 0; j < N; j++) {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            s[j][i] = exp2_approx(fmaf(s[j][i], factor, -log_sum[i / 2])) * (dp[j][i] - mean[i / 2]);
+            s[j][i] = probability_of(fmaf(s[j][i], factor, -log_sum[i / 2])) * (dp[j][i] - mean[i / 2]);
         }
     }
     mma_add<D, N>(dq, s, k_columns);
@@ -122,7 +122,7 @@ __device__ __forceinline__ void mma_grad_step_of_keys(float (&dk)[D / 8][4], flo
         const Floats<2> logs = load<2>(log_sum + 8 * j), means = load<2>(log_sum + piece + 8 * j);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            s[j][i] = exp2_approx(fmaf(s[j][i], factor, -logs.v[i % 2]));
+            s[j][i] = probability_of(fmaf(s[j][i], factor, -logs.v[i % 2]));
             dp[j][i] = s[j][i] * (dp[j][i] - means.v[i % 2]);
         }
     }

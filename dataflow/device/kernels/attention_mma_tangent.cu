@@ -37,7 +37,7 @@ __device__ __forceinline__ void mma_tangent_step(MmaTangent<D>& own, const uint3
 #pragma unroll
         for (int j = 0; j < N; j++) highest = fmaxf(highest, fmaxf(s[j][2 * h], s[j][2 * h + 1]));
         highest = mma_row_max(highest);
-        const float shrink = exp2_approx((own.top[h] - highest) * factor), shift = highest * factor;
+        const float shrink = exp2_approx((own.top[h] - highest) * factor);
         own.top[h] = highest;
         const float mean_before = own.dsum[h] * reciprocal_approx(own.sum[h]);
         float sum = 0, dsum = 0;
@@ -45,7 +45,7 @@ __device__ __forceinline__ void mma_tangent_step(MmaTangent<D>& own, const uint3
         for (int j = 0; j < N; j++) {
 #pragma unroll
             for (int i = 2 * h; i < 2 * h + 2; i++) {
-                s[j][i] = exp2_approx(fmaf(s[j][i], factor, -shift));
+                s[j][i] = exp2_approx((s[j][i] - highest) * factor);
                 sum += s[j][i];
                 dsum = fmaf(s[j][i], ds[j][i], dsum);
             }

@@ -9,7 +9,12 @@ pub enum DeviceError {
     #[error("{0}")]
     Missing(String),
     /// The device has no memory left.
-    #[error("out of memory on the GPU: {wanted_bytes} more bytes are needed, {taken_bytes} are taken")]
+    #[error(
+        "out of memory on the GPU: {} MiB more are needed, this process holds {} MiB; smaller batches or \
+         engine = \"cpu\" need less",
+        wanted_bytes.div_ceil(1 << 20),
+        taken_bytes.div_ceil(1 << 20)
+    )]
     Memory {
         /// Size of the block that could not be had.
         wanted_bytes: u64,

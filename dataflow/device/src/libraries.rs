@@ -93,6 +93,25 @@ fn entries(folder: &Path, prefix: &str) -> Vec<PathBuf> {
     found
 }
 
+/// Roots of the Pythons that `python3` and `python` on the path are, behind their links, and of `.venv` here.
+fn pythons() -> Vec<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut roots = vec![PathBuf::from(".venv")];
+    for folder in std::env::split_paths(&path) {
+        for name in ["python3", "python"] {
+            let program = folder.join(name);
+            // A virtual environment's root is beside its link, an installation's behind it.
+            roots.extend(program.exists().then(|| folder.parent().map(Path::to_path_buf)).flatten());
+            let real = program.canonicalize().ok();
+            roots.extend(real.as_deref().and_then(Path::parent).and_then(Path::parent).map(Path::to_path_buf));
+        }
+    }
+    if let Some(home) = std::env::var_os("HOME") {
+        roots.extend(entries(&Path::new(&home).join(".pyenv/versions"), "3"));
+    }
+    roots
+}
+
 /// Folders that may hold the libraries though the loader does not look there.
 fn folders() -> Vec<PathBuf> {
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
@@ -104,6 +123,7 @@ fn folders() -> Vec<PathBuf> {
     let mut roots: Vec<PathBuf> = ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(variable).collect();
     roots.extend(variable("HOME").map(|home| home.join(".local")));
     roots.extend(["/usr/local".into(), "/usr".into()]);
+    roots.extend(pythons());
     folders.extend(variable("CONDA_PREFIX").map(|root| root.join("lib")));
     for root in roots {
         for python in entries(&root.join("lib"), "python3") {
@@ -114,16 +134,24 @@ fn folders() -> Vec<PathBuf> {
         }
     }
     folders.push("/usr/lib/wsl/lib".into());
-    folders.retain(|folder| folder.is_dir());
+    let mut seen = std::collections::HashSet::new();
+    folders.retain(|folder| folder.is_dir() && seen.insert(folder.clone()));
     folders
 }
 
 /// Loads a library for the rest of the process, so that later requests for its name find it.
 fn load(path: &std::ffi::OsStr) -> Result<(), String> {
+    let is_missing = |error: &str| error.contains("No such file") && error.contains("cannot open shared object file");
     use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
     // SAFETY: NVIDIA's libraries may be initialised at any time, from any thread.
-    let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL) }.map_err(|error| error.to_string())?;
-    std::mem::forget(library);
+    let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL) };
+    // The loader's words where the file is there but cannot be loaded, or lacks a library of its own.
+    let name = path.to_string_lossy().into_owned();
+    let said = |error: String| match is_missing(&error) && error.contains(&format!("{name}: cannot open")) {
+        true => name.clone(),
+        false => format!("{name} ({error})"),
+    };
+    std::mem::forget(library.map_err(|error| said(error.to_string()))?);
     Ok(())
 }
 
@@ -131,11 +159,13 @@ impl Wanted {
     fn find(&self) -> Library {
         let mut library = Library { name: self.name, found: None, version: None, searched: Vec::new() };
         for name in self.names {
-            if load(name.as_ref()).is_ok() {
-                library.found = Some(loaded_path(name).unwrap_or_else(|| name.into()));
-                return library;
+            match load(name.as_ref()) {
+                Ok(()) => {
+                    library.found = Some(loaded_path(name).unwrap_or_else(|| name.into()));
+                    return library;
+                }
+                Err(tried) => library.searched.push(tried),
             }
-            library.searched.push((*name).to_owned());
         }
         for folder in folders() {
             library.searched.push(folder.display().to_string());
@@ -148,9 +178,12 @@ impl Wanted {
                     // The compiler opens this one by name, and fails without it.
                     entries(&folder, "libnvrtc-builtins.so").iter().for_each(|path| drop(load(path.as_os_str())));
                 }
-                if load(path.as_os_str()).is_ok() {
-                    library.found = Some(path);
-                    return library;
+                match load(path.as_os_str()) {
+                    Ok(()) => {
+                        library.found = Some(path);
+                        return library;
+                    }
+                    Err(tried) => library.searched.push(tried),
                 }
             }
         }
@@ -219,6 +252,24 @@ fn devices() -> Result<Vec<DeviceFacts>, String> {
     (0..count).map(|ordinal| facts(ordinal).map_err(|error| error.to_string())).collect()
 }
 
+/// The major number of a version.
+fn major(version: Option<&String>) -> Option<u32> {
+    version?.split('.').next()?.parse().ok()
+}
+
+/// A library of a later CUDA than the driver speaks, which it could not run.
+fn newer_than_driver(libraries: &[Library]) -> Option<String> {
+    let [driver, others @ ..] = libraries else { return None };
+    let spoken = major(driver.version.as_ref())?;
+    let newer = others.iter().find(|library| major(library.version.as_ref()).is_some_and(|major| major > spoken))?;
+    let (version, own) = (newer.version.as_deref().unwrap_or_default(), driver.version.as_deref().unwrap_or_default());
+    Some(format!(
+        "{} {version} needs a driver of its CUDA version, and the driver speaks {own}; update it, or install \
+         nvidia-cuda-nvrtc-cu{spoken} and nvidia-cublas-cu{spoken}",
+        newer.name
+    ))
+}
+
 /// What this machine has. The search is done once a process.
 pub fn survey() -> &'static Survey {
     static SURVEY: OnceLock<Survey> = OnceLock::new();
@@ -247,8 +298,13 @@ pub fn survey() -> &'static Survey {
             Some((_, wanted)) if wanted.name == "libcuda" => {
                 Some("no NVIDIA driver (libcuda.so.1 not found)".to_owned())
             }
-            Some((_, wanted)) => Some(format!("{} not found; {}", wanted.name, wanted.remedy)),
-            None => problem.or_else(|| match found.first() {
+            Some((library, wanted)) => {
+                // The loader said more of a file that is there.
+                let damaged = library.searched.iter().find(|tried| tried.ends_with(')'));
+                let why = damaged.map_or_else(|| "not found".to_owned(), |tried| format!("cannot be loaded: {tried}"));
+                Some(format!("{} {why}; {}", wanted.name, wanted.remedy))
+            }
+            None => problem.or_else(|| newer_than_driver(&libraries)).or_else(|| match found.first() {
                 None => Some("the driver knows no GPU".to_owned()),
                 Some(gpu) if gpu.compute_capability < OLDEST => {
                     let (major, minor) = gpu.compute_capability;

@@ -120,7 +120,8 @@ impl Method {
         let total_outer = Outer(config.train.outer_iterations);
         let engine = config.engine.choose()?;
         if let Some(problem) = engine.device.refuses(config.compute.precision) {
-            return Err(ModelError::Config(format!("compute.precision {}: {problem}", config.compute.precision)));
+            let precision = config.compute.precision;
+            return Err(ModelError::Config(format!("compute.precision {precision}: {problem} ({engine})")));
         }
         let model = Arc::new(Model::new(model)?);
         if let Some(problem) = engine.device.unfit(&model.config) {

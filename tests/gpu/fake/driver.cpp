@@ -106,7 +106,7 @@ FAKE_EXPORT int cuInit(unsigned) {
   return settings().has_no_device ? NO_DEVICE : 0;
 }
 FAKE_EXPORT int cuDriverGetVersion(int* version) {
-  *version = 13000;
+  *version = settings().driver_version;
   return 0;
 }
 // NVRTC asks for tables of functions that are no part of the interface, and does without them.

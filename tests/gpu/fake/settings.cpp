@@ -38,7 +38,8 @@ Settings::Settings()
       check(check_of(getenv("FAKE_CHECK"))),
       major(9),
       minor(0),
-      num_sms((int)number("FAKE_SMS", 132)) {
+      num_sms((int)number("FAKE_SMS", 132)),
+      driver_version((int)number("FAKE_DRIVER", 13000)) {
   if (const char* text = getenv("FAKE_CAPABILITY")) {
     int a, b;
     if (sscanf(text, "%d.%d", &a, &b) == 2) major = a, minor = b;

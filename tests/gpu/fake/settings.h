@@ -22,6 +22,8 @@ struct Settings {
   std::atomic<Check> check;
   /// FAKE_CAPABILITY, like 8.6, and FAKE_SMS.
   std::atomic<int> major, minor, num_sms;
+  /// FAKE_DRIVER: the version of CUDA that the driver speaks, as 12040 for 12.4.
+  std::atomic<int> driver_version;
 
   Settings();
 };

@@ -239,3 +239,28 @@ fn blocks_fit_devices_with_little_shared_memory() {
         }
     }
 }
+
+/// Training that diverges has scores whose rounding alone is hundreds: results may be anything but NaN.
+#[test]
+fn scores_of_a_billion_stay_finite() {
+    for (head_dim, precision) in
+        [(8, Precision::F32), (32, Precision::Tf32), (64, Precision::Bf16), (8, Precision::Bf16)]
+    {
+        let shape = AttentionShape { batch: 1, tokens: 33, heads: 1, head_dim, queries: 33 };
+        let (len, out_len) = (33 * 3 * head_dim, 33 * head_dim);
+        let [qkv, dy, along] =
+            [(len, 3e4, 1), (out_len, 1.0, 2), (len, 1.0, 3)].map(|(n, size, seed)| values(n, size, seed));
+        let device = Device(Stream::new(&crate::testing::gpu(), precision, Priority::Normal).expect("stream"));
+        let stream = &device.0;
+        let (qkv, dy, along) = (device.act(&qkv), device.act(&dy), device.act(&along));
+        let [y, again, tangent] = [0; 3].map(|_| device.nan(out_len));
+        let (dqkv, lse) = (device.nan(len), stream.upload(&[f32::NAN; 33]));
+        stream.attention(y.view(), lse.view(), qkv.view(), &shape);
+        stream.attention_grad(dqkv.view(), dy.view(), y.view(), qkv.view(), lse.view(), &shape);
+        stream.attention_tangent(again.view(), tangent.view(), qkv.view(), along.view(), &shape);
+        for (what, values) in [("y", y), ("gradient", dqkv), ("y beside its tangent", again), ("tangent", tangent)] {
+            let values = device.read(values.view());
+            assert!(values.iter().all(|value| value.is_finite()), "{what} of {head_dim} in {precision:?}");
+        }
+    }
+}
