@@ -87,6 +87,9 @@ def columns(table, patches):
 
 
 TABLES = ["metrics", "masks", "actors", "events", "evals"]
+# Versions of the schema, with the columns that each added at the end of a table. A run that an older version began has
+# parts of both.
+ADDED = {"1.0": [], "1.1": ["device_s"]}
 problems = []
 
 
@@ -98,13 +101,15 @@ def check(condition, message):
 def check_schema(what, table, schema, pairs):
     get = lambda key: (pairs or {}).get(key.encode(), b"").decode()
     check(get("mlomae.schema.name") == f"mlomae.{table}", f"{what}: mlomae.schema.name is {get('mlomae.schema.name')!r}")
-    check(get("mlomae.schema.version") == "1.1", f"{what}: mlomae.schema.version is {get('mlomae.schema.version')!r}")
+    version = get("mlomae.schema.version")
+    check(version in ADDED, f"{what}: mlomae.schema.version is {version!r}")
     check(get("mlomae.run_id") != "", f"{what}: no mlomae.run_id")
     check(get("mlomae.program.version") != "", f"{what}: no mlomae.program.version")
     down, _, across = get("mlomae.patch_grid").partition("x")
     check(down.isdigit() and across.isdigit(), f"{what}: mlomae.patch_grid is {get('mlomae.patch_grid')!r}")
     patches = int(down) * int(across) if down.isdigit() and across.isdigit() else 0
-    expected = columns(table, patches)
+    later = {column for other, added in ADDED.items() if other > version for column in added}
+    expected = [column for column in columns(table, patches) if column[0] not in later]
     check(schema.names == [name for name, _, _ in expected], f"{what}: columns are {schema.names}")
     for name, kind, nullable in expected:
         if name in schema.names:
@@ -163,13 +168,15 @@ def check_sealed(run, table):
         check_schema(what + " (key-values)", table, part.schema, pairs)
         check(b"mlomae.stream" in pairs, f"{what}: no mlomae.stream")
         arrow.append(part)
-    by_arrow = rows_of(row for part in arrow for row in zip(*(c.to_pylist() for c in part.columns)))
-    frame = pl.read_parquet(files)
+    widest = max((part.schema for part in arrow), key=len)
+    column = lambda part, name: part[name].to_pylist() if name in part.column_names else [None] * part.num_rows
+    by_arrow = rows_of(row for part in arrow for row in zip(*(column(part, name) for name in widest.names)))
+    frame = pl.concat([pl.read_parquet(path) for path in files], how="diagonal").select(widest.names)
     by_polars = rows_of(frame.iter_rows())
     connection = duckdb.connect()
     # As a number: handing out a time with zone would need the package pytz.
     names = ", ".join("epoch_us(ts)" if name == "ts" else name for name in frame.columns)
-    by_duck = rows_of(connection.execute(f"SELECT {names} FROM read_parquet({files!r})").fetchall())
+    by_duck = rows_of(connection.execute(f"SELECT {names} FROM read_parquet({files!r}, union_by_name = true)").fetchall())
     # What a user types.
     count = connection.execute(f"SELECT count(*) FROM '{pattern}'").fetchone()[0]
     check(count >= len(by_duck), f"{table}: DuckDB counts {count} rows by the glob, {len(by_duck)} by name")
