@@ -104,8 +104,8 @@ impl Knob {
     }
 }
 
-/// Everything that is varied for `config` on a machine of `num_cores` cores, what matters most first. Where levels do not
-/// compute on the host (`is_host`), they have neither threads nor micro-batches there to vary.
+/// Everything that is varied for `config` on a machine of `num_cores` cores, what matters most first. Where levels do
+/// not compute on the host (`is_host`), they have neither threads nor micro-batches there to vary.
 #[must_use]
 pub fn knobs(config: &Config, num_cores: usize, is_host: bool) -> Vec<Knob> {
     use StageName::{Encoder, Evaluator, Load, Log, Policy, Score};

@@ -128,8 +128,8 @@ impl Needs {
         format!("{}; about {} of {there} that {limit} leaves", parts.join(", "), bytes_text(self.total()))
     }
 
-    /// What is taken of a device's own memory beside what is free there, on a line for people; none where there is no such
-    /// device.
+    /// What is taken of a device's own memory beside what is free there, on a line for people; none where there is no
+    /// such device.
     #[must_use]
     pub fn device_text(&self) -> Option<String> {
         let (device, DeviceMemoryBound { needed_bytes, available_bytes }) = self.device?;

@@ -140,7 +140,7 @@ impl Graph {
         self.phase = Phase::Cold;
     }
 
-    /// Whether inputs of these lengths would be a replay.
+    /// Whether the work is captured, for inputs of the lengths it had then.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         matches!(self.phase, Phase::Ready(_))

@@ -97,8 +97,8 @@ impl Pool {
         let free = std::mem::take(&mut *self.free.lock().unwrap_or_else(PoisonError::into_inner));
         for (size, blocks) in free {
             for pointer in blocks {
-                // SAFETY: the block is from `malloc_sync` and nobody holds it; the driver waits for kernels that use it.
-                // A failure means a lost device, whose memory is gone anyway.
+                // SAFETY: the block is from `malloc_sync` and nobody holds it; the driver waits for kernels that use
+                // it. A failure means a lost device, whose memory is gone anyway.
                 let _ = unsafe { driver::free_sync(pointer) };
                 self.taken_bytes.fetch_sub(size, Ordering::Relaxed);
                 self.gpu.count_given_back(size);

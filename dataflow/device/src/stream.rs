@@ -39,7 +39,8 @@ pub struct Stream {
     flops: Cell<u64>,
 }
 
-// SAFETY: a stream of CUDA and a handle of cuBLASLt may be used by any thread, by one at a time; a `Stream` is not `Sync`.
+// SAFETY: a stream of CUDA and a handle of cuBLASLt may be used by any thread, by one at a time; a `Stream` is not
+// `Sync`.
 unsafe impl Send for Stream {}
 
 /// Events around the work between two waits.
@@ -85,14 +86,6 @@ impl Stream {
             timer: RefCell::new(timer),
             flops: Cell::new(0),
         })
-    }
-
-    /// Another stream of the same device and precision.
-    ///
-    /// # Errors
-    /// As [`Stream::new`].
-    pub fn fork(&self) -> Result<Self, DeviceError> {
-        Stream::new(&self.gpu, self.precision, Priority::Normal)
     }
 
     /// The device.

@@ -179,8 +179,8 @@ fn products() {
     }
 }
 
-/// Rows (of a micro-batch of 16 images), outputs and inputs of the linear layers of the presets, and a gradient's over a
-/// grain of 8.
+/// Rows (of a micro-batch of 16 images), outputs and inputs of the linear layers of the presets, and a gradient's over
+/// a grain of 8.
 const LAYERS: [[usize; 3]; 12] = [
     [272, 288, 96],
     [272, 384, 96],

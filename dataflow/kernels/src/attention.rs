@@ -473,8 +473,8 @@ mod tests {
         }
     }
 
-    /// Beside the twin of rounded queries, keys, values and cotangents, only probabilities and the gradient of scores are
-    /// rounded: relative errors of 2⁻⁹, of which sums are taken.
+    /// Beside the twin of rounded queries, keys, values and cotangents, only probabilities and the gradient of scores
+    /// are rounded: relative errors of 2⁻⁹, of which sums are taken.
     #[test]
     fn rounded_attention_matches_its_twin() {
         let rounded = |x: Vec<f32>| x.into_iter().map(crate::bf16::round).collect::<Vec<_>>();

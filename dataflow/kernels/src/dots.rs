@@ -186,8 +186,8 @@ unsafe fn tiles(
 /// Σ over the words of rows of A and columns of B, each a chain of dot products. Rows of A after `last` repeat it.
 ///
 /// # Safety
-/// A must be readable for rows 0..=last and `words` words, B for `words` rows of NV vectors, `ldb` apart; the processor must have
-/// AVX512_BF16.
+/// A must be readable for rows 0..=last and `words` words, B for `words` rows of NV vectors, `ldb` apart; the processor
+/// must have AVX512_BF16.
 #[inline(always)]
 pub(super) unsafe fn word_tile<const MR: usize, const NV: usize>(
     s: Avx512,
@@ -308,8 +308,8 @@ const RUN: usize = 4;
 /// column.
 ///
 /// # Safety
-/// The block must be readable, and `to` writable for words · nc words, nc rounded up to whole panels; the processor must
-/// have AVX512_BF16.
+/// The block must be readable, and `to` writable for words · nc words, nc rounded up to whole panels; the processor
+/// must have AVX512_BF16.
 #[inline(always)]
 unsafe fn pack_rows_of_b(s: Avx512, b: *const f32, step: usize, block: Block, nc: usize, to: *mut f32) {
     for first in (0..block.words).step_by(RUN) {

@@ -91,8 +91,8 @@ impl Registry for dyn Hypergradient {
 /// A form that was chosen by name.
 pub type HypergradientChoice = Choice<dyn Hypergradient>;
 
-/// The form where none is chosen. In tf32 and bf16 it is the derivative itself: differences of losses that are rounded to
-/// 11 or 8 bits are noise.
+/// The form where none is chosen. In tf32 and bf16 it is the derivative itself: differences of losses that are rounded
+/// to 11 or 8 bits are noise.
 #[must_use]
 pub fn default_form(precision: Precision) -> HypergradientChoice {
     match precision {

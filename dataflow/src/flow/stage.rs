@@ -121,8 +121,8 @@ pub trait Stage: Send {
         Ok(())
     }
 
-    /// Nanoseconds for which a device has worked for the stage since the last call, by the device's own clock; none where
-    /// the host computes. Asked after each unit.
+    /// Nanoseconds for which a device has worked for the stage since the last call, by the device's own clock; none
+    /// where the host computes. Asked after each unit.
     fn device_ns(&mut self) -> Option<u64> {
         None
     }

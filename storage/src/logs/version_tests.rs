@@ -137,8 +137,8 @@ fn a_run_of_version_1_0_goes_on_with_its_logs() {
     let events = rows::<EventRow>(&run);
     let went_back = events.iter().find(|row| row.row.kind == EVENT_WENT_BACK).unwrap();
     assert_eq!((went_back.segment, went_back.place.step), (2, 18));
-    // Parts of both program versions have the same columns, but for those at the end that came later; the metadata names
-    // the version.
+    // Parts of both program versions have the same columns, but for those at the end that came later; the metadata
+    // names the version.
     for table in Table::ALL {
         let sums = Sums::read(&run).unwrap();
         let of = |number: &u64| Part::open(&run, table, *number, &sums).unwrap().schema().fields().clone();

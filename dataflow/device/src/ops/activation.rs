@@ -12,7 +12,8 @@ const THREADS: u32 = 256;
 const COLUMNS_OF_BLOCK: [usize; 2] = [32 * 4, 32 * 8];
 
 impl Stream {
-    /// A kernel that reads and writes vectors of equal lengths, element by element; all of type `first`, if that is bf16.
+    /// A kernel that reads and writes vectors of equal lengths, element by element; all of type `first`, if that is
+    /// bf16.
     fn sweep(&self, kernel: &str, vectors: &[(Arg, usize)], values_of_thread: usize) {
         let len = vectors[0].1;
         assert!(vectors.iter().all(|(_, other)| *other == len), "{kernel}: lengths {:?}", lens(vectors));

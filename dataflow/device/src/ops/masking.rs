@@ -1,4 +1,5 @@
-//! What the masking networks need beside products: the input of the network over each patch, positions, sums over images.
+//! What the masking networks need beside products: the input of the network over each patch, positions, sums over
+//! images.
 
 use super::tokens::{RowSum, THREADS, check, int, long, num_of};
 use super::vectors::sweep_grid;

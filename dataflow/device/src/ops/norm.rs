@@ -28,7 +28,8 @@ fn warp_grid(rows: usize) -> [u32; 3] {
 impl Stream {
     /// y = norm(x)·gamma + beta on every row, with eps = 10⁻⁶ and the biased variance.
     ///
-    /// x and y [rows, width], gamma and beta \[width]; stats [rows, 2] receives each row's mean and 1/√(variance + eps).
+    /// x and y [rows, width], gamma and beta \[width]; stats [rows, 2] receives each row's mean and 1/√(variance +
+    /// eps).
     pub fn layer_norm(
         &self,
         y: ActView<'_>,

@@ -10,8 +10,9 @@ use crate::stream::Stream;
 const SORT_LIMIT: usize = 4096;
 
 impl Stream {
-    /// Orders the patches of each image by rising key, as [`f32::total_cmp`] compares, and by index where keys are equal:
-    /// `kept` `[B, n]` are the patches of lowest key in this order, `rank` `[B, L]` is each patch's place. `keys` `[B, L]`.
+    /// Orders the patches of each image by rising key, as [`f32::total_cmp`] compares, and by index where keys are
+    /// equal: `kept` `[B, n]` are the patches of lowest key in this order, `rank` `[B, L]` is each patch's place.
+    /// `keys` `[B, L]`.
     ///
     /// # Panics
     /// With more than 4,096 patches an image.

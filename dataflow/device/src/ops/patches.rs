@@ -1,7 +1,7 @@
 //! Images to patches, reconstruction targets and the loss of each patch.
 //!
-//! Images are normalised f32 `[B, C, S, S]`, where S is `side`, cut into L patches each of `patch` x `patch` pixels. The
-//! formulas are those of the CPU's `mlomae_kernels::patchify` and its neighbours.
+//! Images are normalised f32 `[B, C, S, S]`, where S is `side`, cut into L patches each of `patch` x `patch` pixels.
+//! The formulas are those of the CPU's `mlomae_kernels::patchify` and its neighbours.
 
 use super::tokens::{THREADS, check, int, long, num_of, same_type, threads};
 use super::vectors::sweep_grid;

@@ -173,8 +173,8 @@ impl Stream {
         self.launch(&kernel, grid, THREADS, 0, &[&[to.arg(), from.arg()][..], &sizes].concat());
     }
 
-    /// The decoder's input `out` `[B(1+L), D]`: the CLS token of `x` `[B(1+n), D]`, then at each patch its token where it
-    /// is visible, else `mask_token` `[D]`; to all of them is added `pos` `[1+L, D]`.
+    /// The decoder's input `out` `[B(1+L), D]`: the CLS token of `x` `[B(1+n), D]`, then at each patch its token where
+    /// it is visible, else `mask_token` `[D]`; to all of them is added `pos` `[1+L, D]`.
     #[allow(clippy::too_many_arguments)]
     pub fn unshuffle(
         &self,
@@ -232,8 +232,8 @@ impl Stream {
         self.sum_rows(dmask_token, masked.view(), num_patches, [columns; 2], RowSum::Set);
     }
 
-    /// `out` `[groups, columns]` = a sum of each group of `rows` rows of `x`, whose rows are `stride` apart. `x` may begin
-    /// within a row, and end with the last value that is read.
+    /// `out` `[groups, columns]` = a sum of each group of `rows` rows of `x`, whose rows are `stride` apart. `x` may
+    /// begin within a row, and end with the last value that is read.
     pub(super) fn sum_rows(
         &self,
         out: View<'_, f32>,

@@ -384,9 +384,10 @@ pub trait Device: Named {
     /// nothing: it is for checking a configuration.
     fn problem(&self) -> Option<String>;
 
-    /// The device on this machine in a few words, for the start of a run and for `run.json`: its model, its driver and the
-    /// libraries that decide how results are rounded. A run that goes on where this is another text is told. Empty where
-    /// there is nothing to tell apart: what the CPU rounds by is its instruction set, which is recorded by itself.
+    /// The device on this machine in a few words, for the start of a run and for `run.json`: its model, its driver and
+    /// the libraries that decide how results are rounded. A run that goes on where this is another text is told. Empty
+    /// where there is nothing to tell apart: what the CPU rounds by is its instruction set, which is recorded by
+    /// itself.
     fn description(&self) -> String {
         String::new()
     }

@@ -72,19 +72,30 @@ pub fn direction(
     let at_v =
         task.evaluate(&At { c, z: &z_v.tokens(), y: y_v, total: total_v, noise: None }, Want { dc: true, dz: false })?;
 
-    let epsilon = step_size(alpha, norm_wide(&at_v.dc));
     let z_f = recorded.z.tokens();
-    let at_f = |sign: f64| {
-        let c = &shifted_wide(c, sign * epsilon, &at_v.dc);
+    let dz_f = cotangent_difference(c, &at_v.dc, alpha, |c| {
         let at = At { c, z: &z_f, y: y_f, total: task.total(y_f), noise: None };
         task.evaluate(&at, Want { dc: false, dz: true })
-    };
-    let (plus, minus) = (at_f(1.0)?, at_f(-1.0)?);
-    let taps = minus.dz.iter().zip(&plus.dz);
-    let dz_f = taps.map(|(minus, plus)| minus.iter().zip(plus).map(|(m, p)| (m - p) / (2.0 * epsilon)).collect());
-    let dz_f: Vec<Vec<f64>> = dz_f.collect();
+    })?;
     let v1 = recorded.backward(&dz_f)?;
     Ok(Direction { loss: at_v.loss, figures: at_v.figures, v0: at_v.dc, v1, w: v.finish()? })
+}
+
+/// (δ₋ − δ₊)/2ε for each tap, where δ± = ∂L_f/∂z_f at c ± εv0 as `evaluate` gives them and ε = α/‖v0‖₂.
+///
+/// # Errors
+/// Those of `evaluate`.
+pub fn cotangent_difference(
+    c: &[f64],
+    v0: &[f64],
+    alpha: f64,
+    evaluate: impl Fn(&[f64]) -> Result<Share, ModelError>,
+) -> Result<Vec<Vec<f64>>, ModelError> {
+    let epsilon = step_size(alpha, norm_wide(v0));
+    let at = |sign: f64| evaluate(&shifted_wide(c, sign * epsilon, v0));
+    let (plus, minus) = (at(1.0)?, at(-1.0)?);
+    let taps = minus.dz.iter().zip(&plus.dz);
+    Ok(taps.map(|(minus, plus)| minus.iter().zip(plus).map(|(m, p)| (m - p) / (2.0 * epsilon)).collect()).collect())
 }
 
 /// v1 and w by the passes of the published program: each quantity takes a pass of its own, with dropout drawn anew:

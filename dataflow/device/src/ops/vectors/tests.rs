@@ -4,7 +4,8 @@ use crate::ops::tokens::tests::{assert_close, each, values};
 
 #[test]
 fn adamw_follows_the_definition() {
-    // Pieces whose ends fall into runs of four, one after another of the same decay, one of a single weight, one frozen.
+    // Pieces whose ends fall into runs of four, one after another of the same decay, one of a single weight, one
+    // frozen.
     let cuts = [0, 5, 6, 7, 90, 1001, 1001, 1299, 3001];
     let decays = [0.1, 0.0, f64::NAN, 0.1, 0.1, 5.0, f64::NAN, 0.01];
     let pieces: Vec<_> = (0..8).map(|i| (cuts[i]..cuts[i + 1], decays[i])).collect();

@@ -13,6 +13,7 @@ use super::steady::{Batch, Graphs};
 use super::vector::{GpuVector, Home, mem};
 use crate::error::ModelError;
 use crate::lane::{Device, Direction, Downstream, FinetuneGradient, Lane, PretrainGradient, Recording, Upstream};
+use crate::levels::mask::cotangent_difference;
 use crate::levels::optimizer::AdamW;
 use crate::levels::vectors::{norm_wide, shifted_wide, step_size, widen};
 use crate::masking::{MaskNetwork, MaskRule, Scored};
@@ -190,16 +191,9 @@ impl Lane for CudaLane {
         let (c, y_f) = (self.head(at.c)?, at.finetune.targets);
         let (images, y_v) = (mem(at.validation.images)?, at.validation.targets);
         let (at_v, w) = self.task_gradient(mem(at.theta)?, &c, images, y_v, None)?;
-        let epsilon = step_size(alpha, norm_wide(&at_v.dc));
-        let at_f = |sign: f64| {
-            let c = &shifted_wide(&c, sign * epsilon, &at_v.dc);
+        let dz = cotangent_difference(&c, &at_v.dc, alpha, |c| {
             self.evaluate(c, &recorded.taps, y_f, None, Want { dc: false, dz: true })
-        };
-        let (plus, minus) = (at_f(1.0)?, at_f(-1.0)?);
-        let taps = minus.dz.iter().zip(&plus.dz);
-        let dz: Vec<Vec<f64>> = taps
-            .map(|(minus, plus)| minus.iter().zip(plus).map(|(m, p)| (m - p) / (2.0 * epsilon)).collect())
-            .collect();
+        })?;
         let v1 = self.end(*recorded, &dz)?;
         let (v1, w) = (self.complete(v1)?, self.complete(w)?);
         Ok(Direction { loss: at_v.loss, figures: at_v.figures, v0: at_v.dc, v1, w })

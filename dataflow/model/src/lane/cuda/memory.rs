@@ -17,9 +17,9 @@ const fn act_bytes(precision: crate::Precision) -> u64 {
 }
 
 /// What a transformer of `depth` blocks over `rows` tokens keeps for its backward pass. For each token of each block:
-/// two residuals in f32 of `dim` values; inputs of qkv and fc1, q, k and v, the attention's output, and the hidden layer
-/// before its GELU, ten times `dim` activations; and what one block's backward pass takes besides, twice the hidden
-/// layer and the residual's gradients.
+/// two residuals in f32 of `dim` values; inputs of qkv and fc1, q, k and v, the attention's output, and the hidden
+/// layer before its GELU, ten times `dim` activations; and what one block's backward pass takes besides, twice the
+/// hidden layer and the residual's gradients.
 fn recorded(rows: u64, dim: u64, depth: u64, act: u64) -> u64 {
     let kept = rows * dim * (2 * 4 + 10 * act);
     let transient = rows * dim * (3 * 4 + 12 * act);

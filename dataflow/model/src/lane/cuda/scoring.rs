@@ -9,7 +9,7 @@ use super::network::{GpuTrace, Network};
 use crate::engine::TokenOrder;
 use crate::engine::gpu::GpuOrder;
 use crate::error::ModelError;
-use crate::masking::{MaskNetwork, MaskRule, Needs, Scored, Trace};
+use crate::masking::{Kept, MaskNetwork, MaskRule, Needs, Scored, Trace};
 use crate::parallel::arena::Buffer;
 use crate::parallel::compute::Compute;
 
@@ -70,7 +70,7 @@ impl CudaLane {
             (Some(input), Some(network)) => {
                 let kept = self.network(network, phi).forward(&input, batch);
                 let scores = Arc::new(Buffer::from_vec(self.stream.download(kept.scores.view())?));
-                let kept: Option<Arc<dyn crate::masking::Kept>> = Some(Arc::new(kept));
+                let kept: Option<Arc<dyn Kept>> = Some(Arc::new(kept));
                 Some(Trace { scores, input: Arc::default(), hidden: Vec::new(), batch, kept })
             }
             (Some(input), None) => {

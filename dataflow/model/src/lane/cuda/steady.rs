@@ -112,11 +112,8 @@ impl CudaLane {
         let Some(graphs) = &self.graphs else { return Some(work(inputs)) };
         let mut graphs = graphs.borrow_mut();
         let pass = graphs.pass(batch);
-        let is_lost = run != Run::Eager && (generation != pass.generation || !run_fits(run, &pass.backward));
+        let is_overtaken = run != Run::Eager && generation != pass.generation;
+        let is_lost = is_overtaken || (run == Run::Replayed && !pass.backward.is_ready());
         (!is_lost).then(|| self.stream.steady_as(run, &mut pass.backward, inputs, work))
     }
-}
-
-fn run_fits(run: Run, backward: &Graph) -> bool {
-    run != Run::Replayed || backward.is_ready()
 }
