@@ -16,7 +16,7 @@ use crate::lane::{Device, Direction, Downstream, FinetuneGradient, Lane, Pretrai
 use crate::levels::mask::cotangent_difference;
 use crate::levels::optimizer::AdamW;
 use crate::levels::vectors::{norm_wide, shifted_wide, step_size, widen};
-use crate::masking::{MaskNetwork, MaskRule, Scored};
+use crate::masking::{MaskNetwork, MaskRule, NetworkRows, Scored};
 use crate::model::Model;
 use crate::parallel::compute::Compute;
 use crate::tap::Tap;
@@ -30,6 +30,8 @@ pub struct CudaLane {
     pub(super) stream: Stream,
     /// The masking network, if it can be computed here.
     pub(super) network: Option<MaskNetwork>,
+    /// Positions of a masking network over patches.
+    pub(super) positions: Option<Mem<f32>>,
     /// Work that repeats; none where graphs do not pay.
     pub(super) graphs: Option<RefCell<Graphs>>,
     home: Arc<Home>,
@@ -55,11 +57,18 @@ impl CudaLane {
             return Err(ModelError::Config(problem));
         }
         let stream = Stream::new(&home.gpu, precision, priority)?;
+        let network = model.masking.network();
+        let positions = match network.as_ref().map(|network| &network.rows) {
+            Some(NetworkRows::Patches(places)) => Some(stream.upload(places)),
+            Some(NetworkRows::Images) | None => None,
+        };
+        stream.wait()?;
         Ok(CudaLane {
             model: model.clone(),
+            positions,
             graphs: Graphs::of(&stream, model.vit.layout.len),
             stream,
-            network: model.masking.network(),
+            network,
             home: home.clone(),
             pieces: None,
         })

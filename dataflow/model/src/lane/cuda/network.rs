@@ -37,6 +37,8 @@ pub(super) struct Network<'a> {
     pub(super) stream: &'a Stream,
     pub(super) network: &'a MaskNetwork,
     pub(super) phi: &'a Mem<f32>,
+    /// Positions `[L, width]` of a network over patches.
+    pub(super) positions: Option<&'a Mem<f32>>,
     /// L.
     pub(super) num_patches: usize,
 }
@@ -103,11 +105,10 @@ impl Network<'_> {
     /// The first layer's input from the patches' features `[batch, L, features]`; `positions` stand still in a
     /// derivative.
     fn features(&self, input: &Mem<f32>, batch: usize, positions: bool) -> Mem<f32> {
-        let NetworkRows::Patches(places) = &self.network.rows else { return input.clone() };
+        let Some(places) = self.positions else { return input.clone() };
         let out = self.stream.take(self.rows(batch) * self.network.layers[0].inputs);
-        let places = positions.then(|| self.stream.upload(places));
         let features = self.num_features(batch, input.len());
-        let places = places.as_ref().map(Mem::view);
+        let places = positions.then(|| places.view());
         self.stream.token_features(out.view(), input.view(), places, self.num_patches, features);
         out
     }
@@ -153,7 +154,7 @@ impl Network<'_> {
                 self.stream.relu_grad(d.view(), trace.activations[i].view());
             }
         }
-        let NetworkRows::Patches(places) = &self.network.rows else { return Some(d) };
+        let Some(places) = self.positions else { return Some(d) };
         let width = places.len() / self.num_patches;
         let features = (self.network.layers[0].inputs - width) / 2;
         let dinput = self.stream.take(batch * self.num_patches * features);

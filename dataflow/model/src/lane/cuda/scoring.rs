@@ -44,7 +44,8 @@ impl CudaLane {
 
     /// The masking network as data with its parameters; none if it is computed on the host.
     pub(super) fn network<'a>(&'a self, network: &'a MaskNetwork, phi: &'a Mem<f32>) -> Network<'a> {
-        Network { stream: &self.stream, network, phi, num_patches: self.model.config.num_patches() }
+        let (positions, num_patches) = (self.positions.as_ref(), self.model.config.num_patches());
+        Network { stream: &self.stream, network, phi, positions, num_patches }
     }
 
     /// As [`Lane::score`](crate::lane::Lane::score).
