@@ -23,6 +23,7 @@ pub mod masking;
 pub mod model;
 pub mod nets;
 pub mod parallel;
+pub mod policy;
 pub mod precision;
 pub mod rng;
 pub mod tap;

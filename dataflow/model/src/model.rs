@@ -41,6 +41,8 @@ impl Model {
         let masking = MaskingFacts {
             grid: c.grid(),
             patch_values: c.patch_values(),
+            channels: c.channels,
+            num_visible: c.num_visible(),
             dim: c.dim,
             input: c.mask_input,
             hidden: c.mask_hidden,

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use mlomae_model::algorithm::{Batches, Constants, Event, State, outer_iteration};
 use mlomae_model::choice::Named;
 use mlomae_model::config::PosEmbed;
-use mlomae_model::hypergradient::{Clean, Hypergradient, Published, Tangent};
+use mlomae_model::hypergradient::{Carried, Cg, Clean, Hypergradient, Published, Ridge, Settings, Tangent};
 use mlomae_model::init::{normals, tensor_rng};
 use mlomae_model::lane::cuda::CudaLane;
 use mlomae_model::lane::{CpuLane, LabelledImages, Lane};
 use mlomae_model::levels::optimizer::{AdamW, AdamWConfig, DecayGroup};
-use mlomae_model::masking::{MASKINGS, MaskInput, MaskRule, MaskingChoice};
+use mlomae_model::masking::{MASKINGS, MaskInput, MaskRule, MaskSelect, MaskWeights, MaskingChoice};
+use mlomae_model::policy::Estimator;
 use mlomae_model::tasks::{Noise, Targets};
 use mlomae_model::{Level, Model, ModelConfig, PerLevel, Precision, Vector};
 
@@ -45,7 +46,12 @@ fn images(config: &ModelConfig, name: &str) -> Vector {
 }
 
 /// All that three outer iterations compute, by name: graphs are captured in the second and replayed in the third.
-fn results(lane: &mut dyn Lane, form: &dyn Hypergradient) -> Vec<(String, Vec<f64>)> {
+fn results(
+    lane: &mut dyn Lane,
+    form: &dyn Hypergradient,
+    settings: Settings,
+    select: MaskSelect,
+) -> Vec<(String, Vec<f64>)> {
     let model = lane.model().clone();
     let config = &model.config;
     let up = |lane: &dyn Lane, vector: Vector| lane.upload(&vector).unwrap();
@@ -56,7 +62,8 @@ fn results(lane: &mut dyn Lane, form: &dyn Hypergradient) -> Vec<(String, Vec<f6
         let (m, v) = (up(lane, adamw.m.clone()), up(lane, adamw.v.clone()));
         adamw.with_moments(m, v)
     });
-    let mut state = State { theta: init(Level::Pretrain), c: init(Level::Finetune), phi: init(Level::Mask), adamw };
+    let [theta, c, phi] = Level::ALL.map(init);
+    let mut state = State { theta, c, phi, adamw, carried: Carried::default() };
     let pretrain = [up(lane, images(config, "a")), up(lane, images(config, "b"))];
     let (f, v) = (up(lane, images(config, "f")), up(lane, images(config, "v")));
     let (y_f, y_v) = (Targets::Classes([0, 1, 2, 3, 1].into()), Targets::Classes([3, 1, 2, 0, 2].into()));
@@ -64,9 +71,9 @@ fn results(lane: &mut dyn Lane, form: &dyn Hypergradient) -> Vec<(String, Vec<f6
     let validation = LabelledImages { images: &v, targets: &y_v };
     let constants = Constants {
         form,
-        alpha: 0.01,
+        settings,
         rates: PerLevel { pretrain: &|_| 1e-3, finetune: &|_| 1e-2, mask: &|_| 1e-3 },
-        rule: &|step| MaskRule { seed: 7, step, explore: 0.2, first_image: 0 },
+        rule: &|step| MaskRule { seed: 7, step, explore: 0.2, select, ..MaskRule::BY_SCORE },
         noise: &|outer, pass| Some(Noise { rate: 0.1, seed: 7, outer, pass }),
     };
     let mut all = Vec::new();
@@ -81,7 +88,7 @@ fn results(lane: &mut dyn Lane, form: &dyn Hypergradient) -> Vec<(String, Vec<f6
                     let order = &scored.order;
                     push("rank", order.rank.iter().map(|&rank| f64::from(rank)).collect());
                     push("kept", order.kept.iter().map(|&patch| f64::from(patch)).collect());
-                    push("scores", scored.weights().unwrap_or_default().iter().map(|&p| f64::from(p)).collect());
+                    push("scores", scored.scores().unwrap_or_default().iter().map(|&p| f64::from(p)).collect());
                 }
                 Event::Pretrain(g) => {
                     push(&format!("pretrain {step} loss"), vec![g.loss]);
@@ -121,11 +128,24 @@ fn error(a: &[f64], b: &[f64]) -> f64 {
 /// Compares a GPU's results with those of the CPU in f32; `limit` is for everything but finite differences and what
 /// comes after them, which differ by their own noise.
 fn compare(masking: &str, input: MaskInput, form: &dyn Hypergradient, precision: Precision, limit: f64) {
-    let model = Arc::new(Model::new(&config(masking, input)).unwrap());
+    compare_policy(&config(masking, input), form, (Settings::default(), MaskSelect::Score), precision, limit);
+}
+
+/// As [`compare`], with other weights, settings and masks than the published.
+fn compare_policy(
+    config: &ModelConfig,
+    form: &dyn Hypergradient,
+    (settings, select): (Settings, MaskSelect),
+    precision: Precision,
+    limit: f64,
+) {
+    let (masking, input) = (config.masking, config.mask_input);
+    let model = Arc::new(Model::new(config).unwrap());
     let mut gpu = CudaLane::open(&model, precision).unwrap();
-    let (ours, cpu) = (results(&mut gpu, form), results(&mut CpuLane::serial(model, 2), form));
+    let of = |lane: &mut dyn Lane| results(lane, form, settings, select);
+    let (ours, cpu) = (of(&mut gpu), of(&mut CpuLane::serial(model, 2)));
     assert_eq!(ours.len(), cpu.len());
-    let is_derivative = form.name() == Tangent.name();
+    let is_derivative = ![Clean.name(), Published.name()].contains(&form.name());
     // Later iterations start from weights that noise has moved.
     let is_exact = is_derivative && precision == Precision::F32;
     let comparable = ours.iter().zip(&cpu).take_while(|((name, _), _)| is_exact || name.starts_with('0'));
@@ -153,6 +173,23 @@ fn a_gpu_computes_what_the_cpu_does() {
     }
     compare("flat-mlp", MaskInput::Embedding, &Clean, Precision::F32, 1e-4);
     compare("token-mlp", MaskInput::Pixels, &Published, Precision::F32, 1e-4);
+}
+
+#[test]
+fn a_gpu_learns_policies_as_the_cpu_does() {
+    drop(mlomae_device::testing::gpu());
+    let settings = Settings { ridge_bank: 1, cg_steps: 4, precondition: true, average: 2, ..Settings::default() };
+    let both = Settings { estimator: Estimator::Both, ..settings };
+    let mask_weights = MaskWeights::Normalised;
+    for (masking, form, mask_weights, policy) in [
+        ("linear", &Ridge as &dyn Hypergradient, mask_weights, (settings, MaskSelect::Random)),
+        ("token-mlp", &Ridge, mask_weights, (both, MaskSelect::Sample)),
+        ("flat-mlp", &Cg, MaskWeights::None, (both, MaskSelect::Sample)),
+        ("token-mlp", &Clean, mask_weights, (settings, MaskSelect::Score)),
+    ] {
+        let config = ModelConfig { mask_weights, ..config(masking, MaskInput::Pixels) };
+        compare_policy(&config, form, policy, Precision::F32, 2e-4);
+    }
 }
 
 #[test]

@@ -64,7 +64,7 @@ const FREE: [&str; 41] = [
 ];
 
 /// Keys that take effect and change results.
-const TOLD: [&str; 32] = [
+const TOLD: [&str; 42] = [
     "data.augment.crop",
     "data.augment.crop_padding",
     "data.augment.min_area",
@@ -72,7 +72,17 @@ const TOLD: [&str; 32] = [
     "data.on_bad_image",
     "mask.ratio",
     "mask.explore",
+    "mask.weights",
+    "mask.select",
+    "mask.temperature",
     "method.hypergradient",
+    "method.precondition",
+    "method.ridge_penalty",
+    "method.ridge_bank",
+    "method.cg_damping",
+    "method.cg_steps",
+    "policy.average",
+    "policy.estimator",
     "compute.precision",
     "method.multitask",
     "method.alpha",
@@ -117,7 +127,7 @@ const DATA: [&str; 13] = [
 ];
 
 /// Keys that cannot take effect any more.
-const FIXED: [&str; 28] = [
+const FIXED: [&str; 30] = [
     "seed",
     "run.root",
     "run.id",
@@ -143,6 +153,8 @@ const FIXED: [&str; 28] = [
     "mask.hidden",
     "method.unroll",
     "method.task",
+    "method.supervised",
+    "method.shuffle_labels",
     "pretrain.batch",
     "finetune.batch",
     "policy.batch",

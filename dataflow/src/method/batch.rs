@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use mlomae_model::Vector;
 use mlomae_model::lane::LabelledImages;
+use mlomae_model::levels::optimizer::AdamWConfig;
 use mlomae_model::masking::{MaskRule, Scored};
 use mlomae_model::tasks::Targets;
 
@@ -119,11 +120,25 @@ pub struct Snapshot {
     pub theta: Vector,
     /// The last batch x_p with its masks; shared, never copied.
     pub last: Arc<ScoredBatch>,
+    /// The metric of level 1's steps, where directions are taken in it.
+    pub metric: Option<StepMetric>,
+}
+
+/// Level 1's second moments: what AdamW divides a gradient by the root of.
+#[derive(Debug, Clone)]
+pub struct StepMetric {
+    /// Second moments, flat over θ.
+    pub second_moment: Vector,
+    /// Steps done.
+    pub step: u64,
+    /// Constants of the optimizer.
+    pub adamw: AdamWConfig,
 }
 
 impl Payload for Snapshot {
     fn size_bytes(&self) -> usize {
-        4 * self.theta.len() + self.last.size_bytes()
+        let metric = self.metric.as_ref().map_or(0, |metric| 4 * metric.second_moment.len());
+        4 * self.theta.len() + metric + self.last.size_bytes()
     }
 }
 

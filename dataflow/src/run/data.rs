@@ -170,7 +170,10 @@ impl RunData {
     /// # Errors
     /// When roles do not fit or a sample of the panel cannot be read.
     pub fn setup(&self, config: &Config, method: Method, state: TrainState) -> Result<Setup, SetupError> {
-        let load = self.loader(config, &self.train, &method.arena)?;
+        let mut load = self.loader(config, &self.train, &method.arena)?;
+        if config.method.shuffle_labels {
+            load = load.with_shuffled_labels()?;
+        }
         let indices = load.panel(Role::Validation, config.logs.panel_size)?;
         let objects = load.object_patches(&indices, method.model.config.patch);
         let panel = Panel { batch: load.samples(&indices)?, objects };

@@ -139,7 +139,7 @@ struct Variant {
 }
 
 /// Variants at each lag.
-const NUM_FORMS: usize = 7;
+const NUM_FORMS: usize = 10;
 
 fn variants() -> Vec<Variant> {
     let forms: [&[&str]; NUM_FORMS] = [
@@ -150,6 +150,25 @@ fn variants() -> Vec<Variant> {
         &["method.multitask=true"],
         &["compute.precision=bf16"],
         &["mask.input=pixels", "model.pos_embed=frozen", "method.head_dropout=0.1"],
+        &[
+            "mask.strategy=linear",
+            "mask.input=pixels",
+            "mask.weights=normalised",
+            "mask.select=random",
+            "method.hypergradient=ridge",
+            "method.ridge_bank=2",
+            "method.precondition=adam",
+            "policy.average=3",
+        ],
+        &[
+            "mask.input=pixels",
+            "mask.weights=none",
+            "mask.select=sample",
+            "method.hypergradient=cg",
+            "policy.estimator=score",
+            "policy.average=2",
+        ],
+        &["method.supervised=true", "mask.select=random", "method.shuffle_labels=true"],
     ];
     let lags = 0..=2;
     lags.flat_map(|lag| forms.iter().map(move |form| Variant { lag, settings: form.to_vec() })).collect()

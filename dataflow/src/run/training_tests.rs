@@ -169,6 +169,19 @@ fn serial_equals_threaded_in_every_variant() {
         vec!["method.multitask=true", "pipeline.lag=1"],
         vec!["compute.precision=bf16"],
         vec!["compute.precision=bf16", "method.hypergradient=clean", "mask.input=pixels", "pipeline.lag=1"],
+        vec![
+            "mask.strategy=linear",
+            "mask.input=pixels",
+            "mask.weights=normalised",
+            "mask.select=sample",
+            "method.hypergradient=ridge",
+            "method.ridge_bank=2",
+            "method.precondition=adam",
+            "policy.average=3",
+            "policy.estimator=both",
+            "pipeline.lag=1",
+        ],
+        vec!["method.supervised=true", "method.hypergradient=cg", "mask.select=random"],
         vec!["model.pos_embed=\"frozen\"", "pretrain.decay_group=\"matrices\"", "method.unroll=1"],
     ] {
         let expected = serial(&config(&variant));
@@ -187,6 +200,13 @@ fn seeds_and_settings_make_a_difference() {
         "method.multitask=true",
         "mask.explore=0.5",
         "mask.strategy=random",
+        "mask.select=sample",
+        "method.supervised=true",
+        "method.shuffle_labels=true",
+        "method.hypergradient=ridge",
+        "method.hypergradient=cg",
+        "policy.average=2",
+        "method.precondition=adam",
         "compute.precision=bf16",
     ] {
         assert_ne!(base.checkpoints.last(), serial(&config(&[setting])).checkpoints.last(), "{setting}");

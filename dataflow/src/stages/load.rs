@@ -1,5 +1,6 @@
 //! The load stage: plans, decodes, augments and normalises batches.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use mlomae_model::Arena;
@@ -18,7 +19,7 @@ use crate::input::bad_images::BadImages;
 use crate::input::plan::{EpochPlan, PlannedBatch, Role};
 use crate::method::batch::{ImageBatch, LabelledPair};
 use crate::record::Recorder;
-use mlomae_model::rng::{Purpose, below, keyed};
+use mlomae_model::rng::{Purpose, below, keyed, shuffle};
 
 /// Images at most that the normalisation is computed from.
 pub const NUM_NORMALISATION_SAMPLES: usize = 2048;
@@ -116,6 +117,8 @@ pub struct LoadStage {
     unroll: u64,
     arena: Arena,
     bad_images: BadImages,
+    /// The labels of the labelled roles by sample, where a control shuffles them.
+    labels: Option<Arc<HashMap<usize, Option<i32>>>>,
 }
 
 impl LoadStage {
@@ -130,13 +133,31 @@ impl LoadStage {
         unroll: u64,
         arena: Arena,
     ) -> Self {
-        Self { dataset, plan, preparation, seed, unroll, arena, bad_images: BadImages::default() }
+        Self { dataset, plan, preparation, seed, unroll, arena, bad_images: BadImages::default(), labels: None }
     }
 
     /// Does with bad images as `bad_images` says; otherwise they are refused.
     #[must_use]
     pub fn with_bad_images(self, bad_images: BadImages) -> Self {
         Self { bad_images, ..self }
+    }
+
+    /// Permutes the labels of each labelled role among its samples, by the seed: the control that feedback without
+    /// meaning is.
+    ///
+    /// # Errors
+    /// When a label cannot be read.
+    pub fn with_shuffled_labels(self) -> Result<Self, DataError> {
+        let mut labels = HashMap::new();
+        for role in [Role::Finetune, Role::Validation] {
+            let samples = self.plan.roles().indices(role);
+            let mut others = samples.to_vec();
+            shuffle(&mut others, &mut keyed(self.seed, Purpose::Labels, role as u64, 0));
+            for (sample, other) in samples.iter().zip(others) {
+                labels.insert(*sample, self.dataset.label(other)?);
+            }
+        }
+        Ok(Self { labels: Some(Arc::new(labels)), ..self })
     }
 
     /// The plan.
@@ -218,7 +239,10 @@ impl LoadStage {
             Role::Validation => None,
         };
         let sample = |index| {
-            let sample = self.sample(role, planned.epoch, index)?;
+            let mut sample = self.sample(role, planned.epoch, index)?;
+            if let Some(labels) = self.labels.as_ref().filter(|_| role != Role::Pretrain) {
+                sample.label = labels.get(&(sample.id as usize)).copied().flatten();
+            }
             if role != Role::Pretrain && sample.label.is_none() {
                 return Err(StageError::Data {
                     stage: StageName::Load,

@@ -15,8 +15,8 @@ use crate::method::batch::{ImageBatch, ScoredBatch};
 use crate::record::Recorder;
 use crate::record::statistics::internal;
 
-/// What the control `multitask` leaves on the encoder: θ ← θ − δ, where δ is the sum of the perturbations ε·v that the
-/// finite differences end with.
+/// What a control leaves on the encoder: θ ← θ − δ. For `multitask` δ is the sum of the perturbations ε·v that the
+/// finite differences end with, for `supervised` a step of AdamW along v.
 #[derive(Debug, Clone)]
 pub struct Shift(pub Vector);
 
@@ -116,7 +116,7 @@ pub struct ScorePorts {
     pub phi: SlotReader<Vector>,
     /// θ by level-1 steps done, where scores need it.
     pub theta: Option<SlotReader<Vector>>,
-    /// Shifts by policy version, where the control `multitask` is on.
+    /// Shifts by policy version, where a control shifts the encoder.
     pub shift: Option<SlotReader<Option<Shift>>>,
     /// To the encoder.
     pub scored: OrderedSender<Flow<ScoredBatch>>,

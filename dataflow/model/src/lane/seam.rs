@@ -8,11 +8,14 @@ use crate::config::ModelConfig;
 use crate::error::ModelError;
 use crate::level::PerLevel;
 use crate::levels::optimizer::AdamW;
+use crate::levels::optimizer::AdamWConfig;
 use crate::masking::{MaskRule, Scored};
 use crate::model::Model;
 use crate::parallel::arena::Arena;
+use crate::policy::Estimator;
 use crate::precision::Precision;
-use crate::tasks::{Noise, Targets};
+use crate::tasks::ridge::{Bank, Rows};
+use crate::tasks::{Noise, TapCotangents, Targets};
 use crate::vector::Vector;
 
 /// Images with their targets.
@@ -73,6 +76,19 @@ pub struct Direction {
     pub v1: Vector,
     /// w = ∂L_v/∂θ, flat over θ, zero on the decoder.
     pub w: Vector,
+    /// What a head in closed form gave, for the forms that have one.
+    pub response: Option<Response>,
+}
+
+/// A head in closed form on the labelled batches, see [`ridge`](crate::tasks::ridge).
+#[derive(Clone, Debug)]
+pub struct Response {
+    /// Its squared error on the validation batch.
+    pub loss: f64,
+    /// Share of the validation images that it classifies rightly.
+    pub accuracy: f64,
+    /// Features and targets of both batches, for the bank.
+    pub rows: [Arc<Rows>; 2],
 }
 
 /// The point at which level 2 and the direction of level 3 are evaluated.
@@ -86,6 +102,8 @@ pub struct Downstream<'a> {
     pub finetune: LabelledImages<'a>,
     /// Batch V of level 3.
     pub validation: LabelledImages<'a>,
+    /// Features of earlier batches, for the forms that have a head in closed form.
+    pub bank: &'a Bank,
 }
 
 /// The point at which ∂L_m/∂φ is differentiated for the hypergradient.
@@ -99,6 +117,11 @@ pub struct Upstream<'a> {
     pub images: &'a Vector,
     /// How x_p is masked.
     pub rule: &'a MaskRule,
+    /// What the gradient goes through.
+    pub estimator: Estimator,
+    /// Whether [`Along::signal`](crate::hypergradient::Along::signal) is wanted, at the cost of two backward passes of
+    /// the masking network.
+    pub want_signal: bool,
 }
 
 /// One stage's handle to a device.
@@ -199,6 +222,59 @@ pub trait Lane: Send + fmt::Debug {
         alpha: f64,
         noise: &dyn Fn(u64) -> Option<Noise>,
     ) -> Result<Direction, ModelError>;
+
+    /// Gradients for θ `[finetune, validation]`, each flat and zero on the decoder, of a function of the taps of both
+    /// labelled batches, which gives their cotangents: one backward pass over what [`Lane::finetune`] recorded on this
+    /// lane with the same θ and finetune batch, one over `at.validation`. For several ranks the function sees the taps
+    /// of all ranks' images and returns cotangents for them all.
+    ///
+    /// On the CPU without a thread pool it must be called on the thread that called [`Lane::finetune`].
+    ///
+    /// # Errors
+    /// Those of the function; when the device fails, or the recording is of another lane or thread.
+    fn pull_back(
+        &mut self,
+        at: &Downstream<'_>,
+        recorded: Recording,
+        cotangents: &mut TapCotangents<'_>,
+    ) -> Result<[Vector; 2], ModelError>;
+
+    /// x / (√v̂ + eps) with v̂ = v/(1 − β₂ᵗ): a direction in the metric of AdamW at its second moment `v` after t = `step`
+    /// steps. `x` and `v` are of one length.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn preconditioned(&mut self, x: &Vector, v: &Vector, step: u64, adamw: &AdamWConfig) -> Result<Vector, ModelError>;
+
+    /// dℓ/dv `[batch, L]`, the derivatives of the patch losses of images `[batch, C, H, W]` along v (flat over θ, zero
+    /// on the decoder) under the masks of `scored`, by forward-mode differentiation; in host memory.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn patch_loss_tangents(
+        &mut self,
+        theta: &Vector,
+        v: &Vector,
+        images: &Vector,
+        scored: &Scored,
+    ) -> Result<Vec<f32>, ModelError>;
+
+    /// ∂F/∂φ, flat, of a function of the scores of `scored`, which this lane made at `phi`, from its gradient
+    /// `dscores` = ∂F/∂p `[batch, L]`; the sum over all ranks.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn mask_gradient(&mut self, phi: &Vector, scored: &Scored, dscores: &[f32]) -> Result<Vector, ModelError>;
+
+    /// This rank's number among the ranks of the run.
+    fn rank(&self) -> usize {
+        0
+    }
+
+    /// Ranks of the run.
+    fn num_ranks(&self) -> usize {
+        1
+    }
 
     /// D[v; θ; L_m; φ] (see [`hypergradient`](crate::hypergradient)) at `at`, flat over φ, with ε = `alpha`/‖v‖₂; zero
     /// for v = 0. v is flat over θ and zero on the decoder. The images are scored and masked anew at θ ± εv.

@@ -8,13 +8,17 @@
 
 pub mod flat;
 mod kind;
-mod linear;
+mod layers;
+pub mod linear;
 mod list;
 pub mod order;
 pub mod random;
 pub mod token;
+pub mod weights;
 
 pub use kind::{
-    Kept, MaskInput, MaskNetwork, MaskRule, Masking, MaskingFacts, MaskingKind, Needs, NetworkRows, Scored, Trace,
+    Kept, MaskInput, MaskNetwork, MaskRule, MaskSelect, Masking, MaskingFacts, MaskingKind, Needs, NetworkRows, Scored,
+    Trace,
 };
 pub use list::{MASKINGS, MaskingChoice};
+pub use weights::{LossWeights, MaskWeights};

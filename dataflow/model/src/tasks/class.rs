@@ -188,6 +188,17 @@ impl Task for Classification {
         })
     }
 
+    /// One column a class: 1 for the image's own, else 0.
+    fn regression(&self, y: &Targets) -> Result<Option<(usize, Vec<f64>)>, ModelError> {
+        let num_classes = self.fc.outputs;
+        let rows = self.classes(y)?.iter();
+        let columns = |class: &i32| {
+            let class = *class as usize;
+            (0..num_classes).map(move |column| f64::from(u8::from(column == class)))
+        };
+        Ok(Some((num_classes, rows.flat_map(columns).collect())))
+    }
+
     fn predict(&self, c: &[f64], z: &[Tokens<'_>]) -> Vec<f32> {
         let rows = z.iter().flat_map(|z| z.values.chunks_exact(self.norm.dim));
         rows.flat_map(|row| self.logits(c, &self.normalise(row).0, None)).map(|logit| logit as f32).collect()

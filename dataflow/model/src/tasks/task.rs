@@ -157,6 +157,10 @@ pub struct Share {
     pub dz: Vec<Vec<f64>>,
 }
 
+/// What follows from the taps of both labelled batches (finetune, then validation): a cotangent for each tap of each,
+/// `[images, per_image, dim]`.
+pub type TapCotangents<'a> = dyn FnMut(&[Tokens<'_>], &[Tokens<'_>]) -> Result<[Vec<Vec<f64>>; 2], ModelError> + 'a;
+
 /// A number that is logged beside a batch's loss, for example its accuracy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Figure {
@@ -198,6 +202,15 @@ pub trait Task: Send + Sync + fmt::Debug {
     /// # Errors
     /// [`ModelError::Targets`] when targets or taps are not those of the task.
     fn evaluate(&self, at: &At<'_>, want: Want) -> Result<Share, ModelError>;
+
+    /// The targets as numbers `[images, K]` and K, for a head that is linear in its one tap and has a squared loss
+    /// ([`ridge`](super::ridge)); none where the task has no such form.
+    ///
+    /// # Errors
+    /// [`ModelError::Targets`] when targets are not those of the task.
+    fn regression(&self, _y: &Targets) -> Result<Option<(usize, Vec<f64>)>, ModelError> {
+        Ok(None)
+    }
 
     /// The head's outputs for some images, `[images, outputs]`, without dropout; for classification, logits. `z` is as
     /// [`At::z`].

@@ -14,13 +14,13 @@ use super::vector::{GpuVector, Home, mem};
 use crate::error::ModelError;
 use crate::lane::{Device, Direction, Downstream, FinetuneGradient, Lane, PretrainGradient, Recording, Upstream};
 use crate::levels::mask::cotangent_difference;
-use crate::levels::optimizer::AdamW;
-use crate::levels::vectors::{norm_wide, shifted_wide, step_size, widen};
+use crate::levels::optimizer::{AdamW, AdamWConfig};
+use crate::levels::vectors::{bias_correction, norm_wide, shifted_wide, step_size, widen};
 use crate::masking::{MaskNetwork, MaskRule, NetworkRows, Scored};
 use crate::model::Model;
 use crate::parallel::compute::Compute;
 use crate::tap::Tap;
-use crate::tasks::{Noise, Want};
+use crate::tasks::{Noise, TapCotangents, Want};
 use crate::vector::Vector;
 
 /// A lane of the GPU.
@@ -205,7 +205,7 @@ impl Lane for CudaLane {
         })?;
         let v1 = self.end(*recorded, &dz)?;
         let (v1, w) = (self.complete(v1)?, self.complete(w)?);
-        Ok(Direction { loss: at_v.loss, figures: at_v.figures, v0: at_v.dc, v1, w })
+        Ok(Direction { loss: at_v.loss, figures: at_v.figures, v0: at_v.dc, v1, w, response: None })
     }
 
     fn direction_published(
@@ -226,7 +226,51 @@ impl Lane for CudaLane {
         let v1 = self.stream.take(theta.len());
         self.stream.combined(v1.view(), half, minus.view(), -half, plus.view());
         let (v1, w) = (self.complete(v1)?, self.complete(w)?);
-        Ok(Direction { loss: at_v.loss, figures: at_v.figures, v0: at_v.dc, v1, w })
+        Ok(Direction { loss: at_v.loss, figures: at_v.figures, v0: at_v.dc, v1, w, response: None })
+    }
+
+    fn pull_back(
+        &mut self,
+        at: &Downstream<'_>,
+        recorded: Recording,
+        cotangents: &mut TapCotangents<'_>,
+    ) -> Result<[Vector; 2], ModelError> {
+        let recorded = recorded.0.downcast::<Recorded>().map_err(|_| ModelError::Lane {
+            lane: "cuda",
+            problem: "a recording was made by another lane".to_owned(),
+        })?;
+        let of_validation = self.encode(mem(at.theta)?, mem(at.validation.images)?, Batch::Validation)?;
+        let [dz_f, dz_v] = cotangents(&self.tokens(&recorded.taps), &self.tokens(&of_validation.taps))?;
+        let (v1, w) = (self.end(*recorded, &dz_f)?, self.end(of_validation, &dz_v)?);
+        Ok([self.complete(v1)?, self.complete(w)?])
+    }
+
+    fn preconditioned(&mut self, x: &Vector, v: &Vector, step: u64, adamw: &AdamWConfig) -> Result<Vector, ModelError> {
+        let (x, v) = (mem(x)?, mem(v)?);
+        let out = self.stream.take(x.len());
+        self.stream.preconditioned(out.view(), x.view(), v.view(), bias_correction(step, adamw), adamw.eps as f32);
+        self.complete(out)
+    }
+
+    fn patch_loss_tangents(
+        &mut self,
+        theta: &Vector,
+        v: &Vector,
+        images: &Vector,
+        scored: &Scored,
+    ) -> Result<Vec<f32>, ModelError> {
+        let order = self.order(&scored.order);
+        let [_, tangents] = self.tangents(mem(theta)?, mem(v)?, mem(images)?, &order)?;
+        Ok(self.stream.download(tangents.view())?)
+    }
+
+    fn mask_gradient(&mut self, phi: &Vector, scored: &Scored, dscores: &[f32]) -> Result<Vector, ModelError> {
+        let phi = mem(phi)?;
+        let dphi = self.stream.zeros(phi.len());
+        if let Some(trace) = &scored.trace {
+            self.mask_backward(phi, trace, &self.stream.upload(dscores), Some(&dphi), false)?;
+        }
+        self.complete(dphi)
     }
 
     fn difference(&mut self, at: &Upstream<'_>, v: &Vector, alpha: f64) -> Result<Vector, ModelError> {

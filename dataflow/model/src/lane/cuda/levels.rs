@@ -264,7 +264,7 @@ impl CudaLane {
     }
 
     /// The taps as the task reads them.
-    fn tokens<'a>(&self, taps: &'a [Vec<f32>]) -> Vec<Tokens<'a>> {
+    pub(super) fn tokens<'a>(&self, taps: &'a [Vec<f32>]) -> Vec<Tokens<'a>> {
         let c = &self.model.config;
         let of =
             |(tap, values): (&Tap, &'a Vec<f32>)| Tokens { per_image: tap.tokens(c.num_patches()), dim: c.dim, values };
@@ -351,18 +351,7 @@ impl CudaLane {
         let dphi = stream.zeros(phi.len());
         let (scored, order) = self.scores(Some(theta), phi, images, rule)?;
         let Some(trace) = &scored.trace else { return Ok(dphi) };
-        let (patches, visible) = (order.num_patches, order.num_visible);
-        let inputs: [Held; 5] = [theta.into(), v.into(), images.into(), (&order.kept).into(), (&order.rank).into()];
-        let outputs = self.steady(
-            |graphs| &mut graphs.tangent,
-            &inputs,
-            |inputs| {
-                let (kept, rank) = (inputs[3].u32().clone(), inputs[4].u32().clone());
-                let order = GpuOrder { num_patches: patches, num_visible: visible, kept, rank };
-                self.loss_tangents(inputs[0].f32(), inputs[1].f32(), inputs[2].f32(), &order).into()
-            },
-        );
-        let [losses, tangents] = self.array(outputs)?;
+        let [losses, tangents] = self.tangents(theta, v, images, &order)?;
         let ddscores = self.score_cotangent(&tangents, &order, -1.0);
         if self.model.masking.needs() == Needs::Embedding {
             let dinput = self.embedding(v, images);
@@ -375,6 +364,28 @@ impl CudaLane {
             self.mask_backward(phi, trace, &ddscores, Some(&dphi), false)?;
         }
         Ok(dphi)
+    }
+
+    /// As [`Self::loss_tangents`], as a graph once it repeats.
+    pub(super) fn tangents(
+        &self,
+        theta: &Mem<f32>,
+        v: &Mem<f32>,
+        images: &Mem<f32>,
+        order: &GpuOrder,
+    ) -> Result<[Mem<f32>; 2], ModelError> {
+        let (patches, visible) = (order.num_patches, order.num_visible);
+        let inputs: [Held; 5] = [theta.into(), v.into(), images.into(), (&order.kept).into(), (&order.rank).into()];
+        let outputs = self.steady(
+            |graphs| &mut graphs.tangent,
+            &inputs,
+            |inputs| {
+                let (kept, rank) = (inputs[3].u32().clone(), inputs[4].u32().clone());
+                let order = GpuOrder { num_patches: patches, num_visible: visible, kept, rank };
+                self.loss_tangents(inputs[0].f32(), inputs[1].f32(), inputs[2].f32(), &order).into()
+            },
+        );
+        self.array(outputs)
     }
 
     /// ℓ `[images, L]` and their derivatives along v, which is zero on the decoder.
