@@ -60,7 +60,9 @@ mod tests {
                 .map(|image| match image {
                     0 => (0, 0, true),
                     1 => (-1, 1, false),
-                    _ => (offset(draws[3 * image]), offset(draws[3 * image + 1]), draws[3 * image + 2] % 2 == 0),
+                    _ => {
+                        (offset(draws[3 * image]), offset(draws[3 * image + 1]), draws[3 * image + 2].is_multiple_of(2))
+                    }
                 })
                 .collect();
             let words: Vec<u32> = windows
