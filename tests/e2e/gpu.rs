@@ -151,6 +151,35 @@ fn bits_depend_neither_on_threads_nor_on_graphs_nor_on_the_order_of_streams_bloc
 }
 
 #[test]
+fn values_of_images_that_a_gpu_computes_are_those_of_the_host() {
+    let place = Place::new();
+    let (on_gpu, on_host) = (&[][..], &[("MLOMAE_CUDA_RAW_IMAGES", "0")][..]);
+    for (crop, lag) in [("padded", 0), ("resized", 1)] {
+        let (crop, lag) = (format!("data.augment.crop={crop}"), format!("pipeline.lag={lag}"));
+        let sets = ["--set", &crop, "--set", &lag, "--set", "data.channels=3", "--set", "data.image=12"];
+        let args = [&sets[..], &["--restart", "--quiet"]].concat();
+        train(&place, "bytes", on_gpu, &args);
+        train(&place, "values", on_host, &args);
+        place.assert_same_end("bytes", "values");
+    }
+    // The same features too, and queues of a quarter of the bytes.
+    let said = |variables, args: &[&str]| succeed(&place, variables, &[args, &["--set", "engine=cuda"]].concat()).out;
+    let knn = ["eval", "knn", "bytes", "--json"];
+    let accuracy = |variables| {
+        let report: Value = serde_json::from_str(&said(variables, &knn)).expect("JSON");
+        report["accuracy"].as_f64().expect("an accuracy")
+    };
+    assert_eq!(accuracy(on_gpu), accuracy(on_host));
+    let queue = |variables| -> String {
+        let said = said(variables, &["check", "tiny.toml"]);
+        said.lines().find(|line| line.contains("load->score")).expect("the queue").to_owned()
+    };
+    // Six images of 16 x 16 pixels: with a window each, or four bytes a value.
+    let (bytes, values) = (queue(on_gpu), queue(on_host));
+    assert!(bytes.ends_with("each about 1.6 KiB") && values.ends_with("each about 6.1 KiB"), "{bytes} {values}");
+}
+
+#[test]
 fn a_run_goes_on_after_its_gpu_was_lost_to_the_same_bits_and_on_another_engine() {
     let place = Place::new();
     let begin = |run: &'static str| ["train", "tiny.toml", "--run-dir", run, "--set", "engine=cuda", "--quiet"];

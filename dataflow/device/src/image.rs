@@ -18,6 +18,7 @@ pub const SOURCES: &[(&str, &str)] = &[
     ("vectors.cu", include_str!("../kernels/vectors.cu")),
     ("tokens.cu", include_str!("../kernels/tokens.cu")),
     ("patches.cu", include_str!("../kernels/patches.cu")),
+    ("images.cu", include_str!("../kernels/images.cu")),
     ("order.cu", include_str!("../kernels/order.cu")),
     ("masking.cu", include_str!("../kernels/masking.cu")),
     ("attention.cu", include_str!("../kernels/attention.cu")),

@@ -14,6 +14,7 @@ pub mod engine;
 pub mod error;
 pub mod golden;
 pub mod hypergradient;
+pub mod images;
 pub mod init;
 pub mod lane;
 pub mod layout;
@@ -33,6 +34,7 @@ pub mod vector;
 
 pub use config::{ModelConfig, PosEmbed};
 pub use error::ModelError;
+pub use images::{Images, RawImages};
 pub use lane::Lane;
 pub use layout::Layout;
 pub use level::{Level, PerLevel};

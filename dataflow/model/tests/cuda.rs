@@ -6,14 +6,16 @@ use mlomae_model::algorithm::{Batches, Constants, Event, State, outer_iteration}
 use mlomae_model::choice::Named;
 use mlomae_model::config::PosEmbed;
 use mlomae_model::hypergradient::{Carried, Cg, Clean, Hypergradient, Published, Ridge, Settings, Tangent};
+use mlomae_model::images::{Scaling, Window};
 use mlomae_model::init::{normals, tensor_rng};
 use mlomae_model::lane::cuda::CudaLane;
 use mlomae_model::lane::{CpuLane, LabelledImages, Lane};
 use mlomae_model::levels::optimizer::{AdamW, AdamWConfig, DecayGroup};
 use mlomae_model::masking::{MASKINGS, MaskInput, MaskRule, MaskSelect, MaskWeights, MaskingChoice};
 use mlomae_model::policy::Estimator;
+use mlomae_model::rng::{Purpose, below, keyed};
 use mlomae_model::tasks::{Noise, Targets};
-use mlomae_model::{Level, Model, ModelConfig, PerLevel, Precision, Vector};
+use mlomae_model::{Images, Level, Model, ModelConfig, PerLevel, Precision, RawImages, Vector};
 
 const BATCH: usize = 5;
 
@@ -198,5 +200,35 @@ fn lower_precisions_round_products_alone() {
     for (masking, input) in [NETWORKS[0], NETWORKS[3]] {
         compare(masking, input, &Tangent, Precision::Tf32, 1e-2);
         compare(masking, input, &Tangent, Precision::Bf16, 6e-2);
+    }
+}
+
+#[test]
+fn pixels_become_on_a_gpu_the_values_that_the_host_computes_to_the_bit() {
+    drop(mlomae_device::testing::gpu());
+    let model = Arc::new(Model::new(&config("random", MaskInput::Pixels)).unwrap());
+    let lane = CudaLane::open(&model, Precision::Bf16).unwrap();
+    for case in 0..40 {
+        let mut rng = keyed(case, Purpose::Panel, 0, 0);
+        let mut number = |below_: usize| below(&mut rng, below_ as u64) as usize;
+        let (side, channels, num) = (1 + number(20), 1 + 2 * number(2), number(9));
+        // Of a mean of 0 is a shift of -0, which rows of padding keep.
+        let means = [0.0, 0.4914, 0.4822];
+        let scaling =
+            means[..channels].iter().map(|mean| Scaling::normalising(*mean, 0.1 + number(100) as f32 / 300.0));
+        let mut raw = RawImages::with_room(num, side, scaling.collect());
+        for _ in 0..num {
+            let pixels: Vec<u8> = (0..side * side * channels).map(|_| number(256) as u8).collect();
+            let mut offset = || number(2 * side + 3) as i32 - side as i32 - 1;
+            let (top, left) = (offset(), offset());
+            raw.push(&pixels, Window { top, left, mirrored: number(2) == 1 });
+        }
+        let images = Images::from(raw);
+        let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+        let on_gpu = lane.ingest(&images).unwrap();
+        assert!(on_gpu.host().is_none(), "in the device's memory");
+        assert_eq!(bits(&on_gpu.to_host().unwrap()), bits(&images.to_values().unwrap()), "case {case}");
+        let values = lane.ingest(&Images::Values(images.to_values().unwrap().into())).unwrap();
+        assert_eq!(bits(&values.to_host().unwrap()), bits(&images.to_values().unwrap()), "case {case}");
     }
 }

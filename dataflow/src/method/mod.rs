@@ -191,6 +191,12 @@ impl Method {
         outer.newest_version().since(self.policy_version(outer)) + 1
     }
 
+    /// Whether images travel as pixels to the device, which makes values of them.
+    #[must_use]
+    pub fn takes_raw_images(&self) -> bool {
+        self.engine.device.get().takes_raw_images()
+    }
+
     /// Whether masks are learned; if not, levels 2 and 3 rest.
     #[must_use]
     pub fn is_learned(&self) -> bool {

@@ -67,7 +67,7 @@ fn by_algorithm(config: &Config) -> State {
     let data = RunData::open(config, None).unwrap();
     let method = data.method(config).unwrap();
     let fresh = TrainState::fresh(&method);
-    let mut load = data.loader(config, &data.train, &method.arena).unwrap();
+    let mut load = data.loader(config, &data.train, &method).unwrap();
     let cpu = Cpu::new(method.model.clone(), Compute::serial(method.grain));
     let mut lane = CpuLane::new(cpu.with_precision(method.precision));
     let constants = Constants {
@@ -89,13 +89,13 @@ fn by_algorithm(config: &Config) -> State {
         let mut pair = None;
         for unit in LoadUnit::first_of(outer, method.unroll)..LoadUnit::first_of(outer.next(), method.unroll) {
             match load.process(unit, (), &mut recorder).unwrap() {
-                Loaded::Pretrain(batch) => x_p.push(batch.images),
+                Loaded::Pretrain(batch) => x_p.push(batch.ingested(&lane).unwrap().images),
                 Loaded::Labelled(labelled) => pair = Some(labelled),
             }
         }
         let pair = pair.unwrap();
-        let batches =
-            Batches { pretrain: &x_p, finetune: pair.finetune.labelled(), validation: pair.validation.labelled() };
+        let [finetune, validation] = [pair.finetune, pair.validation].map(|batch| batch.ingested(&lane).unwrap());
+        let batches = Batches { pretrain: &x_p, finetune: finetune.labelled(), validation: validation.labelled() };
         outer_iteration(&mut lane, &constants, &mut state, &batches, outer.0, &mut |_| {}).unwrap();
     }
     state
@@ -161,10 +161,11 @@ fn the_hypergradient_is_taken_at_the_newest_policy() {
     let config = config(&["pipeline.lag=1".to_owned(), "mask.input=pixels".to_owned()]);
     let data = RunData::open(&config, None).unwrap();
     let method = data.method(&config).unwrap();
-    let mut load = data.loader(&config, &data.train, &method.arena).unwrap();
+    let mut load = data.loader(&config, &data.train, &method).unwrap();
     let mut recorder = Recorder::default();
     let Loaded::Pretrain(batch) = load.process(0, (), &mut recorder).unwrap() else { panic!("a pretrain batch") };
     let mut lane = CpuLane::serial(method.model.clone(), method.grain);
+    let batch = batch.ingested(&lane).unwrap();
     let theta = Vector::from(method.model.init(Level::Pretrain, 1));
     let [older, newest] = [1, 2].map(|seed| Vector::from(method.model.init(Level::Mask, seed)));
     let rule = method.mask_rule(Step(0));

@@ -274,6 +274,11 @@ impl Device for Mirror {
         Cpus.refuses(precision)
     }
 
+    /// Their values are computed on their way in.
+    fn takes_raw_images(&self) -> bool {
+        true
+    }
+
     fn lanes(&self, spec: &LanesSpec) -> Result<Lanes, ModelError> {
         let Lanes { score, pretrain, finetune, mask } = Cpus.lanes(spec)?;
         let mirror = |lane| -> Box<dyn Lane> { Box::new(MirrorLane::new(lane)) };

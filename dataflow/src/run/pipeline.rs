@@ -165,11 +165,12 @@ pub fn topology(method: &Method, actors: &ActorsConfig, batch_sizes: [usize; 3])
     use StageName::{Load, Log, Score};
     let c = &method.model.config;
     let [pretrain, finetune, validation] = batch_sizes;
-    let images = batch_bytes(pretrain, c.image_values());
+    let batch = |num, raw| batch_bytes(num, c.image_values(), raw);
+    let raw = method.takes_raw_images();
     // Ranks and kept patches; with a learned mask also what its gradient needs.
     let num_patches = c.num_patches();
     let trace = method.model.masking.trace_values();
-    let scored = images + 4 * pretrain * (num_patches + c.num_visible() + trace);
+    let scored = batch(pretrain, false) + 4 * pretrain * (num_patches + c.num_visible() + trace);
     let theta = 4 * method.model.vit.layout.len;
     let snapshot = if method.settings.precondition { 2 * theta } else { theta } + scored;
     // Encoder, evaluator and policy are one worker each: theirs are compute threads.
@@ -179,12 +180,11 @@ pub fn topology(method: &Method, actors: &ActorsConfig, batch_sizes: [usize; 3])
     };
     let stages = StageName::ALL.into_iter().map(|name| StageDecl { name, num_workers: num_workers(name) }).collect();
     let edge = |id, payload_bytes| EdgeDecl { id, capacity: capacity(id, actors), payload_bytes, large_bytes: 0 };
-    let labelled = batch_bytes(finetune + validation, c.image_values());
     Topology::new(
         stages,
         vec![
-            edge(LOAD_SCORE, images),
-            edge(LOAD_EVALUATOR, labelled),
+            edge(LOAD_SCORE, batch(pretrain, raw)),
+            edge(LOAD_EVALUATOR, batch(finetune + validation, raw)),
             edge(SCORE_ENCODER, scored),
             edge(ENCODER_EVALUATOR, snapshot),
             edge(EVALUATOR_POLICY, 2 * theta + snapshot),

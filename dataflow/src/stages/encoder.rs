@@ -189,7 +189,7 @@ impl EncoderStage {
         let (model, lane) = (&self.method.model, &mut *self.lane);
         // The panel's exploration and random masks are the same each time, so that only the policy makes a difference.
         let rule = self.method.mask_rule(Step(u64::MAX));
-        let images = lane.upload(&panel.images)?;
+        let images = lane.ingest(&panel.images)?;
         let scored = lane.score(Some(&self.theta), phi, &images, &rule)?;
         let losses = lane.patch_losses(&self.theta, &images, &scored)?.to_host()?;
         let (num_patches, grid) = (model.config.num_patches(), model.config.grid() as i16);

@@ -45,8 +45,8 @@ impl EvaluatorStage {
     ) -> Result<Direction, StageError> {
         let (method, lane) = (&self.method, &mut *self.lane);
         let failed = internal(StageName::Evaluator);
-        let upload = |batch: &ImageBatch| lane.upload(&batch.images).map_err(&failed);
-        let (images_f, images_v) = (upload(&pair.finetune)?, upload(&pair.validation)?);
+        let ingest = |batch: &ImageBatch| lane.ingest(&batch.images).map_err(&failed);
+        let (images_f, images_v) = (ingest(&pair.finetune)?, ingest(&pair.validation)?);
         let finetune = LabelledImages { images: &images_f, targets: &pair.finetune.targets };
         let validation = LabelledImages { images: &images_v, targets: &pair.validation.targets };
         let (theta, form) = (&snapshot.theta, method.hypergradient);

@@ -1,4 +1,4 @@
-//! The load stage: plans, decodes, augments and normalises batches.
+//! The load stage: plans, decodes and augments batches, and normalises them where the device does not.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,6 +16,7 @@ use crate::flow::stage_name::StageName;
 use crate::flow::stop::StopLevel;
 use crate::input::augment::{Normalisation, Preparation};
 use crate::input::bad_images::BadImages;
+use crate::input::collected::Collected;
 use crate::input::plan::{EpochPlan, PlannedBatch, Role};
 use crate::method::batch::{ImageBatch, LabelledPair};
 use crate::record::Recorder;
@@ -119,6 +120,7 @@ pub struct LoadStage {
     bad_images: BadImages,
     /// The labels of the labelled roles by sample, where a control shuffles them.
     labels: Option<Arc<HashMap<usize, Option<i32>>>>,
+    raw_images: bool,
 }
 
 impl LoadStage {
@@ -133,7 +135,8 @@ impl LoadStage {
         unroll: u64,
         arena: Arena,
     ) -> Self {
-        Self { dataset, plan, preparation, seed, unroll, arena, bad_images: BadImages::default(), labels: None }
+        let bad_images = BadImages::default();
+        Self { dataset, plan, preparation, seed, unroll, arena, bad_images, labels: None, raw_images: false }
     }
 
     /// Does with bad images as `bad_images` says; otherwise they are refused.
@@ -158,6 +161,12 @@ impl LoadStage {
             }
         }
         Ok(Self { labels: Some(Arc::new(labels)), ..self })
+    }
+
+    /// Hands images on as pixels, of which the device makes values, if `raw_images`.
+    #[must_use]
+    pub fn with_raw_images(self, raw_images: bool) -> Self {
+        Self { raw_images, ..self }
     }
 
     /// The plan.
@@ -291,22 +300,16 @@ impl LoadStage {
         augment: Option<Purpose>,
         sample: impl Fn(usize) -> Result<Option<Sample>, StageError>,
     ) -> Result<ImageBatch, StageError> {
-        let num_values = self.preparation.num_values();
-        let mut images = self.arena.take(planned.indices.len() * num_values);
+        let (preparation, arena) = (&self.preparation, &self.arena);
+        let mut images = Collected::with_room(planned.indices.len(), preparation, self.raw_images, arena);
         let mut ids = Vec::with_capacity(planned.indices.len());
         let mut labels = Vec::with_capacity(planned.indices.len());
         for index in &planned.indices {
             let Some(sample) = sample(*index)? else { continue };
             let mut rng = augment.map(|purpose| keyed(self.seed, purpose, planned.epoch, sample.id.cast_unsigned()));
-            let out = &mut images[ids.len() * num_values..][..num_values];
-            self.preparation.prepare(sample.image, rng.as_mut(), out);
+            images.add(preparation, sample.image, rng.as_mut());
             ids.push(sample.id);
             labels.push(sample.label.unwrap_or(-1));
-        }
-        if ids.len() < planned.indices.len() {
-            let mut fewer = self.arena.take(ids.len() * num_values);
-            fewer.copy_from_slice(&images[..ids.len() * num_values]);
-            images = fewer;
         }
         Ok(ImageBatch {
             seq,
@@ -314,7 +317,7 @@ impl LoadStage {
             epoch: planned.epoch,
             ids: ids.into(),
             targets: Targets::Classes(labels.into()),
-            images: images.into(),
+            images: images.into_images(preparation, arena),
         })
     }
 

@@ -76,7 +76,7 @@ impl Stage for ScoreStage {
     const NAME: StageName = StageName::Score;
 
     fn process(&mut self, unit: u64, input: ScoreInput, _: &mut Recorder) -> Result<ScoredBatch, StageError> {
-        let ScoreInput { mut batch, phi, policy_version, theta, shift } = input;
+        let ScoreInput { batch, phi, policy_version, theta, shift } = input;
         let missing = |message: &mut String| StageError::Internal { stage: StageName::Score, message: message.clone() };
         let lane = &mut **self.lane.as_mut().map_err(missing)?;
         let rule = self.method.mask_rule(Step(unit));
@@ -85,10 +85,11 @@ impl Stage for ScoreStage {
                 (Some(theta), Some(shift)) => Some(shift.apply(lane, &theta)?),
                 (theta, _) => theta,
             };
-            batch.images = lane.upload(&batch.images)?;
-            lane.score(theta.as_ref(), &phi, &batch.images, &rule)
+            let batch = batch.ingested(lane)?;
+            let scored = lane.score(theta.as_ref(), &phi, &batch.images, &rule)?;
+            Ok((batch, scored))
         })();
-        let scored = scored.map_err(internal(StageName::Score))?;
+        let (batch, scored) = scored.map_err(internal(StageName::Score))?;
         Ok(ScoredBatch { batch, scored, rule, phi, policy_version })
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::choice::Named;
 use crate::config::ModelConfig;
 use crate::error::ModelError;
+use crate::images::Images;
 use crate::level::PerLevel;
 use crate::levels::optimizer::AdamW;
 use crate::levels::optimizer::AdamWConfig;
@@ -151,13 +152,26 @@ pub trait Lane: Send + fmt::Debug {
     fn fork(&self) -> Result<Box<dyn Lane>, ModelError>;
 
     /// The vector in memory of the lane's device; shared, not copied, if it is there. Called for initial or restored
-    /// weights and moments, and for every batch of images.
+    /// weights and moments.
     /// All methods below take vectors that were brought there or came from a lane of the same [`Lanes`], moments of the
     /// optimizer and empty vectors among them.
     ///
     /// # Errors
     /// When the device fails or lacks memory.
     fn upload(&self, vector: &Vector) -> Result<Vector, ModelError>;
+
+    /// The values `[batch, C, H, W]` of a batch's images in memory of the lane's device. Pixels become values there if
+    /// the device [takes them raw](Device::takes_raw_images), else before; the bits are those of [`Images::to_values`]
+    /// either way.
+    ///
+    /// # Errors
+    /// When the device fails or lacks memory.
+    fn ingest(&self, images: &Images) -> Result<Vector, ModelError> {
+        match images {
+            Images::Values(values) => self.upload(values),
+            Images::Raw(raw) => self.upload(&raw.values().into()),
+        }
+    }
 
     /// Scores images `[batch, C, H, W]` at φ (where masks are learned) and masks them by `rule`. θ may be left out
     /// unless [`Masking::needs`](crate::masking::Masking::needs) is
@@ -470,6 +484,12 @@ pub trait Device: Named {
 
     /// Whether it computes with the threads and in the memory of the host, so that both are what bounds it.
     fn is_host(&self) -> bool {
+        false
+    }
+
+    /// Whether images should come to [`Lane::ingest`] as bytes with what is left to do (see
+    /// [`RawImages`](crate::RawImages)): for a device to which the way is long, and that normalises them itself.
+    fn takes_raw_images(&self) -> bool {
         false
     }
 

@@ -12,6 +12,7 @@ use super::levels::Recorded;
 use super::steady::{Batch, Graphs};
 use super::vector::{GpuVector, Home, mem};
 use crate::error::ModelError;
+use crate::images::Images;
 use crate::lane::{Device, Direction, Downstream, FinetuneGradient, Lane, PretrainGradient, Recording, Upstream};
 use crate::levels::mask::cotangent_difference;
 use crate::levels::optimizer::{AdamW, AdamWConfig};
@@ -141,6 +142,23 @@ impl Lane for CudaLane {
             return Ok(vector.clone());
         }
         self.complete(self.stream.upload(&vector.to_host()?))
+    }
+
+    fn ingest(&self, images: &Images) -> Result<Vector, ModelError> {
+        let raw = match images {
+            Images::Values(values) => return self.upload(values),
+            Images::Raw(raw) => raw,
+        };
+        let windows = raw.windows().iter();
+        let windows: Vec<u32> = windows
+            .flat_map(|window| [window.top.cast_unsigned(), window.left.cast_unsigned(), window.mirrored.into()])
+            .collect();
+        let scaling: Vec<f32> = raw.scaling().iter().flat_map(|of| [of.scale, of.shift]).collect();
+        let stream = &self.stream;
+        let (pixels, windows) = (stream.upload(raw.pixels()), stream.upload(&windows));
+        let (values, scaling) = (stream.take(pixels.len()), stream.upload(&scaling));
+        stream.pixel_values(values.view(), pixels.view(), windows.view(), scaling.view(), raw.side());
+        self.complete(values)
     }
 
     fn score(

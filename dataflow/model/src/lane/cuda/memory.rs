@@ -64,7 +64,9 @@ pub(super) fn needed_bytes(spec: &MemorySpec<'_>) -> u64 {
     // The scores' trace, for each batch between scorer and encoder, and images waiting in queues.
     let trace = wide(batch[Level::Pretrain]) * (patches * dim + 4 * wide(c.mask_hidden) * patches) * 4;
     let queued = 4 * (trace + images(Level::Pretrain));
-    FIXED_BYTES + theta + small + pretrain + downstream + hypergradient + queued
+    // The bytes of a batch of which values are made: of the scorer, and of level 2.
+    let raw = (images(Level::Pretrain) + images(Level::Finetune) + images(Level::Mask)) / 4;
+    FIXED_BYTES + theta + small + pretrain + downstream + hypergradient + queued + raw
 }
 
 #[cfg(test)]
