@@ -7,7 +7,7 @@ use mlomae_dataflow::config::{OnResume, rules};
 use crate::place::{Ended, Place};
 
 /// Another valid value of every key than the one of the run.
-const OTHER: [(&str, &str); 113] = [
+const OTHER: [(&str, &str); 120] = [
     ("seed", "4"),
     ("engine", "auto"),
     ("run.root", "elsewhere"),
@@ -39,6 +39,13 @@ const OTHER: [(&str, &str); 113] = [
     ("data.synthetic.num_classes", "3"),
     ("data.synthetic.channels", "3"),
     ("data.synthetic.seed", "9"),
+    ("data.synthetic.scene", "voronoi"),
+    ("data.synthetic.areas", "equal"),
+    ("data.synthetic.num_distractors", "1"),
+    ("data.synthetic.object_radius", "[2.0, 3.0]"),
+    ("data.synthetic.object_contrast", "0.5"),
+    ("data.synthetic.background_amplitude", "0.5"),
+    ("data.synthetic.pixel_noise", "0.1"),
     ("model.preset", "small"),
     ("model.patch", "8"),
     ("model.dim", "32"),

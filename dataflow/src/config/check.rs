@@ -135,14 +135,13 @@ impl Config {
         if let Err(DataError::Setting { allowed, value, .. }) = check_exclude(&data.exclude) {
             errors.push(error("data.exclude", value, "not an allowed value", &allowed));
         }
-        for (key, channels) in
-            [("data.channels", data.channels), ("data.synthetic.channels", Some(data.synthetic.channels))]
+        if let Some(channels) = data.channels
+            && !matches!(channels, 1 | 3)
         {
-            if let Some(channels) = channels
-                && !matches!(channels, 1 | 3)
-            {
-                errors.push(error(key, channels, "not an allowed value", "1, 3"));
-            }
+            errors.push(error("data.channels", channels, "not an allowed value", "1, 3"));
+        }
+        if let Err(DataError::Setting { key, allowed, value }) = data.synthetic.check() {
+            errors.push(error(&format!("data.{key}"), value, "not an allowed value", &allowed));
         }
         let sum = data.pretrain_fraction + data.finetune_fraction + data.validation_fraction;
         if sum > 1.0 + 1e-9 {

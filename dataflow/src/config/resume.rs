@@ -110,7 +110,7 @@ const TOLD: [&str; 42] = [
 ];
 
 /// Keys that name the data.
-const DATA: [&str; 13] = [
+const DATA: [&str; 20] = [
     "data.format",
     "data.path",
     "data.label_column",
@@ -118,12 +118,19 @@ const DATA: [&str; 13] = [
     "data.exclude",
     "data.exif_orientation",
     "data.test_split",
+    "data.synthetic.scene",
     "data.synthetic.num_train",
     "data.synthetic.num_test",
     "data.synthetic.image",
     "data.synthetic.num_classes",
     "data.synthetic.channels",
     "data.synthetic.seed",
+    "data.synthetic.areas",
+    "data.synthetic.num_distractors",
+    "data.synthetic.object_radius",
+    "data.synthetic.object_contrast",
+    "data.synthetic.background_amplitude",
+    "data.synthetic.pixel_noise",
 ];
 
 /// Keys that cannot take effect any more.
