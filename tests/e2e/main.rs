@@ -19,6 +19,7 @@ mod lies;
 mod logging;
 mod logs;
 mod luck;
+mod oracle;
 mod pictures;
 mod place;
 mod prometheus;

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::choice::Choice;
+use crate::masking::oracle::OracleConfig;
 use crate::masking::{MaskInput, MaskWeights, MaskingKind};
 use crate::tasks::TaskKind;
 
@@ -53,6 +54,9 @@ pub struct ModelConfig {
     /// How scores weigh the patch losses.
     #[serde(default)]
     pub mask_weights: MaskWeights,
+    /// What the masking `oracle` does.
+    #[serde(default)]
+    pub mask_oracle: OracleConfig,
     /// The downstream task.
     pub task: Choice<dyn TaskKind>,
     /// Classes of the data.
@@ -77,6 +81,7 @@ impl Default for ModelConfig {
             mask_input: MaskInput::Embedding,
             mask_hidden: 128,
             mask_weights: MaskWeights::default(),
+            mask_oracle: OracleConfig::default(),
             task: Choice::default(),
             num_classes: 10,
         }

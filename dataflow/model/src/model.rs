@@ -46,6 +46,7 @@ impl Model {
             dim: c.dim,
             input: c.mask_input,
             hidden: c.mask_hidden,
+            oracle: c.mask_oracle,
         };
         Ok(Model {
             config: config.clone(),

@@ -1,6 +1,7 @@
 //! Relations between keys, which no single key's range can express.
 
 use mlomae_model::MaskInput;
+use mlomae_model::masking::oracle::OracleMasked;
 use mlomae_model::masking::{MaskSelect, MaskWeights};
 use mlomae_model::policy::Estimator;
 use mlomae_storage::dataset::{DataError, Split, check_exclude};
@@ -205,6 +206,7 @@ impl Config {
     fn check_policy(&self, errors: &mut Vec<ConfigError>) {
         let (mask, method, policy) = (&self.mask, &self.method, &self.policy);
         let default = Self::default();
+        self.check_oracle(errors);
         if !mask.strategy.is_learned() {
             let problem = format!("has no meaning with mask.strategy = \"{}\", which learns nothing", mask.strategy);
             for (key, is_default, value, allowed) in [
@@ -270,6 +272,41 @@ impl Config {
                 let problem = format!("has no meaning with method.hypergradient = \"{form}\"");
                 errors.push(error(key, value, problem, &format!("method.hypergradient = \"{needed}\"")));
             }
+        }
+    }
+
+    /// What goes with the masking `oracle`.
+    fn check_oracle(&self, errors: &mut Vec<ConfigError>) {
+        let (mask, augment) = (&self.mask, &self.data.augment);
+        let (masked, weight, background) = (mask.oracle_masked, mask.oracle_weight, mask.oracle_background);
+        if !mask.needs_objects() {
+            for (key, is_default, value) in [
+                ("mask.oracle_masked", masked == OracleMasked::default(), quoted(&masked)),
+                ("mask.oracle_weight", weight == 1.0, weight.to_string()),
+                ("mask.oracle_background", background == 1.0, background.to_string()),
+            ] {
+                if !is_default {
+                    let problem = format!("has no meaning with mask.strategy = \"{}\"", mask.strategy);
+                    errors.push(error(key, value, problem, "mask.strategy = \"oracle\""));
+                }
+            }
+            return;
+        }
+        if augment.crop != Crop::None || augment.flip {
+            let problem = format!(
+                "needs objects that stay where they are, data.augment.crop = {} and flip = {} move them",
+                quoted(&augment.crop),
+                augment.flip
+            );
+            let allowed = "data.augment.crop = \"none\" with data.augment.flip = false, or another strategy";
+            errors.push(error("mask.strategy", format!("\"{}\"", mask.strategy), problem, allowed));
+        }
+        if background == 0.0 && (weight == 0.0 || masked == OracleMasked::Never) {
+            let with = match weight {
+                0.0 => "mask.oracle_weight = 0".to_owned(),
+                _ => format!("mask.oracle_masked = {}", quoted(&masked)),
+            };
+            errors.push(error("mask.oracle_background", background, format!("leaves no loss with {with}"), "above 0"));
         }
     }
 

@@ -1,5 +1,7 @@
 //! `[model]` and `[mask]`: the shapes of the networks.
 
+use mlomae_model::choice::Named;
+use mlomae_model::masking::oracle::{self, OracleConfig, OracleMasked};
 use mlomae_model::masking::{MaskSelect, MaskWeights, MaskingChoice};
 use mlomae_model::{MaskInput, PosEmbed};
 use schemars::JsonSchema;
@@ -140,6 +142,33 @@ pub struct MaskConfig {
     /// With `select = "sample"`: draws follow the scores the more closely the lower it is.
     #[schemars(range(min = 0.01, max = 100.0))]
     pub temperature: f64,
+    /// With `strategy = "oracle"`: which patches of the object are masked.
+    pub oracle_masked: OracleMasked,
+    /// With `strategy = "oracle"`: weight of the losses of masked object patches, beside `oracle_background` for the
+    /// others; only their ratio counts.
+    #[schemars(range(min = 0.0, max = 1000.0))]
+    pub oracle_weight: f64,
+    /// With `strategy = "oracle"`: weight of the losses of the other masked patches. 0 is a loss on the object alone.
+    #[schemars(range(min = 0.0, max = 1000.0))]
+    pub oracle_background: f64,
+}
+
+impl MaskConfig {
+    /// What the masking `oracle` does.
+    #[must_use]
+    pub const fn oracle(&self) -> OracleConfig {
+        OracleConfig {
+            masked: self.oracle_masked,
+            object_weight: self.oracle_weight,
+            background_weight: self.oracle_background,
+        }
+    }
+
+    /// Whether masks follow from the objects of the images, which only data that draws them knows.
+    #[must_use]
+    pub fn needs_objects(&self) -> bool {
+        self.strategy.name() == oracle::Kind.name()
+    }
 }
 
 impl Default for MaskConfig {
@@ -153,6 +182,9 @@ impl Default for MaskConfig {
             weights: MaskWeights::default(),
             select: MaskSelect::default(),
             temperature: 1.0,
+            oracle_masked: OracleMasked::default(),
+            oracle_weight: 1.0,
+            oracle_background: 1.0,
         }
     }
 }

@@ -64,7 +64,7 @@ const FREE: [&str; 41] = [
 ];
 
 /// Keys that take effect and change results.
-const TOLD: [&str; 42] = [
+const TOLD: [&str; 45] = [
     "data.augment.crop",
     "data.augment.crop_padding",
     "data.augment.min_area",
@@ -75,6 +75,9 @@ const TOLD: [&str; 42] = [
     "mask.weights",
     "mask.select",
     "mask.temperature",
+    "mask.oracle_masked",
+    "mask.oracle_weight",
+    "mask.oracle_background",
     "method.hypergradient",
     "method.precondition",
     "method.ridge_penalty",

@@ -91,6 +91,7 @@ pub fn model_config(config: &Config, image: usize, channels: usize, num_classes:
         mask_input: config.mask.input,
         mask_hidden: config.mask.hidden,
         mask_weights: config.mask.weights,
+        mask_oracle: config.mask.oracle(),
         task: config.method.task,
         num_classes,
     }
@@ -209,7 +210,13 @@ impl Method {
         self.model.masking.needs() == Needs::Embedding
     }
 
-    /// How the batch of level-1 step `step` is masked.
+    /// Whether masks follow from the objects of the images.
+    #[must_use]
+    pub fn masks_need_objects(&self) -> bool {
+        self.model.masking.needs() == Needs::Objects
+    }
+
+    /// How the batch of level-1 step `step` is masked, but for [`MaskRule::objects`], which come with the batch.
     #[must_use]
     pub const fn mask_rule(&self, step: Step) -> MaskRule {
         let Self { seed, explore, select, temperature, .. } = *self;

@@ -165,12 +165,13 @@ pub fn topology(method: &Method, actors: &ActorsConfig, batch_sizes: [usize; 3])
     use StageName::{Load, Log, Score};
     let c = &method.model.config;
     let [pretrain, finetune, validation] = batch_sizes;
-    let batch = |num, raw| batch_bytes(num, c.image_values(), raw);
+    let batch = |num, raw, objects| batch_bytes(num, c.image_values(), raw, objects);
     let raw = method.takes_raw_images();
     // Ranks and kept patches; with a learned mask also what its gradient needs.
     let num_patches = c.num_patches();
     let trace = method.model.masking.trace_values();
-    let scored = batch(pretrain, false) + 4 * pretrain * (num_patches + c.num_visible() + trace);
+    let objects = if method.masks_need_objects() { num_patches } else { 0 };
+    let scored = batch(pretrain, false, objects) + 4 * pretrain * (num_patches + c.num_visible() + trace);
     let theta = 4 * method.model.vit.layout.len;
     let snapshot = if method.settings.precondition { 2 * theta } else { theta } + scored;
     // Encoder, evaluator and policy are one worker each: theirs are compute threads.
@@ -183,8 +184,8 @@ pub fn topology(method: &Method, actors: &ActorsConfig, batch_sizes: [usize; 3])
     Topology::new(
         stages,
         vec![
-            edge(LOAD_SCORE, batch(pretrain, raw)),
-            edge(LOAD_EVALUATOR, batch(finetune + validation, raw)),
+            edge(LOAD_SCORE, batch(pretrain, raw, objects)),
+            edge(LOAD_EVALUATOR, batch(finetune + validation, raw, 0)),
             edge(SCORE_ENCODER, scored),
             edge(ENCODER_EVALUATOR, snapshot),
             edge(EVALUATOR_POLICY, 2 * theta + snapshot),

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use mlomae_model::lane::{Lane, PretrainGradient};
 use mlomae_model::levels::optimizer::AdamW;
+use mlomae_model::masking::MaskRule;
 use mlomae_model::masking::weights::effective_share;
 use mlomae_model::{Level as TrainLevel, ModelError, Vector};
 
@@ -188,7 +189,9 @@ impl EncoderStage {
         }
         let (model, lane) = (&self.method.model, &mut *self.lane);
         // The panel's exploration and random masks are the same each time, so that only the policy makes a difference.
-        let rule = self.method.mask_rule(Step(u64::MAX));
+        let objects_known = objects.as_ref().filter(|_| self.method.masks_need_objects());
+        let known = objects_known.map(|objects| objects.as_slice().into());
+        let rule = MaskRule { objects: known, ..self.method.mask_rule(Step(u64::MAX)) };
         let images = lane.ingest(&panel.images)?;
         let scored = lane.score(Some(&self.theta), phi, &images, &rule)?;
         let losses = lane.patch_losses(&self.theta, &images, &scored)?.to_host()?;

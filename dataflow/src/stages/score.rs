@@ -1,6 +1,7 @@
 //! The score stage: patch scores and the masks that follow from them.
 
 use mlomae_model::lane::Lane;
+use mlomae_model::masking::MaskRule;
 use mlomae_model::{ModelError, Vector};
 
 use crate::counts::{Step, Version};
@@ -79,7 +80,7 @@ impl Stage for ScoreStage {
         let ScoreInput { batch, phi, policy_version, theta, shift } = input;
         let missing = |message: &mut String| StageError::Internal { stage: StageName::Score, message: message.clone() };
         let lane = &mut **self.lane.as_mut().map_err(missing)?;
-        let rule = self.method.mask_rule(Step(unit));
+        let rule = MaskRule { objects: batch.objects.clone(), ..self.method.mask_rule(Step(unit)) };
         let scored = (|| {
             let theta = match (theta, shift) {
                 (Some(theta), Some(shift)) => Some(shift.apply(lane, &theta)?),

@@ -6,7 +6,8 @@ use mlomae_kernels::{self as kernels, Mat};
 
 use super::Cpu;
 use crate::error::ModelError;
-use crate::masking::{MaskRule, Needs, Scored};
+use crate::masking::weights::masked_of;
+use crate::masking::{LossWeights, MaskRule, Needs, Scored};
 use crate::parallel::arena::{Buffer, Params};
 
 /// Patches of images `[batch, C, H, W]` as `[batch·L, C·P·P]`, value order (channel, row, column).
@@ -46,7 +47,7 @@ pub fn embedding(cpu: &Cpu, theta: &[f32], images: &[f32]) -> Arc<Buffer> {
 /// the masking reads the patch embedding.
 ///
 /// # Errors
-/// When a θ that is needed is not given.
+/// When a θ or objects that are needed are not given, or another rank is gone.
 pub fn score(
     cpu: &Cpu,
     theta: Option<&Params>,
@@ -66,5 +67,15 @@ pub fn score(
     let trace = input.and_then(|input| masking.forward(&cpu.compute, phi, &input));
     let num_images = images.len() / c.image_values();
     let rule = MaskRule { first_image: (cpu.collective.rank() * num_images) as u64, ..rule.clone() };
-    Ok(Scored::by_keys(&**masking, c.mask_weights, trace, num_images, [c.num_patches(), c.num_visible()], &rule))
+    rule.check_objects(masking.needs(), num_images * c.num_patches(), "cpu")?;
+    let shape = [c.num_patches(), c.num_visible()];
+    let mut scored = Scored::by_keys(&**masking, c.mask_weights, trace, num_images, shape, &rule);
+    if let (LossWeights::Given(_), None) = (&scored.loss_weights, &scored.trace)
+        && cpu.collective.num_ranks() > 1
+        && let Some(weights) = masking.fixed_weights(&scored.order, &rule)
+    {
+        let all = cpu.collective.gather(Buffer::from_vec(masked_of(&weights, &scored.order)))?;
+        scored.loss_weights = LossWeights::mean(&weights, &scored.order, &all);
+    }
+    Ok(scored)
 }

@@ -10,10 +10,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::choice::Named;
 use crate::engine::TokenOrder;
+use crate::error::ModelError;
 use crate::init;
 use crate::layout::{Layout, LinearWeights, SharedLayout};
+use crate::masking::oracle::OracleConfig;
 use crate::masking::order::order_by_keys;
-use crate::masking::weights::{LossWeights, MaskWeights};
+use crate::masking::weights::{LossWeights, MaskWeights, masked_of};
 use crate::parallel::arena::Buffer;
 use crate::parallel::compute::Compute;
 use crate::rng::{Purpose, keyed};
@@ -93,6 +95,19 @@ impl MaskRule {
         objects: None,
     };
 
+    /// That [`objects`](Self::objects) are there, of `num` patches, where the masking needs them.
+    ///
+    /// # Errors
+    /// [`ModelError::Lane`] of `lane` if they are not.
+    pub(crate) fn check_objects(&self, needs: Needs, num: usize, lane: &'static str) -> Result<(), ModelError> {
+        let len = self.objects.as_ref().map(|objects| objects.len());
+        if needs == Needs::Objects && len != Some(num) {
+            let problem = format!("masks need the objects of {num} patches, got {}", len.unwrap_or(0));
+            return Err(ModelError::Lane { lane, problem });
+        }
+        Ok(())
+    }
+
     /// The random generator of an image, by its index in the batch of this rank.
     #[must_use]
     pub fn rng(&self, image: usize) -> ChaCha8Rng {
@@ -162,8 +177,9 @@ pub trait Masking: Send + Sync + fmt::Debug {
     /// learned. Random draws must come from [`MaskRule::rng`]: the same batch is masked again in other stages.
     fn keys(&self, num_images: usize, scores: Option<&[f32]>, rule: &MaskRule) -> Vec<f32>;
 
-    /// Weights `[num_images, L]` of the patch losses of a masking that learns nothing, for images with this order; none
-    /// where all are 1.
+    /// Weights a `[num_images, L]` of the patch losses ℓ of a masking that learns nothing, for images with this order;
+    /// none where all are equal. L_m is the weighted mean over the masked patches of the batch of all ranks,
+    /// Σ aᵢ mᵢ ℓᵢ / Σ aᵢ mᵢ, and 0 where no masked patch has a weight.
     fn fixed_weights(&self, _order: &TokenOrder, _rule: &MaskRule) -> Option<Vec<f32>> {
         None
     }
@@ -229,7 +245,7 @@ pub trait Masking: Send + Sync + fmt::Debug {
 }
 
 /// The shapes that a masking is built for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MaskingFacts {
     /// Patches along one side.
     pub grid: usize,
@@ -245,6 +261,8 @@ pub struct MaskingFacts {
     pub input: MaskInput,
     /// Hidden width of a masking network.
     pub hidden: usize,
+    /// What an oracle does.
+    pub oracle: OracleConfig,
 }
 
 impl MaskingFacts {
@@ -321,7 +339,7 @@ impl Scored {
             Some(trace) => weights.of_scores(&trace.scores, &order),
             None => masking
                 .fixed_weights(&order, rule)
-                .map_or(LossWeights::One, |weights| LossWeights::Given(Arc::new(Buffer::from_vec(weights)))),
+                .map_or(LossWeights::One, |weights| LossWeights::mean(&weights, &order, &masked_of(&weights, &order))),
         };
         Scored { trace, order, loss_weights }
     }

@@ -159,6 +159,7 @@ impl Masking for Linear {
 mod tests {
     use super::*;
     use crate::masking::MaskInput;
+    use crate::masking::oracle::OracleConfig;
 
     #[test]
     fn scores_read_contrast_and_brightness_and_have_their_gradient() {
@@ -170,6 +171,7 @@ mod tests {
             dim: 4,
             input: MaskInput::Pixels,
             hidden: 1,
+            oracle: OracleConfig::default(),
         };
         let linear = Linear::new(&facts);
         let mut images = vec![0.0; 3 * 4 * 8];

@@ -1,11 +1,11 @@
 //! The list of maskings.
 
 use super::kind::MaskingKind;
-use super::{flat, linear, random, token};
+use super::{flat, linear, oracle, random, token};
 use crate::choice::{Choice, Registry};
 
 /// Every masking; the first is the default.
-pub static MASKINGS: &[&dyn MaskingKind] = &[&flat::Kind, &token::Kind, &linear::Kind, &random::Kind];
+pub static MASKINGS: &[&dyn MaskingKind] = &[&flat::Kind, &token::Kind, &linear::Kind, &random::Kind, &oracle::Kind];
 
 impl Registry for dyn MaskingKind {
     const WHAT: &'static str = "masking strategy";

@@ -11,6 +11,7 @@ mod kind;
 mod layers;
 pub mod linear;
 mod list;
+pub mod oracle;
 pub mod order;
 pub mod random;
 pub mod token;

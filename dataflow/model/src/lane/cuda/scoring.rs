@@ -80,6 +80,7 @@ impl CudaLane {
                 masking.forward(&Compute::serial(HOST_GRAIN), &phi, &input)
             }
         };
+        rule.check_objects(masking.needs(), batch * c.num_patches(), "cuda")?;
         let keys = masking.keys(batch, trace.as_ref().map(|trace| &trace.scores[..]), rule);
         let (num_patches, num_visible) = (c.num_patches(), c.num_visible());
         let (kept, rank) = (self.stream.take(batch * num_visible), self.stream.take(batch * num_patches));
