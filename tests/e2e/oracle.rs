@@ -20,8 +20,10 @@ fn values(place: &Place, run: &str, name: &str) -> Vec<f64> {
 fn object_patches_are_masked_as_asked_for_and_weigh() {
     let place = Place::new();
     // Of 16 patches 12 are masked. Objects of a radius up to 2 pixels fill at most 4 patches of 4 by 4.
-    let small = ["--set", "data.synthetic.object_radius=[1.0, 2.0]", "--set", "data.synthetic.areas=equal"];
-    for (masked, shares) in [("always", 1.0..=1.0), ("never", 0.0..=0.0), ("half", 0.3..=0.7), ("random", 0.0..=1.0)] {
+    let small =
+        ["data.synthetic.scene=voronoi", "data.synthetic.channels=3", "data.synthetic.object_radius=[1.0, 2.0]"];
+    let small: Vec<&str> = small.iter().flat_map(|setting| ["--set", *setting]).collect();
+    for (masked, shares) in [("always", 1.0..=1.0), ("never", 0.0..=0.0), ("half", 0.3..=0.6), ("random", 0.0..=1.0)] {
         let masked_as = format!("mask.oracle_masked={masked}");
         train(&place, masked, &[&small[..], &["--set", &masked_as]].concat());
         let found = values(&place, masked, "object_mask_share");
@@ -44,7 +46,7 @@ fn object_patches_are_masked_as_asked_for_and_weigh() {
     assert!(weights("alone", &alone) < 0.4, "a third of the masked patches at most");
     let tenfold = ["--set", "mask.oracle_weight=10"];
     let share = weights("tenfold", &tenfold);
-    assert!(share > 0.1 && share < 0.95, "{share}");
+    assert!(share > 0.1 && share < 0.8, "{share}");
     // Serial, and with several workers, it is the same to the bit.
     train(&place, "serial", &[&small[..], &tenfold, &["--serial"]].concat());
     train(
@@ -55,9 +57,9 @@ fn object_patches_are_masked_as_asked_for_and_weigh() {
     for run in ["serial", "workers"] {
         assert_eq!(place.weights(run), place.weights("tenfold"), "{run}");
     }
-    train(&place, "half-way", &[&small[..], &tenfold, &["--max-outer", "3"]].concat());
-    place.succeed(&["train", "--resume", "half-way", "--max-outer", "7", "--quiet"]);
-    assert_eq!(place.weights("half-way"), place.weights("tenfold"));
+    place.copy("tenfold", "again");
+    place.succeed(&["train", "--resume", "again/checkpoints/step-00000006", "--quiet"]);
+    assert_eq!(place.weights("again"), place.weights("tenfold"));
     place.succeed(&["visualize", "alone"]);
 }
 
