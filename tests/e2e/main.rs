@@ -31,6 +31,7 @@ mod resume_history;
 mod resume_keys;
 mod run_dirs;
 mod same_weights;
+mod schedules;
 mod shipped;
 mod signals;
 mod speed;

@@ -7,7 +7,7 @@ use mlomae_dataflow::config::{OnResume, rules};
 use crate::place::{Ended, Place};
 
 /// Another valid value of every key than the one of the run.
-const OTHER: [(&str, &str); 123] = [
+const OTHER: [(&str, &str); 127] = [
     ("seed", "4"),
     ("engine", "auto"),
     ("run.root", "elsewhere"),
@@ -60,6 +60,10 @@ const OTHER: [(&str, &str); 123] = [
     ("mask.hidden", "11"),
     ("mask.ratio", "0.5"),
     ("mask.explore", "0.5"),
+    ("mask.ratio_schedule", "linear"),
+    ("mask.ratio_end", "0.5"),
+    ("mask.explore_schedule", "linear"),
+    ("mask.explore_end", "0.5"),
     ("mask.oracle_masked", "half"),
     ("mask.oracle_weight", "10"),
     ("mask.oracle_background", "0"),

@@ -275,7 +275,7 @@ fn activations(model: &ModelConfig) -> [usize; 2] {
     let block = |tokens: usize, dim: usize, heads: usize| {
         tokens.saturating_mul((15 * dim).saturating_add(heads.saturating_mul(tokens)))
     };
-    let (all, visible) = (model.num_patches() + 1, model.num_visible() + 1);
+    let (all, visible) = (model.num_patches() + 1, model.max_visible() + 1);
     let decoder = model.dec_depth.saturating_mul(block(all, model.dec_dim, model.dec_heads));
     let level_1 = model.depth.saturating_mul(block(visible, model.dim, model.heads)).saturating_add(decoder);
     [level_1, model.depth.saturating_mul(block(all, model.dim, model.heads))]

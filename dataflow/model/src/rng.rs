@@ -35,6 +35,8 @@ pub enum Purpose {
     MaskAgain = 13,
     /// Which sample's label another one gets where labels are shuffled, as a control.
     Labels = 14,
+    /// Mask ratio and exploration where they are drawn anew for each batch, by level-1 step and which of the two.
+    MaskSchedule = 15,
 }
 
 /// The generator of `purpose` for (`major`, `minor`), for example (epoch, sample id).

@@ -75,7 +75,11 @@ fn results(
         form,
         settings,
         rates: PerLevel { pretrain: &|_| 1e-3, finetune: &|_| 1e-2, mask: &|_| 1e-3 },
-        rule: &|step| MaskRule { seed: 7, step, explore: 0.2, select, ..MaskRule::BY_SCORE },
+        rule: &|step| {
+            // A graph is captured, replaced by one for more patches, and replaced again.
+            let num_visible = config.mask_ratio_end.map(|_| 2 + (step / 2 % 2) as usize);
+            MaskRule { seed: 7, step, num_visible, explore: 0.2, select, ..MaskRule::BY_SCORE }
+        },
         noise: &|outer, pass| Some(Noise { rate: 0.1, seed: 7, outer, pass }),
     };
     let mut all = Vec::new();
@@ -191,6 +195,15 @@ fn a_gpu_learns_policies_as_the_cpu_does() {
     ] {
         let config = ModelConfig { mask_weights, ..config(masking, MaskInput::Pixels) };
         compare_policy(&config, form, policy, Precision::F32, 2e-4);
+    }
+}
+
+#[test]
+fn the_mask_ratio_may_change_from_batch_to_batch() {
+    drop(mlomae_device::testing::gpu());
+    for (masking, input) in [NETWORKS[0], NETWORKS[4]] {
+        let config = ModelConfig { mask_ratio_end: Some(0.7), ..config(masking, input) };
+        compare_policy(&config, &Tangent, (Settings::default(), MaskSelect::Score), Precision::F32, 2e-4);
     }
 }
 

@@ -2,6 +2,7 @@
 
 use mlomae_model::MaskInput;
 use mlomae_model::masking::oracle::OracleMasked;
+use mlomae_model::masking::schedule::MaskSchedule;
 use mlomae_model::masking::{MaskSelect, MaskWeights};
 use mlomae_model::policy::Estimator;
 use mlomae_storage::dataset::{DataError, Split, check_exclude};
@@ -73,14 +74,17 @@ impl Config {
             return errors;
         }
         let num_patches = (image / patch).pow(2);
-        let num_visible = mlomae_model::config::num_visible(num_patches, self.mask.ratio);
-        if num_visible < 1 || num_visible >= num_patches {
-            errors.push(error(
-                "mask.ratio",
-                self.mask.ratio,
-                format!("leaves {num_visible} of {num_patches} patches visible"),
-                &format!("a ratio that leaves 1 to {}", num_patches.saturating_sub(1)),
-            ));
+        for (key, ratio) in [("mask.ratio", Some(self.mask.ratio)), ("mask.ratio_end", self.mask.ratio_end)] {
+            let Some(ratio) = ratio else { continue };
+            let num_visible = mlomae_model::config::num_visible(num_patches, ratio);
+            if num_visible < 1 || num_visible >= num_patches {
+                errors.push(error(
+                    key,
+                    ratio,
+                    format!("leaves {num_visible} of {num_patches} patches visible"),
+                    &format!("a ratio that leaves 1 to {}", num_patches.saturating_sub(1)),
+                ));
+            }
         }
         if self.data.augment.crop == Crop::Padded && self.data.augment.crop_padding > image / 2 {
             errors.push(error(
@@ -207,6 +211,7 @@ impl Config {
         let (mask, method, policy) = (&self.mask, &self.method, &self.policy);
         let default = Self::default();
         self.check_oracle(errors);
+        self.check_schedules(errors);
         if !mask.strategy.is_learned() {
             let problem = format!("has no meaning with mask.strategy = \"{}\", which learns nothing", mask.strategy);
             for (key, is_default, value, allowed) in [
@@ -243,7 +248,7 @@ impl Config {
                 let problem = "is only for a masking that reads the pixels";
                 errors.push(error("policy.estimator", value(), problem, "weights, or mask.input = \"pixels\""));
             }
-            if mask.select != MaskSelect::Sample || mask.explore > 0.0 {
+            if mask.select != MaskSelect::Sample || mask.exploration().is_some() {
                 let problem = "needs masks whose probability is known";
                 let allowed = "weights, or mask.select = \"sample\" with mask.explore = 0";
                 errors.push(error("policy.estimator", value(), problem, allowed));
@@ -253,9 +258,9 @@ impl Config {
             let problem = format!("has no meaning with mask.select = {}", quoted(&mask.select));
             errors.push(error("mask.temperature", mask.temperature, problem, "1, or mask.select = \"sample\""));
         }
-        if mask.select == MaskSelect::Random && mask.explore > 0.0 {
+        if let (MaskSelect::Random, Some((key, explore))) = (mask.select, mask.exploration()) {
             let problem = "has no meaning with mask.select = \"random\": all patches are drawn at random";
-            errors.push(error("mask.explore", mask.explore, problem, "0"));
+            errors.push(error(key, explore, problem, "0"));
         }
         if method.supervised && method.multitask {
             let problem = "is another control than method.multitask, which is given too";
@@ -271,6 +276,28 @@ impl Config {
             if !is_default && form != needed {
                 let problem = format!("has no meaning with method.hypergradient = \"{form}\"");
                 errors.push(error(key, value, problem, &format!("method.hypergradient = \"{needed}\"")));
+            }
+        }
+    }
+
+    /// That schedules have an end, and ends a schedule.
+    fn check_schedules(&self, errors: &mut Vec<ConfigError>) {
+        let mask = &self.mask;
+        for (name, schedule, end) in
+            [("ratio", mask.ratio_schedule, mask.ratio_end), ("explore", mask.explore_schedule, mask.explore_end)]
+        {
+            let key = format!("mask.{name}_end");
+            match (schedule, end) {
+                (MaskSchedule::Constant, Some(end)) => {
+                    let problem = format!("has no meaning with mask.{name}_schedule = \"constant\"");
+                    let allowed = format!("no {key}, or mask.{name}_schedule = \"linear\" or another one");
+                    errors.push(error(&key, end, problem, &allowed));
+                }
+                (MaskSchedule::Constant, None) | (_, Some(_)) => {}
+                (schedule, None) => {
+                    let problem = format!("is missing, mask.{name}_schedule = {} leads to it", quoted(&schedule));
+                    errors.push(error(&key, "", problem, "a number as for the start"));
+                }
             }
         }
     }
@@ -344,13 +371,9 @@ impl Config {
             ));
         }
         self.check_policy(errors);
-        if !strategy.is_learned() && self.mask.explore > 0.0 {
-            errors.push(error(
-                "mask.explore",
-                self.mask.explore,
-                format!("has no meaning with mask.strategy = \"{strategy}\", which has no scores"),
-                "0",
-            ));
+        if let (false, Some((key, explore))) = (strategy.is_learned(), self.mask.exploration()) {
+            let problem = format!("has no meaning with mask.strategy = \"{strategy}\", which has no scores");
+            errors.push(error(key, explore, problem, "0"));
         }
         if Outer(self.train.outer_iterations).checked_first_step(self.method.unroll).is_none() {
             errors.push(error(

@@ -2,6 +2,7 @@
 
 use mlomae_model::choice::Named;
 use mlomae_model::masking::oracle::{self, OracleConfig, OracleMasked};
+use mlomae_model::masking::schedule::{Course, MaskSchedule, Scheduled};
 use mlomae_model::masking::{MaskSelect, MaskWeights, MaskingChoice};
 use mlomae_model::{MaskInput, PosEmbed};
 use schemars::JsonSchema;
@@ -131,10 +132,20 @@ pub struct MaskConfig {
     /// Share of the patches that is masked.
     #[schemars(range(min = 0.05, max = 0.95))]
     pub ratio: f64,
+    /// How the ratio goes to `ratio_end` over the level-1 steps of the run.
+    pub ratio_schedule: MaskSchedule,
+    /// Where a schedule leads from `ratio`; with `random` each batch's ratio is drawn between the two.
+    #[schemars(range(min = 0.05, max = 0.95))]
+    pub ratio_end: Option<f64>,
     /// Share of the patches whose place in the order is drawn at random, so that the patches of
     /// low score are explored too. 0 as published.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub explore: f64,
+    /// How exploration goes to `explore_end` over the level-1 steps of the run.
+    pub explore_schedule: MaskSchedule,
+    /// Where a schedule leads from `explore`.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub explore_end: Option<f64>,
     /// How a network's scores weigh the losses of masked patches.
     pub weights: MaskWeights,
     /// How a network's scores choose the masked patches.
@@ -154,6 +165,27 @@ pub struct MaskConfig {
 }
 
 impl MaskConfig {
+    /// The mask ratio over a run of `total_steps` level-1 steps.
+    #[must_use]
+    pub fn ratio_course(&self, total_steps: u64) -> Course {
+        let end = self.ratio_end.unwrap_or(self.ratio);
+        Course { of: Scheduled::Ratio, schedule: self.ratio_schedule, start: self.ratio, end, total_steps }
+    }
+
+    /// Exploration over a run of `total_steps` level-1 steps.
+    #[must_use]
+    pub fn explore_course(&self, total_steps: u64) -> Course {
+        let end = self.explore_end.unwrap_or(self.explore);
+        Course { of: Scheduled::Explore, schedule: self.explore_schedule, start: self.explore, end, total_steps }
+    }
+
+    /// The key that asks for exploration at some step with its value; none without exploration.
+    #[must_use]
+    pub fn exploration(&self) -> Option<(&'static str, f64)> {
+        let keys = [("mask.explore", self.explore), ("mask.explore_end", self.explore_end.unwrap_or_default())];
+        keys.into_iter().find(|(_, explore)| *explore > 0.0)
+    }
+
     /// What the masking `oracle` does.
     #[must_use]
     pub const fn oracle(&self) -> OracleConfig {
@@ -178,7 +210,11 @@ impl Default for MaskConfig {
             input: MaskInput::Embedding,
             hidden: Preset::default().values().mask_hidden,
             ratio: 0.75,
+            ratio_schedule: MaskSchedule::Constant,
+            ratio_end: None,
             explore: 0.0,
+            explore_schedule: MaskSchedule::Constant,
+            explore_end: None,
             weights: MaskWeights::default(),
             select: MaskSelect::default(),
             temperature: 1.0,

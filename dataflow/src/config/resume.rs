@@ -64,14 +64,18 @@ const FREE: [&str; 41] = [
 ];
 
 /// Keys that take effect and change results.
-const TOLD: [&str; 45] = [
+const TOLD: [&str; 49] = [
     "data.augment.crop",
     "data.augment.crop_padding",
     "data.augment.min_area",
     "data.augment.flip",
     "data.on_bad_image",
     "mask.ratio",
+    "mask.ratio_schedule",
+    "mask.ratio_end",
     "mask.explore",
+    "mask.explore_schedule",
+    "mask.explore_end",
     "mask.weights",
     "mask.select",
     "mask.temperature",

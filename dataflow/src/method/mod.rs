@@ -5,10 +5,11 @@ pub mod checkpoint_request;
 
 use std::sync::Arc;
 
-use mlomae_model::config::ModelConfig;
+use mlomae_model::config::{ModelConfig, num_visible};
 use mlomae_model::hypergradient::{HypergradientChoice, Settings};
 use mlomae_model::lane::Chosen;
 use mlomae_model::levels::optimizer::{AdamWConfig, Schedule};
+use mlomae_model::masking::schedule::Course;
 use mlomae_model::masking::{MaskRule, MaskSelect, Needs};
 use mlomae_model::tasks::Noise;
 use mlomae_model::{Arena, Level, Model, ModelError, PerLevel, Precision};
@@ -45,8 +46,10 @@ pub struct Method {
     pub settings: Settings,
     /// Dropout before the head.
     pub head_dropout: f64,
-    /// Share of patches placed at random.
-    pub explore: f64,
+    /// Share of the patches that is masked, by level-1 step.
+    pub ratio: Course,
+    /// Share of patches placed at random, by level-1 step.
+    pub explore: Course,
     /// How scores choose patches.
     pub select: MaskSelect,
     /// How closely drawn masks follow the scores.
@@ -87,6 +90,7 @@ pub fn model_config(config: &Config, image: usize, channels: usize, num_classes:
         dec_heads: m.dec_heads,
         pos_embed: m.pos_embed,
         mask_ratio: config.mask.ratio,
+        mask_ratio_end: config.mask.ratio_end,
         masking: config.mask.strategy,
         mask_input: config.mask.input,
         mask_hidden: config.mask.hidden,
@@ -126,6 +130,7 @@ impl Method {
     pub fn new(config: &Config, model: &ModelConfig, steps_per_epoch: u64) -> Result<Self, ModelError> {
         let unroll = config.method.unroll;
         let total_outer = Outer(config.train.outer_iterations);
+        let num_steps = total_outer.first_step(unroll).0;
         let engine = config.engine.choose()?;
         if let Some(problem) = engine.device.refuses(config.compute.precision) {
             let precision = config.compute.precision;
@@ -157,11 +162,12 @@ impl Method {
                 average: config.policy.average,
             },
             head_dropout: config.method.head_dropout,
-            explore: config.mask.explore,
+            ratio: config.mask.ratio_course(num_steps),
+            explore: config.mask.explore_course(num_steps),
             select: config.mask.select,
             temperature: config.mask.temperature,
             schedules: PerLevel {
-                pretrain: schedule(&config.pretrain, total_outer.first_step(unroll).0),
+                pretrain: schedule(&config.pretrain, num_steps),
                 finetune: schedule(&config.finetune, total_outer.0),
                 mask: schedule(&config.policy.level(), total_outer.0),
             },
@@ -218,9 +224,19 @@ impl Method {
 
     /// How the batch of level-1 step `step` is masked, but for [`MaskRule::objects`], which come with the batch.
     #[must_use]
-    pub const fn mask_rule(&self, step: Step) -> MaskRule {
-        let Self { seed, explore, select, temperature, .. } = *self;
-        MaskRule { seed, step: step.0, explore, select, temperature, draw: 0, first_image: 0, objects: None }
+    pub fn mask_rule(&self, step: Step) -> MaskRule {
+        let Self { seed, select, temperature, .. } = *self;
+        let explore = self.explore.at(seed, step.0);
+        let num_patches = self.model.config.num_patches();
+        let scheduled = (!self.ratio.is_constant()).then(|| num_visible(num_patches, self.ratio.at(seed, step.0)));
+        MaskRule { seed, step: step.0, num_visible: scheduled, explore, select, temperature, ..MaskRule::BY_SCORE }
+    }
+
+    /// How the panel is masked at level-1 step `step`: with the ratio and the exploration of that step, but the same
+    /// random draws each time, so that only the policy makes a difference.
+    #[must_use]
+    pub fn panel_rule(&self, step: Step) -> MaskRule {
+        MaskRule { step: u64::MAX, ..self.mask_rule(step) }
     }
 
     /// Whether the encoder is shifted with each version of the policy, by a control.

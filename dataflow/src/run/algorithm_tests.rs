@@ -122,6 +122,7 @@ fn the_serial_executor_is_the_algorithm_to_the_bit() {
             "mask.strategy=token-mlp",
             "method.head_dropout=0.3",
             "mask.strategy=random",
+            "mask.ratio_schedule=random mask.ratio_end=0.5 mask.explore_schedule=cosine mask.explore_end=0.5",
             "compute.precision=bf16",
             "mask.input=pixels mask.weights=normalised mask.select=sample policy.estimator=both policy.average=3 \
              method.precondition=adam",

@@ -160,6 +160,15 @@ impl EncoderStage {
         let (lowest, highest) = self.history.statistics.coverage();
         metric(Metric::MaskCoverageMin, lowest);
         metric(Metric::MaskCoverageMax, highest);
+        let order = &batch.scored.order;
+        for (course, name, value) in [
+            (&self.method.ratio, Metric::MaskRatio, order.num_masked() as f64 / order.num_patches as f64),
+            (&self.method.explore, Metric::MaskExplore, batch.rule.explore),
+        ] {
+            if !course.is_constant() {
+                metric(name, value);
+            }
+        }
         if let Some(share) = change.share() {
             metric(Metric::MaskChange, share);
         }
@@ -188,10 +197,9 @@ impl EncoderStage {
             return Ok(());
         }
         let (model, lane) = (&self.method.model, &mut *self.lane);
-        // The panel's exploration and random masks are the same each time, so that only the policy makes a difference.
         let objects_known = objects.as_ref().filter(|_| self.method.masks_need_objects());
         let known = objects_known.map(|objects| objects.as_slice().into());
-        let rule = MaskRule { objects: known, ..self.method.mask_rule(Step(u64::MAX)) };
+        let rule = MaskRule { objects: known, ..self.method.panel_rule(step) };
         let images = lane.ingest(&panel.images)?;
         let scored = lane.score(Some(&self.theta), phi, &images, &rule)?;
         let losses = lane.patch_losses(&self.theta, &images, &scored)?.to_host()?;

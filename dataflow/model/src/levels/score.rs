@@ -68,7 +68,7 @@ pub fn score(
     let num_images = images.len() / c.image_values();
     let rule = MaskRule { first_image: (cpu.collective.rank() * num_images) as u64, ..rule.clone() };
     rule.check_objects(masking.needs(), num_images * c.num_patches(), "cpu")?;
-    let shape = [c.num_patches(), c.num_visible()];
+    let shape = [c.num_patches(), rule.num_visible.unwrap_or(c.num_visible())];
     let mut scored = Scored::by_keys(&**masking, c.mask_weights, trace, num_images, shape, &rule);
     if let (LossWeights::Given(_), None) = (&scored.loss_weights, &scored.trace)
         && cpu.collective.num_ranks() > 1

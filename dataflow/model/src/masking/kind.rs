@@ -67,6 +67,9 @@ pub struct MaskRule {
     pub seed: u64,
     /// Level-1 step, part of the key of random draws; for batches outside training, a number that no step has.
     pub step: u64,
+    /// Visible patches of each image; none for those of
+    /// [`ModelConfig::num_visible`](crate::ModelConfig::num_visible). [`Masking`]s are given it.
+    pub num_visible: Option<usize>,
     /// Exploration: the share of each image's patches that get random keys, in [0, 1].
     pub explore: f64,
     /// How scores choose.
@@ -87,6 +90,7 @@ impl MaskRule {
     pub const BY_SCORE: MaskRule = MaskRule {
         seed: 0,
         step: 0,
+        num_visible: None,
         explore: 0.0,
         select: MaskSelect::Score,
         temperature: 1.0,
@@ -253,7 +257,7 @@ pub struct MaskingFacts {
     pub patch_values: usize,
     /// C: colour channels.
     pub channels: usize,
-    /// Visible patches of an image.
+    /// Visible patches of an image, where no schedule changes it; [`MaskRule::num_visible`] is a batch's.
     pub num_visible: usize,
     /// Width of the encoder.
     pub dim: usize,
@@ -322,6 +326,7 @@ impl Scored {
         [num_patches, num_visible]: [usize; 2],
         rule: &MaskRule,
     ) -> Self {
+        let rule = &MaskRule { num_visible: Some(num_visible), ..rule.clone() };
         let keys = masking.keys(num_images, trace.as_ref().map(|trace| &trace.scores[..]), rule);
         Self::ordered(masking, weights, trace, order_by_keys(&keys, num_patches, num_visible), rule)
     }

@@ -14,6 +14,7 @@ mod list;
 pub mod oracle;
 pub mod order;
 pub mod random;
+pub mod schedule;
 pub mod token;
 pub mod weights;
 

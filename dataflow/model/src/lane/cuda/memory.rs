@@ -38,7 +38,7 @@ pub(super) fn needed_bytes(spec: &MemorySpec<'_>) -> u64 {
     let act = act_bytes(spec.precision);
     let len = |level| spec.model.layout(level).len as u64;
     let wide = |value: usize| value as u64;
-    let (patches, visible) = (wide(c.num_patches()), wide(c.num_visible()));
+    let (patches, visible) = (wide(c.num_patches()), wide(c.max_visible()));
     let (dim, dec_dim) = (wide(c.dim), wide(c.dec_dim));
     let batch = &spec.batch;
 

@@ -81,8 +81,9 @@ impl CudaLane {
             }
         };
         rule.check_objects(masking.needs(), batch * c.num_patches(), "cuda")?;
+        let (num_patches, num_visible) = (c.num_patches(), rule.num_visible.unwrap_or(c.num_visible()));
+        let rule = &MaskRule { num_visible: Some(num_visible), ..rule.clone() };
         let keys = masking.keys(batch, trace.as_ref().map(|trace| &trace.scores[..]), rule);
-        let (num_patches, num_visible) = (c.num_patches(), c.num_visible());
         let (kept, rank) = (self.stream.take(batch * num_visible), self.stream.take(batch * num_patches));
         let keys = self.stream.upload(&keys);
         self.stream.sort_keys(kept.view(), rank.view(), keys.view(), num_patches, num_visible);
