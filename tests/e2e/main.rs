@@ -35,4 +35,5 @@ mod schedules;
 mod shipped;
 mod signals;
 mod speed;
+mod teachers;
 mod top;

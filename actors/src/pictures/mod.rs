@@ -52,7 +52,9 @@ pub fn panel_of(loaded: &LoadedCheckpoint, split: Split, num_images: usize) -> R
     let known = objects.as_ref().filter(|_| method.masks_need_objects()).map(|objects| objects.as_slice().into());
     let rule = MaskRule { explore: 0.0, objects: known, ..method.mask_rule(loaded.step) };
     let (theta, images) = (lane.upload(&loaded.state.theta)?, lane.ingest(&batch.images)?);
-    let scored = lane.score(Some(&theta), &lane.upload(loaded.state.phi())?, &images, &rule)?;
+    let teacher = loaded.state.teacher.as_ref().map(|teacher| lane.upload(teacher)).transpose()?;
+    let scored =
+        lane.score(Some(teacher.as_ref().unwrap_or(&theta)), &lane.upload(loaded.state.phi())?, &images, &rule)?;
     let predicted = lane.reconstruct(&theta, &images, &scored)?;
     let images = batch.images.to_values()?;
 
@@ -73,7 +75,7 @@ pub fn panel_of(loaded: &LoadedCheckpoint, split: Split, num_images: usize) -> R
                 None => format!("sample {}", batch.ids[number]),
             },
             image: pixels(image),
-            scores: scored.scores().map(|scores| scores[patches.clone()].to_vec()),
+            scores: scored.scores().or(scored.guide.as_deref()).map(|scores| scores[patches.clone()].to_vec()),
             object: objects.as_ref().map(|objects| objects[patches.clone()].to_vec()),
             mask: patches.map(|patch| scored.order.is_masked(patch)).collect(),
             reconstruction: pixels(&undo_target(predicted, image, shape)),

@@ -265,7 +265,8 @@ fn theta(experiment: &Experiment) -> Part {
 /// writes the next one while snapshots hold the last.
 fn weight_bytes(experiment: &Experiment) -> u64 {
     let lag = experiment.method.lag;
-    let sets = [(Level::Pretrain, 6 + lag), (Level::Finetune, 5), (Level::Mask, 6 + lag)];
+    let teacher = if experiment.method.reads_teacher() { 3 } else { 0 };
+    let sets = [(Level::Pretrain, 6 + lag + teacher), (Level::Finetune, 5), (Level::Mask, 6 + lag)];
     sets.iter().map(|(set, copies)| len(experiment, *set).saturating_mul(4 * copies)).fold(0, u64::saturating_add)
 }
 

@@ -1,10 +1,13 @@
 //! Shapes of the networks.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
-use crate::choice::Choice;
+use crate::choice::{Choice, Named};
+use crate::masking::attention::AttentionConfig;
 use crate::masking::oracle::OracleConfig;
-use crate::masking::{MaskInput, MaskWeights, MaskingKind};
+use crate::masking::{MaskInput, MaskWeights, MaskingKind, mixture};
 use crate::tasks::TaskKind;
 
 /// Whether the position embeddings of encoder and decoder are trained.
@@ -60,6 +63,15 @@ pub struct ModelConfig {
     /// What the masking `oracle` does.
     #[serde(default)]
     pub mask_oracle: OracleConfig,
+    /// How the masking `attention` chooses.
+    #[serde(default)]
+    pub mask_attention: AttentionConfig,
+    /// Clusters of the masking `parts`, at least 1.
+    #[serde(default = "default_num_parts")]
+    pub mask_parts: usize,
+    /// Strategies of the masking `mixture` with their weights.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub mask_mixture: BTreeMap<String, f64>,
     /// The downstream task.
     pub task: Choice<dyn TaskKind>,
     /// Classes of the data.
@@ -86,10 +98,18 @@ impl Default for ModelConfig {
             mask_hidden: 128,
             mask_weights: MaskWeights::default(),
             mask_oracle: OracleConfig::default(),
+            mask_attention: AttentionConfig::default(),
+            mask_parts: default_num_parts(),
+            mask_mixture: BTreeMap::new(),
             task: Choice::default(),
             num_classes: 10,
         }
     }
+}
+
+/// Parts of an image as in SemMAE (arXiv 2206.10207).
+const fn default_num_parts() -> usize {
+    7
 }
 
 /// Visible patches of an image of L = `num_patches` patches: floor(L·(1 − mask ratio)).
@@ -162,6 +182,12 @@ impl ModelConfig {
         check(self.depth > 0, format!("depth must be at least 1, got {}", self.depth));
         check(self.dec_depth > 0, format!("dec_depth must be at least 1, got {}", self.dec_depth));
         check(self.mask_hidden > 0, format!("mask hidden width must be at least 1, got {}", self.mask_hidden));
+        check(self.mask_parts > 0, format!("mask parts must be at least 1, got {}", self.mask_parts));
+        if self.masking.name() == mixture::Kind.name()
+            && let Err((problem, allowed)) = mixture::strategies(&self.mask_mixture)
+        {
+            check(false, format!("the mixture {problem} (allowed: {allowed})"));
+        }
         check(self.num_classes >= 2, format!("num_classes must be at least 2, got {}", self.num_classes));
         for (name, ratio) in [("mask_ratio", Some(self.mask_ratio)), ("mask_ratio_end", self.mask_ratio_end)] {
             let Some(ratio) = ratio else { continue };

@@ -94,6 +94,7 @@ fn results(
                     let order = &scored.order;
                     push("rank", order.rank.iter().map(|&rank| f64::from(rank)).collect());
                     push("kept", order.kept.iter().map(|&patch| f64::from(patch)).collect());
+                    push("guide", scored.guide.iter().flat_map(|g| g.iter()).map(|&g| f64::from(g)).collect());
                     push("scores", scored.scores().unwrap_or_default().iter().map(|&p| f64::from(p)).collect());
                 }
                 Event::Pretrain(g) => {
@@ -204,6 +205,16 @@ fn the_mask_ratio_may_change_from_batch_to_batch() {
     for (masking, input) in [NETWORKS[0], NETWORKS[4]] {
         let config = ModelConfig { mask_ratio_end: Some(0.7), ..config(masking, input) };
         compare_policy(&config, &Tangent, (Settings::default(), MaskSelect::Score), Precision::F32, 2e-4);
+    }
+}
+
+#[test]
+fn strategies_that_read_a_teacher_read_the_same_on_a_gpu() {
+    drop(mlomae_device::testing::gpu());
+    for strategy in ["attention", "parts", "loss", "mixture"] {
+        let mask_mixture = [("random".to_owned(), 1.0), ("attention".to_owned(), 1.0)].into();
+        let config = ModelConfig { mask_mixture, ..config(strategy, MaskInput::Pixels) };
+        compare_policy(&config, &Tangent, (Settings::default(), MaskSelect::Score), Precision::F32, 1e-4);
     }
 }
 

@@ -1,6 +1,8 @@
 //! Relations between keys, which no single key's range can express.
 
 use mlomae_model::MaskInput;
+use mlomae_model::masking::attention::Attended;
+use mlomae_model::masking::mixture;
 use mlomae_model::masking::oracle::OracleMasked;
 use mlomae_model::masking::schedule::MaskSchedule;
 use mlomae_model::masking::{MaskSelect, MaskWeights};
@@ -212,6 +214,7 @@ impl Config {
         let default = Self::default();
         self.check_oracle(errors);
         self.check_schedules(errors);
+        self.check_teacher(errors);
         if !mask.strategy.is_learned() {
             let problem = format!("has no meaning with mask.strategy = \"{}\", which learns nothing", mask.strategy);
             for (key, is_default, value, allowed) in [
@@ -299,6 +302,40 @@ impl Config {
                     errors.push(error(&key, "", problem, "a number as for the start"));
                 }
             }
+        }
+    }
+
+    /// What goes with the strategies that read a teacher, and with mixtures.
+    fn check_teacher(&self, errors: &mut Vec<ConfigError>) {
+        let (mask, default) = (&self.mask, Self::default().mask);
+        if mask.is_mixture() {
+            if let Err((problem, allowed)) = mixture::strategies(&mask.mixture) {
+                errors.push(error("mask.mixture", "", problem, &allowed));
+            }
+        } else if !mask.mixture.is_empty() {
+            let problem = format!("has no meaning with mask.strategy = \"{}\"", mask.strategy);
+            errors.push(error("mask.mixture", "", problem, "mask.strategy = \"mixture\""));
+        }
+        let reads_teacher = mask.reads_teacher();
+        let is_attention = mask.uses("attention");
+        for (key, is_used, is_default, value, needed) in [
+            ("mask.ema", reads_teacher, mask.ema == default.ema, mask.ema.to_string(), "attention, parts or loss"),
+            ("mask.refresh", reads_teacher, mask.refresh == 1, mask.refresh.to_string(), "attention, parts or loss"),
+            ("mask.attention", is_attention, mask.attention == default.attention, quoted(&mask.attention), "attention"),
+            ("mask.parts", mask.uses("parts"), mask.parts == default.parts, mask.parts.to_string(), "parts"),
+        ] {
+            if !is_used && !is_default {
+                let problem = format!("has no meaning with mask.strategy = \"{}\"", mask.strategy);
+                errors.push(error(key, value, problem, &format!("a strategy {needed}")));
+            }
+        }
+        if mask.temperature != default.temperature && !mask.strategy.is_learned() && !is_attention {
+            let problem = format!("has no meaning with mask.strategy = \"{}\"", mask.strategy);
+            errors.push(error("mask.temperature", mask.temperature, problem, "1, or a strategy that draws by it"));
+        }
+        if mask.hints != default.hints && !(is_attention && mask.attention == Attended::Hint) {
+            let problem = "has no meaning without mask.attention = \"hint\"";
+            errors.push(error("mask.hints", mask.hints, problem, "mask.strategy = \"attention\" with it"));
         }
     }
 

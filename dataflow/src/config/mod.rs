@@ -292,10 +292,13 @@ impl Config {
         toml::to_string_pretty(self)
     }
 
-    /// Whether scoring waits for the newest θ: where a masking network reads the patch embedding.
+    /// Whether scoring waits for the newest θ: where a masking network reads the patch embedding, or a strategy a teacher
+    /// that is renewed after each step.
     #[must_use]
     pub fn scores_need_theta(&self) -> bool {
-        self.mask.strategy.is_learned() && self.mask.input == mlomae_model::MaskInput::Embedding
+        let reads_newest_teacher = self.mask.reads_teacher() && self.mask.refresh == 0;
+        let reads_embedding = self.mask.strategy.is_learned() && self.mask.input == mlomae_model::MaskInput::Embedding;
+        reads_embedding || reads_newest_teacher
     }
 
     /// Level-1 steps of the whole run.

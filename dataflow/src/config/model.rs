@@ -1,6 +1,10 @@
 //! `[model]` and `[mask]`: the shapes of the networks.
 
+use std::collections::BTreeMap;
+
 use mlomae_model::choice::Named;
+use mlomae_model::masking::attention::Attended;
+use mlomae_model::masking::mixture;
 use mlomae_model::masking::oracle::{self, OracleConfig, OracleMasked};
 use mlomae_model::masking::schedule::{Course, MaskSchedule, Scheduled};
 use mlomae_model::masking::{MaskSelect, MaskWeights, MaskingChoice};
@@ -150,9 +154,26 @@ pub struct MaskConfig {
     pub weights: MaskWeights,
     /// How a network's scores choose the masked patches.
     pub select: MaskSelect,
-    /// With `select = "sample"`: draws follow the scores the more closely the lower it is.
+    /// With `select = "sample"` or `strategy = "attention"`: draws follow the scores (the attention) the more closely
+    /// the lower it is.
     #[schemars(range(min = 0.01, max = 100.0))]
     pub temperature: f64,
+    /// Decay of the average over θ's past, for each level-1 step, of the teacher that the strategies `attention`, `parts`
+    /// and `loss` read; 0 for θ itself.
+    #[schemars(range(min = 0.0, max = 0.99999))]
+    pub ema: f64,
+    /// Outer iterations between two states of the teacher, so that scores may run ahead in between; 0 for a new one
+    /// after each level-1 step.
+    #[schemars(range(min = 0, max = 1_000_000))]
+    pub refresh: u64,
+    /// With `strategy = "attention"`: which patches are masked.
+    pub attention: Attended,
+    /// With `attention = "hint"`: hints as a share of all patches.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub hints: f64,
+    /// With `strategy = "parts"`: parts of an image.
+    #[schemars(range(min = 1, max = 1024))]
+    pub parts: usize,
     /// With `strategy = "oracle"`: which patches of the object are masked.
     pub oracle_masked: OracleMasked,
     /// With `strategy = "oracle"`: weight of the losses of masked object patches, beside `oracle_background` for the
@@ -162,9 +183,33 @@ pub struct MaskConfig {
     /// With `strategy = "oracle"`: weight of the losses of the other masked patches. 0 is a loss on the object alone.
     #[schemars(range(min = 0.0, max = 1000.0))]
     pub oracle_background: f64,
+    /// With `strategy = "mixture"`: strategies by name with their weights, as in `{ random = 0.5, attention = 0.5 }`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("additionalProperties" = { "type": "number", "minimum": 0.0, "maximum": 1000.0 }))]
+    pub mixture: BTreeMap<String, f64>,
 }
 
 impl MaskConfig {
+    /// Whether the strategy reads a teacher, or one of a mixture does.
+    #[must_use]
+    pub fn reads_teacher(&self) -> bool {
+        let mut mixed = mixture::strategies(&self.mixture).unwrap_or_default().into_iter();
+        self.strategy.reads_teacher() || self.is_mixture() && mixed.any(|(kind, _)| kind.reads_teacher())
+    }
+
+    /// Whether strategies are mixed.
+    #[must_use]
+    pub fn is_mixture(&self) -> bool {
+        self.strategy.name() == mixture::Kind.name()
+    }
+
+    /// Whether the strategy is the one of that name, or a mixture has it.
+    #[must_use]
+    pub fn uses(&self, name: &str) -> bool {
+        let mixed = || self.mixture.get(name).is_some_and(|weight| *weight > 0.0);
+        self.strategy.name() == name || self.is_mixture() && mixed()
+    }
+
     /// The mask ratio over a run of `total_steps` level-1 steps.
     #[must_use]
     pub fn ratio_course(&self, total_steps: u64) -> Course {
@@ -218,9 +263,15 @@ impl Default for MaskConfig {
             weights: MaskWeights::default(),
             select: MaskSelect::default(),
             temperature: 1.0,
+            ema: 0.999,
+            refresh: 1,
+            attention: Attended::default(),
+            hints: 0.05,
+            parts: 7,
             oracle_masked: OracleMasked::default(),
             oracle_weight: 1.0,
             oracle_background: 1.0,
+            mixture: BTreeMap::new(),
         }
     }
 }

@@ -64,7 +64,7 @@ const FREE: [&str; 41] = [
 ];
 
 /// Keys that take effect and change results.
-const TOLD: [&str; 49] = [
+const TOLD: [&str; 54] = [
     "data.augment.crop",
     "data.augment.crop_padding",
     "data.augment.min_area",
@@ -79,6 +79,11 @@ const TOLD: [&str; 49] = [
     "mask.weights",
     "mask.select",
     "mask.temperature",
+    "mask.ema",
+    "mask.refresh",
+    "mask.attention",
+    "mask.hints",
+    "mask.parts",
     "mask.oracle_masked",
     "mask.oracle_weight",
     "mask.oracle_background",
@@ -141,7 +146,7 @@ const DATA: [&str; 20] = [
 ];
 
 /// Keys that cannot take effect any more.
-const FIXED: [&str; 30] = [
+const FIXED: [&str; 31] = [
     "seed",
     "run.root",
     "run.id",
@@ -163,6 +168,7 @@ const FIXED: [&str; 30] = [
     "model.dec_heads",
     "model.pos_embed",
     "mask.strategy",
+    "mask.mixture",
     "mask.input",
     "mask.hidden",
     "method.unroll",

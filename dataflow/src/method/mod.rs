@@ -9,6 +9,7 @@ use mlomae_model::config::{ModelConfig, num_visible};
 use mlomae_model::hypergradient::{HypergradientChoice, Settings};
 use mlomae_model::lane::Chosen;
 use mlomae_model::levels::optimizer::{AdamWConfig, Schedule};
+use mlomae_model::masking::attention::AttentionConfig;
 use mlomae_model::masking::schedule::Course;
 use mlomae_model::masking::{MaskRule, MaskSelect, Needs};
 use mlomae_model::tasks::Noise;
@@ -50,6 +51,10 @@ pub struct Method {
     pub ratio: Course,
     /// Share of patches placed at random, by level-1 step.
     pub explore: Course,
+    /// Decay of the teacher's average for each level-1 step.
+    pub ema: f64,
+    /// Outer iterations between two states of the teacher; 0 for one a level-1 step.
+    pub refresh: u64,
     /// How scores choose patches.
     pub select: MaskSelect,
     /// How closely drawn masks follow the scores.
@@ -96,6 +101,9 @@ pub fn model_config(config: &Config, image: usize, channels: usize, num_classes:
         mask_hidden: config.mask.hidden,
         mask_weights: config.mask.weights,
         mask_oracle: config.mask.oracle(),
+        mask_attention: AttentionConfig { masked: config.mask.attention, hints: config.mask.hints },
+        mask_parts: config.mask.parts,
+        mask_mixture: config.mask.mixture.clone(),
         task: config.method.task,
         num_classes,
     }
@@ -164,6 +172,8 @@ impl Method {
             head_dropout: config.method.head_dropout,
             ratio: config.mask.ratio_course(num_steps),
             explore: config.mask.explore_course(num_steps),
+            ema: config.mask.ema,
+            refresh: config.mask.refresh,
             select: config.mask.select,
             temperature: config.mask.temperature,
             schedules: PerLevel {
@@ -216,6 +226,33 @@ impl Method {
         self.model.masking.needs() == Needs::Embedding
     }
 
+    /// Whether masks follow from a teacher, see [`teacher_version`](Self::teacher_version).
+    #[must_use]
+    pub fn reads_teacher(&self) -> bool {
+        self.model.masking.needs().reads_teacher()
+    }
+
+    /// How often the teacher has been renewed before level-1 step `step`. The first is θ at the run's start.
+    #[must_use]
+    pub const fn teacher_version(&self, step: Step) -> u64 {
+        if self.refresh == 0 { step.0 } else { step.outer(self.unroll).0 / self.refresh }
+    }
+
+    /// The version of the weights that scores of level-1 step `step` wait for, in their slot.
+    #[must_use]
+    pub fn weights_version(&self, step: Step) -> u64 {
+        if self.reads_teacher() { self.teacher_version(step) } else { step.0 }
+    }
+
+    /// What is left of the teacher where it is renewed after level-1 step `step`: the decay of all steps since it was
+    /// renewed last; none where it stays.
+    #[must_use]
+    pub fn teacher_decay(&self, step: Step) -> Option<f64> {
+        let is_due = self.teacher_version(step.next()) != self.teacher_version(step);
+        let num_steps = if self.refresh == 0 { 1 } else { self.refresh.saturating_mul(self.unroll) };
+        is_due.then(|| self.ema.powf(num_steps as f64))
+    }
+
     /// Whether masks follow from the objects of the images.
     #[must_use]
     pub fn masks_need_objects(&self) -> bool {
@@ -229,7 +266,17 @@ impl Method {
         let explore = self.explore.at(seed, step.0);
         let num_patches = self.model.config.num_patches();
         let scheduled = (!self.ratio.is_constant()).then(|| num_visible(num_patches, self.ratio.at(seed, step.0)));
-        MaskRule { seed, step: step.0, num_visible: scheduled, explore, select, temperature, ..MaskRule::BY_SCORE }
+        let num_steps = self.total_outer.first_step(self.unroll);
+        MaskRule {
+            seed,
+            step: step.0,
+            num_visible: scheduled,
+            explore,
+            select,
+            temperature,
+            progress: (step.next().0 as f64 / num_steps.0.max(1) as f64).min(1.0),
+            ..MaskRule::BY_SCORE
+        }
     }
 
     /// How the panel is masked at level-1 step `step`: with the ratio and the exploration of that step, but the same

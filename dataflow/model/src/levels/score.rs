@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use mlomae_kernels::{self as kernels, Mat};
 
-use super::Cpu;
+use super::{Cpu, passes, pretrain};
+use crate::engine::TokenOrder;
 use crate::error::ModelError;
+use crate::masking::loss::{covering_orders, mean_losses};
 use crate::masking::weights::masked_of;
 use crate::masking::{LossWeights, MaskRule, Needs, Scored};
 use crate::parallel::arena::{Buffer, Params};
@@ -43,6 +45,38 @@ pub fn embedding(cpu: &Cpu, theta: &[f32], images: &[f32]) -> Arc<Buffer> {
     Arc::new(embedding)
 }
 
+/// What the masking reads of the teacher `theta` on images `[batch, C, H, W]`; none if it reads none.
+///
+/// # Errors
+/// When the teacher is not given.
+fn read_teacher(
+    cpu: &Cpu,
+    theta: Option<&Params>,
+    images: &[f32],
+    rule: &MaskRule,
+    num_visible: usize,
+) -> Result<Option<Vec<f32>>, ModelError> {
+    let (needs, c) = (cpu.model.masking.needs(), &cpu.model.config);
+    if !needs.reads_teacher() {
+        return Ok(None);
+    }
+    let missing = || ModelError::Lane { lane: "cpu", problem: "masks need the weights of a teacher".to_owned() };
+    let theta = theta.ok_or_else(missing)?;
+    Ok(match needs {
+        Needs::Attention => Some(passes::attention(cpu, theta, images)),
+        Needs::Tokens => Some(passes::patch_tokens(cpu, theta, images)),
+        Needs::Losses => {
+            let orders = covering_orders(images.len() / c.image_values(), c.num_patches(), num_visible, rule);
+            let pass = |order: Arc<TokenOrder>| {
+                let losses = pretrain::patch_losses(cpu, theta, images, &order).to_vec();
+                (order, losses)
+            };
+            Some(mean_losses(&orders.into_iter().map(pass).collect::<Vec<_>>()))
+        }
+        Needs::Nothing | Needs::Objects | Needs::Pixels | Needs::Embedding => None,
+    })
+}
+
 /// Scores images `[batch, C, H, W]` at φ (where masks are learned) and masks them by `rule`. θ may be left out unless
 /// the masking reads the patch embedding.
 ///
@@ -57,7 +91,7 @@ pub fn score(
 ) -> Result<Scored, ModelError> {
     let (masking, c) = (&cpu.model.masking, &cpu.model.config);
     let input = match (masking.needs(), theta) {
-        (Needs::Nothing | Needs::Objects, _) => None,
+        (Needs::Nothing | Needs::Objects | Needs::Attention | Needs::Tokens | Needs::Losses, _) => None,
         (Needs::Pixels, _) => Some(patches(cpu, images)),
         (Needs::Embedding, Some(theta)) => Some(embedding(cpu, theta, images)),
         (Needs::Embedding, None) => {
@@ -68,7 +102,10 @@ pub fn score(
     let num_images = images.len() / c.image_values();
     let rule = MaskRule { first_image: (cpu.collective.rank() * num_images) as u64, ..rule.clone() };
     rule.check_objects(masking.needs(), num_images * c.num_patches(), "cpu")?;
-    let shape = [c.num_patches(), rule.num_visible.unwrap_or(c.num_visible())];
+    let num_visible = rule.num_visible.unwrap_or(c.num_visible());
+    let read = read_teacher(cpu, theta, images, &rule, num_visible)?;
+    let rule = MaskRule { read: read.map(Arc::from), ..rule };
+    let shape = [c.num_patches(), num_visible];
     let mut scored = Scored::by_keys(&**masking, c.mask_weights, trace, num_images, shape, &rule);
     if let (LossWeights::Given(_), None) = (&scored.loss_weights, &scored.trace)
         && cpu.collective.num_ranks() > 1

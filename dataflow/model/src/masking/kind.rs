@@ -13,6 +13,8 @@ use crate::engine::TokenOrder;
 use crate::error::ModelError;
 use crate::init;
 use crate::layout::{Layout, LinearWeights, SharedLayout};
+use crate::masking::attention::AttentionConfig;
+use crate::masking::list::MaskingChoice;
 use crate::masking::oracle::OracleConfig;
 use crate::masking::order::order_by_keys;
 use crate::masking::weights::{LossWeights, MaskWeights, masked_of};
@@ -38,11 +40,27 @@ pub enum Needs {
     Nothing,
     /// Which patches hold the labelled object, [`MaskRule::objects`]: only data that draws its own images knows.
     Objects,
+    /// The attention of CLS to each patch in the teacher's last block, `[batch, L]` as
+    /// [`cls_attention`](super::attention::cls_attention) has it, in [`MaskRule::read`].
+    Attention,
+    /// The teacher's patch tokens after the encoder's final norm, `[batch, L, dim]`, in [`MaskRule::read`].
+    Tokens,
+    /// The teacher's patch losses under random masks, `[batch, L]` as [`mean_losses`](super::loss::mean_losses) has
+    /// them, in [`MaskRule::read`].
+    Losses,
     /// The patches' pixels, `[batch, L, C·P·P]`.
     Pixels,
     /// The autoencoder's patch embedding with positions, `[batch, L, dim]`: scoring needs the newest θ, and ∂L_m/∂θ has
     /// a part through p.
     Embedding,
+}
+
+impl Needs {
+    /// Whether a teacher is read: θ as it was, or an average over its past. Its values come in the place of θ's.
+    #[must_use]
+    pub const fn reads_teacher(self) -> bool {
+        matches!(self, Needs::Attention | Needs::Tokens | Needs::Losses)
+    }
 }
 
 /// How the scores of a learned masking choose patches.
@@ -83,6 +101,11 @@ pub struct MaskRule {
     /// What is known of the images beside their pixels: whether each patch holds a part of the labelled object
     /// `[batch, L]`, of this rank's images. Only for maskings that need [`Needs::Objects`].
     pub objects: Option<Arc<[bool]>>,
+    /// Share of the run that is done after this level-1 step, in (0, 1], for maskings that change over it.
+    pub progress: f64,
+    /// What the lane has computed of the teacher for this batch, as [`Masking::needs`] says; of this rank's images.
+    /// [`score`](crate::levels::score::score) gives it to [`Masking::keys`].
+    pub read: Option<Arc<[f32]>>,
 }
 
 impl MaskRule {
@@ -97,6 +120,8 @@ impl MaskRule {
         draw: 0,
         first_image: 0,
         objects: None,
+        progress: 1.0,
+        read: None,
     };
 
     /// That [`objects`](Self::objects) are there, of `num` patches, where the masking needs them.
@@ -172,7 +197,7 @@ pub enum NetworkRows {
 /// [`Compute::grains`] or by something that does not depend on `compute`, and sum with
 /// [`Tree`](crate::parallel::sum::Tree) or [`OrderedSum`](crate::parallel::sum::OrderedSum).
 pub trait Masking: Send + Sync + fmt::Debug {
-    /// What it reads, the same in every call; [`Needs::Nothing`] or [`Needs::Objects`] if and only if nothing is
+    /// What it reads, the same in every call; [`Needs::Pixels`] or [`Needs::Embedding`] if and only if something is
     /// learned.
     fn needs(&self) -> Needs;
 
@@ -249,7 +274,7 @@ pub trait Masking: Send + Sync + fmt::Debug {
 }
 
 /// The shapes that a masking is built for.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct MaskingFacts {
     /// Patches along one side.
     pub grid: usize,
@@ -267,6 +292,12 @@ pub struct MaskingFacts {
     pub hidden: usize,
     /// What an oracle does.
     pub oracle: OracleConfig,
+    /// How attention chooses.
+    pub attention: AttentionConfig,
+    /// Clusters of an image's patches, of the masking by parts.
+    pub num_parts: usize,
+    /// The strategies of a mixture with their weights.
+    pub mixture: Arc<[(MaskingChoice, f64)]>,
 }
 
 impl MaskingFacts {
@@ -300,6 +331,16 @@ pub trait MaskingKind: Named {
     /// Whether its maskings have a φ, that is a [`Masking::layout`].
     fn is_learned(&self) -> bool;
 
+    /// Whether its maskings need a teacher, see [`Needs::reads_teacher`]; a mixture if one of its strategies does.
+    fn reads_teacher(&self) -> bool {
+        false
+    }
+
+    /// Whether it may be one of the strategies of a mixture: it must learn nothing and choose keys alone.
+    fn may_be_mixed(&self) -> bool {
+        !self.is_learned()
+    }
+
     /// The masking for these shapes, which have been checked ([`ModelConfig::problems`](crate::ModelConfig::problems)).
     fn build(&self, facts: &MaskingFacts) -> Arc<dyn Masking>;
 }
@@ -313,6 +354,8 @@ pub struct Scored {
     pub order: Arc<TokenOrder>,
     /// What weighs the patch losses.
     pub loss_weights: LossWeights,
+    /// What an unlearned masking has read of each patch, `[batch, L]`, for the logs.
+    pub guide: Option<Arc<[f32]>>,
 }
 
 impl Scored {
@@ -346,7 +389,8 @@ impl Scored {
                 .fixed_weights(&order, rule)
                 .map_or(LossWeights::One, |weights| LossWeights::mean(&weights, &order, &masked_of(&weights, &order))),
         };
-        Scored { trace, order, loss_weights }
+        let guide = rule.read.clone().filter(|read| read.len() == order.rank.len());
+        Scored { trace, order, loss_weights, guide }
     }
 
     /// The scores p `[batch, L]`; none where nothing is learned.

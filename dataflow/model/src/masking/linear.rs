@@ -159,6 +159,7 @@ impl Masking for Linear {
 mod tests {
     use super::*;
     use crate::masking::MaskInput;
+    use crate::masking::attention::AttentionConfig;
     use crate::masking::oracle::OracleConfig;
 
     #[test]
@@ -172,6 +173,9 @@ mod tests {
             input: MaskInput::Pixels,
             hidden: 1,
             oracle: OracleConfig::default(),
+            attention: AttentionConfig::default(),
+            num_parts: 7,
+            mixture: Arc::default(),
         };
         let linear = Linear::new(&facts);
         let mut images = vec![0.0; 3 * 4 * 8];

@@ -1,11 +1,21 @@
 //! The list of maskings.
 
 use super::kind::MaskingKind;
-use super::{flat, linear, oracle, random, token};
+use super::{attention, flat, linear, loss, mixture, oracle, parts, random, token};
 use crate::choice::{Choice, Registry};
 
 /// Every masking; the first is the default.
-pub static MASKINGS: &[&dyn MaskingKind] = &[&flat::Kind, &token::Kind, &linear::Kind, &random::Kind, &oracle::Kind];
+pub static MASKINGS: &[&dyn MaskingKind] = &[
+    &flat::Kind,
+    &token::Kind,
+    &linear::Kind,
+    &random::Kind,
+    &attention::Kind,
+    &parts::Kind,
+    &loss::Kind,
+    &mixture::Kind,
+    &oracle::Kind,
+];
 
 impl Registry for dyn MaskingKind {
     const WHAT: &'static str = "masking strategy";

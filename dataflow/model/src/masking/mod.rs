@@ -6,13 +6,17 @@
 //!
 //! To add a masking, implement [`Masking`] and [`MaskingKind`] in a file here, and add it to [`MASKINGS`].
 
+pub mod attention;
 pub mod flat;
 mod kind;
 mod layers;
 pub mod linear;
 mod list;
+pub mod loss;
+pub mod mixture;
 pub mod oracle;
 pub mod order;
+pub mod parts;
 pub mod random;
 pub mod schedule;
 pub mod token;

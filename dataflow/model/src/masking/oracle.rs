@@ -62,6 +62,9 @@ impl MaskingKind for Kind {
     fn is_learned(&self) -> bool {
         false
     }
+    fn may_be_mixed(&self) -> bool {
+        false
+    }
     fn build(&self, facts: &MaskingFacts) -> Arc<dyn Masking> {
         Arc::new(Oracle { num_patches: facts.num_patches(), config: facts.oracle })
     }

@@ -179,6 +179,20 @@ impl Vit {
             .collect()
     }
 
+    /// What CLS looks at in the last block, over all patches: its queries `[batch, dim]` and the keys of all tokens
+    /// `[batch·(1+L), dim]`, heads side by side. `patches` is `[batch·L, values]`. The rest of the block is not computed.
+    pub fn cls_queries_and_keys<E: Engine>(&self, e: &mut E, patches: &E::Tensor) -> [E::Tensor; 2] {
+        let (num_tokens, dim) = (1 + self.config.num_patches(), self.config.dim);
+        let mut x = e.tokens(patches, num_tokens - 1, None, &self.tokens);
+        let (last, before) = self.blocks.split_last().expect("invariant: an encoder has a block");
+        for block in before {
+            x = block.forward(e, &x, num_tokens, false);
+        }
+        let normed = e.layer_norm(&x, &last.norm1);
+        let cls = e.first_rows(&normed, num_tokens);
+        [e.linear(&cls, &last.qkv.outputs(0..dim)), e.linear(&normed, &last.qkv.outputs(dim..2 * dim))]
+    }
+
     /// Predicted patches `[batch·L, values]`, value order (row, column, channel), in units of the normalised target.
     /// `patches` is `[batch·L, values]`, value order (channel, row, column), of which the encoder gets those visible
     /// under `order`.
