@@ -26,6 +26,8 @@ mod stream;
 #[cfg(any(test, feature = "testing"))]
 #[doc(hidden)]
 pub mod testing;
+#[cfg(test)]
+mod twins;
 
 pub use error::DeviceError;
 pub use gpu::{Gpu, free_bytes};

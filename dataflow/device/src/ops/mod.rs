@@ -3,6 +3,7 @@
 
 mod activation;
 mod attention;
+mod head;
 mod masking;
 mod norm;
 mod order;
@@ -11,4 +12,5 @@ mod tokens;
 mod vectors;
 
 pub use attention::AttentionShape;
+pub use head::HeadNorm;
 pub use vectors::{AdamWPieces, AdamWStep};
