@@ -17,4 +17,4 @@ mod list;
 mod task;
 
 pub use list::{TASKS, TaskChoice};
-pub use task::{At, Figure, Noise, Share, Targets, Task, TaskFacts, TaskKind, Tokens, Total, Want};
+pub use task::{At, Figure, LinearHead, Noise, Share, Targets, Task, TaskFacts, TaskKind, Tokens, Total, Want};
