@@ -13,6 +13,7 @@
 //! | `product` | products by cuBLASLt |
 //! | `graph` | work that repeats, launched as a whole |
 //! | `ops` | the kernels as methods of a stream |
+//! | `selftest` | every operation beside plain f64 on the host, whose formulas are in `twins` |
 
 mod error;
 mod gpu;
@@ -22,11 +23,11 @@ mod libraries;
 mod memory;
 pub mod ops;
 mod product;
+mod selftest;
 mod stream;
 #[cfg(any(test, feature = "testing"))]
 #[doc(hidden)]
 pub mod testing;
-#[cfg(test)]
 mod twins;
 
 pub use error::DeviceError;
@@ -37,4 +38,5 @@ pub use image::{OPTIONS, SOURCES, source};
 pub use libraries::{DeviceFacts, Library, Survey, survey};
 pub use memory::{Act, ActView, Element, Mem, View};
 pub use product::{Matrix, Product};
+pub use selftest::{Outcome, selftest};
 pub use stream::{Precision, Priority, Stream};
