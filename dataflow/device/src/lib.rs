@@ -12,6 +12,7 @@
 //! | `stream` | work in order |
 //! | `product` | products by cuBLASLt |
 //! | `graph` | work that repeats, launched as a whole |
+//! | `timing` | which products are computed, and how long they take |
 //! | `ops` | the kernels as methods of a stream |
 //! | `selftest` | every operation beside plain f64 on the host, whose formulas are in `twins` |
 
@@ -28,6 +29,7 @@ mod stream;
 #[cfg(any(test, feature = "testing"))]
 #[doc(hidden)]
 pub mod testing;
+mod timing;
 mod twins;
 
 pub use error::DeviceError;
@@ -40,3 +42,4 @@ pub use memory::{Act, ActView, Element, Mem, View};
 pub use product::{Matrix, Product};
 pub use selftest::{Outcome, selftest};
 pub use stream::{Precision, Priority, Stream};
+pub use timing::{ProductKind, recorded, time_products};

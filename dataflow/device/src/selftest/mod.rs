@@ -9,15 +9,13 @@ mod vectors;
 
 use std::cell::RefCell;
 
-use serde::Serialize;
-
 use crate::error::DeviceError;
 use crate::gpu::Gpu;
 use crate::stream::{Precision, Priority, Stream};
 use trial::Trial;
 
 /// How far an operation is from what the host computes.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
     /// The operation, as its method of [`Stream`] is called.
     pub operation: &'static str,
@@ -25,17 +23,11 @@ pub struct Outcome {
     pub precision: &'static str,
     /// The largest error over all shapes: of a value beside the largest of its result (in bf16 beside itself), for
     /// attention and products of all values beside all. Infinite where a value is NaN or was not written.
-    #[serde(serialize_with = "finite")]
     pub error: f64,
     /// The most that it may be; 0 where results have to be equal.
     pub limit: f64,
     /// Number of values that were compared.
     pub num_values: usize,
-}
-
-/// JSON has no infinity: the largest number stands for it.
-fn finite<S: serde::Serializer>(error: &f64, to: S) -> Result<S::Ok, S::Error> {
-    to.serialize_f64(error.min(f64::MAX))
 }
 
 impl Outcome {

@@ -67,7 +67,7 @@ impl CudaLane {
         Ok(CudaLane {
             model: model.clone(),
             positions,
-            graphs: Graphs::of(&stream, model.vit.layout.len),
+            graphs: Graphs::of(&stream, model.vit.layout.len)?,
             stream,
             network,
             linear_head: model.task.linear_head(),
