@@ -19,7 +19,7 @@ use trial::Trial;
 pub struct Outcome {
     /// The operation, as its method of [`Stream`] is called.
     pub operation: &'static str,
-    /// The precision of its activations and products: f32, tf32 or bf16.
+    /// The precision of its activations and products, f32, tf32 or bf16; `all` where they do not depend on it.
     pub precision: &'static str,
     /// The largest error over all shapes: of a value beside the largest of its result (in bf16 beside itself), for
     /// attention and products of all values beside all. Infinite where a value is NaN or was not written.
@@ -70,8 +70,8 @@ const OF_ALL: &[Check] = &[
 pub fn selftest(gpu: &Gpu, tell: &mut dyn FnMut(&Outcome)) -> Result<(), DeviceError> {
     for (precision, name) in [(Precision::F32, "f32"), (Precision::Tf32, "tf32"), (Precision::Bf16, "bf16")] {
         let stream = Stream::new(gpu, precision, Priority::Normal)?;
-        let checks = OF_PRECISION.iter().chain(OF_ALL.iter().filter(|_| precision == Precision::F32));
-        for check in checks {
+        let of_all = OF_ALL.iter().filter(|_| precision == Precision::F32).map(|check| (check, "all"));
+        for (check, name) in OF_PRECISION.iter().map(|check| (check, name)).chain(of_all) {
             let trial = Trial { stream: &stream, precision: name, outcomes: RefCell::default() };
             check(&trial)?;
             trial.outcomes.into_inner().iter().for_each(&mut *tell);
