@@ -80,7 +80,7 @@ fn the_self_test_runs_every_operation_and_names_what_is_wrong() {
     }
     let ended = emulated(&place, &[("FAKE_LOST_AFTER", "3000")], &["gpu", "selftest"]);
     let line = &ended.err;
-    assert!(ended.code == Some(1) && line.contains("the GPU failed in") && line.contains(", after "), "{ended:#?}");
+    assert!(ended.code == Some(70) && line.contains("the GPU failed in") && line.contains(", after "), "{ended:#?}");
     let ended = emulated(&place, &[("FAKE_NO_DEVICE", "1")], &["gpu", "selftest"]);
     assert!(ended.code == Some(78) && ended.err.contains("no GPU can be used: "), "{ended:#?}");
 }

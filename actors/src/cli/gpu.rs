@@ -45,7 +45,7 @@ struct Info {
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 One line an operation and precision: the largest error over a few shapes, and its limit. Takes seconds. Ends with 0 if
-all are within their limits, with 1 if one is not or the GPU fails, with 78 if there is no GPU to use.
+all are within their limits, with 1 if one is not, 70 if the GPU fails, 78 if there is no GPU to use.
 
 Examples:
   mlomae gpu selftest
@@ -66,11 +66,16 @@ impl Args {
     }
 }
 
+/// The GPU fails.
+pub(super) fn failed(error: &DeviceError) -> CliError {
+    CliError::new(ExitCode::Internal, error.to_string())
+}
+
 /// The first GPU, opened.
 pub(super) fn open() -> Result<Gpu, CliError> {
     Gpu::open().map_err(|error| match error {
         DeviceError::Missing(problem) => CliError::new(ExitCode::Config, format!("no GPU can be used: {problem}")),
-        error => CliError::new(ExitCode::Failed, error.to_string()),
+        error => failed(&error),
     })
 }
 
@@ -102,7 +107,7 @@ impl Selftest {
             let last = outcomes
                 .last()
                 .map_or_else(|| "before the first operation".to_owned(), |outcome| format!("after {}", name(outcome)));
-            return Err(CliError::new(ExitCode::Failed, format!("{problem}, {last}")));
+            return Err(CliError::new(ExitCode::Internal, format!("{problem}, {last}")));
         }
         if !wrong.is_empty() {
             let line = format!("{} of {} operations are wrong: {}", wrong.len(), outcomes.len(), wrong.join(", "));

@@ -15,7 +15,8 @@ use crate::process::error::CliError;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 An outer iteration of a preset is computed once, and every kind of product that it has is then timed on random values
-with its launches left out. Attention, which has kernels of its own, is no part of it. Ends with 78 without a GPU.
+with its launches left out. Attention, which has kernels of its own, is no part of it. Ends with 70 if
+the GPU fails, 78 without one.
 
 Examples:
   mlomae gpu products --preset base --precision bf16
@@ -111,7 +112,6 @@ impl Products {
         };
         let low = self.precision == Precision::Bf16;
         let ms = f64::from(self.ms);
-        let failed = |error: mlomae_device::DeviceError| CliError::new(ExitCode::Failed, error.to_string());
         let mut peak_tflops = None;
         if let Some(side) = self.peak.map(usize::from) {
             let plain = [false; 2];
@@ -121,7 +121,7 @@ impl Products {
             time_products(gpu, precision, &[kind], 10.0 * ms, &mut |kind, seconds| {
                 peak_tflops = Some(kind.flops() / seconds * 1e-12);
             })
-            .map_err(failed)?;
+            .map_err(|error| super::gpu::failed(&error))?;
         }
         let percent = |tflops: f64| peak_tflops.map(|peak| 100.0 * tflops / peak);
         let names: Vec<ProductKind> = kinds.iter().map(|(kind, _)| *kind).collect();
@@ -144,7 +144,7 @@ impl Products {
                 percent_of_time: 0.0,
             });
         })
-        .map_err(failed)?;
+        .map_err(|error| super::gpu::failed(&error))?;
         let us = |row: &Row| row.us * row.calls as f64;
         let total_us: f64 = products.iter().map(us).sum();
         products.iter_mut().for_each(|row| row.percent_of_time = 100.0 * us(row) / total_us);
