@@ -87,9 +87,6 @@ mod tests {
     use super::*;
     use crate::testing;
 
-    /// Kernels that are launched only for long inputs or shapes that few networks have.
-    const ELSEWHERE: [&str; 0] = [];
-
     #[test]
     fn every_kernel_is_run_and_right() {
         let table = include_str!("../../../../tests/gpu/registers.json");
@@ -107,6 +104,6 @@ mod tests {
         assert_eq!(names.len(), outcomes.len(), "one line each");
         let launched = testing::launched();
         let missing: Vec<_> = kernels.iter().filter(|name| !launched.contains(**name)).collect();
-        assert_eq!(missing, ELSEWHERE.iter().collect::<Vec<_>>(), "kernels that the self-test does not run");
+        assert!(missing.is_empty(), "kernels that the self-test does not run: {missing:?}");
     }
 }

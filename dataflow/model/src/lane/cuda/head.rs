@@ -142,6 +142,8 @@ impl CudaLane {
             }
             (_, c, Taps::Host(taps)) => Ok(self.evaluate_on_host(&self.on_host(c)?, taps, y, noise, want)?.into()),
             (_, _, Taps::Device(_)) => {
+                // A graph that failed has left no tokens.
+                self.stream.wait()?;
                 Err(ModelError::Lane { lane: "cuda", problem: "a head and its tokens are in two places".to_owned() })
             }
         }
