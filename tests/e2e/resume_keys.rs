@@ -7,7 +7,7 @@ use mlomae_dataflow::config::{OnResume, rules};
 use crate::place::{Ended, Place};
 
 /// Another valid value of every key than the one of the run.
-const OTHER: [(&str, &str); 120] = [
+const OTHER: [(&str, &str); 121] = [
     ("seed", "4"),
     ("engine", "auto"),
     ("run.root", "elsewhere"),
@@ -60,6 +60,7 @@ const OTHER: [(&str, &str); 120] = [
     ("mask.hidden", "11"),
     ("mask.ratio", "0.5"),
     ("mask.explore", "0.5"),
+    ("mask.noise", "red"),
     ("method.unroll", "3"),
     ("method.hypergradient", "published"),
     ("method.multitask", "true"),

@@ -46,6 +46,7 @@ impl Model {
             dim: c.dim,
             input: c.mask_input,
             hidden: c.mask_hidden,
+            noise: c.mask_noise,
         };
         Ok(Model {
             config: config.clone(),

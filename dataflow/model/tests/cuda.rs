@@ -164,12 +164,13 @@ fn compare_policy(
     }
 }
 
-const NETWORKS: [(&str, MaskInput); 5] = [
+const NETWORKS: [(&str, MaskInput); 6] = [
     ("flat-mlp", MaskInput::Embedding),
     ("flat-mlp", MaskInput::Pixels),
     ("token-mlp", MaskInput::Embedding),
     ("token-mlp", MaskInput::Pixels),
     ("random", MaskInput::Pixels),
+    ("noise", MaskInput::Pixels),
 ];
 
 #[test]

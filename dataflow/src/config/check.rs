@@ -1,7 +1,7 @@
 //! Relations between keys, which no single key's range can express.
 
 use mlomae_model::MaskInput;
-use mlomae_model::masking::{MaskSelect, MaskWeights};
+use mlomae_model::masking::{MaskNoise, MaskSelect, MaskWeights};
 use mlomae_model::policy::Estimator;
 use mlomae_storage::dataset::{DataError, Split, check_exclude};
 use mlomae_storage::run_dir::{RUN_ID_RULE, is_run_id};
@@ -307,6 +307,10 @@ impl Config {
             ));
         }
         self.check_policy(errors);
+        if self.mask.noise != MaskNoise::default() && strategy.name() != "noise" {
+            let problem = format!("has no meaning with mask.strategy = \"{strategy}\"");
+            errors.push(error("mask.noise", quoted(&self.mask.noise), problem, "green, or mask.strategy = \"noise\""));
+        }
         if !strategy.is_learned() && self.mask.explore > 0.0 {
             errors.push(error(
                 "mask.explore",

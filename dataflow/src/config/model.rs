@@ -1,6 +1,6 @@
 //! `[model]` and `[mask]`: the shapes of the networks.
 
-use mlomae_model::masking::{MaskSelect, MaskWeights, MaskingChoice};
+use mlomae_model::masking::{MaskNoise, MaskSelect, MaskWeights, MaskingChoice};
 use mlomae_model::{MaskInput, PosEmbed};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -140,6 +140,8 @@ pub struct MaskConfig {
     /// With `select = "sample"`: draws follow the scores the more closely the lower it is.
     #[schemars(range(min = 0.01, max = 100.0))]
     pub temperature: f64,
+    /// With `strategy = "noise"`: the colour of the noise.
+    pub noise: MaskNoise,
 }
 
 impl Default for MaskConfig {
@@ -153,6 +155,7 @@ impl Default for MaskConfig {
             weights: MaskWeights::default(),
             select: MaskSelect::default(),
             temperature: 1.0,
+            noise: MaskNoise::default(),
         }
     }
 }

@@ -64,7 +64,7 @@ const FREE: [&str; 41] = [
 ];
 
 /// Keys that take effect and change results.
-const TOLD: [&str; 42] = [
+const TOLD: [&str; 43] = [
     "data.augment.crop",
     "data.augment.crop_padding",
     "data.augment.min_area",
@@ -75,6 +75,7 @@ const TOLD: [&str; 42] = [
     "mask.weights",
     "mask.select",
     "mask.temperature",
+    "mask.noise",
     "method.hypergradient",
     "method.precondition",
     "method.ridge_penalty",

@@ -91,6 +91,7 @@ pub fn model_config(config: &Config, image: usize, channels: usize, num_classes:
         mask_input: config.mask.input,
         mask_hidden: config.mask.hidden,
         mask_weights: config.mask.weights,
+        mask_noise: config.mask.noise,
         task: config.method.task,
         num_classes,
     }

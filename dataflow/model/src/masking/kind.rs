@@ -43,6 +43,22 @@ pub enum Needs {
     Embedding,
 }
 
+/// What the strategy [`noise`](super::noise) filters out of white noise: its colour.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum MaskNoise {
+    /// Low frequencies: large pieces.
+    Red,
+    /// High frequencies: visible patches keep apart.
+    Blue,
+    /// A band between them: pieces of a middle size. The best one of the paper.
+    #[default]
+    Green,
+    /// All but that band.
+    Purple,
+}
+
 /// How the scores of a learned masking choose patches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -245,6 +261,8 @@ pub struct MaskingFacts {
     pub input: MaskInput,
     /// Hidden width of a masking network.
     pub hidden: usize,
+    /// What the strategy `noise` filters.
+    pub noise: MaskNoise,
 }
 
 impl MaskingFacts {

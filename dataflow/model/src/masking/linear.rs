@@ -158,7 +158,7 @@ impl Masking for Linear {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::masking::MaskInput;
+    use crate::masking::{MaskInput, MaskNoise};
 
     #[test]
     fn scores_read_contrast_and_brightness_and_have_their_gradient() {
@@ -170,6 +170,7 @@ mod tests {
             dim: 4,
             input: MaskInput::Pixels,
             hidden: 1,
+            noise: MaskNoise::default(),
         };
         let linear = Linear::new(&facts);
         let mut images = vec![0.0; 3 * 4 * 8];
