@@ -7,7 +7,7 @@ use mlomae_dataflow::config::{OnResume, rules};
 use crate::place::{Ended, Place};
 
 /// Another valid value of every key than the one of the run.
-const OTHER: [(&str, &str); 133] = [
+const OTHER: [(&str, &str); 134] = [
     ("seed", "4"),
     ("engine", "auto"),
     ("run.root", "elsewhere"),
@@ -73,6 +73,7 @@ const OTHER: [(&str, &str); 133] = [
     ("mask.oracle_masked", "half"),
     ("mask.oracle_weight", "10"),
     ("mask.oracle_background", "0"),
+    ("mask.noise", "red"),
     ("method.unroll", "3"),
     ("method.hypergradient", "published"),
     ("method.multitask", "true"),

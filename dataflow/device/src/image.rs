@@ -21,6 +21,7 @@ pub const SOURCES: &[(&str, &str)] = &[
     ("images.cu", include_str!("../kernels/images.cu")),
     ("order.cu", include_str!("../kernels/order.cu")),
     ("masking.cu", include_str!("../kernels/masking.cu")),
+    ("head.cu", include_str!("../kernels/head.cu")),
     ("attention.cu", include_str!("../kernels/attention.cu")),
     ("attention_mma.cu", include_str!("../kernels/attention_mma.cu")),
     ("attention_mma_grad.cu", include_str!("../kernels/attention_mma_grad.cu")),

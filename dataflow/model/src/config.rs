@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::choice::{Choice, Named};
 use crate::masking::attention::AttentionConfig;
 use crate::masking::oracle::OracleConfig;
-use crate::masking::{MaskInput, MaskWeights, MaskingKind, mixture};
+use crate::masking::{MaskInput, MaskNoise, MaskWeights, MaskingKind, mixture};
 use crate::tasks::TaskKind;
 
 /// Whether the position embeddings of encoder and decoder are trained.
@@ -72,6 +72,9 @@ pub struct ModelConfig {
     /// Strategies of the masking `mixture` with their weights.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub mask_mixture: BTreeMap<String, f64>,
+    /// Noise of the strategy `noise`.
+    #[serde(default)]
+    pub mask_noise: MaskNoise,
     /// The downstream task.
     pub task: Choice<dyn TaskKind>,
     /// Classes of the data.
@@ -101,6 +104,7 @@ impl Default for ModelConfig {
             mask_attention: AttentionConfig::default(),
             mask_parts: default_num_parts(),
             mask_mixture: BTreeMap::new(),
+            mask_noise: MaskNoise::default(),
             task: Choice::default(),
             num_classes: 10,
         }

@@ -50,6 +50,7 @@ impl Model {
             attention: c.mask_attention,
             num_parts: c.mask_parts,
             mixture: mixture::strategies(&c.mask_mixture).unwrap_or_default().into(),
+            noise: c.mask_noise,
         };
         Ok(Model {
             config: config.clone(),

@@ -9,13 +9,16 @@ use mlomae_model::hypergradient::{Carried, Cg, Clean, Hypergradient, Published, 
 use mlomae_model::images::{Scaling, Window};
 use mlomae_model::init::{normals, tensor_rng};
 use mlomae_model::lane::cuda::CudaLane;
-use mlomae_model::lane::{CpuLane, LabelledImages, Lane};
+use mlomae_model::lane::{CpuLane, Downstream, LabelledImages, Lane};
+use mlomae_model::layout::SharedLayout;
 use mlomae_model::levels::optimizer::{AdamW, AdamWConfig, DecayGroup};
 use mlomae_model::masking::{MASKINGS, MaskInput, MaskRule, MaskSelect, MaskWeights, MaskingChoice};
+use mlomae_model::parallel::arena::Buffer;
 use mlomae_model::policy::Estimator;
 use mlomae_model::rng::{Purpose, below, keyed};
-use mlomae_model::tasks::{Noise, Targets};
-use mlomae_model::{Images, Level, Model, ModelConfig, PerLevel, Precision, RawImages, Vector};
+use mlomae_model::tap::Tap;
+use mlomae_model::tasks::{At, Figure, Noise, Share, Targets, Task, Tokens, Total, Want};
+use mlomae_model::{Images, Level, Model, ModelConfig, ModelError, PerLevel, Precision, RawImages, Vector};
 
 const BATCH: usize = 5;
 
@@ -105,10 +108,12 @@ fn results(
                 }
                 Event::Finetune(g) => {
                     push("finetune loss", vec![g.loss]);
+                    push("finetune accuracy", g.figures.clone());
                     push("finetune gradient", wide(&g.gradient));
                 }
                 Event::Direction(v) => {
                     push("mask loss", vec![v.loss]);
+                    push("mask accuracy", v.figures.clone());
                     push("v0", v.v0.clone());
                     push("v1", wide(&v.v1));
                     push("w", wide(&v.w));
@@ -164,12 +169,13 @@ fn compare_policy(
     }
 }
 
-const NETWORKS: [(&str, MaskInput); 5] = [
+const NETWORKS: [(&str, MaskInput); 6] = [
     ("flat-mlp", MaskInput::Embedding),
     ("flat-mlp", MaskInput::Pixels),
     ("token-mlp", MaskInput::Embedding),
     ("token-mlp", MaskInput::Pixels),
     ("random", MaskInput::Pixels),
+    ("noise", MaskInput::Pixels),
 ];
 
 #[test]
@@ -180,6 +186,88 @@ fn a_gpu_computes_what_the_cpu_does() {
     }
     compare("flat-mlp", MaskInput::Embedding, &Clean, Precision::F32, 1e-4);
     compare("token-mlp", MaskInput::Pixels, &Published, Precision::F32, 1e-4);
+}
+
+/// A task whose head no device knows.
+#[derive(Debug)]
+struct Unknown(Arc<dyn Task>);
+
+impl Task for Unknown {
+    fn reads(&self) -> &[Tap] {
+        self.0.reads()
+    }
+    fn layout(&self) -> &SharedLayout {
+        self.0.layout()
+    }
+    fn init(&self, seed: u64) -> Buffer {
+        self.0.init(seed)
+    }
+    fn loss_unit(&self) -> &'static str {
+        self.0.loss_unit()
+    }
+    fn figures(&self) -> &[Figure] {
+        self.0.figures()
+    }
+    fn total(&self, y: &Targets) -> Total {
+        self.0.total(y)
+    }
+    fn evaluate(&self, at: &At<'_>, want: Want) -> Result<Share, ModelError> {
+        self.0.evaluate(at, want)
+    }
+    fn predict(&self, c: &[f64], z: &[Tokens<'_>]) -> Vec<f32> {
+        self.0.predict(c, z)
+    }
+}
+
+/// Both lanes compute the same tokens, so that only the rounding of f64 and, of what becomes f32, that of f32 differs.
+#[test]
+fn a_head_on_the_device_is_that_on_the_host() {
+    drop(mlomae_device::testing::gpu());
+    let here = Arc::new(Model::new(&config("flat-mlp", MaskInput::Embedding)).unwrap());
+    assert!(here.task.linear_head().is_some());
+    let mut elsewhere = (*here).clone();
+    elsewhere.task = Arc::new(Unknown(elsewhere.task));
+    let elsewhere = Arc::new(elsewhere);
+    for (form, precision) in [(&Tangent as &dyn Hypergradient, Precision::F32), (&Published, Precision::Bf16)] {
+        let [ours, host] = [&here, &elsewhere].map(|model| {
+            let mut lane = CudaLane::open(model, precision).unwrap();
+            results(&mut lane, form)
+        });
+        assert_eq!(ours.len(), host.len());
+        // What follows of the first head's gradient: bf16 makes a step of its last place out of a bit of f32.
+        let first = ours.iter().zip(&host).take_while(|((name, _), _)| name.starts_with('0'));
+        for ((name, a), (_, b)) in first {
+            let what = &name[2..];
+            let limit = match what {
+                "finetune loss" | "finetune accuracy" => 1e-13,
+                "mask loss" | "mask accuracy" | "v0" => 1e-7,
+                "v1" | "w" | "hypergradient" if precision == Precision::Bf16 => 2e-2,
+                _ => 1e-5,
+            };
+            let error = error(a, b);
+            println!("{} {precision} {name:26} {error:.1e}", form.name());
+            assert!(error <= limit, "{} {precision} {name}: {error}", form.name());
+        }
+    }
+}
+
+#[test]
+fn a_class_that_the_head_does_not_know_is_refused_on_the_device_too() {
+    drop(mlomae_device::testing::gpu());
+    let model = Arc::new(Model::new(&config("flat-mlp", MaskInput::Embedding)).unwrap());
+    let mut lane = CudaLane::open(&model, Precision::F32).unwrap();
+    let up = |values: Vector| lane.upload(&values).unwrap();
+    let [theta, c] = [Level::Pretrain, Level::Finetune].map(|level| up(Vector::from(model.init(level, 1))));
+    let pixels = up(images(&model.config, "f"));
+    let none = up(Vector::from(vec![0.0; 0]));
+    for (classes, problem) in [([0, 1, 4, 3, 1], "a class must be in 0..4, got 4"), ([0, -1, 0, 0, 0], "got -1")] {
+        let targets = Targets::Classes(classes.into());
+        let finetune = LabelledImages { images: &pixels, targets: &targets };
+        let at =
+            Downstream { theta: &theta, c: &c, finetune, validation: LabelledImages { images: &none, ..finetune } };
+        let error = lane.finetune(&at, None, false).unwrap_err().to_string();
+        assert!(error.contains(problem), "{error}");
+    }
 }
 
 #[test]

@@ -5,7 +5,7 @@ use mlomae_model::masking::attention::Attended;
 use mlomae_model::masking::mixture;
 use mlomae_model::masking::oracle::OracleMasked;
 use mlomae_model::masking::schedule::MaskSchedule;
-use mlomae_model::masking::{MaskSelect, MaskWeights};
+use mlomae_model::masking::{MaskNoise, MaskSelect, MaskWeights};
 use mlomae_model::policy::Estimator;
 use mlomae_storage::dataset::{DataError, Split, check_exclude};
 use mlomae_storage::run_dir::{RUN_ID_RULE, is_run_id};
@@ -408,6 +408,10 @@ impl Config {
             ));
         }
         self.check_policy(errors);
+        if self.mask.noise != MaskNoise::default() && strategy.name() != "noise" {
+            let problem = format!("has no meaning with mask.strategy = \"{strategy}\"");
+            errors.push(error("mask.noise", quoted(&self.mask.noise), problem, "green, or mask.strategy = \"noise\""));
+        }
         if let (false, Some((key, explore))) = (strategy.is_learned(), self.mask.exploration()) {
             let problem = format!("has no meaning with mask.strategy = \"{strategy}\", which has no scores");
             errors.push(error(key, explore, problem, "0"));

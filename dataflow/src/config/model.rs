@@ -7,7 +7,7 @@ use mlomae_model::masking::attention::Attended;
 use mlomae_model::masking::mixture;
 use mlomae_model::masking::oracle::{self, OracleConfig, OracleMasked};
 use mlomae_model::masking::schedule::{Course, MaskSchedule, Scheduled};
-use mlomae_model::masking::{MaskSelect, MaskWeights, MaskingChoice};
+use mlomae_model::masking::{MaskNoise, MaskSelect, MaskWeights, MaskingChoice};
 use mlomae_model::{MaskInput, PosEmbed};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -158,6 +158,8 @@ pub struct MaskConfig {
     /// the lower it is.
     #[schemars(range(min = 0.01, max = 100.0))]
     pub temperature: f64,
+    /// With `strategy = "noise"`: the colour of the noise.
+    pub noise: MaskNoise,
     /// Decay of the average over θ's past, for each level-1 step, of the teacher that the strategies `attention`, `parts`
     /// and `loss` read; 0 for θ itself.
     #[schemars(range(min = 0.0, max = 0.99999))]
@@ -272,6 +274,7 @@ impl Default for MaskConfig {
             oracle_weight: 1.0,
             oracle_background: 1.0,
             mixture: BTreeMap::new(),
+            noise: MaskNoise::default(),
         }
     }
 }

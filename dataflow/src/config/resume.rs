@@ -64,7 +64,7 @@ const FREE: [&str; 41] = [
 ];
 
 /// Keys that take effect and change results.
-const TOLD: [&str; 54] = [
+const TOLD: [&str; 55] = [
     "data.augment.crop",
     "data.augment.crop_padding",
     "data.augment.min_area",
@@ -87,6 +87,7 @@ const TOLD: [&str; 54] = [
     "mask.oracle_masked",
     "mask.oracle_weight",
     "mask.oracle_background",
+    "mask.noise",
     "method.hypergradient",
     "method.precondition",
     "method.ridge_penalty",

@@ -104,6 +104,7 @@ pub fn model_config(config: &Config, image: usize, channels: usize, num_classes:
         mask_attention: AttentionConfig { masked: config.mask.attention, hints: config.mask.hints },
         mask_parts: config.mask.parts,
         mask_mixture: config.mask.mixture.clone(),
+        mask_noise: config.mask.noise,
         task: config.method.task,
         num_classes,
     }

@@ -38,7 +38,8 @@ impl Stream {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tokens::tests::{each, values};
+    use super::super::tokens::tests::each;
+    use crate::twins::values;
 
     /// B, C, S.
     const SHAPES: [[usize; 3]; 7] = [[3, 3, 8], [2, 1, 5], [4, 3, 6], [1, 1, 1], [2, 3, 7], [9, 1, 28], [5, 2, 4]];

@@ -3,6 +3,7 @@
 
 mod activation;
 mod attention;
+mod head;
 mod images;
 mod masking;
 mod norm;
@@ -12,5 +13,6 @@ mod tokens;
 mod vectors;
 
 pub use attention::AttentionShape;
+pub use head::HeadNorm;
 pub use images::WINDOW_WORDS;
 pub use vectors::{AdamWPieces, AdamWStep};

@@ -63,6 +63,22 @@ impl Needs {
     }
 }
 
+/// What the strategy [`noise`](super::noise) filters out of white noise: its colour.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum MaskNoise {
+    /// Low frequencies: large pieces.
+    Red,
+    /// High frequencies: visible patches keep apart.
+    Blue,
+    /// A band between them: pieces of a middle size. The best one of the paper.
+    #[default]
+    Green,
+    /// All but that band.
+    Purple,
+}
+
 /// How the scores of a learned masking choose patches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -298,9 +314,30 @@ pub struct MaskingFacts {
     pub num_parts: usize,
     /// The strategies of a mixture with their weights.
     pub mixture: Arc<[(MaskingChoice, f64)]>,
+    /// What the strategy `noise` filters.
+    pub noise: MaskNoise,
 }
 
 impl MaskingFacts {
+    /// Facts for tests: patches of three values, and defaults.
+    #[cfg(test)]
+    pub(super) fn of_grid(grid: usize, num_visible: usize) -> Self {
+        MaskingFacts {
+            grid,
+            patch_values: 3,
+            channels: 3,
+            num_visible,
+            dim: 4,
+            input: MaskInput::Pixels,
+            hidden: 1,
+            oracle: OracleConfig::default(),
+            attention: AttentionConfig::default(),
+            num_parts: 7,
+            mixture: Arc::default(),
+            noise: MaskNoise::default(),
+        }
+    }
+
     /// L: patches of an image.
     #[must_use]
     pub const fn num_patches(&self) -> usize {

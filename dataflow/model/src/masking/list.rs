@@ -1,7 +1,7 @@
 //! The list of maskings.
 
 use super::kind::MaskingKind;
-use super::{attention, flat, linear, loss, mixture, oracle, parts, random, token};
+use super::{attention, block, flat, grid, linear, loss, mixture, noise, oracle, parts, random, token};
 use crate::choice::{Choice, Registry};
 
 /// Every masking; the first is the default.
@@ -10,6 +10,9 @@ pub static MASKINGS: &[&dyn MaskingKind] = &[
     &token::Kind,
     &linear::Kind,
     &random::Kind,
+    &block::Kind,
+    &grid::Kind,
+    &noise::Kind,
     &attention::Kind,
     &parts::Kind,
     &loss::Kind,

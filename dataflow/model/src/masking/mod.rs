@@ -7,13 +7,18 @@
 //! To add a masking, implement [`Masking`] and [`MaskingKind`] in a file here, and add it to [`MASKINGS`].
 
 pub mod attention;
+pub mod block;
+#[cfg(test)]
+mod fixed_tests;
 pub mod flat;
+pub mod grid;
 mod kind;
 mod layers;
 pub mod linear;
 mod list;
 pub mod loss;
 pub mod mixture;
+pub mod noise;
 pub mod oracle;
 pub mod order;
 pub mod parts;
@@ -23,8 +28,8 @@ pub mod token;
 pub mod weights;
 
 pub use kind::{
-    Kept, MaskInput, MaskNetwork, MaskRule, MaskSelect, Masking, MaskingFacts, MaskingKind, Needs, NetworkRows, Scored,
-    Trace,
+    Kept, MaskInput, MaskNetwork, MaskNoise, MaskRule, MaskSelect, Masking, MaskingFacts, MaskingKind, Needs,
+    NetworkRows, Scored, Trace,
 };
 pub use list::{MASKINGS, MaskingChoice};
 pub use weights::{LossWeights, MaskWeights};

@@ -18,4 +18,6 @@ pub mod ridge;
 mod task;
 
 pub use list::{TASKS, TaskChoice};
-pub use task::{At, Figure, Noise, Share, TapCotangents, Targets, Task, TaskFacts, TaskKind, Tokens, Total, Want};
+pub use task::{
+    At, Figure, LinearHead, Noise, Share, TapCotangents, Targets, Task, TaskFacts, TaskKind, Tokens, Total, Want,
+};

@@ -1,6 +1,7 @@
 use super::*;
-use crate::ops::norm::tests::{placed, wide};
-use crate::ops::tokens::tests::{assert_close, each, values};
+use crate::ops::norm::tests::placed;
+use crate::ops::tokens::tests::{assert_close, each};
+use crate::twins::{values, wide};
 
 #[test]
 fn adamw_follows_the_definition() {

@@ -120,7 +120,11 @@ impl CudaLane {
                 let [queries, keys] = self.cls_queries_and_keys(theta, images)?;
                 Some(cls_attention(&queries, &keys, c.num_patches(), c.heads, c.dim))
             }
-            Needs::Tokens => Some(self.features_of(theta, images, &[Tap::Patches])?.concat()),
+            Needs::Tokens => {
+                let tokens = self.features_of(theta, images, &[Tap::Patches]);
+                let host = tokens.iter().map(|tokens| Ok(self.stream.download(tokens.view())?));
+                Some(host.collect::<Result<Vec<_>, ModelError>>()?.concat())
+            }
             Needs::Losses => {
                 let orders = covering_orders(images.len() / c.image_values(), c.num_patches(), num_visible, rule);
                 let pass = |order: Arc<TokenOrder>| {
