@@ -511,7 +511,7 @@ pub fn conjugate_gradients(
     b: &[f64],
     damping: f64,
     steps: usize,
-    product: &mut dyn FnMut(&[f64]) -> Result<Vec<f64>, ModelError>,
+    mut product: impl FnMut(&[f64]) -> Result<Vec<f64>, ModelError>,
 ) -> Result<Vec<f64>, ModelError> {
     let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
     let (mut u, mut residual) = (vec![0.0; b.len()], b.to_vec());
@@ -571,13 +571,13 @@ impl Hypergradient for Cg {
                 |c: &[f64], want: Want| task.evaluate(&At { c, z: z_f, y: y_f, total: total_f, noise: None }, want);
             let at_v = At { c: &c, z: z_v, y: y_v, total: total_v, noise: None };
             let mut share = task.evaluate(&at_v, Want::BOTH)?;
-            let mut product = |x: &[f64]| {
+            let product = |x: &[f64]| {
                 let epsilon = step_size(HESSIAN_ALPHA, norm_wide(x));
                 let gradient = |sign: f64| of_f(&shifted_wide(&c, sign * epsilon, x), Want { dc: true, dz: false });
                 let (plus, minus) = (gradient(1.0)?.dc, gradient(-1.0)?.dc);
                 Ok(plus.iter().zip(&minus).map(|(plus, minus)| (plus - minus) / (2.0 * epsilon)).collect())
             };
-            let u = conjugate_gradients(&share.dc, settings.cg_damping, settings.cg_steps, &mut product)?;
+            let u = conjugate_gradients(&share.dc, settings.cg_damping, settings.cg_steps, product)?;
             let dz_f = cotangent_difference(&c, &u, settings.alpha, |c| of_f(c, Want { dc: false, dz: true }))?;
             let dz_v = std::mem::take(&mut share.dz);
             found = Some(share);
@@ -610,12 +610,12 @@ mod tests {
         let product = |h: [[f64; 2]; 2]| {
             move |x: &[f64]| Ok(h.iter().map(|row| row[0] * x[0] + row[1] * x[1]).collect::<Vec<f64>>())
         };
-        let u = conjugate_gradients(&b, 0.0, 2, &mut product(h)).unwrap();
+        let u = conjugate_gradients(&b, 0.0, 2, product(h)).unwrap();
         assert!((u[0] - 1.0 / 11.0).abs() < 1e-12 && (u[1] - 7.0 / 11.0).abs() < 1e-12, "{u:?}");
-        let damped = conjugate_gradients(&b, 1.0, 2, &mut product(h)).unwrap();
+        let damped = conjugate_gradients(&b, 1.0, 2, product(h)).unwrap();
         assert!((damped[0] - 2.0 / 19.0).abs() < 1e-12 && (damped[1] - 9.0 / 19.0).abs() < 1e-12, "{damped:?}");
-        assert_eq!(conjugate_gradients(&b, 0.0, 5, &mut product([[-1.0, 0.0], [0.0, -1.0]])).unwrap(), b);
-        assert_eq!(conjugate_gradients(&[0.0; 2], 0.0, 5, &mut product(h)).unwrap(), [0.0; 2]);
+        assert_eq!(conjugate_gradients(&b, 0.0, 5, product([[-1.0, 0.0], [0.0, -1.0]])).unwrap(), b);
+        assert_eq!(conjugate_gradients(&[0.0; 2], 0.0, 5, product(h)).unwrap(), [0.0; 2]);
     }
 
     #[test]

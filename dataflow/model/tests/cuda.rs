@@ -17,6 +17,7 @@ use mlomae_model::parallel::arena::Buffer;
 use mlomae_model::policy::Estimator;
 use mlomae_model::rng::{Purpose, below, keyed};
 use mlomae_model::tap::Tap;
+use mlomae_model::tasks::ridge::Bank;
 use mlomae_model::tasks::{At, Figure, Noise, Share, Targets, Task, Tokens, Total, Want};
 use mlomae_model::{Images, Level, Model, ModelConfig, ModelError, PerLevel, Precision, RawImages, Vector};
 
@@ -231,7 +232,7 @@ fn a_head_on_the_device_is_that_on_the_host() {
     for (form, precision) in [(&Tangent as &dyn Hypergradient, Precision::F32), (&Published, Precision::Bf16)] {
         let [ours, host] = [&here, &elsewhere].map(|model| {
             let mut lane = CudaLane::open(model, precision).unwrap();
-            results(&mut lane, form)
+            results(&mut lane, form, Settings::default(), MaskSelect::Score)
         });
         assert_eq!(ours.len(), host.len());
         // What follows of the first head's gradient: bf16 makes a step of its last place out of a bit of f32.
@@ -263,8 +264,13 @@ fn a_class_that_the_head_does_not_know_is_refused_on_the_device_too() {
     for (classes, problem) in [([0, 1, 4, 3, 1], "a class must be in 0..4, got 4"), ([0, -1, 0, 0, 0], "got -1")] {
         let targets = Targets::Classes(classes.into());
         let finetune = LabelledImages { images: &pixels, targets: &targets };
-        let at =
-            Downstream { theta: &theta, c: &c, finetune, validation: LabelledImages { images: &none, ..finetune } };
+        let at = Downstream {
+            theta: &theta,
+            c: &c,
+            finetune,
+            validation: LabelledImages { images: &none, ..finetune },
+            bank: &Bank::default(),
+        };
         let error = lane.finetune(&at, None, false).unwrap_err().to_string();
         assert!(error.contains(problem), "{error}");
     }

@@ -250,7 +250,7 @@ fn the_algorithm_gives_the_same_bits_on_any_threads() {
             variants.push((MaskWeights::Normalised, weights, MaskSelect::Random));
         }
         for (form, (mask_weights, settings, select)) in
-            FORMS.iter().flat_map(|form| variants.iter().map(move |variant| (form, variant.clone())))
+            FORMS.iter().flat_map(|form| variants.iter().map(move |variant| (form, *variant)))
         {
             let world = world(&ModelConfig { mask_weights, ..config.clone() });
             for precision in [Precision::F32, Precision::Bf16] {

@@ -190,7 +190,7 @@ impl Task for Classification {
     /// One column a class: 1 for the image's own, else 0.
     fn regression(&self, y: &Targets) -> Result<Option<(usize, Vec<f64>)>, ModelError> {
         let num_classes = self.fc.outputs;
-        let rows = self.classes(y)?.iter();
+        let rows = self.head().classes(y)?.iter();
         let columns = |class: &i32| {
             let class = *class as usize;
             (0..num_classes).map(move |column| f64::from(u8::from(column == class)))
