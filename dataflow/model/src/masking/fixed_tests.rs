@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::order::order_by_keys;
-use super::{MaskInput, MaskNoise, MaskRule, Masking, MaskingChoice, MaskingFacts, Needs};
+use super::{MaskNoise, MaskRule, Masking, MaskingChoice, MaskingFacts, Needs};
 
 const COLOURS: [(&str, MaskNoise); 4] = [
     ("noise-red", MaskNoise::Red),
