@@ -54,7 +54,8 @@ Every cell, one arm on one seed, is an ordinary run in DIR/cells/ARM/seed-S, bes
 configuration, its log and seed-S.json. A second call does what is missing: finished cells are
 kept unless configuration, data, version or instruction set have changed, interrupted ones go on to
 the bit, failed ones are tried again. Ctrl-C leaves everything resumable. Results do not depend on
---jobs. DIR gets cells.parquet, summary.json and summary.md, renewed after every cell.
+--jobs. DIR gets report.html (a page with
+charts, for a browser), summary.md, summary.json and cells.parquet, renewed after every cell.
 
 Exit codes: 0 all cells finished, 1 some failed, and as of train.
 
@@ -206,10 +207,12 @@ impl Comparison<'_> {
         options: &ChildOptions,
         session: &Session<'_>,
     ) -> Result<Option<Vec<Choice>>, CliError> {
-        let trials: Vec<&PlannedArm> = trials.iter().filter(|trial| self.args.wants(&trial.name)).collect();
-        let seeds = self.file.tuning_seeds.iter();
-        let cells = seeds.flat_map(|seed| trials.iter().map(|trial| trial.cell(&self.out, *seed)));
-        let cells = cells.collect::<Result<Vec<Cell>, CliError>>()?;
+        let of = |trials: &mut dyn Iterator<Item = &PlannedArm>| -> Result<Vec<Cell>, CliError> {
+            let trials: Vec<&PlannedArm> = trials.collect();
+            let seeds = self.file.tuning_seeds.iter();
+            seeds.flat_map(|seed| trials.iter().map(|trial| trial.cell(&self.out, *seed))).collect()
+        };
+        let cells = of(&mut trials.iter().filter(|trial| self.args.wants(&trial.name)))?;
         let mut progress = Progress::new(&cells, options, session);
         run_cells(&cells, options, &mut |index, record| {
             progress.tell(&cells[index], record);
@@ -221,21 +224,23 @@ impl Comparison<'_> {
         }
         let is_higher_better = kind_of(&self.file.primary).is_none_or(|kind| kind.is_higher_better);
         let mut choices = Vec::new();
-        for arm in self.file.arms.iter().filter(|arm| !arm.grid.is_empty() && self.args.wants(&arm.name)) {
-            let own = trials.iter().filter(|trial| trial.name == arm.name);
-            let values = |trial: &&&PlannedArm| -> Vec<Option<f64>> {
-                let of_trial = cells.iter().filter(|cell| {
-                    cell.arm == trial.name
-                        && cell.dir.parent().is_some_and(|folder| folder.ends_with(trial_name(trial)))
-                });
-                of_trial
-                    .map(|cell| {
-                        let record = cell.record();
-                        record.value(&self.file.primary).filter(|_| cell.is_finished(&record, &options.evals))
-                    })
-                    .collect()
-            };
-            let found: Vec<_> = own.map(|trial| (trial.set.clone(), values(&trial))).collect();
+        for arm in self.file.arms.iter().filter(|arm| !arm.grid.is_empty()) {
+            let mut found = Vec::new();
+            let mut is_done = true;
+            for trial in trials.iter().filter(|trial| trial.name == arm.name) {
+                let mut values = Vec::new();
+                for cell in of(&mut std::iter::once(trial))? {
+                    let record = cell.record();
+                    let is_finished = cell.is_finished(&record, &options.evals);
+                    is_done &= is_finished || record.status == Status::Failed;
+                    values.push(record.value(&self.file.primary).filter(|_| is_finished));
+                }
+                found.push((trial.set.clone(), values));
+            }
+            // An arm that is not to be run stays as it is: chosen before, or not chosen.
+            if !is_done && !self.args.wants(&arm.name) {
+                continue;
+            }
             let Some(chosen) = Choice::best(&found, is_higher_better) else {
                 let line = format!("arms.{}.grid: every trial has a failed cell, so that none can be chosen", arm.name);
                 return Err(CliError::new(ExitCode::Failed, line));
@@ -255,22 +260,22 @@ impl Comparison<'_> {
         tuning: &[Choice],
         session: &Session<'_>,
     ) -> Result<(Summary, usize), CliError> {
-        let write = || -> Result<Summary, CliError> {
+        let write = |with_curves: bool| -> Result<Summary, CliError> {
             let known: Vec<Known<'_>> = cells.iter().map(|cell| (cell, cell.record())).collect();
             let (warnings, tuning) = (warnings.to_vec(), tuning.to_vec());
             let summary = summarise(&self.name, self.file, &self.file.seeds, arms, &known, warnings, tuning);
-            output::write(&self.out, &summary, &known, &self.file.evals)?;
+            output::write(&self.out, &summary, &known, &self.file.evals, with_curves)?;
             Ok(summary)
         };
-        let mut summary = write()?;
+        write(false)?;
         let wanted: Vec<Cell> = cells.iter().filter(|cell| self.is_wanted(cell)).cloned().collect();
         let mut progress = Progress::new(&wanted, options, session);
         run_cells(&wanted, options, &mut |index, record| {
             progress.tell(&wanted[index], record);
-            summary = write()?;
-            Ok(())
+            write(false).map(|_| ())
         })?;
         drop(progress);
+        let summary = write(true)?;
         let num_failed = wanted.iter().filter(|cell| cell.record().status == Status::Failed).count();
         Ok((summary, num_failed))
     }
@@ -285,7 +290,7 @@ impl Comparison<'_> {
     ) -> Result<(), CliError> {
         if let Some(summary) = summary {
             print_verdicts(summary, session)?;
-            writeln!(session.out, "results     {}", self.out.join("summary.md").display())?;
+            writeln!(session.out, "results     {}", self.out.join("report.html").display())?;
         }
         if let Some(reason) = options.stop.reason() {
             tracing::info!(kind = "compare", "interrupted; the same command goes on");
@@ -325,7 +330,7 @@ impl Comparison<'_> {
                 let cell = arm.cell(&self.out, *seed)?;
                 let record = cell.record();
                 if cell.is_finished(&record, &self.file.evals) {
-                    took.push(record.seconds);
+                    took.push(record.seconds + record.judge_seconds);
                 } else if arm.trial.is_some() && self.args.wants(&arm.name) || self.is_wanted(&cell) {
                     missing += 1;
                 }
@@ -360,8 +365,8 @@ impl Comparison<'_> {
         }
         writeln!(
             out,
-            "\n{num_missing} of {num_all} cells to run: {} GFLOP, {} of training alone on this machine, and their \
-             evaluations",
+            "\n{num_missing} of {num_all} cells to run: {} GFLOP, {} one after the other; times are of finished cells \
+             with their evaluations, else of a short stretch of training, to which evaluations come",
             amount_text(gflop),
             time_text(seconds)
         )?;
@@ -372,8 +377,8 @@ impl Comparison<'_> {
     }
 }
 
-fn trial_name(trial: &PlannedArm) -> String {
-    format!("trial-{}", trial.trial.unwrap_or(0))
+fn seeds_text(number: usize) -> String {
+    if number == 1 { "1 seed".to_owned() } else { format!("{number} seeds") }
 }
 
 fn time_text(seconds: f64) -> String {
@@ -398,12 +403,12 @@ fn print_verdicts(summary: &Summary, session: &mut Session<'_>) -> Result<(), Cl
         for one in summary.comparisons.iter().filter(of) {
             writeln!(
                 out,
-                "{:<width$} {} {}, p {}, {} seeds: {}",
+                "{:<width$} {} {}, p {}, {}: {}",
                 one.arm,
                 difference_text(one.paired.mean, &one.unit),
                 interval_text(one),
                 p_text(one.p_holm.unwrap_or(one.paired.p)),
-                one.paired.num_pairs,
+                seeds_text(one.paired.num_pairs),
                 verdict_text(one)
             )?;
         }

@@ -126,6 +126,8 @@ pub struct CellRecord {
     pub metrics: Vec<MetricValue>,
     /// Seconds of training, over all its processes.
     pub seconds: f64,
+    /// Seconds of the process that judged it.
+    pub judge_seconds: f64,
     /// Cells that ran at a time while this one was trained; its seconds are shared with them.
     pub jobs: usize,
 }
@@ -133,7 +135,17 @@ pub struct CellRecord {
 impl CellRecord {
     fn new(cell: &Cell, status: Status) -> Self {
         let (key, judge_key) = (cell.key.clone(), cell.judge_key.clone());
-        Self { key, judge_key, status, exit_code: None, error: None, metrics: Vec::new(), seconds: 0.0, jobs: 1 }
+        Self {
+            key,
+            judge_key,
+            status,
+            exit_code: None,
+            error: None,
+            metrics: Vec::new(),
+            seconds: 0.0,
+            judge_seconds: 0.0,
+            jobs: 1,
+        }
     }
 
     /// The value of a metric.
@@ -210,6 +222,13 @@ impl Cell {
             self.wait_for_lock(options)?;
             // A record of this key that is not pending is of the run that lies there.
             let resumes = record.status != Status::Pending && RunDir::open(&self.dir).is_ok();
+            if record.status == Status::Pending && RunDir::open(&self.dir).is_ok() {
+                tracing::info!(
+                    kind = "compare",
+                    "{}: the run that lies there is of another configuration, version or data, and is moved aside",
+                    self.title
+                );
+            }
             record = CellRecord { jobs: options.jobs, ..CellRecord::new(self, Status::Begun) };
             self.write(&record)?;
             let ended = self.child(&self.train_args(&config_path, resumes, options), None, options)?;
@@ -223,6 +242,7 @@ impl Cell {
         if is_new {
             self.write(&CellRecord::new(self, Status::Begun))?;
         }
+        let begin = Instant::now();
         let ended = self.child(&self.judge_args(&config_path, is_new, options), Some(&answer), options)?;
         if self.note(&mut record, ended, Status::Trained)?.is_some() {
             let bytes = std::fs::read(&answer).map_err(|error| CliError::file("read", &answer, &error))?;
@@ -230,6 +250,7 @@ impl Cell {
                 Ok(metrics) => {
                     record = CellRecord {
                         metrics,
+                        judge_seconds: begin.elapsed().as_secs_f64(),
                         judge_key: self.judge_key.clone(),
                         status: Status::Finished,
                         exit_code: None,

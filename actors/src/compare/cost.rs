@@ -129,6 +129,16 @@ fn cost_key(config: &Config, data: Key, machine: &str) -> String {
     format!("{} on {machine}", config_key(&config, data, &[]))
 }
 
+/// Keeps all weights as they are, which costs the same: an arm that diverges costs as much as another, and its warnings
+/// are for its cells to give.
+fn at_rest(config: &mut Config) {
+    config.checkpoint.every_steps = 0;
+    config.eval.at_end = false;
+    for level in [&mut config.pretrain, &mut config.finetune, &mut config.policy] {
+        level.lr = 0.0;
+    }
+}
+
 /// 10⁹ operations of an outer iteration: of a serial run on the processor, between its start and its end.
 fn gflop_outer(config: &Config, events: &EventQueue) -> Result<f64, CliError> {
     let mut config = config.clone();
@@ -137,8 +147,7 @@ fn gflop_outer(config: &Config, events: &EventQueue) -> Result<f64, CliError> {
         config.compute.precision = Precision::F32;
     }
     config.logs.masks_every_steps = 0;
-    config.checkpoint.every_steps = 1_000_000_000;
-    config.eval.at_end = false;
+    at_rest(&mut config);
     let mut experiment = Experiment::new(config, None)?;
     // With a lag the first iterations do less.
     let first = 2 + u64::from(experiment.config.pipeline.lag);
@@ -176,7 +185,7 @@ fn operations(experiment: &mut Experiment, num_outer: u64, events: &EventQueue) 
 fn seconds_outer(config: &Config, events: &EventQueue) -> Result<f64, CliError> {
     let mut config = config.clone();
     config.train.outer_iterations = 1_000_000_000;
-    config.checkpoint.every_steps = 1_000_000_000;
+    at_rest(&mut config);
     let experiment = Experiment::new(config, None)?;
     Ok(1e-3 * measure(&experiment, STRETCH, events)?.ms_outer())
 }

@@ -60,6 +60,7 @@ pub fn verdict_text(comparison: &Comparison) -> String {
             }
         }
         (Some(Verdict::NotShown), None) if comparison.paired.sd.is_none() => "not shown; one seed".to_owned(),
+        (Some(Verdict::NotShown), None) if comparison.paired.mean == 0.0 => "not shown; the means are equal".to_owned(),
         (Some(Verdict::NotShown), None) => "not shown, nor with ten thousand seeds".to_owned(),
         (Some(verdict), _) => verdict.as_str().to_owned(),
     }

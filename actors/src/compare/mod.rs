@@ -2,11 +2,13 @@
 
 pub mod cell;
 pub mod cost;
+pub mod curves;
 pub mod evaluations;
 pub mod experiment;
 pub mod key;
 pub mod markdown;
 pub mod output;
+pub mod page;
 pub mod plan;
 pub mod ready;
 pub mod schedule;

@@ -1,4 +1,4 @@
-//! The files of a comparison: `cells.parquet`, `summary.json` and `summary.md`.
+//! The files of a comparison: `cells.parquet`, `summary.json`, `summary.md` and `report.html`.
 
 use std::path::Path;
 
@@ -6,21 +6,32 @@ use mlomae_storage::atomic::write_atomic;
 use mlomae_storage::columns_file::{Column, write_columns};
 use mlomae_storage::exit_code::ExitCode;
 
+use super::curves::charts;
 use super::evaluations::{MetricValue, kind_of, metric_names};
 use super::markdown::markdown;
+use super::page::page;
 use super::summary::{Known, Summary};
 use crate::process::error::CliError;
 
-/// Writes all files of a comparison below `out`.
+/// Writes all files of a comparison below `out`; `with_curves` reads the logs of all cells for the page.
 ///
 /// # Errors
 /// If one cannot be written.
-pub fn write(out: &Path, summary: &Summary, cells: &[Known<'_>], evals: &[String]) -> Result<(), CliError> {
+pub fn write(
+    out: &Path,
+    summary: &Summary,
+    cells: &[Known<'_>],
+    evals: &[String],
+    with_curves: bool,
+) -> Result<(), CliError> {
     write_cells(&out.join("cells.parquet"), cells, evals)?;
     let json = serde_json::to_vec_pretty(summary)
         .map_err(|error| CliError::new(ExitCode::Internal, format!("summary: {error}")))?;
     write_atomic(&out.join("summary.json"), &json)?;
     write_atomic(&out.join("summary.md"), markdown(summary).as_bytes())?;
+    let arms: Vec<String> = summary.arms.iter().map(|arm| arm.name.clone()).collect();
+    let charts = if with_curves { charts(&arms, cells) } else { Vec::new() };
+    write_atomic(&out.join("report.html"), page(summary, &charts).as_bytes())?;
     Ok(())
 }
 

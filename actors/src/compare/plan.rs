@@ -193,13 +193,9 @@ impl<'a> Planner<'a> {
         let mut common = self.base.clone();
         common.sets.extend(self.file.set.iter().chain(self.set).cloned());
         // What is wrong for all arms is said once.
-        let all = |mut error: ConfigError| {
-            if common.sets.iter().any(|set| error.key.starts_with("--set") && error.key.ends_with(set)) {
-                error.key = error.key.replacen("--set", &format!("{}: set", self.name), 1);
-            }
-            error
-        };
-        Config::resolve(&common).map_err(|errors| CliError::from(errors.into_iter().map(all).collect::<Vec<_>>()))?;
+        Config::resolve(&self.base)?;
+        let of_all = |error: ConfigError| ConfigError { key: format!("{}: set: {}", self.name, error.key), ..error };
+        Config::resolve(&common).map_err(|errors| errors.into_iter().map(of_all).collect::<Vec<_>>())?;
         let (mut planned, mut errors) = (Vec::new(), Vec::new());
         for (arm, trial, further) in arms {
             let mut inputs = common.clone();

@@ -222,7 +222,10 @@ fn arm_summary(
         name: arm.name.clone(),
         about: arm.about.clone(),
         set: arm.set.clone(),
-        differs: differences(&first.config, &arm.config),
+        differs: differences(&first.config, &arm.config)
+            .into_iter()
+            .filter(|(key, _)| !(arm.untrained || first.untrained) || key != "train.outer_iterations")
+            .collect(),
         amount: arm.amount(),
         seconds: (!seconds.is_empty()).then(|| mean_sd(&seconds).0),
         jobs: finished().map(|(_, record)| record.jobs).max().unwrap_or(1),
