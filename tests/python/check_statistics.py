@@ -63,16 +63,19 @@ def main(folder):
         if one["p_holm"] is not None:
             families.setdefault(one["reference"], []).append(one)
     assert families, "the primary metric has verdicts"
-    for family in families.values():
-        adjusted = multipletests([one["p"] for one in family], method="holm")[1]
+    for reference, family in families.items():
+        # Arms without results are tested too.
+        tested = len([arm for arm in summary["tested"] if arm != reference])
+        p = [one["p"] for one in family] + [1.0] * (tested - len(family))
+        adjusted = multipletests(p, method="holm")[1]
         for one, p in zip(family, adjusted):
             close(one["p_holm"], p, f"Holm's p of {one['arm']}")
             shown = one["num_pairs"] >= MIN_SEEDS and p < ALPHA and (one["low"] > 0 or one["high"] < 0)
             expected = "not-shown" if not shown else "better" if (one["low"] > 0) == one["is_higher_better"] else "worse"
             assert one["verdict"] == expected, f"verdict on {one['arm']}: {one['verdict']}, not {expected}"
             if not shown and one["sd"] and one["mean"]:
-                effect, level = abs(one["mean"]) / one["sd"], ALPHA / len(family)
-                n = max(fewest(len(family)), math.ceil(max(2, float(np.max(TTestPower().solve_power(
+                effect, level = abs(one["mean"]) / one["sd"], ALPHA / tested
+                n = max(fewest(tested), math.ceil(max(2, float(np.max(TTestPower().solve_power(
                     effect_size=effect, alpha=level, power=POWER, alternative="two-sided")))))) if effect < 3 else None
                 if n is not None and n < 10_000:
                     assert one["seeds_needed"] == n, f"seeds for {one['arm']}: {one['seeds_needed']}, not {n}"

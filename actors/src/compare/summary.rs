@@ -31,6 +31,8 @@ pub struct Summary {
     pub metrics: Vec<String>,
     /// Arms that others are held against.
     pub references: Vec<String>,
+    /// Arms that get verdicts, adjusted for their number.
+    pub tested: Vec<String>,
     /// Whether every cell is finished.
     pub is_complete: bool,
     /// Notes for whoever reads the verdicts.
@@ -191,6 +193,7 @@ pub fn summarise(
         primary: file.primary.clone(),
         metrics,
         references: file.references.clone(),
+        tested: file.tested.clone(),
         is_complete,
         warnings,
         arms,
