@@ -37,7 +37,7 @@ impl Axis {
         let span = if high > low { high - low } else { high.abs().max(1e-3) };
         let (from, to) = (low - 0.06 * span, high + 0.06 * span);
         // The round step, 1, 2 or 5 times a power of ten, that gives about five ticks.
-        let rough = (to - from) / 4.0;
+        let rough = (to - from) / 6.0;
         let power = 10f64.powf(rough.log10().floor());
         let step = [1.0, 2.0, 5.0, 10.0].map(|m| m * power).into_iter().find(|step| *step >= rough).unwrap_or(power);
         let (first, last) = ((from / step).ceil() as i64, (to / step).floor() as i64);
@@ -369,7 +369,7 @@ fn write_others(summary: &Summary, out: &mut String) -> std::fmt::Result {
         }
         let differs: Vec<String> = arm.differs.iter().map(|(key, value)| format!("{key}={value}")).collect();
         let about = if arm.about.is_empty() { String::new() } else { format!("{}<br>", escaped(&arm.about)) };
-        writeln!(out, "<td>{about}<code>{}</code></td></tr>", escaped(&differs.join(" ")))?;
+        writeln!(out, "<td class=\"about\">{about}<code>{}</code></td></tr>", escaped(&differs.join(" ")))?;
     }
     writeln!(out, "</tbody></table></div>\n</section>")
 }
