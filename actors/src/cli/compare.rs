@@ -34,6 +34,7 @@ An experiment's file:
   reference = \"random\"                or references = [...]: arms that the others are held against
   primary = \"linear.accuracy\"         the metric of the verdicts
   evals = [\"knn\", \"linear\"]           evaluations of every cell
+  logged = [\"object_score_auc\"]       last values of these numbers of the logs, beside the evaluations
   tested = [\"learned\"]                arms that get verdicts; all but the reference without it
   set = [\"data.path=/data/cifar-10\"]  settings of all arms
   budget = { kind = \"gflop\", value = 2e6 }
@@ -118,17 +119,15 @@ impl Args {
     /// Refuses arms and seeds that the experiment lacks, and settings that contradict its budget.
     fn check_choice(&self, file: &ExperimentFile) -> Result<(), CliError> {
         let names: Vec<&str> = file.arms.iter().map(|arm| arm.name.as_str()).collect();
-        for name in self.only.iter().filter(|name| !names.contains(&name.as_str())) {
+        if let Some(name) = self.only.iter().find(|name| !names.contains(&name.as_str())) {
             let like = most_like(name, names.iter().copied());
             let like = like.map_or_else(String::new, |like| format!("; did you mean {like}?"));
             return Err(CliError::usage(format!("--only {name}: is no arm{like} (allowed: {})", names.join(", "))));
         }
-        for seed in self.seeds.iter().filter(|seed| !file.seeds.contains(seed)) {
+        if let Some(seed) = self.seeds.iter().find(|seed| !file.seeds.contains(seed)) {
             let seeds: Vec<String> = file.seeds.iter().map(u64::to_string).collect();
-            return Err(CliError::usage(format!(
-                "--seeds {seed}: is none of the experiment's (allowed: {})",
-                seeds.join(", ")
-            )));
+            let line = format!("--seeds {seed}: is none of the experiment's (allowed: {})", seeds.join(", "));
+            return Err(CliError::usage(line));
         }
         if matches!(file.budget, Budget::Seconds(_)) && self.jobs > 1 {
             let line = "--jobs: a budget of seconds is of a machine alone (allowed: 1)";
@@ -171,7 +170,12 @@ impl Comparison<'_> {
         }
         let stop = StopFlag::new();
         session.signals.end_gracefully(&stop);
-        let options = ChildOptions { evals: self.file.evals.clone(), jobs: usize::from(self.args.jobs), stop };
+        let options = ChildOptions {
+            evals: self.file.evals.clone(),
+            logged: self.file.logged.clone(),
+            jobs: usize::from(self.args.jobs),
+            stop,
+        };
         let tuning = self.tune(&trials, &options, session)?;
         if let Some(choices) = tuning.as_ref().filter(|choices| !choices.is_empty()) {
             let chosen = |choice: &Choice| {
@@ -193,7 +197,7 @@ impl Comparison<'_> {
     /// All cells, seeds outermost.
     fn cells(&self, arms: &[PlannedArm]) -> Result<Vec<Cell>, CliError> {
         let seeds = self.file.seeds.iter();
-        seeds.flat_map(|seed| arms.iter().map(|arm| arm.cell(&self.out, *seed))).collect()
+        seeds.flat_map(|seed| arms.iter().map(|arm| arm.cell(&self.out, *seed, &self.file.logged))).collect()
     }
 
     fn is_wanted(&self, cell: &Cell) -> bool {
@@ -210,7 +214,7 @@ impl Comparison<'_> {
         let of = |trials: &mut dyn Iterator<Item = &PlannedArm>| -> Result<Vec<Cell>, CliError> {
             let trials: Vec<&PlannedArm> = trials.collect();
             let seeds = self.file.tuning_seeds.iter();
-            seeds.flat_map(|seed| trials.iter().map(|trial| trial.cell(&self.out, *seed))).collect()
+            seeds.flat_map(|seed| trials.iter().map(|trial| trial.cell(&self.out, *seed, &self.file.logged))).collect()
         };
         let cells = of(&mut trials.iter().filter(|trial| self.args.wants(&trial.name)))?;
         let mut progress = Progress::new(&cells, options, session);
@@ -264,7 +268,7 @@ impl Comparison<'_> {
             let known: Vec<Known<'_>> = cells.iter().map(|cell| (cell, cell.record())).collect();
             let (warnings, tuning) = (warnings.to_vec(), tuning.to_vec());
             let summary = summarise(&self.name, self.file, &self.file.seeds, arms, &known, warnings, tuning);
-            output::write(&self.out, &summary, &known, &self.file.evals, with_curves)?;
+            output::write(&self.out, &summary, &known, self.file, with_curves)?;
             Ok(summary)
         };
         write(false)?;
@@ -327,7 +331,7 @@ impl Comparison<'_> {
             let seeds = if arm.trial.is_some() { &self.file.tuning_seeds } else { &self.file.seeds };
             let (mut missing, mut took) = (0, Vec::new());
             for seed in seeds {
-                let cell = arm.cell(&self.out, *seed)?;
+                let cell = arm.cell(&self.out, *seed, &self.file.logged)?;
                 let record = cell.record();
                 if cell.is_finished(&record, &self.file.evals) {
                     took.push(record.seconds + record.judge_seconds);

@@ -12,7 +12,7 @@ use mlomae_storage::run_dir::RunDir;
 use super::config_args::overlay_inputs;
 use super::session::Session;
 use crate::compare::cell::JudgedOn;
-use crate::compare::evaluations::{MetricValue, by_name};
+use crate::compare::evaluations::{MetricValue, by_name, last_logged};
 use crate::process::error::CliError;
 use crate::train::continuity::Purpose;
 use crate::train::eval::Judge;
@@ -31,6 +31,9 @@ pub(crate) struct Args {
     /// Evaluations
     #[arg(long, value_delimiter = ',')]
     evals: Vec<String>,
+    /// Numbers of the logs
+    #[arg(long, value_delimiter = ',')]
+    logged: Vec<String>,
     /// Images that judge
     #[arg(long, value_enum)]
     on: JudgedOn,
@@ -89,6 +92,7 @@ impl Args {
             skipped.retain(|image| !skipped_before.contains(image));
             run.write_evals(experiment, checkpoint, step, &rows, &skipped)?;
         }
+        all.extend(last_logged(run.path(), &self.logged)?);
         Ok(all)
     }
 

@@ -160,6 +160,8 @@ impl CellRecord {
 pub struct ChildOptions {
     /// Evaluations of every cell.
     pub evals: Vec<String>,
+    /// Numbers of the logs that are read beside them.
+    pub logged: Vec<String>,
     /// Cells at a time.
     pub jobs: usize,
     /// Raised when the comparison shall end.
@@ -338,6 +340,9 @@ impl Cell {
         }
         if is_new {
             args.push("--restart".to_owned());
+        }
+        if !options.logged.is_empty() {
+            args.extend(["--logged".to_owned(), options.logged.join(",")]);
         }
         args.extend(["--config".to_owned(), config.display().to_string()]);
         args

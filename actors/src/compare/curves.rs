@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use mlomae_dataflow::record::Metric;
 use mlomae_storage::logs::{Level, Logged, MetricRow, TableReader};
 
+use super::cell::Status;
 use super::summary::Known;
 
 /// Points of a curve at most.
@@ -48,11 +49,12 @@ pub struct Chart {
     pub curves: Vec<Curve>,
 }
 
-/// The charts of which there is anything to draw. Logs that cannot be read are left out.
+/// The charts of which there is anything to draw, of finished cells: one that diverged would hide all others. Logs that
+/// cannot be read are left out.
 #[must_use]
 pub fn charts(arms: &[String], cells: &[Known<'_>]) -> Vec<Chart> {
     let mut rows: BTreeMap<(usize, usize), Vec<(f64, f64)>> = BTreeMap::new();
-    for (cell, _) in cells {
+    for (cell, _) in cells.iter().filter(|(_, record)| record.status == Status::Finished) {
         let Some(arm) = arms.iter().position(|arm| *arm == cell.arm) else { continue };
         // Ignored: a page without this cell's curves is better than none.
         let Ok(logged) = TableReader::<MetricRow>::new(&cell.dir).poll() else { continue };
@@ -69,7 +71,10 @@ pub fn charts(arms: &[String], cells: &[Known<'_>]) -> Vec<Chart> {
             (points.len() > 1).then(|| Curve { arm: arms[arm].clone(), points })
         };
         let curves: Vec<Curve> = (0..arms.len()).filter_map(curve).collect();
-        (!curves.is_empty()).then_some(Chart { title, note, unit: metric.unit(), curves })
+        let mut values = curves.iter().flat_map(|curve| curve.points.iter().map(|(_, value)| *value));
+        let first = values.next()?;
+        // Flat lines say nothing, as where no score ever saturates.
+        values.any(|value| value != first).then_some(Chart { title, note, unit: metric.unit(), curves })
     };
     DRAWN.iter().enumerate().filter_map(chart).collect()
 }

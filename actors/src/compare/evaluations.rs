@@ -1,10 +1,18 @@
-//! The evaluations that an experiment may name, and their metrics.
+//! The evaluations that an experiment may name, and their metrics; and the numbers of the logs that it may show beside
+//! them.
 
+use std::path::Path;
+
+use mlomae_dataflow::record::Metric;
+use mlomae_model::Vector;
+use mlomae_storage::logs::{MetricRow, TableReader};
 use serde::{Deserialize, Serialize};
 
 use crate::process::error::CliError;
 use crate::train::eval::{Judge, Judgement, Progress, Protocol};
-use mlomae_model::Vector;
+
+/// What the names of logged numbers begin with, among those of metrics.
+const LOGGED: &str = "log.";
 
 /// An evaluation by the name that `mlomae eval` gives it.
 #[derive(Debug, Clone, Copy)]
@@ -51,9 +59,45 @@ pub fn metric_names(eval: &str) -> Vec<String> {
 
 /// The kind of the metric with that full name.
 #[must_use]
-pub fn kind_of(metric: &str) -> Option<&'static MetricKind> {
+pub fn kind_of(metric: &str) -> Option<MetricKind> {
+    if let Some(name) = metric.strip_prefix(LOGGED) {
+        let logged = loggable().find(|logged| logged.name() == name)?;
+        return Some(MetricKind { name: logged.name(), unit: logged.unit(), is_higher_better: true });
+    }
     let (eval, name) = metric.split_once('.')?;
-    by_name(eval)?.metrics.iter().find(|kind| kind.name == name)
+    by_name(eval)?.metrics.iter().find(|kind| kind.name == name).copied()
+}
+
+/// The numbers of the logs whose names are unique, which names without a level can mean.
+pub fn loggable() -> impl Iterator<Item = Metric> {
+    let is_unique = |metric: &Metric| Metric::ALL.iter().filter(|other| other.name() == metric.name()).count() == 1;
+    let is_plain =
+        |metric: &Metric| metric.name().chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+    Metric::ALL.iter().copied().filter(is_unique).filter(is_plain)
+}
+
+/// The full name of a logged number as a metric.
+#[must_use]
+pub fn logged_name(name: &str) -> String {
+    format!("{LOGGED}{name}")
+}
+
+/// The last values of the numbers `names` in the logs of a run; those that it did not log are left out.
+///
+/// # Errors
+/// If the logs cannot be read.
+pub fn last_logged(run: &Path, names: &[String]) -> Result<Vec<MetricValue>, CliError> {
+    if names.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows = TableReader::<MetricRow>::new(run).poll()?;
+    let last = |name: &String| {
+        let is_it = |row: &&MetricRow| row.name == name.as_str() && row.value.is_finite();
+        let value = rows.iter().rev().map(|logged| &logged.row).find(is_it)?.value;
+        let unit = kind_of(&logged_name(name))?.unit.to_owned();
+        Some(MetricValue { name: logged_name(name), value, unit, num_items: 1 })
+    };
+    Ok(names.iter().filter_map(last).collect())
 }
 
 /// A result of a cell.
@@ -65,7 +109,7 @@ pub struct MetricValue {
     pub value: f64,
     /// The unit.
     pub unit: String,
-    /// Images that were judged.
+    /// Images that were judged; 1 of a logged number.
     pub num_items: usize,
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use mlomae_dataflow::config::{ConfigError, most_like, parse_toml};
 use toml::{Table, Value};
 
-use super::evaluations::{EVALUATIONS, metric_names};
+use super::evaluations::{EVALUATIONS, loggable, logged_name, metric_names};
 use super::ready::{READY, ReadyArm, by_name};
 use super::statistics::MAX_SEEDS;
 
@@ -98,6 +98,8 @@ pub struct ExperimentFile {
     pub primary: String,
     /// Evaluations of every cell.
     pub evals: Vec<String>,
+    /// Numbers of the logs that are shown beside the evaluations.
+    pub logged: Vec<String>,
     /// Settings of all arms.
     pub set: Vec<String>,
     /// How long an arm trains.
@@ -181,8 +183,20 @@ impl Errors {
     }
 }
 
-const KEYS: [&str; 11] =
-    ["base", "seeds", "tuning_seeds", "reference", "references", "tested", "primary", "evals", "set", "budget", "arms"];
+const KEYS: [&str; 12] = [
+    "base",
+    "seeds",
+    "tuning_seeds",
+    "reference",
+    "references",
+    "tested",
+    "primary",
+    "evals",
+    "logged",
+    "set",
+    "budget",
+    "arms",
+];
 const ARM_KEYS: [&str; 6] = ["ready", "set", "about", "untrained", "steps", "grid"];
 
 impl ExperimentFile {
@@ -222,6 +236,9 @@ impl ExperimentFile {
             None => others().map(|name| (*name).to_owned()).collect(),
         };
         let evals = evals(&table, &mut errors);
+        let loggable: Vec<&str> = loggable().map(|metric| metric.name()).collect();
+        let logged = errors.texts(&table, "", "logged", &loggable.join(", ")).unwrap_or_default();
+        logged.iter().for_each(|name| errors.one_of("logged", name, &loggable, "is no number of the logs"));
         let metrics: Vec<String> = evals.iter().flat_map(|eval| metric_names(eval)).collect();
         let metrics: Vec<&str> = metrics.iter().map(String::as_str).collect();
         let primary = errors.text(&table, "", "primary", &metrics.join(", "));
@@ -237,7 +254,14 @@ impl ExperimentFile {
             return Err(errors.all);
         }
         let base = base.unwrap_or_default();
-        Ok(Self { base, seeds, tuning_seeds, references, tested, primary, evals, set, budget, arms })
+        Ok(Self { base, seeds, tuning_seeds, references, tested, primary, evals, logged, set, budget, arms })
+    }
+
+    /// Full names of all metrics, those of evaluations first.
+    #[must_use]
+    pub fn metrics(&self) -> Vec<String> {
+        let of_evals = self.evals.iter().flat_map(|eval| metric_names(eval));
+        of_evals.chain(self.logged.iter().map(|name| logged_name(name))).collect()
     }
 
     /// Whether `base` is the embedded configuration rather than a file beside `folder`.

@@ -29,6 +29,8 @@ fn arms_come_in_the_order_of_the_file_after_the_reference() {
     assert_eq!((file.references, file.tested), (vec!["random".to_owned()], vec!["zebra".to_owned(), "ant".to_owned()]));
     assert_eq!(file.evals, ["knn", "linear"], "all by default");
     assert_eq!(file.budget, Budget::Config);
+    let logged = ExperimentFile::parse("x.toml", &format!("logged = [\"object_score_auc\"]\n{PLAIN}")).unwrap();
+    assert_eq!(logged.metrics(), ["knn.accuracy", "linear.accuracy", "log.object_score_auc"]);
     let random = &file.arms[0];
     assert_eq!((random.about.as_str(), random.untrained), ("masks at random", false));
     assert_eq!(random.set.last().map(String::as_str), Some("mask.ratio=0.5"), "an arm's own settings are stronger");
@@ -108,6 +110,8 @@ fn what_is_wrong_is_said_in_one_line_each_with_what_is_allowed() {
         ("set = [\"mask.ratio=0.5\"]", "grid = { \"policy.lr\" = 1 }", "is no list of values"),
         ("primary =", "tuning_seeds = [2]\nprimary =", "seed 2 is one of seeds too"),
         ("primary =", "evals = [\"knn\", \"lineer\"]\nprimary =", "did you mean linear?"),
+        ("primary =", "logged = [\"object_score_auk\"]\nprimary =", "did you mean object_score_auc?"),
+        ("primary =", "logged = [\"loss\"]\nprimary =", "logged = \"loss\": is no number of the logs"),
         ("primary =", "tested = [\"ants\"]\nprimary =", "did you mean ant?"),
         ("base = ", "base = = ", "x.toml:2:"),
     ];

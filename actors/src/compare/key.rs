@@ -60,11 +60,11 @@ pub fn data_key(experiment: &Experiment) -> Result<Key, CliError> {
     Ok(Key::of(&[&content]))
 }
 
-/// The hash of how a cell is judged: the settings of evaluations, and on which images.
+/// The hash of how a cell is judged: the settings of evaluations, on which images, and what is read of its logs.
 #[must_use]
-pub fn judge_key(config: &Config, on: &str) -> Key {
+pub fn judge_key(config: &Config, on: &str, logged: &[String]) -> Key {
     let eval = toml::to_string(&config.eval).unwrap_or_default();
-    Key::of(&[&eval, &config.seed.to_string(), on, env!("CARGO_PKG_VERSION")])
+    Key::of(&[&eval, &config.seed.to_string(), on, &logged.join(","), env!("CARGO_PKG_VERSION")])
 }
 
 #[cfg(test)]
@@ -99,9 +99,10 @@ mod tests {
             assert_ne!(of(other), plain, "{other}");
         }
         let config = Config::resolve(&ConfigInputs::quickstart()).unwrap();
-        let judged = judge_key(&config, "test");
-        assert_ne!(judged, judge_key(&config, "validation"));
+        let judged = judge_key(&config, "test", &[]);
+        assert_ne!(judged, judge_key(&config, "validation", &[]));
+        assert_ne!(judged, judge_key(&config, "test", &["policy_lag".to_owned()]));
         let other = Config::resolve(&ConfigInputs::quickstart().set("eval.knn_k=3")).unwrap();
-        assert_ne!(judged, judge_key(&other, "test"));
+        assert_ne!(judged, judge_key(&other, "test", &[]));
     }
 }

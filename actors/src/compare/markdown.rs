@@ -194,6 +194,11 @@ fn write_reference(summary: &Summary, reference: &str, out: &mut String) -> std:
         }
         writeln!(out)?;
     }
+    let is_missing = |name: &&str| *name != reference && of(&summary.primary).iter().all(|one| one.arm != **name);
+    let missing: Vec<&str> = summary.arms.iter().map(|arm| arm.name.as_str()).filter(is_missing).collect();
+    if !missing.is_empty() {
+        writeln!(out, "\nWithout a pair of finished cells: {}.", missing.join(", "))?;
+    }
     writeln!(out)
 }
 

@@ -7,7 +7,8 @@ use mlomae_storage::columns_file::{Column, write_columns};
 use mlomae_storage::exit_code::ExitCode;
 
 use super::curves::charts;
-use super::evaluations::{MetricValue, kind_of, metric_names};
+use super::evaluations::{MetricValue, kind_of};
+use super::experiment::ExperimentFile;
 use super::markdown::markdown;
 use super::page::page;
 use super::summary::{Known, Summary};
@@ -21,10 +22,10 @@ pub fn write(
     out: &Path,
     summary: &Summary,
     cells: &[Known<'_>],
-    evals: &[String],
+    file: &ExperimentFile,
     with_curves: bool,
 ) -> Result<(), CliError> {
-    write_cells(&out.join("cells.parquet"), cells, evals)?;
+    write_cells(&out.join("cells.parquet"), cells, file)?;
     let json = serde_json::to_vec_pretty(summary)
         .map_err(|error| CliError::new(ExitCode::Internal, format!("summary: {error}")))?;
     write_atomic(&out.join("summary.json"), &json)?;
@@ -36,8 +37,8 @@ pub fn write(
 }
 
 /// Writes the long table of cells: a row for each metric of each cell, whose value is null until it is finished.
-fn write_cells(path: &Path, cells: &[Known<'_>], evals: &[String]) -> Result<(), CliError> {
-    let metrics: Vec<String> = evals.iter().flat_map(|eval| metric_names(eval)).collect();
+fn write_cells(path: &Path, cells: &[Known<'_>], file: &ExperimentFile) -> Result<(), CliError> {
+    let (metrics, evals) = (file.metrics(), &file.evals);
     let rows = || cells.iter().flat_map(|(cell, record)| metrics.iter().map(move |metric| (cell, record, metric)));
     let found = |record: &super::cell::CellRecord, metric: &String| -> Option<MetricValue> {
         record.metrics.iter().find(|value| value.name == *metric).cloned()

@@ -212,6 +212,11 @@ fn write_forest(summary: &Summary, reference: &str, out: &mut String) -> std::fm
         )?;
     }
     write_axis_row(&axis, out)?;
+    let is_missing = |name: &&str| *name != reference && rows.iter().all(|one| one.arm != **name);
+    let missing: Vec<&str> = summary.arms.iter().map(|arm| arm.name.as_str()).filter(is_missing).collect();
+    if !missing.is_empty() {
+        writeln!(out, "<p class=\"sub\">Without a pair of finished cells: {}.</p>", escaped(&missing.join(", ")))?;
+    }
     writeln!(out, "</div>\n</section>")
 }
 
@@ -474,7 +479,7 @@ mod tests {
             for tick in &axis.ticks {
                 let text: f64 = axis.text(*tick).parse().unwrap();
                 assert!((text - tick).abs() < 1e-9 * (axis.to - axis.from).max(1.0), "{tick} is told as {text}");
-                assert!((0.0..=100.0).contains(&axis.place(*tick)));
+                assert!((-1e-6..=100.0 + 1e-6).contains(&axis.place(*tick)));
             }
         }
         assert_eq!(Axis::over([f64::NAN].into_iter()), None);

@@ -94,11 +94,11 @@ impl PlannedArm {
         }
     }
 
-    /// Its cell of `seed` below the comparison's folder `out`.
+    /// Its cell of `seed` below the comparison's folder `out`; `logged` numbers of its logs are among its results.
     ///
     /// # Errors
     /// If the engine is not here.
-    pub fn cell(&self, out: &Path, seed: u64) -> Result<Cell, CliError> {
+    pub fn cell(&self, out: &Path, seed: u64, logged: &[String]) -> Result<Cell, CliError> {
         let mut config = self.config.clone();
         config.seed = seed;
         let (folder, on) = match self.trial {
@@ -113,7 +113,7 @@ impl PlannedArm {
             arm: self.name.clone(),
             seed,
             key: config_key(&config, self.data, &further).to_string(),
-            judge_key: judge_key(&config, on.as_str()).to_string(),
+            judge_key: judge_key(&config, on.as_str(), logged).to_string(),
             dir: folder.join(format!("seed-{seed}")),
             config,
             untrained: self.untrained,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::cell::{Cell, CellRecord, Status};
-use super::evaluations::{kind_of, metric_names};
+use super::evaluations::kind_of;
 use super::experiment::ExperimentFile;
 use super::plan::{Amount, PlannedArm, differences};
 use super::statistics::{Paired, Verdict, holm, mean_sd, paired, seeds_needed, t_interval, verdict};
@@ -174,7 +174,7 @@ pub fn summarise(
     warnings: Vec<String>,
     tuning: Vec<Choice>,
 ) -> Summary {
-    let metrics: Vec<String> = file.evals.iter().flat_map(|eval| metric_names(eval)).collect();
+    let metrics = file.metrics();
     let is_complete = cells.iter().all(|(cell, record)| cell.is_finished(record, &file.evals));
     let arms: Vec<ArmSummary> = arms.iter().map(|arm| arm_summary(arm, &arms[0], file, cells, &metrics)).collect();
     let mut comparisons = Vec::new();
