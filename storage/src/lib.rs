@@ -5,6 +5,7 @@
 pub mod atomic;
 pub mod checkpoint;
 pub mod clock;
+pub mod columns_file;
 pub mod dataset;
 pub mod escape;
 pub mod exit_code;

@@ -2,6 +2,7 @@
 
 mod bad_images;
 mod broken_configs;
+mod compare;
 mod data;
 mod disk;
 mod engine;

@@ -128,7 +128,10 @@ pub(crate) fn overlay_inputs(
 }
 
 /// Reads a configuration: a regular file, or what a shell gives as one (`/dev/stdin`, `<(...)`).
-fn read(path: &Path) -> Result<String, CliError> {
+///
+/// # Errors
+/// If it cannot be read, is too large or no UTF-8.
+pub(crate) fn read(path: &Path) -> Result<String, CliError> {
     let is_given = path == Path::new("/dev/stdin") || path.starts_with("/dev/fd") || path.starts_with("/proc/self/fd");
     let bytes = if is_given && !path.is_file() {
         std::fs::File::open(path).and_then(|file| read_to_end(file, 0, MAX_CONFIG_BYTES))

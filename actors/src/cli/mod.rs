@@ -3,6 +3,8 @@
 mod bar;
 mod bench;
 mod check;
+mod compare;
+mod compare_cell;
 mod config;
 mod config_args;
 mod data;
@@ -85,6 +87,9 @@ pub(crate) struct Cli {
     /// what products are made of.
     #[arg(long, global = true, env = "MLOMAE_ISA", value_name = "SET", value_parser = parse_isa)]
     isa: Option<Isa>,
+    /// End in good order when the process that started this one ends.
+    #[arg(long, global = true, hide = true)]
+    ends_with_parent: bool,
 }
 
 /// Former names that chose a precision too.
@@ -107,6 +112,9 @@ enum Command {
     Train(Box<train::Args>),
     Check(check::Args),
     Eval(eval::Args),
+    Compare(compare::Args),
+    #[command(hide = true)]
+    CompareCell(compare_cell::Args),
     Visualize(visualize::Args),
     Inspect(inspect::Args),
     Verify(verify::Args),
@@ -164,6 +172,9 @@ fn execute(cli: Cli, faults: FaultPlan) -> Result<(), CliError> {
         // False only where kernels have run before, which is in tests of several commands in one process.
         kernels::choose_isa(isa);
     }
+    if cli.ends_with_parent {
+        end_with_parent()?;
+    }
     let terminal = Terminal::stderr();
     let is_quiet = matches!(&cli.command, Command::Train(args) if args.quiet);
     let events = logging::init(cli.log_format, is_quiet, &terminal).map_err(CliError::usage)?;
@@ -175,6 +186,8 @@ fn execute(cli: Cli, faults: FaultPlan) -> Result<(), CliError> {
         Command::Train(args) => args.run(&mut session),
         Command::Check(args) => args.run(&mut session),
         Command::Eval(args) => args.run(&mut session),
+        Command::Compare(args) => args.run(&mut session),
+        Command::CompareCell(args) => args.run(&mut session),
         Command::Visualize(args) => args.run(&mut session),
         Command::Inspect(args) => args.run(&mut session),
         Command::Verify(args) => args.run(&mut session),
@@ -191,6 +204,15 @@ fn execute(cli: Cli, faults: FaultPlan) -> Result<(), CliError> {
     // What was printed before an error is part of the answer.
     let flushed = out.flush().map_err(CliError::from);
     result.and(flushed)
+}
+
+/// Lets the system send SIGTERM to this process when its parent dies: the children of a comparison that is killed end in
+/// good order, and can be resumed.
+fn end_with_parent() -> Result<(), CliError> {
+    #[cfg(target_os = "linux")]
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))
+        .map_err(|error| CliError::new(ExitCode::Io, format!("cannot follow the parent process: {error}")))?;
+    Ok(())
 }
 
 #[cfg(test)]

@@ -57,6 +57,8 @@ pub struct Judge<'a> {
     experiment: &'a Experiment,
     train: Vec<usize>,
     test: Vec<usize>,
+    /// The split that the images in `test` are of.
+    split: Split,
 }
 
 impl<'a> Judge<'a> {
@@ -78,7 +80,34 @@ impl<'a> Judge<'a> {
             let line = format!("data: no images of {} can judge: {}", data.train.info().name, data.test_role.text);
             return Err(CliError::new(ExitCode::NoInput, line));
         }
-        Ok(Self { experiment, train, test })
+        Ok(Self { experiment, train, test, split: Split::Test })
+    }
+
+    /// As [`new`](Self::new), but the role validation of the train split judges, and those of the other roles are learnt
+    /// from: for choices that must not see the test split.
+    ///
+    /// # Errors
+    /// If the role has no labelled images, or a label cannot be read.
+    pub fn on_validation_role(experiment: &'a Experiment) -> Result<Self, CliError> {
+        let (config, data) = (&experiment.config, &experiment.data);
+        let of = |role| data.roles.indices(role).iter().copied();
+        // Roles may share images: none is learnt from that judges.
+        let mut judges: Vec<usize> = of(Role::Validation).collect();
+        judges.sort_unstable();
+        judges.dedup();
+        let others = || {
+            let mut others: Vec<usize> = of(Role::Pretrain).chain(of(Role::Finetune)).collect();
+            others.sort_unstable();
+            others.dedup();
+            others.into_iter().filter(|index| judges.binary_search(index).is_err())
+        };
+        let train = choose(data.train.as_ref(), others(), config, config.eval.max_train, 1)?;
+        let test = choose(data.train.as_ref(), judges.iter().copied(), config, config.eval.max_test, 2)?;
+        if train.is_empty() || test.is_empty() {
+            let line = format!("data: the roles of {} have no labelled images to judge by", data.train.info().name);
+            return Err(CliError::new(ExitCode::NoInput, line));
+        }
+        Ok(Self { experiment, train, test, split: Split::Train })
     }
 
     /// Judges the encoder in `theta`.
@@ -106,7 +135,7 @@ impl<'a> Judge<'a> {
             Ok::<_, CliError>(all)
         };
         let train = features(Split::Train, &self.train, "train features")?;
-        let test = features(Split::Test, &self.test, "test features")?;
+        let test = features(self.split, &self.test, "test features")?;
         // Its threads end before others begin: one pool of threads at a time.
         drop(lane);
         for (split, features) in [("train", &train), ("test", &test)] {

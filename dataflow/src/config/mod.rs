@@ -38,7 +38,8 @@ pub use model::{MaskConfig, ModelConfig, Preset, PresetValues};
 pub use output::{CheckpointConfig, EvalConfig, LogsConfig};
 pub use resume::{KeyChange, OnResume, rules};
 pub use run::{MemoryCheck, PipelineConfig, RunConfig, TrainConfig};
-pub use schema::schema;
+pub use schema::{most_like, schema};
+pub use table::parse as parse_toml;
 pub use telemetry::TelemetryConfig;
 
 /// The configuration that `train` uses when none is given.

@@ -19,7 +19,10 @@ fn is_deeper(value: &Value, levels: usize) -> bool {
 }
 
 /// Parses a whole file; the error names line and column.
-pub(super) fn parse(name: &str, text: &str) -> Result<Table, ConfigError> {
+///
+/// # Errors
+/// If it is not TOML, or its values are nested too deep to mean anything.
+pub fn parse(name: &str, text: &str) -> Result<Table, ConfigError> {
     let table = parse_text(name, text)?;
     match table.iter().find(|(_, value)| is_deeper(value, MAX_DEPTH)) {
         Some((key, _)) => Err(ConfigError {

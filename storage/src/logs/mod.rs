@@ -82,6 +82,7 @@ pub use repair::{RepairReport, RepairedStream, TruncateReport, repair, truncate_
 pub use row::Declaration;
 pub use schema::{KEY_GRID, KEY_NAME, KEY_PROGRAM, KEY_RUN, KEY_VERSION, SCHEMA_VERSION, SchemaMeta, schema};
 pub use sealed::DamagedPart;
+pub(crate) use sealed::write_parquet;
 pub use tables::rows::*;
 pub use tables::{LogRow, Row, TABLES, Table, UnknownTable};
 pub use tail::{Follow, tail};

@@ -1,0 +1,67 @@
+//! Ready-made arms: named sets of settings, so that experiments mean the same by the same word.
+
+/// A ready-made arm.
+#[derive(Debug, Clone, Copy)]
+pub struct ReadyArm {
+    /// The name that an experiment's file gives it.
+    pub name: &'static str,
+    /// What it is for.
+    pub about: &'static str,
+    /// Settings over those of all arms; the arm's own are stronger.
+    pub set: &'static [&'static str],
+    /// Whether it is the initial encoder, without a step of training.
+    pub untrained: bool,
+}
+
+const fn arm(name: &'static str, about: &'static str, set: &'static [&'static str]) -> ReadyArm {
+    ReadyArm { name, about, set, untrained: false }
+}
+
+/// All of them. A further one is a line here.
+pub const READY: &[ReadyArm] = &[
+    arm(
+        "random",
+        "random masks, an ordinary masked autoencoder",
+        &["mask.strategy=random", "mask.explore=0.0", "method.multitask=false"],
+    ),
+    ReadyArm { untrained: true, ..arm("untrained", "the initial encoder, without training", &[]) },
+    arm(
+        "published",
+        "the published form: flat network on the embedding, naive passes, no lag",
+        &[
+            "mask.strategy=flat-mlp",
+            "mask.input=embedding",
+            "mask.explore=0.0",
+            "method.hypergradient=published",
+            "method.multitask=false",
+            "pipeline.lag=0",
+        ],
+    ),
+    arm("frozen-policy", "the masking network keeps its initial weights", &["policy.lr=0.0"]),
+    arm("multitask", "the labels' gradient steps the encoder itself", &["method.multitask=true"]),
+];
+
+/// The ready-made arm of that name.
+#[must_use]
+pub fn by_name(name: &str) -> Option<&'static ReadyArm> {
+    READY.iter().find(|arm| arm.name == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use mlomae_dataflow::config::{Config, ConfigInputs};
+
+    use super::*;
+
+    #[test]
+    fn every_ready_arm_is_a_valid_change_of_the_quickstart() {
+        let plain = Config::resolve(&ConfigInputs::quickstart()).unwrap();
+        for arm in READY {
+            let mut inputs = ConfigInputs::quickstart();
+            inputs.sets.extend(arm.set.iter().map(|set| (*set).to_owned()));
+            let config = Config::resolve(&inputs).unwrap_or_else(|errors| panic!("{}: {errors:?}", arm.name));
+            assert_ne!(config == plain, !arm.untrained, "{} changes something unless it is untrained", arm.name);
+            assert_eq!(by_name(arm.name).unwrap().about, arm.about, "names are unique");
+        }
+    }
+}
