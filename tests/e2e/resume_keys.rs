@@ -7,7 +7,7 @@ use mlomae_dataflow::config::{OnResume, rules};
 use crate::place::{Ended, Place};
 
 /// Another valid value of every key than the one of the run.
-const OTHER: [(&str, &str); 146] = [
+const OTHER: [(&str, &str); 147] = [
     ("seed", "4"),
     ("engine", "auto"),
     ("run.root", "elsewhere"),
@@ -67,6 +67,7 @@ const OTHER: [(&str, &str); 146] = [
     ("mask.ema", "0.5"),
     ("mask.refresh", "3"),
     ("mask.attention", "low"),
+    ("mask.attention_map", "rollout"),
     ("mask.hints", "0.25"),
     ("mask.parts", "3"),
     ("mask.mixture", "{ random = 1.0 }"),

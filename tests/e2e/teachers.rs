@@ -11,6 +11,10 @@ fn masks_by_a_teacher_train_resume_and_show() {
     let place = Place::new();
     for (run, settings) in [
         ("attention", &["mask.strategy=attention", "mask.refresh=2", "mask.ema=0.9"][..]),
+        (
+            "rollout",
+            &["mask.strategy=attention", "mask.attention_map=rollout", "mask.attention=hint", "mask.temperature=0.5"],
+        ),
         ("parts", &["mask.strategy=parts", "mask.refresh=2", "mask.ema=0"]),
         ("loss", &["mask.strategy=loss", "mask.refresh=0", "mask.ema=0.5"]),
         ("mixture", &["mask.strategy=mixture", "mask.mixture={ random = 1, attention = 2 }", "mask.refresh=3"]),

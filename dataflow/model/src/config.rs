@@ -161,6 +161,13 @@ impl ModelConfig {
         self.num_visible().max(at_end.unwrap_or_default())
     }
 
+    /// The fewest visible patches of an image that a batch has, over the whole schedule of the mask ratio.
+    #[must_use]
+    pub fn min_visible(&self) -> usize {
+        let at_end = self.mask_ratio_end.map(|ratio| num_visible(self.num_patches(), ratio));
+        self.num_visible().min(at_end.unwrap_or(usize::MAX))
+    }
+
     /// Everything that is wrong with the shapes, one line each; empty when the configuration can be built.
     #[must_use]
     pub fn problems(&self) -> Vec<String> {

@@ -63,6 +63,12 @@ fn attention_and_tokens_are_those_of_pytorch() {
         let expected: serde_json::Value = serde_json::from_str(&text).unwrap();
         let (model, theta, images) = golden(name, "attention");
         let cpu = Cpu::new(model.clone(), Compute::new(3, 2, Arena::new()).unwrap());
+        let rollout = passes::attention_rollout(&cpu, &theta, &images);
+        let expected_rollout = numbers(&expected["rollout"]);
+        assert_eq!(rollout.len(), expected_rollout.len());
+        for (got, expected) in rollout.iter().zip(expected_rollout) {
+            assert!((f64::from(*got) - expected).abs() < 1e-4, "{name}: {got} {expected}");
+        }
         let tokens = passes::patch_tokens(&cpu, &theta, &images);
         let sums = tokens.chunks_exact(model.config.dim).flat_map(|token| {
             [token.iter().map(|&v| f64::from(v)).sum::<f64>(), token.iter().map(|&v| f64::from(v).abs()).sum()]

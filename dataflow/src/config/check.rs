@@ -322,6 +322,13 @@ impl Config {
             ("mask.ema", reads_teacher, mask.ema == default.ema, mask.ema.to_string(), "attention, parts or loss"),
             ("mask.refresh", reads_teacher, mask.refresh == 1, mask.refresh.to_string(), "attention, parts or loss"),
             ("mask.attention", is_attention, mask.attention == default.attention, quoted(&mask.attention), "attention"),
+            (
+                "mask.attention_map",
+                is_attention,
+                mask.attention_map == default.attention_map,
+                quoted(&mask.attention_map),
+                "attention",
+            ),
             ("mask.parts", mask.uses("parts"), mask.parts == default.parts, mask.parts.to_string(), "parts"),
         ] {
             if !is_used && !is_default {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use mlomae_model::choice::Named;
-use mlomae_model::masking::attention::Attended;
+use mlomae_model::masking::attention::{Attended, AttentionMap};
 use mlomae_model::masking::mixture;
 use mlomae_model::masking::oracle::{self, OracleConfig, OracleMasked};
 use mlomae_model::masking::schedule::{Course, MaskSchedule, Scheduled};
@@ -170,6 +170,8 @@ pub struct MaskConfig {
     pub refresh: u64,
     /// With `strategy = "attention"`: which patches are masked.
     pub attention: Attended,
+    /// With `strategy = "attention"`: the attention of CLS in the last block, or through all blocks.
+    pub attention_map: AttentionMap,
     /// With `attention = "hint"`: hints as a share of all patches.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub hints: f64,
@@ -268,6 +270,7 @@ impl Default for MaskConfig {
             ema: 0.999,
             refresh: 1,
             attention: Attended::default(),
+            attention_map: AttentionMap::default(),
             hints: 0.05,
             parts: 7,
             oracle_masked: OracleMasked::default(),

@@ -64,7 +64,7 @@ const FREE: [&str; 41] = [
 ];
 
 /// Keys that take effect and change results.
-const TOLD: [&str; 55] = [
+const TOLD: [&str; 56] = [
     "data.augment.crop",
     "data.augment.crop_padding",
     "data.augment.min_area",
@@ -82,6 +82,7 @@ const TOLD: [&str; 55] = [
     "mask.ema",
     "mask.refresh",
     "mask.attention",
+    "mask.attention_map",
     "mask.hints",
     "mask.parts",
     "mask.oracle_masked",

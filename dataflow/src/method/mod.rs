@@ -101,7 +101,11 @@ pub fn model_config(config: &Config, image: usize, channels: usize, num_classes:
         mask_hidden: config.mask.hidden,
         mask_weights: config.mask.weights,
         mask_oracle: config.mask.oracle(),
-        mask_attention: AttentionConfig { masked: config.mask.attention, hints: config.mask.hints },
+        mask_attention: AttentionConfig {
+            masked: config.mask.attention,
+            map: config.mask.attention_map,
+            hints: config.mask.hints,
+        },
         mask_parts: config.mask.parts,
         mask_mixture: config.mask.mixture.clone(),
         mask_noise: config.mask.noise,

@@ -283,7 +283,7 @@ impl Device for Cpus {
             [compute(pretrain.num_threads)?, compute(finetune.num_threads)?, compute(mask.num_threads)?]
         };
         let score = match spec.model.masking.needs() {
-            Needs::Embedding | Needs::Attention | Needs::Tokens | Needs::Losses => pretrain.clone(),
+            Needs::Embedding | Needs::Attention | Needs::Rollout | Needs::Tokens | Needs::Losses => pretrain.clone(),
             Needs::Pixels | Needs::Nothing | Needs::Objects => compute(1)?,
         };
         let lane = |compute: &Compute, size: LaneSize| -> Box<dyn Lane> {

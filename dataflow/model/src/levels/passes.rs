@@ -10,7 +10,7 @@ use crate::engine::dfdx_cpu::{CpuTensor, DfdxCpu};
 use crate::engine::{Engine, HostIo, Tape};
 use crate::error::ModelError;
 use crate::level::Level;
-use crate::masking::attention::cls_attention;
+use crate::masking::attention::{cls_attention, rollout};
 use crate::parallel::arena::{Buffer, Params};
 use crate::parallel::compute::{Compute, Held};
 use crate::parallel::sum::OrderedSum;
@@ -90,6 +90,21 @@ pub fn attention(cpu: &Cpu, theta: &Params, images: &[f32]) -> Vec<f32> {
         let input = e.constant(patches(cpu, images), images.len() / c.patch_values(), c.patch_values());
         let [queries, keys] = cpu.model.vit.cls_queries_and_keys(&mut e, &input);
         cls_attention(e.values(&queries), e.values(&keys), c.num_patches(), c.heads, c.dim)
+    })
+}
+
+/// What CLS attends to through all blocks, `[images, L]` as [`rollout`] has it, of images `[images, C, H, W]` of this
+/// rank.
+#[must_use]
+pub fn attention_rollout(cpu: &Cpu, theta: &Params, images: &[f32]) -> Vec<f32> {
+    let c = &cpu.model.config;
+    of_pieces(cpu, images, |images| {
+        let mut e = cpu.forward_only();
+        e.bind(Level::Pretrain, theta, false);
+        let input = e.constant(patches(cpu, images), images.len() / c.patch_values(), c.patch_values());
+        let blocks = cpu.model.vit.queries_and_keys(&mut e, &input);
+        let blocks: Vec<&[f32]> = blocks.iter().map(|block| e.values(block)).collect();
+        rollout(&blocks, c.num_patches(), c.heads, c.dim)
     })
 }
 

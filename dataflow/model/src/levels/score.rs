@@ -64,6 +64,7 @@ fn read_teacher(
     let theta = theta.ok_or_else(missing)?;
     Ok(match needs {
         Needs::Attention => Some(passes::attention(cpu, theta, images)),
+        Needs::Rollout => Some(passes::attention_rollout(cpu, theta, images)),
         Needs::Tokens => Some(passes::patch_tokens(cpu, theta, images)),
         Needs::Losses => {
             let orders = covering_orders(images.len() / c.image_values(), c.num_patches(), num_visible, rule);
@@ -91,7 +92,9 @@ pub fn score(
 ) -> Result<Scored, ModelError> {
     let (masking, c) = (&cpu.model.masking, &cpu.model.config);
     let input = match (masking.needs(), theta) {
-        (Needs::Nothing | Needs::Objects | Needs::Attention | Needs::Tokens | Needs::Losses, _) => None,
+        (Needs::Nothing | Needs::Objects | Needs::Attention | Needs::Rollout | Needs::Tokens | Needs::Losses, _) => {
+            None
+        }
         (Needs::Pixels, _) => Some(patches(cpu, images)),
         (Needs::Embedding, Some(theta)) => Some(embedding(cpu, theta, images)),
         (Needs::Embedding, None) => {

@@ -25,19 +25,34 @@ pub enum Attended {
     Low,
 }
 
+/// Which attention it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum AttentionMap {
+    /// That of CLS in the last block.
+    #[default]
+    LastBlock,
+    /// That of CLS through all blocks (attention rollout, arXiv 2005.00928).
+    Rollout,
+}
+
 /// How attention chooses.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AttentionConfig {
     /// Which patches are masked.
     pub masked: Attended,
+    /// Which attention it is.
+    #[serde(default)]
+    pub map: AttentionMap,
     /// With [`Attended::Hint`]: hints as a share of all patches, in [0, 1].
     pub hints: f64,
 }
 
 impl Default for AttentionConfig {
     fn default() -> Self {
-        AttentionConfig { masked: Attended::High, hints: 0.05 }
+        AttentionConfig { masked: Attended::High, map: AttentionMap::LastBlock, hints: 0.05 }
     }
 }
 
@@ -83,7 +98,10 @@ const LEAST: f64 = 1e-6;
 
 impl Masking for Attention {
     fn needs(&self) -> Needs {
-        Needs::Attention
+        match self.config.map {
+            AttentionMap::LastBlock => Needs::Attention,
+            AttentionMap::Rollout => Needs::Rollout,
+        }
     }
 
     fn keys(&self, num_images: usize, _: Option<&[f32]>, rule: &MaskRule) -> Vec<f32> {
@@ -135,21 +153,65 @@ pub fn cls_attention(queries: &[f32], keys: &[f32], num_patches: usize, heads: u
         for head in 0..heads {
             let columns = head * head_dim..(head + 1) * head_dim;
             let query = &query[columns.clone()];
-            for (weight, key) in weights.iter_mut().zip(keys.chunks_exact(dim)) {
-                let dot: f64 =
-                    query.iter().zip(&key[columns.clone()]).map(|(&q, &k)| f64::from(q) * f64::from(k)).sum();
-                *weight = dot * scale;
-            }
-            let top = weights.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            weights.iter_mut().for_each(|weight| *weight = (*weight - top).exp());
-            let total: f64 = weights.iter().sum();
-            let of_patches = weights[1..].iter().map(|weight| weight / total);
-            let least = of_patches.clone().fold(f64::INFINITY, f64::min);
-            let span = of_patches.clone().fold(f64::NEG_INFINITY, f64::max) - least;
-            // Where all are equal none is preferred.
-            sum.iter_mut().zip(of_patches).for_each(|(s, a)| *s += if span > 0.0 { (a - least) / span } else { 1.0 });
+            attend(&mut weights, query, keys.chunks_exact(dim).map(|key| &key[columns.clone()]), scale);
+            scale_to_unit(&mut weights[1..]);
+            sum.iter_mut().zip(&weights[1..]).for_each(|(sum, a)| *sum += a);
         }
         out.extend(sum.into_iter().map(|sum| (sum / heads as f64) as f32));
+    }
+    out
+}
+
+/// softmax(q·k·scale) of a query over the keys of one head.
+fn attend<'a>(weights: &mut [f64], query: &[f32], keys: impl Iterator<Item = &'a [f32]>, scale: f64) {
+    for (weight, key) in weights.iter_mut().zip(keys) {
+        *weight = scale * query.iter().zip(key).map(|(&q, &k)| f64::from(q) * f64::from(k)).sum::<f64>();
+    }
+    let top = weights.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    weights.iter_mut().for_each(|weight| *weight = (*weight - top).exp());
+    let total: f64 = weights.iter().sum();
+    weights.iter_mut().for_each(|weight| *weight /= total);
+}
+
+/// Scales values to [0, 1] by their least and their greatest; where all are equal none is preferred.
+fn scale_to_unit(values: &mut [f64]) {
+    let least = values.iter().copied().fold(f64::INFINITY, f64::min);
+    let span = values.iter().copied().fold(f64::NEG_INFINITY, f64::max) - least;
+    values.iter_mut().for_each(|value| *value = if span > 0.0 { (*value - least) / span } else { 1.0 });
+}
+
+/// What CLS attends to through all blocks, `[batch, L]` scaled to [0, 1] in each image: the patches' part of the row of
+/// CLS of Â_D·…·Â_1 with Â_l = (A_l + 1)/2, where A_l is the attention of block l, mean of the heads. `blocks` are
+/// [`Vit::queries_and_keys`](crate::nets::Vit::queries_and_keys).
+#[must_use]
+pub fn rollout(blocks: &[&[f32]], num_patches: usize, heads: usize, dim: usize) -> Vec<f32> {
+    let (head_dim, num_tokens) = (dim / heads, num_patches + 1);
+    let scale = 1.0 / (head_dim as f64).sqrt();
+    let num_images = blocks.last().map_or(0, |last| last.len() / (num_tokens * 2 * dim));
+    let mut out = Vec::with_capacity(num_images * num_patches);
+    let mut weights = vec![0.0; num_tokens];
+    for image in 0..num_images {
+        let mut row = vec![0.0; num_tokens];
+        row[0] = 1.0;
+        for block in blocks.iter().rev() {
+            let width = block.len() / (num_images * num_tokens);
+            let tokens = &block[image * num_tokens * width..(image + 1) * num_tokens * width];
+            let mut next: Vec<f64> = row.iter().map(|share| 0.5 * share).collect();
+            // Only CLS has a share before the last block.
+            for (token, share) in row.iter().enumerate().filter(|(_, share)| **share > 0.0) {
+                for head in 0..heads {
+                    let columns = head * head_dim..(head + 1) * head_dim;
+                    let query = &tokens[token * width..][columns.clone()];
+                    let keys = tokens.chunks_exact(width).map(|token| &token[dim..][columns.clone()]);
+                    attend(&mut weights, query, keys, scale);
+                    let factor = 0.5 * share / heads as f64;
+                    next.iter_mut().zip(&weights).for_each(|(next, a)| *next += factor * a);
+                }
+            }
+            row = next;
+        }
+        scale_to_unit(&mut row[1..]);
+        out.extend(row[1..].iter().map(|&a| a as f32));
     }
     out
 }
@@ -197,7 +259,7 @@ mod tests {
     fn hints_are_drawn_of_the_most_attended() {
         // 4 of 8 are masked, and of the 4 + 2 most attended 2 are hints.
         let sorted = [0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0];
-        let config = AttentionConfig { masked: Attended::Hint, hints: 0.25 };
+        let config = AttentionConfig { masked: Attended::Hint, hints: 0.25, ..AttentionConfig::default() };
         let found = shares(config, &sorted, 0.01, 4);
         assert_eq!(found[..2], [0.0, 0.0]);
         assert!(found[2..].iter().all(|share| (share - 4.0 / 6.0).abs() < 0.015), "{found:?}");

@@ -43,6 +43,9 @@ pub enum Needs {
     /// The attention of CLS to each patch in the teacher's last block, `[batch, L]` as
     /// [`cls_attention`](super::attention::cls_attention) has it, in [`MaskRule::read`].
     Attention,
+    /// The attention of CLS to each patch through all blocks of the teacher, `[batch, L]` as
+    /// [`rollout`](super::attention::rollout) has it, in [`MaskRule::read`].
+    Rollout,
     /// The teacher's patch tokens after the encoder's final norm, `[batch, L, dim]`, in [`MaskRule::read`].
     Tokens,
     /// The teacher's patch losses under random masks, `[batch, L]` as [`mean_losses`](super::loss::mean_losses) has
@@ -59,7 +62,7 @@ impl Needs {
     /// Whether a teacher is read: θ as it was, or an average over its past. Its values come in the place of θ's.
     #[must_use]
     pub const fn reads_teacher(self) -> bool {
-        matches!(self, Needs::Attention | Needs::Tokens | Needs::Losses)
+        matches!(self, Needs::Attention | Needs::Rollout | Needs::Tokens | Needs::Losses)
     }
 }
 

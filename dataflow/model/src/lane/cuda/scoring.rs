@@ -9,7 +9,7 @@ use super::network::{GpuTrace, Network};
 use crate::engine::TokenOrder;
 use crate::engine::gpu::GpuOrder;
 use crate::error::ModelError;
-use crate::masking::attention::cls_attention;
+use crate::masking::attention::{cls_attention, rollout};
 use crate::masking::loss::{covering_orders, mean_losses};
 use crate::masking::{Kept, LossWeights, MaskNetwork, MaskRule, Needs, Scored, Trace};
 use crate::parallel::arena::Buffer;
@@ -62,7 +62,10 @@ impl CudaLane {
         let (masking, c) = (&self.model.masking, &self.model.config);
         let batch = images.len() / c.image_values();
         let input = match (masking.needs(), theta) {
-            (Needs::Nothing | Needs::Objects | Needs::Attention | Needs::Tokens | Needs::Losses, _) => None,
+            (
+                Needs::Nothing | Needs::Objects | Needs::Attention | Needs::Rollout | Needs::Tokens | Needs::Losses,
+                _,
+            ) => None,
             (Needs::Pixels, _) => Some(self.patches_f32(images)),
             (Needs::Embedding, Some(theta)) => Some(self.embedding(theta, images)),
             (Needs::Embedding, None) => {
@@ -119,6 +122,11 @@ impl CudaLane {
             Needs::Attention => {
                 let [queries, keys] = self.cls_queries_and_keys(theta, images)?;
                 Some(cls_attention(&queries, &keys, c.num_patches(), c.heads, c.dim))
+            }
+            Needs::Rollout => {
+                let blocks = self.queries_and_keys(theta, images)?;
+                let blocks: Vec<&[f32]> = blocks.iter().map(Vec::as_slice).collect();
+                Some(rollout(&blocks, c.num_patches(), c.heads, c.dim))
             }
             Needs::Tokens => {
                 let tokens = self.features_of(theta, images, &[Tap::Patches]);
