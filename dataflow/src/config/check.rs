@@ -319,8 +319,20 @@ impl Config {
         let reads_teacher = mask.reads_teacher();
         let is_attention = mask.uses("attention");
         for (key, is_used, is_default, value, needed) in [
-            ("mask.ema", reads_teacher, mask.ema == default.ema, mask.ema.to_string(), "attention, parts or loss"),
-            ("mask.refresh", reads_teacher, mask.refresh == 1, mask.refresh.to_string(), "attention, parts or loss"),
+            (
+                "mask.ema",
+                reads_teacher,
+                mask.ema == default.ema,
+                mask.ema.to_string(),
+                "attention\", \"parts\" or \"loss",
+            ),
+            (
+                "mask.refresh",
+                reads_teacher,
+                mask.refresh == 1,
+                mask.refresh.to_string(),
+                "attention\", \"parts\" or \"loss",
+            ),
             ("mask.attention", is_attention, mask.attention == default.attention, quoted(&mask.attention), "attention"),
             (
                 "mask.attention_map",
@@ -333,7 +345,7 @@ impl Config {
         ] {
             if !is_used && !is_default {
                 let problem = format!("has no meaning with mask.strategy = \"{}\"", mask.strategy);
-                errors.push(error(key, value, problem, &format!("a strategy {needed}")));
+                errors.push(error(key, value, problem, &format!("mask.strategy = \"{needed}\"")));
             }
         }
         if mask.temperature != default.temperature && !mask.strategy.is_learned() && !is_attention {

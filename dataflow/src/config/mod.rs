@@ -266,7 +266,10 @@ impl Config {
             Ok(config) => {
                 let refused: Vec<String> = errors.iter().map(|error| error.key.clone()).collect();
                 // Drops follow-up errors of keys that were refused already.
-                let news = |error: &ConfigError| !refused.contains(&error.key);
+                let is_of = |key: &String, error: &ConfigError| {
+                    key.strip_prefix(&*error.key).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+                };
+                let news = |error: &ConfigError| !refused.iter().any(|key| is_of(key, error));
                 errors.extend(config.check().into_iter().filter(news));
                 if errors.is_empty() {
                     return Ok(config);

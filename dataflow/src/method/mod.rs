@@ -239,8 +239,8 @@ impl Method {
 
     /// How often the teacher has been renewed before level-1 step `step`. The first is θ at the run's start.
     #[must_use]
-    pub const fn teacher_version(&self, step: Step) -> u64 {
-        if self.refresh == 0 { step.0 } else { step.outer(self.unroll).0 / self.refresh }
+    pub fn teacher_version(&self, step: Step) -> u64 {
+        step.outer(self.unroll).0.checked_div(self.refresh).unwrap_or(step.0)
     }
 
     /// The version of the weights that scores of level-1 step `step` wait for, in their slot.
