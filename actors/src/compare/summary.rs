@@ -308,3 +308,7 @@ fn compare(reference: &str, metric: &str, file: &ExperimentFile, arms: &[ArmSumm
     }
     all
 }
+
+#[cfg(test)]
+#[path = "summary_tests.rs"]
+mod tests;
