@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# What mlomae does on a real GPU, beside PyTorch on the same card: bench/gpu/run.sh [OPTIONS] first|second|all|STAGE...
+# What mlomae does on a real GPU, beside PyTorch on the same card:
+# bench/gpu/run.sh [OPTIONS] first|second|third|all|STAGE...
 #
 #   --dry-run        print the plan and its commands, run nothing
 #   --allow-no-gpu   without a GPU end with 0 instead of 3
 #   --limit SECONDS  for the whole call; each stage has its own limit too (default 420)
 #   --out DIR        where results go (default $OUT, else ./gpu-results)
 #
-# Builds nothing. Needs the program ($MLOMAE, default target/release/mlomae) and Python 3.9 or newer ($PYTHON, default
+# Builds nothing; where there is `strip`, a stripped copy of the program is run. Needs the program ($MLOMAE, default target/release/mlomae) and Python 3.9 or newer ($PYTHON, default
 # python3); the peers and ceilings need a Python with torch ($PEER_PYTHON, default $PYTHON). A stage that fails, or is
 # too slow, never stops the others. README.md beside this file says what the results mean.
 set -uo pipefail
@@ -15,19 +16,23 @@ root=$(cd "$here/../.." && pwd)
 
 # name, seconds, what it shows
 stages=(
+    "selftest 35 every operation beside plain arithmetic on the processor, at three precisions"
     "facts 30 the card, its driver, the libraries that were found, versions"
     "ceilings 40 what the card reaches in products and copies, by PyTorch"
     "golden 30 golden files on the GPU, at three precisions"
     "bits 40 serial, threaded and repeated runs have the same bits"
-    "base 170 preset base in bf16 beside PyTorch: strict peer compiled, and the published loop in f32"
-    "small 100 preset small beside PyTorch: strict peers in bf16 and tf32, and the published loop"
+    "base 155 preset base in bf16 beside PyTorch: strict peer compiled, and the published loop in f32"
+    "small 85 preset small beside PyTorch: strict peers in bf16 and tf32, and the published loop"
     "sanitizer 60 memcheck and racecheck of a golden iteration, where compute-sanitizer is installed"
     "timeline 90 overlap of the levels at lag 0 and 1, and how busy the GPU is"
     "base-tf32 125 preset base in tf32 beside the strict peer, compiled"
     "base-f32 135 preset base in f32 beside the strict peer, compiled"
+    "graphs 75 presets tiny and small with CUDA graphs and without, in turns"
+    "products 90 each product of base and small by itself, as a share of a product of 8192 x 8192"
 )
-first="facts ceilings golden bits base small"
+first="selftest facts ceilings golden bits base small"
 second="sanitizer timeline base-tf32 base-f32"
+third="graphs products"
 
 MLOMAE=${MLOMAE:-$root/target/release/mlomae}
 PYTHON=${PYTHON:-python3}
@@ -67,16 +72,17 @@ while [ $# -gt 0 ]; do
         ;;
     first) read -ra words <<<"$first" && chosen+=("${words[@]}") ;;
     second) read -ra words <<<"$second" && chosen+=("${words[@]}") ;;
-    all) read -ra words <<<"$first $second" && chosen+=("${words[@]}") ;;
+    third) read -ra words <<<"$third" && chosen+=("${words[@]}") ;;
+    all) read -ra words <<<"$first $second $third" && chosen+=("${words[@]}") ;;
     *)
-        stage_field "$1" seconds >/dev/null || die "no stage $1; there are: $first $second"
+        stage_field "$1" seconds >/dev/null || die "no stage $1; there are: $first $second $third"
         chosen+=("$1")
         ;;
     esac
     shift
 done
 [[ $total =~ ^[1-9][0-9]*$ ]] || die "--limit takes seconds, not $total"
-[ ${#chosen[@]} -gt 0 ] || [ -n "$inner" ] || die "which stages? first, second, all, or of: $first $second"
+[ ${#chosen[@]} -gt 0 ] || [ -n "$inner" ] || die "which stages? first, second, third, all, or of: $first $second $third"
 
 # Seconds that the present stage has left; a second is for what it still writes.
 left_of_stage() {
@@ -103,6 +109,10 @@ go() {
     printf '%s\n' "rc $status" "seconds $((SECONDS - begin))" "limit_s $limit" "command ${*//$'\n'/ }" >"$raw/$name.run"
     echo "    rc $status after $((SECONDS - begin)) s: $*"
     return "$status"
+}
+
+stage_selftest() {
+    go selftest 35 "$MLOMAE" gpu selftest --json
 }
 
 stage_facts() {
@@ -159,12 +169,12 @@ turns() { # SECONDS OPTIONS...
 }
 
 stage_base() {
-    turns 170 --preset base --ours bf16 --turns 3 --rounds 5 \
+    turns 155 --preset base --ours bf16 --turns 3 --rounds 5 \
         --peer "strict-bf16=--savings --compile --precision bf16" --peer "published-f32=--precision f32"
 }
 
 stage_small() {
-    turns 100 --preset small --ours bf16 --ours tf32 --turns 5 --rounds 15 \
+    turns 85 --preset small --ours bf16 --ours tf32 --turns 5 --rounds 15 \
         --peer "strict-bf16=--savings --compile --precision bf16" \
         --peer "strict-tf32-eager=--savings --precision tf32" --peer "published-f32=--precision f32"
 }
@@ -175,6 +185,24 @@ stage_base-tf32() {
 
 stage_base-f32() {
     turns 135 --preset base --ours f32 --turns 2 --rounds 3 --peer "strict-f32=--savings --compile --precision f32"
+}
+
+stage_graphs() {
+    local preset
+    for preset in tiny small; do
+        go "$preset" 36 "$PYTHON" "$here/turns.py" --mlomae "$MLOMAE" --seconds 30 \
+            --preset "$preset" --ours bf16 --graphs --turns 3 --rounds 20
+    done
+}
+
+stage_products() {
+    local preset precision
+    for preset in base small; do
+        for precision in bf16 tf32; do
+            go "$preset-$precision" 22 "$MLOMAE" gpu products --preset "$preset" --precision "$precision" --ms 10 \
+                --peak 8192 --json
+        done
+    done
 }
 
 stage_sanitizer() {
@@ -246,6 +274,10 @@ end_group() {
 }
 trap 'end_group; rm -rf "$work"' EXIT
 trap 'exit 130' INT TERM
+# Symbols of the debugger only take time to load. What strip does not take, as a script, is run as it is.
+if strip -o "$work/mlomae" "$MLOMAE" 2>/dev/null; then
+    MLOMAE=$work/mlomae
+fi
 WHEEL_LIBRARIES=$("$PEER_PYTHON" -c 'import glob, os, nvidia
 files = [file for place in nvidia.__path__ for file in glob.glob(place + "/**/*.so*", recursive=True)]
 print(":".join(sorted(set(map(os.path.dirname, files)))))' 2>/dev/null)

@@ -117,7 +117,38 @@ def bits(found):
     return {"same_bits": [{"runs": (a, b), "same": sums[a] == sums[b]} for a, b in pairs]} if pairs else {}
 
 
-EXTRACTS = {"golden": golden, "bits": bits}
+def selftest(found):
+    """How many operations are within their limits, and which are not."""
+    result = results(found).get("selftest", {})
+    operations = result.get("operations")
+    if operations is None:
+        return {}
+    wrong = [f"{o['operation']} ({o['precision']})" for o in operations if not o["ok"]]
+    counts = {"ok": len(operations) - len(wrong), "of": len(operations), "wrong": wrong}
+    return {"selftest": counts | {"problem": result.get("problem")}}
+
+
+def graphs(found):
+    """By how much CUDA graphs make an outer iteration faster, by preset."""
+    gains = {name: result.get("graphs") for name, result in results(found).items() if result.get("graphs")}
+    return {"graphs": gains} if gains else {}
+
+
+# Products that are listed of each preset and precision; all are in the command's result.
+NUM_PRODUCTS = 8
+
+
+def products(found):
+    """The speed of an outer iteration's products, and of those that take the most time."""
+    keys = ("peak_tflops", "ms_outer", "gflop_outer", "tflops", "percent_of_peak")
+    runs = {name: result for name, result in results(found).items() if result.get("products")}
+    return {"products": {
+        name: {key: result.get(key) for key in keys} | {"most_time": result["products"][:NUM_PRODUCTS]}
+        for name, result in runs.items()
+    }} if runs else {}
+
+
+EXTRACTS = {"selftest": selftest, "golden": golden, "bits": bits, "graphs": graphs, "products": products}
 
 
 def dig(value, *keys):
@@ -152,10 +183,22 @@ def num_same(stages):
     return None if same is None else sum(s["same"] for s in same)
 
 
+def num_right(stages):
+    """Whether every operation is within its limit."""
+    counts = dig(stages, "selftest", "selftest")
+    return None if counts is None else int(0 < counts["of"] == counts["ok"] and not counts["problem"])
+
+
+def of_graphs(stages):
+    gains = dig(stages, "graphs", "graphs", "small") or [{}]
+    return gains[0].get("times_as_fast")
+
+
 def targets(stages):
     """What is to be reached on one H100 or H200, and what was found; null where it was not measured."""
     strict = pair(stages, "base", "bf16", "strict-bf16")
     rows = [
+        ("every operation within its limit (1: yes)", ">=", 1, num_right(stages)),
         ("golden files, by precision, with all quantities in limits", ">=", NUM_GOLDEN, num_golden(stages)),
         ("pairs of runs with the same bits", ">=", len(SAME_BITS), num_same(stages)),
         ("base bf16, times as fast as the strict compiled peer", ">=", 1.5, strict.get("times_as_fast")),
@@ -169,6 +212,7 @@ def targets(stages):
          pair(stages, "base-f32", "f32", "strict-f32").get("times_as_fast")),
         ("small bf16, times as fast as the strict compiled peer", ">=", 3,
          pair(stages, "small", "bf16", "strict-bf16").get("times_as_fast")),
+        ("small bf16, times as fast with CUDA graphs as without", ">=", 1, of_graphs(stages)),
         ("GPU busy at lag 1, percent", ">=", 95, dig(stages, "timeline", "samples", "lag1", "busy_percent")),
         ("overlap of the levels at lag 1, share of the time", ">", 0,
          dig(stages, "timeline", "commands", "lag1", "result", "overlap")),

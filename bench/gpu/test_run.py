@@ -32,7 +32,17 @@ command=$1
 [ "$command" != "${FAKE_BROKEN-}" ] || { echo "error: it is broken" >&2; exit 70; }
 case $command in
 --version) echo "mlomae 0.0.0" ;;
-gpu) echo '{"device": "Fake H1"}' ;;
+gpu)
+    case $2 in
+    selftest)
+        [ -z "${FAKE_WRONG-}" ] || wrong=', {"operation": "gelu", "precision": "bf16", "error": null, "limit": 1e-2, "ok": false}'
+        echo '{"ok": true, "problem": null, "operations": [{"operation": "gelu", "precision": "f32", "error": 1e-8,
+            "limit": 1e-7, "ok": true}'"${wrong-}"']}'
+        [ -z "${FAKE_WRONG-}" ] || exit 1 ;;
+    products) echo '{"peak_tflops": 800.0, "ms_outer": 50.0, "gflop_outer": 20000.0, "tflops": 400.0,
+        "percent_of_peak": 50.0, "products": [{"m": 1, "n": 2, "k": 3, "us": 4.0, "tflops": 400.0}]}' ;;
+    *) echo '{"device": "Fake H1"}' ;;
+    esac ;;
 verify)
     [ -z "${FAKE_SLOW_VERIFY-}" ] || { sleep 60 & echo $! >>"$FAKE_SLOW_VERIFY"; wait; }
     echo '{"checks": [{"quantity": "a", "error": 1e-7, "limit": 1e-5, "ok": true},
@@ -42,7 +52,10 @@ train)
     mkdir -p "$2/checkpoints/step-1"
     echo "weights ${FAKE_BITS_DIFFER:+$2}" >"$2/checkpoints/step-1/model.safetensors" ;;
 timeline) echo '{"overlap": 0.25, "outer_per_s": 5.0}' ;;
-bench) echo '{"ms_outer": 100.0, "gflop_outer": 40000.0, "peak_bytes": 5, "device_peak_bytes": 1000}' ;;
+bench)
+    ms=100.0
+    [ "${MLOMAE_CUDA_GRAPHS-}" != 0 ] || ms=125.0
+    echo '{"ms_outer": '$ms', "gflop_outer": 40000.0, "peak_bytes": 5, "device_peak_bytes": 1000}' ;;
 esac
 """
 # Peers, ceilings and versions.
@@ -101,12 +114,15 @@ class RunTest(unittest.TestCase):
         return {row["target"]: row["met"] for row in self.summary()["targets"]}
 
     def test_plans_fit_a_call(self):
-        for part in ("first", "second"):
+        for part in ("first", "second", "third"):
             done = self.run_sh("--dry-run", part)
             self.assertEqual(done.returncode, 0, done.stderr)
             planned = int(re.search(r"stages: (\d+) s at most", done.stdout)[1])
             self.assertLessEqual(planned, CALL_SECONDS - 5)
-            self.assertIn("--engine cuda" if part == "first" else "compute-sanitizer", done.stdout)
+            word = {"first": "--engine cuda", "second": "compute-sanitizer", "third": "gpu products"}[part]
+            self.assertIn(word, done.stdout)
+            stages = re.findall(r"^([\w-]+), at most", done.stdout, re.MULTILINE)
+            self.assertEqual(stages[0], {"first": "selftest", "second": "sanitizer", "third": "graphs"}[part])
         self.assertFalse(self.out.exists())
 
     def test_without_a_gpu_it_says_so(self):
@@ -134,7 +150,7 @@ class RunTest(unittest.TestCase):
         summary = self.summary()
         self.assertEqual(summary["card"], "Fake H1")
         self.assertEqual({s["status"] for s in summary["stages"].values()}, {"ok"}, done.stdout)
-        self.assertEqual(len(summary["stages"]), 10)
+        self.assertEqual(len(summary["stages"]), 13)
         for name, stage in summary["stages"].items():
             self.assertEqual(json.loads((self.out / f"{name}.json").read_text()), stage)
         self.assertTrue((self.out / "raw.tar.gz").stat().st_size)
@@ -144,7 +160,13 @@ class RunTest(unittest.TestCase):
         self.assertEqual(found["base bf16, memory as a share of the strict peer's"], 0.5)
         self.assertEqual(found["GPU busy at lag 1, percent"], 97)
         self.assertFalse(self.met()["small bf16, times as fast as the strict compiled peer"])
-        self.assertEqual(sum(met is True for met in self.met().values()), 9, found)
+        self.assertEqual(sum(met is True for met in self.met().values()), 11, found)
+        self.assertEqual(found["small bf16, times as fast with CUDA graphs as without"], 1.25)
+        self.assertEqual(summary["stages"]["selftest"]["selftest"]["ok"], 1)
+        products = summary["stages"]["products"]["products"]
+        self.assertEqual(set(products), {"base-bf16", "base-tf32", "small-bf16", "small-tf32"})
+        self.assertEqual(products["base-bf16"]["percent_of_peak"], 50)
+        self.assertEqual(products["base-bf16"]["most_time"][0]["us"], 4)
         self.assertEqual(list(self.folder.glob("tmp*")), [])
 
     def test_a_failing_program_stops_nothing(self):
@@ -157,6 +179,25 @@ class RunTest(unittest.TestCase):
         self.assertIn("it is broken", turns["ours"][0]["failure"])
         self.assertEqual(turns["peers"]["published-f32"]["ms_outer"], 200)
         self.assertIsNone(self.met()["small bf16, times as fast as the strict compiled peer"])
+
+    def test_a_wrong_operation_is_named_and_stops_nothing(self):
+        self.fake_all()
+        self.run_sh("selftest", "golden", FAKE_WRONG="1")
+        stages = self.summary()["stages"]
+        self.assertEqual([stages[s]["status"] for s in ("selftest", "golden")], ["failed", "ok"])
+        self.assertEqual(stages["selftest"]["selftest"]["wrong"], ["gelu (bf16)"])
+        self.assertIs(self.met()["every operation within its limit (1: yes)"], False)
+
+    def test_a_stripped_copy_is_run_where_there_is_strip(self):
+        self.fake_all()
+        # As strip does it with a program: here the copy says another version.
+        self.fake(strip="#!/bin/bash\nsed s/0.0.0/stripped/ \"$3\" >\"$2\" && chmod 755 \"$2\"\n")
+        self.run_sh("facts")
+        self.assertEqual(self.summary()["stages"]["facts"]["commands"]["version"]["text"], "mlomae stripped")
+        self.assertIn("mlomae 0.0.0", (self.bin / "mlomae").read_text())
+        self.fake(strip="#!/bin/bash\necho nothing >\"$2\"; exit 1\n")
+        self.run_sh("facts")
+        self.assertEqual(self.summary()["stages"]["facts"]["commands"]["version"]["text"], "mlomae 0.0.0")
 
     def test_bits_that_differ_are_seen(self):
         self.fake_all()

@@ -1,7 +1,7 @@
 """mlomae and PyTorch in turns on one GPU: `mlomae bench` beside ../peer/torch_loop.py, so that all see the same card.
 
 Peers are started once and compile side by side; memory that they do not use is given back while others are measured. A
-turn is one `mlomae bench` for each precision, then as many iterations of each peer. Prints one JSON object at the end,
+turn is one `mlomae bench` for each precision (with --graphs two, with CUDA graphs and without), then as many iterations of each peer. Prints one JSON object at the end,
 or at SIGTERM with what there is by then; a program or peer that fails is told of and left out.
 
   turns.py --mlomae PATH --python PYTHON --preset base --ours bf16 --peer "NAME=OPTIONS of torch_loop.py" --seconds N
@@ -9,6 +9,7 @@ or at SIGTERM with what there is by then; a program or peer that fails is told o
 
 import argparse
 import json
+import os
 import pathlib
 import queue
 import shlex
@@ -122,10 +123,10 @@ class Sampler:
 
 
 class Ours:
-    """`mlomae bench` in one precision."""
+    """`mlomae bench` in one precision, with CUDA graphs on, off or, with `graphs` None, as it chooses itself."""
 
-    def __init__(self, precision, args):
-        self.precision, self.args, self.failure = precision, args, None
+    def __init__(self, precision, args, graphs=None):
+        self.precision, self.args, self.failure, self.graphs = precision, args, None, graphs
         self.turns, self.report_of_last, self.sampled_bytes = [], {}, None
 
     def bench(self, rounds, until):
@@ -135,7 +136,11 @@ class Ours:
         command += ["--batch", str(args.batch)] if args.batch else []
         limit = max(1, until - time.monotonic())
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
+            graphs = {} if self.graphs is None else {"MLOMAE_CUDA_GRAPHS": str(int(self.graphs))}
+            environment = {**os.environ, **graphs}
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=limit, check=False, env=environment
+            )
         except subprocess.TimeoutExpired:
             raise Failed("was not done in time") from None
         except OSError as error:
@@ -162,6 +167,7 @@ class Ours:
 
     def report(self):
         found = {"precision": self.precision, "turns_ms": self.turns}
+        found |= {} if self.graphs is None else {"graphs": self.graphs}
         found |= {"device_bytes": self.device_bytes(), "sampled_bytes": self.sampled_bytes, "last": self.report_of_last}
         if self.turns:
             found["ms_outer"] = statistics.median(self.turns)
@@ -186,6 +192,23 @@ def together(ours, peers):
     return pairs
 
 
+def of_graphs(ours):
+    """By how much graphs make each precision faster, turn for turn."""
+    found = []
+    for on in (our for our in ours if our.graphs):
+        off = next(our for our in ours if our.graphs is False and our.precision == on.precision)
+        ratios = [slow / fast for fast, slow in zip(on.turns, off.turns)]
+        if ratios:
+            memory, other = on.device_bytes(), off.device_bytes()
+            found.append({
+                "precision": on.precision,
+                "times_as_fast": statistics.median(ratios),
+                "range": [min(ratios), max(ratios)],
+                "memory_share": memory / other if memory and other else None,
+            })
+    return found
+
+
 def without_failures(members, do):
     """Does it for all that have not failed."""
     for member in members:
@@ -205,6 +228,7 @@ def main():
     parser.add_argument("--engine", default="cuda")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--ours", action="append", default=[], metavar="PRECISION")
+    parser.add_argument("--graphs", action="store_true", help="each precision with CUDA graphs and without")
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=OPTIONS")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=5)
@@ -213,7 +237,8 @@ def main():
     args = parser.parse_args()
     until = time.monotonic() + args.seconds
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    ours, peers = [Ours(precision, args) for precision in args.ours], []
+    ways = (True, False) if args.graphs else (None,)
+    ours, peers = [Ours(precision, args, graphs) for precision in args.ours for graphs in ways], []
     began = time.monotonic()
     num_turns = 0
     try:
@@ -242,6 +267,7 @@ def main():
         if any(peer.failure for peer in peers):
             found["peer_log"] = pathlib.Path(args.peer_log).read_text(errors="replace")[-2000:]
         found |= {"peers": {peer.name: peer.report() for peer in peers}, "pairs": together(ours, peers)}
+        found |= {"graphs": of_graphs(ours)} if args.graphs else {}
         print(json.dumps(found), flush=True)
     failed = [m for m in ours + peers if m.failure]
     sys.exit(1 if failed or not num_turns else 0)

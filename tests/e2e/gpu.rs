@@ -57,6 +57,44 @@ fn a_gpu_is_found_told_and_taken() {
 }
 
 #[test]
+fn the_self_test_runs_every_operation_and_names_what_is_wrong() {
+    let place = Place::new();
+    let ended = succeed(&place, &[], &["gpu", "selftest"]);
+    assert!(ended.err.is_empty() && ended.out.lines().all(|line| line.contains(" ok ")), "{ended:#?}");
+    for operation in ["layer_norm_grad", "attention_tangent", "product", "graphs", "cross_entropy_f64", "adamw"] {
+        let named = ended.out.lines().filter(|line| line.split("  ").next() == Some(operation));
+        assert!(named.count() >= 1, "{operation}: {}", ended.out);
+    }
+    // A device whose kernels leave their results as they are, or whose products do.
+    for (skipped, wrong) in [("gelu_grad_bf16", "gelu_grad (bf16)"), ("product", "product (tf32)")] {
+        let ended = emulated(&place, &[("FAKE_SKIP", skipped)], &["gpu", "selftest", "--json"]);
+        let report: Value = serde_json::from_str(&ended.out).expect("JSON");
+        assert_eq!((ended.code, &report["ok"]), (Some(1), &false.into()), "{ended:#?}");
+        assert!(ended.err.contains(wrong) && ended.err.lines().count() == 1, "{ended:#?}");
+        let operations = report["operations"].as_array().expect("operations");
+        let num_wrong = operations.iter().filter(|operation| operation["ok"] == false).count();
+        assert!(num_wrong >= 1 && num_wrong < operations.len() / 4, "{num_wrong} of {}", operations.len());
+        if skipped != "product" {
+            assert_eq!(num_wrong, 1, "{report}");
+        }
+    }
+    let ended = emulated(&place, &[("FAKE_LOST_AFTER", "3000")], &["gpu", "selftest"]);
+    let line = &ended.err;
+    assert!(ended.code == Some(70) && line.contains("the GPU failed in") && line.contains(", after "), "{ended:#?}");
+    let ended = emulated(&place, &[("FAKE_NO_DEVICE", "1")], &["gpu", "selftest"]);
+    assert!(ended.code == Some(78) && ended.err.contains("no GPU can be used: "), "{ended:#?}");
+}
+
+#[test]
+fn graphs_are_on_off_or_refused() {
+    let place = Place::new();
+    let args = ["train", "tiny.toml", "--run-dir", "run", "--set", "engine=cuda", "--max-outer", "1", "--quiet"];
+    let ended = emulated(&place, &[("MLOMAE_CUDA_GRAPHS", "off")], &args);
+    let line = "MLOMAE_CUDA_GRAPHS must be 0 (no graphs) or 1 (graphs at any size), got off";
+    assert!(ended.code == Some(78) && ended.err.contains(line) && ended.err.lines().count() == 1, "{ended:#?}");
+}
+
+#[test]
 fn a_library_that_cannot_be_loaded_is_told_from_one_that_is_missing() {
     let place = Place::new();
     let folder = place.path("damaged");
@@ -148,6 +186,35 @@ fn bits_depend_neither_on_threads_nor_on_graphs_nor_on_the_order_of_streams_bloc
     }
     let host = &place.run_record("threaded")["host"];
     assert!(host["engine"] == "cuda" && host["device"].as_str().is_some_and(|text| text.contains("driver")), "{host}");
+}
+
+#[test]
+fn values_of_images_that_a_gpu_computes_are_those_of_the_host() {
+    let place = Place::new();
+    let (on_gpu, on_host) = (&[][..], &[("MLOMAE_CUDA_RAW_IMAGES", "0")][..]);
+    for (crop, lag) in [("padded", 0), ("resized", 1)] {
+        let (crop, lag) = (format!("data.augment.crop={crop}"), format!("pipeline.lag={lag}"));
+        let sets = ["--set", &crop, "--set", &lag, "--set", "data.channels=3", "--set", "data.image=12"];
+        let args = [&sets[..], &["--restart", "--quiet"]].concat();
+        train(&place, "bytes", on_gpu, &args);
+        train(&place, "values", on_host, &args);
+        place.assert_same_end("bytes", "values");
+    }
+    // The same features too, and queues of a quarter of the bytes.
+    let said = |variables, args: &[&str]| succeed(&place, variables, &[args, &["--set", "engine=cuda"]].concat()).out;
+    let knn = ["eval", "knn", "bytes", "--json"];
+    let accuracy = |variables| {
+        let report: Value = serde_json::from_str(&said(variables, &knn)).expect("JSON");
+        report["accuracy"].as_f64().expect("an accuracy")
+    };
+    assert_eq!(accuracy(on_gpu), accuracy(on_host));
+    let queue = |variables| -> String {
+        let said = said(variables, &["check", "tiny.toml"]);
+        said.lines().find(|line| line.contains("load->score")).expect("the queue").to_owned()
+    };
+    // Six images of 16 x 16 pixels: with a window each, or four bytes a value.
+    let (bytes, values) = (queue(on_gpu), queue(on_host));
+    assert!(bytes.ends_with("each about 1.6 KiB") && values.ends_with("each about 6.1 KiB"), "{bytes} {values}");
 }
 
 #[test]

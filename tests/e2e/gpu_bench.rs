@@ -65,6 +65,26 @@ done
 }
 
 #[test]
+fn products_of_an_outer_iteration_are_timed_one_by_one() {
+    let place = Place::new();
+    let args = ["gpu", "products", "--preset", "tiny", "--batch", "2", "--ms", "1", "--peak", "64"];
+    let ended = succeed(&place, &[], &[&args[..], &["--json"]].concat());
+    let report: Value = serde_json::from_str(&ended.out).expect("JSON");
+    let rows = report["products"].as_array().expect("products");
+    let number = |of: &Value, key: &str| of[key].as_f64().unwrap_or_else(|| panic!("{key}: {of}"));
+    let sum = |f: &dyn Fn(&Value) -> f64| rows.iter().map(f).sum::<f64>();
+    let gflop = |row: &Value| 2e-9 * ["m", "n", "k", "calls"].map(|key| number(row, key)).iter().product::<f64>();
+    assert!((sum(&gflop) / number(&report, "gflop_outer") - 1.0).abs() < 1e-9, "{report}");
+    assert!((sum(&|row| number(row, "percent_of_time")) - 100.0).abs() < 1e-6, "{report}");
+    // All but attention is products.
+    let all = number(&bench(&place, &["--engine", "cuda", "--set", "compute.precision=bf16"]), "gflop_outer");
+    assert!(number(&report, "gflop_outer") < all && number(&report, "gflop_outer") > 0.5 * all, "{all} {report}");
+    assert!(rows.iter().all(|row| number(row, "percent_of_peak") > 0.0), "{report}");
+    let text = succeed(&place, &[], &args).out;
+    assert!(text.lines().count() == 2 + rows.len() && text.contains("bf16 to f32"), "{text}");
+}
+
+#[test]
 fn tune_varies_what_a_gpu_has_no_part_in() {
     let place = Place::new();
     let args = ["tune", "tiny.toml", "--engine", "cuda", "--budget", "5", "--out", "tuned.toml"];

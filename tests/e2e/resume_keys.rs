@@ -7,7 +7,7 @@ use mlomae_dataflow::config::{OnResume, rules};
 use crate::place::{Ended, Place};
 
 /// Another valid value of every key than the one of the run.
-const OTHER: [(&str, &str); 113] = [
+const OTHER: [(&str, &str); 133] = [
     ("seed", "4"),
     ("engine", "auto"),
     ("run.root", "elsewhere"),
@@ -39,6 +39,13 @@ const OTHER: [(&str, &str); 113] = [
     ("data.synthetic.num_classes", "3"),
     ("data.synthetic.channels", "3"),
     ("data.synthetic.seed", "9"),
+    ("data.synthetic.scene", "voronoi"),
+    ("data.synthetic.areas", "equal"),
+    ("data.synthetic.num_distractors", "1"),
+    ("data.synthetic.object_radius", "[2.0, 3.0]"),
+    ("data.synthetic.object_contrast", "0.5"),
+    ("data.synthetic.background_amplitude", "0.5"),
+    ("data.synthetic.pixel_noise", "0.1"),
     ("model.preset", "small"),
     ("model.patch", "8"),
     ("model.dim", "32"),
@@ -49,10 +56,23 @@ const OTHER: [(&str, &str); 113] = [
     ("model.dec_heads", "1"),
     ("model.pos_embed", "frozen"),
     ("mask.strategy", "token-mlp"),
-    ("mask.input", "pixels"),
+    ("mask.input", "embedding"),
     ("mask.hidden", "11"),
     ("mask.ratio", "0.5"),
     ("mask.explore", "0.5"),
+    ("mask.noise", "red"),
+    ("mask.weights", "normalised"),
+    ("mask.select", "sample"),
+    ("mask.temperature", "2.0"),
+    ("method.supervised", "true"),
+    ("method.shuffle_labels", "true"),
+    ("method.precondition", "adam"),
+    ("method.ridge_penalty", "0.5"),
+    ("method.ridge_bank", "2"),
+    ("method.cg_damping", "0.5"),
+    ("method.cg_steps", "2"),
+    ("policy.average", "2"),
+    ("policy.estimator", "score"),
     ("method.unroll", "3"),
     ("method.hypergradient", "published"),
     ("method.multitask", "true"),
@@ -123,6 +143,16 @@ const OTHER: [(&str, &str); 113] = [
     ("actors.log.micro_batch", "0"),
 ];
 
+/// What has to be set beside some keys, so that they mean something.
+const BESIDE: [(&str, &[&str]); 6] = [
+    ("mask.temperature", &["mask.select=sample"]),
+    ("policy.estimator", &["mask.select=sample", "mask.explore=0.0"]),
+    ("method.ridge_penalty", &["method.hypergradient=ridge"]),
+    ("method.ridge_bank", &["method.hypergradient=ridge"]),
+    ("method.cg_damping", &["method.hypergradient=cg"]),
+    ("method.cg_steps", &["method.hypergradient=cg"]),
+];
+
 /// Keys that have only one allowed value so far. When one gets a second value, the test fails until it is covered.
 const ONE_VALUE: [&str; 1] = ["method.task"];
 
@@ -160,8 +190,10 @@ fn value(place: &Place, run: &str, key: &str) -> Option<toml::Value> {
 fn every_key_takes_effect_on_a_resume_or_is_refused_by_name() {
     let place = Place::new();
     // Half a run with a lag, so that it may be lowered.
-    let half =
-        ["--max-outer", "4", "--set", "pipeline.lag=1", "--set", "eval.at_end=false", "--set", "mask.explore=0.1"];
+    let mut half = vec!["--max-outer", "4"];
+    for set in ["pipeline.lag=1", "eval.at_end=false", "mask.explore=0.1", "mask.input=pixels"] {
+        half.extend(["--set", set]);
+    }
     place.train("base", &half);
     let length = "train.outer_iterations=7".to_owned();
     let same = resume(&place, "same", std::slice::from_ref(&length));
@@ -178,7 +210,15 @@ fn every_key_takes_effect_on_a_resume_or_is_refused_by_name() {
         }
         let other = others.get(key).unwrap_or_else(|| panic!("no other value of {key}"));
         let run = key.replace('.', "-");
-        let ended = resume(&place, &run, &[length.clone(), format!("{key}={other}")]);
+        let beside = BESIDE.iter().find(|(beside, _)| *beside == key).map_or(&[][..], |(_, sets)| sets);
+        let mut sets: Vec<String> = beside.iter().map(|set| (*set).to_owned()).collect();
+        sets.push(length.clone());
+        let without = if beside.is_empty() { "same".to_owned() } else { format!("{run}-without") };
+        if !beside.is_empty() {
+            assert_eq!(resume(&place, &without, &sets).code, Some(0), "{sets:?}");
+        }
+        sets.push(format!("{key}={other}"));
+        let ended = resume(&place, &run, &sets);
         if ended.code == Some(78) {
             let lines: Vec<_> = ended.err.lines().collect();
             let is_named = lines.iter().any(|line| line.starts_with("error: ") && line.contains(key));
@@ -191,7 +231,7 @@ fn every_key_takes_effect_on_a_resume_or_is_refused_by_name() {
         assert_eq!(ended.code, Some(0), "{key}: {ended:#?}");
         assert_ne!(rule, OnResume::Fixed, "{key} was not refused");
         assert_eq!(value(&place, &run, key).expect("resolved").to_string().replace('"', ""), *other, "{key}");
-        let differs = place.weights("same") != place.weights(&run);
+        let differs = place.weights(&without) != place.weights(&run);
         match rule {
             OnResume::Told => {
                 let told = ended.err.replace('"', "");

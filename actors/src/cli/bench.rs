@@ -74,7 +74,7 @@ pub(crate) struct Args {
     json: bool,
 }
 
-fn parse_preset(name: &str) -> Result<Preset, String> {
+pub(super) fn parse_preset(name: &str) -> Result<Preset, String> {
     Preset::from_name(name).ok_or_else(|| format!("allowed: {}", Preset::ALL.map(Preset::as_str).join(", ")))
 }
 

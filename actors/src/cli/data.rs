@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use mlomae_storage::dataset::{
-    self, ConvertReport, DataError, Dataset, DatasetSpec, FORMATS, FormatName, NameSource, Split, SyntheticSpec,
+    self, ConvertReport, DataError, Dataset, DatasetSpec, FORMATS, FormatName, NameSource, ObjectAreas, Split,
+    SyntheticScene, SyntheticSpec,
 };
 use mlomae_storage::escape::{one_line, shortened};
 
@@ -117,6 +118,25 @@ struct SyntheticArgs {
     /// Seed of the images
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// What the images show: shapes, or voronoi (one small red object on a background of high variance)
+    #[arg(long, default_value = SyntheticScene::default().as_str(), value_parser = parse_scene)]
+    scene: SyntheticScene,
+    /// Scene voronoi: whether areas differ by-shape or are equal
+    #[arg(long, default_value = ObjectAreas::default().as_str(), value_parser = parse_areas)]
+    areas: ObjectAreas,
+    /// Scene voronoi: blue and green objects that say nothing
+    #[arg(long, default_value_t = SyntheticSpec::default().num_distractors)]
+    num_distractors: usize,
+}
+
+fn parse_scene(text: &str) -> Result<SyntheticScene, String> {
+    let scene = SyntheticScene::ALL.into_iter().find(|scene| scene.as_str() == text);
+    scene.ok_or_else(|| format!("allowed: {}", SyntheticScene::ALL.map(SyntheticScene::as_str).join(", ")))
+}
+
+fn parse_areas(text: &str) -> Result<ObjectAreas, String> {
+    let areas = ObjectAreas::ALL.into_iter().find(|areas| areas.as_str() == text);
+    areas.ok_or_else(|| format!("allowed: {}", ObjectAreas::ALL.map(ObjectAreas::as_str).join(", ")))
 }
 
 fn parse_format(text: &str) -> Result<FormatName, String> {
@@ -316,6 +336,10 @@ fn synthetic(args: &SyntheticArgs, session: &mut Session<'_>) -> Result<(), CliE
         num_classes: args.num_classes,
         seed: args.seed,
         channels: args.channels,
+        scene: args.scene,
+        areas: args.areas,
+        num_distractors: args.num_distractors,
+        ..SyntheticSpec::default()
     };
     let bar = Bar::new(&session.terminal, "generating");
     let mut progress = |done, all| bar.set("generating", done, all);

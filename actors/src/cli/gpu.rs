@@ -1,12 +1,13 @@
-//! `mlomae gpu`: what a GPU needs, and what of it this machine has.
+//! `mlomae gpu`: what a GPU needs, what of it this machine has, and whether it computes what it should.
 
 use std::fmt::Write;
 
-use mlomae_device::{Survey, survey};
+use mlomae_device::{DeviceError, Gpu, Outcome, Survey, selftest, survey};
 use mlomae_storage::escape::one_line;
 use mlomae_storage::exit_code::ExitCode;
 use mlomae_storage::machine_memory::bytes_text;
 
+use super::gpu_products::Products;
 use super::session::Session;
 use crate::process::error::CliError;
 
@@ -20,6 +21,8 @@ pub(crate) struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     Info(Info),
+    Selftest(Selftest),
+    Products(Products),
 }
 
 /// Show GPUs, driver and libraries: what was found, and where what is missing was looked for
@@ -38,9 +41,109 @@ struct Info {
     json: bool,
 }
 
+/// Run every operation of a GPU beside plain arithmetic on the processor, and show how far each is off
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+One line an operation and precision: the largest error over a few shapes, and its limit. Takes seconds. Ends with 0 if
+all are within their limits, with 1 if one is not, 70 if the GPU fails, 78 if there is no GPU to use.
+
+Examples:
+  mlomae gpu selftest
+  mlomae gpu selftest --json | jq '.operations[] | select(.ok | not)'")]
+struct Selftest {
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
 impl Args {
     pub(crate) fn run(self, session: &mut Session<'_>) -> Result<(), CliError> {
-        let Command::Info(Info { json }) = self.command;
+        match self.command {
+            Command::Info(info) => info.run(session),
+            Command::Selftest(selftest) => selftest.run(session),
+            Command::Products(products) => products.run(session),
+        }
+    }
+}
+
+/// The GPU fails.
+pub(super) fn failed(error: &DeviceError) -> CliError {
+    CliError::new(ExitCode::Internal, error.to_string())
+}
+
+/// The first GPU, opened.
+pub(super) fn open() -> Result<Gpu, CliError> {
+    Gpu::open().map_err(|error| match error {
+        DeviceError::Missing(problem) => CliError::new(ExitCode::Config, format!("no GPU can be used: {problem}")),
+        error => failed(&error),
+    })
+}
+
+impl Selftest {
+    fn run(self, session: &mut Session<'_>) -> Result<(), CliError> {
+        let gpu = open()?;
+        let (mut outcomes, mut written) = (Vec::new(), Ok(()));
+        let tested = selftest(&gpu, &mut |outcome| {
+            if !self.json && written.is_ok() {
+                written = writeln!(session.out, "{}", line(outcome));
+            }
+            outcomes.push(outcome.clone());
+        });
+        written?;
+        let problem = tested.err().map(|error| error.to_string());
+        let wrong: Vec<String> = outcomes.iter().filter(|outcome| !outcome.is_ok()).map(name).collect();
+        if self.json {
+            let operations: Vec<_> = outcomes.iter().map(of_outcome).collect();
+            let report = serde_json::json!({
+                "device": gpu.facts(),
+                "ok": wrong.is_empty() && problem.is_none(),
+                "problem": problem,
+                "operations": operations,
+            });
+            writeln!(session.out, "{report:#}")?;
+        }
+        session.out.flush()?;
+        if let Some(problem) = problem {
+            let last = outcomes
+                .last()
+                .map_or_else(|| "before the first operation".to_owned(), |outcome| format!("after {}", name(outcome)));
+            return Err(CliError::new(ExitCode::Internal, format!("{problem}, {last}")));
+        }
+        if !wrong.is_empty() {
+            let line = format!("{} of {} operations are wrong: {}", wrong.len(), outcomes.len(), wrong.join(", "));
+            return Err(CliError::new(ExitCode::Failed, line));
+        }
+        Ok(())
+    }
+}
+
+/// An operation with its precision.
+fn name(outcome: &Outcome) -> String {
+    format!("{} ({})", outcome.operation, outcome.precision)
+}
+
+fn of_outcome(outcome: &Outcome) -> serde_json::Value {
+    serde_json::json!({
+        "operation": outcome.operation,
+        "precision": outcome.precision,
+        // JSON has no infinity.
+        "error": outcome.error.is_finite().then_some(outcome.error),
+        "limit": outcome.limit,
+        "num_values": outcome.num_values,
+        "ok": outcome.is_ok(),
+    })
+}
+
+/// For people.
+fn line(outcome: &Outcome) -> String {
+    let verdict = if outcome.is_ok() { "ok" } else { "WRONG" };
+    let Outcome { operation, precision, error, limit, num_values } = outcome;
+    format!("{operation:32} {precision:5} {verdict:5}  error {error:8.1e}, limit {limit:7.1e}, {num_values} values")
+}
+
+impl Info {
+    fn run(self, session: &mut Session<'_>) -> Result<(), CliError> {
+        let Info { json } = self;
         let found = survey();
         if json {
             let mut report = serde_json::to_value(found)

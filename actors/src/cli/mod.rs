@@ -11,6 +11,7 @@ mod data;
 mod eval;
 mod final_report;
 mod gpu;
+mod gpu_products;
 mod inspect;
 mod logs;
 mod overview;
@@ -65,7 +66,7 @@ Examples:
   mlomae visualize runs/20261123-2132-ab3f       images, scores, masks and reconstructions as PNG
   duckdb -c \"SELECT * FROM 'runs/*/logs/metrics/*.parquet'\"
 
-Exit codes: 0 ok, 1 a verification failed or `gpu info` found no GPU to use, 2 usage, 65 bad data,
+Exit codes: 0 ok, 1 a verification or `gpu selftest` failed or `gpu info` found no GPU to use, 2 usage, 65 bad data,
 66 no input, 70 internal error or NaN, 74 I/O, 78 bad config, an engine that this machine lacks or
 too little memory, 129, 130, 140, 143 and 152 stopped by SIGHUP, SIGINT, SIGUSR2, SIGTERM and SIGXCPU. What each signal does to a run: mlomae train --help; other
 commands leave at once, without unfinished files, and go on after SIGUSR1.";

@@ -30,6 +30,9 @@ fn documented_lines_parse() {
         "tune c.toml --engine cpu --budget 9",
         "gpu info",
         "gpu info --json",
+        "gpu selftest",
+        "gpu selftest --json",
+        "gpu products --preset small --precision tf32 --peak 8192 --json",
         "eval knn runs/x",
         "eval linear latest --untrained --json",
         "visualize runs/x --out p.png -n 12",
@@ -87,6 +90,7 @@ fn wrong_lines_are_refused() {
         ("check --log-format yaml", InvalidValue),
         ("bench --engine abacus", ValueValidation),
         ("gpu inform", InvalidSubcommand),
+        ("gpu products --precision fp8", ValueValidation),
     ] {
         assert_eq!(parse(line).err(), Some(expected), "{line}");
     }

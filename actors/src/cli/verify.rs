@@ -63,7 +63,7 @@ fn parse_form(name: &str) -> Result<HypergradientChoice, String> {
     HypergradientChoice::by_name(name).ok_or_else(|| format!("allowed: {}", names()))
 }
 
-fn parse_precision(name: &str) -> Result<Precision, String> {
+pub(super) fn parse_precision(name: &str) -> Result<Precision, String> {
     let names = || Precision::ALL.map(Precision::name).join(", ");
     Precision::by_name(name).ok_or_else(|| format!("allowed: {}", names()))
 }

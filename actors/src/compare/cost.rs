@@ -134,8 +134,8 @@ fn cost_key(config: &Config, data: Key, machine: &str) -> String {
 fn at_rest(config: &mut Config) {
     config.checkpoint.every_steps = 0;
     config.eval.at_end = false;
-    for level in [&mut config.pretrain, &mut config.finetune, &mut config.policy] {
-        level.lr = 0.0;
+    for rate in [&mut config.pretrain.lr, &mut config.finetune.lr, &mut config.policy.lr] {
+        *rate = 0.0;
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use mlomae_kernels as kernels;
 use mlomae_model::algorithm::{Batches, Constants, Event, State, outer_iteration};
-use mlomae_model::hypergradient::HypergradientChoice;
+use mlomae_model::hypergradient::{Carried, HypergradientChoice, Settings};
 use mlomae_model::init::{normals, tensor_rng};
 use mlomae_model::lane::cpu::Cpus;
 use mlomae_model::lane::{DeviceChoice, Direction, Downstream, Engine, LabelledImages, Lane, LaneSize, Upstream};
@@ -24,8 +24,6 @@ use mlomae_dataflow::method::model_config;
 const IMAGE: (usize, usize, usize) = (32, 3, 10);
 /// Level-1 steps of an outer iteration, as published.
 const UNROLL: usize = 2;
-/// α of the finite difference, as published.
-const ALPHA: f64 = 0.01;
 /// Learning rates, as published.
 const RATES: PerLevel<f64> = PerLevel { pretrain: 1e-4, finetune: 1e-3, mask: 1e-3 };
 
@@ -139,7 +137,8 @@ impl Workload {
         let adamw = PerLevel::from_fn(|level| AdamW::new(AdamWConfig::default(), model.layout(level)));
         let init = PerLevel::from_fn(|level| Vector::from(model.init(level, 1)));
         Ok(Self {
-            state: State { theta: init.pretrain, c: init.finetune, phi: init.mask, adamw }.upload(&*lane)?,
+            state: State { theta: init.pretrain, c: init.finetune, phi: init.mask, adamw, carried: Carried::default() }
+                .upload(&*lane)?,
             micro_batch: whole_branch(spec.grain(), micro_batch),
             images: lane.upload(&images.into())?,
             lane,
@@ -197,13 +196,15 @@ impl Workload {
     /// # Errors
     /// When the lane fails.
     pub fn evaluate(&mut self) -> Result<Direction, ModelError> {
-        let Self { spec, lane, state: State { theta, c, adamw, .. }, images, targets, .. } = self;
+        let Self { spec, lane, state: State { theta, c, adamw, carried, .. }, images, targets, .. } = self;
         let form = spec.hypergradient;
         let data = LabelledImages { images, targets };
-        let f = form.finetune(&mut **lane, &Downstream { theta, c, finetune: data, validation: data }, &|_| None)?;
+        let bank = &carried.bank;
+        let at = Downstream { theta, c, finetune: data, validation: data, bank };
+        let f = form.finetune(&mut **lane, &at, &|_| None)?;
         *c = lane.update(&mut adamw.finetune, c, &f.gradient, RATES.finetune)?;
-        let at = Downstream { theta, c, finetune: data, validation: data };
-        form.direction(&mut **lane, &at, f, ALPHA, &|_| None)
+        let at = Downstream { theta, c, finetune: data, validation: data, bank };
+        form.direction(&mut **lane, &at, f, &Settings::default(), &|_| None)
     }
 
     /// The hypergradient along v1 + w and the policy's step.
@@ -212,8 +213,10 @@ impl Workload {
     /// When the lane fails.
     pub fn update_policy(&mut self, v: Direction) -> Result<(), ModelError> {
         let Self { spec, lane, state: State { theta, phi, adamw, .. }, images, .. } = self;
-        let at = Upstream { theta, phi, images, rule: &MaskRule::BY_SCORE };
-        let g = spec.hypergradient.along(&mut **lane, &at, v.v1, v.w, ALPHA)?;
+        let settings = Settings::default();
+        let (rule, estimator, want_signal) = (&MaskRule::BY_SCORE, settings.estimator, false);
+        let at = Upstream { theta, phi, images, rule, estimator, want_signal };
+        let g = spec.hypergradient.along(&mut **lane, &at, v.v1, v.w, &settings)?;
         *phi = lane.update(&mut adamw.mask, phi, &g.gradient, RATES.mask)?;
         Ok(())
     }
@@ -227,7 +230,7 @@ impl Workload {
         let Self { spec, lane, state, images, targets, num_done, .. } = self;
         let constants = Constants {
             form: spec.hypergradient.get(),
-            alpha: ALPHA,
+            settings: Settings::default(),
             rates: PerLevel { pretrain: &|_| RATES.pretrain, finetune: &|_| RATES.finetune, mask: &|_| RATES.mask },
             rule: &|_| MaskRule::BY_SCORE,
             noise: &|_, _| None,

@@ -49,10 +49,10 @@ pub fn panel_of(loaded: &LoadedCheckpoint, split: Split, num_images: usize) -> R
     let mut lane = method.engine.device.lane(model, &Arena::new(), method.grain, method.precision, size)?;
     // Exploration is for training; the panel shows what the policy wants.
     let rule = MaskRule { explore: 0.0, ..method.mask_rule(loaded.step) };
-    let (theta, images) = (lane.upload(&loaded.state.theta)?, lane.upload(&batch.images)?);
+    let (theta, images) = (lane.upload(&loaded.state.theta)?, lane.ingest(&batch.images)?);
     let scored = lane.score(Some(&theta), &lane.upload(loaded.state.phi())?, &images, &rule)?;
     let predicted = lane.reconstruct(&theta, &images, &scored)?;
-    let images = batch.images.to_host()?;
+    let images = batch.images.to_values()?;
 
     let shape = &model.config;
     let objects = experiment.loader(split)?.object_patches(&indices, shape.patch);

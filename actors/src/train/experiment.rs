@@ -60,7 +60,7 @@ impl Experiment {
             tracing::warn!(kind = "data_skipped", "{note}");
         }
         let method = data.method(&config)?;
-        let loader = |dataset| data.loader(&config, dataset, &method.arena);
+        let loader = |dataset| data.loader(&config, dataset, &method);
         let load_train = loader(&data.train)?;
         let load_test = data.test.as_ref().map(loader).transpose()?;
         Ok(Self { config, data, method, load_train, load_test, content: OnceLock::new() })

@@ -82,6 +82,15 @@ KERNEL(256) scaled(float* out, const float* x, float alpha, int64_t len) {
     map(out, len, [=](float at_x) { return alpha * at_x; }, x);
 }
 
+// out = x / (sqrt(v correction) + eps): a direction in the metric of AdamW.
+KERNEL(256) preconditioned(float* out, const float* x, const float* v, float correction, float eps, int64_t len) {
+    map(out, len,
+        [=](float at_x, float at_v) {
+            return at_x * reciprocal_approx(sqrt_approx(at_v * correction) + eps);
+        },
+        x, v);
+}
+
 // ---- Reductions ----
 
 // partials [parts]: the sums of x y over each range of len_of_part values, in f64. y may be x.

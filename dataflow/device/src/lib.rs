@@ -12,7 +12,9 @@
 //! | `stream` | work in order |
 //! | `product` | products by cuBLASLt |
 //! | `graph` | work that repeats, launched as a whole |
+//! | `timing` | which products are computed, and how long they take |
 //! | `ops` | the kernels as methods of a stream |
+//! | `selftest` | every operation beside plain f64 on the host, whose formulas are in `twins` |
 
 mod error;
 mod gpu;
@@ -22,10 +24,13 @@ mod libraries;
 mod memory;
 pub mod ops;
 mod product;
+mod selftest;
 mod stream;
 #[cfg(any(test, feature = "testing"))]
 #[doc(hidden)]
 pub mod testing;
+mod timing;
+mod twins;
 
 pub use error::DeviceError;
 pub use gpu::{Gpu, free_bytes};
@@ -35,4 +40,6 @@ pub use image::{OPTIONS, SOURCES, source};
 pub use libraries::{DeviceFacts, Library, Survey, survey};
 pub use memory::{Act, ActView, Element, Mem, View};
 pub use product::{Matrix, Product};
+pub use selftest::{Outcome, selftest};
 pub use stream::{Precision, Priority, Stream};
+pub use timing::{ProductKind, recorded, time_products};

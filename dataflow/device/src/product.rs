@@ -14,6 +14,7 @@ use cudarc::cublaslt::sys;
 use crate::error::DeviceError;
 use crate::memory::{ActView, Block, Pool};
 use crate::stream::{Precision, Stream};
+use crate::timing;
 
 /// Workspace of each stream.
 const WORKSPACE_BYTES: usize = 32 << 20;
@@ -220,6 +221,7 @@ impl Stream {
             return;
         }
         self.count_products(1, shape);
+        timing::note(product);
         self.enqueue(|stream| {
             let pointers = [pointer(b.values), pointer(a.values), pointer(out)];
             let alignment = pointers.iter().fold(256, |least, pointer| least.min(1 << pointer.trailing_zeros().min(8)));

@@ -7,6 +7,9 @@
 
 mod build;
 
+#[cfg(test)]
+use std::{cell::RefCell, collections::BTreeSet};
+
 use std::ffi::{CStr, CString, c_char};
 use std::fmt::Debug;
 use std::sync::OnceLock;
@@ -87,9 +90,22 @@ pub fn used_bytes() -> Option<[u64; 2]> {
     }))
 }
 
+#[cfg(test)]
+thread_local! {
+    static LAUNCHED: RefCell<BTreeSet<String>> = RefCell::default();
+}
+
+/// Names of the kernels that this thread has launched since its last call.
+#[cfg(test)]
+pub(crate) fn launched() -> BTreeSet<String> {
+    LAUNCHED.take()
+}
+
 /// Asserts that the arguments of a launch have the kinds that the kernel declares, as far as the emulated driver knows.
 #[track_caller]
 pub(crate) fn check_arguments(kernel: &str, args: &[Arg]) {
+    #[cfg(test)]
+    LAUNCHED.with_borrow_mut(|launched| launched.insert(kernel.to_owned()));
     let Some(Some([driver, ..])) = LOADED.get() else { return };
     let name = CString::new(kernel).expect("a name without zero bytes");
     // SAFETY: the function of the emulated driver has this type, and returns a static text or null.

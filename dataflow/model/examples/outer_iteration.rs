@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use mlomae_model::algorithm::{Batches, Constants, Event, State, outer_iteration};
-use mlomae_model::hypergradient::Clean;
+use mlomae_model::hypergradient::{Carried, Clean, Settings};
 use mlomae_model::init::{normals, tensor_rng};
 use mlomae_model::lane::{CpuLane, LabelledImages};
 use mlomae_model::levels::optimizer::{AdamW, AdamWConfig};
@@ -16,14 +16,15 @@ fn main() -> Result<(), ModelError> {
     let mut lane = CpuLane::serial(model.clone(), 8);
     let init = |level| Vector::from(model.init(level, 1));
     let adamw = PerLevel::from_fn(|level| AdamW::new(AdamWConfig::default(), model.layout(level)));
-    let mut state = State { theta: init(Level::Pretrain), c: init(Level::Finetune), phi: init(Level::Mask), adamw };
+    let [theta, c, phi] = Level::ALL.map(init);
+    let mut state = State { theta, c, phi, adamw, carried: Carried::default() };
     let mut images = vec![0.0; 16 * model.config.image_values()];
     normals(&mut images, 1.0, &mut tensor_rng(1, "images"));
     let (images, targets) = (Vector::from(images), Targets::Classes((0..16).map(|i| i % 10).collect()));
     let labelled = LabelledImages { images: &images, targets: &targets };
     let constants = Constants {
         form: &Clean,
-        alpha: 0.01,
+        settings: Settings::default(),
         rates: PerLevel { pretrain: &|_| 1e-4, finetune: &|_| 1e-3, mask: &|_| 1e-3 },
         rule: &|_| MaskRule::BY_SCORE,
         noise: &|_, _| None,

@@ -11,7 +11,7 @@
 //! use std::sync::Arc;
 //!
 //! use mlomae_model::algorithm::{Batches, Constants, State, outer_iteration};
-//! use mlomae_model::hypergradient::Clean;
+//! use mlomae_model::hypergradient::{Carried, Clean, Settings};
 //! use mlomae_model::init::{normals, tensor_rng};
 //! use mlomae_model::lane::{CpuLane, LabelledImages};
 //! use mlomae_model::levels::optimizer::{AdamW, AdamWConfig};
@@ -25,7 +25,8 @@
 //! let mut lane = CpuLane::serial(model.clone(), 2);
 //! let init = |level| Vector::from(model.init(level, 1));
 //! let adamw = PerLevel::from_fn(|level| AdamW::new(AdamWConfig::default(), model.layout(level)));
-//! let mut state = State { theta: init(Level::Pretrain), c: init(Level::Finetune), phi: init(Level::Mask), adamw };
+//! let [theta, c, phi] = Level::ALL.map(init);
+//! let mut state = State { theta, c, phi, adamw, carried: Carried::default() };
 //!
 //! let mut images = vec![0.0; 4 * config.image_values()]; // [4, 3, 8, 8]
 //! normals(&mut images, 1.0, &mut tensor_rng(1, "images"));
@@ -33,7 +34,7 @@
 //! let labelled = LabelledImages { images: &images, targets: &targets };
 //! let constants = Constants {
 //!     form: &Clean,
-//!     alpha: 0.01,
+//!     settings: Settings::default(),
 //!     rates: PerLevel { pretrain: &|_| 1e-4, finetune: &|_| 1e-3, mask: &|_| 1e-3 },
 //!     rule: &|_| MaskRule::BY_SCORE,
 //!     noise: &|_, _| None,
@@ -48,7 +49,7 @@
 //! ```
 
 use crate::error::ModelError;
-use crate::hypergradient::{Along, Hypergradient};
+use crate::hypergradient::{Along, Carried, Hypergradient, Settings};
 use crate::lane::{Direction, Downstream, FinetuneGradient, LabelledImages, Lane, PretrainGradient, Upstream};
 use crate::level::PerLevel;
 use crate::levels::optimizer::AdamW;
@@ -68,6 +69,8 @@ pub struct State {
     pub phi: Vector,
     /// AdamW of each level.
     pub adamw: PerLevel<AdamW>,
+    /// What level 3 keeps from one outer iteration to the next.
+    pub carried: Carried,
 }
 
 impl State {
@@ -76,13 +79,14 @@ impl State {
     /// # Errors
     /// When the device fails or lacks memory.
     pub fn upload(self, lane: &dyn Lane) -> Result<Self, ModelError> {
-        let State { theta, c, phi, adamw } = self;
+        let State { theta, c, phi, adamw, carried } = self;
         let adamw = PerLevel::try_from_fn(|level| {
             let of_level = adamw[level].clone();
             let (m, v) = (lane.upload(&of_level.m)?, lane.upload(&of_level.v)?);
             Ok::<_, ModelError>(of_level.with_moments(m, v))
         })?;
-        Ok(State { theta: lane.upload(&theta)?, c: lane.upload(&c)?, phi: lane.upload(&phi)?, adamw })
+        let [theta, c, phi] = [lane.upload(&theta)?, lane.upload(&c)?, lane.upload(&phi)?];
+        Ok(State { theta, c, phi, adamw, carried: carried.upload(lane)? })
     }
 }
 
@@ -91,8 +95,8 @@ impl State {
 pub struct Constants<'a> {
     /// Form of the hypergradient.
     pub form: &'a dyn Hypergradient,
-    /// α of the finite differences: the step along v is ε = α/‖v‖₂.
-    pub alpha: f64,
+    /// Numbers and variants of level 3.
+    pub settings: Settings,
     /// Learning rate of each level by its step, counted from 0 over the run: level-1 steps for level 1, outer
     /// iterations for levels 2 and 3.
     pub rates: PerLevel<&'a dyn Fn(u64) -> f64>,
@@ -154,18 +158,28 @@ pub fn outer_iteration(
     // Level 2: c ← c − η ∂L_f/∂c, the encoder frozen.
     let noise = |pass| (m.noise)(outer, pass);
     let (finetune, validation) = (x.finetune, x.validation);
-    let f = m.form.finetune(lane, &Downstream { theta: &s.theta, c: &s.c, finetune, validation }, &noise)?;
+    let bank = &s.carried.bank;
+    let f = m.form.finetune(lane, &Downstream { theta: &s.theta, c: &s.c, finetune, validation, bank }, &noise)?;
     s.c = lane.update(&mut s.adamw.finetune, &s.c, &f.gradient, (m.rates.finetune)(outer))?;
     see(Event::Finetune(&f));
 
     // Level 3: v1 and w at the updated θ and c, then φ ← φ − η ∂φ.
-    let at = Downstream { theta: &s.theta, c: &s.c, finetune, validation };
-    let v = m.form.direction(lane, &at, f, m.alpha, &noise)?;
+    let at = Downstream { theta: &s.theta, c: &s.c, finetune, validation, bank };
+    let mut v = m.form.direction(lane, &at, f, &m.settings, &noise)?;
     see(Event::Direction(&v));
+    s.carried.add_response(v.response.take(), &m.settings);
+    if m.settings.precondition {
+        for v in [&mut v.v1, &mut v.w] {
+            *v = lane.preconditioned(v, &s.adamw.pretrain.v, s.adamw.pretrain.step, &s.adamw.pretrain.config)?;
+        }
+    }
     let rule = &(m.rule)((outer + 1) * k - 1);
-    let at = Upstream { theta: &s.theta, phi: &s.phi, images: x_p, rule };
-    let g = m.form.along(lane, &at, v.v1, v.w, m.alpha)?;
-    s.phi = lane.update(&mut s.adamw.mask, &s.phi, &g.gradient, (m.rates.mask)(outer))?;
+    let (estimator, want_signal) = (m.settings.estimator, false);
+    let at = Upstream { theta: &s.theta, phi: &s.phi, images: x_p, rule, estimator, want_signal };
+    let g = m.form.along(lane, &at, v.v1, v.w, &m.settings)?;
+    if let Some(mean) = s.carried.mean(lane, &g.gradient, m.settings.average)? {
+        s.phi = lane.update(&mut s.adamw.mask, &s.phi, &mean, (m.rates.mask)(outer))?;
+    }
     see(Event::Hypergradient(&g));
     Ok(())
 }

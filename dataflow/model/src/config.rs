@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::choice::Choice;
-use crate::masking::{MaskInput, MaskingKind};
+use crate::masking::{MaskInput, MaskNoise, MaskWeights, MaskingKind};
 use crate::tasks::TaskKind;
 
 /// Whether the position embeddings of encoder and decoder are trained.
@@ -50,6 +50,12 @@ pub struct ModelConfig {
     pub mask_input: MaskInput,
     /// Hidden width of the masking network.
     pub mask_hidden: usize,
+    /// How scores weigh the patch losses.
+    #[serde(default)]
+    pub mask_weights: MaskWeights,
+    /// Noise of the strategy `noise`.
+    #[serde(default)]
+    pub mask_noise: MaskNoise,
     /// The downstream task.
     pub task: Choice<dyn TaskKind>,
     /// Classes of the data.
@@ -73,6 +79,8 @@ impl Default for ModelConfig {
             masking: Choice::default(),
             mask_input: MaskInput::Embedding,
             mask_hidden: 128,
+            mask_weights: MaskWeights::default(),
+            mask_noise: MaskNoise::default(),
             task: Choice::default(),
             num_classes: 10,
         }

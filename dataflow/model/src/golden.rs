@@ -15,7 +15,9 @@ use crate::algorithm::{Batches, Constants, Event, State, outer_iteration};
 use crate::choice::Choice;
 use crate::config::ModelConfig;
 use crate::error::ModelError;
-use crate::hypergradient::{Clean, Hypergradient, HypergradientChoice, Published, Tangent, default_form};
+use crate::hypergradient::{
+    Carried, Clean, Hypergradient, HypergradientChoice, Published, Settings, Tangent, default_form,
+};
 use crate::lane::cpu::Cpus;
 use crate::lane::{Device, LabelledImages, Lane, LaneSize, Upstream};
 use crate::layout::Layout;
@@ -25,6 +27,7 @@ use crate::levels::vectors::narrow;
 use crate::masking::MaskRule;
 use crate::model::Model;
 use crate::parallel::arena::{Arena, Buffer, Params};
+use crate::policy::Estimator;
 use crate::precision::Precision;
 use crate::tasks::Targets;
 use crate::vector::Vector;
@@ -260,6 +263,7 @@ impl Golden {
             c: init(Level::Finetune)?,
             phi: init(Level::Mask)?,
             adamw: PerLevel::from_fn(|level| AdamW::new(adamw, model.layout(level))),
+            carried: Carried::default(),
         };
         let labelled = |name: &str| {
             let images = lane.upload(&self.values(&format!("batch.{name}.x"), image_values)?.to_vec().into())?;
@@ -370,7 +374,7 @@ impl World {
         let lr = |_| golden.config.lr;
         let constants = Constants {
             form,
-            alpha: golden.config.alpha,
+            settings: Settings { alpha: golden.config.alpha, ..Settings::default() },
             rates: PerLevel { pretrain: &lr, finetune: &lr, mask: &lr },
             rule: &|_| MaskRule::BY_SCORE,
             noise: &|_, _| None,
@@ -505,7 +509,9 @@ impl Report<'_> {
         let (Some((v1, w)), Some(x_p)) = (paths, world.x_p.last()) else { return Ok(()) };
         let model = lane.model().clone();
         let (theta, phi) = (&state.theta, &world.state.phi);
-        let at = Upstream { theta, phi, images: x_p, rule: &MaskRule::BY_SCORE };
+        let rule = &MaskRule::BY_SCORE;
+        let (estimator, want_signal) = (Estimator::Weights, false);
+        let at = Upstream { theta, phi, images: x_p, rule, estimator, want_signal };
         for (name, v) in [("mask.hypergrad_direct", &w), ("mask.hypergrad_indirect", &v1)] {
             let gradient = lane.difference(&at, v, self.golden.config.alpha)?;
             self.set(name, model.layout(Level::Mask), &gradient, self.limits.difference)?;

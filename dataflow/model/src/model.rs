@@ -41,9 +41,12 @@ impl Model {
         let masking = MaskingFacts {
             grid: c.grid(),
             patch_values: c.patch_values(),
+            channels: c.channels,
+            num_visible: c.num_visible(),
             dim: c.dim,
             input: c.mask_input,
             hidden: c.mask_hidden,
+            noise: c.mask_noise,
         };
         Ok(Model {
             config: config.clone(),

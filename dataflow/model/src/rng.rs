@@ -31,6 +31,10 @@ pub enum Purpose {
     Eval = 11,
     /// The image that replaces an unreadable one, by epoch and sample.
     Replacement = 12,
+    /// A further draw of masks for a batch that has been masked, by level-1 step and place in the batch.
+    MaskAgain = 13,
+    /// Which sample's label another one gets where labels are shuffled, as a control.
+    Labels = 14,
 }
 
 /// The generator of `purpose` for (`major`, `minor`), for example (epoch, sample id).

@@ -8,7 +8,7 @@ use mlomae_model::algorithm::{Batches, Constants, State, outer_iteration};
 use mlomae_model::config::{ModelConfig, PosEmbed};
 use mlomae_model::engine::dfdx_cpu::DfdxCpu;
 use mlomae_model::engine::{Engine, HostIo};
-use mlomae_model::hypergradient::{FORMS, Hypergradient};
+use mlomae_model::hypergradient::{Carried, FORMS, Hypergradient, Settings};
 use mlomae_model::init::{normals, tensor_rng};
 use mlomae_model::lane::{CpuLane, LabelledImages};
 use mlomae_model::levels::finetune::{self, task_gradient};
@@ -18,8 +18,9 @@ use mlomae_model::levels::passes::{cls, features};
 use mlomae_model::levels::score::{embedding, patches, score};
 use mlomae_model::levels::vectors::{sum, widen};
 use mlomae_model::levels::{Cpu, Labelled, pretrain};
-use mlomae_model::masking::{MASKINGS, MaskRule, MaskingChoice};
+use mlomae_model::masking::{MASKINGS, MaskRule, MaskSelect, MaskWeights, MaskingChoice, Needs};
 use mlomae_model::parallel::arena::{Arena, Buffer, Params};
+use mlomae_model::policy::Estimator;
 use mlomae_model::tasks::{Noise, Targets};
 use mlomae_model::{Compute, Layout, Level, Model, PerLevel, Precision, Vector};
 
@@ -48,11 +49,13 @@ fn all_forms() -> Vec<ModelConfig> {
     let mut forms = Vec::new();
     for net in MASKINGS.iter().filter(|net| net.is_learned()) {
         for input in [MaskInput::Embedding, MaskInput::Pixels] {
-            forms.push(config(
-                net.name(),
-                input,
-                if forms.len() % 2 == 0 { PosEmbed::Trained } else { PosEmbed::Frozen },
-            ));
+            let pos_embed = if forms.len() % 2 == 0 { PosEmbed::Trained } else { PosEmbed::Frozen };
+            let config = config(net.name(), input, pos_embed);
+            let reads = if input == MaskInput::Embedding { Needs::Embedding } else { Needs::Pixels };
+            // Some read the pixels whatever the input.
+            if Model::new(&config).unwrap().masking.needs() == reads {
+                forms.push(config);
+            }
         }
     }
     forms
@@ -106,7 +109,7 @@ impl World {
 }
 
 fn rule(explore: f64) -> MaskRule {
-    MaskRule { seed: 77, step: 3, explore, first_image: 0 }
+    MaskRule { seed: 77, step: 3, explore, ..MaskRule::BY_SCORE }
 }
 
 fn relative(a: &[f32], b: &[f32]) -> f64 {
@@ -204,39 +207,58 @@ fn any_number_of_threads_and_any_micro_batch_gives_the_same_bits() {
 /// Three outer iterations of each form in each precision, on any threads and micro-batches.
 #[test]
 fn the_algorithm_gives_the_same_bits_on_any_threads() {
-    let state_after = |world: &World, form: &'static dyn Hypergradient, precision, compute: Compute| {
-        let World { model, theta, head, phi, x, y } = world;
-        let adamw = PerLevel::from_fn(|level| AdamW::new(AdamWConfig::default(), model.layout(level)));
-        let [theta, c, phi] = [theta, head, phi].map(|values| Vector::from(values.clone()));
-        let mut state = State { theta, c, phi, adamw };
-        let [x_p, x_f, x_v] = [0, 1, 2].map(|i| Vector::from(x[i].clone()));
-        let constants = Constants {
-            form,
-            alpha: alpha(&model.config),
-            rates: PerLevel { pretrain: &|_| 1e-3, finetune: &|_| 1e-2, mask: &|_| 1e-2 },
-            rule: &|step| MaskRule { step, ..rule(0.25) },
-            noise: &|outer, pass| Some(Noise { rate: 0.2, seed: 1, outer, pass }),
+    let state_after =
+        |world: &World, form: &'static dyn Hypergradient, settings, select, precision, compute: Compute| {
+            let World { model, theta, head, phi, x, y } = world;
+            let adamw = PerLevel::from_fn(|level| AdamW::new(AdamWConfig::default(), model.layout(level)));
+            let [theta, c, phi] = [theta, head, phi].map(|values| Vector::from(values.clone()));
+            let mut state = State { theta, c, phi, adamw, carried: Carried::default() };
+            let [x_p, x_f, x_v] = [0, 1, 2].map(|i| Vector::from(x[i].clone()));
+            let constants = Constants {
+                form,
+                settings,
+                rates: PerLevel { pretrain: &|_| 1e-3, finetune: &|_| 1e-2, mask: &|_| 1e-2 },
+                rule: &|step| MaskRule { step, select, ..rule(0.25) },
+                noise: &|outer, pass| Some(Noise { rate: 0.2, seed: 1, outer, pass }),
+            };
+            let batches = Batches {
+                pretrain: &[x_p.clone(), x_p],
+                finetune: LabelledImages { images: &x_f, targets: &y[0] },
+                validation: LabelledImages { images: &x_v, targets: &y[1] },
+            };
+            let mut lane = CpuLane::new(world.cpu(compute).with_precision(precision));
+            for outer in 0..3 {
+                outer_iteration(&mut lane, &constants, &mut state, &batches, outer, &mut |_| {}).unwrap();
+            }
+            [state.theta, state.c, state.phi].map(|vector| vector.to_host().unwrap().to_vec())
         };
-        let batches = Batches {
-            pretrain: &[x_p.clone(), x_p],
-            finetune: LabelledImages { images: &x_f, targets: &y[0] },
-            validation: LabelledImages { images: &x_v, targets: &y[1] },
-        };
-        let mut lane = CpuLane::new(world.cpu(compute).with_precision(precision));
-        for outer in 0..3 {
-            outer_iteration(&mut lane, &constants, &mut state, &batches, outer, &mut |_| {}).unwrap();
-        }
-        [state.theta, state.c, state.phi].map(|vector| vector.to_host().unwrap().to_vec())
-    };
     for config in all_forms() {
-        let world = world(&config);
-        for form in FORMS {
+        let as_published = Settings { alpha: alpha(&config), ..Settings::default() };
+        let others = Settings {
+            estimator: Estimator::Both,
+            precondition: true,
+            average: 2,
+            ridge_bank: 2,
+            cg_steps: 3,
+            ..as_published
+        };
+        let mut variants = vec![(MaskWeights::Published, as_published, MaskSelect::Score)];
+        if config.mask_input == MaskInput::Pixels {
+            variants.push((MaskWeights::Normalised, others, MaskSelect::Sample));
+            variants.push((MaskWeights::None, others, MaskSelect::Sample));
+            let weights = Settings { estimator: Estimator::Weights, ..others };
+            variants.push((MaskWeights::Normalised, weights, MaskSelect::Random));
+        }
+        for (form, (mask_weights, settings, select)) in
+            FORMS.iter().flat_map(|form| variants.iter().map(move |variant| (form, *variant)))
+        {
+            let world = world(&ModelConfig { mask_weights, ..config.clone() });
             for precision in [Precision::F32, Precision::Bf16] {
-                let one = state_after(&world, *form, precision, Compute::serial(1));
+                let one = state_after(&world, *form, settings, select, precision, Compute::serial(1));
                 assert!(one.iter().flatten().all(|value| value.is_finite()));
                 for (threads, micro_batch) in [(1, 4), (2, 1), (3, 2)] {
                     let compute = Compute::new(threads, 1, Arena::new()).unwrap().with_micro_batch(micro_batch);
-                    let other = state_after(&world, *form, precision, compute);
+                    let other = state_after(&world, *form, settings, select, precision, compute);
                     let name = form.name();
                     assert!(one == other, "{name} {precision} {config:?}: {threads} threads, {micro_batch} images");
                 }
@@ -293,7 +315,10 @@ fn masking_networks_have_right_gradients() {
         let kept = trace.scores.len() + trace.input.len() + trace.hidden.iter().map(|h| h.len()).sum::<usize>();
         assert_eq!(kept, BATCH * net.trace_values(), "what queues count");
         let mut dphi = vec![0.0; phi.len()];
-        let dinput = net.backward(compute, phi, &trace, &cotangent, Some(&mut dphi), true).unwrap();
+        let dinput = net.backward(compute, phi, &trace, &cotangent, Some(&mut dphi), true);
+        // One that reads pixels alone need not have a gradient for them.
+        assert!(dinput.is_some() || config.mask_input == MaskInput::Pixels);
+        let dinput = dinput.unwrap_or_default();
         let small = |name, len| draw(name, len).iter().map(|v| 0.02 * v).collect::<Vec<f32>>();
         let (dir_phi, dir_input) = (small("dp", phi.len()), small("di", input.len()));
         let value = |h: f32| {

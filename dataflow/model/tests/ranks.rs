@@ -61,7 +61,7 @@ impl Collective for Pair {
     }
 }
 
-const RULE: MaskRule = MaskRule { seed: 5, step: 7, explore: 0.5, first_image: 0 };
+const RULE: MaskRule = MaskRule { seed: 5, step: 7, explore: 0.5, ..MaskRule::BY_SCORE };
 
 /// Images of a batch, in grains of two.
 const BATCH: usize = 8;

@@ -99,6 +99,8 @@ pub(super) fn random(given: &mut Table) {
 
 #[cfg(test)]
 mod tests {
+    use mlomae_model::masking::MASKINGS;
+
     use super::super::{Config, ConfigInputs};
 
     fn strategy(inputs: &ConfigInputs) -> &'static str {
@@ -170,13 +172,19 @@ mod tests {
             let [mask, baseline] = [format!("[mask]\n{wrong}"), "[method]\nbaseline = true".to_owned()];
             let inputs = ConfigInputs::default().layer("x", &mask).layer("y", &baseline);
             let lines = lines(&inputs);
-            assert!(lines.len() == 1 && lines[0].contains("allowed: flat-mlp, token-mlp, random"), "{lines:?}");
+            let names: Vec<_> = MASKINGS.iter().map(|kind| kind.name()).collect();
+            let allowed = format!("allowed: {}", names.join(", "));
+            assert!(lines.len() == 1 && lines[0].contains(&allowed), "{lines:?}");
         }
         let random = ConfigInputs::default().layer("x", "[mask]\nstrategy = \"random\"").set("method.baseline=false");
+        let learned: Vec<_> = MASKINGS.iter().filter(|kind| kind.is_learned()).map(|kind| kind.name()).collect();
         assert_eq!(
             lines(&random),
-            ["method.baseline = false: mask.strategy = \"random\" is given too and learns no masks \
-              (allowed: mask.strategy = flat-mlp, token-mlp)"]
+            [format!(
+                "method.baseline = false: mask.strategy = \"random\" is given too and learns no masks \
+                 (allowed: mask.strategy = {})",
+                learned.join(", ")
+            )]
         );
     }
 }

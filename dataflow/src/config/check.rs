@@ -1,5 +1,8 @@
 //! Relations between keys, which no single key's range can express.
 
+use mlomae_model::MaskInput;
+use mlomae_model::masking::{MaskNoise, MaskSelect, MaskWeights};
+use mlomae_model::policy::Estimator;
 use mlomae_storage::dataset::{DataError, Split, check_exclude};
 use mlomae_storage::run_dir::{RUN_ID_RULE, is_run_id};
 
@@ -23,6 +26,11 @@ fn divisors(number: usize, max: usize) -> String {
         .map(|divisor| divisor.to_string())
         .collect();
     divisors.join(", ")
+}
+
+/// A word of an enumeration in TOML's notation.
+fn quoted(word: &impl serde::Serialize) -> String {
+    serde_json::to_string(word).unwrap_or_default()
 }
 
 impl Config {
@@ -127,14 +135,13 @@ impl Config {
         if let Err(DataError::Setting { allowed, value, .. }) = check_exclude(&data.exclude) {
             errors.push(error("data.exclude", value, "not an allowed value", &allowed));
         }
-        for (key, channels) in
-            [("data.channels", data.channels), ("data.synthetic.channels", Some(data.synthetic.channels))]
+        if let Some(channels) = data.channels
+            && !matches!(channels, 1 | 3)
         {
-            if let Some(channels) = channels
-                && !matches!(channels, 1 | 3)
-            {
-                errors.push(error(key, channels, "not an allowed value", "1, 3"));
-            }
+            errors.push(error("data.channels", channels, "not an allowed value", "1, 3"));
+        }
+        if let Err(DataError::Setting { key, allowed, value }) = data.synthetic.check() {
+            errors.push(error(&format!("data.{key}"), value, "not an allowed value", &allowed));
         }
         let sum = data.pretrain_fraction + data.finetune_fraction + data.validation_fraction;
         if sum > 1.0 + 1e-9 {
@@ -194,6 +201,78 @@ impl Config {
         }
     }
 
+    /// What goes with which masking and which form of the hypergradient.
+    fn check_policy(&self, errors: &mut Vec<ConfigError>) {
+        let (mask, method, policy) = (&self.mask, &self.method, &self.policy);
+        let default = Self::default();
+        if !mask.strategy.is_learned() {
+            let problem = format!("has no meaning with mask.strategy = \"{}\", which learns nothing", mask.strategy);
+            for (key, is_default, value, allowed) in [
+                ("mask.weights", mask.weights == default.mask.weights, quoted(&mask.weights), "published"),
+                ("mask.select", mask.select == default.mask.select, quoted(&mask.select), "score"),
+                (
+                    "policy.estimator",
+                    policy.estimator == default.policy.estimator,
+                    quoted(&policy.estimator),
+                    "weights",
+                ),
+                ("policy.average", policy.average == 1, policy.average.to_string(), "1"),
+                ("method.supervised", !method.supervised, "true".to_owned(), "false"),
+            ] {
+                if !is_default {
+                    errors.push(error(key, value, problem.clone(), allowed));
+                }
+            }
+            return;
+        }
+        let reads_embedding = mask.input == MaskInput::Embedding;
+        if reads_embedding && mask.strategy.name() == "linear" {
+            let problem = "the strategy \"linear\" reads the pixels";
+            errors.push(error("mask.input", quoted(&mask.input), problem, "pixels"));
+        }
+        if reads_embedding && mask.weights != MaskWeights::Published {
+            let problem =
+                "is only for a masking that reads the pixels: with mask.input = \"embedding\" scores move with θ";
+            errors.push(error("mask.weights", quoted(&mask.weights), problem, "published, or mask.input = \"pixels\""));
+        }
+        if policy.estimator != Estimator::Weights {
+            let value = || quoted(&policy.estimator);
+            if reads_embedding {
+                let problem = "is only for a masking that reads the pixels";
+                errors.push(error("policy.estimator", value(), problem, "weights, or mask.input = \"pixels\""));
+            }
+            if mask.select != MaskSelect::Sample || mask.explore > 0.0 {
+                let problem = "needs masks whose probability is known";
+                let allowed = "weights, or mask.select = \"sample\" with mask.explore = 0";
+                errors.push(error("policy.estimator", value(), problem, allowed));
+            }
+        }
+        if mask.temperature != default.mask.temperature && mask.select != MaskSelect::Sample {
+            let problem = format!("has no meaning with mask.select = {}", quoted(&mask.select));
+            errors.push(error("mask.temperature", mask.temperature, problem, "1, or mask.select = \"sample\""));
+        }
+        if mask.select == MaskSelect::Random && mask.explore > 0.0 {
+            let problem = "has no meaning with mask.select = \"random\": all patches are drawn at random";
+            errors.push(error("mask.explore", mask.explore, problem, "0"));
+        }
+        if method.supervised && method.multitask {
+            let problem = "is another control than method.multitask, which is given too";
+            errors.push(error("method.supervised", true, problem, "one of the two"));
+        }
+        let form = method.hypergradient.name();
+        for (key, is_default, value, needed) in [
+            ("method.ridge_penalty", method.ridge_penalty == 0.03, method.ridge_penalty.to_string(), "ridge"),
+            ("method.ridge_bank", method.ridge_bank == 0, method.ridge_bank.to_string(), "ridge"),
+            ("method.cg_damping", method.cg_damping == 0.01, method.cg_damping.to_string(), "cg"),
+            ("method.cg_steps", method.cg_steps == 10, method.cg_steps.to_string(), "cg"),
+        ] {
+            if !is_default && form != needed {
+                let problem = format!("has no meaning with method.hypergradient = \"{form}\"");
+                errors.push(error(key, value, problem, &format!("method.hypergradient = \"{needed}\"")));
+            }
+        }
+    }
+
     fn check_levels(&self, errors: &mut Vec<ConfigError>) {
         for (level, batch) in
             [("pretrain", self.pretrain.batch), ("finetune", self.finetune.batch), ("policy", self.policy.batch)]
@@ -226,6 +305,11 @@ impl Config {
                 format!("is a control of learned masking and has no meaning with mask.strategy = \"{strategy}\""),
                 "false",
             ));
+        }
+        self.check_policy(errors);
+        if self.mask.noise != MaskNoise::default() && strategy.name() != "noise" {
+            let problem = format!("has no meaning with mask.strategy = \"{strategy}\"");
+            errors.push(error("mask.noise", quoted(&self.mask.noise), problem, "green, or mask.strategy = \"noise\""));
         }
         if !strategy.is_learned() && self.mask.explore > 0.0 {
             errors.push(error(

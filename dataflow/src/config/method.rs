@@ -2,6 +2,7 @@
 
 use mlomae_model::hypergradient::HypergradientChoice;
 use mlomae_model::levels::optimizer::{Decay, DecayGroup};
+use mlomae_model::policy::Estimator;
 use mlomae_model::tasks::TaskChoice;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -23,6 +24,27 @@ pub struct MethodConfig {
     /// Control: adds the supervised gradient to the encoder at every outer iteration, as an
     /// accident of the published program does.
     pub multitask: bool,
+    /// Control: the direction of the hypergradient trains the encoder itself, by AdamW at level 1's learning rate, and
+    /// no masks: what the same labels bring when they are used directly.
+    pub supervised: bool,
+    /// Control: the labels of the roles finetune and validation are permuted among their images, so that the feedback
+    /// says nothing. Evaluations have the true labels.
+    pub shuffle_labels: bool,
+    /// Metric of the direction along which patches are judged.
+    pub precondition: Precondition,
+    /// With `hypergradient = "ridge"`: the penalty, relative to the mean variance of the features.
+    #[schemars(range(min = 0.000_001, max = 1000.0))]
+    pub ridge_penalty: f64,
+    /// With `hypergradient = "ridge"`: earlier pairs of labelled batches whose features, as old as they are, still count
+    /// in the head.
+    #[schemars(range(min = 0, max = 1024))]
+    pub ridge_bank: usize,
+    /// With `hypergradient = "cg"`: added to the Hessian of the head's loss.
+    #[schemars(range(min = 0.0, max = 1000.0))]
+    pub cg_damping: f64,
+    /// With `hypergradient = "cg"`: steps of conjugate gradients; 0 is the identity.
+    #[schemars(range(min = 0, max = 1000))]
+    pub cg_steps: usize,
     /// Length of the finite differences' step.
     #[schemars(range(min = 0.000_001, max = 1.0))]
     pub alpha: f64,
@@ -38,10 +60,28 @@ impl Default for MethodConfig {
             hypergradient: HypergradientChoice::default(),
             task: TaskChoice::default(),
             multitask: false,
+            supervised: false,
+            shuffle_labels: false,
+            precondition: Precondition::None,
+            ridge_penalty: 0.03,
+            ridge_bank: 0,
+            cg_damping: 0.01,
+            cg_steps: 10,
             alpha: 0.01,
             head_dropout: 0.0,
         }
     }
+}
+
+/// The metric of the direction v along which the utilities of patches are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Precondition {
+    /// As it is, as published.
+    #[default]
+    None,
+    /// Divided by the root of level 1's second moments: AdamW's own steps are judged.
+    Adam,
 }
 
 /// The optimiser (AdamW) of one level and the size of its batch.
@@ -82,6 +122,54 @@ impl LevelConfig {
             schedule: Decay::Cosine,
             betas: [0.9, 0.95],
         }
+    }
+}
+
+/// Level 3: the optimiser of the masking network, the size of the validation batch, and how its gradient comes about.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct PolicyConfig {
+    /// Images in one batch.
+    #[schemars(range(min = 1, max = 65_536))]
+    pub batch: usize,
+    /// Learning rate after the warm-up.
+    #[schemars(range(min = 0.0, max = 10.0))]
+    pub lr: f64,
+    /// Decoupled weight decay.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub weight_decay: f64,
+    /// Which weights the weight decay shrinks.
+    pub decay_group: DecayGroup,
+    /// Steps of this level over which the learning rate rises from 0.
+    #[schemars(range(min = 0, max = 1_000_000_000))]
+    pub warmup_steps: u64,
+    /// How the learning rate changes after the warm-up.
+    pub schedule: Decay,
+    /// Decay rates of the two moments.
+    #[schemars(inner(range(min = 0.0, max = 0.999_999)))]
+    pub betas: [f64; 2],
+    /// Outer iterations whose mean hypergradient makes one step.
+    #[schemars(range(min = 1, max = 4096))]
+    pub average: u64,
+    /// What the gradient goes through.
+    pub estimator: Estimator,
+}
+
+impl PolicyConfig {
+    /// What the level has in common with the others.
+    #[must_use]
+    pub const fn level(&self) -> LevelConfig {
+        let Self { batch, lr, weight_decay, decay_group, warmup_steps, schedule, betas, .. } = *self;
+        LevelConfig { batch, lr, weight_decay, decay_group, warmup_steps, schedule, betas }
+    }
+}
+
+impl Default for PolicyConfig {
+    fn default() -> Self {
+        let LevelConfig { batch, lr, weight_decay, decay_group, warmup_steps, schedule, betas } =
+            LevelConfig::published(1e-3);
+        let (average, estimator) = (1, Estimator::Weights);
+        Self { batch, lr, weight_decay, decay_group, warmup_steps, schedule, betas, average, estimator }
     }
 }
 

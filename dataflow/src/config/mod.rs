@@ -33,7 +33,7 @@ use crate::counts::{Outer, Step};
 pub use actors::{ActorsConfig, StageConfig};
 pub use compute::ComputeConfig;
 pub use data::{AugmentConfig, Crop, DataConfig, OnBadImage, TestSplit};
-pub use method::{LevelConfig, MethodConfig};
+pub use method::{LevelConfig, MethodConfig, PolicyConfig, Precondition};
 pub use model::{MaskConfig, ModelConfig, Preset, PresetValues};
 pub use output::{CheckpointConfig, EvalConfig, LogsConfig};
 pub use resume::{KeyChange, OnResume, rules};
@@ -70,7 +70,7 @@ pub struct Config {
     /// Level 2: the downstream head learns on labelled images.
     pub finetune: LevelConfig,
     /// Level 3: the masking network learns from the validation loss.
-    pub policy: LevelConfig,
+    pub policy: PolicyConfig,
     /// How long to train, and in what portions.
     pub train: TrainConfig,
     /// How precisely the levels compute.
@@ -101,7 +101,7 @@ impl Default for Config {
             method: MethodConfig::default(),
             pretrain: LevelConfig::published(1e-4),
             finetune: LevelConfig::published(1e-3),
-            policy: LevelConfig::published(1e-3),
+            policy: PolicyConfig::default(),
             train: TrainConfig::default(),
             compute: ComputeConfig::default(),
             pipeline: PipelineConfig::default(),

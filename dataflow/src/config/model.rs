@@ -1,6 +1,6 @@
 //! `[model]` and `[mask]`: the shapes of the networks.
 
-use mlomae_model::masking::MaskingChoice;
+use mlomae_model::masking::{MaskNoise, MaskSelect, MaskWeights, MaskingChoice};
 use mlomae_model::{MaskInput, PosEmbed};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -133,6 +133,15 @@ pub struct MaskConfig {
     /// low score are explored too. 0 as published.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub explore: f64,
+    /// How a network's scores weigh the losses of masked patches.
+    pub weights: MaskWeights,
+    /// How a network's scores choose the masked patches.
+    pub select: MaskSelect,
+    /// With `select = "sample"`: draws follow the scores the more closely the lower it is.
+    #[schemars(range(min = 0.01, max = 100.0))]
+    pub temperature: f64,
+    /// With `strategy = "noise"`: the colour of the noise.
+    pub noise: MaskNoise,
 }
 
 impl Default for MaskConfig {
@@ -143,6 +152,10 @@ impl Default for MaskConfig {
             hidden: Preset::default().values().mask_hidden,
             ratio: 0.75,
             explore: 0.0,
+            weights: MaskWeights::default(),
+            select: MaskSelect::default(),
+            temperature: 1.0,
+            noise: MaskNoise::default(),
         }
     }
 }

@@ -64,7 +64,7 @@ const FREE: [&str; 41] = [
 ];
 
 /// Keys that take effect and change results.
-const TOLD: [&str; 32] = [
+const TOLD: [&str; 43] = [
     "data.augment.crop",
     "data.augment.crop_padding",
     "data.augment.min_area",
@@ -72,7 +72,18 @@ const TOLD: [&str; 32] = [
     "data.on_bad_image",
     "mask.ratio",
     "mask.explore",
+    "mask.weights",
+    "mask.select",
+    "mask.temperature",
+    "mask.noise",
     "method.hypergradient",
+    "method.precondition",
+    "method.ridge_penalty",
+    "method.ridge_bank",
+    "method.cg_damping",
+    "method.cg_steps",
+    "policy.average",
+    "policy.estimator",
     "compute.precision",
     "method.multitask",
     "method.alpha",
@@ -100,7 +111,7 @@ const TOLD: [&str; 32] = [
 ];
 
 /// Keys that name the data.
-const DATA: [&str; 13] = [
+const DATA: [&str; 20] = [
     "data.format",
     "data.path",
     "data.label_column",
@@ -108,16 +119,23 @@ const DATA: [&str; 13] = [
     "data.exclude",
     "data.exif_orientation",
     "data.test_split",
+    "data.synthetic.scene",
     "data.synthetic.num_train",
     "data.synthetic.num_test",
     "data.synthetic.image",
     "data.synthetic.num_classes",
     "data.synthetic.channels",
     "data.synthetic.seed",
+    "data.synthetic.areas",
+    "data.synthetic.num_distractors",
+    "data.synthetic.object_radius",
+    "data.synthetic.object_contrast",
+    "data.synthetic.background_amplitude",
+    "data.synthetic.pixel_noise",
 ];
 
 /// Keys that cannot take effect any more.
-const FIXED: [&str; 28] = [
+const FIXED: [&str; 30] = [
     "seed",
     "run.root",
     "run.id",
@@ -143,6 +161,8 @@ const FIXED: [&str; 28] = [
     "mask.hidden",
     "method.unroll",
     "method.task",
+    "method.supervised",
+    "method.shuffle_labels",
     "pretrain.batch",
     "finetune.batch",
     "policy.batch",

@@ -173,6 +173,34 @@ fn all_errors_come_at_once_and_each_on_one_line() {
 }
 
 #[test]
+fn the_colour_of_noise_is_for_masks_of_noise() {
+    let resolve = |strategy: &str, noise: &str| {
+        let inputs =
+            ConfigInputs::default().set(&format!("mask.strategy={strategy}")).set(&format!("mask.noise={noise}"));
+        Config::resolve(&inputs).map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>())
+    };
+    assert_eq!(resolve("noise", "blue").expect("valid").mask.noise, mlomae_model::masking::MaskNoise::Blue);
+    assert_eq!(
+        resolve("block", "blue").expect_err("no noise"),
+        ["mask.noise = \"blue\": has no meaning with mask.strategy = \"block\" \
+          (allowed: green, or mask.strategy = \"noise\")"]
+    );
+    assert_eq!(
+        resolve("noise", "pink").expect_err("no such noise"),
+        ["mask.noise = \"pink\": not an allowed value (allowed: red, blue, green, purple)"]
+    );
+}
+
+#[test]
+fn the_readme_has_every_masking_strategy() {
+    let readme = include_str!("../../../README.md");
+    for kind in mlomae_model::masking::MASKINGS {
+        let row = format!("| `{}` | {} |", kind.name(), kind.summary());
+        assert!(readme.lines().any(|line| line == row), "README.md lacks the row: {row}");
+    }
+}
+
+#[test]
 fn broken_configurations_name_key_value_and_allowed() {
     #[derive(serde::Deserialize)]
     struct Cases {

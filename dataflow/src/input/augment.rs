@@ -1,5 +1,6 @@
 //! From decoded images to what the networks see: cut, flipped, resized and normalised.
 
+use mlomae_model::images::{Scaling, Window};
 use mlomae_storage::dataset::Image;
 use mlomae_storage::dataset::decode::resize::{resize, to_channels};
 use rand_chacha::ChaCha8Rng;
@@ -43,6 +44,12 @@ impl Normalisation {
         });
         Ok(Self { std: std.collect(), mean: mean.iter().map(|mean| *mean as f32).collect() })
     }
+
+    /// How it makes values of the pixels of each channel, \[C].
+    #[must_use]
+    pub fn scaling(&self) -> Vec<Scaling> {
+        self.mean.iter().zip(&self.std).map(|(mean, std)| Scaling::normalising(*mean, *std)).collect()
+    }
 }
 
 /// How an image is made into values [C, side, side].
@@ -58,15 +65,6 @@ pub struct Preparation {
     pub augment: AugmentConfig,
 }
 
-/// Where the result's pixels come from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Window {
-    /// Offset of the result's first row and column in the image; negative in the padding.
-    top: isize,
-    left: isize,
-    mirrored: bool,
-}
-
 impl Preparation {
     /// Values of a result.
     #[must_use]
@@ -80,12 +78,22 @@ impl Preparation {
     /// If `out` has not [`num_values`](Self::num_values) values.
     pub fn prepare(&self, image: Image, rng: Option<&mut ChaCha8Rng>, out: &mut [f32]) {
         assert_eq!(out.len(), self.num_values(), "invariant: one image's place in a batch");
+        let (image, window) = self.fit(image, rng);
+        for (channel, plane) in out.chunks_exact_mut(self.side * self.side).enumerate() {
+            let scaling = Scaling::normalising(self.normalisation.mean[channel], self.normalisation.std[channel]);
+            window.write_channel(plane, self.side, &image.pixels, channel, scaling);
+        }
+    }
+
+    /// The first half of [`prepare`](Self::prepare), all draws included: `image` with the result's size and channels,
+    /// and what is to be seen of it.
+    #[must_use]
+    pub fn fit(&self, image: Image, rng: Option<&mut ChaCha8Rng>) -> (Image, Window) {
         let image = with_channels(image, self.channels);
-        let (image, window) = match rng {
+        match rng {
             Some(rng) => self.augmented(image, rng),
-            None => (self.fitted(image), Window { top: 0, left: 0, mirrored: false }),
-        };
-        self.write(&image, window, out);
+            None => (self.fitted(image), Window::default()),
+        }
     }
 
     fn fitted(&self, image: Image) -> Image {
@@ -94,12 +102,15 @@ impl Preparation {
 
     /// The draws are always made in the order cut, flip, so that a setting changes only its own part.
     fn augmented(&self, image: Image, rng: &mut ChaCha8Rng) -> (Image, Window) {
-        let mut window = Window { top: 0, left: 0, mirrored: false };
+        let mut window = Window::default();
         let image = match self.augment.crop {
             Crop::None => self.fitted(image),
             Crop::Padded => {
                 let padding = self.augment.crop_padding;
-                let mut offset = || below(rng, 2 * padding as u64 + 1) as isize - padding as isize;
+                let mut offset = || {
+                    let offset = below(rng, 2 * padding as u64 + 1).cast_signed() - padding as i64;
+                    i32::try_from(offset).expect("invariant: the padding is at most half an image")
+                };
                 (window.top, window.left) = (offset(), offset());
                 self.fitted(image)
             }
@@ -111,31 +122,6 @@ impl Preparation {
         window.mirrored = self.augment.flip && below(rng, 2) == 1;
         (image, window)
     }
-
-    fn write(&self, image: &Image, window: Window, out: &mut [f32]) {
-        let (side, channels) = (self.side, self.channels);
-        for (channel, plane) in out.chunks_exact_mut(side * side).enumerate() {
-            let (mean, std) = (self.normalisation.mean[channel], self.normalisation.std[channel]);
-            let (scale, shift) = (1.0 / (255.0 * std), -mean / std);
-            for (row, values) in plane.chunks_exact_mut(side).enumerate() {
-                let Some(y) = inside(row, window.top, side) else {
-                    // The padding is black before normalisation.
-                    values.fill(shift);
-                    continue;
-                };
-                let line = &image.pixels[y * side * channels..(y + 1) * side * channels];
-                for (column, value) in values.iter_mut().enumerate() {
-                    let column = if window.mirrored { side - 1 - column } else { column };
-                    let pixel = inside(column, window.left, side).map_or(0, |x| line[x * channels + channel]);
-                    *value = f32::from(pixel) * scale + shift;
-                }
-            }
-        }
-    }
-}
-
-fn inside(place: usize, offset: isize, side: usize) -> Option<usize> {
-    place.checked_add_signed(offset).filter(|place| *place < side)
 }
 
 fn with_channels(image: Image, channels: usize) -> Image {

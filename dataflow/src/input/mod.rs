@@ -2,4 +2,5 @@
 
 pub mod augment;
 pub mod bad_images;
+pub mod collected;
 pub mod plan;

@@ -2,17 +2,18 @@
 
 use std::sync::Arc;
 
-use mlomae_model::Vector;
-use mlomae_model::lane::LabelledImages;
+use mlomae_model::lane::{LabelledImages, Lane};
+use mlomae_model::levels::optimizer::AdamWConfig;
 use mlomae_model::masking::{MaskRule, Scored};
 use mlomae_model::tasks::Targets;
+use mlomae_model::{Images, ModelError, RawImages, Vector};
 
 use crate::counts::{Outer, Version};
 use crate::flow::ports::Payload;
 
-/// Normalised images with their identities. Cloning shares the images.
+/// Images with their identities: as they were loaded, or as values in a device's memory. Cloning shares the images.
 #[derive(Debug, Clone)]
-pub struct ImageBatch {
+pub struct ImageBatch<I = Images> {
     /// Number of the batch in its role, over all epochs.
     pub seq: u64,
     /// The outer iteration that it is for.
@@ -23,11 +24,11 @@ pub struct ImageBatch {
     pub ids: Arc<[i64]>,
     /// What the head should find in them, \[batch].
     pub targets: Targets,
-    /// Images [batch, C, H, W], in recycled memory.
-    pub images: Vector,
+    /// Images [batch, C, H, W].
+    pub images: I,
 }
 
-impl ImageBatch {
+impl<I> ImageBatch<I> {
     /// Images in the batch.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -40,6 +41,25 @@ impl ImageBatch {
         self.ids.is_empty()
     }
 
+    /// The batch with other images.
+    fn with_images<J>(self, images: J) -> ImageBatch<J> {
+        let Self { seq, outer, epoch, ids, targets, images: _ } = self;
+        ImageBatch { seq, outer, epoch, ids, targets, images }
+    }
+}
+
+impl ImageBatch {
+    /// The batch with its values in memory of the lane's device.
+    ///
+    /// # Errors
+    /// When the device fails or lacks memory.
+    pub fn ingested(self, lane: &dyn Lane) -> Result<ImageBatch<Vector>, ModelError> {
+        let images = lane.ingest(&self.images)?;
+        Ok(self.with_images(images))
+    }
+}
+
+impl ImageBatch<Vector> {
     /// The images with their targets.
     #[must_use]
     pub const fn labelled(&self) -> LabelledImages<'_> {
@@ -47,13 +67,20 @@ impl ImageBatch {
     }
 }
 
-/// Bytes of a batch of `num` images of `image_values` values.
+/// Bytes of a batch of `num` images of `image_values` values, or of their pixels if they are `raw`.
 #[must_use]
-pub const fn batch_bytes(num: usize, image_values: usize) -> usize {
-    num * (4 * image_values + 8 + 4)
+pub const fn batch_bytes(num: usize, image_values: usize, raw: bool) -> usize {
+    let of_image = if raw { RawImages::bytes_of_image(image_values) } else { 4 * image_values };
+    num * (of_image + 8 + 4)
 }
 
 impl Payload for ImageBatch {
+    fn size_bytes(&self) -> usize {
+        self.images.size_bytes() + 8 * self.ids.len() + self.targets.size_bytes()
+    }
+}
+
+impl Payload for ImageBatch<Vector> {
     fn size_bytes(&self) -> usize {
         4 * self.images.len() + 8 * self.ids.len() + self.targets.size_bytes()
     }
@@ -89,7 +116,7 @@ impl Payload for LabelledPair {
 #[derive(Debug, Clone)]
 pub struct ScoredBatch {
     /// The images.
-    pub batch: ImageBatch,
+    pub batch: ImageBatch<Vector>,
     /// Scores and masks.
     pub scored: Scored,
     /// How scores became masks, to be done again at shifted weights.
@@ -119,11 +146,25 @@ pub struct Snapshot {
     pub theta: Vector,
     /// The last batch x_p with its masks; shared, never copied.
     pub last: Arc<ScoredBatch>,
+    /// The metric of level 1's steps, where directions are taken in it.
+    pub metric: Option<StepMetric>,
+}
+
+/// Level 1's second moments: what AdamW divides a gradient by the root of.
+#[derive(Debug, Clone)]
+pub struct StepMetric {
+    /// Second moments, flat over θ.
+    pub second_moment: Vector,
+    /// Steps done.
+    pub step: u64,
+    /// Constants of the optimizer.
+    pub adamw: AdamWConfig,
 }
 
 impl Payload for Snapshot {
     fn size_bytes(&self) -> usize {
-        4 * self.theta.len() + self.last.size_bytes()
+        let metric = self.metric.as_ref().map_or(0, |metric| 4 * metric.second_moment.len());
+        4 * self.theta.len() + metric + self.last.size_bytes()
     }
 }
 

@@ -6,14 +6,14 @@ pub mod checkpoint_request;
 use std::sync::Arc;
 
 use mlomae_model::config::ModelConfig;
-use mlomae_model::hypergradient::HypergradientChoice;
+use mlomae_model::hypergradient::{HypergradientChoice, Settings};
 use mlomae_model::lane::Chosen;
 use mlomae_model::levels::optimizer::{AdamWConfig, Schedule};
-use mlomae_model::masking::{MaskRule, Needs};
+use mlomae_model::masking::{MaskRule, MaskSelect, Needs};
 use mlomae_model::tasks::Noise;
 use mlomae_model::{Arena, Level, Model, ModelError, PerLevel, Precision};
 
-use crate::config::{CheckpointConfig, Config, LevelConfig};
+use crate::config::{CheckpointConfig, Config, LevelConfig, Precondition};
 use crate::counts::{Outer, Step, Version};
 use crate::method::checkpoint_request::CheckpointRequest;
 use crate::record::{Level as LogLevel, Moment};
@@ -39,12 +39,18 @@ pub struct Method {
     pub precision: Precision,
     /// Control: the encoder keeps the perturbation of the finite difference.
     pub multitask: bool,
-    /// α of the finite differences.
-    pub alpha: f64,
+    /// Control: the direction trains the encoder and no masks.
+    pub supervised: bool,
+    /// Numbers and variants of level 3.
+    pub settings: Settings,
     /// Dropout before the head.
     pub head_dropout: f64,
     /// Share of patches placed at random.
     pub explore: f64,
+    /// How scores choose patches.
+    pub select: MaskSelect,
+    /// How closely drawn masks follow the scores.
+    pub temperature: f64,
     /// Learning rates.
     pub schedules: PerLevel<Schedule>,
     /// Constants of AdamW.
@@ -84,6 +90,8 @@ pub fn model_config(config: &Config, image: usize, channels: usize, num_classes:
         masking: config.mask.strategy,
         mask_input: config.mask.input,
         mask_hidden: config.mask.hidden,
+        mask_weights: config.mask.weights,
+        mask_noise: config.mask.noise,
         task: config.method.task,
         num_classes,
     }
@@ -137,18 +145,30 @@ impl Method {
             engine,
             precision: config.compute.precision,
             multitask: config.method.multitask,
-            alpha: config.method.alpha,
+            supervised: config.method.supervised,
+            settings: Settings {
+                alpha: config.method.alpha,
+                ridge_penalty: config.method.ridge_penalty,
+                ridge_bank: config.method.ridge_bank,
+                cg_damping: config.method.cg_damping,
+                cg_steps: config.method.cg_steps,
+                estimator: config.policy.estimator,
+                precondition: config.method.precondition == Precondition::Adam,
+                average: config.policy.average,
+            },
             head_dropout: config.method.head_dropout,
             explore: config.mask.explore,
+            select: config.mask.select,
+            temperature: config.mask.temperature,
             schedules: PerLevel {
                 pretrain: schedule(&config.pretrain, total_outer.first_step(unroll).0),
                 finetune: schedule(&config.finetune, total_outer.0),
-                mask: schedule(&config.policy, total_outer.0),
+                mask: schedule(&config.policy.level(), total_outer.0),
             },
             adamw: PerLevel {
                 pretrain: adamw(&config.pretrain),
                 finetune: adamw(&config.finetune),
-                mask: adamw(&config.policy),
+                mask: adamw(&config.policy.level()),
             },
             steps_per_epoch,
             grain: config.train.grain,
@@ -172,6 +192,12 @@ impl Method {
         outer.newest_version().since(self.policy_version(outer)) + 1
     }
 
+    /// Whether images travel as pixels to the device, which makes values of them.
+    #[must_use]
+    pub fn takes_raw_images(&self) -> bool {
+        self.engine.device.get().takes_raw_images()
+    }
+
     /// Whether masks are learned; if not, levels 2 and 3 rest.
     #[must_use]
     pub fn is_learned(&self) -> bool {
@@ -187,7 +213,14 @@ impl Method {
     /// How the batch of level-1 step `step` is masked.
     #[must_use]
     pub const fn mask_rule(&self, step: Step) -> MaskRule {
-        MaskRule { seed: self.seed, step: step.0, explore: self.explore, first_image: 0 }
+        let Self { seed, explore, select, temperature, .. } = *self;
+        MaskRule { seed, step: step.0, explore, select, temperature, draw: 0, first_image: 0, objects: None }
+    }
+
+    /// Whether the encoder is shifted with each version of the policy, by a control.
+    #[must_use]
+    pub const fn shifts_encoder(&self) -> bool {
+        self.multitask || self.supervised
     }
 
     /// Dropout of pass `pass` of outer iteration `outer`.

@@ -75,6 +75,8 @@ metrics! {
     ScoreEntropy: Pretrain, "score_entropy", "pretrain", "nat";
     /// Share of the scores outside 0.02..0.98.
     ScoreSaturation: Pretrain, "score_saturation", "pretrain", "share";
+    /// (Σw)²/(n Σw²) over the weights w of an image's n masked patches, mean of the batch: 1 if all weigh the same.
+    EffectiveShare: Pretrain, "effective_share", "pretrain", "share";
     /// Lowest share of the last thousand images in which a position was masked.
     MaskCoverageMin: Pretrain, "mask_coverage_min", "pretrain", "share";
     /// Highest share of the last thousand images in which a position was masked.
@@ -115,6 +117,16 @@ metrics! {
     HypergradientIndirectNorm: Mask, "hypergradient_indirect_norm", "validation", "1";
     /// Norm of its straight term; with `method.hypergradient = "published"` only.
     HypergradientDirectNorm: Mask, "hypergradient_direct_norm", "validation", "1";
+    /// Squared error of the head in closed form on the role validation; with `method.hypergradient = "ridge"` only.
+    RidgeLoss: Mask, "ridge_loss", "validation", "1";
+    /// Accuracy of the head in closed form on the role validation; with `method.hypergradient = "ridge"` only.
+    RidgeAccuracy: Mask, "ridge_accuracy", "validation", "share";
+    /// Cosine of the hypergradients of the two halves of x_p, signal to noise; where patches' utilities are known.
+    HypergradientSignal: Mask, "hypergradient_signal", "validation", "1";
+    /// Share of the masked patches whose utility is positive: whose loss, lowered, lowers L_v.
+    UtilityPositive: Mask, "utility_positive", "validation", "share";
+    /// Mean utility of masked patches over its standard deviation.
+    UtilityMean: Mask, "utility_mean", "validation", "1";
     /// Cosine to the hypergradient before.
     HypergradientCosine: Mask, "hypergradient_cosine", "validation", "1";
     /// Area under the ROC curve of the panel's scores as a detector of object patches, where these are known.

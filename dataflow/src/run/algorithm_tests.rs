@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use mlomae_model::algorithm::{Batches, Constants, State, outer_iteration};
-use mlomae_model::hypergradient::FORMS;
+use mlomae_model::hypergradient::{Carried, FORMS};
 use mlomae_model::lane::{CpuLane, Lane, Upstream};
 use mlomae_model::levels::Cpu;
 use mlomae_model::levels::optimizer::AdamW;
@@ -67,12 +67,12 @@ fn by_algorithm(config: &Config) -> State {
     let data = RunData::open(config, None).unwrap();
     let method = data.method(config).unwrap();
     let fresh = TrainState::fresh(&method);
-    let mut load = data.loader(config, &data.train, &method.arena).unwrap();
+    let mut load = data.loader(config, &data.train, &method).unwrap();
     let cpu = Cpu::new(method.model.clone(), Compute::serial(method.grain));
     let mut lane = CpuLane::new(cpu.with_precision(method.precision));
     let constants = Constants {
         form: method.hypergradient.get(),
-        alpha: method.alpha,
+        settings: method.settings,
         rates: PerLevel {
             pretrain: &|step| method.rate(Level::Pretrain, step),
             finetune: &|step| method.rate(Level::Finetune, step),
@@ -82,20 +82,20 @@ fn by_algorithm(config: &Config) -> State {
         noise: &|outer, pass| method.noise(Outer(outer), pass),
     };
     let phi = fresh.phi().clone();
-    let mut state = State { theta: fresh.theta, c: fresh.head, phi, adamw: fresh.optimizers };
+    let mut state = State { theta: fresh.theta, c: fresh.head, phi, adamw: fresh.optimizers, carried: fresh.carried };
     let mut recorder = Recorder::default();
     for outer in Outer(0).until(Outer(NUM_OUTER)) {
         let mut x_p = Vec::new();
         let mut pair = None;
         for unit in LoadUnit::first_of(outer, method.unroll)..LoadUnit::first_of(outer.next(), method.unroll) {
             match load.process(unit, (), &mut recorder).unwrap() {
-                Loaded::Pretrain(batch) => x_p.push(batch.images),
+                Loaded::Pretrain(batch) => x_p.push(batch.ingested(&lane).unwrap().images),
                 Loaded::Labelled(labelled) => pair = Some(labelled),
             }
         }
         let pair = pair.unwrap();
-        let batches =
-            Batches { pretrain: &x_p, finetune: pair.finetune.labelled(), validation: pair.validation.labelled() };
+        let [finetune, validation] = [pair.finetune, pair.validation].map(|batch| batch.ingested(&lane).unwrap());
+        let batches = Batches { pretrain: &x_p, finetune: finetune.labelled(), validation: validation.labelled() };
         outer_iteration(&mut lane, &constants, &mut state, &batches, outer.0, &mut |_| {}).unwrap();
     }
     state
@@ -123,9 +123,16 @@ fn the_serial_executor_is_the_algorithm_to_the_bit() {
             "method.head_dropout=0.3",
             "mask.strategy=random",
             "compute.precision=bf16",
+            "mask.input=pixels mask.weights=normalised mask.select=sample policy.estimator=both policy.average=3 \
+             method.precondition=adam",
+            "mask.strategy=linear mask.input=pixels mask.weights=normalised mask.select=random",
         ] {
-            let mut settings = vec![form.clone(), variant.to_owned()];
-            if variant != "mask.strategy=random" {
+            let mut settings: Vec<String> = variant.split_whitespace().map(str::to_owned).collect();
+            settings.push(form.clone());
+            if form.ends_with("ridge") {
+                settings.push("method.ridge_bank=2".to_owned());
+            }
+            if variant != "mask.strategy=random" && !variant.contains("mask.select") {
                 settings.push("mask.explore=0.25".to_owned());
             }
             let config = config(&settings);
@@ -154,10 +161,11 @@ fn the_hypergradient_is_taken_at_the_newest_policy() {
     let config = config(&["pipeline.lag=1".to_owned(), "mask.input=pixels".to_owned()]);
     let data = RunData::open(&config, None).unwrap();
     let method = data.method(&config).unwrap();
-    let mut load = data.loader(&config, &data.train, &method.arena).unwrap();
+    let mut load = data.loader(&config, &data.train, &method).unwrap();
     let mut recorder = Recorder::default();
     let Loaded::Pretrain(batch) = load.process(0, (), &mut recorder).unwrap() else { panic!("a pretrain batch") };
     let mut lane = CpuLane::serial(method.model.clone(), method.grain);
+    let batch = batch.ingested(&lane).unwrap();
     let theta = Vector::from(method.model.init(Level::Pretrain, 1));
     let [older, newest] = [1, 2].map(|seed| Vector::from(method.model.init(Level::Mask, seed)));
     let rule = method.mask_rule(Step(0));
@@ -165,8 +173,9 @@ fn the_hypergradient_is_taken_at_the_newest_policy() {
     let v = |seed| Vector::from(method.model.init(Level::Pretrain, seed));
     let (v1, w) = (v(3), v(4));
     let expected = |lane: &mut CpuLane, phi: &Vector| {
-        let at = Upstream { theta: &theta, phi, images: &batch.images, rule: &rule };
-        let along = method.hypergradient.along(lane, &at, v1.clone(), w.clone(), method.alpha).unwrap();
+        let (estimator, want_signal) = (method.settings.estimator, false);
+        let at = Upstream { theta: &theta, phi, images: &batch.images, rule: &rule, estimator, want_signal };
+        let along = method.hypergradient.along(lane, &at, v1.clone(), w.clone(), &method.settings).unwrap();
         let mut adamw = AdamW::new(method.adamw.mask, method.model.layout(Level::Mask));
         lane.update(&mut adamw, &newest, &along.gradient, method.rate(Level::Mask, 0)).unwrap()
     };
@@ -175,9 +184,10 @@ fn the_hypergradient_is_taken_at_the_newest_policy() {
 
     let versions = [older.clone(), newest.clone()].map(|phi| PolicyVersion { phi, shift: None });
     let adamw = AdamW::new(method.adamw.mask, method.model.layout(Level::Mask));
-    let mut policy = PolicyStage::new(method.clone(), Box::new(lane), versions.into(), adamw, None);
+    let mut policy =
+        PolicyStage::new(method.clone(), Box::new(lane), versions.into(), adamw, None, Carried::default(), None);
     let last = Arc::new(ScoredBatch { batch, scored, rule, phi: older, policy_version: Version(0) });
-    let direction = Direction { snapshot: Snapshot { outer: Outer(0), theta, last }, v1, w };
+    let direction = Direction { snapshot: Snapshot { outer: Outer(0), theta, last, metric: None }, v1, w };
     let output = policy.process(0, Some(direction), &mut recorder).unwrap();
     assert_eq!(bits(&output.phi), bits(&at_newest));
 }

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use mlomae_model::{Arena, ModelConfig};
+use mlomae_model::ModelConfig;
 use mlomae_storage::dataset::{self, Dataset, DatasetSpec, LabelOrigin, NameSource, Split};
 
 use crate::config::{Config, ConfigError, MemoryCheck};
@@ -149,11 +149,11 @@ impl RunData {
         Ok(Method::new(config, &self.model_config(config), plan.batches_per_epoch(Role::Pretrain))?)
     }
 
-    /// A loader of `dataset` (the train or the test split).
+    /// A loader of `dataset` (the train or the test split), of images as `method`'s device takes them.
     ///
     /// # Errors
     /// When a role has less than a batch.
-    pub fn loader(&self, config: &Config, dataset: &Arc<dyn Dataset>, arena: &Arena) -> Result<LoadStage, PlanError> {
+    pub fn loader(&self, config: &Config, dataset: &Arc<dyn Dataset>, method: &Method) -> Result<LoadStage, PlanError> {
         let preparation = Preparation {
             side: self.image,
             channels: self.channels,
@@ -161,8 +161,9 @@ impl RunData {
             augment: config.data.augment.clone(),
         };
         let plan = self.plan(config)?;
-        let load = LoadStage::new(dataset.clone(), plan, preparation, config.seed, config.method.unroll, arena.clone());
-        Ok(load.with_bad_images(self.bad_images.clone()))
+        let (arena, unroll) = (method.arena.clone(), config.method.unroll);
+        let load = LoadStage::new(dataset.clone(), plan, preparation, config.seed, unroll, arena);
+        Ok(load.with_bad_images(self.bad_images.clone()).with_raw_images(method.takes_raw_images()))
     }
 
     /// Everything that a run starts from.
@@ -170,7 +171,10 @@ impl RunData {
     /// # Errors
     /// When roles do not fit or a sample of the panel cannot be read.
     pub fn setup(&self, config: &Config, method: Method, state: TrainState) -> Result<Setup, SetupError> {
-        let load = self.loader(config, &self.train, &method.arena)?;
+        let mut load = self.loader(config, &self.train, &method)?;
+        if config.method.shuffle_labels {
+            load = load.with_shuffled_labels()?;
+        }
         let indices = load.panel(Role::Validation, config.logs.panel_size)?;
         let objects = load.object_patches(&indices, method.model.config.patch);
         let panel = Panel { batch: load.samples(&indices)?, objects };

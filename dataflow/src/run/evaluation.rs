@@ -64,7 +64,7 @@ impl Features {
             if images.is_empty() {
                 continue;
             }
-            let z = lane.upload(&images.images).and_then(|images| lane.features(&theta, &images)).map_err(&failed)?;
+            let z = lane.ingest(&images.images).and_then(|images| lane.features(&theta, &images)).map_err(&failed)?;
             for (image, row) in z.chunks_exact(all.dim).enumerate() {
                 if let Some(label) = images.targets.class(image) {
                     all.values.extend_from_slice(row);

@@ -11,9 +11,9 @@ use mlomae_model::lane::{
     Device, Direction, Downstream, FinetuneGradient, LabelledImages, Lane, LaneSize, Lanes, LanesSpec,
     PretrainGradient, Recording, Upstream,
 };
-use mlomae_model::levels::optimizer::AdamW;
+use mlomae_model::levels::optimizer::{AdamW, AdamWConfig};
 use mlomae_model::masking::{MaskRule, Scored};
-use mlomae_model::tasks::Noise;
+use mlomae_model::tasks::{Noise, TapCotangents};
 use mlomae_model::vector::DeviceMemory;
 use mlomae_model::{Arena, Buffer, Model, ModelError, Params, Precision, Vector};
 
@@ -65,6 +65,7 @@ impl<'a> Inside<'a> {
             c: &self.c,
             finetune: LabelledImages { images: f, targets: self.of.finetune.targets },
             validation: LabelledImages { images: v, targets: self.of.validation.targets },
+            bank: self.of.bank,
         }
     }
 }
@@ -154,14 +155,42 @@ impl Lane for MirrorLane {
         direction(self.work().direction_published(&Inside::of(at)?.at(), alpha, noise)?)
     }
 
+    fn pull_back(
+        &mut self,
+        at: &Downstream<'_>,
+        recorded: Recording,
+        cotangents: &mut TapCotangents<'_>,
+    ) -> Result<[Vector; 2], ModelError> {
+        let [v1, w] = self.work().pull_back(&Inside::of(at)?.at(), recorded, cotangents)?;
+        Ok([behind(&v1)?, behind(&w)?])
+    }
+
+    fn preconditioned(&mut self, x: &Vector, v: &Vector, step: u64, adamw: &AdamWConfig) -> Result<Vector, ModelError> {
+        behind(&self.lane.preconditioned(&inside(x)?, &inside(v)?, step, adamw)?)
+    }
+
+    fn patch_loss_tangents(
+        &mut self,
+        theta: &Vector,
+        v: &Vector,
+        images: &Vector,
+        scored: &Scored,
+    ) -> Result<Vec<f32>, ModelError> {
+        self.work().patch_loss_tangents(&inside(theta)?, &inside(v)?, &inside(images)?, scored)
+    }
+
+    fn mask_gradient(&mut self, phi: &Vector, scored: &Scored, dscores: &[f32]) -> Result<Vector, ModelError> {
+        behind(&self.work().mask_gradient(&inside(phi)?, scored, dscores)?)
+    }
+
     fn difference(&mut self, at: &Upstream<'_>, v: &Vector, alpha: f64) -> Result<Vector, ModelError> {
         let (theta, phi, images) = (&inside(at.theta)?, &inside(at.phi)?, &inside(at.images)?);
-        behind(&self.work().difference(&Upstream { theta, phi, images, rule: at.rule }, &inside(v)?, alpha)?)
+        behind(&self.work().difference(&Upstream { theta, phi, images, ..*at }, &inside(v)?, alpha)?)
     }
 
     fn tangent(&mut self, at: &Upstream<'_>, v: &Vector) -> Result<Vector, ModelError> {
         let (theta, phi, images) = (&inside(at.theta)?, &inside(at.phi)?, &inside(at.images)?);
-        behind(&self.work().tangent(&Upstream { theta, phi, images, rule: at.rule }, &inside(v)?)?)
+        behind(&self.work().tangent(&Upstream { theta, phi, images, ..*at }, &inside(v)?)?)
     }
 
     fn update(
@@ -243,6 +272,11 @@ impl Device for Mirror {
 
     fn refuses(&self, precision: Precision) -> Option<String> {
         Cpus.refuses(precision)
+    }
+
+    /// Their values are computed on their way in.
+    fn takes_raw_images(&self) -> bool {
+        true
     }
 
     fn lanes(&self, spec: &LanesSpec) -> Result<Lanes, ModelError> {

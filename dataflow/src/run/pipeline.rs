@@ -3,8 +3,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use mlomae_model::hypergradient::Carried;
 use mlomae_model::lane::{Lane, LaneSize, Lanes, LanesSpec};
 use mlomae_model::levels::optimizer::AdamW;
+use mlomae_model::tasks::ridge::Bank;
 use mlomae_model::{Level, ModelError, PerLevel, Vector};
 use mlomae_storage::logs::TABLES;
 
@@ -116,7 +118,9 @@ impl Setup {
             mask: size(StageName::Policy, pretrain_batch),
         };
         let Lanes { score, pretrain, finetune, mask } = method.engine.device.lanes(&spec)?;
-        let TrainState { theta, head, policies, optimizers, previous_hypergradient, masks, .. } = state;
+        let TrainState {
+            theta, head, policies, optimizers, previous_hypergradient, masks, carried, supervised, ..
+        } = state;
         let (theta, head) = (pretrain.upload(&theta)?, finetune.upload(&head)?);
         let upload = |lane: &dyn Lane, adamw: AdamW| {
             let (m, v) = (lane.upload(&adamw.m)?, lane.upload(&adamw.v)?);
@@ -131,12 +135,15 @@ impl Setup {
         });
         let policies = policies.collect::<Result<_, ModelError>>()?;
         let previous = previous_hypergradient.map(|previous| mask.upload(&previous)).transpose()?;
+        let Carried { sum, bank } = carried.upload(&*mask)?;
+        let supervised = supervised.map(|adamw| upload(&*mask, adamw)).transpose()?;
+        let carried = Carried { sum, bank: Bank::default() };
         let stages = Stages {
             load,
             score: ScoreStage::new(method.clone(), score),
             encoder: EncoderStage::new(method.clone(), pretrain, theta, adamw, masks, panel),
-            evaluator: EvaluatorStage::new(method.clone(), finetune, head, adamw_f),
-            policy: PolicyStage::new(method.clone(), mask, policies, adamw_m, previous),
+            evaluator: EvaluatorStage::new(method.clone(), finetune, head, adamw_f, bank),
+            policy: PolicyStage::new(method.clone(), mask, policies, adamw_m, previous, carried, supervised),
         };
         Ok((method, stages))
     }
@@ -158,12 +165,14 @@ pub fn topology(method: &Method, actors: &ActorsConfig, batch_sizes: [usize; 3])
     use StageName::{Load, Log, Score};
     let c = &method.model.config;
     let [pretrain, finetune, validation] = batch_sizes;
-    let images = batch_bytes(pretrain, c.image_values());
+    let batch = |num, raw| batch_bytes(num, c.image_values(), raw);
+    let raw = method.takes_raw_images();
     // Ranks and kept patches; with a learned mask also what its gradient needs.
     let num_patches = c.num_patches();
     let trace = method.model.masking.trace_values();
-    let scored = images + 4 * pretrain * (num_patches + c.num_visible() + trace);
+    let scored = batch(pretrain, false) + 4 * pretrain * (num_patches + c.num_visible() + trace);
     let theta = 4 * method.model.vit.layout.len;
+    let snapshot = if method.settings.precondition { 2 * theta } else { theta } + scored;
     // Encoder, evaluator and policy are one worker each: theirs are compute threads.
     let num_workers = |name| match name {
         Load | Score => actors.stage(name).num_workers(),
@@ -171,15 +180,14 @@ pub fn topology(method: &Method, actors: &ActorsConfig, batch_sizes: [usize; 3])
     };
     let stages = StageName::ALL.into_iter().map(|name| StageDecl { name, num_workers: num_workers(name) }).collect();
     let edge = |id, payload_bytes| EdgeDecl { id, capacity: capacity(id, actors), payload_bytes, large_bytes: 0 };
-    let labelled = batch_bytes(finetune + validation, c.image_values());
     Topology::new(
         stages,
         vec![
-            edge(LOAD_SCORE, images),
-            edge(LOAD_EVALUATOR, labelled),
+            edge(LOAD_SCORE, batch(pretrain, raw)),
+            edge(LOAD_EVALUATOR, batch(finetune + validation, raw)),
             edge(SCORE_ENCODER, scored),
-            edge(ENCODER_EVALUATOR, theta + scored),
-            edge(EVALUATOR_POLICY, 3 * theta + scored),
+            edge(ENCODER_EVALUATOR, snapshot),
+            edge(EVALUATOR_POLICY, 2 * theta + snapshot),
             EdgeDecl {
                 id: EdgeId::fan_in(Log),
                 capacity: log_capacity(actors),
@@ -251,7 +259,7 @@ fn part_bytes(method: &Method, actors: &ActorsConfig) -> usize {
     let num_parts = |num_rows: usize| log_capacity(actors) / (1 + num_rows) + PARTS_OUTSIDE + ahead.div_ceil(interval);
     let bytes = |level| 4 * method.model.layout(level).len;
     let (theta, head, phi) = (bytes(Level::Pretrain), bytes(Level::Finetune), bytes(Level::Mask));
-    let shifts = if method.multitask { (lag + 2) * theta } else { 0 };
+    let shifts = if method.shifts_encoder() { (lag + 2) * theta } else { 0 };
     // Weights and two moments; the policy's versions in flight and its last hypergradient.
     let policy = (lag + 5) * phi + shifts;
     // Where nothing is learned of masks, level 3 records nothing between its parts.
@@ -341,7 +349,7 @@ pub fn build_with_faults<K: RecordSink + 'static>(
         phi_writer.publish(number, Arc::new(version.phi.clone()));
         shift_writer.publish(number, Arc::new(version.shift.clone()));
     }
-    let shift = method.multitask.then_some(shift);
+    let shift = method.shifts_encoder().then_some(shift);
     let (theta_writer, theta) = if method.scores_need_theta() {
         let (mut writer, reader) = slot::<Vector>("theta", topology.num_workers(Score) + 1);
         writer.publish(steps.start.0, Arc::new(stages.encoder.theta().clone()));
@@ -393,7 +401,7 @@ pub fn build_with_faults<K: RecordSink + 'static>(
         workers.push(worker(StageRunner::new(stages.evaluator, 0, outer_units.clone(), ports, log.clone(), context())));
     }
     if let Some(directions) = directions.receivers.into_iter().next() {
-        let shift = method.multitask.then_some(shift_writer);
+        let shift = method.shifts_encoder().then_some(shift_writer);
         let ports = PolicyPorts { directions, phi: phi_writer, shift };
         workers.push(worker(StageRunner::new(stages.policy, 0, outer_units, ports, log.clone(), context())));
     }

@@ -19,6 +19,7 @@ use crate::flow::exit::{Exit, StageError};
 use crate::flow::stage_name::{EdgeId, StageName};
 use crate::flow::stop::{StopFlag, StopReason};
 use crate::input::plan::Role;
+use crate::method::batch::Panel;
 use crate::method::{Method, model_config};
 use crate::record::{CheckpointFile, FlatTensors, PartOf, Record, RecordBody, When};
 use crate::run::evaluation::Features;
@@ -139,7 +140,7 @@ struct Variant {
 }
 
 /// Variants at each lag.
-const NUM_FORMS: usize = 7;
+const NUM_FORMS: usize = 10;
 
 fn variants() -> Vec<Variant> {
     let forms: [&[&str]; NUM_FORMS] = [
@@ -150,6 +151,25 @@ fn variants() -> Vec<Variant> {
         &["method.multitask=true"],
         &["compute.precision=bf16"],
         &["mask.input=pixels", "model.pos_embed=frozen", "method.head_dropout=0.1"],
+        &[
+            "mask.strategy=linear",
+            "mask.input=pixels",
+            "mask.weights=normalised",
+            "mask.select=random",
+            "method.hypergradient=ridge",
+            "method.ridge_bank=2",
+            "method.precondition=adam",
+            "policy.average=3",
+        ],
+        &[
+            "mask.input=pixels",
+            "mask.weights=none",
+            "mask.select=sample",
+            "method.hypergradient=cg",
+            "policy.estimator=score",
+            "policy.average=2",
+        ],
+        &["method.supervised=true", "mask.select=random", "method.shuffle_labels=true"],
     ];
     let lags = 0..=2;
     lags.flat_map(|lag| forms.iter().map(move |form| Variant { lag, settings: form.to_vec() })).collect()
@@ -195,12 +215,22 @@ fn setup(config: &Config, memory: Memory, from: Option<&AssembledCheckpoint>) ->
     let steps_per_epoch = load.plan().batches_per_epoch(Role::Pretrain);
     let method = Method::new(config, &model_config(config, 8, 1, 3), steps_per_epoch).expect("valid");
     let batch = load.samples(&load.plan().panel(Role::Validation, 4)).expect("readable");
-    let panel = crate::method::batch::Panel { batch, objects: None };
+    let panel = Panel { batch, objects: None };
     let state = match from {
         Some(checkpoint) => restore(&method, checkpoint),
         None => TrainState::fresh(&method),
     };
     Setup { method, load, state, panel, actors: config.actors.clone() }
+}
+
+/// The run on that device, with images as it takes them.
+fn on(device: &'static dyn Device, setup: Setup) -> Setup {
+    let Setup { mut method, load, panel, .. } = setup;
+    method.engine.device = DeviceChoice::of(device);
+    let load = load.with_raw_images(method.takes_raw_images());
+    let indices: Vec<usize> = panel.batch.ids.iter().map(|id| *id as usize).collect();
+    let batch = load.samples(&indices).expect("readable");
+    Setup { method, load, panel: Panel { batch, ..panel }, ..setup }
 }
 
 fn serial(config: &Config) -> Kept {
@@ -390,9 +420,7 @@ fn a_device_with_a_memory_of_its_own_computes_the_same_and_resumes() {
         let config = config(&variant, NUM_OUTER, &[]);
         let wanted = serial(&config);
         let run = |from: Option<&AssembledCheckpoint>| {
-            let mut setup = setup(&config, Memory::new(100), from);
-            setup.method.engine.device = DeviceChoice::of(&Mirror);
-            let (exits, kept) = threaded(setup, None);
+            let (exits, kept) = threaded(on(&Mirror, setup(&config, Memory::new(100), from)), None);
             assert!(exits.iter().all(|exit| matches!(exit, Exit::Finished)), "{variant:?}: {exits:?}");
             kept
         };
@@ -407,11 +435,7 @@ fn a_device_with_a_memory_of_its_own_computes_the_same_and_resumes() {
 #[test]
 fn the_time_of_a_device_is_counted_by_stage_and_is_the_same_serially() {
     let config = config(&Variant { lag: 1, settings: Vec::new() }, NUM_OUTER, &[]);
-    let on = |device: &'static dyn Device| {
-        let mut setup = setup(&config, Memory::new(100), None);
-        setup.method.engine.device = DeviceChoice::of(device);
-        setup
-    };
+    let on = |device| on(device, setup(&config, Memory::new(100), None));
     let device_ns = |counted: Vec<(StageName, StageCounters)>| -> Vec<(StageName, Option<u64>)> {
         counted.into_iter().map(|(stage, counters)| (stage, counters.snapshot().device_ns)).collect()
     };
@@ -450,6 +474,7 @@ fn a_device_with_a_memory_of_its_own_has_the_same_features() {
     let features = |device: &'static dyn Device| {
         let mut lane =
             device.lane(&method.model, &method.arena, method.grain, method.precision, size).expect("threads");
+        let load = load.clone().with_raw_images(device.takes_raw_images());
         Features::extract(&mut *lane, &state.theta, &load, &[0, 1, 2, 3, 4], 2, &mut |_, _| {}).expect("readable")
     };
     let (here, behind) = (features(&Cpus), features(&Mirror));

@@ -1,16 +1,20 @@
 //! The state of a training run between two outer iterations: what a checkpoint holds and a resumed run starts from.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
+use mlomae_model::hypergradient::Carried;
 use mlomae_model::layout::SharedLayout;
-use mlomae_model::levels::optimizer::AdamW;
+use mlomae_model::levels::optimizer::{AdamW, AdamWConfig};
+use mlomae_model::tasks::ridge::{Bank, Rows};
 use mlomae_model::{Level, PerLevel, Vector};
 
 use crate::counts::{Outer, Step};
 use crate::method::Method;
 use crate::record::statistics::MaskHistory;
 use crate::record::{CheckpointFile, PartOf, optimizer_prefix};
-use crate::stages::policy::{PolicyVersion, lag_prefix};
+use crate::stages::evaluator::{BANK_TENSORS, bank_prefix};
+use crate::stages::policy::{PolicyVersion, SUM_PREFIX, SUPERVISED_PREFIXES, lag_prefix};
 use crate::stages::score::Shift;
 
 /// Everything that training changes.
@@ -30,6 +34,10 @@ pub struct TrainState {
     pub previous_hypergradient: Option<Vector>,
     /// What is known of the masks so far.
     pub masks: MaskHistory,
+    /// What level 3 keeps from one outer iteration to the next.
+    pub carried: Carried,
+    /// The optimizer of the control `supervised`.
+    pub supervised: Option<AdamW>,
 }
 
 /// Why a checkpoint does not fit the configured run.
@@ -122,6 +130,41 @@ pub fn read_flat_if_any(
     read_flat(source, file, prefix, layout).map(Some)
 }
 
+/// The constants of the control `supervised`: those of level 1, without weight decay, which level 1 has done.
+fn supervised_adamw(method: &Method) -> AdamWConfig {
+    AdamWConfig { weight_decay: 0.0, ..method.adamw.pretrain }
+}
+
+/// The bank of a checkpoint, at most `num_batches` pairs, the newest.
+fn read_bank(source: &dyn TensorSource, num_batches: usize) -> Result<Bank, StateError> {
+    let mut bank = Bank::default();
+    for age in 0.. {
+        let name = |tensor: &str| format!("{}{tensor}", bank_prefix(age));
+        if source.tensor(CheckpointFile::Optimizer, &name(BANK_TENSORS[0])).is_none() {
+            break;
+        }
+        let read = |tensor: &str| match source.tensor(CheckpointFile::Optimizer, &name(tensor)) {
+            Some((shape @ [rows, _], values)) if shape.iter().product::<usize>() == values.len() => {
+                Ok((*rows, values.iter().map(|&value| f64::from(value)).collect::<Vec<f64>>()))
+            }
+            Some((shape, _)) => {
+                Err(StateError::Shape { name: name(tensor), expected: vec![0, 0], found: shape.to_vec() })
+            }
+            None => Err(StateError::Missing { name: name(tensor), shape: vec![0, 0] }),
+        };
+        let rows = |[features, targets]: [&str; 2]| {
+            let ((num_rows, features), (num_targets, targets)) = (read(features)?, read(targets)?);
+            if num_rows != num_targets {
+                return Err(StateError::Missing { name: name("targets"), shape: vec![num_rows, 0] });
+            }
+            Ok(Arc::new(Rows { features, targets, num_rows }))
+        };
+        let [f, f_y, v, v_y] = BANK_TENSORS;
+        bank.add([rows([f, f_y])?, rows([v, v_y])?], num_batches);
+    }
+    Ok(bank)
+}
+
 /// The whole number at `place` of a state, which must be at most `max`.
 fn whole_number(state: &serde_json::Value, place: &[&str], max: u64) -> Result<u64, StateError> {
     let value = place.iter().try_fold(state, |value, key| value.get(key));
@@ -150,6 +193,8 @@ impl TrainState {
             optimizers: PerLevel::from_fn(|level| AdamW::new(method.adamw[level], model.layout(level))),
             previous_hypergradient: None,
             masks: MaskHistory::default(),
+            carried: Carried::default(),
+            supervised: method.supervised.then(|| AdamW::new(supervised_adamw(method), model.layout(Level::Pretrain))),
         }
     }
 
@@ -195,7 +240,7 @@ impl TrainState {
         // As many versions as this run's lag can ask for; before outer iteration 0 there is nothing older than the
         // first.
         for age in 0..usize::try_from(method.num_versions(outer)).unwrap_or(usize::MAX) {
-            let shift = if method.multitask && outer.0 > age as u64 {
+            let shift = if method.shifts_encoder() && outer.0 > age as u64 {
                 let prefix = format!("policy.shift.{}", lag_prefix(age));
                 read_flat_if_any(source, CheckpointFile::Optimizer, &prefix, theta_layout)?.map(Shift)
             } else {
@@ -204,8 +249,29 @@ impl TrainState {
             let phi = read_flat(source, CheckpointFile::Mask, &lag_prefix(age), mask_layout)?;
             policies.push_front(PolicyVersion { phi, shift });
         }
+        let policy = |key: &str| match state.get(PartOf::Policy.as_str()).and_then(|policy| policy.get(key)) {
+            Some(_) => whole_number(state, &[PartOf::Policy.as_str(), key], outer.0),
+            // Checkpoints of versions before have none.
+            None => Ok(0),
+        };
+        let num_summed = policy("num_summed")?;
+        let sum = match read_flat_if_any(source, CheckpointFile::Optimizer, SUM_PREFIX, mask_layout)? {
+            // A shorter mean, asked for on the way, is due with the next one.
+            Some(sum) if num_summed > 0 => Some((sum, num_summed)),
+            _ => None,
+        };
+        let supervised = if method.supervised {
+            let [m, v] =
+                SUPERVISED_PREFIXES.map(|prefix| read_flat(source, CheckpointFile::Optimizer, prefix, theta_layout));
+            let step = policy("supervised_step")?;
+            Some(AdamW::restored(supervised_adamw(method), theta_layout, step, m?, v?))
+        } else {
+            None
+        };
         Ok(Self {
             outer,
+            carried: Carried { sum, bank: read_bank(source, method.settings.ridge_bank)? },
+            supervised,
             theta: read_flat(source, CheckpointFile::Model, "", theta_layout)?,
             head: read_flat(source, CheckpointFile::Head, "", model.layout(Level::Finetune))?,
             policies,

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use mlomae_model::lane::{Lane, PretrainGradient};
 use mlomae_model::levels::optimizer::AdamW;
+use mlomae_model::masking::weights::effective_share;
 use mlomae_model::{Level as TrainLevel, ModelError, Vector};
 
 use crate::counts::{Outer, Step, Version};
@@ -15,7 +16,7 @@ use crate::flow::stage::{Flow, Interrupt, Lost, Stage, Wiring};
 use crate::flow::stage_name::StageName;
 use crate::flow::stop::StopLevel;
 use crate::method::Method;
-use crate::method::batch::{Panel, ScoredBatch, Snapshot};
+use crate::method::batch::{Panel, ScoredBatch, Snapshot, StepMetric};
 use crate::record::memory::process_memory;
 use crate::record::statistics::{MaskHistory, MaskStatistics, ObjectStatistics, check_loss, check_vector, internal};
 use crate::record::{CheckpointFile, CheckpointPart, FlatTensors, Level, MaskRow, Metric, PartOf, Recorder};
@@ -26,7 +27,7 @@ use crate::stages::score::{Shift, shift_before, slot_interrupt};
 pub struct EncoderInput {
     /// The batch with its masks.
     pub scored: ScoredBatch,
-    /// The control `multitask`'s shift, applied before the step.
+    /// A control's shift, applied before the step.
     pub shift: Option<Shift>,
 }
 
@@ -81,8 +82,13 @@ impl EncoderStage {
         let mut snapshot = None;
         if self.is_last(step) {
             let outer = step.outer(self.method.unroll);
+            let metric = self.method.settings.precondition.then(|| StepMetric {
+                second_moment: self.optimizer.v.clone(),
+                step: self.optimizer.step,
+                adamw: self.optimizer.config,
+            });
             snapshot = Some(match (self.last.take(), lost) {
-                (Some(last), _) => Flow::Item(Snapshot { outer, theta: self.theta.clone(), last }),
+                (Some(last), _) => Flow::Item(Snapshot { outer, theta: self.theta.clone(), last, metric }),
                 (None, lost) => Flow::Lost(lost.unwrap_or_else(|| Lost {
                     stage: StageName::Encoder,
                     sample_ids: Vec::new(),
@@ -121,7 +127,7 @@ impl EncoderStage {
     ) -> Result<(), ModelError> {
         let seconds = self.last_step_at.replace(Instant::now()).map(|at| at.elapsed().as_secs_f64());
         let change = self.history.add(&batch.batch.ids, &batch.scored.order);
-        let scores = batch.scored.weights().map(MaskStatistics::of_scores);
+        let scores = batch.scored.scores().map(MaskStatistics::of_scores);
         if let Some((_, saturation)) = scores
             && self.history.saturation.has_become_saturated(saturation)
         {
@@ -146,6 +152,9 @@ impl EncoderStage {
         if let Some((entropy, saturation)) = scores {
             metric(Metric::ScoreEntropy, entropy);
             metric(Metric::ScoreSaturation, saturation);
+        }
+        if let Some(weights) = batch.scored.weights() {
+            metric(Metric::EffectiveShare, effective_share(weights, &batch.scored.order));
         }
         let (lowest, highest) = self.history.statistics.coverage();
         metric(Metric::MaskCoverageMin, lowest);
@@ -180,7 +189,7 @@ impl EncoderStage {
         let (model, lane) = (&self.method.model, &mut *self.lane);
         // The panel's exploration and random masks are the same each time, so that only the policy makes a difference.
         let rule = self.method.mask_rule(Step(u64::MAX));
-        let images = lane.upload(&panel.images)?;
+        let images = lane.ingest(&panel.images)?;
         let scored = lane.score(Some(&self.theta), phi, &images, &rule)?;
         let losses = lane.patch_losses(&self.theta, &images, &scored)?.to_host()?;
         let (num_patches, grid) = (model.config.num_patches(), model.config.grid() as i16);
@@ -192,7 +201,7 @@ impl EncoderStage {
         }
         if let Some(objects) = objects {
             let masked: Vec<bool> = (0..objects.len()).map(|patch| scored.order.is_masked(patch)).collect();
-            let found = ObjectStatistics::of(objects, &masked, scored.weights(), num_patches);
+            let found = ObjectStatistics::of(objects, &masked, scored.scores(), num_patches);
             let moment = self.method.moment(step.next(), Level::Mask);
             for (metric, value) in [
                 (Metric::ObjectScoreAuc, found.score_auc),
@@ -212,7 +221,7 @@ impl EncoderStage {
                 policy_version: policy_version.0.cast_signed(),
                 mask_ratio: scored.order.num_masked() as f32 / num_patches as f32,
                 mask: place.clone().map(|i| scored.order.is_masked(i)).collect(),
-                score: Some(scored.weights().map_or_else(|| vec![1.0; num_patches], |w| w[place.clone()].to_vec())),
+                score: Some(scored.scores().map_or_else(|| vec![1.0; num_patches], |w| w[place.clone()].to_vec())),
                 patch_loss: Some(losses[place].to_vec()),
                 grid_h: grid,
                 grid_w: grid,
@@ -286,7 +295,7 @@ pub struct EncoderPorts {
     pub method: Method,
     /// From the scorer.
     pub scored: OrderedReceiver<Flow<ScoredBatch>>,
-    /// Shifts by policy version, where the control `multitask` is on.
+    /// Shifts by policy version, where a control shifts the encoder.
     pub shift: Option<SlotReader<Option<Shift>>>,
     /// θ by level-1 steps done, where scores need it.
     pub theta: Option<SlotWriter<Vector>>,

@@ -1,8 +1,12 @@
 //! The evaluator stage: level 2, and the downstream gradient of level 3.
 
+use std::sync::Arc;
+
+use mlomae_model::hypergradient::Carried;
 use mlomae_model::lane::{Downstream, LabelledImages, Lane};
 use mlomae_model::levels::optimizer::AdamW;
-use mlomae_model::{Level as TrainLevel, Vector};
+use mlomae_model::tasks::ridge::Bank;
+use mlomae_model::{Layout, Level as TrainLevel, Vector};
 
 use crate::counts::Outer;
 use crate::flow::exit::StageError;
@@ -21,13 +25,14 @@ pub struct EvaluatorStage {
     lane: Box<dyn Lane>,
     head: Vector,
     optimizer: AdamW,
+    carried: Carried,
 }
 
 impl EvaluatorStage {
-    /// An evaluator at `head` with its optimizer's state.
+    /// An evaluator at `head` with its optimizer's state and a bank of features of earlier batches.
     #[must_use]
-    pub const fn new(method: Method, lane: Box<dyn Lane>, head: Vector, optimizer: AdamW) -> Self {
-        Self { method, lane, head, optimizer }
+    pub const fn new(method: Method, lane: Box<dyn Lane>, head: Vector, optimizer: AdamW, bank: Bank) -> Self {
+        Self { method, lane, head, optimizer, carried: Carried { sum: None, bank } }
     }
 
     /// Level 2's step, and the direction of level 3 at the updated head.
@@ -40,15 +45,16 @@ impl EvaluatorStage {
     ) -> Result<Direction, StageError> {
         let (method, lane) = (&self.method, &mut *self.lane);
         let failed = internal(StageName::Evaluator);
-        let upload = |batch: &ImageBatch| lane.upload(&batch.images).map_err(&failed);
-        let (images_f, images_v) = (upload(&pair.finetune)?, upload(&pair.validation)?);
+        let ingest = |batch: &ImageBatch| lane.ingest(&batch.images).map_err(&failed);
+        let (images_f, images_v) = (ingest(&pair.finetune)?, ingest(&pair.validation)?);
         let finetune = LabelledImages { images: &images_f, targets: &pair.finetune.targets };
         let validation = LabelledImages { images: &images_v, targets: &pair.validation.targets };
         let (theta, form) = (&snapshot.theta, method.hypergradient);
         let noise = |pass| method.noise(outer, pass);
         let rate = method.rate(TrainLevel::Finetune, outer.0);
 
-        let at = Downstream { theta, c: &self.head, finetune, validation };
+        let bank = &self.carried.bank;
+        let at = Downstream { theta, c: &self.head, finetune, validation, bank };
         let f = form.finetune(lane, &at, &noise).map_err(&failed)?;
         let level1_step = outer.end_step(method.unroll);
         let (theta_layout, head_layout) =
@@ -59,7 +65,7 @@ impl EvaluatorStage {
 
         let (loss_f, figures_f, gradient_f) = (f.loss, f.figures.clone(), f.gradient.clone());
         let at = Downstream { c: &head, ..at };
-        let v = form.direction(lane, &at, f, method.alpha, &noise).map_err(&failed)?;
+        let v = form.direction(lane, &at, f, &method.settings, &noise).map_err(&failed)?;
         check_loss(TrainLevel::Mask, level1_step, v.loss)?;
         check_vector(lane, TrainLevel::Mask, level1_step, "w", &v.w, theta_layout)?;
         check_vector(lane, TrainLevel::Mask, level1_step, "v1", &v.v1, theta_layout)?;
@@ -80,8 +86,13 @@ impl EvaluatorStage {
             recorder.metric(moment, Metric::FinetuneGradientNorm, norm_f);
             recorder.metric(moment, Metric::V1Norm, norm_v1);
             recorder.metric(moment, Metric::WNorm, norm_w);
+            if let Some(response) = &v.response {
+                recorder.metric(moment, Metric::RidgeLoss, response.loss);
+                recorder.metric(moment, Metric::RidgeAccuracy, response.accuracy);
+            }
         }
         self.head = head;
+        self.carried.add_response(v.response, &method.settings);
         Ok(Direction { snapshot, v1: v.v1, w: v.w })
     }
 
@@ -89,6 +100,7 @@ impl EvaluatorStage {
         let layout = self.method.model.layout(TrainLevel::Finetune);
         let mut tensors = vec![FlatTensors::new(CheckpointFile::Head, "", layout, self.head.clone())];
         tensors.extend(FlatTensors::moments(TrainLevel::Finetune, layout, &self.optimizer));
+        tensors.extend(bank_tensors(&self.carried.bank));
         recorder.part(CheckpointPart {
             outer,
             step: outer.first_step(self.method.unroll),
@@ -97,6 +109,31 @@ impl EvaluatorStage {
             state: serde_json::json!({ "adamw_step": self.optimizer.step }),
         });
     }
+}
+
+/// What the names of the tensors of a bank's batches begin with, oldest first.
+pub(crate) fn bank_prefix(age: usize) -> String {
+    format!("ridge.bank{age}.")
+}
+
+/// The names of the four tensors of a pair of batches, each `[rows, columns]`.
+pub(crate) const BANK_TENSORS: [&str; 4] =
+    ["finetune.features", "finetune.targets", "validation.features", "validation.targets"];
+
+/// The features of a bank, which came from `f32`, as tensors.
+fn bank_tensors(bank: &Bank) -> Vec<FlatTensors> {
+    let pairs = bank.finetune.iter().zip(&bank.validation).enumerate();
+    let tensors = pairs.map(|(age, (finetune, validation))| {
+        let (mut layout, mut values) = (Layout::new(TrainLevel::Finetune), Vec::new());
+        let parts = [&finetune.features, &finetune.targets, &validation.features, &validation.targets];
+        let rows = [finetune.num_rows, finetune.num_rows, validation.num_rows, validation.num_rows];
+        for ((name, part), rows) in BANK_TENSORS.iter().zip(parts).zip(rows) {
+            layout.add(*name, &[rows, part.len() / rows.max(1)]);
+            values.extend(part.iter().map(|&value| value as f32));
+        }
+        FlatTensors::new(CheckpointFile::Optimizer, bank_prefix(age), &Arc::new(layout), values.into())
+    });
+    tensors.collect()
 }
 
 impl Stage for EvaluatorStage {

@@ -1,5 +1,6 @@
-//! The load stage: plans, decodes, augments and normalises batches.
+//! The load stage: plans, decodes and augments batches, and normalises them where the device does not.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use mlomae_model::Arena;
@@ -15,10 +16,11 @@ use crate::flow::stage_name::StageName;
 use crate::flow::stop::StopLevel;
 use crate::input::augment::{Normalisation, Preparation};
 use crate::input::bad_images::BadImages;
+use crate::input::collected::Collected;
 use crate::input::plan::{EpochPlan, PlannedBatch, Role};
 use crate::method::batch::{ImageBatch, LabelledPair};
 use crate::record::Recorder;
-use mlomae_model::rng::{Purpose, below, keyed};
+use mlomae_model::rng::{Purpose, below, keyed, shuffle};
 
 /// Images at most that the normalisation is computed from.
 pub const NUM_NORMALISATION_SAMPLES: usize = 2048;
@@ -116,6 +118,9 @@ pub struct LoadStage {
     unroll: u64,
     arena: Arena,
     bad_images: BadImages,
+    /// The labels of the labelled roles by sample, where a control shuffles them.
+    labels: Option<Arc<HashMap<usize, Option<i32>>>>,
+    raw_images: bool,
 }
 
 impl LoadStage {
@@ -130,13 +135,38 @@ impl LoadStage {
         unroll: u64,
         arena: Arena,
     ) -> Self {
-        Self { dataset, plan, preparation, seed, unroll, arena, bad_images: BadImages::default() }
+        let bad_images = BadImages::default();
+        Self { dataset, plan, preparation, seed, unroll, arena, bad_images, labels: None, raw_images: false }
     }
 
     /// Does with bad images as `bad_images` says; otherwise they are refused.
     #[must_use]
     pub fn with_bad_images(self, bad_images: BadImages) -> Self {
         Self { bad_images, ..self }
+    }
+
+    /// Permutes the labels of each labelled role among its samples, by the seed: the control that feedback without
+    /// meaning is.
+    ///
+    /// # Errors
+    /// When a label cannot be read.
+    pub fn with_shuffled_labels(self) -> Result<Self, DataError> {
+        let mut labels = HashMap::new();
+        for role in [Role::Finetune, Role::Validation] {
+            let samples = self.plan.roles().indices(role);
+            let mut others = samples.to_vec();
+            shuffle(&mut others, &mut keyed(self.seed, Purpose::Labels, role as u64, 0));
+            for (sample, other) in samples.iter().zip(others) {
+                labels.insert(*sample, self.dataset.label(other)?);
+            }
+        }
+        Ok(Self { labels: Some(Arc::new(labels)), ..self })
+    }
+
+    /// Hands images on as pixels, of which the device makes values, if `raw_images`.
+    #[must_use]
+    pub fn with_raw_images(self, raw_images: bool) -> Self {
+        Self { raw_images, ..self }
     }
 
     /// The plan.
@@ -218,7 +248,10 @@ impl LoadStage {
             Role::Validation => None,
         };
         let sample = |index| {
-            let sample = self.sample(role, planned.epoch, index)?;
+            let mut sample = self.sample(role, planned.epoch, index)?;
+            if let Some(labels) = self.labels.as_ref().filter(|_| role != Role::Pretrain) {
+                sample.label = labels.get(&(sample.id as usize)).copied().flatten();
+            }
             if role != Role::Pretrain && sample.label.is_none() {
                 return Err(StageError::Data {
                     stage: StageName::Load,
@@ -267,22 +300,16 @@ impl LoadStage {
         augment: Option<Purpose>,
         sample: impl Fn(usize) -> Result<Option<Sample>, StageError>,
     ) -> Result<ImageBatch, StageError> {
-        let num_values = self.preparation.num_values();
-        let mut images = self.arena.take(planned.indices.len() * num_values);
+        let (preparation, arena) = (&self.preparation, &self.arena);
+        let mut images = Collected::with_room(planned.indices.len(), preparation, self.raw_images, arena);
         let mut ids = Vec::with_capacity(planned.indices.len());
         let mut labels = Vec::with_capacity(planned.indices.len());
         for index in &planned.indices {
             let Some(sample) = sample(*index)? else { continue };
             let mut rng = augment.map(|purpose| keyed(self.seed, purpose, planned.epoch, sample.id.cast_unsigned()));
-            let out = &mut images[ids.len() * num_values..][..num_values];
-            self.preparation.prepare(sample.image, rng.as_mut(), out);
+            images.add(preparation, sample.image, rng.as_mut());
             ids.push(sample.id);
             labels.push(sample.label.unwrap_or(-1));
-        }
-        if ids.len() < planned.indices.len() {
-            let mut fewer = self.arena.take(ids.len() * num_values);
-            fewer.copy_from_slice(&images[..ids.len() * num_values]);
-            images = fewer;
         }
         Ok(ImageBatch {
             seq,
@@ -290,7 +317,7 @@ impl LoadStage {
             epoch: planned.epoch,
             ids: ids.into(),
             targets: Targets::Classes(labels.into()),
-            images: images.into(),
+            images: images.into_images(preparation, arena),
         })
     }
 

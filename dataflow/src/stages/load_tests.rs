@@ -20,7 +20,7 @@ use crate::flow::stop::{StopFlag, StopLevel, StopReason};
 use crate::input::augment::Preparation;
 use crate::input::bad_images::BadImages;
 use crate::input::plan::{EpochPlan, Role, Roles, Shares};
-use crate::method::batch::ImageBatch;
+use crate::method::batch::{ImageBatch, batch_bytes};
 use crate::record::{EventRow, Record, Recorder};
 
 pub(crate) const UNROLL: u64 = 2;
@@ -95,7 +95,7 @@ type Content = (Vec<i64>, Vec<i32>, Vec<u32>);
 type Arrived = Result<Vec<Content>, Vec<i64>>;
 
 fn content(batch: &ImageBatch) -> Content {
-    let bits = batch.images.host().unwrap().iter().map(|value| value.to_bits()).collect();
+    let bits = batch.images.to_values().unwrap().iter().map(|value| value.to_bits()).collect();
     let Targets::Classes(classes) = &batch.targets;
     (batch.ids.to_vec(), classes.to_vec(), bits)
 }
@@ -233,6 +233,15 @@ fn a_bad_image_is_replaced_from_its_own_role_by_the_same_one_at_any_number_of_wo
     // The panel is the first good ones.
     let panel = some().panel(Role::Validation, 6).expect("readable");
     assert!(panel.len() == 6 && panel.iter().all(|index| index % 7 != 0), "{panel:?}");
+}
+
+#[test]
+fn pixels_for_a_device_are_the_same_batches_in_a_quarter_of_the_bytes() {
+    let [values, pixels] = [false, true].map(|raw| stage(Arc::new(Memory::new(100))).with_raw_images(raw));
+    assert_eq!(serial(&pixels), serial(&values));
+    let (batch, of_pixels) = [&values, &pixels].map(|stage| stage.samples(&[1, 2, 3]).expect("readable")).into();
+    assert_eq!((batch.size_bytes(), of_pixels.size_bytes()), (batch_bytes(3, 64, false), batch_bytes(3, 64, true)));
+    assert_eq!(batch.size_bytes() - of_pixels.size_bytes(), 3 * (3 * 64 - 12));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use mlomae_model::hypergradient::Along;
+use mlomae_model::hypergradient::{Along, Carried};
 use mlomae_model::lane::{Lane, Upstream};
 use mlomae_model::levels::optimizer::AdamW;
 use mlomae_model::levels::vectors::step_size;
@@ -17,7 +17,7 @@ use crate::flow::stage::{Flow, Interrupt, Lost, Stage, Wiring};
 use crate::flow::stage_name::StageName;
 use crate::flow::stop::StopLevel;
 use crate::method::Method;
-use crate::method::batch::Direction;
+use crate::method::batch::{Direction, StepMetric};
 use crate::record::statistics::{check_vector, internal};
 use crate::record::{CheckpointFile, CheckpointPart, FlatTensors, Level, Metric, PartOf, Recorder};
 use crate::stages::evaluator::OptionalDirection;
@@ -28,7 +28,7 @@ use crate::stages::score::Shift;
 pub struct PolicyOutput {
     /// φ after the update.
     pub phi: Vector,
-    /// The control `multitask`'s shift.
+    /// A control's shift.
     pub shift: Option<Shift>,
 }
 
@@ -37,7 +37,7 @@ pub struct PolicyOutput {
 pub struct PolicyVersion {
     /// φ.
     pub phi: Vector,
-    /// The control `multitask`'s shift that came with it.
+    /// A control's shift that came with it.
     pub shift: Option<Shift>,
 }
 
@@ -49,11 +49,15 @@ pub struct PolicyStage {
     versions: VecDeque<PolicyVersion>,
     optimizer: AdamW,
     previous: Option<Vector>,
+    carried: Carried,
+    /// The optimizer of the control `supervised`.
+    supervised: Option<AdamW>,
 }
 
 impl PolicyStage {
-    /// A policy with its `versions` in flight (oldest first, at least one), its optimizer's state and the hypergradient
-    /// of the iteration before, if there was one.
+    /// A policy with its `versions` in flight (oldest first, at least one), its optimizer's state, the hypergradient of
+    /// the iteration before, if there was one, the hypergradients that wait for their mean, and the optimizer of the
+    /// control `supervised`.
     #[must_use]
     pub const fn new(
         method: Method,
@@ -61,8 +65,10 @@ impl PolicyStage {
         versions: VecDeque<PolicyVersion>,
         optimizer: AdamW,
         previous: Option<Vector>,
+        carried: Carried,
+        supervised: Option<AdamW>,
     ) -> Self {
-        Self { method, lane, versions, optimizer, previous }
+        Self { method, lane, versions, optimizer, previous, carried, supervised }
     }
 
     /// Version `version`, when `newest` is the newest.
@@ -112,6 +118,15 @@ impl PolicyStage {
             let prefix = "policy.hypergradient.";
             tensors.push(FlatTensors::new(CheckpointFile::Optimizer, prefix, layout, previous.clone()));
         }
+        if let Some((sum, _)) = &self.carried.sum {
+            tensors.push(FlatTensors::new(CheckpointFile::Optimizer, SUM_PREFIX, layout, sum.clone()));
+        }
+        if let Some(adamw) = &self.supervised {
+            let layout = model.layout(TrainLevel::Pretrain);
+            for (prefix, moment) in SUPERVISED_PREFIXES.iter().zip([&adamw.m, &adamw.v]) {
+                tensors.push(FlatTensors::new(CheckpointFile::Optimizer, *prefix, layout, moment.clone()));
+            }
+        }
         recorder.part(CheckpointPart {
             outer,
             step: outer.first_step(self.method.unroll),
@@ -120,6 +135,8 @@ impl PolicyStage {
             state: serde_json::json!({
                 "adamw_step": self.optimizer.step,
                 "policy_version": outer.newest_version(),
+                "num_summed": self.carried.sum.as_ref().map_or(0, |(_, num)| *num),
+                "supervised_step": self.supervised.as_ref().map_or(0, |adamw| adamw.step),
             }),
         });
     }
@@ -129,23 +146,44 @@ impl PolicyStage {
     /// With a lag that is not the φ that scored x_p: the direction v is as old as the snapshot, but the derivative of
     /// L_m for φ is taken where AdamW applies it, with x_p scored and masked anew. The other choice, the φ of the
     /// snapshot, would be stale twice.
-    fn hypergradient(&mut self, direction: Direction) -> Result<Along, ModelError> {
-        let Direction { snapshot, v1, w } = direction;
+    fn hypergradient(&mut self, direction: Direction, want_signal: bool) -> Result<Along, ModelError> {
+        let Direction { snapshot, mut v1, mut w } = direction;
         let last = &snapshot.last;
-        let phi = self.phi().clone();
-        let at = Upstream { theta: &snapshot.theta, phi: &phi, images: &last.batch.images, rule: &last.rule };
-        self.method.hypergradient.along(&mut *self.lane, &at, v1, w, self.method.alpha)
+        if let Some(StepMetric { second_moment, step, adamw }) = &snapshot.metric {
+            for v in [&mut v1, &mut w] {
+                *v = self.lane.preconditioned(v, second_moment, *step, adamw)?;
+            }
+        }
+        let (phi, settings) = (self.phi().clone(), &self.method.settings);
+        let (rule, estimator) = (&last.rule, settings.estimator);
+        let (theta, images) = (&snapshot.theta, &last.batch.images);
+        let at = Upstream { theta, phi: &phi, images, rule, estimator, want_signal };
+        self.method.hypergradient.along(&mut *self.lane, &at, v1, w, settings)
     }
 
-    /// The perturbation ε·w + ε·v1 that the control `multitask` leaves on the encoder.
+    /// What a control does to the encoder: the perturbation ε·w + ε·v1 that `multitask` leaves on it, or a step of
+    /// AdamW along v1 + w, without weight decay.
     fn shift(&mut self, direction: &Direction) -> Result<Shift, ModelError> {
-        let Direction { v1, w, .. } = direction;
-        let alpha = self.method.alpha;
+        let Direction { v1, w, snapshot } = direction;
+        if let Some(adamw) = &mut self.supervised {
+            let rate = self.method.rate(TrainLevel::Pretrain, snapshot.outer.end_step(self.method.unroll).0);
+            let v = self.lane.sum(v1, w)?;
+            // From zero, so that what comes out is the step alone.
+            let zero = self.lane.combined(0.0, &v, 0.0, &v)?;
+            let step = self.lane.update(adamw, &zero, &v, rate)?;
+            return self.lane.combined(-1.0, &step, 0.0, &step).map(Shift);
+        }
+        let alpha = self.method.settings.alpha;
         let epsilon_w = step_size(alpha, self.lane.norm(w)?);
         let epsilon_v1 = step_size(alpha, self.lane.norm(v1)?);
         self.lane.combined(epsilon_w, w, epsilon_v1, v1).map(Shift)
     }
 }
+
+/// Prefix of the tensors of the hypergradients that wait for their mean.
+pub(crate) const SUM_PREFIX: &str = "policy.sum.";
+/// Prefixes of the moments of the control `supervised`.
+pub(crate) const SUPERVISED_PREFIXES: [&str; 2] = ["policy.supervised.m.", "policy.supervised.v."];
 
 /// Prefix of the tensors of the version that is `age` updates old; none for the newest.
 pub(crate) fn lag_prefix(age: usize) -> String {
@@ -167,14 +205,24 @@ impl Stage for PolicyStage {
         };
         let step = outer.end_step(self.method.unroll);
         let failed = internal(StageName::Policy);
-        let shift = if self.method.multitask { Some(self.shift(&direction).map_err(&failed)?) } else { None };
-        let Along { gradient, path_norms } = self.hypergradient(direction).map_err(&failed)?;
+        let shift = if self.method.shifts_encoder() { Some(self.shift(&direction).map_err(&failed)?) } else { None };
+        if self.method.supervised {
+            // The labels train the encoder, and no masks.
+            let phi = self.phi().clone();
+            self.publish(outer, phi.clone(), shift.clone(), recorder);
+            return Ok(PolicyOutput { phi, shift });
+        }
+        let is_due = self.method.metrics_due(step, self.method.unroll);
+        let Along { gradient, path_norms, signal } = self.hypergradient(direction, is_due).map_err(&failed)?;
         let layout = self.method.model.layout(TrainLevel::Mask);
         check_vector(&mut *self.lane, TrainLevel::Mask, step, "gradient", &gradient, layout)?;
         let rate = self.method.rate(TrainLevel::Mask, outer.0);
-        let phi = self.phi().clone();
-        let phi = self.lane.update(&mut self.optimizer, &phi, &gradient, rate).map_err(&failed)?;
-        if self.method.metrics_due(step, self.method.unroll) {
+        let mut phi = self.phi().clone();
+        let average = self.method.settings.average;
+        if let Some(mean) = self.carried.mean(&mut *self.lane, &gradient, average).map_err(&failed)? {
+            phi = self.lane.update(&mut self.optimizer, &phi, &mean, rate).map_err(&failed)?;
+        }
+        if is_due {
             let moment = self.method.moment(step, Level::Mask);
             let mut metric = |metric, value| recorder.metric(moment, metric, value);
             metric(Metric::MaskRate, rate);
@@ -182,6 +230,11 @@ impl Stage for PolicyStage {
             if let Some([indirect, direct]) = path_norms {
                 metric(Metric::HypergradientIndirectNorm, indirect);
                 metric(Metric::HypergradientDirectNorm, direct);
+            }
+            if let Some(signal) = signal {
+                metric(Metric::HypergradientSignal, signal.halves_cosine);
+                metric(Metric::UtilityPositive, signal.positive_share);
+                metric(Metric::UtilityMean, signal.mean_to_deviation);
             }
             if let Some(previous) = &self.previous {
                 metric(Metric::HypergradientCosine, self.lane.cosine(&gradient, previous).map_err(&failed)?);
@@ -219,7 +272,7 @@ pub struct PolicyPorts {
     pub directions: OrderedReceiver<Flow<OptionalDirection>>,
     /// Policies by version.
     pub phi: SlotWriter<Vector>,
-    /// Shifts by policy version, where the control `multitask` is on.
+    /// Shifts by policy version, where a control shifts the encoder.
     pub shift: Option<SlotWriter<Option<Shift>>>,
 }
 

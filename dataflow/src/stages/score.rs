@@ -15,8 +15,8 @@ use crate::method::batch::{ImageBatch, ScoredBatch};
 use crate::record::Recorder;
 use crate::record::statistics::internal;
 
-/// What the control `multitask` leaves on the encoder: θ ← θ − δ, where δ is the sum of the perturbations ε·v that the
-/// finite differences end with.
+/// What a control leaves on the encoder: θ ← θ − δ. For `multitask` δ is the sum of the perturbations ε·v that the
+/// finite differences end with, for `supervised` a step of AdamW along v.
 #[derive(Debug, Clone)]
 pub struct Shift(pub Vector);
 
@@ -76,7 +76,7 @@ impl Stage for ScoreStage {
     const NAME: StageName = StageName::Score;
 
     fn process(&mut self, unit: u64, input: ScoreInput, _: &mut Recorder) -> Result<ScoredBatch, StageError> {
-        let ScoreInput { mut batch, phi, policy_version, theta, shift } = input;
+        let ScoreInput { batch, phi, policy_version, theta, shift } = input;
         let missing = |message: &mut String| StageError::Internal { stage: StageName::Score, message: message.clone() };
         let lane = &mut **self.lane.as_mut().map_err(missing)?;
         let rule = self.method.mask_rule(Step(unit));
@@ -85,10 +85,11 @@ impl Stage for ScoreStage {
                 (Some(theta), Some(shift)) => Some(shift.apply(lane, &theta)?),
                 (theta, _) => theta,
             };
-            batch.images = lane.upload(&batch.images)?;
-            lane.score(theta.as_ref(), &phi, &batch.images, &rule)
+            let batch = batch.ingested(lane)?;
+            let scored = lane.score(theta.as_ref(), &phi, &batch.images, &rule)?;
+            Ok((batch, scored))
         })();
-        let scored = scored.map_err(internal(StageName::Score))?;
+        let (batch, scored) = scored.map_err(internal(StageName::Score))?;
         Ok(ScoredBatch { batch, scored, rule, phi, policy_version })
     }
 
@@ -116,7 +117,7 @@ pub struct ScorePorts {
     pub phi: SlotReader<Vector>,
     /// θ by level-1 steps done, where scores need it.
     pub theta: Option<SlotReader<Vector>>,
-    /// Shifts by policy version, where the control `multitask` is on.
+    /// Shifts by policy version, where a control shifts the encoder.
     pub shift: Option<SlotReader<Option<Shift>>>,
     /// To the encoder.
     pub scored: OrderedSender<Flow<ScoredBatch>>,

@@ -19,7 +19,8 @@ use super::formats::synthetic::SyntheticDataset;
 use super::parquet_file::features;
 use super::pixels::Image;
 use super::sample::Dataset;
-use super::spec::{FormatName, Split, SyntheticSpec};
+use super::spec::{FormatName, Split};
+use super::synthetic_spec::SyntheticSpec;
 use crate::unfinished::Unfinished;
 
 /// The format of the files that a conversion writes.

@@ -33,6 +33,7 @@ mod pixels;
 mod sample;
 mod spec;
 pub mod summary;
+mod synthetic_spec;
 #[cfg(test)]
 mod tests;
 
@@ -49,7 +50,8 @@ pub use layout::splits::is_validation;
 pub use open::open;
 pub use pixels::Image;
 pub use sample::{Dataset, DatasetInfo, LabelOrigin, NameSource, Sample};
-pub use spec::{DatasetSpec, FormatName, Split, SyntheticSpec};
+pub use spec::{DatasetSpec, FormatName, Split};
 pub use summary::{Summary, summary};
+pub use synthetic_spec::{ObjectAreas, SyntheticScene, SyntheticSpec};
 
 pub(crate) use parquet_file::{footer, pages};

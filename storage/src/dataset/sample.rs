@@ -86,6 +86,12 @@ pub trait Dataset: Send + Sync {
         0
     }
 
+    /// The object of sample `index` alone, a grey image of the sample's size: 0 where it is not, 255 where it covers the
+    /// whole pixel. What cuts and mirrors the sample can do the same with it. Known only of synthetic images.
+    fn known_object(&self, _index: usize) -> Option<Image> {
+        None
+    }
+
     /// Which patches of sample `index` hold its object, row by row over the grid of `patch` by `patch` pixels: known
     /// only of synthetic images.
     fn known_object_patches(&self, _index: usize, _patch: usize) -> Option<Vec<bool>> {

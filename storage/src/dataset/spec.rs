@@ -4,10 +4,9 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
-
 use super::decode::{DecodeLimits, Decoder};
 use super::error::DataError;
+use super::synthetic_spec::SyntheticSpec;
 use crate::machine_memory::{self, Available, Limit};
 
 /// The name of a format, or `auto`. Only names of the list of formats can be had, by [`FormatName::parse`].
@@ -188,37 +187,5 @@ impl Default for DatasetSpec {
             max_resident_bytes: None,
             synthetic: SyntheticSpec::default(),
         }
-    }
-}
-
-/// What the format `synthetic` generates: images whose labels are shapes and whose object has a known place.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(default, deny_unknown_fields)]
-pub struct SyntheticSpec {
-    /// Images of the training split.
-    #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 10_000_000)))]
-    pub num_train: usize,
-    /// Images of the test split.
-    #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 10_000_000)))]
-    pub num_test: usize,
-    /// Side of the square images in pixels.
-    #[cfg_attr(feature = "schema", schemars(range(min = 8, max = 1024)))]
-    pub image: usize,
-    /// Shapes in use, which are the classes.
-    #[cfg_attr(feature = "schema", schemars(range(min = 2, max = 10)))]
-    pub num_classes: usize,
-    /// Colour channels, 1 or 3.
-    #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 3)))]
-    pub channels: usize,
-    /// Seed of the images; apart from the seed of the training.
-    #[cfg_attr(feature = "schema", schemars(range(min = 0, max = 9_223_372_036_854_775_807_u64)))]
-    pub seed: u64,
-}
-
-impl Default for SyntheticSpec {
-    /// 4,000 + 1,000 colour images of 32 x 32 pixels in 4 classes.
-    fn default() -> Self {
-        Self { num_train: 4000, num_test: 1000, image: 32, num_classes: 4, channels: 3, seed: 0 }
     }
 }

@@ -11,6 +11,7 @@ mod labels;
 mod layouts;
 mod pixels;
 mod shards;
+mod voronoi;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -44,6 +44,7 @@ Settings::Settings()
     int a, b;
     if (sscanf(text, "%d.%d", &a, &b) == 2) major = a, minor = b;
   }
+  if (const char* text = getenv("FAKE_SKIP")) skipped = text;
 }
 
 Settings& settings() {
@@ -57,6 +58,8 @@ FAKE_EXPORT int fake_enter() {
   while (now > 0 && !left.compare_exchange_weak(now, now - 1)) {}
   return now == 0 ? settings().lost_code.load() : 0;
 }
+
+FAKE_EXPORT bool fake_skips(const char* name) { return settings().skipped == name; }
 
 FAKE_EXPORT void fake_memory(uint64_t bytes) { settings().memory_bytes = bytes; }
 FAKE_EXPORT void fake_lose_after(int64_t num_calls) { settings().calls_left = num_calls; }

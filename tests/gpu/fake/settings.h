@@ -2,6 +2,7 @@
 #pragma once
 #include <atomic>
 #include <cstdint>
+#include <string>
 
 namespace fake {
 
@@ -25,6 +26,9 @@ struct Settings {
   /// FAKE_DRIVER: the version of CUDA that the driver speaks, as 12040 for 12.4.
   std::atomic<int> driver_version;
 
+  /// FAKE_SKIP: the name of a kernel, or `product`, that leaves its results as they are.
+  std::string skipped;
+
   Settings();
 };
 
@@ -32,6 +36,9 @@ Settings& settings();
 
 /// Begins a call of the driver: 0, or the error of a lost device.
 extern "C" int fake_enter();
+
+/// Whether FAKE_SKIP names it.
+extern "C" bool fake_skips(const char* name);
 
 }  // namespace fake
 

@@ -132,8 +132,8 @@ fn prepare(workload: &WorkloadSpec, lag: u32) -> Result<Experiment, CliError> {
     config.pipeline.lag = lag;
     config.compute.precision = precision;
     config.method.hypergradient = hypergradient;
-    for level in [&mut config.pretrain, &mut config.finetune, &mut config.policy] {
-        level.batch = batch;
+    for of_level in [&mut config.pretrain.batch, &mut config.finetune.batch, &mut config.policy.batch] {
+        *of_level = batch;
     }
     for stage in [StageName::Encoder, StageName::Evaluator, StageName::Policy] {
         let stage = config.actors.stage_mut(stage);

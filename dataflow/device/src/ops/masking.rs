@@ -73,8 +73,9 @@ impl Stream {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tokens::tests::{assert_close, each, values};
+    use super::super::tokens::tests::{assert_close, each};
     use super::POSITION_COLUMNS;
+    use crate::twins::values;
 
     /// B, L, f.
     const SHAPES: [[usize; 3]; 5] = [[1, 1, 1], [3, 5, 7], [2, 37, 12], [4, 9, 136], [2, 64, 3]];

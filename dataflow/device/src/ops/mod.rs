@@ -3,6 +3,8 @@
 
 mod activation;
 mod attention;
+mod head;
+mod images;
 mod masking;
 mod norm;
 mod order;
@@ -11,4 +13,6 @@ mod tokens;
 mod vectors;
 
 pub use attention::AttentionShape;
+pub use head::HeadNorm;
+pub use images::WINDOW_WORDS;
 pub use vectors::{AdamWPieces, AdamWStep};

@@ -100,7 +100,8 @@ impl Stream {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tokens::tests::{assert_close, each, orders, values};
+    use super::super::tokens::tests::{assert_close, each};
+    use crate::twins::{orders, sorted, values};
 
     #[test]
     fn keys_are_sorted_in_total_order_and_ties_go_to_the_lower_patch() {
@@ -123,12 +124,9 @@ mod tests {
                 t.stream.sort_keys(kept.view(), rank.view(), on_device.view(), num_patches, num_visible);
                 let (mut want_kept, mut want_rank) = (Vec::new(), vec![0; keys.len()]);
                 for (image, keys) in keys.chunks_exact(num_patches).enumerate() {
-                    let mut order: Vec<u32> = (0..num_patches as u32).collect();
-                    order.sort_by(|a, b| keys[*a as usize].total_cmp(&keys[*b as usize]));
+                    let (order, places) = sorted(keys);
                     want_kept.extend_from_slice(&order[..num_visible]);
-                    for (place, patch) in order.into_iter().enumerate() {
-                        want_rank[image * num_patches + patch as usize] = place as u32;
-                    }
+                    want_rank[image * num_patches..(image + 1) * num_patches].copy_from_slice(&places);
                 }
                 assert_eq!(t.read(&kept), want_kept);
                 assert_eq!(t.read(&rank), want_rank);

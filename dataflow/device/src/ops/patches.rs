@@ -91,7 +91,8 @@ impl Stream {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tokens::tests::{assert_close, each, values};
+    use super::super::tokens::tests::{assert_close, each};
+    use crate::twins::values;
 
     /// B, C, S, P.
     const SHAPES: [[usize; 4]; 6] =

@@ -119,6 +119,12 @@ impl Stream {
         self.sweep_len("scaled", len, &[out.arg(), x.arg(), alpha.into()]);
     }
 
+    /// out = x / (√(v·correction) + eps). out may be x.
+    pub fn preconditioned(&self, out: View<'_, f32>, x: View<'_, f32>, v: View<'_, f32>, correction: f32, eps: f32) {
+        let len = same_len(&[out.len(), x.len(), v.len()], "preconditioned");
+        self.sweep_len("preconditioned", len, &[out.arg(), x.arg(), v.arg(), correction.into(), eps.into()]);
+    }
+
     fn sweep_len(&self, kernel: &str, len: usize, args: &[Arg]) {
         if len > 0 {
             self.launch(kernel, sweep_grid(len, 4), THREADS, 0, &[args, &[Arg::I64(len as i64)]].concat());

@@ -10,7 +10,7 @@ use super::seam::{
 };
 use crate::choice::Named;
 use crate::error::ModelError;
-use crate::levels::optimizer::AdamW;
+use crate::levels::optimizer::{AdamW, AdamWConfig};
 use crate::levels::passes::{self, Recorded};
 use crate::levels::vectors::{self, widen};
 use crate::levels::{Cpu, Labelled, finetune, mask, pretrain, score};
@@ -19,7 +19,7 @@ use crate::model::Model;
 use crate::parallel::arena::{Arena, Params};
 use crate::parallel::compute::Compute;
 use crate::precision::Precision;
-use crate::tasks::Noise;
+use crate::tasks::{Noise, TapCotangents};
 use crate::vector::Vector;
 
 /// A lane of the CPU. Cloning shares its threads and memory.
@@ -54,12 +54,18 @@ fn host(vector: &Vector) -> Result<&Params, ModelError> {
     vector.host().ok_or_else(elsewhere)
 }
 
+/// A recording of this device.
+fn recorded_here(recording: Recording) -> Result<Recorded, ModelError> {
+    let other = |_| ModelError::Lane { lane: "cpu", problem: "a recording was made by another lane".to_owned() };
+    recording.0.downcast::<Recorded>().map(|recorded| *recorded).map_err(other)
+}
+
 fn labelled<'a>(batch: &LabelledImages<'a>) -> Result<Labelled<'a>, ModelError> {
     Ok(Labelled { images: host(batch.images)?, targets: batch.targets })
 }
 
 fn direction(of: mask::Direction) -> Direction {
-    Direction { loss: of.loss, figures: of.figures, v0: of.v0, v1: of.v1.into(), w: of.w.into() }
+    Direction { loss: of.loss, figures: of.figures, v0: of.v0, v1: of.v1.into(), w: of.w.into(), response: None }
 }
 
 impl Lane for CpuLane {
@@ -114,13 +120,10 @@ impl Lane for CpuLane {
     }
 
     fn direction(&mut self, at: &Downstream<'_>, recorded: Recording, alpha: f64) -> Result<Direction, ModelError> {
-        let recorded = recorded.0.downcast::<Recorded>().map_err(|_| ModelError::Lane {
-            lane: "cpu",
-            problem: "a recording was made by another lane".to_owned(),
-        })?;
+        let recorded = recorded_here(recorded)?;
         let c = widen(host(at.c)?);
         let (f, v) = (labelled(&at.finetune)?, labelled(&at.validation)?);
-        mask::direction(&self.cpu, host(at.theta)?, &c, *recorded, f, v, alpha).map(direction)
+        mask::direction(&self.cpu, host(at.theta)?, &c, recorded, f, v, alpha).map(direction)
     }
 
     fn direction_published(
@@ -132,6 +135,45 @@ impl Lane for CpuLane {
         let c = widen(host(at.c)?);
         let (f, v) = (labelled(&at.finetune)?, labelled(&at.validation)?);
         mask::direction_published(&self.cpu, host(at.theta)?, &c, f, v, alpha, noise).map(direction)
+    }
+
+    fn pull_back(
+        &mut self,
+        at: &Downstream<'_>,
+        recorded: Recording,
+        cotangents: &mut TapCotangents<'_>,
+    ) -> Result<[Vector; 2], ModelError> {
+        let recorded = recorded_here(recorded)?;
+        let validation = labelled(&at.validation)?;
+        mask::pull_back(&self.cpu, host(at.theta)?, recorded, validation, cotangents).map(|both| both.map(Vector::from))
+    }
+
+    fn preconditioned(&mut self, x: &Vector, v: &Vector, step: u64, adamw: &AdamWConfig) -> Result<Vector, ModelError> {
+        Ok(vectors::preconditioned(&self.cpu.compute, host(x)?, host(v)?, step, adamw).into())
+    }
+
+    fn patch_loss_tangents(
+        &mut self,
+        theta: &Vector,
+        v: &Vector,
+        images: &Vector,
+        scored: &Scored,
+    ) -> Result<Vec<f32>, ModelError> {
+        let (theta, v, images) = (host(theta)?, host(v)?, host(images)?);
+        let (_, tangents) = pretrain::patch_loss_tangents(&self.cpu, theta, v, images, &scored.order);
+        Ok(tangents.to_vec())
+    }
+
+    fn mask_gradient(&mut self, phi: &Vector, scored: &Scored, dscores: &[f32]) -> Result<Vector, ModelError> {
+        mask::score_gradient(&self.cpu, host(phi)?, scored, dscores).map(Vector::from)
+    }
+
+    fn rank(&self) -> usize {
+        self.cpu.collective.rank()
+    }
+
+    fn num_ranks(&self) -> usize {
+        self.cpu.collective.num_ranks()
     }
 
     fn difference(&mut self, at: &Upstream<'_>, v: &Vector, alpha: f64) -> Result<Vector, ModelError> {
@@ -242,7 +284,7 @@ impl Device for Cpus {
         };
         let score = match spec.model.masking.needs() {
             Needs::Embedding => pretrain.clone(),
-            Needs::Pixels | Needs::Nothing => compute(1)?,
+            Needs::Pixels | Needs::Nothing | Needs::Objects => compute(1)?,
         };
         let lane = |compute: &Compute, size: LaneSize| -> Box<dyn Lane> {
             let cpu = Cpu::new(spec.model.clone(), compute.with_micro_batch(size.micro_batch));

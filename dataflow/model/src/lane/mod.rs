@@ -18,5 +18,5 @@ pub use engine::{Chosen, Engine};
 pub use list::{DEVICES, DeviceChoice};
 pub use seam::{
     Device, DeviceMemoryBound, Direction, Downstream, FinetuneGradient, LabelledImages, Lane, LaneSize, Lanes,
-    LanesSpec, MemorySpec, PretrainGradient, Recording, Upstream,
+    LanesSpec, MemorySpec, PretrainGradient, Recording, Response, Upstream,
 };

@@ -6,13 +6,17 @@ use std::sync::Arc;
 use crate::choice::Named;
 use crate::config::ModelConfig;
 use crate::error::ModelError;
+use crate::images::Images;
 use crate::level::PerLevel;
 use crate::levels::optimizer::AdamW;
+use crate::levels::optimizer::AdamWConfig;
 use crate::masking::{MaskRule, Scored};
 use crate::model::Model;
 use crate::parallel::arena::Arena;
+use crate::policy::Estimator;
 use crate::precision::Precision;
-use crate::tasks::{Noise, Targets};
+use crate::tasks::ridge::{Bank, Rows};
+use crate::tasks::{Noise, TapCotangents, Targets};
 use crate::vector::Vector;
 
 /// Images with their targets.
@@ -73,6 +77,19 @@ pub struct Direction {
     pub v1: Vector,
     /// w = ∂L_v/∂θ, flat over θ, zero on the decoder.
     pub w: Vector,
+    /// What a head in closed form gave, for the forms that have one.
+    pub response: Option<Response>,
+}
+
+/// A head in closed form on the labelled batches, see [`ridge`](crate::tasks::ridge).
+#[derive(Clone, Debug)]
+pub struct Response {
+    /// Its squared error on the validation batch.
+    pub loss: f64,
+    /// Share of the validation images that it classifies rightly.
+    pub accuracy: f64,
+    /// Features and targets of both batches, for the bank.
+    pub rows: [Arc<Rows>; 2],
 }
 
 /// The point at which level 2 and the direction of level 3 are evaluated.
@@ -86,6 +103,8 @@ pub struct Downstream<'a> {
     pub finetune: LabelledImages<'a>,
     /// Batch V of level 3.
     pub validation: LabelledImages<'a>,
+    /// Features of earlier batches, for the forms that have a head in closed form.
+    pub bank: &'a Bank,
 }
 
 /// The point at which ∂L_m/∂φ is differentiated for the hypergradient.
@@ -99,6 +118,11 @@ pub struct Upstream<'a> {
     pub images: &'a Vector,
     /// How x_p is masked.
     pub rule: &'a MaskRule,
+    /// What the gradient goes through.
+    pub estimator: Estimator,
+    /// Whether [`Along::signal`](crate::hypergradient::Along::signal) is wanted, at the cost of two backward passes of
+    /// the masking network.
+    pub want_signal: bool,
 }
 
 /// One stage's handle to a device.
@@ -128,13 +152,26 @@ pub trait Lane: Send + fmt::Debug {
     fn fork(&self) -> Result<Box<dyn Lane>, ModelError>;
 
     /// The vector in memory of the lane's device; shared, not copied, if it is there. Called for initial or restored
-    /// weights and moments, and for every batch of images.
+    /// weights and moments.
     /// All methods below take vectors that were brought there or came from a lane of the same [`Lanes`], moments of the
     /// optimizer and empty vectors among them.
     ///
     /// # Errors
     /// When the device fails or lacks memory.
     fn upload(&self, vector: &Vector) -> Result<Vector, ModelError>;
+
+    /// The values `[batch, C, H, W]` of a batch's images in memory of the lane's device. Pixels become values there if
+    /// the device [takes them raw](Device::takes_raw_images), else before; the bits are those of [`Images::to_values`]
+    /// either way.
+    ///
+    /// # Errors
+    /// When the device fails or lacks memory.
+    fn ingest(&self, images: &Images) -> Result<Vector, ModelError> {
+        match images {
+            Images::Values(values) => self.upload(values),
+            Images::Raw(raw) => self.upload(&raw.values().into()),
+        }
+    }
 
     /// Scores images `[batch, C, H, W]` at φ (where masks are learned) and masks them by `rule`. θ may be left out
     /// unless [`Masking::needs`](crate::masking::Masking::needs) is
@@ -199,6 +236,59 @@ pub trait Lane: Send + fmt::Debug {
         alpha: f64,
         noise: &dyn Fn(u64) -> Option<Noise>,
     ) -> Result<Direction, ModelError>;
+
+    /// Gradients for θ `[finetune, validation]`, each flat and zero on the decoder, of a function of the taps of both
+    /// labelled batches, which gives their cotangents: one backward pass over what [`Lane::finetune`] recorded on this
+    /// lane with the same θ and finetune batch, one over `at.validation`. For several ranks the function sees the taps
+    /// of all ranks' images and returns cotangents for them all.
+    ///
+    /// On the CPU without a thread pool it must be called on the thread that called [`Lane::finetune`].
+    ///
+    /// # Errors
+    /// Those of the function; when the device fails, or the recording is of another lane or thread.
+    fn pull_back(
+        &mut self,
+        at: &Downstream<'_>,
+        recorded: Recording,
+        cotangents: &mut TapCotangents<'_>,
+    ) -> Result<[Vector; 2], ModelError>;
+
+    /// x / (√v̂ + eps) with v̂ = v/(1 − β₂ᵗ): a direction in the metric of AdamW at its second moment `v` after t = `step`
+    /// steps. `x` and `v` are of one length.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn preconditioned(&mut self, x: &Vector, v: &Vector, step: u64, adamw: &AdamWConfig) -> Result<Vector, ModelError>;
+
+    /// dℓ/dv `[batch, L]`, the derivatives of the patch losses of images `[batch, C, H, W]` along v (flat over θ, zero
+    /// on the decoder) under the masks of `scored`, by forward-mode differentiation; in host memory.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn patch_loss_tangents(
+        &mut self,
+        theta: &Vector,
+        v: &Vector,
+        images: &Vector,
+        scored: &Scored,
+    ) -> Result<Vec<f32>, ModelError>;
+
+    /// ∂F/∂φ, flat, of a function of the scores of `scored`, which this lane made at `phi`, from its gradient
+    /// `dscores` = ∂F/∂p `[batch, L]`; the sum over all ranks.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn mask_gradient(&mut self, phi: &Vector, scored: &Scored, dscores: &[f32]) -> Result<Vector, ModelError>;
+
+    /// This rank's number among the ranks of the run.
+    fn rank(&self) -> usize {
+        0
+    }
+
+    /// Ranks of the run.
+    fn num_ranks(&self) -> usize {
+        1
+    }
 
     /// D[v; θ; L_m; φ] (see [`hypergradient`](crate::hypergradient)) at `at`, flat over φ, with ε = `alpha`/‖v‖₂; zero
     /// for v = 0. v is flat over θ and zero on the decoder. The images are scored and masked anew at θ ± εv.
@@ -394,6 +484,12 @@ pub trait Device: Named {
 
     /// Whether it computes with the threads and in the memory of the host, so that both are what bounds it.
     fn is_host(&self) -> bool {
+        false
+    }
+
+    /// Whether images should come to [`Lane::ingest`] as bytes with what is left to do (see
+    /// [`RawImages`](crate::RawImages)): for a device to which the way is long, and that normalises them itself.
+    fn takes_raw_images(&self) -> bool {
         false
     }
 

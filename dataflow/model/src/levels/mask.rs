@@ -10,7 +10,7 @@ use super::{Cpu, Labelled};
 use crate::error::ModelError;
 use crate::masking::{MaskRule, Needs, Scored};
 use crate::parallel::arena::{Buffer, Params};
-use crate::tasks::{At, Noise, Share, Tokens, Want};
+use crate::tasks::{At, Noise, Share, TapCotangents, Tokens, Want};
 
 /// The directions of level 3 at the updated head.
 #[derive(Debug)]
@@ -123,6 +123,35 @@ pub fn direction_published(
     Ok(Direction { loss, figures, v0, v1, w })
 }
 
+/// The gradients for θ of what follows from the taps of both labelled batches by `cotangents`: one backward pass over
+/// what level 2 has recorded and one over the validation batch, each flat over θ and zero on the decoder.
+///
+/// # Errors
+/// Those of `cotangents`; when the engine fails, `recorded` is of another thread, or another rank is gone.
+pub fn pull_back(
+    cpu: &Cpu,
+    theta: &Params,
+    recorded: Recorded,
+    validation: Labelled<'_>,
+    cotangents: &mut TapCotangents<'_>,
+) -> Result<[Buffer; 2], ModelError> {
+    let of_validation = Passes::new(cpu, theta, validation.images).record(theta, validation.images)?;
+    let [dz_f, dz_v] = cotangents(&recorded.z.tokens(), &of_validation.z.tokens())?;
+    Ok([recorded.backward(&dz_f)?, of_validation.backward(&dz_v)?])
+}
+
+/// ∂F/∂φ from `dscores` = ∂F/∂p `[images, L]`, summed over ranks, of a function of the scores that were made at `phi`.
+///
+/// # Errors
+/// When another rank is gone.
+pub fn score_gradient(cpu: &Cpu, phi: &Params, scored: &Scored, dscores: &[f32]) -> Result<Buffer, ModelError> {
+    let mut gradient = cpu.arena().zeros(phi.len());
+    if let Some(trace) = &scored.trace {
+        cpu.model.masking.backward(&cpu.compute, phi, trace, dscores, Some(&mut gradient), false);
+    }
+    cpu.collective.sum(gradient)
+}
+
 /// D[v; θ; L_m; φ] = (∂L_m/∂φ at θ − εv − ∂L_m/∂φ at θ + εv) / 2ε with ε = α/‖v‖₂, on images `[images, C, H, W]`.
 ///
 /// φ enters L_m only through the factor p (the choice of masks has no gradient). So ∂L_m/∂φ takes a forward pass of the
@@ -149,11 +178,12 @@ pub fn along(
     let epsilon = step_size(alpha, norm);
     for sign in [-1.0, 1.0] {
         let shifted = shifted(compute, theta, v, sign * epsilon, model.vit.encoder_len);
-        let Scored { trace, order } = score(cpu, Some(&shifted), phi, images, rule)?;
-        let losses = patch_losses(cpu, &shifted, images, &order);
-        let dscores = score_cotangent(cpu, &losses, &order, num_masked(cpu, &order), -sign / (2.0 * epsilon));
-        if let Some(trace) = trace {
-            model.masking.backward(compute, phi, &trace, &dscores, Some(&mut hypergradient), false);
+        let scored = score(cpu, Some(&shifted), phi, images, rule)?;
+        let losses = patch_losses(cpu, &shifted, images, &scored.order);
+        let num_masked = num_masked(cpu, &scored.order);
+        let dscores = score_cotangent(cpu, &losses, &scored, num_masked, -sign / (2.0 * epsilon));
+        if let Some(trace) = &scored.trace {
+            model.masking.backward(compute, phi, trace, &dscores, Some(&mut hypergradient), false);
         }
     }
     collective.sum(hypergradient)
@@ -174,20 +204,20 @@ pub fn tangent(
 ) -> Result<Buffer, ModelError> {
     let Cpu { compute, model, collective, .. } = cpu;
     let mut hypergradient = compute.arena.zeros(phi.len());
-    let Scored { trace, order } = score(cpu, Some(theta), phi, images, rule)?;
-    let Some(trace) = trace else { return Ok(hypergradient) };
-    let (losses, tangents) = patch_loss_tangents(cpu, theta, v, images, &order);
-    let num_masked = num_masked(cpu, &order);
-    let ddscores = score_cotangent(cpu, &tangents, &order, num_masked, -1.0);
+    let scored = score(cpu, Some(theta), phi, images, rule)?;
+    let Some(trace) = &scored.trace else { return Ok(hypergradient) };
+    let (losses, tangents) = patch_loss_tangents(cpu, theta, v, images, &scored.order);
+    let num_masked = num_masked(cpu, &scored.order);
+    let ddscores = score_cotangent(cpu, &tangents, &scored, num_masked, -1.0);
     if model.masking.needs() == Needs::Embedding {
         // The embedding is linear in the parameters: its derivative is the embedding with v.
-        let (dinput, dscores) = (embedding(cpu, v, images), score_cotangent(cpu, &losses, &order, num_masked, -1.0));
-        if !model.masking.backward_tangent(compute, phi, &trace, &dinput, &dscores, &ddscores, &mut hypergradient) {
+        let (dinput, dscores) = (embedding(cpu, v, images), score_cotangent(cpu, &losses, &scored, num_masked, -1.0));
+        if !model.masking.backward_tangent(compute, phi, trace, &dinput, &dscores, &ddscores, &mut hypergradient) {
             let problem = "this masking has no derivative along its input; read the pixels, or take another form";
             return Err(ModelError::Lane { lane: "cpu", problem: problem.to_owned() });
         }
     } else {
-        model.masking.backward(compute, phi, &trace, &ddscores, Some(&mut hypergradient), false);
+        model.masking.backward(compute, phi, trace, &ddscores, Some(&mut hypergradient), false);
     }
     collective.sum(hypergradient)
 }

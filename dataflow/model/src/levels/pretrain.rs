@@ -25,13 +25,13 @@ pub struct Gradient {
     pub patch_loss: Buffer,
 }
 
-/// mᵢ·pᵢ `[images, L]`: the weight of each patch's loss, 0 for visible patches; p is 1 where nothing is learned.
+/// mᵢ·pᵢ `[images, L]`: the weight of each patch's loss, 0 for visible patches; p is 1 where nothing weighs.
 #[must_use]
 pub fn loss_weights(cpu: &Cpu, scored: &Scored) -> Buffer {
     let order = &scored.order;
-    let mut weights = cpu.arena().take(order.rank.len());
+    let (all, mut weights) = (scored.weights(), cpu.arena().take(order.rank.len()));
     for (i, weight) in weights.iter_mut().enumerate() {
-        *weight = if order.is_masked(i) { scored.weights().map_or(1.0, |p| p[i]) } else { 0.0 };
+        *weight = if order.is_masked(i) { all.map_or(1.0, |p| p[i]) } else { 0.0 };
     }
     weights
 }
@@ -43,15 +43,12 @@ pub fn masked_loss(patch_loss: &[f32], weights: &[f32], num_masked: usize) -> f6
     weighted.map(|(&loss, &weight)| f64::from(loss) * f64::from(weight)).sum::<f64>() / num_masked as f64
 }
 
-/// `scale`·∂L_m/∂p `[images, L]`, that is mᵢ ℓᵢ / Σ m, where the batch has `num_masked` masked patches.
+/// `scale`·∂L_m/∂p `[images, L]` of a learned masking, where the batch has `num_masked` masked patches, see
+/// [`MaskWeights::cotangent`](crate::masking::MaskWeights::cotangent).
 #[must_use]
-pub fn score_cotangent(cpu: &Cpu, patch_loss: &[f32], order: &TokenOrder, num_masked: usize, scale: f64) -> Buffer {
-    let factor = scale / num_masked as f64;
-    let mut out = cpu.arena().take(patch_loss.len());
-    for (i, d) in out.iter_mut().enumerate() {
-        *d = if order.is_masked(i) { (f64::from(patch_loss[i]) * factor) as f32 } else { 0.0 };
-    }
-    out
+pub fn score_cotangent(cpu: &Cpu, patch_loss: &[f32], scored: &Scored, num_masked: usize, scale: f64) -> Vec<f32> {
+    let weights = cpu.model.config.mask_weights;
+    weights.cotangent(patch_loss, scored.scores().unwrap_or_default(), &scored.order, num_masked, scale)
 }
 
 /// Σ m: masked patches of the images of all ranks. `order` is of this rank's images; all ranks have equally many.
@@ -101,7 +98,7 @@ pub fn gradient(
         sum.finish().ok_or_else(|| ModelError::Config("a level-1 batch must hold at least one image".into()))?;
     let mut gradient = collective.sum(gradient)?;
     if let (Some(trace), Needs::Embedding) = (&scored.trace, model.masking.needs()) {
-        let dscores = score_cotangent(cpu, &patch_loss, order, num_masked, 1.0);
+        let dscores = score_cotangent(cpu, &patch_loss, scored, num_masked, 1.0);
         if let Some(dembedding) = model.masking.backward(compute, phi, trace, &dscores, None, true) {
             let patches = Arc::unwrap_or_clone(patches(cpu, images));
             let (dembedding, patches) = (collective.gather(dembedding)?, collective.gather(patches)?);

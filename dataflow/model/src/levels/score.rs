@@ -6,7 +6,6 @@ use mlomae_kernels::{self as kernels, Mat};
 
 use super::Cpu;
 use crate::error::ModelError;
-use crate::masking::order::order_by_keys;
 use crate::masking::{MaskRule, Needs, Scored};
 use crate::parallel::arena::{Buffer, Params};
 
@@ -57,7 +56,7 @@ pub fn score(
 ) -> Result<Scored, ModelError> {
     let (masking, c) = (&cpu.model.masking, &cpu.model.config);
     let input = match (masking.needs(), theta) {
-        (Needs::Nothing, _) => None,
+        (Needs::Nothing | Needs::Objects, _) => None,
         (Needs::Pixels, _) => Some(patches(cpu, images)),
         (Needs::Embedding, Some(theta)) => Some(embedding(cpu, theta, images)),
         (Needs::Embedding, None) => {
@@ -66,7 +65,6 @@ pub fn score(
     };
     let trace = input.and_then(|input| masking.forward(&cpu.compute, phi, &input));
     let num_images = images.len() / c.image_values();
-    let rule = MaskRule { first_image: (cpu.collective.rank() * num_images) as u64, ..*rule };
-    let keys = masking.keys(num_images, trace.as_ref().map(|trace| &trace.scores[..]), &rule);
-    Ok(Scored { trace, order: order_by_keys(&keys, c.num_patches(), c.num_visible()) })
+    let rule = MaskRule { first_image: (cpu.collective.rank() * num_images) as u64, ..rule.clone() };
+    Ok(Scored::by_keys(&**masking, c.mask_weights, trace, num_images, [c.num_patches(), c.num_visible()], &rule))
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use mlomae_kernels as kernels;
 
+use crate::levels::optimizer::AdamWConfig;
 use crate::parallel::arena::{Buffer, Params};
 use crate::parallel::compute::Compute;
 
@@ -61,6 +62,28 @@ fn add_scaled(compute: &Compute, out: &mut [f32], x: &[f32], alpha: f32, v: &[f3
     compute.map_slices(out, &spans, |i, out| {
         kernels::scale_add(out, &x[spans[i].clone()], alpha, &v[spans[i].clone()]);
     });
+}
+
+/// x / (√(v/(1 − β₂ᵗ)) + eps), see [`Lane::preconditioned`](crate::lane::Lane::preconditioned). It is zero where x is.
+#[must_use]
+pub fn preconditioned(compute: &Compute, x: &[f32], v: &[f32], step: u64, adamw: &AdamWConfig) -> Buffer {
+    let correction = bias_correction(step, adamw);
+    let mut out = compute.arena.take(x.len());
+    let spans = compute.spans(out.len());
+    compute.map_slices(&mut out, &spans, |i, out| {
+        let places = x[spans[i].clone()].iter().zip(&v[spans[i].clone()]);
+        for (out, (x, v)) in out.iter_mut().zip(places) {
+            *out = x / ((v * correction).sqrt() + adamw.eps as f32);
+        }
+    });
+    out
+}
+
+/// 1/(1 − β₂ᵗ), which makes the second moment after t = `step` steps unbiased; 1 before the first.
+#[must_use]
+pub fn bias_correction(step: u64, adamw: &AdamWConfig) -> f32 {
+    let decayed = adamw.beta2.powi(i32::try_from(step).unwrap_or(i32::MAX));
+    if step == 0 { 1.0 } else { (1.0 / (1.0 - decayed)) as f32 }
 }
 
 /// ‖x‖₂, summed in f64 over pieces that do not depend on the number of threads.

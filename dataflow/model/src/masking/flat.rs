@@ -10,8 +10,8 @@ use mlomae_kernels as kernels;
 
 use super::kind::init_linear_layers;
 use super::kind::{MaskNetwork, MaskRule, Masking, MaskingFacts, MaskingKind, Needs, NetworkRows, Trace};
-use super::linear::{Trunk, linear, linear_input_gradient, linear_weight_gradient};
-use super::linear::{wide_input_gradient, wide_linear_relu, wide_weight_gradient};
+use super::layers::{Trunk, linear, linear_input_gradient, linear_weight_gradient};
+use super::layers::{wide_input_gradient, wide_linear_relu, wide_weight_gradient};
 use super::order::explored_keys;
 use crate::choice::Named;
 use crate::layout::{Layout, LinearWeights, SharedLayout};

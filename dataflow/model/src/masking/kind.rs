@@ -12,6 +12,8 @@ use crate::choice::Named;
 use crate::engine::TokenOrder;
 use crate::init;
 use crate::layout::{Layout, LinearWeights, SharedLayout};
+use crate::masking::order::order_by_keys;
+use crate::masking::weights::{LossWeights, MaskWeights};
 use crate::parallel::arena::Buffer;
 use crate::parallel::compute::Compute;
 use crate::rng::{Purpose, keyed};
@@ -32,6 +34,8 @@ pub enum MaskInput {
 pub enum Needs {
     /// Nothing: its keys are random.
     Nothing,
+    /// Which patches hold the labelled object, [`MaskRule::objects`]: only data that draws its own images knows.
+    Objects,
     /// The patches' pixels, `[batch, L, C·P·P]`.
     Pixels,
     /// The autoencoder's patch embedding with positions, `[batch, L, dim]`: scoring needs the newest θ, and ∂L_m/∂θ has
@@ -39,8 +43,39 @@ pub enum Needs {
     Embedding,
 }
 
+/// What the strategy [`noise`](super::noise) filters out of white noise: its colour.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum MaskNoise {
+    /// Low frequencies: large pieces.
+    Red,
+    /// High frequencies: visible patches keep apart.
+    Blue,
+    /// A band between them: pieces of a middle size. The best one of the paper.
+    #[default]
+    Green,
+    /// All but that band.
+    Purple,
+}
+
+/// How the scores of a learned masking choose patches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum MaskSelect {
+    /// The patches of highest score are masked, as published.
+    #[default]
+    Score,
+    /// Uniformly at random, as by the strategy `random` and with its draws: scores only weigh the loss.
+    Random,
+    /// Drawn without replacement, a patch with a chance that rises with its score (Plackett-Luce: keys are
+    /// logit(p)/temperature + Gumbel noise).
+    Sample,
+}
+
 /// How a batch is masked, as data: the same rule on the same scores gives the same masks in every stage and run.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct MaskRule {
     /// Seed of the run.
     pub seed: u64,
@@ -48,18 +83,38 @@ pub struct MaskRule {
     pub step: u64,
     /// Exploration: the share of each image's patches that get random keys, in [0, 1].
     pub explore: f64,
+    /// How scores choose.
+    pub select: MaskSelect,
+    /// Of [`MaskSelect::Sample`], above 0: draws follow the scores the more closely the lower it is.
+    pub temperature: f64,
+    /// Number of the draw: the same images may be masked more than once.
+    pub draw: u64,
     /// Place of the first image within the batch of all ranks; [`score`](crate::levels::score::score) knows it.
     pub first_image: u64,
+    /// What is known of the images beside their pixels: whether each patch holds a part of the labelled object
+    /// `[batch, L]`, of this rank's images. Only for maskings that need [`Needs::Objects`].
+    pub objects: Option<Arc<[bool]>>,
 }
 
 impl MaskRule {
     /// Masks by score alone, without exploration.
-    pub const BY_SCORE: MaskRule = MaskRule { seed: 0, step: 0, explore: 0.0, first_image: 0 };
+    pub const BY_SCORE: MaskRule = MaskRule {
+        seed: 0,
+        step: 0,
+        explore: 0.0,
+        select: MaskSelect::Score,
+        temperature: 1.0,
+        draw: 0,
+        first_image: 0,
+        objects: None,
+    };
 
     /// The random generator of an image, by its index in the batch of this rank.
     #[must_use]
     pub fn rng(&self, image: usize) -> ChaCha8Rng {
-        keyed(self.seed, Purpose::Mask, self.step, self.first_image + image as u64)
+        let purpose = if self.draw == 0 { Purpose::Mask } else { Purpose::MaskAgain };
+        let step = self.step.wrapping_add(self.draw.saturating_sub(1) << 48);
+        keyed(self.seed, purpose, step, self.first_image + image as u64)
     }
 }
 
@@ -114,13 +169,20 @@ pub enum NetworkRows {
 /// [`Compute::grains`] or by something that does not depend on `compute`, and sum with
 /// [`Tree`](crate::parallel::sum::Tree) or [`OrderedSum`](crate::parallel::sum::OrderedSum).
 pub trait Masking: Send + Sync + fmt::Debug {
-    /// What it reads, the same in every call; [`Needs::Nothing`] if and only if nothing is learned.
+    /// What it reads, the same in every call; [`Needs::Nothing`] or [`Needs::Objects`] if and only if nothing is
+    /// learned.
     fn needs(&self) -> Needs;
 
     /// Keys `[num_images, L]` for [`order_by_keys`](super::order::order_by_keys): of each image the patches with the
     /// lowest keys stay visible. `scores` `[num_images, L]` are those of [`Masking::forward`], none where nothing is
     /// learned. Random draws must come from [`MaskRule::rng`]: the same batch is masked again in other stages.
     fn keys(&self, num_images: usize, scores: Option<&[f32]>, rule: &MaskRule) -> Vec<f32>;
+
+    /// Weights `[num_images, L]` of the patch losses of a masking that learns nothing, for images with this order; none
+    /// where all are 1.
+    fn fixed_weights(&self, _order: &TokenOrder, _rule: &MaskRule) -> Option<Vec<f32>> {
+        None
+    }
 
     /// Names and shapes of φ, a layout of [`Level::Mask`](crate::Level::Mask); none where nothing is learned.
     fn layout(&self) -> Option<&SharedLayout> {
@@ -189,12 +251,18 @@ pub struct MaskingFacts {
     pub grid: usize,
     /// Values of a patch, C·P·P.
     pub patch_values: usize,
+    /// C: colour channels.
+    pub channels: usize,
+    /// Visible patches of an image.
+    pub num_visible: usize,
     /// Width of the encoder.
     pub dim: usize,
     /// What a masking network reads.
     pub input: MaskInput,
     /// Hidden width of a masking network.
     pub hidden: usize,
+    /// What the strategy `noise` filters.
+    pub noise: MaskNoise,
 }
 
 impl MaskingFacts {
@@ -239,13 +307,57 @@ pub struct Scored {
     pub trace: Option<Trace>,
     /// Which patches are visible.
     pub order: Arc<TokenOrder>,
+    /// What weighs the patch losses.
+    pub loss_weights: LossWeights,
 }
 
 impl Scored {
-    /// The weight p of each patch's loss, `[batch, L]`; none where nothing is learned, and every weight is 1.
+    /// The batch as `masking` masks it by `rule`, from its scores where there are any. `num_images` are this rank's.
+    #[must_use]
+    pub fn by_keys(
+        masking: &dyn Masking,
+        weights: MaskWeights,
+        trace: Option<Trace>,
+        num_images: usize,
+        [num_patches, num_visible]: [usize; 2],
+        rule: &MaskRule,
+    ) -> Self {
+        let keys = masking.keys(num_images, trace.as_ref().map(|trace| &trace.scores[..]), rule);
+        Self::ordered(masking, weights, trace, order_by_keys(&keys, num_patches, num_visible), rule)
+    }
+
+    /// The batch with an order that is known.
+    #[must_use]
+    pub fn ordered(
+        masking: &dyn Masking,
+        weights: MaskWeights,
+        trace: Option<Trace>,
+        order: Arc<TokenOrder>,
+        rule: &MaskRule,
+    ) -> Self {
+        let loss_weights = match &trace {
+            Some(trace) => weights.of_scores(&trace.scores, &order),
+            None => masking
+                .fixed_weights(&order, rule)
+                .map_or(LossWeights::One, |weights| LossWeights::Given(Arc::new(Buffer::from_vec(weights)))),
+        };
+        Scored { trace, order, loss_weights }
+    }
+
+    /// The scores p `[batch, L]`; none where nothing is learned.
+    #[must_use]
+    pub fn scores(&self) -> Option<&[f32]> {
+        self.trace.as_ref().map(|trace| &trace.scores[..])
+    }
+
+    /// The weight of each patch's loss beside its mask, `[batch, L]`; none where every weight is 1.
     #[must_use]
     pub fn weights(&self) -> Option<&[f32]> {
-        self.trace.as_ref().map(|trace| &trace.scores[..])
+        match &self.loss_weights {
+            LossWeights::One => None,
+            LossWeights::Scores => self.scores(),
+            LossWeights::Given(weights) => Some(weights),
+        }
     }
 }
 

@@ -1,173 +1,200 @@
-//! Linear layers of the masking networks, with gradients by hand. The wide layer of the flat network is cut by hidden
-//! units or by inputs, not by images: so threads need no copy of its gradient each, which is as large as its weights.
+//! A policy that can be read: a patch's logit is linear in a few features of the image's pixels, plus a value for its
+//! position.
 
-use mlomae_kernels::{self as kernels, Mat};
+use std::sync::Arc;
 
-use crate::layout::LinearWeights;
+use super::kind::{MaskRule, Masking, MaskingFacts, MaskingKind, Needs, Trace};
+use super::order::explored_keys;
+use crate::choice::Named;
+use crate::init;
+use crate::layout::{Layout, SharedLayout, Weight};
+use crate::level::Level;
 use crate::parallel::arena::Buffer;
 use crate::parallel::compute::Compute;
 
-/// Hidden units that one piece of the wide layer covers.
-const UNITS_PER_PIECE: usize = 64;
+/// The entry of [`super::MASKINGS`].
+#[derive(Debug)]
+pub struct Kind;
 
-/// `x·Wᵀ` without bias: `[rows, inputs]` → `[rows, outputs]`.
-pub(super) fn linear(compute: &Compute, params: &[f32], w: &LinearWeights, x: &[f32], rows: usize) -> Buffer {
-    let mut y = compute.arena.take(rows * w.outputs);
-    let a = Mat { data: x, ld: w.inputs, trans: false };
-    let b = Mat { data: &params[w.weight.range()], ld: w.inputs, trans: true };
-    kernels::matmul(&mut y, w.outputs, a, b, rows, w.outputs, w.inputs, false);
-    y
-}
-
-/// The gradient of x, `dy·W`: `[rows, outputs]` → `[rows, inputs]`.
-pub(super) fn linear_input_gradient(
-    compute: &Compute,
-    params: &[f32],
-    w: &LinearWeights,
-    dy: &[f32],
-    rows: usize,
-) -> Buffer {
-    let mut dx = compute.arena.take(rows * w.inputs);
-    let a = Mat { data: dy, ld: w.outputs, trans: false };
-    let b = Mat { data: &params[w.weight.range()], ld: w.inputs, trans: false };
-    kernels::matmul(&mut dx, w.inputs, a, b, rows, w.inputs, w.outputs, false);
-    dx
-}
-
-/// Adds the gradients of weight, `dyᵀ·x`, and bias, the column sums of `dy`, to a flat gradient.
-pub(super) fn linear_weight_gradient(dparams: &mut [f32], w: &LinearWeights, dy: &[f32], x: &[f32], rows: usize) {
-    let a = Mat { data: dy, ld: w.outputs, trans: true };
-    let b = Mat { data: x, ld: w.inputs, trans: false };
-    kernels::matmul(&mut dparams[w.weight.range()], w.inputs, a, b, w.outputs, w.inputs, rows, true);
-    kernels::bias_grad(&mut dparams[w.bias.range()], dy, true);
-}
-
-/// `relu(x·Wᵀ + b)`, where each piece computes some of the hidden units.
-pub(super) fn wide_linear_relu(compute: &Compute, params: &[f32], w: &LinearWeights, x: &[f32], rows: usize) -> Buffer {
-    let pieces = w.outputs.div_ceil(UNITS_PER_PIECE);
-    let units = |i: usize| i * UNITS_PER_PIECE..((i + 1) * UNITS_PER_PIECE).min(w.outputs);
-    let parts = compute.map(pieces, |i| {
-        let units = units(i);
-        let mut part = compute.arena.take(rows * units.len());
-        let weight = &params[w.weight.range()][units.start * w.inputs..units.end * w.inputs];
-        let a = Mat { data: x, ld: w.inputs, trans: false };
-        let b = Mat { data: weight, ld: w.inputs, trans: true };
-        kernels::matmul(&mut part, units.len(), a, b, rows, units.len(), w.inputs, false);
-        kernels::bias_relu(&mut part, &params[w.bias.range()][units]);
-        part
-    });
-    let mut y = compute.arena.take(rows * w.outputs);
-    for (i, part) in parts.iter().enumerate() {
-        let units = units(i);
-        for (row, values) in y.chunks_exact_mut(w.outputs).zip(part.chunks_exact(units.len())) {
-            row[units.clone()].copy_from_slice(values);
-        }
+impl Named for Kind {
+    fn name(&self) -> &'static str {
+        "linear"
     }
-    y
-}
-
-/// As [`linear_weight_gradient`], where each piece computes some of the hidden units, which are rows of the weight.
-pub(super) fn wide_weight_gradient(
-    compute: &Compute,
-    dparams: &mut [f32],
-    w: &LinearWeights,
-    dy: &[f32],
-    x: &[f32],
-    rows: usize,
-) {
-    kernels::bias_grad(&mut dparams[w.bias.range()], dy, true);
-    let spans: Vec<_> = (0..w.outputs)
-        .step_by(UNITS_PER_PIECE)
-        .map(|unit| unit * w.inputs..(unit + UNITS_PER_PIECE).min(w.outputs) * w.inputs)
-        .collect();
-    compute.map_slices(&mut dparams[w.weight.range()], &spans, |i, piece| {
-        let first_unit = i * UNITS_PER_PIECE;
-        let a = Mat { data: &dy[first_unit..], ld: w.outputs, trans: true };
-        let b = Mat { data: x, ld: w.inputs, trans: false };
-        kernels::matmul(piece, w.inputs, a, b, piece.len() / w.inputs, w.inputs, rows, true);
-    });
-}
-
-/// As [`linear_input_gradient`], where each piece computes some of the inputs.
-pub(super) fn wide_input_gradient(
-    compute: &Compute,
-    params: &[f32],
-    w: &LinearWeights,
-    dy: &[f32],
-    rows: usize,
-) -> Buffer {
-    let piece = w.inputs.div_ceil(8).next_multiple_of(16);
-    let spans: Vec<_> = (0..w.inputs).step_by(piece).map(|start| start..(start + piece).min(w.inputs)).collect();
-    let weight = &params[w.weight.range()];
-    let parts = compute.map(spans.len(), |i| {
-        let mut part = compute.arena.take(rows * spans[i].len());
-        let a = Mat { data: dy, ld: w.outputs, trans: false };
-        let b = Mat { data: &weight[spans[i].start..], ld: w.inputs, trans: false };
-        kernels::matmul(&mut part, spans[i].len(), a, b, rows, spans[i].len(), w.outputs, false);
-        part
-    });
-    let mut dx = compute.arena.take(rows * w.inputs);
-    for (span, part) in spans.iter().zip(&parts) {
-        for (row, values) in dx.chunks_exact_mut(w.inputs).zip(part.chunks_exact(span.len())) {
-            row[span.clone()].copy_from_slice(values);
-        }
+    fn summary(&self) -> &'static str {
+        "A weight each for a patch's contrast and the brightness of its channels, and one for each position; readable"
     }
-    dx
 }
 
-/// A trunk of linear layers with ReLU between them and a sigmoid at the end, as the masking networks have it, for one
-/// batch or grain: the derivative of its weight gradient along a direction of its input (forward over reverse).
-///
-/// `activations` are the input of each layer, `[rows, inputs]`, `scores` the output p. `dinput` is the derivative of
-/// the input, `dscores` = ∂F/∂p and `ddscores` its derivative. Adds the derivative of ∂F/∂φ to `ddphi`.
-pub(super) struct Trunk<'a> {
-    pub(super) phi: &'a [f32],
-    pub(super) layers: &'a [LinearWeights],
-    pub(super) activations: &'a [&'a [f32]],
-    pub(super) scores: &'a [f32],
+impl MaskingKind for Kind {
+    fn is_learned(&self) -> bool {
+        true
+    }
+    fn build(&self, facts: &MaskingFacts) -> Arc<dyn Masking> {
+        Arc::new(Linear::new(facts))
+    }
 }
 
-impl Trunk<'_> {
-    pub(super) fn weight_gradient_tangent(
+/// Standard deviation of the initial weights: enough that no two scores are equal.
+const INITIAL: f64 = 1e-3;
+
+/// The linear policy. The features of a patch are its contrast (the standard deviation of its pixels, mean of the
+/// channels) and the mean of each channel, each less its mean over the image's patches and divided by its standard
+/// deviation over them: what tells a patch from the rest of its image.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    layout: SharedLayout,
+    facts: MaskingFacts,
+    weight: Weight,
+    position: Weight,
+}
+
+impl Linear {
+    /// Lays the weights out: `features.weight` `[1, 1 + C]`, in the order contrast, channels; `position.bias` `[L]`.
+    #[must_use]
+    pub fn new(facts: &MaskingFacts) -> Self {
+        let mut layout = Layout::new(Level::Mask);
+        let weight = layout.add("features.weight", &[1, 1 + facts.channels]);
+        let position = layout.add("position.bias", &[facts.num_patches()]);
+        Linear { layout: Arc::new(layout), facts: *facts, weight, position }
+    }
+
+    /// Features `[batch·L, 1 + C]` of patches `[batch·L, C·P·P]`.
+    fn features(&self, patches: &[f32]) -> Vec<f32> {
+        let (channels, num_patches) = (self.facts.channels, self.facts.num_patches());
+        let (pixels, width) = (self.facts.patch_values / channels, 1 + channels);
+        let mut out = Vec::with_capacity(patches.len() / self.facts.patch_values * width);
+        for patch in patches.chunks_exact(self.facts.patch_values) {
+            let place = out.len();
+            out.push(0.0);
+            let mut contrast = 0.0;
+            for channel in patch.chunks_exact(pixels) {
+                let mean = channel.iter().map(|&v| f64::from(v)).sum::<f64>() / pixels as f64;
+                let var = channel.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / pixels as f64;
+                contrast += var.sqrt();
+                out.push(mean as f32);
+            }
+            out[place] = (contrast / channels as f64) as f32;
+        }
+        for image in out.chunks_exact_mut(num_patches * width) {
+            for feature in 0..width {
+                let of = |image: &[f32], i: usize| f64::from(image[i * width + feature]);
+                let mean = (0..num_patches).map(|i| of(image, i)).sum::<f64>() / num_patches as f64;
+                let var = (0..num_patches).map(|i| (of(image, i) - mean).powi(2)).sum::<f64>() / num_patches as f64;
+                let inverse = 1.0 / (var.sqrt() + 1e-6);
+                for i in 0..num_patches {
+                    image[i * width + feature] = ((of(image, i) - mean) * inverse) as f32;
+                }
+            }
+        }
+        out
+    }
+}
+
+impl Masking for Linear {
+    fn needs(&self) -> Needs {
+        Needs::Pixels
+    }
+
+    fn keys(&self, _: usize, scores: Option<&[f32]>, rule: &MaskRule) -> Vec<f32> {
+        explored_keys(scores.unwrap_or_default(), self.facts.num_patches(), rule)
+    }
+
+    fn layout(&self) -> Option<&SharedLayout> {
+        Some(&self.layout)
+    }
+
+    fn init(&self, seed: u64) -> Buffer {
+        let mut values = vec![0.0; self.layout.len];
+        for entry in &self.layout.entries {
+            init::normals(&mut values[entry.range()], INITIAL, &mut init::tensor_rng(seed, &entry.name));
+        }
+        Buffer::from_vec(values)
+    }
+
+    fn trace_values(&self) -> usize {
+        self.facts.num_patches() * (2 + self.facts.channels + self.facts.patch_values)
+    }
+
+    fn forward(&self, _: &Compute, phi: &[f32], input: &Arc<Buffer>) -> Option<Trace> {
+        let (num_patches, width) = (self.facts.num_patches(), 1 + self.facts.channels);
+        let features = self.features(input);
+        let (weight, position) = (&phi[self.weight.range()], &phi[self.position.range()]);
+        let score = |(i, features): (usize, &[f32])| {
+            let weighted = features.iter().zip(weight).map(|(&f, &w)| f64::from(f) * f64::from(w)).sum::<f64>();
+            let logit = weighted + f64::from(position[i % num_patches]);
+            (1.0 / (1.0 + (-logit).exp())) as f32
+        };
+        let scores: Vec<f32> = features.chunks_exact(width).enumerate().map(score).collect();
+        let batch = scores.len() / num_patches;
+        let hidden = vec![Arc::new(Buffer::from_vec(features))];
+        Some(Trace { scores: Arc::new(Buffer::from_vec(scores)), input: input.clone(), hidden, batch, kept: None })
+    }
+
+    /// The sums run in f64 over the batch in its order. The input has no gradient: the features are pixels.
+    fn backward(
         &self,
-        compute: &Compute,
-        dinput: &[f32],
+        _: &Compute,
+        _: &[f32],
+        trace: &Trace,
         dscores: &[f32],
-        ddscores: &[f32],
-        ddphi: &mut [f32],
-    ) {
-        let rows = dinput.len() / self.layers[0].inputs;
-        // Derivatives of the activations, forward.
-        let mut tangents = vec![compute.arena.copy_of(dinput)];
-        for (i, layer) in self.layers.iter().enumerate() {
-            let mut next = linear(compute, self.phi, layer, &tangents[i], rows);
-            match self.activations.get(i + 1) {
-                Some(activation) => kernels::relu_grad(&mut next, activation),
-                None => kernels::sigmoid_grad(&mut next, self.scores),
-            }
-            tangents.push(next);
+        dphi: Option<&mut [f32]>,
+        _: bool,
+    ) -> Option<Buffer> {
+        let dphi = dphi?;
+        let (num_patches, width) = (self.facts.num_patches(), 1 + self.facts.channels);
+        let (mut dweight, mut dposition) = (vec![0.0f64; width], vec![0.0f64; num_patches]);
+        let patches = trace.hidden[0].chunks_exact(width).zip(dscores.iter().zip(trace.scores.iter()));
+        for (i, (features, (&dscore, &p))) in patches.enumerate() {
+            let dlogit = f64::from(dscore) * f64::from(p) * (1.0 - f64::from(p));
+            dposition[i % num_patches] += dlogit;
+            dweight.iter_mut().zip(features).for_each(|(d, &f)| *d += dlogit * f64::from(f));
         }
-        let dp = tangents.pop().unwrap_or_default();
-        // Cotangent of the last layer's output and its derivative: σ' = p(1 − p), dσ' = (1 − 2p)·dp.
-        let mut dz = compute.arena.copy_of(dscores);
-        kernels::sigmoid_grad(&mut dz, self.scores);
-        let mut ddz = compute.arena.copy_of(ddscores);
-        kernels::sigmoid_grad(&mut ddz, self.scores);
-        for (ddz, ((ds, p), dp)) in ddz.iter_mut().zip(dscores.iter().zip(self.scores).zip(dp.iter())) {
-            *ddz += ds * dp * (1.0 - 2.0 * p);
-        }
-        for (i, layer) in self.layers.iter().enumerate().rev() {
-            linear_weight_gradient(ddphi, layer, &ddz, self.activations[i], rows);
-            let a = Mat { data: &dz, ld: layer.outputs, trans: true };
-            let b = Mat { data: &tangents[i], ld: layer.inputs, trans: false };
-            let weight = &mut ddphi[layer.weight.range()];
-            kernels::matmul(weight, layer.inputs, a, b, layer.outputs, layer.inputs, rows, true);
-            if i > 0 {
-                dz = linear_input_gradient(compute, self.phi, layer, &dz, rows);
-                ddz = linear_input_gradient(compute, self.phi, layer, &ddz, rows);
-                kernels::relu_grad(&mut dz, self.activations[i]);
-                kernels::relu_grad(&mut ddz, self.activations[i]);
-            }
+        dphi[self.weight.range()].iter_mut().zip(dweight).for_each(|(d, sum)| *d += sum as f32);
+        dphi[self.position.range()].iter_mut().zip(dposition).for_each(|(d, sum)| *d += sum as f32);
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::masking::{MaskInput, MaskNoise};
+
+    #[test]
+    fn scores_read_contrast_and_brightness_and_have_their_gradient() {
+        let facts = MaskingFacts {
+            grid: 2,
+            patch_values: 8,
+            channels: 2,
+            num_visible: 1,
+            dim: 4,
+            input: MaskInput::Pixels,
+            hidden: 1,
+            noise: MaskNoise::default(),
+        };
+        let linear = Linear::new(&facts);
+        let mut images = vec![0.0; 3 * 4 * 8];
+        init::normals(&mut images, 1.0, &mut init::tensor_rng(1, "images"));
+        images[..4].copy_from_slice(&[9.0; 4]); // the first channel of the first patch is bright and flat
+        let input = Arc::new(Buffer::from_vec(images));
+        let compute = Compute::serial(2);
+        let mut phi = linear.init(1).to_vec();
+        phi[..3].copy_from_slice(&[-0.5, 0.8, 0.1]);
+        let trace = linear.forward(&compute, &phi, &input).unwrap();
+        assert!(trace.scores[0] > 0.7 && trace.scores[1..4].iter().all(|p| *p < trace.scores[0]), "{:?}", trace.scores);
+        let mut cotangent = vec![0.0; 12];
+        init::normals(&mut cotangent, 1.0, &mut init::tensor_rng(1, "cotangent"));
+        let mut gradient = vec![0.0; phi.len()];
+        linear.backward(&compute, &phi, &trace, &cotangent, Some(&mut gradient), false);
+        for i in 0..phi.len() {
+            let at = |step: f32| {
+                let mut moved = phi.clone();
+                moved[i] += step;
+                let scores = linear.forward(&compute, &moved, &input).unwrap().scores;
+                scores.iter().zip(&cotangent).map(|(&p, &c)| f64::from(p) * f64::from(c)).sum::<f64>()
+            };
+            let expected = (at(1e-2) - at(-1e-2)) / f64::from(2e-2f32);
+            assert!((f64::from(gradient[i]) - expected).abs() < 2e-4, "{i}: {} {expected}", gradient[i]);
         }
     }
 }

@@ -1,11 +1,12 @@
 //! The list of maskings.
 
 use super::kind::MaskingKind;
-use super::{flat, random, token};
+use super::{block, flat, grid, linear, noise, random, token};
 use crate::choice::{Choice, Registry};
 
 /// Every masking; the first is the default.
-pub static MASKINGS: &[&dyn MaskingKind] = &[&flat::Kind, &token::Kind, &random::Kind];
+pub static MASKINGS: &[&dyn MaskingKind] =
+    &[&flat::Kind, &token::Kind, &linear::Kind, &random::Kind, &block::Kind, &grid::Kind, &noise::Kind];
 
 impl Registry for dyn MaskingKind {
     const WHAT: &'static str = "masking strategy";

@@ -6,15 +6,24 @@
 //!
 //! To add a masking, implement [`Masking`] and [`MaskingKind`] in a file here, and add it to [`MASKINGS`].
 
+pub mod block;
+#[cfg(test)]
+mod fixed_tests;
 pub mod flat;
+pub mod grid;
 mod kind;
-mod linear;
+mod layers;
+pub mod linear;
 mod list;
+pub mod noise;
 pub mod order;
 pub mod random;
 pub mod token;
+pub mod weights;
 
 pub use kind::{
-    Kept, MaskInput, MaskNetwork, MaskRule, Masking, MaskingFacts, MaskingKind, Needs, NetworkRows, Scored, Trace,
+    Kept, MaskInput, MaskNetwork, MaskNoise, MaskRule, MaskSelect, Masking, MaskingFacts, MaskingKind, Needs,
+    NetworkRows, Scored, Trace,
 };
 pub use list::{MASKINGS, MaskingChoice};
+pub use weights::{LossWeights, MaskWeights};

@@ -12,8 +12,10 @@
 
 use std::sync::Arc;
 
+use rand_chacha::ChaCha8Rng;
+
 use crate::engine::TokenOrder;
-use crate::masking::kind::MaskRule;
+use crate::masking::kind::{MaskRule, MaskSelect};
 use crate::rng::uniform;
 
 /// Orders each image's patches by rising key, and by index where keys are equal, so that masks are reproducible.
@@ -37,19 +39,28 @@ pub fn order_by_keys(keys: &[f32], num_patches: usize, num_visible: usize) -> Ar
     Arc::new(TokenOrder { num_patches, num_visible, kept, rank })
 }
 
-/// Keys `[images, L]` from scores `[images, L]` with exploration: a patch's key is its rank by score, scaled to [0, 1),
-/// but a share `rule.explore` of each image's patches, drawn at random, gets uniform random keys in [0, 1) instead.
-/// Without exploration the keys are the scores.
+/// Keys `[images, L]` from scores `[images, L]`, as [`MaskRule::select`] says, with exploration: a patch's key is then
+/// the rank of its key without, scaled to [0, 1), but a share `rule.explore` of each image's patches, drawn at random,
+/// gets uniform random keys in [0, 1) instead.
 #[must_use]
 pub fn explored_keys(scores: &[f32], num_patches: usize, rule: &MaskRule) -> Vec<f32> {
+    let num_images = scores.len() / num_patches;
+    let mut generators: Vec<_> = match rule.select {
+        MaskSelect::Score if rule.explore <= 0.0 => return scores.to_vec(),
+        MaskSelect::Score | MaskSelect::Sample => (0..num_images).map(|image| rule.rng(image)).collect(),
+        MaskSelect::Random => return uniform_keys(num_images, num_patches, rule),
+    };
+    let keys = match rule.select {
+        MaskSelect::Sample => sampled_keys(scores, num_patches, rule.temperature, &mut generators),
+        MaskSelect::Score | MaskSelect::Random => scores.to_vec(),
+    };
     if rule.explore <= 0.0 {
-        return scores.to_vec();
+        return keys;
     }
-    let by_score = order_by_keys(scores, num_patches, num_patches);
-    let mut keys: Vec<f32> = by_score.rank.iter().map(|&r| r as f32 / num_patches as f32).collect();
+    let by_key = order_by_keys(&keys, num_patches, num_patches);
+    let mut keys: Vec<f32> = by_key.rank.iter().map(|&r| r as f32 / num_patches as f32).collect();
     let num_explored = (rule.explore * num_patches as f64).round() as usize;
-    for (image, keys) in keys.chunks_exact_mut(num_patches).enumerate() {
-        let mut rng = rule.rng(image);
+    for (mut rng, keys) in generators.into_iter().zip(keys.chunks_exact_mut(num_patches)) {
         // A partial Fisher-Yates shuffle draws the explored patches without replacement.
         let mut patches: Vec<usize> = (0..num_patches).collect();
         for place in 0..num_explored.min(num_patches) {
@@ -59,6 +70,70 @@ pub fn explored_keys(scores: &[f32], num_patches: usize, rule: &MaskRule) -> Vec
         }
     }
     keys
+}
+
+/// Uniform random keys `[num_images, L]` in [0, 1).
+#[must_use]
+pub fn uniform_keys(num_images: usize, num_patches: usize, rule: &MaskRule) -> Vec<f32> {
+    let mut keys = Vec::with_capacity(num_images * num_patches);
+    for image in 0..num_images {
+        let mut rng = rule.rng(image);
+        keys.extend((0..num_patches).map(|_| uniform(&mut rng) as f32));
+    }
+    keys
+}
+
+/// logit(p)/temperature + Gumbel noise: the patches in falling order of these keys are a draw without replacement with
+/// weights exp(logit(p)/temperature), see [`log_probability_gradient`].
+fn sampled_keys(scores: &[f32], num_patches: usize, temperature: f64, generators: &mut [ChaCha8Rng]) -> Vec<f32> {
+    let mut keys = Vec::with_capacity(scores.len());
+    for (scores, rng) in scores.chunks_exact(num_patches).zip(generators) {
+        keys.extend(scores.iter().map(|&p| {
+            let gumbel = -(-(1.0 - uniform(rng)).ln()).ln();
+            (logit(p) / temperature + gumbel) as f32
+        }));
+    }
+    keys
+}
+
+/// The logit of p, finite also where p has been rounded to 0 or 1.
+fn logit(p: f32) -> f64 {
+    let p = f64::from(p).clamp(1e-12, 1.0 - 1e-7);
+    (p / (1.0 - p)).ln()
+}
+
+/// ∂ log π/∂(logit of p) `[images, L]` of masks that were drawn by [`MaskSelect::Sample`] without exploration, where π
+/// is the probability of the masked patches in the order in which they were drawn (falling keys):
+/// Σ_t (1{i drawn at t} − softmax over what was left at t), divided by the temperature.
+#[must_use]
+pub fn log_probability_gradient(scores: &[f32], order: &TokenOrder, temperature: f64) -> Vec<f64> {
+    let (n, num_visible) = (order.num_patches, order.num_visible);
+    let mut out = vec![0.0; scores.len()];
+    let images = scores.chunks_exact(n).zip(order.rank.chunks_exact(n)).zip(out.chunks_exact_mut(n));
+    for ((scores, rank), out) in images {
+        let mut patches: Vec<usize> = (0..n).collect();
+        patches.sort_unstable_by_key(|&patch| std::cmp::Reverse(rank[patch]));
+        let logits: Vec<f64> = scores.iter().map(|&p| logit(p) / temperature).collect();
+        let top = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let weights: Vec<f64> = logits.iter().map(|l| (l - top).exp()).collect();
+        // What is left at each draw, summed from the last on so that nothing cancels.
+        let mut left = vec![0.0; n];
+        let mut sum = 0.0;
+        for place in (0..n).rev() {
+            sum += weights[patches[place]];
+            left[place] = sum;
+        }
+        // Σ over the draws so far of 1/left.
+        let mut inverse = 0.0;
+        for (place, &patch) in patches.iter().enumerate() {
+            let is_drawn = place < n - num_visible;
+            if is_drawn {
+                inverse += 1.0 / left[place];
+            }
+            out[patch] = (f64::from(u8::from(is_drawn)) - weights[patch] * inverse) / temperature;
+        }
+    }
+    out
 }
 
 impl TokenOrder {
@@ -108,11 +183,60 @@ mod tests {
     #[test]
     fn exploration_changes_the_asked_share_only() {
         let scores: Vec<f32> = (0..64).map(|i| ((i * 37) % 64) as f32).collect();
-        let keys = |explore| explored_keys(&scores, 64, &MaskRule { seed: 5, step: 0, explore, first_image: 0 });
+        let keys = |explore| explored_keys(&scores, 64, &MaskRule { seed: 5, explore, ..MaskRule::BY_SCORE });
         assert_eq!(keys(0.0), scores);
         let (hardly, explored) = (keys(1e-9), keys(0.25));
         assert_eq!(order_by_keys(&hardly, 64, 16).kept, order_by_keys(&scores, 64, 16).kept);
         let changed = hardly.iter().zip(&explored).filter(|(a, b)| a != b).count();
         assert_eq!(changed, 16);
+    }
+
+    #[test]
+    fn samples_follow_the_scores_and_random_masks_are_those_of_the_strategy() {
+        // Odds 1:1:2:4 of being drawn first, and a quarter of an image is masked: one patch.
+        let odds = [1.0f32, 1.0, 2.0, 4.0];
+        let num = 40_000;
+        let scores: Vec<f32> = (0..num).flat_map(|_| odds.map(|odds| odds / (1.0 + odds))).collect();
+        let rule = MaskRule { seed: 5, select: MaskSelect::Sample, ..MaskRule::BY_SCORE };
+        let order = order_by_keys(&explored_keys(&scores, 4, &rule), 4, 3);
+        let shares = [0, 1, 2, 3]
+            .map(|patch| (0..num).filter(|image| order.is_masked(image * 4 + patch)).count() as f64 / num as f64);
+        for (share, odds) in shares.into_iter().zip(odds) {
+            assert!((share - f64::from(odds) / 8.0).abs() < 0.01, "{shares:?}");
+        }
+        let again = MaskRule { draw: 1, ..rule.clone() };
+        assert_ne!(explored_keys(&scores, 4, &again), explored_keys(&scores, 4, &rule));
+        let random = MaskRule { select: MaskSelect::Random, explore: 0.5, ..rule };
+        assert_eq!(explored_keys(&scores, 4, &random), uniform_keys(num, 4, &random));
+    }
+
+    #[test]
+    fn the_gradient_of_a_draws_probability_is_that_of_the_formula() {
+        let logits = [0.3, -1.2, 0.8, 0.1, -0.4];
+        let (rank, num_visible, temperature) = ([3, 0, 4, 1, 2], 2, 0.7);
+        let order = TokenOrder { num_patches: 5, num_visible, kept: vec![1, 3], rank: rank.to_vec() };
+        let scores: Vec<f32> = logits.iter().map(|l: &f64| (1.0 / (1.0 + (-l).exp())) as f32).collect();
+        // Drawn in falling order of rank: patches 2, 0, 4.
+        let log_probability = |logits: &[f64]| {
+            let mut left: Vec<usize> = (0..5).collect();
+            let mut sum = 0.0;
+            for patch in [2, 0, 4] {
+                let total: f64 = left.iter().map(|&i| (logits[i] / temperature).exp()).sum();
+                sum += logits[patch] / temperature - total.ln();
+                left.retain(|&i| i != patch);
+            }
+            sum
+        };
+        let gradient = log_probability_gradient(&scores, &order, temperature);
+        for i in 0..5 {
+            let at = |step: f64| {
+                let mut moved = logits;
+                moved[i] += step;
+                log_probability(&moved)
+            };
+            let expected = (at(1e-5) - at(-1e-5)) / 2e-5;
+            assert!((gradient[i] - expected).abs() < 1e-6, "{i}: {} {expected}", gradient[i]);
+        }
+        assert!(gradient.iter().sum::<f64>().abs() < 1e-12);
     }
 }

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use super::kind::{MaskRule, Masking, MaskingFacts, MaskingKind, Needs};
+use super::order::uniform_keys;
 use crate::choice::Named;
-use crate::rng::uniform;
 
 /// The entry of [`super::MASKINGS`].
 #[derive(Debug)]
@@ -41,11 +41,6 @@ impl Masking for Random {
     }
 
     fn keys(&self, num_images: usize, _: Option<&[f32]>, rule: &MaskRule) -> Vec<f32> {
-        let mut keys = Vec::with_capacity(num_images * self.num_patches);
-        for image in 0..num_images {
-            let mut rng = rule.rng(image);
-            keys.extend((0..self.num_patches).map(|_| uniform(&mut rng) as f32));
-        }
-        keys
+        uniform_keys(num_images, self.num_patches, rule)
     }
 }

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::task::{At, Figure, Share, Targets, Task, TaskFacts, TaskKind, Tokens, Total, Want};
+use super::task::{At, Figure, LinearHead, Share, Targets, Task, TaskFacts, TaskKind, Tokens, Total, Want};
 use crate::choice::Named;
 use crate::engine::NORM_EPS;
 use crate::error::ModelError;
@@ -78,14 +78,12 @@ impl Classification {
             .collect()
     }
 
-    /// The classes of a batch, each of which the head must know.
-    fn classes<'a>(&self, y: &'a Targets) -> Result<&'a [i32], ModelError> {
-        let Targets::Classes(classes) = y;
-        match classes.iter().find(|class| usize::try_from(**class).map_or(true, |class| class >= self.fc.outputs)) {
-            Some(class) => {
-                Err(ModelError::Targets { problem: format!("a class must be in 0..{}, got {class}", self.fc.outputs) })
-            }
-            None => Ok(classes),
+    fn head(&self) -> LinearHead {
+        LinearHead {
+            gamma: self.norm.gamma.range(),
+            beta: self.norm.beta.range(),
+            weight: self.fc.weight.range(),
+            bias: self.fc.bias.range(),
         }
     }
 }
@@ -128,7 +126,8 @@ impl Task for Classification {
             return Err(ModelError::Targets { problem: format!("the head reads one tap, got {}", at.z.len()) });
         };
         let (c, dim, num_images) = (at.c, self.norm.dim, at.total[0]);
-        let classes = self.classes(at.y)?;
+        let head = self.head();
+        let classes = head.classes(at.y)?;
         let dropout = at.noise.map(|noise| noise.factors(classes.len() * dim));
         let gamma = &c[self.norm.gamma.range()];
         let weight = &c[self.fc.weight.range()];
@@ -186,6 +185,21 @@ impl Task for Classification {
             dc,
             dz: if want.dz { vec![dz] } else { Vec::new() },
         })
+    }
+
+    /// One column a class: 1 for the image's own, else 0.
+    fn regression(&self, y: &Targets) -> Result<Option<(usize, Vec<f64>)>, ModelError> {
+        let num_classes = self.fc.outputs;
+        let rows = self.head().classes(y)?.iter();
+        let columns = |class: &i32| {
+            let class = *class as usize;
+            (0..num_classes).map(move |column| f64::from(u8::from(column == class)))
+        };
+        Ok(Some((num_classes, rows.flat_map(columns).collect())))
+    }
+
+    fn linear_head(&self) -> Option<LinearHead> {
+        Some(self.head())
     }
 
     fn predict(&self, c: &[f64], z: &[Tokens<'_>]) -> Vec<f32> {

@@ -14,7 +14,10 @@
 
 pub mod class;
 mod list;
+pub mod ridge;
 mod task;
 
 pub use list::{TASKS, TaskChoice};
-pub use task::{At, Figure, Noise, Share, Targets, Task, TaskFacts, TaskKind, Tokens, Total, Want};
+pub use task::{
+    At, Figure, LinearHead, Noise, Share, TapCotangents, Targets, Task, TaskFacts, TaskKind, Tokens, Total, Want,
+};

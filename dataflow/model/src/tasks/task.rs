@@ -128,6 +128,40 @@ pub struct At<'a> {
     pub noise: Option<Noise>,
 }
 
+/// A head that normalises the CLS token, drops some of its features, and maps it to logits, with their cross entropy:
+/// dropout(norm(z)·γ + β)·Wᵀ + b with the norm's epsilon [`NORM_EPS`](crate::engine::NORM_EPS).
+///
+/// Its task reads [`Tap::Cls`] alone, has the mean over images as loss, the share of images whose largest logit is that
+/// of their class (the first of equals) as its only figure, and the weights of these places as all of c.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinearHead {
+    /// γ `[dim]`.
+    pub gamma: Range<usize>,
+    /// β `[dim]`.
+    pub beta: Range<usize>,
+    /// W `[classes, dim]`.
+    pub weight: Range<usize>,
+    /// b `[classes]`.
+    pub bias: Range<usize>,
+}
+
+impl LinearHead {
+    /// The classes of a batch, each of which the head must know.
+    ///
+    /// # Errors
+    /// [`ModelError::Targets`] with the first that it does not.
+    pub fn classes<'a>(&self, y: &'a Targets) -> Result<&'a [i32], ModelError> {
+        let Targets::Classes(classes) = y;
+        let num_classes = self.bias.len();
+        match classes.iter().find(|class| usize::try_from(**class).map_or(true, |class| class >= num_classes)) {
+            Some(class) => {
+                Err(ModelError::Targets { problem: format!("a class must be in 0..{num_classes}, got {class}") })
+            }
+            None => Ok(classes),
+        }
+    }
+}
+
 /// Which gradients are wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Want {
@@ -156,6 +190,10 @@ pub struct Share {
     /// ∂ℓ/∂Z, `[images, per_image, dim]` for each tap; empty unless wanted.
     pub dz: Vec<Vec<f64>>,
 }
+
+/// What follows from the taps of both labelled batches (finetune, then validation): a cotangent for each tap of each,
+/// `[images, per_image, dim]`.
+pub type TapCotangents<'a> = dyn FnMut(&[Tokens<'_>], &[Tokens<'_>]) -> Result<[Vec<Vec<f64>>; 2], ModelError> + 'a;
 
 /// A number that is logged beside a batch's loss, for example its accuracy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -198,6 +236,21 @@ pub trait Task: Send + Sync + fmt::Debug {
     /// # Errors
     /// [`ModelError::Targets`] when targets or taps are not those of the task.
     fn evaluate(&self, at: &At<'_>, want: Want) -> Result<Share, ModelError>;
+
+    /// The targets as numbers `[images, K]` and K, for a head that is linear in its one tap and has a squared loss
+    /// ([`ridge`](super::ridge)); none where the task has no such form.
+    ///
+    /// # Errors
+    /// [`ModelError::Targets`] when targets are not those of the task.
+    fn regression(&self, _y: &Targets) -> Result<Option<(usize, Vec<f64>)>, ModelError> {
+        Ok(None)
+    }
+
+    /// The head as data, if it is a [`LinearHead`]: a device may then compute it by itself, to the same results but for
+    /// the rounding of f64, instead of calling [`Task::evaluate`].
+    fn linear_head(&self) -> Option<LinearHead> {
+        None
+    }
 
     /// The head's outputs for some images, `[images, outputs]`, without dropout; for classification, logits. `z` is as
     /// [`At::z`].

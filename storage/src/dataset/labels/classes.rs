@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::dataset::error::DataError;
+use crate::dataset::pixels::Image;
 use crate::dataset::sample::{Dataset, DatasetInfo, LabelOrigin, NameSource, Sample};
 
 /// Names of a list that a message shows at most.
@@ -223,6 +224,10 @@ impl Dataset for Relabelled {
 
     fn files(&self) -> Vec<&Path> {
         self.inner.files()
+    }
+
+    fn known_object(&self, index: usize) -> Option<Image> {
+        self.inner.known_object(index)
     }
 
     fn known_object_patches(&self, index: usize, patch: usize) -> Option<Vec<bool>> {

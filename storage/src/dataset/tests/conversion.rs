@@ -37,7 +37,15 @@ fn a_failed_conversion_leaves_nothing() {
 
 #[test]
 fn synthetic_data_are_written_in_both_splits() {
-    let spec = SyntheticSpec { num_train: 1100, num_test: 30, image: 16, num_classes: 3, seed: 9, channels: 3 };
+    let spec = SyntheticSpec {
+        num_train: 1100,
+        num_test: 30,
+        image: 16,
+        num_classes: 3,
+        seed: 9,
+        channels: 3,
+        ..SyntheticSpec::default()
+    };
     let folder = tempfile::tempdir().unwrap();
     let mut calls = Vec::new();
     let reports = write_synthetic(&spec, folder.path(), &mut |done, total| calls.push((done, total))).unwrap();

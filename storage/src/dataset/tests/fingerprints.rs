@@ -83,7 +83,15 @@ fn other_files_with_the_same_images_differ_in_their_files_alone() {
 #[test]
 fn shards_in_another_order_are_found_even_where_labels_are_the_same() {
     let folder = tempfile::tempdir().unwrap();
-    let spec = |seed| SyntheticSpec { num_train: 12, num_test: 1, image: 16, num_classes: 2, seed, channels: 1 };
+    let spec = |seed| SyntheticSpec {
+        num_train: 12,
+        num_test: 1,
+        image: 16,
+        num_classes: 2,
+        seed,
+        channels: 1,
+        ..SyntheticSpec::default()
+    };
     let shards = [1, 2].map(|seed| {
         let place = folder.path().join(seed.to_string());
         std::fs::create_dir(&place).unwrap();
@@ -107,7 +115,15 @@ fn shards_in_another_order_are_found_even_where_labels_are_the_same() {
 
 #[test]
 fn of_many_images_a_part_is_compared() {
-    let spec = |seed| SyntheticSpec { num_train: 3000, num_test: 1, image: 16, num_classes: 2, seed, channels: 1 };
+    let spec = |seed| SyntheticSpec {
+        num_train: 3000,
+        num_test: 1,
+        image: 16,
+        num_classes: 2,
+        seed,
+        channels: 1,
+        ..SyntheticSpec::default()
+    };
     let of = |seed| Fingerprint::of(&SyntheticDataset::new(&spec(seed), Split::Train).unwrap(), None).unwrap();
     let print = of(1);
     assert_eq!((print.num_compared(), print.is_complete(), print.num_files), (1024, false, 0));

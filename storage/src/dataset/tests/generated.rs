@@ -5,7 +5,7 @@ fn synthetic(spec: &SyntheticSpec, split: Split) -> SyntheticDataset {
 }
 
 fn small(num_classes: usize, image: usize, channels: usize) -> SyntheticSpec {
-    SyntheticSpec { num_train: 60, num_test: 20, image, num_classes, seed: 3, channels }
+    SyntheticSpec { num_train: 60, num_test: 20, image, num_classes, seed: 3, channels, ..SyntheticSpec::default() }
 }
 
 #[test]
@@ -46,6 +46,9 @@ fn object_patches_are_where_the_object_is() {
                 (0..32).all(|i| !pixels[i] && !pixels[31 * 32 + i] && !pixels[i * 32] && !pixels[i * 32 + 31]),
                 "inside the image"
             );
+            let alone = dataset.known_object(index).unwrap();
+            assert_eq!((alone.width, alone.height, alone.channels), (32, 32, 1));
+            assert!(alone.pixels.iter().zip(&pixels).all(|(byte, inside)| (*byte >= 128) == *inside));
             for patch in [4, 5, 8, 32] {
                 let patches = dataset.object_patches(index, patch);
                 let grid = 32_usize.div_ceil(patch);
@@ -73,6 +76,7 @@ fn object_patches_are_where_the_object_is() {
     }
     assert_eq!(synthetic(&small(2, 16, 1), Split::Train).object_patches(0, 0), Vec::<bool>::new());
     assert_eq!(open(&DatasetSpec::default()).unwrap().known_object_patches(0, 4), None);
+    assert_eq!(open(&DatasetSpec::default()).unwrap().known_object(0), None);
 }
 
 #[test]

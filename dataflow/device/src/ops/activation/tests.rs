@@ -1,41 +1,11 @@
 use super::*;
-use crate::ops::norm::tests::{assert_act, placed, placed_act, wide};
-use crate::ops::tokens::tests::{Trial, assert_close, each, values};
+use crate::ops::norm::tests::{assert_act, placed, placed_act};
+use crate::ops::tokens::tests::{Trial, assert_close, each};
+use crate::twins::activation::{share, slope, spread, tail};
+use crate::twins::{values, wide};
 
 /// Lengths, and values before them in their blocks: whole and broken runs, several blocks, no 16-byte loads.
 const LENS: [[usize; 2]; 7] = [[1, 0], [3, 0], [8, 0], [1000, 0], [1000, 1], [2049, 0], [5003, 4]];
-
-/// 1 − Φ(a) for a ≥ 0, by the series of erf or the continued fraction of Mills' ratio.
-fn tail(a: f64) -> f64 {
-    if a < 2.0 {
-        let (x, mut n) = (a * std::f64::consts::FRAC_1_SQRT_2, 0.0);
-        let (mut term, mut total) = (x, x);
-        while term > 1e-18 {
-            n += 1.0;
-            term *= 2.0 * x * x / (2.0 * n + 1.0);
-            total += term;
-        }
-        return 0.5 - 0.5 * total * (-x * x).exp() * std::f64::consts::FRAC_2_SQRT_PI;
-    }
-    density(a) / (1..200).rev().fold(a, |rest, k| a + f64::from(k) / rest)
-}
-
-fn density(x: f64) -> f64 {
-    (-0.5 * x * x).exp() / (2.0 * std::f64::consts::PI).sqrt()
-}
-
-fn share(x: f64) -> f64 {
-    if x < 0.0 { tail(-x) } else { 1.0 - tail(x) }
-}
-
-fn slope(x: f64) -> f64 {
-    share(x) + x * density(x)
-}
-
-/// Values over all of −11..11 in an order of their own.
-fn spread(len: usize) -> Vec<f32> {
-    (0..len).map(|i| (i * 617 % 2203) as f32 / 100.15 - 11.0).collect()
-}
 
 #[test]
 fn gelu_and_its_derivatives_match_their_twins() {

@@ -6,64 +6,8 @@ use super::{AttentionShape, MMA_FORWARD, MMA_GRAD_OF_KEYS, MMA_GRAD_OF_QUERIES, 
 use crate::memory::{Act, ActView, View};
 use crate::stream::{Precision, Priority, Stream};
 use crate::testing::schedules;
-
-/// Results of one head shape in f64.
-struct Twin {
-    y: Vec<f64>,
-    lse: Vec<f64>,
-    dqkv: Vec<f64>,
-    tangent: Vec<f64>,
-}
-
-/// The formulas, with dy as the gradient of y and `along` as the direction of the tangent.
-fn twin(shape: &AttentionShape, qkv: &[f64], dy: &[f64], along: &[f64]) -> Twin {
-    let AttentionShape { batch, tokens, heads, head_dim, queries } = *shape;
-    let (width, scale) = (heads * head_dim, 1.0 / (head_dim as f64).sqrt());
-    let mut twin = Twin {
-        y: vec![0.0; batch * queries * width],
-        lse: vec![0.0; batch * heads * queries],
-        dqkv: vec![0.0; qkv.len()],
-        tangent: vec![0.0; batch * queries * width],
-    };
-    for (image, head) in (0..batch).flat_map(|image| (0..heads).map(move |head| (image, head))) {
-        let row = |token: usize, part: usize| {
-            let start = ((image * tokens + token) * 3 + part) * width + head * head_dim;
-            start..start + head_dim
-        };
-        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-        for query in 0..queries {
-            let (q, dq) = (&qkv[row(query, 0)], &along[row(query, 0)]);
-            let scores: Vec<f64> = (0..tokens).map(|key| scale * dot(q, &qkv[row(key, 1)])).collect();
-            let slope = |key: usize| scale * (dot(dq, &qkv[row(key, 1)]) + dot(q, &along[row(key, 1)]));
-            let slopes: Vec<f64> = (0..tokens).map(slope).collect();
-            let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            let sum: f64 = scores.iter().map(|score| (score - top).exp()).sum();
-            let probs: Vec<f64> = scores.iter().map(|score| (score - top).exp() / sum).collect();
-            let mean = dot(&probs, &slopes);
-            twin.lse[(image * heads + head) * queries + query] = top + sum.ln();
-            let start = (image * queries + query) * width + head * head_dim;
-            let out = start..start + head_dim;
-            for (key, p) in probs.iter().enumerate() {
-                for (d, place) in out.clone().enumerate() {
-                    let value = qkv[row(key, 2)][d];
-                    twin.y[place] += p * value;
-                    twin.tangent[place] += p * (slopes[key] - mean) * value + p * along[row(key, 2)][d];
-                }
-            }
-            let dy = &dy[out.clone()];
-            let delta = dot(dy, &twin.y[out]);
-            for (key, p) in probs.iter().enumerate() {
-                let dscore = scale * p * (dot(dy, &qkv[row(key, 2)]) - delta);
-                for d in 0..head_dim {
-                    twin.dqkv[row(query, 0)][d] += dscore * qkv[row(key, 1)][d];
-                    twin.dqkv[row(key, 1)][d] += dscore * qkv[row(query, 0)][d];
-                    twin.dqkv[row(key, 2)][d] += p * dy[d];
-                }
-            }
-        }
-    }
-    twin
-}
+use crate::twins::attention::{error, twin};
+use crate::twins::wide;
 
 /// Values around 0 with a deviation of `size`, equal for equal seeds.
 fn values(len: usize, size: f32, seed: u64) -> Vec<f32> {
@@ -75,18 +19,6 @@ fn values(len: usize, size: f32, seed: u64) -> Vec<f32> {
         (state >> 40) as f32 / (1 << 24) as f32 - 0.5
     };
     (0..len).map(|_| size * 2.0 * (uniform() + uniform() + uniform())).collect()
-}
-
-fn wide(values: &[f32]) -> Vec<f64> {
-    values.iter().map(|v| f64::from(*v)).collect()
-}
-
-/// The error's root mean square over that of what is wanted.
-fn error(got: &[f32], want: &[f64]) -> f64 {
-    assert_eq!(got.len(), want.len());
-    let square = |sum: f64, v: f64| sum + v * v;
-    let distance = got.iter().zip(want).map(|(got, want)| f64::from(*got) - want).fold(0.0, square);
-    (distance / want.iter().copied().fold(1e-30, square)).sqrt()
 }
 
 /// A stream that talks in f32 to the host.

@@ -1,7 +1,9 @@
 use super::*;
 use crate::memory::{Act, Mem};
-use crate::ops::tokens::tests::{Trial, assert_close, each, values};
+use crate::ops::tokens::tests::{Trial, assert_close, each};
 use crate::stream::Precision;
+use crate::twins::norm::{grad, norm, tangent};
+use crate::twins::{values, wide};
 
 /// As `assert_close`, for an activation: within bf16's rounding of each value besides, if it is bf16.
 #[track_caller]
@@ -13,10 +15,6 @@ pub(in crate::ops) fn assert_act(t: &Trial, got: &[f32], want: &[f64], tolerance
         let error = (f64::from(*g) - w).abs();
         assert!(error <= rounding * w.abs() + tolerance * size, "{what}: value {i} is {g}, not {w}");
     }
-}
-
-pub(in crate::ops) fn wide(x: &[f32]) -> Vec<f64> {
-    x.iter().map(|v| f64::from(*v)).collect()
 }
 
 /// A vector that begins `offset` values after a block does, so that 16-byte loads may not be used.
@@ -46,46 +44,6 @@ const SHAPES: [[usize; 3]; 11] = [
 /// Rows of few values may be nearly constant, where the rounding of x itself is scaled up.
 fn tolerance(width: usize) -> f64 {
     if width < 8 { 1e-4 } else { 1e-6 }
-}
-
-fn norm(x: &[f64], gamma: &[f64], beta: &[f64]) -> Vec<f64> {
-    let width = gamma.len();
-    let row = |x: &[f64]| {
-        let mean = x.iter().sum::<f64>() / width as f64;
-        let variance = x.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / width as f64;
-        let scale = 1.0 / (variance + f64::from(EPS)).sqrt();
-        x.iter().zip(gamma.iter().zip(beta)).map(|(v, (g, b))| (v - mean) * scale * g + b).collect::<Vec<_>>()
-    };
-    x.chunks_exact(width).flat_map(row).collect()
-}
-
-/// The derivative of `norm` along `d` = (dx, dgamma, dbeta), by central differences.
-fn tangent(x: &[f64], gamma: &[f64], beta: &[f64], d: [&[f64]; 3]) -> Vec<f64> {
-    let h = 1e-5;
-    let at = |step: f64| {
-        let moved = |v: &[f64], d: &[f64]| v.iter().zip(d).map(|(v, d)| v + step * d).collect::<Vec<_>>();
-        norm(&moved(x, d[0]), &moved(gamma, d[1]), &moved(beta, d[2]))
-    };
-    at(h).iter().zip(at(-h)).map(|(up, down)| (up - down) / (2.0 * h)).collect()
-}
-
-/// dx, dgamma and dbeta.
-fn grad(x: &[f64], gamma: &[f64], dy: &[f64]) -> [Vec<f64>; 3] {
-    let width = gamma.len();
-    let n = norm(x, &vec![1.0; width], &vec![0.0; width]);
-    let (mut dx, mut dgamma, mut dbeta) = (Vec::new(), vec![0.0; width], vec![0.0; width]);
-    for ((x, n), dy) in x.chunks_exact(width).zip(n.chunks_exact(width)).zip(dy.chunks_exact(width)) {
-        let mean = |v: &dyn Fn(usize) -> f64| (0..width).map(v).sum::<f64>() / width as f64;
-        let centre = mean(&|c| x[c]);
-        let scale = 1.0 / (mean(&|c| (x[c] - centre).powi(2)) + f64::from(EPS)).sqrt();
-        let (mean_g, mean_gn) = (mean(&|c| dy[c] * gamma[c]), mean(&|c| dy[c] * gamma[c] * n[c]));
-        dx.extend((0..width).map(|c| scale * (dy[c] * gamma[c] - mean_g - n[c] * mean_gn)));
-        for c in 0..width {
-            dgamma[c] += dy[c] * n[c];
-            dbeta[c] += dy[c];
-        }
-    }
-    [dx, dgamma, dbeta]
 }
 
 /// x, gamma, beta, dy, and directions of x, gamma and beta.

@@ -5,33 +5,7 @@ use half::bf16;
 use super::*;
 use crate::memory::{Act, Element, Mem};
 use crate::stream::{Precision, Priority};
-
-/// Deterministic values around ±1.
-pub(in crate::ops) fn values(len: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut uniform = move || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
-    };
-    (0..len).map(|_| 2.0 * (uniform() + uniform() + uniform() + uniform())).collect()
-}
-
-/// Orders of patches of `batch` images: `kept` and `rank`.
-pub(in crate::ops) fn orders(batch: usize, num_patches: usize, num_visible: usize) -> (Vec<u32>, Vec<u32>) {
-    let (mut kept, mut rank) = (Vec::new(), vec![0; batch * num_patches]);
-    for image in 0..batch {
-        let keys = values(num_patches, 100 + image as u64);
-        let mut order: Vec<u32> = (0..num_patches as u32).collect();
-        order.sort_by(|a, b| keys[*a as usize].total_cmp(&keys[*b as usize]));
-        kept.extend_from_slice(&order[..num_visible]);
-        for (place, patch) in order.iter().enumerate() {
-            rank[image * num_patches + *patch as usize] = place as u32;
-        }
-    }
-    (kept, rank)
-}
+use crate::twins::{orders, values};
 
 /// A stream on which an operation is tried, with what the tests of all operations need.
 pub(in crate::ops) struct Trial {

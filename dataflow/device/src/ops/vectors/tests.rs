@@ -1,6 +1,7 @@
 use super::*;
-use crate::ops::norm::tests::{placed, wide};
-use crate::ops::tokens::tests::{assert_close, each, values};
+use crate::ops::norm::tests::placed;
+use crate::ops::tokens::tests::{assert_close, each};
+use crate::twins::{values, wide};
 
 #[test]
 fn adamw_follows_the_definition() {
@@ -79,7 +80,13 @@ fn sums_of_vectors_match_their_twins() {
             assert_eq!(s.download(on_x).unwrap(), second, "scale_add in place");
             s.scaled(out, on_y, -3.0);
             assert_eq!(s.download(out).unwrap(), y.iter().map(|y| -3.0 * y).collect::<Vec<_>>());
-            vec![first, second]
+            let squares: Vec<f32> = y.iter().map(|y| y * y).collect();
+            let on_squares = s.upload(&squares);
+            s.preconditioned(out, s.upload(&x).view(), on_squares.view(), 1.7, 1e-2);
+            let third = s.download(out).unwrap();
+            let root = |y: f64| (y * y * f64::from(1.7f32)).sqrt() + f64::from(1e-2f32);
+            assert_close(&third, &twin(&|x, y| x / root(y)), 3e-6, "preconditioned");
+            vec![first, second, third]
         });
     }
 }

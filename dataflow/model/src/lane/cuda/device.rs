@@ -64,6 +64,11 @@ impl Device for Cuda {
         )
     }
 
+    /// `MLOMAE_CUDA_RAW_IMAGES=0` decides otherwise.
+    fn takes_raw_images(&self) -> bool {
+        std::env::var_os("MLOMAE_CUDA_RAW_IMAGES").is_none_or(|value| value != "0")
+    }
+
     fn memory_bound(&self, spec: &MemorySpec<'_>) -> Option<DeviceMemoryBound> {
         Some(DeviceMemoryBound { needed_bytes: needed_bytes(spec), available_bytes: free_bytes()? })
     }

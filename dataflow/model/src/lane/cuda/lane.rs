@@ -8,19 +8,20 @@ use mlomae_device::ops::{AdamWPieces, AdamWStep};
 use mlomae_device::{Mem, Precision, Priority, Stream};
 
 use super::device::{Cuda, home, of_device};
-use super::levels::Recorded;
+use super::head::Wide;
+use super::levels::{Recorded, Taps};
 use super::steady::{Batch, Graphs};
 use super::vector::{GpuVector, Home, mem};
 use crate::error::ModelError;
+use crate::images::Images;
 use crate::lane::{Device, Direction, Downstream, FinetuneGradient, Lane, PretrainGradient, Recording, Upstream};
-use crate::levels::mask::cotangent_difference;
-use crate::levels::optimizer::AdamW;
-use crate::levels::vectors::{norm_wide, shifted_wide, step_size, widen};
+use crate::levels::optimizer::{AdamW, AdamWConfig};
+use crate::levels::vectors::{bias_correction, step_size};
 use crate::masking::{MaskNetwork, MaskRule, NetworkRows, Scored};
 use crate::model::Model;
 use crate::parallel::compute::Compute;
 use crate::tap::Tap;
-use crate::tasks::{Noise, Want};
+use crate::tasks::{LinearHead, Noise, TapCotangents, Want};
 use crate::vector::Vector;
 
 /// A lane of the GPU.
@@ -30,6 +31,8 @@ pub struct CudaLane {
     pub(super) stream: Stream,
     /// The masking network, if it can be computed here.
     pub(super) network: Option<MaskNetwork>,
+    /// The task's head, if it is computed here.
+    pub(super) linear_head: Option<LinearHead>,
     /// Positions of a masking network over patches.
     pub(super) positions: Option<Mem<f32>>,
     /// Work that repeats; none where graphs do not pay.
@@ -66,9 +69,10 @@ impl CudaLane {
         Ok(CudaLane {
             model: model.clone(),
             positions,
-            graphs: Graphs::of(&stream, model.vit.layout.len),
+            graphs: Graphs::of(&stream, model.vit.layout.len)?,
             stream,
             network,
+            linear_head: model.task.linear_head(),
             home: home.clone(),
             pieces: None,
         })
@@ -91,16 +95,6 @@ impl CudaLane {
     fn complete(&self, values: Mem<f32>) -> Result<Vector, ModelError> {
         self.stream.wait()?;
         Ok(GpuVector::shared(&self.home, values))
-    }
-
-    /// c on the host, in f64: heads are computed there.
-    fn head(&self, c: &Vector) -> Result<Vec<f64>, ModelError> {
-        Ok(widen(&self.stream.download(mem(c)?.view())?))
-    }
-
-    fn uploaded(&self, values: &[f64]) -> Result<Vector, ModelError> {
-        let values: Vec<f32> = values.iter().map(|&value| value as f32).collect();
-        self.complete(self.stream.upload(&values))
     }
 
     fn adamw_pieces(&mut self, adamw: &AdamW) -> AdamWPieces {
@@ -143,6 +137,23 @@ impl Lane for CudaLane {
         self.complete(self.stream.upload(&vector.to_host()?))
     }
 
+    fn ingest(&self, images: &Images) -> Result<Vector, ModelError> {
+        let raw = match images {
+            Images::Values(values) => return self.upload(values),
+            Images::Raw(raw) => raw,
+        };
+        let windows = raw.windows().iter();
+        let windows: Vec<u32> = windows
+            .flat_map(|window| [window.top.cast_unsigned(), window.left.cast_unsigned(), window.mirrored.into()])
+            .collect();
+        let scaling: Vec<f32> = raw.scaling().iter().flat_map(|of| [of.scale, of.shift]).collect();
+        let stream = &self.stream;
+        let (pixels, windows) = (stream.upload(raw.pixels()), stream.upload(&windows));
+        let (values, scaling) = (stream.take(pixels.len()), stream.upload(&scaling));
+        stream.pixel_values(values.view(), pixels.view(), windows.view(), scaling.view(), raw.side());
+        self.complete(values)
+    }
+
     fn score(
         &mut self,
         theta: Option<&Vector>,
@@ -174,20 +185,21 @@ impl Lane for CudaLane {
         noise: Option<Noise>,
         keep: bool,
     ) -> Result<FinetuneGradient, ModelError> {
-        let c = self.head(at.c)?;
         let (theta, images) = (mem(at.theta)?, mem(at.finetune.images)?);
+        let c = self.head_weights(mem(at.c)?)?;
         let want = Want { dc: true, dz: false };
-        let (share, recorded) = if keep {
+        let evaluate = |taps: &Taps| self.evaluate(&c, taps, at.finetune.targets, noise, want);
+        let (at, recorded) = if keep {
             let recorded = self.encode(theta, images, Batch::Finetune)?;
-            (self.evaluate(&c, &recorded.taps, at.finetune.targets, noise, want)?, Some(recorded))
+            (evaluate(&recorded.taps)?, Some(recorded))
         } else {
-            let taps = self.features_of(theta, images, self.model.task.reads())?;
-            (self.evaluate(&c, &taps, at.finetune.targets, noise, want)?, None)
+            let taps = self.features_of(theta, images, self.model.task.reads());
+            (evaluate(&self.taps(taps)?)?, None)
         };
         Ok(FinetuneGradient {
-            loss: share.loss,
-            figures: share.figures,
-            gradient: self.uploaded(&share.dc)?,
+            loss: at.loss,
+            gradient: self.complete(self.narrowed(&at.dc))?,
+            figures: at.figures,
             recorded: recorded.map(|recorded| Recording(Box::new(recorded))),
         })
     }
@@ -197,15 +209,14 @@ impl Lane for CudaLane {
             lane: "cuda",
             problem: "a recording was made by another lane".to_owned(),
         })?;
-        let (c, y_f) = (self.head(at.c)?, at.finetune.targets);
+        let (c, y_f) = (self.head_weights(mem(at.c)?)?, at.finetune.targets);
         let (images, y_v) = (mem(at.validation.images)?, at.validation.targets);
         let (at_v, w) = self.task_gradient(mem(at.theta)?, &c, images, y_v, None)?;
-        let dz = cotangent_difference(&c, &at_v.dc, alpha, |c| {
-            self.evaluate(c, &recorded.taps, y_f, None, Want { dc: false, dz: true })
-        })?;
+        let v0 = self.on_host(&at_v.dc)?;
+        let dz = self.cotangent_difference(&c, (&at_v.dc, &v0), alpha, &recorded.taps, y_f)?;
         let v1 = self.end(*recorded, &dz)?;
         let (v1, w) = (self.complete(v1)?, self.complete(w)?);
-        Ok(Direction { loss: at_v.loss, figures: at_v.figures, v0: at_v.dc, v1, w })
+        Ok(Direction { loss: at_v.loss, figures: at_v.figures, v0, v1, w, response: None })
     }
 
     fn direction_published(
@@ -214,19 +225,65 @@ impl Lane for CudaLane {
         alpha: f64,
         noise: &dyn Fn(u64) -> Option<Noise>,
     ) -> Result<Direction, ModelError> {
-        let (theta, c) = (mem(at.theta)?, self.head(at.c)?);
+        let (theta, c) = (mem(at.theta)?, self.head_weights(mem(at.c)?)?);
         let (images, y_v) = (mem(at.validation.images)?, at.validation.targets);
         let (at_v, w) = self.task_gradient(theta, &c, images, y_v, noise(1))?;
         let (images, y_f) = (mem(at.finetune.images)?, at.finetune.targets);
-        let epsilon = step_size(alpha, norm_wide(&at_v.dc));
-        let shifted = |sign: f64| shifted_wide(&c, sign * epsilon, &at_v.dc);
-        let (_, plus) = self.task_gradient(theta, &shifted(1.0), images, y_f, noise(2))?;
-        let (_, minus) = self.task_gradient(theta, &shifted(-1.0), images, y_f, noise(3))?;
+        let v0 = self.on_host(&at_v.dc)?;
+        let ([plus, minus], epsilon) = self.both_sides(&c, (&at_v.dc, &v0), alpha)?;
+        let (_, plus) = self.task_gradient(theta, &plus, images, y_f, noise(2))?;
+        let (_, minus) = self.task_gradient(theta, &minus, images, y_f, noise(3))?;
         let half = (0.5 / epsilon) as f32;
         let v1 = self.stream.take(theta.len());
         self.stream.combined(v1.view(), half, minus.view(), -half, plus.view());
         let (v1, w) = (self.complete(v1)?, self.complete(w)?);
-        Ok(Direction { loss: at_v.loss, figures: at_v.figures, v0: at_v.dc, v1, w })
+        Ok(Direction { loss: at_v.loss, figures: at_v.figures, v0, v1, w, response: None })
+    }
+
+    fn pull_back(
+        &mut self,
+        at: &Downstream<'_>,
+        recorded: Recording,
+        cotangents: &mut TapCotangents<'_>,
+    ) -> Result<[Vector; 2], ModelError> {
+        let recorded = recorded.0.downcast::<Recorded>().map_err(|_| ModelError::Lane {
+            lane: "cuda",
+            problem: "a recording was made by another lane".to_owned(),
+        })?;
+        let of_validation = self.encode(mem(at.theta)?, mem(at.validation.images)?, Batch::Validation)?;
+        let [z_f, z_v] = [self.taps_on_host(&recorded.taps)?, self.taps_on_host(&of_validation.taps)?];
+        let both = cotangents(&self.tokens(&z_f), &self.tokens(&z_v))?;
+        let [dz_f, dz_v] = both.map(|dz| dz.into_iter().map(|dz| self.narrowed(&Wide::Host(dz))).collect::<Vec<_>>());
+        let (v1, w) = (self.end(*recorded, &dz_f)?, self.end(of_validation, &dz_v)?);
+        Ok([self.complete(v1)?, self.complete(w)?])
+    }
+
+    fn preconditioned(&mut self, x: &Vector, v: &Vector, step: u64, adamw: &AdamWConfig) -> Result<Vector, ModelError> {
+        let (x, v) = (mem(x)?, mem(v)?);
+        let out = self.stream.take(x.len());
+        self.stream.preconditioned(out.view(), x.view(), v.view(), bias_correction(step, adamw), adamw.eps as f32);
+        self.complete(out)
+    }
+
+    fn patch_loss_tangents(
+        &mut self,
+        theta: &Vector,
+        v: &Vector,
+        images: &Vector,
+        scored: &Scored,
+    ) -> Result<Vec<f32>, ModelError> {
+        let order = self.order(&scored.order);
+        let [_, tangents] = self.tangents(mem(theta)?, mem(v)?, mem(images)?, &order)?;
+        Ok(self.stream.download(tangents.view())?)
+    }
+
+    fn mask_gradient(&mut self, phi: &Vector, scored: &Scored, dscores: &[f32]) -> Result<Vector, ModelError> {
+        let phi = mem(phi)?;
+        let dphi = self.stream.zeros(phi.len());
+        if let Some(trace) = &scored.trace {
+            self.mask_backward(phi, trace, &self.stream.upload(dscores), Some(&dphi), false)?;
+        }
+        self.complete(dphi)
     }
 
     fn difference(&mut self, at: &Upstream<'_>, v: &Vector, alpha: f64) -> Result<Vector, ModelError> {
@@ -292,7 +349,8 @@ impl Lane for CudaLane {
         if images.is_empty() {
             return Ok(Vec::new());
         }
-        Ok(self.features_of(mem(theta)?, images, &[Tap::Cls])?.pop().unwrap_or_default())
+        let tokens = self.features_of(mem(theta)?, images, &[Tap::Cls]).pop().unwrap_or_default();
+        Ok(self.stream.download(tokens.view())?)
     }
 
     fn shifted(&mut self, theta: &Vector, v: &Vector, epsilon: f64) -> Result<Vector, ModelError> {

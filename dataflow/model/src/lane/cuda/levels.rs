@@ -2,6 +2,7 @@
 
 use mlomae_device::{Held, Matrix, Mem, Product, Run};
 
+use super::head::{Evaluated, Wide};
 use super::lane::CudaLane;
 use super::network::GpuTrace;
 use super::scoring::kept;
@@ -13,7 +14,7 @@ use crate::error::ModelError;
 use crate::level::Level;
 use crate::masking::{MaskRule, Needs, Scored};
 use crate::tap::Tap;
-use crate::tasks::{At, Noise, Share, Targets, Tokens, Want};
+use crate::tasks::{Noise, Targets, Want};
 
 /// A batch whose encoder pass has run forward and is recorded until its cotangents are known.
 #[derive(Debug)]
@@ -21,8 +22,15 @@ pub(super) struct Recorded {
     /// None where the pass was replayed as a graph, and runs backward as one.
     record: Option<(GpuRecord, Vec<GpuTensor>)>,
     how: (Batch, Run, u64),
-    /// What the head reads, on the host.
-    pub(super) taps: Vec<Vec<f32>>,
+    /// What the head reads.
+    pub(super) taps: Taps,
+}
+
+/// The tokens of each tap that a head reads, where it is computed.
+#[derive(Debug)]
+pub(super) enum Taps {
+    Host(Vec<Vec<f32>>),
+    Device(Vec<Mem<f32>>),
 }
 
 /// A level-1 batch.
@@ -207,20 +215,14 @@ impl CudaLane {
         Ok(self.stream.download(pred.full(&self.stream).view())?)
     }
 
-    /// The encoder's taps of images, on the host.
-    pub(super) fn features_of(
-        &self,
-        theta: &Mem<f32>,
-        images: &Mem<f32>,
-        taps: &[Tap],
-    ) -> Result<Vec<Vec<f32>>, ModelError> {
+    /// The encoder's taps of images, by a forward pass alone.
+    pub(super) fn features_of(&self, theta: &Mem<f32>, images: &Mem<f32>, taps: &[Tap]) -> Vec<Mem<f32>> {
         let stream = &self.stream;
         let mut e = GpuTape::forward_only(stream);
         e.bind(Level::Pretrain, theta, false);
         let input = self.input(&e, images);
         let z = self.model.vit.taps(&mut e, &input, taps);
-        let values: Result<_, _> = z.iter().map(|z| stream.download(z.full(stream).view())).collect();
-        Ok(values?)
+        z.iter().map(|z| z.full(stream)).collect()
     }
 
     /// The taps that the task reads, recorded for [`CudaLane::end`].
@@ -236,18 +238,15 @@ impl CudaLane {
             record = Some((e.into_record(), z));
             values
         });
-        let taps: Result<_, _> = outputs.iter().map(|z| stream.download(z.view())).collect();
-        Ok(Recorded { record, how: (batch, run, generation), taps: taps? })
+        Ok(Recorded { record, how: (batch, run, generation), taps: self.taps(outputs)? })
     }
 
     /// The gradient for θ, zero on the decoder and on frozen weights, from the cotangents of the taps.
     ///
     /// # Errors
     /// When a later pass over such a batch has overwritten this one.
-    pub(super) fn end(&self, recorded: Recorded, dz: &[Vec<f64>]) -> Result<Mem<f32>, ModelError> {
+    pub(super) fn end(&self, recorded: Recorded, dz: &[Mem<f32>]) -> Result<Mem<f32>, ModelError> {
         let stream = &self.stream;
-        let dz: Vec<Mem<f32>> =
-            dz.iter().map(|dz| stream.upload(&dz.iter().map(|&d| d as f32).collect::<Vec<f32>>())).collect();
         let inputs: Vec<Held> = dz.iter().map(Held::from).collect();
         let Recorded { record, how, .. } = recorded;
         let outputs = self.steady_backward(how, &inputs, |inputs| {
@@ -263,60 +262,20 @@ impl CudaLane {
         Ok(gradient)
     }
 
-    /// The taps as the task reads them.
-    fn tokens<'a>(&self, taps: &'a [Vec<f32>]) -> Vec<Tokens<'a>> {
-        let c = &self.model.config;
-        let of =
-            |(tap, values): (&Tap, &'a Vec<f32>)| Tokens { per_image: tap.tokens(c.num_patches()), dim: c.dim, values };
-        self.model.task.reads().iter().zip(taps).map(of).collect()
-    }
-
-    /// The task on a batch's taps. Some images at a time are evaluated by a thread each, and summed in order; dropout
-    /// depends on an image's place in the batch, so with it all are evaluated at once.
-    pub(super) fn evaluate(
-        &self,
-        c: &[f64],
-        taps: &[Vec<f32>],
-        y: &Targets,
-        noise: Option<Noise>,
-        want: Want,
-    ) -> Result<Share, ModelError> {
-        const IMAGES_AT_A_TIME: usize = 8;
-        let (task, z) = (&self.model.task, self.tokens(taps));
-        let total = task.total(y);
-        if noise.is_some() {
-            return task.evaluate(&At { c, z: &z, y, total, noise }, want);
-        }
-        let shares = self.heads().map(y.len().div_ceil(IMAGES_AT_A_TIME), |i| {
-            let images = i * IMAGES_AT_A_TIME..((i + 1) * IMAGES_AT_A_TIME).min(y.len());
-            let z: Vec<Tokens<'_>> = z.iter().map(|z| z.slice(images.clone())).collect();
-            task.evaluate(&At { c, z: &z, y: &y.slice(images), total, noise: None }, want)
-        });
-        let mut shares = shares.into_iter();
-        let mut all = shares.next().unwrap_or_else(|| task.evaluate(&At { c, z: &z, y, total, noise }, want))?;
-        for share in shares {
-            let share = share?;
-            all.loss += share.loss;
-            all.figures.iter_mut().zip(share.figures).for_each(|(all, figure)| *all += figure);
-            all.dc.iter_mut().zip(share.dc).for_each(|(all, dc)| *all += dc);
-            all.dz.iter_mut().zip(share.dz).for_each(|(all, dz)| all.extend(dz));
-        }
-        Ok(all)
-    }
-
     /// The task's loss on one batch with its gradients for c and for θ.
     pub(super) fn task_gradient(
         &self,
         theta: &Mem<f32>,
-        c: &[f64],
+        c: &Wide,
         images: &Mem<f32>,
         y: &Targets,
         noise: Option<Noise>,
-    ) -> Result<(Share, Mem<f32>), ModelError> {
+    ) -> Result<(Evaluated, Mem<f32>), ModelError> {
         let recorded = self.encode(theta, images, Batch::Validation)?;
-        let share = self.evaluate(c, &recorded.taps, y, noise, Want::BOTH)?;
-        let gradient = self.end(recorded, &share.dz)?;
-        Ok((share, gradient))
+        let at = self.evaluate(c, &recorded.taps, y, noise, Want::BOTH)?;
+        let dz: Vec<Mem<f32>> = at.dz.iter().map(|dz| self.narrowed(dz)).collect();
+        let gradient = self.end(recorded, &dz)?;
+        Ok((at, gradient))
     }
 
     /// Adds `−sign/2ε`·∂L_m/∂φ at `theta`, which is scored and masked anew, to `dphi`.
@@ -351,18 +310,7 @@ impl CudaLane {
         let dphi = stream.zeros(phi.len());
         let (scored, order) = self.scores(Some(theta), phi, images, rule)?;
         let Some(trace) = &scored.trace else { return Ok(dphi) };
-        let (patches, visible) = (order.num_patches, order.num_visible);
-        let inputs: [Held; 5] = [theta.into(), v.into(), images.into(), (&order.kept).into(), (&order.rank).into()];
-        let outputs = self.steady(
-            |graphs| &mut graphs.tangent,
-            &inputs,
-            |inputs| {
-                let (kept, rank) = (inputs[3].u32().clone(), inputs[4].u32().clone());
-                let order = GpuOrder { num_patches: patches, num_visible: visible, kept, rank };
-                self.loss_tangents(inputs[0].f32(), inputs[1].f32(), inputs[2].f32(), &order).into()
-            },
-        );
-        let [losses, tangents] = self.array(outputs)?;
+        let [losses, tangents] = self.tangents(theta, v, images, &order)?;
         let ddscores = self.score_cotangent(&tangents, &order, -1.0);
         if self.model.masking.needs() == Needs::Embedding {
             let dinput = self.embedding(v, images);
@@ -375,6 +323,28 @@ impl CudaLane {
             self.mask_backward(phi, trace, &ddscores, Some(&dphi), false)?;
         }
         Ok(dphi)
+    }
+
+    /// As [`Self::loss_tangents`], as a graph once it repeats.
+    pub(super) fn tangents(
+        &self,
+        theta: &Mem<f32>,
+        v: &Mem<f32>,
+        images: &Mem<f32>,
+        order: &GpuOrder,
+    ) -> Result<[Mem<f32>; 2], ModelError> {
+        let (patches, visible) = (order.num_patches, order.num_visible);
+        let inputs: [Held; 5] = [theta.into(), v.into(), images.into(), (&order.kept).into(), (&order.rank).into()];
+        let outputs = self.steady(
+            |graphs| &mut graphs.tangent,
+            &inputs,
+            |inputs| {
+                let (kept, rank) = (inputs[3].u32().clone(), inputs[4].u32().clone());
+                let order = GpuOrder { num_patches: patches, num_visible: visible, kept, rank };
+                self.loss_tangents(inputs[0].f32(), inputs[1].f32(), inputs[2].f32(), &order).into()
+            },
+        );
+        self.array(outputs)
     }
 
     /// ℓ `[images, L]` and their derivatives along v, which is zero on the decoder.

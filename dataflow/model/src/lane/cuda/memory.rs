@@ -47,6 +47,11 @@ pub(super) fn needed_bytes(spec: &MemorySpec<'_>) -> u64 {
     let theta = len(Level::Pretrain) * (4 * (spec.lag + 3) + 4 * 4 + 4 * 2 + 4 * act);
     let small = (len(Level::Finetune) + len(Level::Mask)) * 4 * (spec.lag + 10);
 
+    // Heads are f64: points of the finite difference and gradients of both lanes, and for each image its logits and six
+    // vectors as wide as a token.
+    let heads = len(Level::Finetune) * 8 * 8
+        + wide(batch[Level::Finetune] + batch[Level::Mask]) * (6 * dim + wide(c.num_classes)) * 8;
+
     let images = |level: Level| wide(batch[level]) * wide(c.image_values()) * 4;
     let rows = |level: Level, tokens: u64| wide(batch[level]) * (1 + tokens);
     let pretrain = recorded(rows(Level::Pretrain, visible), dim, wide(c.depth), act)
@@ -64,7 +69,9 @@ pub(super) fn needed_bytes(spec: &MemorySpec<'_>) -> u64 {
     // The scores' trace, for each batch between scorer and encoder, and images waiting in queues.
     let trace = wide(batch[Level::Pretrain]) * (patches * dim + 4 * wide(c.mask_hidden) * patches) * 4;
     let queued = 4 * (trace + images(Level::Pretrain));
-    FIXED_BYTES + theta + small + pretrain + downstream + hypergradient + queued
+    // The bytes of a batch of which values are made: of the scorer, and of level 2.
+    let raw = (images(Level::Pretrain) + images(Level::Finetune) + images(Level::Mask)) / 4;
+    FIXED_BYTES + theta + small + heads + pretrain + downstream + hypergradient + queued + raw
 }
 
 #[cfg(test)]

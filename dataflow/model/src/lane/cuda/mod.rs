@@ -4,10 +4,12 @@
 //! that other lanes see are complete, and no events go between lanes: lanes run concurrently because each stage has
 //! its own host thread and stream. A batch is computed at once; micro-batches and grains are the CPU's.
 //!
-//! Heads are computed on the host in f64, from the encoder's tokens, so that every task runs here. So are masking
-//! networks of another form than [`MaskNetwork`](crate::masking::MaskNetwork).
+//! Heads are computed in f64: here if they are a [`LinearHead`](crate::tasks::LinearHead), else on the host from the
+//! encoder's tokens, so that every task runs. Masking networks of another form than
+//! [`MaskNetwork`](crate::masking::MaskNetwork) are the host's too.
 
 mod device;
+mod head;
 mod lane;
 mod levels;
 mod memory;

@@ -9,7 +9,7 @@ use super::network::{GpuTrace, Network};
 use crate::engine::TokenOrder;
 use crate::engine::gpu::GpuOrder;
 use crate::error::ModelError;
-use crate::masking::{Kept, MaskNetwork, MaskRule, Needs, Scored, Trace};
+use crate::masking::{Kept, LossWeights, MaskNetwork, MaskRule, Needs, Scored, Trace};
 use crate::parallel::arena::Buffer;
 use crate::parallel::compute::Compute;
 
@@ -59,7 +59,7 @@ impl CudaLane {
         let (masking, c) = (&self.model.masking, &self.model.config);
         let batch = images.len() / c.image_values();
         let input = match (masking.needs(), theta) {
-            (Needs::Nothing, _) => None,
+            (Needs::Nothing | Needs::Objects, _) => None,
             (Needs::Pixels, _) => Some(self.patches_f32(images)),
             (Needs::Embedding, Some(theta)) => Some(self.embedding(theta, images)),
             (Needs::Embedding, None) => {
@@ -91,7 +91,7 @@ impl CudaLane {
             kept: self.stream.download(kept.view())?,
             rank: self.stream.download(rank.view())?,
         };
-        let scored = Scored { trace, order: Arc::new(order) };
+        let scored = Scored::ordered(&**masking, c.mask_weights, trace, Arc::new(order), rule);
         Ok((scored, GpuOrder { num_patches, num_visible, kept, rank }))
     }
 
@@ -105,10 +105,13 @@ impl CudaLane {
         }
     }
 
-    /// p on the device; none where nothing is learned.
+    /// The weights of the patch losses on the device; none where all are 1.
     pub(super) fn weights_of(&self, scored: &Scored) -> Option<Mem<f32>> {
-        let trace = scored.trace.as_ref()?;
-        Some(kept(trace).map_or_else(|| self.stream.upload(&trace.scores), |kept| kept.scores.clone()))
+        let here = scored.trace.as_ref().and_then(kept);
+        match (&scored.loss_weights, here) {
+            (LossWeights::Scores, Some(kept)) => Some(kept.scores.clone()),
+            _ => scored.weights().map(|weights| self.stream.upload(weights)),
+        }
     }
 
     /// The masking's backward pass from ∂F/∂p: adds ∂F/∂φ to `dphi`, and returns ∂F/∂input with `want_input`.

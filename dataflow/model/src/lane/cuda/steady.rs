@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use mlomae_device::{Graph, Held, Mem, Run, Stream};
 
 use super::lane::CudaLane;
+use crate::error::ModelError;
 
 /// The graphs of a lane. A lane uses some of them: a stage calls few of its methods.
 #[derive(Debug)]
@@ -45,14 +46,22 @@ impl Pass {
 impl Graphs {
     /// Whether graphs pay for networks of `num_weights`: above this size a launch takes less time than its work. They
     /// take memory for copies of inputs and outputs. `MLOMAE_CUDA_GRAPHS=0` and `=1` decide otherwise.
-    pub(super) fn of(stream: &Stream, num_weights: usize) -> Option<RefCell<Graphs>> {
+    ///
+    /// # Errors
+    /// When the variable has another value.
+    pub(super) fn of(stream: &Stream, num_weights: usize) -> Result<Option<RefCell<Graphs>>, ModelError> {
         const MOST_WEIGHTS: usize = 32 << 20;
-        let wanted = match std::env::var("MLOMAE_CUDA_GRAPHS").as_deref() {
-            Ok("0") => false,
-            Ok("1") => true,
-            _ => num_weights <= MOST_WEIGHTS,
+        let variable = std::env::var_os("MLOMAE_CUDA_GRAPHS").filter(|value| !value.is_empty());
+        let wanted = match variable.as_deref().map(|value| value.to_string_lossy()).as_deref() {
+            None => num_weights <= MOST_WEIGHTS,
+            Some("0") => false,
+            Some("1") => true,
+            Some(other) => {
+                let line = format!("MLOMAE_CUDA_GRAPHS must be 0 (no graphs) or 1 (graphs at any size), got {other}");
+                return Err(ModelError::Config(line));
+            }
         };
-        wanted.then(|| {
+        Ok(wanted.then(|| {
             let graph = || Graph::new(stream.graph_pool());
             RefCell::new(Graphs {
                 pretrain: graph(),
@@ -60,7 +69,7 @@ impl Graphs {
                 finetune: Pass::new(stream),
                 validation: Pass::new(stream),
             })
-        })
+        }))
     }
 
     pub(super) fn pass(&mut self, batch: Batch) -> &mut Pass {

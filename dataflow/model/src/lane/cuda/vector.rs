@@ -14,7 +14,7 @@ use crate::vector::{DeviceMemory, Vector};
 #[derive(Debug)]
 pub(super) struct Home {
     pub(super) gpu: Gpu,
-    /// Threads for heads, which all lanes share: one lane uses them at a time, as only level 2 and 3 have heads.
+    /// Threads for heads that are computed on the host, which all lanes share: one lane uses them at a time, as only level 2 and 3 have heads.
     pub(super) heads: Compute,
     copier: Mutex<Stream>,
 }

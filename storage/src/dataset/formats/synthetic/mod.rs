@@ -3,6 +3,7 @@
 
 mod shapes;
 mod textures;
+mod voronoi;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,9 +16,11 @@ use crate::dataset::format::{Format, Likeness};
 use crate::dataset::layout::listing::Scope;
 use crate::dataset::pixels::Image;
 use crate::dataset::sample::{Dataset, DatasetInfo, Sample, check_index};
-use crate::dataset::spec::{DatasetSpec, FormatName, Split, SyntheticSpec};
+use crate::dataset::spec::{DatasetSpec, FormatName, Split};
+use crate::dataset::synthetic_spec::{SyntheticScene, SyntheticSpec};
 use shapes::{Placement, Shape};
 use textures::Texture;
+use voronoi::Kind;
 
 /// The format of generated images.
 pub(crate) struct Synthetic;
@@ -76,33 +79,17 @@ impl SyntheticDataset {
     /// # Errors
     /// [`DataError::Setting`] about the first value that is out of range.
     pub fn new(spec: &SyntheticSpec, split: Split) -> Result<Self, DataError> {
-        let check = |key, value: usize, allowed: &[usize], text: &str| {
-            let ok = allowed.contains(&value);
-            ok.then_some(()).ok_or_else(|| DataError::Setting {
-                key,
-                allowed: text.to_owned(),
-                value: value.to_string(),
-            })
+        spec.check()?;
+        let names: Vec<&str> = match spec.scene {
+            SyntheticScene::Shapes => Shape::ALL.map(Shape::name).to_vec(),
+            SyntheticScene::Voronoi => Kind::ALL.map(Kind::name).to_vec(),
         };
-        let range = |key, value: usize, low: usize, high: usize| {
-            let ok = (low..=high).contains(&value);
-            ok.then_some(()).ok_or_else(|| DataError::Setting {
-                key,
-                allowed: format!("{low} to {high}"),
-                value: value.to_string(),
-            })
-        };
-        check("synthetic.channels", spec.channels, &[1, 3], "1 or 3")?;
-        range("synthetic.image", spec.image, 8, 1024)?;
-        range("synthetic.num_classes", spec.num_classes, 2, Shape::ALL.len())?;
-        range("synthetic.num_train", spec.num_train, 1, 1 << 31)?;
-        range("synthetic.num_test", spec.num_test, 1, 1 << 31)?;
         let info = DatasetInfo {
             name: "synthetic".to_owned(),
             format: Synthetic::NAME.to_string(),
             split: split.to_string(),
             num_samples: if split == Split::Train { spec.num_train } else { spec.num_test },
-            class_names: Shape::ALL[..spec.num_classes].iter().map(|shape| shape.name().to_owned()).collect(),
+            class_names: names[..spec.num_classes].iter().map(|name| (*name).to_owned()).collect(),
             label_column: Some("label".to_owned()),
             image_size: Some((spec.image, spec.image)),
             channels: spec.channels,
@@ -130,13 +117,31 @@ impl SyntheticDataset {
         order[index % num_classes]
     }
 
-    fn placement(&self, index: usize) -> Placement {
-        Placement::random(&mut self.rng(Purpose::Object, index as u64), self.spec.image as f32)
+    /// The object of a sample of the scene `voronoi`.
+    fn voronoi_object(&self, index: usize) -> voronoi::Object {
+        voronoi::Object::random(&mut self.rng(Purpose::Object, index as u64), Kind::ALL[self.class(index)], &self.spec)
     }
 
     /// Share of each pixel that the object covers, [image * image].
     fn coverage(&self, index: usize) -> Vec<f32> {
-        shapes::coverage(Shape::ALL[self.class(index)], &self.placement(index), self.spec.image)
+        let side = self.spec.image;
+        match self.spec.scene {
+            SyntheticScene::Shapes => {
+                let placement = Placement::random(&mut self.rng(Purpose::Object, index as u64), side as f32);
+                shapes::coverage(Shape::ALL[self.class(index)], &placement, side)
+            }
+            SyntheticScene::Voronoi => {
+                let object = self.voronoi_object(index);
+                (0..side * side).map(|at| f32::from(u8::from(object.covers(at % side, at / side)))).collect()
+            }
+        }
+    }
+
+    /// The object of sample `index` alone, a grey image: 0 where it is not, 255 where it covers the whole pixel.
+    fn object(&self, index: usize) -> Image {
+        let side = self.spec.image;
+        let pixels = self.coverage(index).into_iter().map(|share| (255.0 * share).round() as u8).collect();
+        Image { width: side, height: side, channels: 1, pixels }
     }
 
     /// Pixels of sample `index` that are at least half object, [image * image].
@@ -162,6 +167,10 @@ impl SyntheticDataset {
     fn image(&self, index: usize) -> Image {
         let (side, channels) = (self.spec.image, self.spec.channels);
         let mut rng = self.rng(Purpose::Pixels, index as u64);
+        if self.spec.scene == SyntheticScene::Voronoi {
+            let pixels = voronoi::pixels(&self.spec, &self.voronoi_object(index), &mut rng);
+            return Image { width: side, height: side, channels, pixels };
+        }
         let texture = Texture::random(&mut rng, side as f32);
         let dark: [f32; 3] = std::array::from_fn(|_| rng.random_range(20.0..150.0));
         let light: [f32; 3] = dark.map(|value| value + rng.random_range(25.0..70.0));
@@ -215,5 +224,8 @@ impl Dataset for SyntheticDataset {
 
     fn known_object_patches(&self, index: usize, patch: usize) -> Option<Vec<bool>> {
         (index < self.info.num_samples && patch > 0).then(|| self.object_patches(index, patch))
+    }
+    fn known_object(&self, index: usize) -> Option<Image> {
+        (index < self.info.num_samples).then(|| self.object(index))
     }
 }
