@@ -143,6 +143,7 @@ impl Payload for ScoredBatch {
         self.batch.size_bytes()
             + 4 * (order.kept.len() + order.rank.len())
             + 4 * self.scored.weights().map_or(0, <[f32]>::len)
+            + 4 * self.scored.guide.as_ref().map_or(0, |guide| guide.len())
     }
 }
 
