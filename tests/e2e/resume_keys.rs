@@ -7,7 +7,7 @@ use mlomae_dataflow::config::{OnResume, rules};
 use crate::place::{Ended, Place};
 
 /// Another valid value of every key than the one of the run.
-const OTHER: [(&str, &str); 133] = [
+const OTHER: [(&str, &str); 134] = [
     ("seed", "4"),
     ("engine", "auto"),
     ("run.root", "elsewhere"),
@@ -61,6 +61,7 @@ const OTHER: [(&str, &str); 133] = [
     ("mask.ratio", "0.5"),
     ("mask.explore", "0.5"),
     ("mask.noise", "red"),
+    ("method.preset", "recommended"),
     ("mask.weights", "normalised"),
     ("mask.select", "sample"),
     ("mask.temperature", "2.0"),

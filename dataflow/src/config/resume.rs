@@ -135,7 +135,7 @@ const DATA: [&str; 20] = [
 ];
 
 /// Keys that cannot take effect any more.
-const FIXED: [&str; 30] = [
+const FIXED: [&str; 31] = [
     "seed",
     "run.root",
     "run.id",
@@ -159,6 +159,7 @@ const FIXED: [&str; 30] = [
     "mask.strategy",
     "mask.input",
     "mask.hidden",
+    "method.preset",
     "method.unroll",
     "method.task",
     "method.supervised",
