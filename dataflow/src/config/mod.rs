@@ -277,7 +277,10 @@ impl Config {
             Ok(config) => {
                 let refused: Vec<String> = errors.iter().map(|error| error.key.clone()).collect();
                 // Drops follow-up errors of keys that were refused already.
-                let news = |error: &ConfigError| !refused.contains(&error.key);
+                let is_of = |key: &String, error: &ConfigError| {
+                    key.strip_prefix(&*error.key).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+                };
+                let news = |error: &ConfigError| !refused.iter().any(|key| is_of(key, error));
                 errors.extend(config.check().into_iter().filter(news));
                 if errors.is_empty() {
                     return Ok(config);
@@ -304,10 +307,13 @@ impl Config {
         toml::to_string_pretty(self)
     }
 
-    /// Whether scoring waits for the newest θ: where a masking network reads the patch embedding.
+    /// Whether scoring waits for the newest θ: where a masking network reads the patch embedding, or a strategy a teacher
+    /// that is renewed after each step.
     #[must_use]
     pub fn scores_need_theta(&self) -> bool {
-        self.mask.strategy.is_learned() && self.mask.input == mlomae_model::MaskInput::Embedding
+        let reads_newest_teacher = self.mask.reads_teacher() && self.mask.refresh == 0;
+        let reads_embedding = self.mask.strategy.is_learned() && self.mask.input == mlomae_model::MaskInput::Embedding;
+        reads_embedding || reads_newest_teacher
     }
 
     /// Level-1 steps of the whole run.

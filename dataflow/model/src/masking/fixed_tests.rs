@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::order::order_by_keys;
-use super::{MaskInput, MaskNoise, MaskRule, Masking, MaskingChoice, MaskingFacts, Needs};
+use super::{MaskNoise, MaskRule, Masking, MaskingChoice, MaskingFacts, Needs};
 
 const COLOURS: [(&str, MaskNoise); 4] = [
     ("noise-red", MaskNoise::Red),
@@ -16,16 +16,7 @@ const NAMES: [&str; 6] = ["block", "grid", "noise-red", "noise-blue", "noise-gre
 fn masking(name: &str, grid: usize, num_visible: usize) -> std::sync::Arc<dyn Masking> {
     let noise = COLOURS.iter().find(|colour| colour.0 == name).map_or(MaskNoise::default(), |colour| colour.1);
     let strategy = name.split('-').next().unwrap();
-    let facts = MaskingFacts {
-        grid,
-        patch_values: 3,
-        channels: 3,
-        num_visible,
-        dim: 4,
-        input: MaskInput::Pixels,
-        hidden: 1,
-        noise,
-    };
+    let facts = MaskingFacts { noise, ..MaskingFacts::of_grid(grid, num_visible) };
     let kind = MaskingChoice::by_name(strategy).unwrap();
     assert!(!kind.is_learned());
     let masking = kind.build(&facts);
@@ -209,4 +200,13 @@ fn colours_differ_by_how_visible_patches_keep_together() {
     }
     assert!(correlation("noise-purple", 14, 49, (1, 1)) > 0.06, "its large pieces");
     assert!(correlation("block", 14, 49, (0, 1)) > 0.5);
+}
+
+#[test]
+fn a_scheduled_ratio_gives_the_masks_of_a_strategy_that_is_built_for_it() {
+    for name in NAMES {
+        let built = masking(name, 8, 16).keys(20, None, &rule(1, 2, 0));
+        let scheduled = MaskRule { num_visible: Some(16), ..rule(1, 2, 0) };
+        assert_eq!(masking(name, 8, 40).keys(20, None, &scheduled), built, "{name}");
+    }
 }

@@ -55,7 +55,7 @@ impl Linear {
         let mut layout = Layout::new(Level::Mask);
         let weight = layout.add("features.weight", &[1, 1 + facts.channels]);
         let position = layout.add("position.bias", &[facts.num_patches()]);
-        Linear { layout: Arc::new(layout), facts: *facts, weight, position }
+        Linear { layout: Arc::new(layout), facts: facts.clone(), weight, position }
     }
 
     /// Features `[batch·L, 1 + C]` of patches `[batch·L, C·P·P]`.
@@ -158,20 +158,10 @@ impl Masking for Linear {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::masking::{MaskInput, MaskNoise};
 
     #[test]
     fn scores_read_contrast_and_brightness_and_have_their_gradient() {
-        let facts = MaskingFacts {
-            grid: 2,
-            patch_values: 8,
-            channels: 2,
-            num_visible: 1,
-            dim: 4,
-            input: MaskInput::Pixels,
-            hidden: 1,
-            noise: MaskNoise::default(),
-        };
+        let facts = MaskingFacts { patch_values: 8, channels: 2, ..MaskingFacts::of_grid(2, 1) };
         let linear = Linear::new(&facts);
         let mut images = vec![0.0; 3 * 4 * 8];
         init::normals(&mut images, 1.0, &mut init::tensor_rng(1, "images"));

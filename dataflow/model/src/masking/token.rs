@@ -66,7 +66,14 @@ impl TokenMlp {
         let first = layout.linear("first_hidden_layer.fc", &[facts.hidden, width]);
         let hidden = layout.linear("second_hidden_layer.fc", &[facts.hidden, facts.hidden]);
         let output = layout.linear("output_layer", &[1, facts.hidden]);
-        TokenMlp { layout: Arc::new(layout), facts: *facts, first, hidden, output, positions: Arc::new(positions) }
+        TokenMlp {
+            layout: Arc::new(layout),
+            facts: facts.clone(),
+            first,
+            hidden,
+            output,
+            positions: Arc::new(positions),
+        }
     }
 
     /// The MLP's input for `images`, `[images·L, 2·features + POSITION_DIM]`: each patch's features, the image's mean
