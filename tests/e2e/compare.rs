@@ -230,14 +230,14 @@ fn arithmetic_is_counted_as_the_benchmark_counts_it() {
                 [model]\npreset = \"tiny\"\n";
     place.write("base.toml", base.as_bytes());
     let text = "base = \"base.toml\"\nseeds = [0]\nreference = \"random\"\nprimary = \"knn.accuracy\"\n\
-                budget = { kind = \"outer\", value = 1000 }\n[arms.random]\nready = \"random\"\n";
+                budget = { kind = \"outer\", value = 100 }\n[arms.random]\nready = \"random\"\n";
     place.write("e.toml", text.as_bytes());
     let plan = place.compare("out", &["--dry-run"]);
     let line = plan.lines().find(|line| line.starts_with("random ")).expect("a line");
     let counted: f64 = line.split_whitespace().nth(5).and_then(|word| word.parse().ok()).expect("GFLOP");
     let bench = place.succeed(&["bench", "--preset", "tiny", "--random", "--rounds", "1", "--json"]);
     let bench: Value = serde_json::from_str(&bench).expect("JSON");
-    let expected = 1000.0 * bench["gflop_outer"].as_f64().expect("gflop_outer");
+    let expected = 100.0 * bench["gflop_outer"].as_f64().expect("gflop_outer");
     assert!((counted - expected).abs() < 1.0, "{counted} GFLOP planned, {expected} by bench");
 }
 

@@ -7,7 +7,7 @@ use mlomae_dataflow::config::{OnResume, rules};
 use crate::place::{Ended, Place};
 
 /// Another valid value of every key than the one of the run.
-const OTHER: [(&str, &str); 147] = [
+const OTHER: [(&str, &str); 148] = [
     ("seed", "4"),
     ("engine", "auto"),
     ("run.root", "elsewhere"),
@@ -75,6 +75,7 @@ const OTHER: [(&str, &str); 147] = [
     ("mask.oracle_weight", "10"),
     ("mask.oracle_background", "0"),
     ("mask.noise", "red"),
+    ("method.preset", "recommended"),
     ("mask.weights", "normalised"),
     ("mask.select", "sample"),
     ("mask.temperature", "2.0"),
