@@ -48,7 +48,7 @@ pub fn panel_of(loaded: &LoadedCheckpoint, split: Split, num_images: usize) -> R
     let (method, size) = (&experiment.method, LaneSize { num_threads: 1, micro_batch: experiment.method.grain });
     let mut lane = method.engine.device.lane(model, &Arena::new(), method.grain, method.precision, size)?;
     // Exploration is for training; the panel shows what the policy wants.
-    let rule = MaskRule { explore: 0.0, ..method.mask_rule(loaded.step) };
+    let rule = MaskRule { explore: 0.0, explore_arms: false, ..method.mask_rule(loaded.step) };
     let (theta, images) = (lane.upload(&loaded.state.theta)?, lane.ingest(&batch.images)?);
     let scored = lane.score(Some(&theta), &lane.upload(loaded.state.phi())?, &images, &rule)?;
     let predicted = lane.reconstruct(&theta, &images, &scored)?;

@@ -50,6 +50,14 @@ pub struct ModelConfig {
     pub mask_input: MaskInput,
     /// Hidden width of the masking network.
     pub mask_hidden: usize,
+    /// Sides of the blocks over whose mean logits the scores of `token-mlp` and `linear` are mixed, rising, in patches;
+    /// none or 1 alone for single patches.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mask_scales: Vec<usize>,
+    /// Shares of patches placed at random, of which each image's is drawn by learned probabilities; none for one share
+    /// for all, which [`MaskRule::explore`](crate::masking::MaskRule::explore) says.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mask_explore_arms: Vec<f64>,
     /// How scores weigh the patch losses.
     #[serde(default)]
     pub mask_weights: MaskWeights,
@@ -79,6 +87,8 @@ impl Default for ModelConfig {
             masking: Choice::default(),
             mask_input: MaskInput::Embedding,
             mask_hidden: 128,
+            mask_scales: Vec::new(),
+            mask_explore_arms: Vec::new(),
             mask_weights: MaskWeights::default(),
             mask_noise: MaskNoise::default(),
             task: Choice::default(),
@@ -150,6 +160,27 @@ impl ModelConfig {
         check(self.depth > 0, format!("depth must be at least 1, got {}", self.depth));
         check(self.dec_depth > 0, format!("dec_depth must be at least 1, got {}", self.dec_depth));
         check(self.mask_hidden > 0, format!("mask hidden width must be at least 1, got {}", self.mask_hidden));
+        check(
+            self.mask_scales.windows(2).all(|pair| pair[0] < pair[1])
+                && self.mask_scales.iter().all(|scale| (1..=self.image / self.patch.max(1)).contains(scale)),
+            format!("mask scales must rise from at least 1 to at most the grid, got {:?}", self.mask_scales),
+        );
+        let has_scales = !matches!(self.mask_scales[..], [] | [1]);
+        check(
+            !has_scales || (self.masking.mixes_scales() && self.mask_input == MaskInput::Pixels),
+            format!(
+                "several mask scales are for the maskings token-mlp and linear on pixels, got {} on {:?}",
+                self.masking, self.mask_input
+            ),
+        );
+        check(
+            self.mask_explore_arms.is_empty() || (self.masking.is_learned() && self.mask_input == MaskInput::Pixels),
+            format!("explore arms are for learned maskings on pixels, got {} on {:?}", self.masking, self.mask_input),
+        );
+        check(
+            self.mask_explore_arms.iter().all(|share| (0.0..=1.0).contains(share)),
+            format!("explore arms must lie in [0, 1], got {:?}", self.mask_explore_arms),
+        );
         check(self.num_classes >= 2, format!("num_classes must be at least 2, got {}", self.num_classes));
         check(
             self.mask_ratio > 0.0 && self.mask_ratio < 1.0,

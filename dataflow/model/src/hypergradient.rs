@@ -231,8 +231,9 @@ fn recorded(finetune: FinetuneGradient) -> Result<Recording, ModelError> {
 fn derivative(lane: &mut dyn Lane, at: &Upstream<'_>, v: &Vector, how: Derivative) -> Result<Along, ModelError> {
     let model = lane.model();
     let is_published = model.config.mask_weights == MaskWeights::Published && at.estimator == Estimator::Weights;
+    let has_arms = model.masking.explore_arms().is_some();
     let is_tangent_of_pixels = how == Derivative::Tangent && model.masking.needs() == Needs::Pixels;
-    if !is_published || is_tangent_of_pixels {
+    if !is_published || is_tangent_of_pixels || has_arms {
         return policy::hypergradient(lane, at, v, how);
     }
     let gradient = match how {

@@ -6,6 +6,7 @@ use crate::config::ModelConfig;
 use crate::error::ModelError;
 use crate::layout::{Layout, SharedLayout};
 use crate::level::Level;
+use crate::masking::arms::Armed;
 use crate::masking::{Masking, MaskingFacts};
 use crate::nets::Vit;
 use crate::parallel::arena::Params;
@@ -46,13 +47,14 @@ impl Model {
             dim: c.dim,
             input: c.mask_input,
             hidden: c.mask_hidden,
+            scales: c.mask_scales.clone().into(),
             noise: c.mask_noise,
         };
         Ok(Model {
             config: config.clone(),
             vit: Vit::new(config),
             task: c.task.build(&task),
-            masking: c.masking.build(&masking),
+            masking: Armed::wrap(c.masking.build(&masking), &c.mask_explore_arms),
             no_mask: Arc::new(Layout::new(Level::Mask)),
         })
     }

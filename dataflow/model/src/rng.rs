@@ -35,6 +35,8 @@ pub enum Purpose {
     MaskAgain = 13,
     /// Which sample's label another one gets where labels are shuffled, as a control.
     Labels = 14,
+    /// The arm of a learned exploration, by level-1 step and place in the batch.
+    MaskExplore = 18,
 }
 
 /// The generator of `purpose` for (`major`, `minor`), for example (epoch, sample id).

@@ -79,7 +79,7 @@ fn results(
         form,
         settings,
         rates: PerLevel { pretrain: &|_| 1e-3, finetune: &|_| 1e-2, mask: &|_| 1e-3 },
-        rule: &|step| MaskRule { seed: 7, step, explore: 0.2, select, ..MaskRule::BY_SCORE },
+        rule: &|step| MaskRule { seed: 7, step, explore: 0.2, explore_arms: true, select, ..MaskRule::BY_SCORE },
         noise: &|outer, pass| Some(Noise { rate: 0.1, seed: 7, outer, pass }),
     };
     let mut all = Vec::new();
@@ -285,6 +285,14 @@ fn a_gpu_learns_policies_as_the_cpu_does() {
     ] {
         let config = ModelConfig { mask_weights, ..config(masking, MaskInput::Pixels) };
         compare_policy(&config, form, policy, Precision::F32, 2e-4);
+    }
+    for (masking, mask_scales, arms) in [
+        ("token-mlp", vec![1, 2], vec![0.0, 0.5, 1.0]),
+        ("linear", vec![1, 3], vec![]),
+        ("flat-mlp", vec![], vec![0.1, 0.9]),
+    ] {
+        let config = ModelConfig { mask_scales, mask_explore_arms: arms, ..config(masking, MaskInput::Pixels) };
+        compare_policy(&config, &Ridge, (settings, MaskSelect::Sample), Precision::F32, 2e-4);
     }
 }
 

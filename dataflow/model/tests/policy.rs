@@ -31,6 +31,10 @@ struct World {
 }
 
 fn world(masking: &str, mask_weights: MaskWeights) -> World {
+    world_with(masking, mask_weights, &[], &[])
+}
+
+fn world_with(masking: &str, mask_weights: MaskWeights, scales: &[usize], explore_arms: &[f64]) -> World {
     let config = ModelConfig {
         image: 8,
         patch: 2,
@@ -45,6 +49,8 @@ fn world(masking: &str, mask_weights: MaskWeights) -> World {
         mask_input: MaskInput::Pixels,
         mask_hidden: 8,
         mask_weights,
+        mask_scales: scales.to_vec(),
+        mask_explore_arms: explore_arms.to_vec(),
         num_classes: CLASSES,
         ..ModelConfig::default()
     };
@@ -159,9 +165,12 @@ fn conjugate_gradients_without_steps_are_the_identity_and_with_them_solve() {
 
 #[test]
 fn utilities_give_what_the_derivative_of_the_loss_gives() {
-    for masking in ["linear", "token-mlp", "flat-mlp"] {
+    let scaled: &[usize] = &[1, 2, 4];
+    let maskings: [(&str, &[usize]); 5] =
+        [("linear", &[]), ("token-mlp", &[]), ("flat-mlp", &[]), ("linear", scaled), ("token-mlp", scaled)];
+    for (masking, scales) in maskings {
         for weights in [MaskWeights::Published, MaskWeights::Normalised] {
-            let mut world = world(masking, weights);
+            let mut world = world_with(masking, weights, scales, &[]);
             let direction = world.direction(&Ridge, &Settings::default());
             let v = world.lane.sum(&direction.v1, &direction.w).unwrap();
             let settings = Settings { alpha: 0.001, ..Settings::default() };
@@ -205,6 +214,61 @@ fn both_estimators_add_up_and_differ() {
     let sum: Vec<f32> = weights.iter().zip(&score).map(|(a, b)| a + b).collect();
     assert!(relative(&both, &sum) < 1e-4, "{}", relative(&both, &sum));
     assert!(relative(&score, &weights) > 0.1);
+}
+
+#[test]
+fn arms_of_exploration_have_the_score_functions_gradient_and_leave_the_rest_alone() {
+    let shares = [0.0, 0.4, 1.0];
+    let psi = [0.5f32, -0.4, 0.2];
+    for weights in [MaskWeights::Published, MaskWeights::Normalised, MaskWeights::None] {
+        let (mut world, mut plain) = (world_with("token-mlp", weights, &[], &shares), world("token-mlp", weights));
+        let (direction, settings) = (world.direction(&Ridge, &Settings::default()), Settings::default());
+        let v = world.lane.sum(&direction.v1, &direction.w).unwrap();
+        let mut phi = plain.phi.to_host().unwrap().to_vec();
+        let num = phi.len();
+        assert_eq!(world.phi.to_host().unwrap()[..], [&phi[..], &[0.0; 3]].concat(), "all arms have the same chance");
+        phi.extend(psi);
+        world.phi = phi.into();
+        let rule = MaskRule { seed: 4, step: 11, explore_arms: true, ..MaskRule::BY_SCORE };
+        let got = world.along(&Tangent, &v, &rule, &settings);
+
+        // The arms that the images have, from their masks: 16 patches, of which 6 or all take random places.
+        let model = world.lane.model().clone();
+        let arms = model.masking.explore_arms().unwrap();
+        let drawn = arms.draw(&psi, &rule, BATCH);
+        assert!((0..3).all(|arm| drawn.contains(&arm)), "{drawn:?}");
+        let given = drawn.iter().map(|&arm| shares[arm]).collect();
+        let given = MaskRule { explore_arms: false, explored: Some(given), ..rule.clone() };
+        let scored = world.lane.score(None, &world.phi, &world.images[0], &rule).unwrap();
+        let of_given = plain.lane.score(None, &plain.phi, &plain.images[0], &given).unwrap();
+        assert_eq!(scored.order, of_given.order);
+        // The masking network's own gradient is that under masks which are given.
+        assert_eq!(got[..num], plain.along(&Tangent, &v, &given, &settings)[..], "{weights:?}");
+
+        // Rewards by differences of each image's loss, in f64 from there on.
+        let mut loss = |sign: f64| -> Vec<f64> {
+            let step = 2e-3 / world.lane.norm(&v).unwrap();
+            let theta = world.lane.shifted(&world.theta, &v, sign * step).unwrap();
+            let losses = world.lane.patch_losses(&theta, &world.images[0], &scored).unwrap().to_host().unwrap();
+            let weight = |i: usize| scored.weights().map_or(1.0, |weights| f64::from(weights[i]));
+            let masked = |image: usize| (image * 16..(image + 1) * 16).filter(|&i| scored.order.is_masked(i));
+            let of_image = |image| masked(image).map(|i| weight(i) * f64::from(losses[i])).sum::<f64>() / (2.0 * step);
+            (0..BATCH).map(|image| of_image(image) / scored.order.num_masked() as f64).collect()
+        };
+        let rewards: Vec<f64> = loss(1.0).iter().zip(loss(-1.0)).map(|(plus, minus)| plus - minus).collect();
+        let (sum, exps) = (rewards.iter().sum::<f64>(), psi.map(|psi| f64::from(psi).exp()));
+        for arm in 0..3 {
+            let probability = exps[arm] / exps.iter().sum::<f64>();
+            let of_image = |(reward, &drawn): (&f64, &usize)| {
+                let others = (sum - reward) / (BATCH - 1) as f64;
+                -(reward - others) * (f64::from(u8::from(drawn == arm)) - probability) / BATCH as f64
+            };
+            let expected: f64 = rewards.iter().zip(&drawn).map(of_image).sum();
+            let deviation = rewards.iter().map(|r| (r - sum / BATCH as f64).powi(2)).sum::<f64>().sqrt() / BATCH as f64;
+            let got = f64::from(got[num + arm]);
+            assert!((got - expected).abs() < 2e-2 * deviation, "{weights:?} {arm}: {got} {expected}");
+        }
+    }
 }
 
 #[test]

@@ -81,6 +81,11 @@ impl Config {
                 &format!("a ratio that leaves 1 to {}", num_patches.saturating_sub(1)),
             ));
         }
+        let grid = image / patch;
+        if let Some(scale) = self.mask.scales.iter().find(|scale| **scale > grid) {
+            let problem = format!("has a block of {scale} patches on a grid of {grid}");
+            errors.push(error("mask.scales", format!("{:?}", self.mask.scales), problem, &format!("1 to {grid}")));
+        }
         if self.data.augment.crop == Crop::Padded && self.data.augment.crop_padding > image / 2 {
             errors.push(error(
                 "data.augment.crop_padding",
@@ -201,6 +206,62 @@ impl Config {
         }
     }
 
+    /// The scales over which logits are mixed.
+    fn check_scales(&self, errors: &mut Vec<ConfigError>) {
+        let mask = &self.mask;
+        if mask.scales == [1] {
+            return;
+        }
+        let value = || format!("{:?}", mask.scales);
+        if mask.scales.is_empty() || mask.scales.windows(2).any(|pair| pair[0] >= pair[1]) {
+            errors.push(error("mask.scales", value(), "is not a list of rising sides", "a list such as [1, 2, 4]"));
+        } else if !mask.strategy.mixes_scales() {
+            let problem = format!("has no meaning with mask.strategy = \"{}\"", mask.strategy);
+            let allowed = "[1], or mask.strategy = \"token-mlp\" or \"linear\"";
+            errors.push(error("mask.scales", value(), problem, allowed));
+        } else if mask.input == MaskInput::Embedding {
+            let problem = "is only for a masking that reads the pixels";
+            errors.push(error("mask.scales", value(), problem, "[1], or mask.input = \"pixels\""));
+        }
+    }
+
+    /// The arms of a learned exploration.
+    fn check_explore_arms(&self, errors: &mut Vec<ConfigError>) {
+        let (mask, arms) = (&self.mask, &self.mask.explore_arms);
+        if arms.is_empty() {
+            return;
+        }
+        let mut refuse = |problem: String, allowed: &str| {
+            errors.push(error("mask.explore_arms", format!("{arms:?}"), problem, allowed));
+        };
+        if arms.len() < 2 || arms.windows(2).any(|pair| pair[0] >= pair[1]) {
+            refuse("is not a list of two or more rising shares".to_owned(), "[], or a list such as [0.0, 0.5, 1.0]");
+        }
+        if !mask.strategy.is_learned() {
+            let problem = format!("has no meaning with mask.strategy = \"{}\", which has no scores", mask.strategy);
+            refuse(problem, "[]");
+            return;
+        }
+        if mask.input == MaskInput::Embedding {
+            refuse("is only for a masking that reads the pixels".to_owned(), "[], or mask.input = \"pixels\"");
+        }
+        if mask.explore > 0.0 {
+            let problem = format!("takes the place of mask.explore, which is {}", mask.explore);
+            refuse(problem, "[], or mask.explore = 0");
+        }
+        if mask.select == MaskSelect::Random {
+            let problem = "has no meaning with mask.select = \"random\": all patches are drawn at random";
+            refuse(problem.to_owned(), "[]");
+        }
+        if self.policy.estimator != Estimator::Weights {
+            let problem = format!(
+                "leaves masks whose probability policy.estimator = {} does not know",
+                quoted(&self.policy.estimator)
+            );
+            refuse(problem, "[], or policy.estimator = \"weights\"");
+        }
+    }
+
     /// What goes with which masking and which form of the hypergradient.
     fn check_policy(&self, errors: &mut Vec<ConfigError>) {
         let (mask, method, policy) = (&self.mask, &self.method, &self.policy);
@@ -307,6 +368,8 @@ impl Config {
             ));
         }
         self.check_policy(errors);
+        self.check_scales(errors);
+        self.check_explore_arms(errors);
         if self.mask.noise != MaskNoise::default() && strategy.name() != "noise" {
             let problem = format!("has no meaning with mask.strategy = \"{strategy}\"");
             errors.push(error("mask.noise", quoted(&self.mask.noise), problem, "green, or mask.strategy = \"noise\""));

@@ -126,6 +126,10 @@ pub struct MaskConfig {
     /// Width of the network's hidden layer.
     #[schemars(range(min = 1, max = 8192))]
     pub hidden: usize,
+    /// Sides of blocks of patches: a patch's logit is a learned mixture of the mean logits of the blocks that it lies
+    /// in, for the strategies `token-mlp` and `linear` on pixels. `[1]`: its own alone.
+    #[schemars(inner(range(min = 1, max = 64)))]
+    pub scales: Vec<usize>,
     /// Share of the patches that is masked.
     #[schemars(range(min = 0.05, max = 0.95))]
     pub ratio: f64,
@@ -133,6 +137,10 @@ pub struct MaskConfig {
     /// low score are explored too. 0 as published.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub explore: f64,
+    /// Shares of patches placed at random, rising, of which each image's is drawn by probabilities that are learned, in
+    /// place of `explore`, for learned strategies on pixels. Empty: off.
+    #[schemars(inner(range(min = 0.0, max = 1.0)))]
+    pub explore_arms: Vec<f64>,
     /// How a network's scores weigh the losses of masked patches.
     pub weights: MaskWeights,
     /// How a network's scores choose the masked patches.
@@ -150,8 +158,10 @@ impl Default for MaskConfig {
             strategy: MaskingChoice::default(),
             input: MaskInput::Embedding,
             hidden: Preset::default().values().mask_hidden,
+            scales: vec![1],
             ratio: 0.75,
             explore: 0.0,
+            explore_arms: Vec::new(),
             weights: MaskWeights::default(),
             select: MaskSelect::default(),
             temperature: 1.0,

@@ -135,7 +135,7 @@ const DATA: [&str; 20] = [
 ];
 
 /// Keys that cannot take effect any more.
-const FIXED: [&str; 30] = [
+const FIXED: [&str; 32] = [
     "seed",
     "run.root",
     "run.id",
@@ -159,6 +159,8 @@ const FIXED: [&str; 30] = [
     "mask.strategy",
     "mask.input",
     "mask.hidden",
+    "mask.scales",
+    "mask.explore_arms",
     "method.unroll",
     "method.task",
     "method.supervised",

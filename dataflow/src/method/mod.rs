@@ -47,6 +47,8 @@ pub struct Method {
     pub head_dropout: f64,
     /// Share of patches placed at random.
     pub explore: f64,
+    /// Whether that share is drawn for each image by the policy.
+    pub explore_arms: bool,
     /// How scores choose patches.
     pub select: MaskSelect,
     /// How closely drawn masks follow the scores.
@@ -90,6 +92,8 @@ pub fn model_config(config: &Config, image: usize, channels: usize, num_classes:
         masking: config.mask.strategy,
         mask_input: config.mask.input,
         mask_hidden: config.mask.hidden,
+        mask_scales: config.mask.scales.clone(),
+        mask_explore_arms: config.mask.explore_arms.clone(),
         mask_weights: config.mask.weights,
         mask_noise: config.mask.noise,
         task: config.method.task,
@@ -158,6 +162,7 @@ impl Method {
             },
             head_dropout: config.method.head_dropout,
             explore: config.mask.explore,
+            explore_arms: !config.mask.explore_arms.is_empty(),
             select: config.mask.select,
             temperature: config.mask.temperature,
             schedules: PerLevel {
@@ -213,8 +218,19 @@ impl Method {
     /// How the batch of level-1 step `step` is masked.
     #[must_use]
     pub const fn mask_rule(&self, step: Step) -> MaskRule {
-        let Self { seed, explore, select, temperature, .. } = *self;
-        MaskRule { seed, step: step.0, explore, select, temperature, draw: 0, first_image: 0, objects: None }
+        let Self { seed, explore, explore_arms, select, temperature, .. } = *self;
+        MaskRule {
+            seed,
+            step: step.0,
+            explore,
+            explore_arms,
+            explored: None,
+            select,
+            temperature,
+            draw: 0,
+            first_image: 0,
+            objects: None,
+        }
     }
 
     /// Whether the encoder is shifted with each version of the policy, by a control.

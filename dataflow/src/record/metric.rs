@@ -127,6 +127,12 @@ metrics! {
     UtilityPositive: Mask, "utility_positive", "validation", "share";
     /// Mean utility of masked patches over its standard deviation.
     UtilityMean: Mask, "utility_mean", "validation", "1";
+    /// Share of a scale in the mixture of a patch's logit: softmax of its gate; with several `mask.scales`.
+    ScaleGate: Mask, "scale_gate.SCALE", "validation", "share";
+    /// Chance of a share of patches placed at random; with `mask.explore_arms`.
+    ExploreProbability: Mask, "explore_probability.ARM", "validation", "share";
+    /// Entropy of these chances.
+    ExploreEntropy: Mask, "explore_entropy", "validation", "nat";
     /// Cosine to the hypergradient before.
     HypergradientCosine: Mask, "hypergradient_cosine", "validation", "1";
     /// Area under the ROC curve of the panel's scores as a detector of object patches, where these are known.
@@ -139,12 +145,23 @@ metrics! {
 
 /// What the names of [`Metric::MaskCoverageAt`] begin with.
 const MASK_COVERAGE_AT: &str = "mask_coverage.";
+/// What the names of [`Metric::ScaleGate`] begin with.
+const SCALE_GATE: &str = "scale_gate.";
+/// What the names of [`Metric::ExploreProbability`] begin with.
+const EXPLORE_PROBABILITY: &str = "explore_probability.";
+/// The numbers that have several values each, by what their names begin with.
+const FAMILIES: [(&str, Metric); 3] = [
+    (MASK_COVERAGE_AT, Metric::MaskCoverageAt),
+    (SCALE_GATE, Metric::ScaleGate),
+    (EXPLORE_PROBABILITY, Metric::ExploreProbability),
+];
 
 impl Metric {
     /// The number that is called `name` at `level`.
     #[must_use]
     pub fn of(level: Level, name: &str) -> Option<Self> {
-        let name = if name.starts_with(MASK_COVERAGE_AT) { Self::MaskCoverageAt.name() } else { name };
+        let family = FAMILIES.iter().find(|(prefix, _)| name.starts_with(prefix));
+        let name = family.map_or(name, |(_, metric)| metric.name());
         Self::ALL.iter().copied().find(|metric| metric.level() == level && metric.name() == name)
     }
 
@@ -152,6 +169,18 @@ impl Metric {
     #[must_use]
     pub fn mask_coverage_at(row: usize, column: usize) -> Text {
         Cow::Owned(format!("{MASK_COVERAGE_AT}{row}.{column}"))
+    }
+
+    /// The name of [`Metric::ScaleGate`] of blocks of that side.
+    #[must_use]
+    pub fn scale_gate(size: usize) -> Text {
+        Cow::Owned(format!("{SCALE_GATE}{size}"))
+    }
+
+    /// The name of [`Metric::ExploreProbability`] of that share.
+    #[must_use]
+    pub fn explore_probability(share: f64) -> Text {
+        Cow::Owned(format!("{EXPLORE_PROBABILITY}{share}"))
     }
 }
 
@@ -172,6 +201,8 @@ mod tests {
             assert!(!metric.about().is_empty() && metric.about().ends_with('.'));
         }
         assert_eq!(Metric::of(Level::Pretrain, &Metric::mask_coverage_at(3, 11)), Some(Metric::MaskCoverageAt));
+        assert_eq!(Metric::of(Level::Mask, &Metric::scale_gate(4)), Some(Metric::ScaleGate));
+        assert_eq!(Metric::of(Level::Mask, &Metric::explore_probability(0.25)), Some(Metric::ExploreProbability));
         assert_eq!(Metric::of(Level::Eval, "loss"), None);
         assert_eq!(Metric::of(Level::Mask, "score_entropy"), None);
     }

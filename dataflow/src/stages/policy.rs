@@ -7,9 +7,10 @@ use mlomae_model::hypergradient::{Along, Carried};
 use mlomae_model::lane::{Lane, Upstream};
 use mlomae_model::levels::optimizer::AdamW;
 use mlomae_model::levels::vectors::step_size;
+use mlomae_model::masking::scales::softmax;
 use mlomae_model::{Level as TrainLevel, ModelError, Vector};
 
-use crate::counts::{Outer, Version};
+use crate::counts::{Outer, Step, Version};
 use crate::flow::exit::StageError;
 use crate::flow::ports::{OrderedReceiver, WaitContext};
 use crate::flow::slot::SlotWriter;
@@ -161,6 +162,29 @@ impl PolicyStage {
         self.method.hypergradient.along(&mut *self.lane, &at, v1, w, settings)
     }
 
+    /// What φ holds beside the masking network, as shares that can be read.
+    fn record_shares(&mut self, phi: &Vector, step: Step, recorder: &mut Recorder) -> Result<(), ModelError> {
+        let model = self.method.model.clone();
+        let moment = self.method.moment(step, Level::Mask);
+        if let Some(scales) = model.masking.scales() {
+            let gates = softmax(&self.lane.values(phi, scales.gates().range())?);
+            for (&size, gate) in scales.sizes().iter().zip(gates) {
+                let (metric, name) = (Metric::ScaleGate, Metric::scale_gate(size));
+                recorder.figure(moment, metric, name, gate, metric.unit());
+            }
+        }
+        if let Some(arms) = model.masking.explore_arms() {
+            let probabilities = softmax(&self.lane.values(phi, arms.logits().range())?);
+            for (&share, probability) in arms.shares().iter().zip(&probabilities) {
+                let (metric, name) = (Metric::ExploreProbability, Metric::explore_probability(share));
+                recorder.figure(moment, metric, name, *probability, metric.unit());
+            }
+            let surprise = |p: &f64| if *p > 0.0 { -p * p.ln() } else { 0.0 };
+            recorder.metric(moment, Metric::ExploreEntropy, probabilities.iter().map(surprise).sum());
+        }
+        Ok(())
+    }
+
     /// What a control does to the encoder: the perturbation ε·w + ε·v1 that `multitask` leaves on it, or a step of
     /// AdamW along v1 + w, without weight decay.
     fn shift(&mut self, direction: &Direction) -> Result<Shift, ModelError> {
@@ -239,6 +263,7 @@ impl Stage for PolicyStage {
             if let Some(previous) = &self.previous {
                 metric(Metric::HypergradientCosine, self.lane.cosine(&gradient, previous).map_err(&failed)?);
             }
+            self.record_shares(&phi, step, recorder).map_err(&failed)?;
         }
         self.previous = Some(gradient);
         self.publish(outer, phi.clone(), shift.clone(), recorder);

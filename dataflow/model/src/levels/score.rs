@@ -66,5 +66,9 @@ pub fn score(
     let trace = input.and_then(|input| masking.forward(&cpu.compute, phi, &input));
     let num_images = images.len() / c.image_values();
     let rule = MaskRule { first_image: (cpu.collective.rank() * num_images) as u64, ..rule.clone() };
+    let rule = match masking.explore_arms() {
+        Some(arms) if rule.explore_arms => arms.drawn(&phi[arms.logits().range()], rule, num_images),
+        _ => rule,
+    };
     Ok(Scored::by_keys(&**masking, c.mask_weights, trace, num_images, [c.num_patches(), c.num_visible()], &rule))
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::order::order_by_keys;
-use super::{MaskInput, MaskNoise, MaskRule, Masking, MaskingChoice, MaskingFacts, Needs};
+use super::{MaskNoise, MaskRule, Masking, MaskingChoice, MaskingFacts, Needs};
 
 const COLOURS: [(&str, MaskNoise); 4] = [
     ("noise-red", MaskNoise::Red),
@@ -16,16 +16,7 @@ const NAMES: [&str; 6] = ["block", "grid", "noise-red", "noise-blue", "noise-gre
 fn masking(name: &str, grid: usize, num_visible: usize) -> std::sync::Arc<dyn Masking> {
     let noise = COLOURS.iter().find(|colour| colour.0 == name).map_or(MaskNoise::default(), |colour| colour.1);
     let strategy = name.split('-').next().unwrap();
-    let facts = MaskingFacts {
-        grid,
-        patch_values: 3,
-        channels: 3,
-        num_visible,
-        dim: 4,
-        input: MaskInput::Pixels,
-        hidden: 1,
-        noise,
-    };
+    let facts = MaskingFacts { noise, ..MaskingFacts::of_grid(grid, num_visible) };
     let kind = MaskingChoice::by_name(strategy).unwrap();
     assert!(!kind.is_learned());
     let masking = kind.build(&facts);

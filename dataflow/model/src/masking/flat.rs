@@ -58,7 +58,7 @@ impl FlatMlp {
         let mut layout = Layout::new(Level::Mask);
         let hidden = layout.linear("first_hidden_layer.fc", &[facts.hidden, num_patches * facts.features()]);
         let output = layout.linear("output_layer", &[num_patches, facts.hidden]);
-        FlatMlp { layout: Arc::new(layout), facts: *facts, hidden, output }
+        FlatMlp { layout: Arc::new(layout), facts: facts.clone(), hidden, output }
     }
 }
 

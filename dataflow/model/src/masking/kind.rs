@@ -12,7 +12,9 @@ use crate::choice::Named;
 use crate::engine::TokenOrder;
 use crate::init;
 use crate::layout::{Layout, LinearWeights, SharedLayout};
+use crate::masking::arms::ExploreArms;
 use crate::masking::order::order_by_keys;
+use crate::masking::scales::Scales;
 use crate::masking::weights::{LossWeights, MaskWeights};
 use crate::parallel::arena::Buffer;
 use crate::parallel::compute::Compute;
@@ -83,6 +85,11 @@ pub struct MaskRule {
     pub step: u64,
     /// Exploration: the share of each image's patches that get random keys, in [0, 1].
     pub explore: f64,
+    /// Whether the lane draws each image's share from the policy's arms instead, where the policy has them
+    /// ([`Masking::explore_arms`]).
+    pub explore_arms: bool,
+    /// The share of each image of this rank, in place of `explore`: what the lane has drawn.
+    pub explored: Option<Arc<[f64]>>,
     /// How scores choose.
     pub select: MaskSelect,
     /// Of [`MaskSelect::Sample`], above 0: draws follow the scores the more closely the lower it is.
@@ -102,12 +109,20 @@ impl MaskRule {
         seed: 0,
         step: 0,
         explore: 0.0,
+        explore_arms: false,
+        explored: None,
         select: MaskSelect::Score,
         temperature: 1.0,
         draw: 0,
         first_image: 0,
         objects: None,
     };
+
+    /// The share of an image's patches that get random keys, by its index in the batch of this rank.
+    #[must_use]
+    pub fn explore_of(&self, image: usize) -> f64 {
+        self.explored.as_ref().map_or(self.explore, |shares| shares[image])
+    }
 
     /// The random generator of an image, by its index in the batch of this rank.
     #[must_use]
@@ -189,6 +204,16 @@ pub trait Masking: Send + Sync + fmt::Debug {
         None
     }
 
+    /// The scales over which logits are mixed; none for single patches alone.
+    fn scales(&self) -> Option<&Scales> {
+        None
+    }
+
+    /// The arms of learned exploration; none where it is not learned.
+    fn explore_arms(&self) -> Option<&ExploreArms> {
+        None
+    }
+
     /// The network as data; none where nothing is learned, and for a network of another form, which other devices than
     /// the CPU then compute on the host.
     fn network(&self) -> Option<MaskNetwork> {
@@ -245,7 +270,7 @@ pub trait Masking: Send + Sync + fmt::Debug {
 }
 
 /// The shapes that a masking is built for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct MaskingFacts {
     /// Patches along one side.
     pub grid: usize,
@@ -261,11 +286,29 @@ pub struct MaskingFacts {
     pub input: MaskInput,
     /// Hidden width of a masking network.
     pub hidden: usize,
+    /// Sides of the blocks over whose mean logits scores are mixed, in patches; see [`scales`](super::scales).
+    pub scales: Arc<[usize]>,
     /// What the strategy `noise` filters.
     pub noise: MaskNoise,
 }
 
 impl MaskingFacts {
+    /// Facts for tests: patches of three values, and defaults.
+    #[cfg(test)]
+    pub(super) fn of_grid(grid: usize, num_visible: usize) -> Self {
+        MaskingFacts {
+            grid,
+            patch_values: 3,
+            channels: 3,
+            num_visible,
+            dim: 4,
+            input: MaskInput::Pixels,
+            hidden: 1,
+            scales: Arc::default(),
+            noise: MaskNoise::default(),
+        }
+    }
+
     /// L: patches of an image.
     #[must_use]
     pub const fn num_patches(&self) -> usize {
@@ -295,6 +338,11 @@ impl MaskingFacts {
 pub trait MaskingKind: Named {
     /// Whether its maskings have a φ, that is a [`Masking::layout`].
     fn is_learned(&self) -> bool;
+
+    /// Whether its maskings can mix logits over several [`scales`](super::scales).
+    fn mixes_scales(&self) -> bool {
+        false
+    }
 
     /// The masking for these shapes, which have been checked ([`ModelConfig::problems`](crate::ModelConfig::problems)).
     fn build(&self, facts: &MaskingFacts) -> Arc<dyn Masking>;

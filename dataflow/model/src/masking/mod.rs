@@ -6,6 +6,7 @@
 //!
 //! To add a masking, implement [`Masking`] and [`MaskingKind`] in a file here, and add it to [`MASKINGS`].
 
+pub mod arms;
 pub mod block;
 #[cfg(test)]
 mod fixed_tests;
@@ -18,6 +19,7 @@ mod list;
 pub mod noise;
 pub mod order;
 pub mod random;
+pub mod scales;
 pub mod token;
 pub mod weights;
 

@@ -80,6 +80,15 @@ impl CudaLane {
                 masking.forward(&Compute::serial(HOST_GRAIN), &phi, &input)
             }
         };
+        let drawn;
+        let rule = match masking.explore_arms() {
+            Some(arms) if rule.explore_arms => {
+                let psi = self.stream.download(phi.slice(arms.logits().range()))?;
+                drawn = arms.drawn(&psi, rule.clone(), batch);
+                &drawn
+            }
+            _ => rule,
+        };
         let keys = masking.keys(batch, trace.as_ref().map(|trace| &trace.scores[..]), rule);
         let (num_patches, num_visible) = (c.num_patches(), c.num_visible());
         let (kept, rank) = (self.stream.take(batch * num_visible), self.stream.take(batch * num_patches));
