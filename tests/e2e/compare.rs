@@ -198,6 +198,9 @@ fn hyperparameters_are_chosen_on_other_seeds_and_other_images() {
     for seed in [7, 8] {
         let record = place.run_record(&format!("out/tuning/learned/trial-0/seed-{seed}"));
         assert_eq!(record["seed"], seed);
+        let path = place.path(&format!("out/tuning/learned/trial-0/seed-{seed}.json"));
+        let cell: Value = serde_json::from_slice(&read(&path)).expect("JSON");
+        assert_eq!(cell["metrics"][0]["num_items"], 18, "images of the role validation; the test split has 16");
         let rows = place.rows(&format!("out/tuning/learned/trial-0/seed-{seed}"), "evals");
         assert!(rows.is_empty(), "the test split was not looked at: {rows:?}");
     }
@@ -218,6 +221,24 @@ fn budgets_of_images_and_arithmetic_give_whole_outer_iterations() {
     let of_gflop = outer_of("{ kind = \"gflop\", value = 0.5 }");
     assert!(of_gflop[0] > 3 * of_gflop[1] / 2, "levels 2 and 3 cost: {of_gflop:?}");
     assert!(!place.path("out").exists(), "a plan leaves nothing");
+}
+
+#[test]
+fn arithmetic_is_counted_as_the_benchmark_counts_it() {
+    let place = Place::new();
+    let base = "[data]\nformat = \"synthetic\"\n[data.synthetic]\nnum_train = 400\nnum_test = 20\nimage = 32\nchannels = 3\n\
+                [model]\npreset = \"tiny\"\n";
+    place.write("base.toml", base.as_bytes());
+    let text = "base = \"base.toml\"\nseeds = [0]\nreference = \"random\"\nprimary = \"knn.accuracy\"\n\
+                budget = { kind = \"outer\", value = 1000 }\n[arms.random]\nready = \"random\"\n";
+    place.write("e.toml", text.as_bytes());
+    let plan = place.compare("out", &["--dry-run"]);
+    let line = plan.lines().find(|line| line.starts_with("random ")).expect("a line");
+    let counted: f64 = line.split_whitespace().nth(5).and_then(|word| word.parse().ok()).expect("GFLOP");
+    let bench = place.succeed(&["bench", "--preset", "tiny", "--random", "--rounds", "1", "--json"]);
+    let bench: Value = serde_json::from_str(&bench).expect("JSON");
+    let expected = 1000.0 * bench["gflop_outer"].as_f64().expect("gflop_outer");
+    assert!((counted - expected).abs() < 1.0, "{counted} GFLOP planned, {expected} by bench");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use mlomae_dataflow::config::{OnResume, rules};
 use crate::place::{Ended, Place};
 
 /// Another valid value of every key than the one of the run.
-const OTHER: [(&str, &str); 135] = [
+const OTHER: [(&str, &str); 150] = [
     ("seed", "4"),
     ("engine", "auto"),
     ("run.root", "elsewhere"),
@@ -62,7 +62,22 @@ const OTHER: [(&str, &str); 135] = [
     ("mask.explore_arms", "[0.0, 0.5]"),
     ("mask.ratio", "0.5"),
     ("mask.explore", "0.5"),
+    ("mask.ratio_schedule", "linear"),
+    ("mask.ratio_end", "0.5"),
+    ("mask.explore_schedule", "linear"),
+    ("mask.explore_end", "0.5"),
+    ("mask.ema", "0.5"),
+    ("mask.refresh", "3"),
+    ("mask.attention", "low"),
+    ("mask.attention_map", "rollout"),
+    ("mask.hints", "0.25"),
+    ("mask.parts", "3"),
+    ("mask.mixture", "{ random = 1.0 }"),
+    ("mask.oracle_masked", "half"),
+    ("mask.oracle_weight", "10"),
+    ("mask.oracle_background", "0"),
     ("mask.noise", "red"),
+    ("method.preset", "recommended"),
     ("mask.weights", "normalised"),
     ("mask.select", "sample"),
     ("mask.temperature", "2.0"),

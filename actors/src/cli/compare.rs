@@ -40,7 +40,8 @@ An experiment's file:
   budget = { kind = \"gflop\", value = 2e6 }
                                       or outer (outer iterations), steps (level-1 steps), images, seconds; without
                                       it train.outer_iterations. Schedules end with it. gflop counts all passes,
-                                      those of levels 2 and 3 included
+                                      those of levels 2 and 3 included; seconds become iterations by timing the
+                                      arms in turns, once, which DIR/costs.json keeps
   [arms.random]
   ready = \"random\"                    random, untrained, published, frozen-policy, multitask
   [arms.learned]

@@ -3,6 +3,7 @@
 use mlomae_dataflow::input::plan::Role;
 use mlomae_kernels as kernels;
 use mlomae_model::Level;
+use mlomae_model::config::num_visible;
 use mlomae_storage::escape::one_line;
 use mlomae_storage::machine_memory;
 
@@ -34,6 +35,13 @@ pub(crate) fn overview(experiment: &Experiment) -> Result<Vec<Line>, CliError> {
     let isa = match method.engine.device.is_host() {
         true => format!(" with {}", kernels::isa().name()),
         false => String::new(),
+    };
+    let visible = match model.mask_ratio_end {
+        Some(end) => {
+            let at_end = num_visible(model.num_patches(), end);
+            format!("{} to {at_end} ({})", model.num_visible(), config.mask.ratio_schedule)
+        }
+        None => model.num_visible().to_string(),
     };
     let mut lines = vec![
         (
@@ -75,8 +83,7 @@ pub(crate) fn overview(experiment: &Experiment) -> Result<Vec<Line>, CliError> {
         (
             "patches",
             format!(
-                "{grid} x {grid} of {patch} x {patch} pixels, {} of {} visible, {masks}",
-                model.num_visible(),
+                "{grid} x {grid} of {patch} x {patch} pixels, {visible} of {} visible, {masks}",
                 model.num_patches(),
                 grid = model.grid(),
                 patch = model.patch,

@@ -45,6 +45,10 @@ pub fn config_key(config: &Config, data: Key, further: &[&str]) -> Key {
         _ => toml::Table::new(),
     };
     table.retain(|section, _| !WITHOUT_EFFECT.contains(&section));
+    // What the data hold is in their hash; where they lie is of no effect.
+    if let Some(toml::Value::Table(section)) = table.get_mut("data") {
+        section.remove("path");
+    }
     let (text, data) = (table.to_string(), data.to_string());
     let mut parts = vec![text.as_str(), &data, env!("CARGO_PKG_VERSION")];
     parts.extend(further);
@@ -98,6 +102,12 @@ mod tests {
         for other in ["seed=2", "policy.lr=2e-4", "train.outer_iterations=3", "mask.ratio=0.5"] {
             assert_ne!(of(other), plain, "{other}");
         }
+        let at = |path: &str, content: &str| {
+            let inputs = ConfigInputs::default().set("data.format=auto").set(&format!("data.path={path}"));
+            config_key(&Config::resolve(&inputs).unwrap(), Key::of(&[content]), &[])
+        };
+        assert_eq!(at("/here", "data"), at("/there", "data"));
+        assert_ne!(at("/here", "data"), at("/here", "other data"));
         let config = Config::resolve(&ConfigInputs::quickstart()).unwrap();
         let judged = judge_key(&config, "test", &[]);
         assert_ne!(judged, judge_key(&config, "validation", &[]));

@@ -115,6 +115,7 @@ fn write_page(summary: &Summary, charts: &[Chart], out: &mut String) -> std::fmt
     writeln!(out, "<p class=\"method\">{}</p>", escaped(&method_text(summary)))?;
     write_values(summary, out)?;
     write_charts(summary, charts, out)?;
+    write_arms(summary, out)?;
     write_others(summary, out)?;
     write_costs(summary, out)?;
     write_failures(summary, out)?;
@@ -358,7 +359,7 @@ fn write_others(summary: &Summary, out: &mut String) -> std::fmt::Result {
             write!(out, "<th scope=\"col\" class=\"n\">against {}</th>", escaped(reference))?;
         }
     }
-    writeln!(out, "<th scope=\"col\">what it is</th></tr></thead>\n<tbody>")?;
+    writeln!(out, "</tr></thead>\n<tbody>")?;
     for arm in &summary.arms {
         write!(out, "<tr><th scope=\"row\">{}</th>", escaped(&arm.name))?;
         for metric in &summary.metrics {
@@ -372,9 +373,33 @@ fn write_others(summary: &Summary, out: &mut String) -> std::fmt::Result {
                 write!(out, "<td class=\"n\">{text}</td>")?;
             }
         }
-        let differs: Vec<String> = arm.differs.iter().map(|(key, value)| format!("{key}={value}")).collect();
-        let about = if arm.about.is_empty() { String::new() } else { format!("{}<br>", escaped(&arm.about)) };
-        writeln!(out, "<td class=\"about\">{about}<code>{}</code></td></tr>", escaped(&differs.join(" ")))?;
+        writeln!(out, "</tr>")?;
+    }
+    writeln!(out, "</tbody></table></div>\n</section>")
+}
+
+/// What the arms are, and in which keys they differ from the first.
+fn write_arms(summary: &Summary, out: &mut String) -> std::fmt::Result {
+    let first = summary.arms.first().map_or("the first", |arm| &arm.name);
+    writeln!(
+        out,
+        "<section>\n<h2>Arms</h2>\n<div class=\"wide\"><table>\n<thead><tr><th scope=\"col\">arm</th>\
+         <th scope=\"col\">what it is</th><th scope=\"col\">differs from {} in</th></tr></thead>\n<tbody>",
+        escaped(first)
+    )?;
+    for arm in &summary.arms {
+        let differs: Vec<String> = arm
+            .differs
+            .iter()
+            .map(|(key, value)| format!("<code>{}</code>", escaped(&format!("{key}={value}"))))
+            .collect();
+        writeln!(
+            out,
+            "<tr><th scope=\"row\">{}</th><td>{}</td><td>{}</td></tr>",
+            escaped(&arm.name),
+            escaped(&arm.about),
+            differs.join("<br>")
+        )?;
     }
     writeln!(out, "</tbody></table></div>\n</section>")
 }

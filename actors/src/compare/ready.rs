@@ -17,13 +17,22 @@ const fn arm(name: &'static str, about: &'static str, set: &'static [&'static st
     ReadyArm { name, about, set, untrained: false }
 }
 
+/// Nothing is learned: all that a configuration may say of learned masks is taken back.
+const RANDOM: &[&str] = &[
+    "mask.strategy=random",
+    "mask.explore=0.0",
+    "mask.weights=published",
+    "mask.select=score",
+    "mask.temperature=1.0",
+    "method.multitask=false",
+    "method.supervised=false",
+    "policy.average=1",
+    "policy.estimator=weights",
+];
+
 /// All of them. A further one is a line here.
 pub const READY: &[ReadyArm] = &[
-    arm(
-        "random",
-        "random masks, an ordinary masked autoencoder",
-        &["mask.strategy=random", "mask.explore=0.0", "method.multitask=false"],
-    ),
+    arm("random", "random masks, an ordinary masked autoencoder", RANDOM),
     ReadyArm { untrained: true, ..arm("untrained", "the initial encoder, without training", &[]) },
     arm(
         "published",
@@ -37,8 +46,43 @@ pub const READY: &[ReadyArm] = &[
             "pipeline.lag=0",
         ],
     ),
+    arm(
+        "recommended",
+        "the preset recommended: a head in closed form, normalised weights, sampled masks",
+        &["method.preset=recommended", "mask.explore=0.0"],
+    ),
+    arm(
+        "shuffled-labels",
+        "as recommended, but the labels of the feedback are permuted: it says nothing",
+        &["method.preset=recommended", "mask.explore=0.0", "method.shuffle_labels=true"],
+    ),
+    arm(
+        "mask-only",
+        "as recommended, but scores choose masks and weigh nothing",
+        &["method.preset=recommended", "mask.explore=0.0", "mask.weights=none"],
+    ),
+    arm(
+        "weight-only",
+        "as recommended, but masks are random and scores only weigh",
+        &["method.preset=recommended", "mask.explore=0.0", "mask.select=random"],
+    ),
+    arm(
+        "multitask",
+        "the same labels used directly: random masks, and the direction of the feedback steps the encoder",
+        &[
+            "method.preset=recommended",
+            "mask.explore=0.0",
+            "mask.weights=none",
+            "mask.select=random",
+            "method.supervised=true",
+        ],
+    ),
     arm("frozen-policy", "the masking network keeps its initial weights", &["policy.lr=0.0"]),
-    arm("multitask", "the labels' gradient steps the encoder itself", &["method.multitask=true"]),
+    arm(
+        "accident",
+        "the encoder keeps the finite difference's perturbation, as an accident of the published program does",
+        &["method.multitask=true"],
+    ),
 ];
 
 /// The ready-made arm of that name.

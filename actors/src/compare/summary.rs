@@ -6,9 +6,12 @@ use serde::Serialize;
 
 use super::cell::{Cell, CellRecord, Status};
 use super::evaluations::kind_of;
-use super::experiment::ExperimentFile;
+use super::experiment::{Budget, ExperimentFile};
 use super::plan::{Amount, PlannedArm, differences};
 use super::statistics::{Paired, Verdict, holm, mean_sd, paired, seeds_needed, t_interval, verdict};
+
+/// By how much of a budget of time training may be off before it is said.
+const BUDGET_TOLERANCE: f64 = 0.2;
 
 /// A whole comparison.
 #[derive(Debug, Clone, Serialize)]
@@ -171,12 +174,15 @@ pub fn summarise(
     seeds: &[u64],
     arms: &[PlannedArm],
     cells: &[Known<'_>],
-    warnings: Vec<String>,
+    mut warnings: Vec<String>,
     tuning: Vec<Choice>,
 ) -> Summary {
     let metrics = file.metrics();
     let is_complete = cells.iter().all(|(cell, record)| cell.is_finished(record, &file.evals));
     let arms: Vec<ArmSummary> = arms.iter().map(|arm| arm_summary(arm, &arms[0], file, cells, &metrics)).collect();
+    if let Budget::Seconds(budget) = file.budget {
+        warnings.extend(arms.iter().filter_map(|arm| off_budget(arm, budget)));
+    }
     let mut comparisons = Vec::new();
     for reference in &file.references {
         for metric in &metrics {
@@ -200,6 +206,19 @@ pub fn summarise(
         comparisons,
         tuning,
     }
+}
+
+/// Says so if training took another time than its budget: iterations were timed before, without checkpoints, and the
+/// machine may have been busy.
+fn off_budget(arm: &ArmSummary, budget: f64) -> Option<String> {
+    let seconds = arm.seconds.filter(|_| arm.amount.outer > 0)?;
+    let is_off = (seconds / budget - 1.0).abs() > BUDGET_TOLERANCE;
+    is_off.then(|| {
+        format!(
+            "{} took {seconds:.1} s of a budget of {budget} s: checkpoints and other work come to its iterations",
+            arm.name
+        )
+    })
 }
 
 fn arm_summary(
@@ -289,3 +308,7 @@ fn compare(reference: &str, metric: &str, file: &ExperimentFile, arms: &[ArmSumm
     }
     all
 }
+
+#[cfg(test)]
+#[path = "summary_tests.rs"]
+mod tests;

@@ -48,14 +48,17 @@ pub fn panel_of(loaded: &LoadedCheckpoint, split: Split, num_images: usize) -> R
     let (method, size) = (&experiment.method, LaneSize { num_threads: 1, micro_batch: experiment.method.grain });
     let mut lane = method.engine.device.lane(model, &Arena::new(), method.grain, method.precision, size)?;
     // Exploration is for training; the panel shows what the policy wants.
-    let rule = MaskRule { explore: 0.0, explore_arms: false, ..method.mask_rule(loaded.step) };
+    let objects = experiment.loader(split)?.object_patches(&indices, model.config.patch);
+    let known = objects.as_ref().filter(|_| method.masks_need_objects()).map(|objects| objects.as_slice().into());
+    let rule = MaskRule { explore: 0.0, explore_arms: false, objects: known, ..method.mask_rule(loaded.step) };
     let (theta, images) = (lane.upload(&loaded.state.theta)?, lane.ingest(&batch.images)?);
-    let scored = lane.score(Some(&theta), &lane.upload(loaded.state.phi())?, &images, &rule)?;
+    let teacher = loaded.state.teacher.as_ref().map(|teacher| lane.upload(teacher)).transpose()?;
+    let scored =
+        lane.score(Some(teacher.as_ref().unwrap_or(&theta)), &lane.upload(loaded.state.phi())?, &images, &rule)?;
     let predicted = lane.reconstruct(&theta, &images, &scored)?;
     let images = batch.images.to_values()?;
 
     let shape = &model.config;
-    let objects = experiment.loader(split)?.object_patches(&indices, shape.patch);
     let (num_patches, num_values) = (shape.num_patches(), shape.image_values());
     let class_names = &dataset.info().class_names;
     let mut rows = Vec::with_capacity(batch.len());
@@ -72,7 +75,7 @@ pub fn panel_of(loaded: &LoadedCheckpoint, split: Split, num_images: usize) -> R
                 None => format!("sample {}", batch.ids[number]),
             },
             image: pixels(image),
-            scores: scored.weights().map(|scores| scores[patches.clone()].to_vec()),
+            scores: scored.scores().or(scored.guide.as_deref()).map(|scores| scores[patches.clone()].to_vec()),
             object: objects.as_ref().map(|objects| objects[patches.clone()].to_vec()),
             mask: patches.map(|patch| scored.order.is_masked(patch)).collect(),
             reconstruction: pixels(&undo_target(predicted, image, shape)),

@@ -265,7 +265,8 @@ fn theta(experiment: &Experiment) -> Part {
 /// writes the next one while snapshots hold the last.
 fn weight_bytes(experiment: &Experiment) -> u64 {
     let lag = experiment.method.lag;
-    let sets = [(Level::Pretrain, 6 + lag), (Level::Finetune, 5), (Level::Mask, 6 + lag)];
+    let teacher = if experiment.method.reads_teacher() { 3 } else { 0 };
+    let sets = [(Level::Pretrain, 6 + lag + teacher), (Level::Finetune, 5), (Level::Mask, 6 + lag)];
     sets.iter().map(|(set, copies)| len(experiment, *set).saturating_mul(4 * copies)).fold(0, u64::saturating_add)
 }
 
@@ -275,9 +276,14 @@ fn activations(model: &ModelConfig) -> [usize; 2] {
     let block = |tokens: usize, dim: usize, heads: usize| {
         tokens.saturating_mul((15 * dim).saturating_add(heads.saturating_mul(tokens)))
     };
-    let (all, visible) = (model.num_patches() + 1, model.num_visible() + 1);
+    let (all, visible) = (model.num_patches() + 1, model.max_visible() + 1);
     let decoder = model.dec_depth.saturating_mul(block(all, model.dec_dim, model.dec_heads));
-    let level_1 = model.depth.saturating_mul(block(visible, model.dim, model.heads)).saturating_add(decoder);
+    let encoder = model.depth.saturating_mul(block(visible, model.dim, model.heads));
+    // Recycled memory serves what is up to a fifth smaller; where the mask ratio has a schedule, memory of each size
+    // on the way stays.
+    let num_sizes = ((model.max_visible() as f64 / model.min_visible().max(1) as f64).ln() / 1.25f64.ln()).floor();
+    let sizes: f64 = (0..=num_sizes as i32).map(|size| 0.8f64.powi(size)).sum();
+    let level_1 = ((encoder as f64 * sizes) as usize).saturating_add(decoder);
     [level_1, model.depth.saturating_mul(block(all, model.dim, model.heads))]
 }
 

@@ -1,9 +1,13 @@
 //! Shapes of the networks.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
-use crate::choice::Choice;
-use crate::masking::{MaskInput, MaskNoise, MaskWeights, MaskingKind};
+use crate::choice::{Choice, Named};
+use crate::masking::attention::AttentionConfig;
+use crate::masking::oracle::OracleConfig;
+use crate::masking::{MaskInput, MaskNoise, MaskWeights, MaskingKind, mixture};
 use crate::tasks::TaskKind;
 
 /// Whether the position embeddings of encoder and decoder are trained.
@@ -44,6 +48,9 @@ pub struct ModelConfig {
     pub pos_embed: PosEmbed,
     /// Share of the patches that is masked, in (0, 1).
     pub mask_ratio: f64,
+    /// Share of the patches that is masked at the other end of a schedule, where the ratio has one.
+    #[serde(default)]
+    pub mask_ratio_end: Option<f64>,
     /// How patches are chosen: a masking network, or a strategy without one.
     pub masking: Choice<dyn MaskingKind>,
     /// Input of the masking network.
@@ -61,6 +68,18 @@ pub struct ModelConfig {
     /// How scores weigh the patch losses.
     #[serde(default)]
     pub mask_weights: MaskWeights,
+    /// What the masking `oracle` does.
+    #[serde(default)]
+    pub mask_oracle: OracleConfig,
+    /// How the masking `attention` chooses.
+    #[serde(default)]
+    pub mask_attention: AttentionConfig,
+    /// Clusters of the masking `parts`, at least 1.
+    #[serde(default = "default_num_parts")]
+    pub mask_parts: usize,
+    /// Strategies of the masking `mixture` with their weights.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub mask_mixture: BTreeMap<String, f64>,
     /// Noise of the strategy `noise`.
     #[serde(default)]
     pub mask_noise: MaskNoise,
@@ -84,17 +103,27 @@ impl Default for ModelConfig {
             dec_heads: 2,
             pos_embed: PosEmbed::Trained,
             mask_ratio: 0.75,
+            mask_ratio_end: None,
             masking: Choice::default(),
             mask_input: MaskInput::Embedding,
             mask_hidden: 128,
             mask_scales: Vec::new(),
             mask_explore_arms: Vec::new(),
             mask_weights: MaskWeights::default(),
+            mask_oracle: OracleConfig::default(),
+            mask_attention: AttentionConfig::default(),
+            mask_parts: default_num_parts(),
+            mask_mixture: BTreeMap::new(),
             mask_noise: MaskNoise::default(),
             task: Choice::default(),
             num_classes: 10,
         }
     }
+}
+
+/// Parts of an image as in SemMAE (arXiv 2206.10207).
+const fn default_num_parts() -> usize {
+    7
 }
 
 /// Visible patches of an image of L = `num_patches` patches: floor(L·(1 − mask ratio)).
@@ -129,10 +158,24 @@ impl ModelConfig {
         self.image * self.image * self.channels
     }
 
-    /// Visible patches of an image: floor(L·(1 − mask ratio)).
+    /// Visible patches of an image: floor(L·(1 − mask ratio)); with a schedule, at its start.
     #[must_use]
     pub fn num_visible(&self) -> usize {
         num_visible(self.num_patches(), self.mask_ratio)
+    }
+
+    /// The most visible patches of an image that a batch has, over the whole schedule of the mask ratio.
+    #[must_use]
+    pub fn max_visible(&self) -> usize {
+        let at_end = self.mask_ratio_end.map(|ratio| num_visible(self.num_patches(), ratio));
+        self.num_visible().max(at_end.unwrap_or_default())
+    }
+
+    /// The fewest visible patches of an image that a batch has, over the whole schedule of the mask ratio.
+    #[must_use]
+    pub fn min_visible(&self) -> usize {
+        let at_end = self.mask_ratio_end.map(|ratio| num_visible(self.num_patches(), ratio));
+        self.num_visible().min(at_end.unwrap_or(usize::MAX))
     }
 
     /// Everything that is wrong with the shapes, one line each; empty when the configuration can be built.
@@ -181,20 +224,28 @@ impl ModelConfig {
             self.mask_explore_arms.iter().all(|share| (0.0..=1.0).contains(share)),
             format!("explore arms must lie in [0, 1], got {:?}", self.mask_explore_arms),
         );
+        check(self.mask_parts > 0, format!("mask parts must be at least 1, got {}", self.mask_parts));
+        if self.masking.name() == mixture::Kind.name()
+            && let Err((problem, allowed)) = mixture::strategies(&self.mask_mixture)
+        {
+            check(false, format!("the mixture {problem} (allowed: {allowed})"));
+        }
         check(self.num_classes >= 2, format!("num_classes must be at least 2, got {}", self.num_classes));
-        check(
-            self.mask_ratio > 0.0 && self.mask_ratio < 1.0,
-            format!("mask_ratio must lie in (0, 1), got {}", self.mask_ratio),
-        );
-        if self.patch > 0 && self.mask_ratio > 0.0 && self.mask_ratio < 1.0 {
-            let (visible, patches) = (self.num_visible(), self.num_patches());
-            check(
-                visible >= 1 && visible < patches,
-                format!(
-                    "mask_ratio must leave between 1 and {} of {patches} patches visible, got {visible}",
-                    patches.saturating_sub(1)
-                ),
-            );
+        for (name, ratio) in [("mask_ratio", Some(self.mask_ratio)), ("mask_ratio_end", self.mask_ratio_end)] {
+            let Some(ratio) = ratio else { continue };
+            let is_share = ratio > 0.0 && ratio < 1.0;
+            check(is_share, format!("{name} must lie in (0, 1), got {ratio}"));
+            if self.patch > 0 && is_share {
+                let patches = self.num_patches();
+                let visible = num_visible(patches, ratio);
+                check(
+                    visible >= 1 && visible < patches,
+                    format!(
+                        "{name} must leave between 1 and {} of {patches} patches visible, got {visible}",
+                        patches.saturating_sub(1)
+                    ),
+                );
+            }
         }
         problems
     }

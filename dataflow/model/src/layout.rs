@@ -58,6 +58,20 @@ impl Weight {
     }
 }
 
+impl LinearWeights {
+    /// The layer for a range of its outputs alone.
+    #[must_use]
+    pub fn outputs(&self, range: std::ops::Range<usize>) -> Self {
+        let part = |of: &Weight, width: usize| Weight {
+            offset: of.offset + range.start * width,
+            len: range.len() * width,
+            ..*of
+        };
+        let (weight, bias) = (part(&self.weight, self.inputs), part(&self.bias, 1));
+        LinearWeights { weight, bias, inputs: self.inputs, outputs: range.len() }
+    }
+}
+
 /// A linear layer's weight `[outputs, inputs]` and bias `[outputs]`.
 #[derive(Clone, Copy, Debug)]
 pub struct LinearWeights {

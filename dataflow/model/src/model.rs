@@ -7,7 +7,7 @@ use crate::error::ModelError;
 use crate::layout::{Layout, SharedLayout};
 use crate::level::Level;
 use crate::masking::arms::Armed;
-use crate::masking::{Masking, MaskingFacts};
+use crate::masking::{Masking, MaskingFacts, mixture};
 use crate::nets::Vit;
 use crate::parallel::arena::Params;
 use crate::tasks::{Task, TaskFacts};
@@ -48,6 +48,10 @@ impl Model {
             input: c.mask_input,
             hidden: c.mask_hidden,
             scales: c.mask_scales.clone().into(),
+            oracle: c.mask_oracle,
+            attention: c.mask_attention,
+            num_parts: c.mask_parts,
+            mixture: mixture::strategies(&c.mask_mixture).unwrap_or_default().into(),
             noise: c.mask_noise,
         };
         Ok(Model {

@@ -35,6 +35,12 @@ pub enum Purpose {
     MaskAgain = 13,
     /// Which sample's label another one gets where labels are shuffled, as a control.
     Labels = 14,
+    /// Mask ratio and exploration where they are drawn anew for each batch, by level-1 step and which of the two.
+    MaskSchedule = 15,
+    /// Which strategy of a mixture masks an image, by level-1 step and place in the batch.
+    MaskMixture = 16,
+    /// Random masks under which a teacher's losses are measured, by level-1 step and place in the batch.
+    MaskProbe = 17,
     /// The arm of a learned exploration, by level-1 step and place in the batch.
     MaskExplore = 18,
 }

@@ -12,6 +12,7 @@ use mlomae_model::lane::cuda::CudaLane;
 use mlomae_model::lane::{CpuLane, Downstream, LabelledImages, Lane};
 use mlomae_model::layout::SharedLayout;
 use mlomae_model::levels::optimizer::{AdamW, AdamWConfig, DecayGroup};
+use mlomae_model::masking::attention::{AttentionConfig, AttentionMap};
 use mlomae_model::masking::{MASKINGS, MaskInput, MaskRule, MaskSelect, MaskWeights, MaskingChoice};
 use mlomae_model::parallel::arena::Buffer;
 use mlomae_model::policy::Estimator;
@@ -79,7 +80,11 @@ fn results(
         form,
         settings,
         rates: PerLevel { pretrain: &|_| 1e-3, finetune: &|_| 1e-2, mask: &|_| 1e-3 },
-        rule: &|step| MaskRule { seed: 7, step, explore: 0.2, explore_arms: true, select, ..MaskRule::BY_SCORE },
+        rule: &|step| {
+            // A graph is captured, replaced by one for more patches, and replaced again.
+            let num_visible = config.mask_ratio_end.map(|_| 2 + (step / 2 % 2) as usize);
+            MaskRule { seed: 7, step, num_visible, explore: 0.2, explore_arms: true, select, ..MaskRule::BY_SCORE }
+        },
         noise: &|outer, pass| Some(Noise { rate: 0.1, seed: 7, outer, pass }),
     };
     let mut all = Vec::new();
@@ -94,6 +99,7 @@ fn results(
                     let order = &scored.order;
                     push("rank", order.rank.iter().map(|&rank| f64::from(rank)).collect());
                     push("kept", order.kept.iter().map(|&patch| f64::from(patch)).collect());
+                    push("guide", scored.guide.iter().flat_map(|g| g.iter()).map(|&g| f64::from(g)).collect());
                     push("scores", scored.scores().unwrap_or_default().iter().map(|&p| f64::from(p)).collect());
                 }
                 Event::Pretrain(g) => {
@@ -294,6 +300,28 @@ fn a_gpu_learns_policies_as_the_cpu_does() {
         let config = ModelConfig { mask_scales, mask_explore_arms: arms, ..config(masking, MaskInput::Pixels) };
         compare_policy(&config, &Ridge, (settings, MaskSelect::Sample), Precision::F32, 2e-4);
     }
+}
+
+#[test]
+fn the_mask_ratio_may_change_from_batch_to_batch() {
+    drop(mlomae_device::testing::gpu());
+    for (masking, input) in [NETWORKS[0], NETWORKS[4]] {
+        let config = ModelConfig { mask_ratio_end: Some(0.7), ..config(masking, input) };
+        compare_policy(&config, &Tangent, (Settings::default(), MaskSelect::Score), Precision::F32, 2e-4);
+    }
+}
+
+#[test]
+fn strategies_that_read_a_teacher_read_the_same_on_a_gpu() {
+    drop(mlomae_device::testing::gpu());
+    for strategy in ["attention", "parts", "loss", "mixture"] {
+        let mask_mixture = [("random".to_owned(), 1.0), ("attention".to_owned(), 1.0)].into();
+        let config = ModelConfig { mask_mixture, ..config(strategy, MaskInput::Pixels) };
+        compare_policy(&config, &Tangent, (Settings::default(), MaskSelect::Score), Precision::F32, 1e-4);
+    }
+    let mask_attention = AttentionConfig { map: AttentionMap::Rollout, ..AttentionConfig::default() };
+    let config = ModelConfig { mask_attention, ..config("attention", MaskInput::Pixels) };
+    compare_policy(&config, &Tangent, (Settings::default(), MaskSelect::Score), Precision::F32, 1e-4);
 }
 
 #[test]

@@ -10,6 +10,7 @@ use mlomae_model::levels::mask::{along, direction};
 use mlomae_model::levels::score::score;
 use mlomae_model::levels::vectors::{sum, widen};
 use mlomae_model::levels::{Cpu, Labelled, finetune, pretrain};
+use mlomae_model::masking::oracle::{OracleConfig, OracleMasked};
 use mlomae_model::masking::{MaskRule, MaskingChoice};
 use mlomae_model::parallel::arena::{Arena, Buffer};
 use mlomae_model::parallel::collective::Collective;
@@ -140,5 +141,49 @@ fn two_ranks_compute_what_one_computes() {
             let error = norm(&mut pairs().map(|(a, b)| a - b)) / norm(&mut one.hypergradient.iter().copied());
             assert!(error < 1e-4, "{masking} {mask_input:?}: {error:e}");
         }
+    }
+}
+
+#[test]
+fn two_ranks_weigh_the_loss_by_the_objects_of_all_images() {
+    let mask_oracle = OracleConfig { masked: OracleMasked::Half, object_weight: 10.0, background_weight: 0.5 };
+    let config = ModelConfig {
+        image: 12,
+        patch: 3,
+        channels: 1,
+        dim: 24,
+        depth: 1,
+        dec_dim: 16,
+        dec_depth: 1,
+        mask_ratio: 0.6,
+        masking: MaskingChoice::by_name("oracle").unwrap(),
+        mask_oracle,
+        num_classes: 4,
+        ..ModelConfig::default()
+    };
+    let model = Arc::new(Model::new(&config).unwrap());
+    // Images differ in their objects' sizes, so that ranks differ in their sums of weights.
+    let objects: Vec<bool> = (0..BATCH * 16).map(|i| (i * 7) % 16 < i / 16).collect();
+    let level1 = move |cpu: &Cpu, from: usize, to: usize| {
+        let values = cpu.model.config.image_values();
+        let images = draw("p", BATCH * values)[from * values..to * values].to_vec();
+        let (theta, phi) = (cpu.model.init(Level::Pretrain, 1), cpu.model.init(Level::Mask, 1));
+        let rule = MaskRule { objects: Some(objects[from * 16..to * 16].into()), ..RULE };
+        let scored = score(cpu, None, &phi, &images, &rule).unwrap();
+        assert!(score(cpu, None, &phi, &images, &RULE).is_err(), "objects are not guessed");
+        let g = pretrain::gradient(cpu, &theta, &phi, &images, &scored).unwrap();
+        (g.loss, g.gradient.to_vec())
+    };
+    let one = level1(&Cpu::new(model.clone(), Compute::serial(GRAIN)), 0, BATCH);
+    let threads = Pair::new().map(|pair| {
+        let (model, level1) = (model.clone(), level1.clone());
+        std::thread::spawn(move || {
+            let (from, to) = (pair.rank * BATCH / 2, (pair.rank + 1) * BATCH / 2);
+            let cpu = Cpu::new(model, Compute::serial(GRAIN));
+            level1(&Cpu { collective: Arc::new(pair), ..cpu }, from, to)
+        })
+    });
+    for thread in threads {
+        assert!(thread.join().unwrap() == one);
     }
 }

@@ -1,6 +1,10 @@
 //! Relations between keys, which no single key's range can express.
 
 use mlomae_model::MaskInput;
+use mlomae_model::masking::attention::Attended;
+use mlomae_model::masking::mixture;
+use mlomae_model::masking::oracle::OracleMasked;
+use mlomae_model::masking::schedule::MaskSchedule;
 use mlomae_model::masking::{MaskNoise, MaskSelect, MaskWeights};
 use mlomae_model::policy::Estimator;
 use mlomae_storage::dataset::{DataError, Split, check_exclude};
@@ -72,14 +76,17 @@ impl Config {
             return errors;
         }
         let num_patches = (image / patch).pow(2);
-        let num_visible = mlomae_model::config::num_visible(num_patches, self.mask.ratio);
-        if num_visible < 1 || num_visible >= num_patches {
-            errors.push(error(
-                "mask.ratio",
-                self.mask.ratio,
-                format!("leaves {num_visible} of {num_patches} patches visible"),
-                &format!("a ratio that leaves 1 to {}", num_patches.saturating_sub(1)),
-            ));
+        for (key, ratio) in [("mask.ratio", Some(self.mask.ratio)), ("mask.ratio_end", self.mask.ratio_end)] {
+            let Some(ratio) = ratio else { continue };
+            let num_visible = mlomae_model::config::num_visible(num_patches, ratio);
+            if num_visible < 1 || num_visible >= num_patches {
+                errors.push(error(
+                    key,
+                    ratio,
+                    format!("leaves {num_visible} of {num_patches} patches visible"),
+                    &format!("a ratio that leaves 1 to {}", num_patches.saturating_sub(1)),
+                ));
+            }
         }
         let grid = image / patch;
         if let Some(scale) = self.mask.scales.iter().find(|scale| **scale > grid) {
@@ -245,9 +252,8 @@ impl Config {
         if mask.input == MaskInput::Embedding {
             refuse("is only for a masking that reads the pixels".to_owned(), "[], or mask.input = \"pixels\"");
         }
-        if mask.explore > 0.0 {
-            let problem = format!("takes the place of mask.explore, which is {}", mask.explore);
-            refuse(problem, "[], or mask.explore = 0");
+        if let Some((key, explore)) = mask.exploration() {
+            refuse(format!("takes the place of {key}, which is {explore}"), "[], or mask.explore = 0");
         }
         if mask.select == MaskSelect::Random {
             let problem = "has no meaning with mask.select = \"random\": all patches are drawn at random";
@@ -266,6 +272,9 @@ impl Config {
     fn check_policy(&self, errors: &mut Vec<ConfigError>) {
         let (mask, method, policy) = (&self.mask, &self.method, &self.policy);
         let default = Self::default();
+        self.check_oracle(errors);
+        self.check_schedules(errors);
+        self.check_teacher(errors);
         if !mask.strategy.is_learned() {
             let problem = format!("has no meaning with mask.strategy = \"{}\", which learns nothing", mask.strategy);
             for (key, is_default, value, allowed) in [
@@ -302,7 +311,7 @@ impl Config {
                 let problem = "is only for a masking that reads the pixels";
                 errors.push(error("policy.estimator", value(), problem, "weights, or mask.input = \"pixels\""));
             }
-            if mask.select != MaskSelect::Sample || mask.explore > 0.0 {
+            if mask.select != MaskSelect::Sample || mask.exploration().is_some() {
                 let problem = "needs masks whose probability is known";
                 let allowed = "weights, or mask.select = \"sample\" with mask.explore = 0";
                 errors.push(error("policy.estimator", value(), problem, allowed));
@@ -312,9 +321,9 @@ impl Config {
             let problem = format!("has no meaning with mask.select = {}", quoted(&mask.select));
             errors.push(error("mask.temperature", mask.temperature, problem, "1, or mask.select = \"sample\""));
         }
-        if mask.select == MaskSelect::Random && mask.explore > 0.0 {
+        if let (MaskSelect::Random, Some((key, explore))) = (mask.select, mask.exploration()) {
             let problem = "has no meaning with mask.select = \"random\": all patches are drawn at random";
-            errors.push(error("mask.explore", mask.explore, problem, "0"));
+            errors.push(error(key, explore, problem, "0"));
         }
         if method.supervised && method.multitask {
             let problem = "is another control than method.multitask, which is given too";
@@ -331,6 +340,116 @@ impl Config {
                 let problem = format!("has no meaning with method.hypergradient = \"{form}\"");
                 errors.push(error(key, value, problem, &format!("method.hypergradient = \"{needed}\"")));
             }
+        }
+    }
+
+    /// That schedules have an end, and ends a schedule.
+    fn check_schedules(&self, errors: &mut Vec<ConfigError>) {
+        let mask = &self.mask;
+        for (name, schedule, end) in
+            [("ratio", mask.ratio_schedule, mask.ratio_end), ("explore", mask.explore_schedule, mask.explore_end)]
+        {
+            let key = format!("mask.{name}_end");
+            match (schedule, end) {
+                (MaskSchedule::Constant, Some(end)) => {
+                    let problem = format!("has no meaning with mask.{name}_schedule = \"constant\"");
+                    let allowed = format!("no {key}, or mask.{name}_schedule = \"linear\" or another one");
+                    errors.push(error(&key, end, problem, &allowed));
+                }
+                (MaskSchedule::Constant, None) | (_, Some(_)) => {}
+                (schedule, None) => {
+                    let problem = format!("is missing, mask.{name}_schedule = {} leads to it", quoted(&schedule));
+                    errors.push(error(&key, "", problem, "a number as for the start"));
+                }
+            }
+        }
+    }
+
+    /// What goes with the strategies that read a teacher, and with mixtures.
+    fn check_teacher(&self, errors: &mut Vec<ConfigError>) {
+        let (mask, default) = (&self.mask, Self::default().mask);
+        if mask.is_mixture() {
+            if let Err((problem, allowed)) = mixture::strategies(&mask.mixture) {
+                errors.push(error("mask.mixture", "", problem, &allowed));
+            }
+        } else if !mask.mixture.is_empty() {
+            let problem = format!("has no meaning with mask.strategy = \"{}\"", mask.strategy);
+            errors.push(error("mask.mixture", "", problem, "mask.strategy = \"mixture\""));
+        }
+        let reads_teacher = mask.reads_teacher();
+        let is_attention = mask.uses("attention");
+        for (key, is_used, is_default, value, needed) in [
+            (
+                "mask.ema",
+                reads_teacher,
+                mask.ema == default.ema,
+                mask.ema.to_string(),
+                "attention\", \"parts\" or \"loss",
+            ),
+            (
+                "mask.refresh",
+                reads_teacher,
+                mask.refresh == 1,
+                mask.refresh.to_string(),
+                "attention\", \"parts\" or \"loss",
+            ),
+            ("mask.attention", is_attention, mask.attention == default.attention, quoted(&mask.attention), "attention"),
+            (
+                "mask.attention_map",
+                is_attention,
+                mask.attention_map == default.attention_map,
+                quoted(&mask.attention_map),
+                "attention",
+            ),
+            ("mask.parts", mask.uses("parts"), mask.parts == default.parts, mask.parts.to_string(), "parts"),
+        ] {
+            if !is_used && !is_default {
+                let problem = format!("has no meaning with mask.strategy = \"{}\"", mask.strategy);
+                errors.push(error(key, value, problem, &format!("mask.strategy = \"{needed}\"")));
+            }
+        }
+        if mask.temperature != default.temperature && !mask.strategy.is_learned() && !is_attention {
+            let problem = format!("has no meaning with mask.strategy = \"{}\"", mask.strategy);
+            errors.push(error("mask.temperature", mask.temperature, problem, "1, or a strategy that draws by it"));
+        }
+        if mask.hints != default.hints && !(is_attention && mask.attention == Attended::Hint) {
+            let problem = "has no meaning without mask.attention = \"hint\"";
+            errors.push(error("mask.hints", mask.hints, problem, "mask.strategy = \"attention\" with it"));
+        }
+    }
+
+    /// What goes with the masking `oracle`.
+    fn check_oracle(&self, errors: &mut Vec<ConfigError>) {
+        let (mask, augment) = (&self.mask, &self.data.augment);
+        let (masked, weight, background) = (mask.oracle_masked, mask.oracle_weight, mask.oracle_background);
+        if !mask.needs_objects() {
+            for (key, is_default, value) in [
+                ("mask.oracle_masked", masked == OracleMasked::default(), quoted(&masked)),
+                ("mask.oracle_weight", weight == 1.0, weight.to_string()),
+                ("mask.oracle_background", background == 1.0, background.to_string()),
+            ] {
+                if !is_default {
+                    let problem = format!("has no meaning with mask.strategy = \"{}\"", mask.strategy);
+                    errors.push(error(key, value, problem, "mask.strategy = \"oracle\""));
+                }
+            }
+            return;
+        }
+        if augment.crop != Crop::None || augment.flip {
+            let problem = format!(
+                "needs objects that stay where they are, data.augment.crop = {} and flip = {} move them",
+                quoted(&augment.crop),
+                augment.flip
+            );
+            let allowed = "data.augment.crop = \"none\" with data.augment.flip = false, or another strategy";
+            errors.push(error("mask.strategy", format!("\"{}\"", mask.strategy), problem, allowed));
+        }
+        if background == 0.0 && (weight == 0.0 || masked == OracleMasked::Never) {
+            let with = match weight {
+                0.0 => "mask.oracle_weight = 0".to_owned(),
+                _ => format!("mask.oracle_masked = {}", quoted(&masked)),
+            };
+            errors.push(error("mask.oracle_background", background, format!("leaves no loss with {with}"), "above 0"));
         }
     }
 
@@ -374,13 +493,9 @@ impl Config {
             let problem = format!("has no meaning with mask.strategy = \"{strategy}\"");
             errors.push(error("mask.noise", quoted(&self.mask.noise), problem, "green, or mask.strategy = \"noise\""));
         }
-        if !strategy.is_learned() && self.mask.explore > 0.0 {
-            errors.push(error(
-                "mask.explore",
-                self.mask.explore,
-                format!("has no meaning with mask.strategy = \"{strategy}\", which has no scores"),
-                "0",
-            ));
+        if let (false, Some((key, explore))) = (strategy.is_learned(), self.mask.exploration()) {
+            let problem = format!("has no meaning with mask.strategy = \"{strategy}\", which has no scores");
+            errors.push(error(key, explore, problem, "0"));
         }
         if Outer(self.train.outer_iterations).checked_first_step(self.method.unroll).is_none() {
             errors.push(error(

@@ -9,10 +9,56 @@ use serde::{Deserialize, Serialize};
 
 use super::model::Preset;
 
+/// A named set of values for how masks are learned. Keys that are written out win over it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum MethodPreset {
+    /// The paper's: scores of the embedding weigh the losses and choose the masks, head and masks learn by single steps.
+    #[default]
+    Published,
+    /// What carries signal in the experiments of docs/results.md: a head in closed form, weights that sum to one, masks
+    /// drawn by score.
+    Recommended,
+}
+
+impl MethodPreset {
+    /// Its keys with their values in TOML's notation.
+    #[must_use]
+    pub const fn values(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            // The defaults of all keys.
+            Self::Published => &[],
+            Self::Recommended => &[
+                ("mask.strategy", "\"linear\""),
+                ("mask.input", "\"pixels\""),
+                ("mask.weights", "\"normalised\""),
+                ("mask.select", "\"sample\""),
+                ("method.hypergradient", "\"ridge\""),
+                ("method.precondition", "\"adam\""),
+                ("finetune.batch", "256"),
+                ("policy.batch", "256"),
+                ("policy.lr", "0.05"),
+                ("policy.weight_decay", "0.0"),
+            ],
+        }
+    }
+
+    /// The preset of that name.
+    #[must_use]
+    pub fn by_name(name: &str) -> Option<Self> {
+        [Self::Published, Self::Recommended]
+            .into_iter()
+            .find(|preset| serde_json::to_value(preset).is_ok_and(|value| value == name))
+    }
+}
+
 /// The method's variants.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct MethodConfig {
+    /// Values for the keys of `mask`, `method`, `finetune` and `policy` that say how masks are learned, where they are
+    /// not written out.
+    pub preset: MethodPreset,
     /// Level-1 steps in one outer iteration.
     #[schemars(range(min = 1, max = 64))]
     pub unroll: u64,
@@ -56,6 +102,7 @@ pub struct MethodConfig {
 impl Default for MethodConfig {
     fn default() -> Self {
         Self {
+            preset: MethodPreset::default(),
             unroll: 2,
             hypergradient: HypergradientChoice::default(),
             task: TaskChoice::default(),

@@ -24,6 +24,7 @@ use std::fmt;
 use mlomae_model::Precision;
 use mlomae_model::hypergradient::default_form;
 use mlomae_model::lane::Engine;
+use mlomae_model::masking::MaskingChoice;
 use mlomae_storage::escape::shortened;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -33,7 +34,7 @@ use crate::counts::{Outer, Step};
 pub use actors::{ActorsConfig, StageConfig};
 pub use compute::ComputeConfig;
 pub use data::{AugmentConfig, Crop, DataConfig, OnBadImage, TestSplit};
-pub use method::{LevelConfig, MethodConfig, PolicyConfig, Precondition};
+pub use method::{LevelConfig, MethodConfig, MethodPreset, PolicyConfig, Precondition};
 pub use model::{MaskConfig, ModelConfig, Preset, PresetValues};
 pub use output::{CheckpointConfig, EvalConfig, LogsConfig};
 pub use resume::{KeyChange, OnResume, rules};
@@ -253,6 +254,16 @@ impl Config {
         {
             table::merge(&mut merged, default_form_table(precision));
         }
+        if let Some(preset) = table::get(&given, "method.preset").and_then(toml::Value::as_str)
+            && let Some(preset) = MethodPreset::by_name(preset)
+        {
+            // A strategy that learns nothing takes nothing of it: its values would have no meaning there.
+            let strategy = table::get(&given, "mask.strategy").and_then(toml::Value::as_str);
+            let strategy = strategy.and_then(MaskingChoice::by_name);
+            if !is_baseline && strategy.is_none_or(|strategy| strategy.is_learned()) {
+                table::merge(&mut merged, method_preset_table(preset));
+            }
+        }
         // What the schema refused is left out, so that the relations between the other keys are
         // still checked.
         for error in &errors {
@@ -266,7 +277,10 @@ impl Config {
             Ok(config) => {
                 let refused: Vec<String> = errors.iter().map(|error| error.key.clone()).collect();
                 // Drops follow-up errors of keys that were refused already.
-                let news = |error: &ConfigError| !refused.contains(&error.key);
+                let is_of = |key: &String, error: &ConfigError| {
+                    key.strip_prefix(&*error.key).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+                };
+                let news = |error: &ConfigError| !refused.iter().any(|key| is_of(key, error));
                 errors.extend(config.check().into_iter().filter(news));
                 if errors.is_empty() {
                     return Ok(config);
@@ -293,10 +307,13 @@ impl Config {
         toml::to_string_pretty(self)
     }
 
-    /// Whether scoring waits for the newest θ: where a masking network reads the patch embedding.
+    /// Whether scoring waits for the newest θ: where a masking network reads the patch embedding, or a strategy a teacher
+    /// that is renewed after each step.
     #[must_use]
     pub fn scores_need_theta(&self) -> bool {
-        self.mask.strategy.is_learned() && self.mask.input == mlomae_model::MaskInput::Embedding
+        let reads_newest_teacher = self.mask.reads_teacher() && self.mask.refresh == 0;
+        let reads_embedding = self.mask.strategy.is_learned() && self.mask.input == mlomae_model::MaskInput::Embedding;
+        reads_embedding || reads_newest_teacher
     }
 
     /// Level-1 steps of the whole run.
@@ -311,6 +328,16 @@ fn default_form_table(precision: Precision) -> toml::Table {
     let form = default_form(precision).name().into();
     let method = toml::Table::from_iter([("hypergradient".to_owned(), form)]);
     toml::Table::from_iter([("method".to_owned(), toml::Value::Table(method))])
+}
+
+fn method_preset_table(preset: MethodPreset) -> toml::Table {
+    let mut table = toml::Table::new();
+    for (key, value) in preset.values() {
+        let setting = table::parse_setting(&format!("{key}={value}"));
+        let put = setting.and_then(|(path, value)| table::put(&mut table, &path, value));
+        debug_assert!(put.is_ok(), "{key}");
+    }
+    table
 }
 
 fn preset_table(preset: Preset) -> toml::Table {

@@ -1,5 +1,12 @@
 //! `[model]` and `[mask]`: the shapes of the networks.
 
+use std::collections::BTreeMap;
+
+use mlomae_model::choice::Named;
+use mlomae_model::masking::attention::{Attended, AttentionMap};
+use mlomae_model::masking::mixture;
+use mlomae_model::masking::oracle::{self, OracleConfig, OracleMasked};
+use mlomae_model::masking::schedule::{Course, MaskSchedule, Scheduled};
 use mlomae_model::masking::{MaskNoise, MaskSelect, MaskWeights, MaskingChoice};
 use mlomae_model::{MaskInput, PosEmbed};
 use schemars::JsonSchema;
@@ -133,10 +140,20 @@ pub struct MaskConfig {
     /// Share of the patches that is masked.
     #[schemars(range(min = 0.05, max = 0.95))]
     pub ratio: f64,
+    /// How the ratio goes to `ratio_end` over the level-1 steps of the run.
+    pub ratio_schedule: MaskSchedule,
+    /// Where a schedule leads from `ratio`; with `random` each batch's ratio is drawn between the two.
+    #[schemars(range(min = 0.05, max = 0.95))]
+    pub ratio_end: Option<f64>,
     /// Share of the patches whose place in the order is drawn at random, so that the patches of
     /// low score are explored too. 0 as published.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub explore: f64,
+    /// How exploration goes to `explore_end` over the level-1 steps of the run.
+    pub explore_schedule: MaskSchedule,
+    /// Where a schedule leads from `explore`.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub explore_end: Option<f64>,
     /// Shares of patches placed at random, rising, of which each image's is drawn by probabilities that are learned, in
     /// place of `explore`, for learned strategies on pixels. Empty: off.
     #[schemars(inner(range(min = 0.0, max = 1.0)))]
@@ -145,11 +162,102 @@ pub struct MaskConfig {
     pub weights: MaskWeights,
     /// How a network's scores choose the masked patches.
     pub select: MaskSelect,
-    /// With `select = "sample"`: draws follow the scores the more closely the lower it is.
+    /// With `select = "sample"` or `strategy = "attention"`: draws follow the scores (the attention) the more closely
+    /// the lower it is.
     #[schemars(range(min = 0.01, max = 100.0))]
     pub temperature: f64,
     /// With `strategy = "noise"`: the colour of the noise.
     pub noise: MaskNoise,
+    /// Decay of the average over θ's past, for each level-1 step, of the teacher that the strategies `attention`, `parts`
+    /// and `loss` read; 0 for θ itself.
+    #[schemars(range(min = 0.0, max = 0.99999))]
+    pub ema: f64,
+    /// Outer iterations between two states of the teacher, so that scores may run ahead in between; 0 for a new one
+    /// after each level-1 step.
+    #[schemars(range(min = 0, max = 1_000_000))]
+    pub refresh: u64,
+    /// With `strategy = "attention"`: which patches are masked.
+    pub attention: Attended,
+    /// With `strategy = "attention"`: the attention of CLS in the last block, or through all blocks.
+    pub attention_map: AttentionMap,
+    /// With `attention = "hint"`: hints as a share of all patches.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub hints: f64,
+    /// With `strategy = "parts"`: parts of an image.
+    #[schemars(range(min = 1, max = 1024))]
+    pub parts: usize,
+    /// With `strategy = "oracle"`: which patches of the object are masked.
+    pub oracle_masked: OracleMasked,
+    /// With `strategy = "oracle"`: weight of the losses of masked object patches, beside `oracle_background` for the
+    /// others; only their ratio counts.
+    #[schemars(range(min = 0.0, max = 1000.0))]
+    pub oracle_weight: f64,
+    /// With `strategy = "oracle"`: weight of the losses of the other masked patches. 0 is a loss on the object alone.
+    #[schemars(range(min = 0.0, max = 1000.0))]
+    pub oracle_background: f64,
+    /// With `strategy = "mixture"`: strategies by name with their weights, as in `{ random = 0.5, attention = 0.5 }`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("additionalProperties" = { "type": "number", "minimum": 0.0, "maximum": 1000.0 }))]
+    pub mixture: BTreeMap<String, f64>,
+}
+
+impl MaskConfig {
+    /// Whether the strategy reads a teacher, or one of a mixture does.
+    #[must_use]
+    pub fn reads_teacher(&self) -> bool {
+        let mut mixed = mixture::strategies(&self.mixture).unwrap_or_default().into_iter();
+        self.strategy.reads_teacher() || self.is_mixture() && mixed.any(|(kind, _)| kind.reads_teacher())
+    }
+
+    /// Whether strategies are mixed.
+    #[must_use]
+    pub fn is_mixture(&self) -> bool {
+        self.strategy.name() == mixture::Kind.name()
+    }
+
+    /// Whether the strategy is the one of that name, or a mixture has it.
+    #[must_use]
+    pub fn uses(&self, name: &str) -> bool {
+        let mixed = || self.mixture.get(name).is_some_and(|weight| *weight > 0.0);
+        self.strategy.name() == name || self.is_mixture() && mixed()
+    }
+
+    /// The mask ratio over a run of `total_steps` level-1 steps.
+    #[must_use]
+    pub fn ratio_course(&self, total_steps: u64) -> Course {
+        let end = self.ratio_end.unwrap_or(self.ratio);
+        Course { of: Scheduled::Ratio, schedule: self.ratio_schedule, start: self.ratio, end, total_steps }
+    }
+
+    /// Exploration over a run of `total_steps` level-1 steps.
+    #[must_use]
+    pub fn explore_course(&self, total_steps: u64) -> Course {
+        let end = self.explore_end.unwrap_or(self.explore);
+        Course { of: Scheduled::Explore, schedule: self.explore_schedule, start: self.explore, end, total_steps }
+    }
+
+    /// The key that asks for exploration at some step with its value; none without exploration.
+    #[must_use]
+    pub fn exploration(&self) -> Option<(&'static str, f64)> {
+        let keys = [("mask.explore", self.explore), ("mask.explore_end", self.explore_end.unwrap_or_default())];
+        keys.into_iter().find(|(_, explore)| *explore > 0.0)
+    }
+
+    /// What the masking `oracle` does.
+    #[must_use]
+    pub const fn oracle(&self) -> OracleConfig {
+        OracleConfig {
+            masked: self.oracle_masked,
+            object_weight: self.oracle_weight,
+            background_weight: self.oracle_background,
+        }
+    }
+
+    /// Whether masks follow from the objects of the images, which only data that draws them knows.
+    #[must_use]
+    pub fn needs_objects(&self) -> bool {
+        self.strategy.name() == oracle::Kind.name()
+    }
 }
 
 impl Default for MaskConfig {
@@ -160,11 +268,25 @@ impl Default for MaskConfig {
             hidden: Preset::default().values().mask_hidden,
             scales: vec![1],
             ratio: 0.75,
+            ratio_schedule: MaskSchedule::Constant,
+            ratio_end: None,
             explore: 0.0,
+            explore_schedule: MaskSchedule::Constant,
+            explore_end: None,
             explore_arms: Vec::new(),
             weights: MaskWeights::default(),
             select: MaskSelect::default(),
             temperature: 1.0,
+            ema: 0.999,
+            refresh: 1,
+            attention: Attended::default(),
+            attention_map: AttentionMap::default(),
+            hints: 0.05,
+            parts: 7,
+            oracle_masked: OracleMasked::default(),
+            oracle_weight: 1.0,
+            oracle_background: 1.0,
+            mixture: BTreeMap::new(),
             noise: MaskNoise::default(),
         }
     }

@@ -64,17 +64,30 @@ const FREE: [&str; 41] = [
 ];
 
 /// Keys that take effect and change results.
-const TOLD: [&str; 43] = [
+const TOLD: [&str; 56] = [
     "data.augment.crop",
     "data.augment.crop_padding",
     "data.augment.min_area",
     "data.augment.flip",
     "data.on_bad_image",
     "mask.ratio",
+    "mask.ratio_schedule",
+    "mask.ratio_end",
     "mask.explore",
+    "mask.explore_schedule",
+    "mask.explore_end",
     "mask.weights",
     "mask.select",
     "mask.temperature",
+    "mask.ema",
+    "mask.refresh",
+    "mask.attention",
+    "mask.attention_map",
+    "mask.hints",
+    "mask.parts",
+    "mask.oracle_masked",
+    "mask.oracle_weight",
+    "mask.oracle_background",
     "mask.noise",
     "method.hypergradient",
     "method.precondition",
@@ -135,7 +148,7 @@ const DATA: [&str; 20] = [
 ];
 
 /// Keys that cannot take effect any more.
-const FIXED: [&str; 32] = [
+const FIXED: [&str; 34] = [
     "seed",
     "run.root",
     "run.id",
@@ -157,10 +170,12 @@ const FIXED: [&str; 32] = [
     "model.dec_heads",
     "model.pos_embed",
     "mask.strategy",
+    "mask.mixture",
     "mask.input",
     "mask.hidden",
     "mask.scales",
     "mask.explore_arms",
+    "method.preset",
     "method.unroll",
     "method.task",
     "method.supervised",

@@ -59,7 +59,7 @@ pub(super) fn leaf_keys(schema: &Json, prefix: &str, keys: &mut Vec<String>) {
         for (name, inner) in properties {
             leaf_keys(inner, &join(prefix, name), keys);
         }
-    } else if types_of(schema) != ["object"] {
+    } else if types_of(schema) != ["object"] || entries_of(schema).is_some() {
         keys.push(prefix.to_owned());
     }
 }
@@ -131,6 +131,11 @@ fn check_table(table: &Table, schema: &Json, prefix: &str, errors: &mut Vec<Conf
             }),
         }
     }
+}
+
+/// What the values of a table with keys of its user's choice must be like; none for a table with known keys.
+fn entries_of(schema: &Json) -> Option<&Json> {
+    schema.get("additionalProperties").filter(|entries| entries.is_object())
 }
 
 /// The types that a schema admits; `null` is left out, because TOML has none.
@@ -238,7 +243,14 @@ fn check_value(value: &Value, schema: &Json, key: &str, errors: &mut Vec<ConfigE
         return;
     }
     match value {
-        Value::Table(table) => check_table(table, schema, key, errors),
+        Value::Table(table) => match entries_of(schema) {
+            Some(entries) => {
+                for (name, value) in table {
+                    check_value(value, entries, &join(key, name), errors);
+                }
+            }
+            None => check_table(table, schema, key, errors),
+        },
         Value::Array(items) => {
             let len = schema.get("minItems").and_then(Json::as_u64);
             if len.is_some_and(|len| items.len() as u64 != len) {

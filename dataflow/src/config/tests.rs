@@ -67,6 +67,29 @@ fn a_preset_is_weaker_than_a_written_key_in_any_layer() {
 }
 
 #[test]
+fn a_preset_of_the_method_gives_its_keys_unless_nothing_is_learned() {
+    let of = |sets: &[&str]| {
+        let inputs = sets.iter().fold(ConfigInputs::quickstart(), |inputs, set| inputs.set(set));
+        Config::resolve(&inputs).unwrap_or_else(|errors| panic!("{errors:?}"))
+    };
+    let recommended = of(&["method.preset=recommended", "policy.batch=64", "mask.strategy=token-mlp"]);
+    assert_eq!(recommended.method.hypergradient.name(), "ridge");
+    assert_eq!((recommended.policy.batch, recommended.finetune.batch), (64, 256), "written keys are stronger");
+    assert_eq!(recommended.mask.strategy.name(), "token-mlp");
+    let again = ConfigInputs::default().layer("again", &recommended.to_toml().expect("TOML"));
+    assert_eq!(Config::resolve(&again), Ok(recommended));
+    let random = of(&["method.preset=recommended", "mask.strategy=random", "mask.explore=0.0"]);
+    assert_eq!(random.mask.weights, Config::default().mask.weights);
+    for preset in [MethodPreset::Published, MethodPreset::Recommended] {
+        for (key, value) in preset.values() {
+            let given = ConfigInputs::default().set(&format!("{key}={value}"));
+            assert!(given.sets.len() == 1 && super::rules().any(|(known, _)| known == *key), "{key}");
+        }
+    }
+    assert_eq!(of(&["method.preset=published"]).mask, of(&[]).mask);
+}
+
+#[test]
 fn a_precision_brings_its_hypergradient_where_none_is_given() {
     let form = |settings: &[&str]| {
         let inputs = ConfigInputs::default().layer("a.toml", "[data]\nformat = \"synthetic\"");

@@ -26,6 +26,9 @@ pub struct ImageBatch<I = Images> {
     pub targets: Targets,
     /// Images [batch, C, H, W].
     pub images: I,
+    /// Whether each patch holds a part of the sample's object, [batch, L]; only of pretrain batches whose masking needs
+    /// it.
+    pub objects: Option<Arc<[bool]>>,
 }
 
 impl<I> ImageBatch<I> {
@@ -33,6 +36,11 @@ impl<I> ImageBatch<I> {
     #[must_use]
     pub fn len(&self) -> usize {
         self.ids.len()
+    }
+
+    /// Bytes of what comes with the images.
+    fn labels_bytes(&self) -> usize {
+        8 * self.ids.len() + self.targets.size_bytes() + self.objects.as_ref().map_or(0, |objects| objects.len())
     }
 
     /// Whether the batch holds no image.
@@ -43,8 +51,8 @@ impl<I> ImageBatch<I> {
 
     /// The batch with other images.
     fn with_images<J>(self, images: J) -> ImageBatch<J> {
-        let Self { seq, outer, epoch, ids, targets, images: _ } = self;
-        ImageBatch { seq, outer, epoch, ids, targets, images }
+        let Self { seq, outer, epoch, ids, targets, images: _, objects } = self;
+        ImageBatch { seq, outer, epoch, ids, targets, images, objects }
     }
 }
 
@@ -67,22 +75,23 @@ impl ImageBatch<Vector> {
     }
 }
 
-/// Bytes of a batch of `num` images of `image_values` values, or of their pixels if they are `raw`.
+/// Bytes of a batch of `num` images of `image_values` values, or of their pixels if they are `raw`, with the flags of
+/// `num_objects` patches of each.
 #[must_use]
-pub const fn batch_bytes(num: usize, image_values: usize, raw: bool) -> usize {
+pub const fn batch_bytes(num: usize, image_values: usize, raw: bool, num_objects: usize) -> usize {
     let of_image = if raw { RawImages::bytes_of_image(image_values) } else { 4 * image_values };
-    num * (of_image + 8 + 4)
+    num * (of_image + 8 + 4 + num_objects)
 }
 
 impl Payload for ImageBatch {
     fn size_bytes(&self) -> usize {
-        self.images.size_bytes() + 8 * self.ids.len() + self.targets.size_bytes()
+        self.images.size_bytes() + self.labels_bytes()
     }
 }
 
 impl Payload for ImageBatch<Vector> {
     fn size_bytes(&self) -> usize {
-        4 * self.images.len() + 8 * self.ids.len() + self.targets.size_bytes()
+        4 * self.images.len() + self.labels_bytes()
     }
 }
 

@@ -5,10 +5,12 @@ pub mod checkpoint_request;
 
 use std::sync::Arc;
 
-use mlomae_model::config::ModelConfig;
+use mlomae_model::config::{ModelConfig, num_visible};
 use mlomae_model::hypergradient::{HypergradientChoice, Settings};
 use mlomae_model::lane::Chosen;
 use mlomae_model::levels::optimizer::{AdamWConfig, Schedule};
+use mlomae_model::masking::attention::AttentionConfig;
+use mlomae_model::masking::schedule::Course;
 use mlomae_model::masking::{MaskRule, MaskSelect, Needs};
 use mlomae_model::tasks::Noise;
 use mlomae_model::{Arena, Level, Model, ModelError, PerLevel, Precision};
@@ -45,10 +47,16 @@ pub struct Method {
     pub settings: Settings,
     /// Dropout before the head.
     pub head_dropout: f64,
-    /// Share of patches placed at random.
-    pub explore: f64,
+    /// Share of the patches that is masked, by level-1 step.
+    pub ratio: Course,
+    /// Share of patches placed at random, by level-1 step.
+    pub explore: Course,
     /// Whether that share is drawn for each image by the policy.
     pub explore_arms: bool,
+    /// Decay of the teacher's average for each level-1 step.
+    pub ema: f64,
+    /// Outer iterations between two states of the teacher; 0 for one a level-1 step.
+    pub refresh: u64,
     /// How scores choose patches.
     pub select: MaskSelect,
     /// How closely drawn masks follow the scores.
@@ -89,12 +97,21 @@ pub fn model_config(config: &Config, image: usize, channels: usize, num_classes:
         dec_heads: m.dec_heads,
         pos_embed: m.pos_embed,
         mask_ratio: config.mask.ratio,
+        mask_ratio_end: config.mask.ratio_end,
         masking: config.mask.strategy,
         mask_input: config.mask.input,
         mask_hidden: config.mask.hidden,
         mask_scales: config.mask.scales.clone(),
         mask_explore_arms: config.mask.explore_arms.clone(),
         mask_weights: config.mask.weights,
+        mask_oracle: config.mask.oracle(),
+        mask_attention: AttentionConfig {
+            masked: config.mask.attention,
+            map: config.mask.attention_map,
+            hints: config.mask.hints,
+        },
+        mask_parts: config.mask.parts,
+        mask_mixture: config.mask.mixture.clone(),
         mask_noise: config.mask.noise,
         task: config.method.task,
         num_classes,
@@ -130,6 +147,7 @@ impl Method {
     pub fn new(config: &Config, model: &ModelConfig, steps_per_epoch: u64) -> Result<Self, ModelError> {
         let unroll = config.method.unroll;
         let total_outer = Outer(config.train.outer_iterations);
+        let num_steps = total_outer.first_step(unroll).0;
         let engine = config.engine.choose()?;
         if let Some(problem) = engine.device.refuses(config.compute.precision) {
             let precision = config.compute.precision;
@@ -161,12 +179,15 @@ impl Method {
                 average: config.policy.average,
             },
             head_dropout: config.method.head_dropout,
-            explore: config.mask.explore,
+            ratio: config.mask.ratio_course(num_steps),
+            explore: config.mask.explore_course(num_steps),
             explore_arms: !config.mask.explore_arms.is_empty(),
+            ema: config.mask.ema,
+            refresh: config.mask.refresh,
             select: config.mask.select,
             temperature: config.mask.temperature,
             schedules: PerLevel {
-                pretrain: schedule(&config.pretrain, total_outer.first_step(unroll).0),
+                pretrain: schedule(&config.pretrain, num_steps),
                 finetune: schedule(&config.finetune, total_outer.0),
                 mask: schedule(&config.policy.level(), total_outer.0),
             },
@@ -215,22 +236,66 @@ impl Method {
         self.model.masking.needs() == Needs::Embedding
     }
 
-    /// How the batch of level-1 step `step` is masked.
+    /// Whether masks follow from a teacher, see [`teacher_version`](Self::teacher_version).
     #[must_use]
-    pub const fn mask_rule(&self, step: Step) -> MaskRule {
-        let Self { seed, explore, explore_arms, select, temperature, .. } = *self;
+    pub fn reads_teacher(&self) -> bool {
+        self.model.masking.needs().reads_teacher()
+    }
+
+    /// How often the teacher has been renewed before level-1 step `step`. The first is θ at the run's start.
+    #[must_use]
+    pub fn teacher_version(&self, step: Step) -> u64 {
+        step.outer(self.unroll).0.checked_div(self.refresh).unwrap_or(step.0)
+    }
+
+    /// The version of the weights that scores of level-1 step `step` wait for, in their slot.
+    #[must_use]
+    pub fn weights_version(&self, step: Step) -> u64 {
+        if self.reads_teacher() { self.teacher_version(step) } else { step.0 }
+    }
+
+    /// What is left of the teacher where it is renewed after level-1 step `step`: the decay of all steps since it was
+    /// renewed last; none where it stays.
+    #[must_use]
+    pub fn teacher_decay(&self, step: Step) -> Option<f64> {
+        let is_due = self.teacher_version(step.next()) != self.teacher_version(step);
+        let num_steps = if self.refresh == 0 { 1 } else { self.refresh.saturating_mul(self.unroll) };
+        is_due.then(|| self.ema.powf(num_steps as f64))
+    }
+
+    /// Whether masks follow from the objects of the images.
+    #[must_use]
+    pub fn masks_need_objects(&self) -> bool {
+        self.model.masking.needs() == Needs::Objects
+    }
+
+    /// How the batch of level-1 step `step` is masked, but for [`MaskRule::objects`], which come with the batch.
+    #[must_use]
+    pub fn mask_rule(&self, step: Step) -> MaskRule {
+        let Self { seed, select, temperature, .. } = *self;
+        let explore = self.explore.at(seed, step.0);
+        let num_patches = self.model.config.num_patches();
+        let scheduled = (!self.ratio.is_constant()).then(|| num_visible(num_patches, self.ratio.at(seed, step.0)));
+        let num_steps = self.total_outer.first_step(self.unroll);
         MaskRule {
             seed,
             step: step.0,
+            num_visible: scheduled,
             explore,
-            explore_arms,
+            explore_arms: self.explore_arms,
             explored: None,
             select,
             temperature,
-            draw: 0,
-            first_image: 0,
-            objects: None,
+            progress: (step.next().0 as f64 / num_steps.0.max(1) as f64).min(1.0),
+            ..MaskRule::BY_SCORE
         }
+    }
+
+    /// How the panel is masked at level-1 step `step`: with the ratio and the exploration of that step, but the same
+    /// random draws each time, so that only the policy makes a difference.
+    #[must_use]
+    pub fn panel_rule(&self, step: Step) -> MaskRule {
+        MaskRule { step: u64::MAX, ..self.mask_rule(step) }
     }
 
     /// Whether the encoder is shifted with each version of the policy, by a control.

@@ -77,6 +77,10 @@ metrics! {
     ScoreSaturation: Pretrain, "score_saturation", "pretrain", "share";
     /// (Σw)²/(n Σw²) over the weights w of an image's n masked patches, mean of the batch: 1 if all weigh the same.
     EffectiveShare: Pretrain, "effective_share", "pretrain", "share";
+    /// Share of the batch's patches that are masked; where `mask.ratio` has a schedule.
+    MaskRatio: Pretrain, "mask_ratio", "pretrain", "share";
+    /// Share of the patches that got random places; where `mask.explore` has a schedule.
+    MaskExplore: Pretrain, "mask_explore", "pretrain", "share";
     /// Lowest share of the last thousand images in which a position was masked.
     MaskCoverageMin: Pretrain, "mask_coverage_min", "pretrain", "share";
     /// Highest share of the last thousand images in which a position was masked.

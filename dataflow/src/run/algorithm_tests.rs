@@ -122,6 +122,9 @@ fn the_serial_executor_is_the_algorithm_to_the_bit() {
             "mask.strategy=token-mlp",
             "method.head_dropout=0.3",
             "mask.strategy=random",
+            "mask.strategy=attention mask.ema=0 mask.refresh=0",
+            "mask.strategy=loss mask.ema=0 mask.refresh=0",
+            "mask.ratio_schedule=random mask.ratio_end=0.5 mask.explore_schedule=cosine mask.explore_end=0.5",
             "compute.precision=bf16",
             "mask.input=pixels mask.weights=normalised mask.select=sample policy.estimator=both policy.average=3 \
              method.precondition=adam",
@@ -133,7 +136,9 @@ fn the_serial_executor_is_the_algorithm_to_the_bit() {
             if form.ends_with("ridge") {
                 settings.push("method.ridge_bank=2".to_owned());
             }
-            if variant != "mask.strategy=random" && !variant.contains("mask.select") {
+            let has_scores =
+                !["=random", "=attention", "=loss"].iter().any(|name| variant.contains(&format!("strategy{name}")));
+            if has_scores && !variant.contains("mask.select") && !variant.contains("mask.explore") {
                 settings.push("mask.explore=0.25".to_owned());
             }
             let config = config(&settings);

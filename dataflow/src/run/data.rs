@@ -72,6 +72,7 @@ impl RunData {
         });
         if errors.is_empty() {
             errors.extend(config.check_image(image));
+            errors.extend(check_objects(config, train.as_ref(), image));
         }
         let num = |role| roles.indices(role).len();
         errors.extend(config.check_roles(num(Role::Pretrain), num(Role::Finetune), num(Role::Validation)));
@@ -163,7 +164,8 @@ impl RunData {
         let plan = self.plan(config)?;
         let (arena, unroll) = (method.arena.clone(), config.method.unroll);
         let load = LoadStage::new(dataset.clone(), plan, preparation, config.seed, unroll, arena);
-        Ok(load.with_bad_images(self.bad_images.clone()).with_raw_images(method.takes_raw_images()))
+        let load = load.with_bad_images(self.bad_images.clone()).with_raw_images(method.takes_raw_images());
+        Ok(load.with_objects(method.masks_need_objects().then_some(method.model.config.patch)))
     }
 
     /// Everything that a run starts from.
@@ -223,6 +225,32 @@ fn labels_text(train: &dyn Dataset, origin: &LabelOrigin, num_labelled: usize) -
             format!("there is no label column, data.label_column names one of: {}", columns.join(", "))
         }
     }
+}
+
+/// That masks which follow from the objects of the images can know them.
+fn check_objects(config: &Config, train: &dyn Dataset, image: usize) -> Option<ConfigError> {
+    if !config.mask.needs_objects() {
+        return None;
+    }
+    let refuse = |key: &str, value: String, problem: String, allowed: &str| ConfigError {
+        key: key.to_owned(),
+        value,
+        problem,
+        allowed: allowed.to_owned(),
+        suggestion: None,
+    };
+    let info = train.info();
+    if train.known_object_patches(0, config.model.patch).is_none() {
+        let value = format!("\"{}\"", config.mask.strategy);
+        let problem = format!("needs data that knows its objects, {} does not", info.name);
+        return Some(refuse("mask.strategy", value, problem, "data.format = \"synthetic\", or another strategy"));
+    }
+    let side = info.image_size.map_or(image, |(side, _)| side);
+    (side != image).then(|| {
+        let problem = format!("resizes images, and with mask.strategy = \"{}\"", config.mask.strategy);
+        let problem = format!("{problem} their objects must stay where they are");
+        refuse("data.image", image.to_string(), problem, &side.to_string())
+    })
 }
 
 /// The configured side, or that of the data's own images if they are all one square.

@@ -104,7 +104,8 @@ impl Setup {
         };
         // Scores that need the newest θ hold level 1 up, so they get its threads; else each scorer is one.
         let encoder = size(StageName::Encoder, pretrain_batch);
-        let num_threads = if method.scores_need_theta() { encoder.num_threads } else { 1 };
+        let shares_threads = method.scores_need_theta() || method.reads_teacher();
+        let num_threads = if shares_threads { encoder.num_threads } else { 1 };
         let micro_batch = actors.micro_batch(StageName::Score, pretrain_batch, num_threads);
         let spec = LanesSpec {
             model: method.model.clone(),
@@ -119,9 +120,19 @@ impl Setup {
         };
         let Lanes { score, pretrain, finetune, mask } = method.engine.device.lanes(&spec)?;
         let TrainState {
-            theta, head, policies, optimizers, previous_hypergradient, masks, carried, supervised, ..
+            theta,
+            teacher,
+            head,
+            policies,
+            optimizers,
+            previous_hypergradient,
+            masks,
+            carried,
+            supervised,
+            ..
         } = state;
         let (theta, head) = (pretrain.upload(&theta)?, finetune.upload(&head)?);
+        let teacher = teacher.map(|teacher| pretrain.upload(&teacher)).transpose()?;
         let upload = |lane: &dyn Lane, adamw: AdamW| {
             let (m, v) = (lane.upload(&adamw.m)?, lane.upload(&adamw.v)?);
             Ok::<_, ModelError>(adamw.with_moments(m, v))
@@ -141,7 +152,7 @@ impl Setup {
         let stages = Stages {
             load,
             score: ScoreStage::new(method.clone(), score),
-            encoder: EncoderStage::new(method.clone(), pretrain, theta, adamw, masks, panel),
+            encoder: EncoderStage::new(method.clone(), pretrain, theta, teacher, adamw, masks, panel),
             evaluator: EvaluatorStage::new(method.clone(), finetune, head, adamw_f, bank),
             policy: PolicyStage::new(method.clone(), mask, policies, adamw_m, previous, carried, supervised),
         };
@@ -165,12 +176,13 @@ pub fn topology(method: &Method, actors: &ActorsConfig, batch_sizes: [usize; 3])
     use StageName::{Load, Log, Score};
     let c = &method.model.config;
     let [pretrain, finetune, validation] = batch_sizes;
-    let batch = |num, raw| batch_bytes(num, c.image_values(), raw);
+    let batch = |num, raw, objects| batch_bytes(num, c.image_values(), raw, objects);
     let raw = method.takes_raw_images();
     // Ranks and kept patches; with a learned mask also what its gradient needs.
     let num_patches = c.num_patches();
     let trace = method.model.masking.trace_values();
-    let scored = batch(pretrain, false) + 4 * pretrain * (num_patches + c.num_visible() + trace);
+    let objects = if method.masks_need_objects() { num_patches } else { 0 };
+    let scored = batch(pretrain, false, objects) + 4 * pretrain * (num_patches + c.max_visible() + trace);
     let theta = 4 * method.model.vit.layout.len;
     let snapshot = if method.settings.precondition { 2 * theta } else { theta } + scored;
     // Encoder, evaluator and policy are one worker each: theirs are compute threads.
@@ -183,8 +195,8 @@ pub fn topology(method: &Method, actors: &ActorsConfig, batch_sizes: [usize; 3])
     Topology::new(
         stages,
         vec![
-            edge(LOAD_SCORE, batch(pretrain, raw)),
-            edge(LOAD_EVALUATOR, batch(finetune + validation, raw)),
+            edge(LOAD_SCORE, batch(pretrain, raw, objects)),
+            edge(LOAD_EVALUATOR, batch(finetune + validation, raw, 0)),
             edge(SCORE_ENCODER, scored),
             edge(ENCODER_EVALUATOR, snapshot),
             edge(EVALUATOR_POLICY, 2 * theta + snapshot),
@@ -264,7 +276,8 @@ fn part_bytes(method: &Method, actors: &ActorsConfig) -> usize {
     let policy = (lag + 5) * phi + shifts;
     // Where nothing is learned of masks, level 3 records nothing between its parts.
     let num_policy = num_parts(if method.is_learned() { num_rows } else { 0 });
-    num_parts(num_rows).saturating_mul(3 * (theta + head)).saturating_add(num_policy.saturating_mul(policy))
+    let teacher = if method.reads_teacher() { theta } else { 0 };
+    num_parts(num_rows).saturating_mul(3 * (theta + head) + teacher).saturating_add(num_policy.saturating_mul(policy))
 }
 
 /// One worker of the pipeline, ready to run on a thread of its own.
@@ -350,9 +363,10 @@ pub fn build_with_faults<K: RecordSink + 'static>(
         shift_writer.publish(number, Arc::new(version.shift.clone()));
     }
     let shift = method.shifts_encoder().then_some(shift);
-    let (theta_writer, theta) = if method.scores_need_theta() {
+    let (theta_writer, theta) = if method.scores_need_theta() || method.reads_teacher() {
         let (mut writer, reader) = slot::<Vector>("theta", topology.num_workers(Score) + 1);
-        writer.publish(steps.start.0, Arc::new(stages.encoder.theta().clone()));
+        let weights = stages.encoder.teacher().unwrap_or(stages.encoder.theta());
+        writer.publish(method.weights_version(steps.start), Arc::new(weights.clone()));
         (Some(writer), Some(reader))
     } else {
         (None, None)

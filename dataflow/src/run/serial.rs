@@ -94,7 +94,9 @@ impl<K: RecordSink> SerialRun<K> {
             let version = self.stages.policy.version(policy_version, outer.newest_version()).cloned();
             let version = version.ok_or_else(|| out_of_order(step.0))?;
             let shift: Option<Shift> = version.shift.filter(|_| place == 0 && !policy_version.is_initial());
-            let theta = self.method.scores_need_theta().then(|| self.stages.encoder.theta().clone());
+            let encoder = &self.stages.encoder;
+            let theta = self.method.scores_need_theta().then(|| encoder.theta().clone());
+            let theta = theta.or_else(|| encoder.teacher().cloned());
             let input = ScoreInput { batch, phi: version.phi, policy_version, theta, shift: shift.clone() };
             let scored = step_of(&mut self.stages.score, &self.counters[1], step.0, input, &mut self.recorder)?;
             let input = EncoderInput { scored, shift };

@@ -13,6 +13,7 @@ use crate::counts::{Outer, Step};
 use crate::method::Method;
 use crate::record::statistics::MaskHistory;
 use crate::record::{CheckpointFile, PartOf, optimizer_prefix};
+use crate::stages::encoder::TEACHER_PREFIX;
 use crate::stages::evaluator::{BANK_TENSORS, bank_prefix};
 use crate::stages::policy::{PolicyVersion, SUM_PREFIX, SUPERVISED_PREFIXES, lag_prefix};
 use crate::stages::score::Shift;
@@ -24,6 +25,8 @@ pub struct TrainState {
     pub outer: Outer,
     /// θ.
     pub theta: Vector,
+    /// What scores read of θ's past; none where they read none.
+    pub teacher: Option<Vector>,
     /// c.
     pub head: Vector,
     /// The versions of φ that may still be asked for, oldest first; the last is the newest of `outer`.
@@ -188,6 +191,7 @@ impl TrainState {
         Self {
             outer: Outer(0),
             theta: init(Level::Pretrain),
+            teacher: method.reads_teacher().then(|| init(Level::Pretrain)),
             head: init(Level::Finetune),
             policies: VecDeque::from([PolicyVersion { phi: init(Level::Mask), shift: None }]),
             optimizers: PerLevel::from_fn(|level| AdamW::new(method.adamw[level], model.layout(level))),
@@ -268,11 +272,19 @@ impl TrainState {
         } else {
             None
         };
+        let theta = read_flat(source, CheckpointFile::Model, "", theta_layout)?;
+        // A mixture that has not read one before begins with θ.
+        let teacher = match method.reads_teacher() {
+            true => read_flat_if_any(source, CheckpointFile::Optimizer, TEACHER_PREFIX, theta_layout)?
+                .or_else(|| Some(theta.clone())),
+            false => None,
+        };
         Ok(Self {
             outer,
+            teacher,
             carried: Carried { sum, bank: read_bank(source, method.settings.ridge_bank)? },
             supervised,
-            theta: read_flat(source, CheckpointFile::Model, "", theta_layout)?,
+            theta,
             head: read_flat(source, CheckpointFile::Head, "", model.layout(Level::Finetune))?,
             policies,
             optimizers: PerLevel::try_from_fn(optimizer)?,

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use mlomae_model::lane::{Lane, PretrainGradient};
 use mlomae_model::levels::optimizer::AdamW;
+use mlomae_model::masking::MaskRule;
 use mlomae_model::masking::weights::effective_share;
 use mlomae_model::{Level as TrainLevel, ModelError, Vector};
 
@@ -22,6 +23,9 @@ use crate::record::statistics::{MaskHistory, MaskStatistics, ObjectStatistics, c
 use crate::record::{CheckpointFile, CheckpointPart, FlatTensors, Level, MaskRow, Metric, PartOf, Recorder};
 use crate::stages::score::{Shift, shift_before, slot_interrupt};
 
+/// What the names of the teacher's tensors begin with in a checkpoint.
+pub const TEACHER_PREFIX: &str = "encoder.teacher.";
+
 /// Input of one level-1 step.
 #[derive(Debug, Clone)]
 pub struct EncoderInput {
@@ -36,6 +40,8 @@ pub struct EncoderInput {
 pub struct EncoderOutput {
     /// θ after the step.
     pub theta: Vector,
+    /// The teacher's version and weights, where this step has renewed it.
+    pub teacher: Option<(u64, Vector)>,
     /// After the last step of an outer iteration: what levels 2 and 3 need, or what was lost of it.
     pub snapshot: Option<Flow<Snapshot>>,
 }
@@ -45,6 +51,8 @@ pub struct EncoderStage {
     method: Method,
     lane: Box<dyn Lane>,
     theta: Vector,
+    /// What scores read of θ's past, where they do.
+    teacher: Option<Vector>,
     optimizer: AdamW,
     last: Option<Arc<ScoredBatch>>,
     panel: Panel,
@@ -53,18 +61,19 @@ pub struct EncoderStage {
 }
 
 impl EncoderStage {
-    /// An encoder at `theta` with its optimizer's state and what is known of its masks; the masks of `panel` are
+    /// An encoder at `theta` with the `teacher` that scores read, its optimizer's state and what is known of its masks; the masks of `panel` are
     /// logged.
     #[must_use]
     pub fn new(
         method: Method,
         lane: Box<dyn Lane>,
         theta: Vector,
+        teacher: Option<Vector>,
         optimizer: AdamW,
         history: MaskHistory,
         panel: Panel,
     ) -> Self {
-        Self { method, lane, theta, optimizer, last: None, panel, history, last_step_at: None }
+        Self { method, lane, theta, teacher, optimizer, last: None, panel, history, last_step_at: None }
     }
 
     /// The newest θ.
@@ -73,12 +82,30 @@ impl EncoderStage {
         &self.theta
     }
 
+    /// The teacher that scores read; none where they read none.
+    #[must_use]
+    pub const fn teacher(&self) -> Option<&Vector> {
+        self.teacher.as_ref()
+    }
+
+    /// Renews the teacher after step `step`, if it is due: d·teacher + (1 − d)·θ with the decay d.
+    fn renew_teacher(&mut self, step: Step) -> Result<Option<(u64, Vector)>, ModelError> {
+        let (Some(teacher), Some(decay)) = (&self.teacher, self.method.teacher_decay(step)) else { return Ok(None) };
+        let renewed = match decay {
+            0.0 => self.theta.clone(),
+            _ => self.lane.combined(decay, teacher, 1.0 - decay, &self.theta)?,
+        };
+        self.teacher = Some(renewed.clone());
+        Ok(Some((self.method.teacher_version(step.next()), renewed)))
+    }
+
     fn is_last(&self, step: Step) -> bool {
         step.is_last_of_outer(self.method.unroll)
     }
 
     /// What leaves after step `step`.
-    fn output(&mut self, step: Step, lost: Option<Lost>, recorder: &mut Recorder) -> EncoderOutput {
+    fn output(&mut self, step: Step, lost: Option<Lost>, recorder: &mut Recorder) -> Result<EncoderOutput, StageError> {
+        let teacher = self.renew_teacher(step).map_err(internal(StageName::Encoder))?;
         let mut snapshot = None;
         if self.is_last(step) {
             let outer = step.outer(self.method.unroll);
@@ -101,13 +128,16 @@ impl EncoderStage {
                 self.part(outer.next(), recorder);
             }
         }
-        EncoderOutput { theta: self.theta.clone(), snapshot }
+        Ok(EncoderOutput { theta: self.theta.clone(), teacher, snapshot })
     }
 
     fn part(&self, outer: Outer, recorder: &mut Recorder) {
         let layout = self.method.model.layout(TrainLevel::Pretrain);
         let mut tensors = vec![FlatTensors::new(CheckpointFile::Model, "", layout, self.theta.clone())];
         tensors.extend(FlatTensors::moments(TrainLevel::Pretrain, layout, &self.optimizer));
+        if let Some(teacher) = &self.teacher {
+            tensors.push(FlatTensors::new(CheckpointFile::Optimizer, TEACHER_PREFIX, layout, teacher.clone()));
+        }
         recorder.part(CheckpointPart {
             outer,
             step: outer.first_step(self.method.unroll),
@@ -159,6 +189,15 @@ impl EncoderStage {
         let (lowest, highest) = self.history.statistics.coverage();
         metric(Metric::MaskCoverageMin, lowest);
         metric(Metric::MaskCoverageMax, highest);
+        let order = &batch.scored.order;
+        for (course, name, value) in [
+            (&self.method.ratio, Metric::MaskRatio, order.num_masked() as f64 / order.num_patches as f64),
+            (&self.method.explore, Metric::MaskExplore, batch.rule.explore),
+        ] {
+            if !course.is_constant() {
+                metric(name, value);
+            }
+        }
         if let Some(share) = change.share() {
             metric(Metric::MaskChange, share);
         }
@@ -187,10 +226,12 @@ impl EncoderStage {
             return Ok(());
         }
         let (model, lane) = (&self.method.model, &mut *self.lane);
-        // The panel's exploration and random masks are the same each time, so that only the policy makes a difference.
-        let rule = self.method.mask_rule(Step(u64::MAX));
+        let objects_known = objects.as_ref().filter(|_| self.method.masks_need_objects());
+        let known = objects_known.map(|objects| objects.as_slice().into());
+        let rule = MaskRule { objects: known, ..self.method.panel_rule(step) };
         let images = lane.ingest(&panel.images)?;
-        let scored = lane.score(Some(&self.theta), phi, &images, &rule)?;
+        let weights = self.teacher.as_ref().unwrap_or(&self.theta);
+        let scored = lane.score(Some(weights), phi, &images, &rule)?;
         let losses = lane.patch_losses(&self.theta, &images, &scored)?.to_host()?;
         let (num_patches, grid) = (model.config.num_patches(), model.config.grid() as i16);
         let side = model.config.grid();
@@ -201,7 +242,8 @@ impl EncoderStage {
         }
         if let Some(objects) = objects {
             let masked: Vec<bool> = (0..objects.len()).map(|patch| scored.order.is_masked(patch)).collect();
-            let found = ObjectStatistics::of(objects, &masked, scored.scores(), num_patches);
+            let guide = scored.scores().or(scored.guide.as_deref());
+            let found = ObjectStatistics::of(objects, &masked, guide, num_patches);
             let moment = self.method.moment(step.next(), Level::Mask);
             for (metric, value) in [
                 (Metric::ObjectScoreAuc, found.score_auc),
@@ -263,11 +305,11 @@ impl Stage for EncoderStage {
             self.record_panel(step, &batch.phi, batch.policy_version, recorder).map_err(&failed)?;
         }
         self.last = Some(Arc::new(batch));
-        Ok(self.output(step, None, recorder))
+        self.output(step, None, recorder)
     }
 
     fn skip(&mut self, unit: u64, lost: Lost, recorder: &mut Recorder) -> Result<Flow<EncoderOutput>, StageError> {
-        Ok(Flow::Item(self.output(Step(unit), Some(lost), recorder)))
+        self.output(Step(unit), Some(lost), recorder).map(Flow::Item)
     }
 
     fn device_ns(&mut self) -> Option<u64> {
@@ -297,7 +339,7 @@ pub struct EncoderPorts {
     pub scored: OrderedReceiver<Flow<ScoredBatch>>,
     /// Shifts by policy version, where a control shifts the encoder.
     pub shift: Option<SlotReader<Option<Shift>>>,
-    /// θ by level-1 steps done, where scores need it.
+    /// θ by level-1 steps done or the teacher by its versions, where scores need one of them.
     pub theta: Option<SlotWriter<Vector>>,
     /// To the evaluator.
     pub snapshots: OrderedSender<Flow<Snapshot>>,
@@ -314,8 +356,10 @@ impl Wiring<EncoderStage> for EncoderPorts {
     fn send(&mut self, unit: u64, output: Flow<EncoderOutput>, context: &WaitContext) -> Result<usize, Interrupt> {
         let Flow::Item(output) = output else { return Ok(0) };
         let step = Step(unit);
-        if let Some(slot) = &mut self.theta {
-            slot.publish(step.next().0, Arc::new(output.theta));
+        match (&mut self.theta, output.teacher) {
+            (Some(slot), Some((version, teacher))) => slot.publish(version, Arc::new(teacher)),
+            (Some(slot), None) if !self.method.reads_teacher() => slot.publish(step.next().0, Arc::new(output.theta)),
+            _ => {}
         }
         let Some(snapshot) = output.snapshot else { return Ok(0) };
         let bytes = snapshot.size_bytes();

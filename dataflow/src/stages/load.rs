@@ -121,6 +121,8 @@ pub struct LoadStage {
     /// The labels of the labelled roles by sample, where a control shuffles them.
     labels: Option<Arc<HashMap<usize, Option<i32>>>>,
     raw_images: bool,
+    /// Side of the patches of which pretrain batches say whether they hold the object, where the masking needs it.
+    object_patch: Option<usize>,
 }
 
 impl LoadStage {
@@ -136,7 +138,18 @@ impl LoadStage {
         arena: Arena,
     ) -> Self {
         let bad_images = BadImages::default();
-        Self { dataset, plan, preparation, seed, unroll, arena, bad_images, labels: None, raw_images: false }
+        Self {
+            dataset,
+            plan,
+            preparation,
+            seed,
+            unroll,
+            arena,
+            bad_images,
+            labels: None,
+            raw_images: false,
+            object_patch: None,
+        }
     }
 
     /// Does with bad images as `bad_images` says; otherwise they are refused.
@@ -167,6 +180,13 @@ impl LoadStage {
     #[must_use]
     pub fn with_raw_images(self, raw_images: bool) -> Self {
         Self { raw_images, ..self }
+    }
+
+    /// Says of each patch of `patch` by `patch` pixels of pretrain batches whether it holds the object; the dataset must
+    /// know it, see [`object_patches`](Self::object_patches), and augmentation must not move it.
+    #[must_use]
+    pub fn with_objects(self, patch: Option<usize>) -> Self {
+        Self { object_patch: patch, ..self }
     }
 
     /// The plan.
@@ -261,7 +281,17 @@ impl LoadStage {
             }
             Ok(Some(sample))
         };
-        self.fill(planned, (seq, outer), augment, sample)
+        let mut batch = self.fill(planned, (seq, outer), augment, sample)?;
+        if let (Role::Pretrain, Some(patch)) = (role, self.object_patch) {
+            // Of the samples that are in the batch: bad images have been replaced.
+            let indices: Vec<usize> = batch.ids.iter().map(|id| *id as usize).collect();
+            let objects = self.object_patches(&indices, patch).ok_or_else(|| StageError::Internal {
+                stage: StageName::Load,
+                message: "the objects of the data are not known".to_owned(),
+            })?;
+            batch.objects = Some(objects.into());
+        }
+        Ok(batch)
     }
 
     fn read(&self, index: usize) -> Result<Option<Sample>, StageError> {
@@ -318,6 +348,7 @@ impl LoadStage {
             ids: ids.into(),
             targets: Targets::Classes(labels.into()),
             images: images.into_images(preparation, arena),
+            objects: None,
         })
     }
 

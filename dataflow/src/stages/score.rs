@@ -1,6 +1,7 @@
 //! The score stage: patch scores and the masks that follow from them.
 
 use mlomae_model::lane::Lane;
+use mlomae_model::masking::MaskRule;
 use mlomae_model::{ModelError, Vector};
 
 use crate::counts::{Step, Version};
@@ -39,7 +40,7 @@ pub struct ScoreInput {
     pub phi: Vector,
     /// Its version.
     pub policy_version: Version,
-    /// θ, where the masking network reads the patch embedding.
+    /// θ, where the masking network reads the patch embedding, or the teacher, where the masking reads it.
     pub theta: Option<Vector>,
     /// A shift that the encoder will apply before this step.
     pub shift: Option<Shift>,
@@ -79,7 +80,7 @@ impl Stage for ScoreStage {
         let ScoreInput { batch, phi, policy_version, theta, shift } = input;
         let missing = |message: &mut String| StageError::Internal { stage: StageName::Score, message: message.clone() };
         let lane = &mut **self.lane.as_mut().map_err(missing)?;
-        let rule = self.method.mask_rule(Step(unit));
+        let rule = MaskRule { objects: batch.objects.clone(), ..self.method.mask_rule(Step(unit)) };
         let scored = (|| {
             let theta = match (theta, shift) {
                 (Some(theta), Some(shift)) => Some(shift.apply(lane, &theta)?),
@@ -115,7 +116,7 @@ pub struct ScorePorts {
     pub batches: OrderedReceiver<Flow<ImageBatch>>,
     /// Policies by version.
     pub phi: SlotReader<Vector>,
-    /// θ by level-1 steps done, where scores need it.
+    /// θ by level-1 steps done or the teacher by its versions, where scores need one of them.
     pub theta: Option<SlotReader<Vector>>,
     /// Shifts by policy version, where a control shifts the encoder.
     pub shift: Option<SlotReader<Option<Shift>>>,
@@ -162,7 +163,9 @@ impl Wiring<ScoreStage> for ScorePorts {
         let policy_version = self.method.policy_version(step.outer(self.method.unroll));
         let phi = self.phi.wait(policy_version.0, context).map_err(&refused)?.as_ref().clone();
         let theta = match &self.theta {
-            Some(slot) => Some(slot.wait(step.0, context).map_err(&refused)?.as_ref().clone()),
+            Some(slot) => {
+                Some(slot.wait(self.method.weights_version(step), context).map_err(&refused)?.as_ref().clone())
+            }
             None => None,
         };
         let shift = shift_before(&self.method, step, self.shift.as_ref(), context).map_err(&refused)?;

@@ -279,8 +279,8 @@ impl Device for Cpus {
     }
 
     /// Where the levels take turns they share one thread pool, as large as the largest; otherwise each has its own.
-    /// Level 1 waits for scores that read the newest θ, so the scorer shares its pool; other scores run ahead on one
-    /// thread. Results depend on neither.
+    /// Level 1 waits for scores that read the newest θ or a teacher, so the scorer shares its pool; other scores run
+    /// ahead on one thread. Results depend on neither.
     fn lanes(&self, spec: &LanesSpec) -> Result<Lanes, ModelError> {
         let compute = |num_threads: usize| Compute::new(num_threads, spec.grain, spec.arena.clone());
         let sizes = [spec.pretrain, spec.finetune, spec.mask];
@@ -292,7 +292,7 @@ impl Device for Cpus {
             [compute(pretrain.num_threads)?, compute(finetune.num_threads)?, compute(mask.num_threads)?]
         };
         let score = match spec.model.masking.needs() {
-            Needs::Embedding => pretrain.clone(),
+            Needs::Embedding | Needs::Attention | Needs::Rollout | Needs::Tokens | Needs::Losses => pretrain.clone(),
             Needs::Pixels | Needs::Nothing | Needs::Objects => compute(1)?,
         };
         let lane = |compute: &Compute, size: LaneSize| -> Box<dyn Lane> {

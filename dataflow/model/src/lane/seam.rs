@@ -176,7 +176,7 @@ pub trait Lane: Send + fmt::Debug {
 
     /// Scores images `[batch, C, H, W]` at φ (where masks are learned) and masks them by `rule`. θ may be left out
     /// unless [`Masking::needs`](crate::masking::Masking::needs) is
-    /// [`Needs::Embedding`](crate::masking::Needs::Embedding).
+    /// [`Needs::Embedding`](crate::masking::Needs::Embedding), or a teacher is read: then it is the teacher's.
     ///
     /// The result is in host memory: it goes to another stage, whose lane may have other micro-batches.
     ///

@@ -10,6 +10,7 @@ use crate::engine::dfdx_cpu::{CpuTensor, DfdxCpu};
 use crate::engine::{Engine, HostIo, Tape};
 use crate::error::ModelError;
 use crate::level::Level;
+use crate::masking::attention::{cls_attention, rollout};
 use crate::parallel::arena::{Buffer, Params};
 use crate::parallel::compute::{Compute, Held};
 use crate::parallel::sum::OrderedSum;
@@ -76,6 +77,52 @@ pub fn cls(cpu: &Cpu, theta: &Params, images: &[f32]) -> Result<Vec<f32>, ModelE
         e.values(&z[0]).to_vec()
     });
     Ok(cpu.collective.gather(Buffer::from_vec(parts.concat()))?.to_vec())
+}
+
+/// What CLS attends to in the last block, `[images, L]` as [`cls_attention`] has it, of images `[images, C, H, W]` of
+/// this rank.
+#[must_use]
+pub fn attention(cpu: &Cpu, theta: &Params, images: &[f32]) -> Vec<f32> {
+    let c = &cpu.model.config;
+    of_pieces(cpu, images, |images| {
+        let mut e = cpu.forward_only();
+        e.bind(Level::Pretrain, theta, false);
+        let input = e.constant(patches(cpu, images), images.len() / c.patch_values(), c.patch_values());
+        let [queries, keys] = cpu.model.vit.cls_queries_and_keys(&mut e, &input);
+        cls_attention(e.values(&queries), e.values(&keys), c.num_patches(), c.heads, c.dim)
+    })
+}
+
+/// What CLS attends to through all blocks, `[images, L]` as [`rollout`] has it, of images `[images, C, H, W]` of this
+/// rank.
+#[must_use]
+pub fn attention_rollout(cpu: &Cpu, theta: &Params, images: &[f32]) -> Vec<f32> {
+    let c = &cpu.model.config;
+    of_pieces(cpu, images, |images| {
+        let mut e = cpu.forward_only();
+        e.bind(Level::Pretrain, theta, false);
+        let input = e.constant(patches(cpu, images), images.len() / c.patch_values(), c.patch_values());
+        let blocks = cpu.model.vit.queries_and_keys(&mut e, &input);
+        let blocks: Vec<&[f32]> = blocks.iter().map(|block| e.values(block)).collect();
+        rollout(&blocks, c.num_patches(), c.heads, c.dim)
+    })
+}
+
+/// Patch tokens after the encoder's final norm, `[images, L, dim]`, of images `[images, C, H, W]` of this rank.
+#[must_use]
+pub fn patch_tokens(cpu: &Cpu, theta: &Params, images: &[f32]) -> Vec<f32> {
+    of_pieces(cpu, images, |images| {
+        let mut e = cpu.forward_only();
+        let z = forward(cpu, &mut e, theta, images, false, &[Tap::Patches]);
+        e.values(&z[0]).to_vec()
+    })
+}
+
+/// Values of images `[images, C, H, W]`, from a pass over each micro-batch.
+fn of_pieces(cpu: &Cpu, images: &[f32], pass: impl Fn(&[f32]) -> Vec<f32> + Sync) -> Vec<f32> {
+    let values = cpu.model.config.image_values();
+    let pieces = cpu.compute.micro_batches(images.len() / values);
+    cpu.compute.map(pieces.len(), |i| pass(&images[pieces[i].start * values..pieces[i].end * values])).concat()
 }
 
 fn forward(

@@ -4,9 +4,12 @@ use std::sync::Arc;
 
 use mlomae_kernels::{self as kernels, Mat};
 
-use super::Cpu;
+use super::{Cpu, passes, pretrain};
+use crate::engine::TokenOrder;
 use crate::error::ModelError;
-use crate::masking::{MaskRule, Needs, Scored};
+use crate::masking::loss::{covering_orders, mean_losses};
+use crate::masking::weights::masked_of;
+use crate::masking::{LossWeights, MaskRule, Needs, Scored};
 use crate::parallel::arena::{Buffer, Params};
 
 /// Patches of images `[batch, C, H, W]` as `[batch·L, C·P·P]`, value order (channel, row, column).
@@ -42,11 +45,44 @@ pub fn embedding(cpu: &Cpu, theta: &[f32], images: &[f32]) -> Arc<Buffer> {
     Arc::new(embedding)
 }
 
+/// What the masking reads of the teacher `theta` on images `[batch, C, H, W]`; none if it reads none.
+///
+/// # Errors
+/// When the teacher is not given.
+fn read_teacher(
+    cpu: &Cpu,
+    theta: Option<&Params>,
+    images: &[f32],
+    rule: &MaskRule,
+    num_visible: usize,
+) -> Result<Option<Vec<f32>>, ModelError> {
+    let (needs, c) = (cpu.model.masking.needs(), &cpu.model.config);
+    if !needs.reads_teacher() {
+        return Ok(None);
+    }
+    let missing = || ModelError::Lane { lane: "cpu", problem: "masks need the weights of a teacher".to_owned() };
+    let theta = theta.ok_or_else(missing)?;
+    Ok(match needs {
+        Needs::Attention => Some(passes::attention(cpu, theta, images)),
+        Needs::Rollout => Some(passes::attention_rollout(cpu, theta, images)),
+        Needs::Tokens => Some(passes::patch_tokens(cpu, theta, images)),
+        Needs::Losses => {
+            let orders = covering_orders(images.len() / c.image_values(), c.num_patches(), num_visible, rule);
+            let pass = |order: Arc<TokenOrder>| {
+                let losses = pretrain::patch_losses(cpu, theta, images, &order).to_vec();
+                (order, losses)
+            };
+            Some(mean_losses(&orders.into_iter().map(pass).collect::<Vec<_>>()))
+        }
+        Needs::Nothing | Needs::Objects | Needs::Pixels | Needs::Embedding => None,
+    })
+}
+
 /// Scores images `[batch, C, H, W]` at φ (where masks are learned) and masks them by `rule`. θ may be left out unless
 /// the masking reads the patch embedding.
 ///
 /// # Errors
-/// When a θ that is needed is not given.
+/// When a θ or objects that are needed are not given, or another rank is gone.
 pub fn score(
     cpu: &Cpu,
     theta: Option<&Params>,
@@ -56,7 +92,9 @@ pub fn score(
 ) -> Result<Scored, ModelError> {
     let (masking, c) = (&cpu.model.masking, &cpu.model.config);
     let input = match (masking.needs(), theta) {
-        (Needs::Nothing | Needs::Objects, _) => None,
+        (Needs::Nothing | Needs::Objects | Needs::Attention | Needs::Rollout | Needs::Tokens | Needs::Losses, _) => {
+            None
+        }
         (Needs::Pixels, _) => Some(patches(cpu, images)),
         (Needs::Embedding, Some(theta)) => Some(embedding(cpu, theta, images)),
         (Needs::Embedding, None) => {
@@ -70,5 +108,18 @@ pub fn score(
         Some(arms) if rule.explore_arms => arms.drawn(&phi[arms.logits().range()], rule, num_images),
         _ => rule,
     };
-    Ok(Scored::by_keys(&**masking, c.mask_weights, trace, num_images, [c.num_patches(), c.num_visible()], &rule))
+    rule.check_objects(masking.needs(), num_images * c.num_patches(), "cpu")?;
+    let num_visible = rule.num_visible.unwrap_or(c.num_visible());
+    let read = read_teacher(cpu, theta, images, &rule, num_visible)?;
+    let rule = MaskRule { read: read.map(Arc::from), ..rule };
+    let shape = [c.num_patches(), num_visible];
+    let mut scored = Scored::by_keys(&**masking, c.mask_weights, trace, num_images, shape, &rule);
+    if let (LossWeights::Given(_), None) = (&scored.loss_weights, &scored.trace)
+        && cpu.collective.num_ranks() > 1
+        && let Some(weights) = masking.fixed_weights(&scored.order, &rule)
+    {
+        let all = cpu.collective.gather(Buffer::from_vec(masked_of(&weights, &scored.order)))?;
+        scored.loss_weights = LossWeights::mean(&weights, &scored.order, &all);
+    }
+    Ok(scored)
 }

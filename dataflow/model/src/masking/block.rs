@@ -83,10 +83,10 @@ impl Block {
         }
     }
 
-    /// Which patches are masked, [L].
-    fn mask(&self, rng: &mut ChaCha8Rng) -> Vec<bool> {
+    /// Which `num_masked` patches are masked, [L].
+    fn mask(&self, num_masked: usize, rng: &mut ChaCha8Rng) -> Vec<bool> {
         let mut masked = vec![false; self.grid * self.grid];
-        let mut remaining = self.num_masked;
+        let mut remaining = num_masked;
         while remaining > 0 {
             match self.add_block(&mut masked, remaining, rng) {
                 0 => break,
@@ -105,7 +105,8 @@ impl Masking for Block {
 
     /// 1 for masked patches and 0 for others.
     fn keys(&self, num_images: usize, _: Option<&[f32]>, rule: &MaskRule) -> Vec<f32> {
-        let masks = (0..num_images).flat_map(|image| self.mask(&mut rule.rng(image)));
+        let num_masked = rule.num_visible.map_or(self.num_masked, |num| self.grid * self.grid - num);
+        let masks = (0..num_images).flat_map(|image| self.mask(num_masked, &mut rule.rng(image)));
         masks.map(|is_masked| f32::from(u8::from(is_masked))).collect()
     }
 }

@@ -201,3 +201,12 @@ fn colours_differ_by_how_visible_patches_keep_together() {
     assert!(correlation("noise-purple", 14, 49, (1, 1)) > 0.06, "its large pieces");
     assert!(correlation("block", 14, 49, (0, 1)) > 0.5);
 }
+
+#[test]
+fn a_scheduled_ratio_gives_the_masks_of_a_strategy_that_is_built_for_it() {
+    for name in NAMES {
+        let built = masking(name, 8, 16).keys(20, None, &rule(1, 2, 0));
+        let scheduled = MaskRule { num_visible: Some(16), ..rule(1, 2, 0) };
+        assert_eq!(masking(name, 8, 40).keys(20, None, &scheduled), built, "{name}");
+    }
+}

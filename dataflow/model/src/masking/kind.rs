@@ -10,12 +10,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::choice::Named;
 use crate::engine::TokenOrder;
+use crate::error::ModelError;
 use crate::init;
 use crate::layout::{Layout, LinearWeights, SharedLayout};
 use crate::masking::arms::ExploreArms;
+use crate::masking::attention::AttentionConfig;
+use crate::masking::list::MaskingChoice;
+use crate::masking::oracle::OracleConfig;
 use crate::masking::order::order_by_keys;
 use crate::masking::scales::Scales;
-use crate::masking::weights::{LossWeights, MaskWeights};
+use crate::masking::weights::{LossWeights, MaskWeights, masked_of};
 use crate::parallel::arena::Buffer;
 use crate::parallel::compute::Compute;
 use crate::rng::{Purpose, keyed};
@@ -38,11 +42,30 @@ pub enum Needs {
     Nothing,
     /// Which patches hold the labelled object, [`MaskRule::objects`]: only data that draws its own images knows.
     Objects,
+    /// The attention of CLS to each patch in the teacher's last block, `[batch, L]` as
+    /// [`cls_attention`](super::attention::cls_attention) has it, in [`MaskRule::read`].
+    Attention,
+    /// The attention of CLS to each patch through all blocks of the teacher, `[batch, L]` as
+    /// [`rollout`](super::attention::rollout) has it, in [`MaskRule::read`].
+    Rollout,
+    /// The teacher's patch tokens after the encoder's final norm, `[batch, L, dim]`, in [`MaskRule::read`].
+    Tokens,
+    /// The teacher's patch losses under random masks, `[batch, L]` as [`mean_losses`](super::loss::mean_losses) has
+    /// them, in [`MaskRule::read`].
+    Losses,
     /// The patches' pixels, `[batch, L, C·P·P]`.
     Pixels,
     /// The autoencoder's patch embedding with positions, `[batch, L, dim]`: scoring needs the newest θ, and ∂L_m/∂θ has
     /// a part through p.
     Embedding,
+}
+
+impl Needs {
+    /// Whether a teacher is read: θ as it was, or an average over its past. Its values come in the place of θ's.
+    #[must_use]
+    pub const fn reads_teacher(self) -> bool {
+        matches!(self, Needs::Attention | Needs::Rollout | Needs::Tokens | Needs::Losses)
+    }
 }
 
 /// What the strategy [`noise`](super::noise) filters out of white noise: its colour.
@@ -83,6 +106,9 @@ pub struct MaskRule {
     pub seed: u64,
     /// Level-1 step, part of the key of random draws; for batches outside training, a number that no step has.
     pub step: u64,
+    /// Visible patches of each image; none for those of
+    /// [`ModelConfig::num_visible`](crate::ModelConfig::num_visible). [`Masking`]s are given it.
+    pub num_visible: Option<usize>,
     /// Exploration: the share of each image's patches that get random keys, in [0, 1].
     pub explore: f64,
     /// Whether the lane draws each image's share from the policy's arms instead, where the policy has them
@@ -101,6 +127,11 @@ pub struct MaskRule {
     /// What is known of the images beside their pixels: whether each patch holds a part of the labelled object
     /// `[batch, L]`, of this rank's images. Only for maskings that need [`Needs::Objects`].
     pub objects: Option<Arc<[bool]>>,
+    /// Share of the run that is done after this level-1 step, in (0, 1], for maskings that change over it.
+    pub progress: f64,
+    /// What the lane has computed of the teacher for this batch, as [`Masking::needs`] says; of this rank's images.
+    /// [`score`](crate::levels::score::score) gives it to [`Masking::keys`].
+    pub read: Option<Arc<[f32]>>,
 }
 
 impl MaskRule {
@@ -108,6 +139,7 @@ impl MaskRule {
     pub const BY_SCORE: MaskRule = MaskRule {
         seed: 0,
         step: 0,
+        num_visible: None,
         explore: 0.0,
         explore_arms: false,
         explored: None,
@@ -116,12 +148,27 @@ impl MaskRule {
         draw: 0,
         first_image: 0,
         objects: None,
+        progress: 1.0,
+        read: None,
     };
 
     /// The share of an image's patches that get random keys, by its index in the batch of this rank.
     #[must_use]
     pub fn explore_of(&self, image: usize) -> f64 {
         self.explored.as_ref().map_or(self.explore, |shares| shares[image])
+    }
+
+    /// That [`objects`](Self::objects) are there, of `num` patches, where the masking needs them.
+    ///
+    /// # Errors
+    /// [`ModelError::Lane`] of `lane` if they are not.
+    pub(crate) fn check_objects(&self, needs: Needs, num: usize, lane: &'static str) -> Result<(), ModelError> {
+        let len = self.objects.as_ref().map(|objects| objects.len());
+        if needs == Needs::Objects && len != Some(num) {
+            let problem = format!("masks need the objects of {num} patches, got {}", len.unwrap_or(0));
+            return Err(ModelError::Lane { lane, problem });
+        }
+        Ok(())
     }
 
     /// The random generator of an image, by its index in the batch of this rank.
@@ -184,7 +231,7 @@ pub enum NetworkRows {
 /// [`Compute::grains`] or by something that does not depend on `compute`, and sum with
 /// [`Tree`](crate::parallel::sum::Tree) or [`OrderedSum`](crate::parallel::sum::OrderedSum).
 pub trait Masking: Send + Sync + fmt::Debug {
-    /// What it reads, the same in every call; [`Needs::Nothing`] or [`Needs::Objects`] if and only if nothing is
+    /// What it reads, the same in every call; [`Needs::Pixels`] or [`Needs::Embedding`] if and only if something is
     /// learned.
     fn needs(&self) -> Needs;
 
@@ -193,8 +240,9 @@ pub trait Masking: Send + Sync + fmt::Debug {
     /// learned. Random draws must come from [`MaskRule::rng`]: the same batch is masked again in other stages.
     fn keys(&self, num_images: usize, scores: Option<&[f32]>, rule: &MaskRule) -> Vec<f32>;
 
-    /// Weights `[num_images, L]` of the patch losses of a masking that learns nothing, for images with this order; none
-    /// where all are 1.
+    /// Weights a `[num_images, L]` of the patch losses ℓ of a masking that learns nothing, for images with this order;
+    /// none where all are equal. L_m is the weighted mean over the masked patches of the batch of all ranks,
+    /// Σ aᵢ mᵢ ℓᵢ / Σ aᵢ mᵢ, and 0 where no masked patch has a weight.
     fn fixed_weights(&self, _order: &TokenOrder, _rule: &MaskRule) -> Option<Vec<f32>> {
         None
     }
@@ -278,7 +326,7 @@ pub struct MaskingFacts {
     pub patch_values: usize,
     /// C: colour channels.
     pub channels: usize,
-    /// Visible patches of an image.
+    /// Visible patches of an image, where no schedule changes it; [`MaskRule::num_visible`] is a batch's.
     pub num_visible: usize,
     /// Width of the encoder.
     pub dim: usize,
@@ -288,6 +336,14 @@ pub struct MaskingFacts {
     pub hidden: usize,
     /// Sides of the blocks over whose mean logits scores are mixed, in patches; see [`scales`](super::scales).
     pub scales: Arc<[usize]>,
+    /// What an oracle does.
+    pub oracle: OracleConfig,
+    /// How attention chooses.
+    pub attention: AttentionConfig,
+    /// Clusters of an image's patches, of the masking by parts.
+    pub num_parts: usize,
+    /// The strategies of a mixture with their weights.
+    pub mixture: Arc<[(MaskingChoice, f64)]>,
     /// What the strategy `noise` filters.
     pub noise: MaskNoise,
 }
@@ -305,6 +361,10 @@ impl MaskingFacts {
             input: MaskInput::Pixels,
             hidden: 1,
             scales: Arc::default(),
+            oracle: OracleConfig::default(),
+            attention: AttentionConfig::default(),
+            num_parts: 7,
+            mixture: Arc::default(),
             noise: MaskNoise::default(),
         }
     }
@@ -344,6 +404,16 @@ pub trait MaskingKind: Named {
         false
     }
 
+    /// Whether its maskings need a teacher, see [`Needs::reads_teacher`]; a mixture if one of its strategies does.
+    fn reads_teacher(&self) -> bool {
+        false
+    }
+
+    /// Whether it may be one of the strategies of a mixture: it must learn nothing and choose keys alone.
+    fn may_be_mixed(&self) -> bool {
+        !self.is_learned()
+    }
+
     /// The masking for these shapes, which have been checked ([`ModelConfig::problems`](crate::ModelConfig::problems)).
     fn build(&self, facts: &MaskingFacts) -> Arc<dyn Masking>;
 }
@@ -357,6 +427,8 @@ pub struct Scored {
     pub order: Arc<TokenOrder>,
     /// What weighs the patch losses.
     pub loss_weights: LossWeights,
+    /// What an unlearned masking has read of each patch, `[batch, L]`, for the logs.
+    pub guide: Option<Arc<[f32]>>,
 }
 
 impl Scored {
@@ -370,6 +442,7 @@ impl Scored {
         [num_patches, num_visible]: [usize; 2],
         rule: &MaskRule,
     ) -> Self {
+        let rule = &MaskRule { num_visible: Some(num_visible), ..rule.clone() };
         let keys = masking.keys(num_images, trace.as_ref().map(|trace| &trace.scores[..]), rule);
         Self::ordered(masking, weights, trace, order_by_keys(&keys, num_patches, num_visible), rule)
     }
@@ -387,9 +460,10 @@ impl Scored {
             Some(trace) => weights.of_scores(&trace.scores, &order),
             None => masking
                 .fixed_weights(&order, rule)
-                .map_or(LossWeights::One, |weights| LossWeights::Given(Arc::new(Buffer::from_vec(weights)))),
+                .map_or(LossWeights::One, |weights| LossWeights::mean(&weights, &order, &masked_of(&weights, &order))),
         };
-        Scored { trace, order, loss_weights }
+        let guide = rule.read.clone().filter(|read| read.len() == order.rank.len());
+        Scored { trace, order, loss_weights, guide }
     }
 
     /// The scores p `[batch, L]`; none where nothing is learned.

@@ -7,6 +7,7 @@
 //! To add a masking, implement [`Masking`] and [`MaskingKind`] in a file here, and add it to [`MASKINGS`].
 
 pub mod arms;
+pub mod attention;
 pub mod block;
 #[cfg(test)]
 mod fixed_tests;
@@ -16,10 +17,15 @@ mod kind;
 mod layers;
 pub mod linear;
 mod list;
+pub mod loss;
+pub mod mixture;
 pub mod noise;
+pub mod oracle;
 pub mod order;
+pub mod parts;
 pub mod random;
 pub mod scales;
+pub mod schedule;
 pub mod token;
 pub mod weights;
 

@@ -89,12 +89,14 @@ pub fn uniform_keys(num_images: usize, num_patches: usize, rule: &MaskRule) -> V
 fn sampled_keys(scores: &[f32], num_patches: usize, temperature: f64, generators: &mut [ChaCha8Rng]) -> Vec<f32> {
     let mut keys = Vec::with_capacity(scores.len());
     for (scores, rng) in scores.chunks_exact(num_patches).zip(generators) {
-        keys.extend(scores.iter().map(|&p| {
-            let gumbel = -(-(1.0 - uniform(rng)).ln()).ln();
-            (logit(p) / temperature + gumbel) as f32
-        }));
+        keys.extend(scores.iter().map(|&p| (logit(p) / temperature + gumbel(rng)) as f32));
     }
     keys
+}
+
+/// A draw from the standard Gumbel distribution.
+pub(super) fn gumbel(rng: &mut ChaCha8Rng) -> f64 {
+    -(-(1.0 - uniform(rng)).ln()).ln()
 }
 
 /// The logit of p, finite also where p has been rounded to 0 or 1.

@@ -31,8 +31,28 @@ pub enum LossWeights {
     One,
     /// The scores.
     Scores,
-    /// These, `[batch, L]`; 1 in the mean of an image's masked patches.
+    /// These, `[batch, L]`; 1 in the mean of an image's masked patches, or of the batch's.
     Given(Arc<Buffer>),
+}
+
+/// The weights `[batch, L]` with 0 for visible patches.
+#[must_use]
+pub fn masked_of(weights: &[f32], order: &TokenOrder) -> Vec<f32> {
+    let of = |(i, &weight): (usize, &f32)| if order.is_masked(i) { weight } else { 0.0 };
+    weights.iter().enumerate().map(of).collect()
+}
+
+impl LossWeights {
+    /// `weights` `[batch, L]` scaled so that those of masked patches are 1 in the mean, 0 if they all are. `all` are the
+    /// [`masked_of`] of the images of all ranks, of which each has as many.
+    #[must_use]
+    pub fn mean(weights: &[f32], order: &TokenOrder, all: &[f32]) -> LossWeights {
+        let sum: f64 = all.iter().map(|&weight| f64::from(weight)).sum();
+        let num_masked = all.len() / order.num_patches * order.num_masked();
+        let factor = if sum > 0.0 { num_masked as f64 / sum } else { 0.0 };
+        let scaled = masked_of(weights, order).into_iter().map(|weight| (f64::from(weight) * factor) as f32);
+        LossWeights::Given(Arc::new(Buffer::from_vec(scaled.collect())))
+    }
 }
 
 /// A floor for p(1 − p), by which a gradient of the logit is divided to become one of p.

@@ -39,6 +39,17 @@ impl Block {
     /// `x` is `[batch·tokens, dim]`. With `only_cls` the output is the first token of each image alone, `[batch, dim]`:
     /// the others serve as its keys and values, and their own attention output, projection and MLP are not computed.
     fn forward<E: Engine>(&self, e: &mut E, x: &E::Tensor, tokens: usize, only_cls: bool) -> E::Tensor {
+        self.forward_with_qkv(e, x, tokens, only_cls).0
+    }
+
+    /// As [`forward`](Self::forward), and the queries, keys and values `[batch·tokens, 3·dim]`.
+    fn forward_with_qkv<E: Engine>(
+        &self,
+        e: &mut E,
+        x: &E::Tensor,
+        tokens: usize,
+        only_cls: bool,
+    ) -> (E::Tensor, E::Tensor) {
         let (rows, dim) = e.shape(x);
         let shape = AttentionShape {
             batch: rows / tokens,
@@ -53,7 +64,7 @@ impl Block {
         let residual = if only_cls { e.first_rows(x, tokens) } else { x.clone() };
         let x = e.linear_add(&attended, &self.proj, &residual);
         let normed = e.layer_norm(&x, &self.norm2);
-        e.mlp(&normed, &self.fc1, &self.fc2, &x)
+        (e.mlp(&normed, &self.fc1, &self.fc2, &x), qkv)
     }
 }
 
@@ -177,6 +188,37 @@ impl Vit {
                 Tap::Patches => e.rest_rows(&x, num_tokens),
             })
             .collect()
+    }
+
+    /// Queries, keys and values of each block in order, over all patches: `[batch·(1+L), 3·dim]`, side by side; of the
+    /// last block queries and keys alone, `[batch·(1+L), 2·dim]`. `patches` is `[batch·L, values]`.
+    pub fn queries_and_keys<E: Engine>(&self, e: &mut E, patches: &E::Tensor) -> Vec<E::Tensor> {
+        let (num_tokens, dim) = (1 + self.config.num_patches(), self.config.dim);
+        let mut x = e.tokens(patches, num_tokens - 1, None, &self.tokens);
+        let (last, before) = self.blocks.split_last().expect("invariant: an encoder has a block");
+        let mut all = Vec::with_capacity(self.blocks.len());
+        for block in before {
+            let (next, qkv) = block.forward_with_qkv(e, &x, num_tokens, false);
+            x = next;
+            all.push(qkv);
+        }
+        let normed = e.layer_norm(&x, &last.norm1);
+        all.push(e.linear(&normed, &last.qkv.outputs(0..2 * dim)));
+        all
+    }
+
+    /// What CLS looks at in the last block, over all patches: its queries `[batch, dim]` and the keys of all tokens
+    /// `[batch·(1+L), dim]`, heads side by side. `patches` is `[batch·L, values]`. The rest of the block is not computed.
+    pub fn cls_queries_and_keys<E: Engine>(&self, e: &mut E, patches: &E::Tensor) -> [E::Tensor; 2] {
+        let (num_tokens, dim) = (1 + self.config.num_patches(), self.config.dim);
+        let mut x = e.tokens(patches, num_tokens - 1, None, &self.tokens);
+        let (last, before) = self.blocks.split_last().expect("invariant: an encoder has a block");
+        for block in before {
+            x = block.forward(e, &x, num_tokens, false);
+        }
+        let normed = e.layer_norm(&x, &last.norm1);
+        let cls = e.first_rows(&normed, num_tokens);
+        [e.linear(&cls, &last.qkv.outputs(0..dim)), e.linear(&normed, &last.qkv.outputs(dim..2 * dim))]
     }
 
     /// Predicted patches `[batch·L, values]`, value order (row, column, channel), in units of the normalised target.

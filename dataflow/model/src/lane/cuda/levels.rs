@@ -225,6 +225,31 @@ impl CudaLane {
         z.iter().map(|z| z.full(stream)).collect()
     }
 
+    /// What CLS looks at in the last block, on the host, see [`Vit::cls_queries_and_keys`](crate::nets::Vit).
+    pub(super) fn cls_queries_and_keys(
+        &self,
+        theta: &Mem<f32>,
+        images: &Mem<f32>,
+    ) -> Result<[Vec<f32>; 2], ModelError> {
+        let stream = &self.stream;
+        let mut e = GpuTape::forward_only(stream);
+        e.bind(Level::Pretrain, theta, false);
+        let input = self.input(&e, images);
+        let [queries, keys] = self.model.vit.cls_queries_and_keys(&mut e, &input);
+        let host = |of: &GpuTensor| stream.download(of.full(stream).view());
+        Ok([host(&queries)?, host(&keys)?])
+    }
+
+    /// Queries and keys of all blocks, on the host, see [`Vit::queries_and_keys`](crate::nets::Vit).
+    pub(super) fn queries_and_keys(&self, theta: &Mem<f32>, images: &Mem<f32>) -> Result<Vec<Vec<f32>>, ModelError> {
+        let stream = &self.stream;
+        let mut e = GpuTape::forward_only(stream);
+        e.bind(Level::Pretrain, theta, false);
+        let input = self.input(&e, images);
+        let blocks = self.model.vit.queries_and_keys(&mut e, &input);
+        blocks.iter().map(|block| Ok(stream.download(block.full(stream).view())?)).collect()
+    }
+
     /// The taps that the task reads, recorded for [`CudaLane::end`].
     pub(super) fn encode(&self, theta: &Mem<f32>, images: &Mem<f32>, batch: Batch) -> Result<Recorded, ModelError> {
         let stream = &self.stream;

@@ -38,7 +38,7 @@ pub(super) fn needed_bytes(spec: &MemorySpec<'_>) -> u64 {
     let act = act_bytes(spec.precision);
     let len = |level| spec.model.layout(level).len as u64;
     let wide = |value: usize| value as u64;
-    let (patches, visible) = (wide(c.num_patches()), wide(c.num_visible()));
+    let (patches, visible) = (wide(c.num_patches()), wide(c.max_visible()));
     let (dim, dec_dim) = (wide(c.dim), wide(c.dec_dim));
     let batch = &spec.batch;
 
@@ -71,7 +71,14 @@ pub(super) fn needed_bytes(spec: &MemorySpec<'_>) -> u64 {
     let queued = 4 * (trace + images(Level::Pretrain));
     // The bytes of a batch of which values are made: of the scorer, and of level 2.
     let raw = (images(Level::Pretrain) + images(Level::Finetune) + images(Level::Mask)) / 4;
-    FIXED_BYTES + theta + small + heads + pretrain + downstream + hypergradient + queued + raw
+    // The teacher of three moments, its copy for products, and a pass of the scorer over all patches.
+    let teacher = if spec.model.masking.needs().reads_teacher() {
+        let rows = rows(Level::Pretrain, patches);
+        len(Level::Pretrain) * (4 * 3 + act) + pairs(rows, dim, act).max(pairs(rows, dec_dim, act)) / 2
+    } else {
+        0
+    };
+    FIXED_BYTES + theta + small + heads + pretrain + downstream + hypergradient + queued + raw + teacher
 }
 
 #[cfg(test)]

@@ -9,9 +9,12 @@ use super::network::{GpuTrace, Network};
 use crate::engine::TokenOrder;
 use crate::engine::gpu::GpuOrder;
 use crate::error::ModelError;
+use crate::masking::attention::{cls_attention, rollout};
+use crate::masking::loss::{covering_orders, mean_losses};
 use crate::masking::{Kept, LossWeights, MaskNetwork, MaskRule, Needs, Scored, Trace};
 use crate::parallel::arena::Buffer;
 use crate::parallel::compute::Compute;
+use crate::tap::Tap;
 
 /// Images of a grain of maskings that are computed on the host.
 const HOST_GRAIN: usize = 8;
@@ -59,7 +62,10 @@ impl CudaLane {
         let (masking, c) = (&self.model.masking, &self.model.config);
         let batch = images.len() / c.image_values();
         let input = match (masking.needs(), theta) {
-            (Needs::Nothing | Needs::Objects, _) => None,
+            (
+                Needs::Nothing | Needs::Objects | Needs::Attention | Needs::Rollout | Needs::Tokens | Needs::Losses,
+                _,
+            ) => None,
             (Needs::Pixels, _) => Some(self.patches_f32(images)),
             (Needs::Embedding, Some(theta)) => Some(self.embedding(theta, images)),
             (Needs::Embedding, None) => {
@@ -89,8 +95,11 @@ impl CudaLane {
             }
             _ => rule,
         };
+        rule.check_objects(masking.needs(), batch * c.num_patches(), "cuda")?;
+        let (num_patches, num_visible) = (c.num_patches(), rule.num_visible.unwrap_or(c.num_visible()));
+        let read = self.read_teacher(theta, images, rule, num_visible)?;
+        let rule = &MaskRule { num_visible: Some(num_visible), read: read.map(Arc::from), ..rule.clone() };
         let keys = masking.keys(batch, trace.as_ref().map(|trace| &trace.scores[..]), rule);
-        let (num_patches, num_visible) = (c.num_patches(), c.num_visible());
         let (kept, rank) = (self.stream.take(batch * num_visible), self.stream.take(batch * num_patches));
         let keys = self.stream.upload(&keys);
         self.stream.sort_keys(kept.view(), rank.view(), keys.view(), num_patches, num_visible);
@@ -102,6 +111,48 @@ impl CudaLane {
         };
         let scored = Scored::ordered(&**masking, c.mask_weights, trace, Arc::new(order), rule);
         Ok((scored, GpuOrder { num_patches, num_visible, kept, rank }))
+    }
+
+    /// What the masking reads of the teacher, on the host; none if it reads none.
+    fn read_teacher(
+        &self,
+        theta: Option<&Mem<f32>>,
+        images: &Mem<f32>,
+        rule: &MaskRule,
+        num_visible: usize,
+    ) -> Result<Option<Vec<f32>>, ModelError> {
+        let (needs, c) = (self.model.masking.needs(), &self.model.config);
+        if !needs.reads_teacher() {
+            return Ok(None);
+        }
+        let missing = || ModelError::Lane { lane: "cuda", problem: "masks need the weights of a teacher".to_owned() };
+        let theta = theta.ok_or_else(missing)?;
+        Ok(match needs {
+            Needs::Attention => {
+                let [queries, keys] = self.cls_queries_and_keys(theta, images)?;
+                Some(cls_attention(&queries, &keys, c.num_patches(), c.heads, c.dim))
+            }
+            Needs::Rollout => {
+                let blocks = self.queries_and_keys(theta, images)?;
+                let blocks: Vec<&[f32]> = blocks.iter().map(Vec::as_slice).collect();
+                Some(rollout(&blocks, c.num_patches(), c.heads, c.dim))
+            }
+            Needs::Tokens => {
+                let tokens = self.features_of(theta, images, &[Tap::Patches]);
+                let host = tokens.iter().map(|tokens| Ok(self.stream.download(tokens.view())?));
+                Some(host.collect::<Result<Vec<_>, ModelError>>()?.concat())
+            }
+            Needs::Losses => {
+                let orders = covering_orders(images.len() / c.image_values(), c.num_patches(), num_visible, rule);
+                let pass = |order: Arc<TokenOrder>| {
+                    let losses = self.forward_losses(theta, images, &self.order(&order));
+                    Ok((order, self.stream.download(losses.view())?))
+                };
+                let passes = orders.into_iter().map(pass).collect::<Result<Vec<_>, ModelError>>()?;
+                Some(mean_losses(&passes))
+            }
+            Needs::Nothing | Needs::Objects | Needs::Pixels | Needs::Embedding => None,
+        })
     }
 
     /// The order of a batch in the device's memory.
