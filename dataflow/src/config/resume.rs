@@ -19,7 +19,7 @@ pub enum OnResume {
 
 /// Keys that take effect without a word.
 // The device that `engine` comes to is compared by itself, as `auto` may come to another one on another machine.
-const FREE: [&str; 41] = [
+const FREE: &[&str] = &[
     "engine",
     "train.outer_iterations",
     "actors.load.workers",
@@ -64,7 +64,7 @@ const FREE: [&str; 41] = [
 ];
 
 /// Keys that take effect and change results.
-const TOLD: [&str; 56] = [
+const TOLD: &[&str] = &[
     "data.augment.crop",
     "data.augment.crop_padding",
     "data.augment.min_area",
@@ -124,7 +124,7 @@ const TOLD: [&str; 56] = [
 ];
 
 /// Keys that name the data.
-const DATA: [&str; 20] = [
+const DATA: &[&str] = &[
     "data.format",
     "data.path",
     "data.label_column",
@@ -148,7 +148,7 @@ const DATA: [&str; 20] = [
 ];
 
 /// Keys that cannot take effect any more.
-const FIXED: [&str; 34] = [
+const FIXED: &[&str] = &[
     "seed",
     "run.root",
     "run.id",
@@ -215,10 +215,10 @@ impl KeyChange {
 /// The rule of every key.
 pub fn rules() -> impl Iterator<Item = (&'static str, OnResume)> {
     let group = |keys: &'static [&'static str], rule| keys.iter().map(move |key| (*key, rule));
-    group(&FREE, OnResume::Free)
-        .chain(group(&TOLD, OnResume::Told))
-        .chain(group(&DATA, OnResume::Data))
-        .chain(group(&FIXED, OnResume::Fixed))
+    group(FREE, OnResume::Free)
+        .chain(group(TOLD, OnResume::Told))
+        .chain(group(DATA, OnResume::Data))
+        .chain(group(FIXED, OnResume::Fixed))
 }
 
 impl Config {
