@@ -22,6 +22,7 @@ const RANDOM: &[&str] = &[
     "mask.strategy=random",
     "mask.explore=0.0",
     "mask.explore_arms=[]",
+    "mask.ratio_arms=[]",
     "mask.scales=[1]",
     "mask.weights=published",
     "mask.select=score",

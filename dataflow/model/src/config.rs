@@ -51,6 +51,9 @@ pub struct ModelConfig {
     /// Share of the patches that is masked at the other end of a schedule, where the ratio has one.
     #[serde(default)]
     pub mask_ratio_end: Option<f64>,
+    /// Mask ratios of which each batch's is drawn by learned probabilities; none for [`ModelConfig::mask_ratio`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mask_ratio_arms: Vec<f64>,
     /// How patches are chosen: a masking network, or a strategy without one.
     pub masking: Choice<dyn MaskingKind>,
     /// Input of the masking network.
@@ -104,6 +107,7 @@ impl Default for ModelConfig {
             pos_embed: PosEmbed::Trained,
             mask_ratio: 0.75,
             mask_ratio_end: None,
+            mask_ratio_arms: Vec::new(),
             masking: Choice::default(),
             mask_input: MaskInput::Embedding,
             mask_hidden: 128,
@@ -164,18 +168,21 @@ impl ModelConfig {
         num_visible(self.num_patches(), self.mask_ratio)
     }
 
-    /// The most visible patches of an image that a batch has, over the whole schedule of the mask ratio.
-    #[must_use]
-    pub fn max_visible(&self) -> usize {
-        let at_end = self.mask_ratio_end.map(|ratio| num_visible(self.num_patches(), ratio));
-        self.num_visible().max(at_end.unwrap_or_default())
+    /// The mask ratios that a batch may have: the ends of a schedule, and arms.
+    fn mask_ratios(&self) -> impl Iterator<Item = f64> {
+        std::iter::once(self.mask_ratio).chain(self.mask_ratio_end).chain(self.mask_ratio_arms.iter().copied())
     }
 
-    /// The fewest visible patches of an image that a batch has, over the whole schedule of the mask ratio.
+    /// The most visible patches of an image that a batch has, over all its mask ratios.
+    #[must_use]
+    pub fn max_visible(&self) -> usize {
+        self.mask_ratios().map(|ratio| num_visible(self.num_patches(), ratio)).max().unwrap_or_default()
+    }
+
+    /// The fewest visible patches of an image that a batch has, over all its mask ratios.
     #[must_use]
     pub fn min_visible(&self) -> usize {
-        let at_end = self.mask_ratio_end.map(|ratio| num_visible(self.num_patches(), ratio));
-        self.num_visible().min(at_end.unwrap_or(usize::MAX))
+        self.mask_ratios().map(|ratio| num_visible(self.num_patches(), ratio)).min().unwrap_or_default()
     }
 
     /// Everything that is wrong with the shapes, one line each; empty when the configuration can be built.
@@ -231,7 +238,13 @@ impl ModelConfig {
             check(false, format!("the mixture {problem} (allowed: {allowed})"));
         }
         check(self.num_classes >= 2, format!("num_classes must be at least 2, got {}", self.num_classes));
-        for (name, ratio) in [("mask_ratio", Some(self.mask_ratio)), ("mask_ratio_end", self.mask_ratio_end)] {
+        check(
+            self.mask_ratio_arms.is_empty() || self.masking.is_learned(),
+            format!("mask ratio arms are for learned maskings, got {}", self.masking),
+        );
+        let ends = [("mask_ratio", Some(self.mask_ratio)), ("mask_ratio_end", self.mask_ratio_end)];
+        let arms = self.mask_ratio_arms.iter().map(|ratio| ("mask_ratio_arms", Some(*ratio)));
+        for (name, ratio) in ends.into_iter().chain(arms) {
             let Some(ratio) = ratio else { continue };
             let is_share = ratio > 0.0 && ratio < 1.0;
             check(is_share, format!("{name} must lie in (0, 1), got {ratio}"));

@@ -58,7 +58,11 @@ impl Model {
             config: config.clone(),
             vit: Vit::new(config),
             task: c.task.build(&task),
-            masking: Armed::wrap(c.masking.build(&masking), &c.mask_explore_arms),
+            masking: Armed::wrap(
+                c.masking.build(&masking),
+                &c.mask_explore_arms,
+                (&c.mask_ratio_arms, c.num_patches()),
+            ),
             no_mask: Arc::new(Layout::new(Level::Mask)),
         })
     }

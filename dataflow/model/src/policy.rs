@@ -5,6 +5,8 @@
 //! opposite sign. To first order a step of level 1 on L_m = Σ aᵢℓᵢ changes L_v by −η Σ aᵢuᵢ, so whatever shapes the
 //! weights a, or which patches are masked, can be learned from u, without another pass.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::ModelError;
@@ -137,7 +139,7 @@ pub fn hypergradient(lane: &mut dyn Lane, at: &Upstream<'_>, v: &Vector, how: De
         gradient = lane.sum(&gradient, &of_arms)?;
     }
     let signal = if at.want_signal { Some(signal(lane, at, &scored, &of, &dscores)?) } else { None };
-    Ok(Along { gradient, path_norms: None, signal })
+    Ok(Along { gradient, path_norms: None, signal, ratio_reward: None })
 }
 
 /// ∂E\[−R\]/∂ψ in its place in φ, from the rewards `[batch]` of this rank's images, see [`arms`](crate::masking::arms).
@@ -152,10 +154,19 @@ fn explore_gradient(
     let rewards = lane.gather(rewards.iter().map(|&reward| reward as f32).collect())?;
     // The images of all ranks, of which the first has number 0.
     let drawn = arms.draw(&psi, &MaskRule { first_image: 0, ..at.rule.clone() }, rewards.len());
-    let mut gradient = vec![0.0; at.phi.len()];
-    let of_arms = ExploreArms::gradient(&psi, &drawn, &rewards);
-    gradient[place].iter_mut().zip(of_arms).for_each(|(value, d)| *value = d as f32);
-    lane.upload(&gradient.into())
+    placed(lane, at.phi.len(), place, &ExploreArms::gradient(&psi, &drawn, &rewards))
+}
+
+/// `values` at their place in a vector of length `len` that is 0 elsewhere.
+pub(crate) fn placed(
+    lane: &mut dyn Lane,
+    len: usize,
+    place: Range<usize>,
+    values: &[f64],
+) -> Result<Vector, ModelError> {
+    let mut all = vec![0.0; len];
+    all[place].iter_mut().zip(values).for_each(|(to, value)| *to = *value as f32);
+    lane.upload(&all.into())
 }
 
 /// ½(R₁ − R₂)·(∂ log π₁ − ∂ log π₂) for each patch `[batch, L]`, from the rewards `[batch]` of two independent draws and

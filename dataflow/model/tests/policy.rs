@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use mlomae_model::hypergradient::{Cg, Clean, Hypergradient, Ridge, Settings, Tangent};
+use mlomae_model::hypergradient::{Carried, Cg, Clean, Hypergradient, Ridge, Settings, Tangent};
 use mlomae_model::init::{normals, tensor_rng};
 use mlomae_model::lane::{CpuLane, Direction, Downstream, LabelledImages, Lane, Upstream};
 use mlomae_model::levels::optimizer::AdamWConfig;
@@ -31,11 +31,11 @@ struct World {
 }
 
 fn world(masking: &str, mask_weights: MaskWeights) -> World {
-    world_with(masking, mask_weights, &[], &[])
+    world_of(ModelConfig { masking: MaskingChoice::by_name(masking).unwrap(), mask_weights, ..config() })
 }
 
-fn world_with(masking: &str, mask_weights: MaskWeights, scales: &[usize], explore_arms: &[f64]) -> World {
-    let config = ModelConfig {
+fn config() -> ModelConfig {
+    ModelConfig {
         image: 8,
         patch: 2,
         channels: 1,
@@ -45,15 +45,14 @@ fn world_with(masking: &str, mask_weights: MaskWeights, scales: &[usize], explor
         dec_dim: 8,
         dec_depth: 1,
         dec_heads: 2,
-        masking: MaskingChoice::by_name(masking).unwrap(),
         mask_input: MaskInput::Pixels,
         mask_hidden: 8,
-        mask_weights,
-        mask_scales: scales.to_vec(),
-        mask_explore_arms: explore_arms.to_vec(),
         num_classes: CLASSES,
         ..ModelConfig::default()
-    };
+    }
+}
+
+fn world_of(config: ModelConfig) -> World {
     let model = Arc::new(Model::new(&config).unwrap());
     let images = ["p", "f", "v"].map(|name| Vector::from(draw(name, BATCH * config.image_values())));
     let classes = |shift: usize| Targets::Classes((0..BATCH).map(|i| ((i * i + shift) % CLASSES) as i32).collect());
@@ -170,7 +169,9 @@ fn utilities_give_what_the_derivative_of_the_loss_gives() {
         [("linear", &[]), ("token-mlp", &[]), ("flat-mlp", &[]), ("linear", scaled), ("token-mlp", scaled)];
     for (masking, scales) in maskings {
         for weights in [MaskWeights::Published, MaskWeights::Normalised] {
-            let mut world = world_with(masking, weights, scales, &[]);
+            let masking = MaskingChoice::by_name(masking).unwrap();
+            let mask_scales = scales.to_vec();
+            let mut world = world_of(ModelConfig { masking, mask_weights: weights, mask_scales, ..config() });
             let direction = world.direction(&Ridge, &Settings::default());
             let v = world.lane.sum(&direction.v1, &direction.w).unwrap();
             let settings = Settings { alpha: 0.001, ..Settings::default() };
@@ -221,7 +222,9 @@ fn arms_of_exploration_have_the_score_functions_gradient_and_leave_the_rest_alon
     let shares = [0.0, 0.4, 1.0];
     let psi = [0.5f32, -0.4, 0.2];
     for weights in [MaskWeights::Published, MaskWeights::Normalised, MaskWeights::None] {
-        let (mut world, mut plain) = (world_with("token-mlp", weights, &[], &shares), world("token-mlp", weights));
+        let mut plain = world("token-mlp", weights);
+        let with_arms = ModelConfig { mask_explore_arms: shares.to_vec(), ..plain.lane.model().config.clone() };
+        let mut world = world_of(with_arms);
         let (direction, settings) = (world.direction(&Ridge, &Settings::default()), Settings::default());
         let v = world.lane.sum(&direction.v1, &direction.w).unwrap();
         let mut phi = plain.phi.to_host().unwrap().to_vec();
@@ -268,6 +271,61 @@ fn arms_of_exploration_have_the_score_functions_gradient_and_leave_the_rest_alon
             let got = f64::from(got[num + arm]);
             assert!((got - expected).abs() < 2e-2 * deviation, "{weights:?} {arm}: {got} {expected}");
         }
+    }
+}
+
+#[test]
+fn arms_of_the_mask_ratio_are_rewarded_by_the_cosine_of_v_and_level_1s_gradient() {
+    let (ratios, rho) = ([0.5, 0.75], [0.3f32, -0.2]);
+    for (input, form) in [(MaskInput::Pixels, &Ridge as &dyn Hypergradient), (MaskInput::Embedding, &Clean)] {
+        let masking = MaskingChoice::by_name("token-mlp").unwrap();
+        let plain = ModelConfig { masking, mask_input: input, ..config() };
+        let mut plain = world_of(plain);
+        let with_arms = ModelConfig { mask_ratio_arms: ratios.to_vec(), ..plain.lane.model().config.clone() };
+        let mut world = world_of(with_arms);
+        let settings = Settings::default();
+        let direction = world.direction(form, &settings);
+        let v = world.lane.sum(&direction.v1, &direction.w).unwrap();
+        let num = plain.phi.len();
+        let phi = [&plain.phi.to_host().unwrap()[..], &rho].concat();
+        world.phi = phi.into();
+        let exps = rho.map(|rho| f64::from(rho).exp());
+        let (mut carried, mut baseline, mut drawn) = (Carried::default(), None, [0; 2]);
+        for step in 0..8 {
+            let rule = MaskRule { seed: 4, step, ratio_arms: true, ..MaskRule::BY_SCORE };
+            let (theta, estimator, want_signal) = (&world.theta, settings.estimator, false);
+            let [images, ..] = &world.images;
+            let at = Upstream { theta, phi: &world.phi, images, rule: &rule, estimator, want_signal };
+            let both = [direction.v1.clone(), direction.w.clone()];
+            let along = carried.along(form, &mut world.lane, &at, both, &settings).unwrap();
+            let got = along.gradient.to_host().unwrap();
+
+            // Of the other world, with that number of visible patches given.
+            let scored = world.lane.score(Some(theta), &world.phi, images, &rule).unwrap();
+            let num_visible = scored.order.num_visible;
+            let arm = usize::from(num_visible == 4);
+            assert_eq!(num_visible, [8, 4][arm]);
+            drawn[arm] += 1;
+            let given = MaskRule { num_visible: Some(num_visible), ratio_arms: false, ..rule.clone() };
+            let at = Upstream { phi: &plain.phi, rule: &given, ..at };
+            let of_given = plain.lane.score(Some(theta), &plain.phi, images, &given).unwrap();
+            assert_eq!(scored.order, of_given.order);
+            let of_rest =
+                form.along(&mut plain.lane, &at, direction.v1.clone(), direction.w.clone(), &settings).unwrap();
+            assert_eq!(got[..num], of_rest.gradient.to_host().unwrap()[..]);
+            let gradient = plain.lane.pretrain(theta, &plain.phi, images, &of_given).unwrap().gradient;
+            let (gradient, v) = (gradient.to_host().unwrap(), v.to_host().unwrap());
+            let reward = dot(&v, &gradient) / (dot(&v, &v) * dot(&gradient, &gradient)).sqrt();
+            let before = *baseline.get_or_insert(reward);
+            for other in 0..2 {
+                let probability = exps[other] / (exps[0] + exps[1]);
+                let expected = -(reward - before) * (f64::from(u8::from(other == arm)) - probability);
+                assert!((f64::from(got[num + other]) - expected).abs() < 1e-5, "{step} {other}: {got:?} {expected}");
+            }
+            assert!((f64::from(along.ratio_reward.unwrap()) - reward).abs() < 1e-5);
+            baseline = Some(0.9 * before + 0.1 * reward);
+        }
+        assert!(drawn[0] > 0 && drawn[1] > 0, "{drawn:?}");
     }
 }
 

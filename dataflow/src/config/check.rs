@@ -76,7 +76,9 @@ impl Config {
             return errors;
         }
         let num_patches = (image / patch).pow(2);
-        for (key, ratio) in [("mask.ratio", Some(self.mask.ratio)), ("mask.ratio_end", self.mask.ratio_end)] {
+        let ends = [("mask.ratio", Some(self.mask.ratio)), ("mask.ratio_end", self.mask.ratio_end)];
+        let arms = self.mask.ratio_arms.iter().map(|ratio| ("mask.ratio_arms", Some(*ratio)));
+        for (key, ratio) in ends.into_iter().chain(arms) {
             let Some(ratio) = ratio else { continue };
             let num_visible = mlomae_model::config::num_visible(num_patches, ratio);
             if num_visible < 1 || num_visible >= num_patches {
@@ -265,6 +267,28 @@ impl Config {
                 quoted(&self.policy.estimator)
             );
             refuse(problem, "[], or policy.estimator = \"weights\"");
+        }
+    }
+
+    /// The arms of a learned mask ratio.
+    fn check_ratio_arms(&self, errors: &mut Vec<ConfigError>) {
+        let (mask, arms) = (&self.mask, &self.mask.ratio_arms);
+        if arms.is_empty() {
+            return;
+        }
+        let mut refuse = |problem: String, allowed: &str| {
+            errors.push(error("mask.ratio_arms", format!("{arms:?}"), problem, allowed));
+        };
+        if arms.len() < 2 || arms.windows(2).any(|pair| pair[0] >= pair[1]) {
+            refuse("is not a list of two or more rising ratios".to_owned(), "[], or a list such as [0.5, 0.75]");
+        }
+        if !mask.strategy.is_learned() {
+            let problem = format!("has no meaning with mask.strategy = \"{}\", which learns nothing", mask.strategy);
+            refuse(problem, "[]");
+        }
+        if mask.ratio_schedule != MaskSchedule::Constant {
+            let problem = format!("takes the place of mask.ratio_schedule, which is {}", quoted(&mask.ratio_schedule));
+            refuse(problem, "[], or mask.ratio_schedule = \"constant\"");
         }
     }
 
@@ -489,6 +513,7 @@ impl Config {
         self.check_policy(errors);
         self.check_scales(errors);
         self.check_explore_arms(errors);
+        self.check_ratio_arms(errors);
         if self.mask.noise != MaskNoise::default() && strategy.name() != "noise" {
             let problem = format!("has no meaning with mask.strategy = \"{strategy}\"");
             errors.push(error("mask.noise", quoted(&self.mask.noise), problem, "green, or mask.strategy = \"noise\""));

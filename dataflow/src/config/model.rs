@@ -145,6 +145,10 @@ pub struct MaskConfig {
     /// Where a schedule leads from `ratio`; with `random` each batch's ratio is drawn between the two.
     #[schemars(range(min = 0.05, max = 0.95))]
     pub ratio_end: Option<f64>,
+    /// Mask ratios, rising, of which each batch's is drawn by probabilities that are learned, for learned strategies;
+    /// the panel and pictures keep `ratio`. Empty: off.
+    #[schemars(inner(range(min = 0.05, max = 0.95)))]
+    pub ratio_arms: Vec<f64>,
     /// Share of the patches whose place in the order is drawn at random, so that the patches of
     /// low score are explored too. 0 as published.
     #[schemars(range(min = 0.0, max = 1.0))]
@@ -270,6 +274,7 @@ impl Default for MaskConfig {
             ratio: 0.75,
             ratio_schedule: MaskSchedule::Constant,
             ratio_end: None,
+            ratio_arms: Vec::new(),
             explore: 0.0,
             explore_schedule: MaskSchedule::Constant,
             explore_end: None,

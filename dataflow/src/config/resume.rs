@@ -175,6 +175,7 @@ const FIXED: &[&str] = &[
     "mask.hidden",
     "mask.scales",
     "mask.explore_arms",
+    "mask.ratio_arms",
     "method.preset",
     "method.unroll",
     "method.task",

@@ -357,6 +357,13 @@ fn scales_and_arms_are_refused_where_they_mean_nothing() {
         ("input = \"pixels\"\nexplore_arms = [0.5, 1.5]", "mask.explore_arms = [0.5, 1.5]: out of range"),
         ("explore_arms = [0.0, 0.5]", "mask.explore_arms = [0.0, 0.5]: is only for a masking that reads the pixels"),
         ("strategy = \"random\"\nexplore_arms = [0.0, 0.5]", "mask.explore_arms = [0.0, 0.5]: has no meaning"),
+        ("ratio_arms = [0.5]", "mask.ratio_arms = [0.5]: is not a list of two or more rising ratios"),
+        ("ratio_arms = [0.5, 0.99]", "mask.ratio_arms = [0.5, 0.99]: out of range"),
+        ("strategy = \"grid\"\nratio_arms = [0.5, 0.6]", "mask.ratio_arms = [0.5, 0.6]: has no meaning"),
+        (
+            "ratio_schedule = \"linear\"\nratio_end = 0.5\nratio_arms = [0.5, 0.6]",
+            "mask.ratio_arms = [0.5, 0.6]: takes the place of mask.ratio_schedule, which is \"linear\"",
+        ),
         (
             "input = \"pixels\"\nexplore = 0.5\nexplore_arms = [0.0, 0.5]",
             "mask.explore_arms = [0.0, 0.5]: takes the place of mask.explore, which is 0.5",

@@ -137,6 +137,12 @@ metrics! {
     ExploreProbability: Mask, "explore_probability.ARM", "validation", "share";
     /// Entropy of these chances.
     ExploreEntropy: Mask, "explore_entropy", "validation", "nat";
+    /// Chance of a mask ratio; with `mask.ratio_arms`.
+    RatioProbability: Mask, "ratio_probability.ARM", "validation", "share";
+    /// Entropy of these chances.
+    RatioEntropy: Mask, "ratio_entropy", "validation", "nat";
+    /// Cosine of v1 + w and the gradient of L_m for θ on x_p under its mask ratio.
+    RatioReward: Mask, "ratio_reward", "validation", "1";
     /// Cosine to the hypergradient before.
     HypergradientCosine: Mask, "hypergradient_cosine", "validation", "1";
     /// Area under the ROC curve of the panel's scores as a detector of object patches, where these are known.
@@ -153,11 +159,14 @@ const MASK_COVERAGE_AT: &str = "mask_coverage.";
 const SCALE_GATE: &str = "scale_gate.";
 /// What the names of [`Metric::ExploreProbability`] begin with.
 const EXPLORE_PROBABILITY: &str = "explore_probability.";
+/// What the names of [`Metric::RatioProbability`] begin with.
+const RATIO_PROBABILITY: &str = "ratio_probability.";
 /// The numbers that have several values each, by what their names begin with.
-const FAMILIES: [(&str, Metric); 3] = [
+const FAMILIES: [(&str, Metric); 4] = [
     (MASK_COVERAGE_AT, Metric::MaskCoverageAt),
     (SCALE_GATE, Metric::ScaleGate),
     (EXPLORE_PROBABILITY, Metric::ExploreProbability),
+    (RATIO_PROBABILITY, Metric::RatioProbability),
 ];
 
 impl Metric {
@@ -181,10 +190,13 @@ impl Metric {
         Cow::Owned(format!("{SCALE_GATE}{size}"))
     }
 
-    /// The name of [`Metric::ExploreProbability`] of that share.
+    /// The name of a number that each arm has, such as [`Metric::ExploreProbability`], of that arm.
     #[must_use]
-    pub fn explore_probability(share: f64) -> Text {
-        Cow::Owned(format!("{EXPLORE_PROBABILITY}{share}"))
+    pub fn of_arm(self, arm: f64) -> Text {
+        match FAMILIES.iter().find(|(_, metric)| *metric == self) {
+            Some((prefix, _)) => Cow::Owned(format!("{prefix}{arm}")),
+            None => self.into(),
+        }
     }
 }
 
@@ -206,7 +218,10 @@ mod tests {
         }
         assert_eq!(Metric::of(Level::Pretrain, &Metric::mask_coverage_at(3, 11)), Some(Metric::MaskCoverageAt));
         assert_eq!(Metric::of(Level::Mask, &Metric::scale_gate(4)), Some(Metric::ScaleGate));
-        assert_eq!(Metric::of(Level::Mask, &Metric::explore_probability(0.25)), Some(Metric::ExploreProbability));
+        for metric in [Metric::ExploreProbability, Metric::RatioProbability] {
+            assert_eq!(Metric::of(Level::Mask, &metric.of_arm(0.25)), Some(metric));
+        }
+        assert_eq!(Metric::RatioProbability.of_arm(0.85), "ratio_probability.0.85");
         assert_eq!(Metric::of(Level::Eval, "loss"), None);
         assert_eq!(Metric::of(Level::Mask, "score_entropy"), None);
     }

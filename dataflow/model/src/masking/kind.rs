@@ -13,7 +13,7 @@ use crate::engine::TokenOrder;
 use crate::error::ModelError;
 use crate::init;
 use crate::layout::{Layout, LinearWeights, SharedLayout};
-use crate::masking::arms::ExploreArms;
+use crate::masking::arms::{ExploreArms, RatioArms};
 use crate::masking::attention::AttentionConfig;
 use crate::masking::list::MaskingChoice;
 use crate::masking::oracle::OracleConfig;
@@ -116,6 +116,9 @@ pub struct MaskRule {
     pub explore_arms: bool,
     /// The share of each image of this rank, in place of `explore`: what the lane has drawn.
     pub explored: Option<Arc<[f64]>>,
+    /// Whether the lane draws [`num_visible`](Self::num_visible) from the policy's arms, where the policy has them
+    /// ([`Masking::ratio_arms`]).
+    pub ratio_arms: bool,
     /// How scores choose.
     pub select: MaskSelect,
     /// Of [`MaskSelect::Sample`], above 0: draws follow the scores the more closely the lower it is.
@@ -143,6 +146,7 @@ impl MaskRule {
         explore: 0.0,
         explore_arms: false,
         explored: None,
+        ratio_arms: false,
         select: MaskSelect::Score,
         temperature: 1.0,
         draw: 0,
@@ -259,6 +263,11 @@ pub trait Masking: Send + Sync + fmt::Debug {
 
     /// The arms of learned exploration; none where it is not learned.
     fn explore_arms(&self) -> Option<&ExploreArms> {
+        None
+    }
+
+    /// The arms of a learned mask ratio; none where it is not learned.
+    fn ratio_arms(&self) -> Option<&RatioArms> {
         None
     }
 
