@@ -21,6 +21,9 @@ const fn arm(name: &'static str, about: &'static str, set: &'static [&'static st
 const RANDOM: &[&str] = &[
     "mask.strategy=random",
     "mask.explore=0.0",
+    "mask.explore_arms=[]",
+    "mask.ratio_arms=[]",
+    "mask.scales=[1]",
     "mask.weights=published",
     "mask.select=score",
     "mask.temperature=1.0",

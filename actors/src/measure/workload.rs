@@ -212,11 +212,11 @@ impl Workload {
     /// # Errors
     /// When the lane fails.
     pub fn update_policy(&mut self, v: Direction) -> Result<(), ModelError> {
-        let Self { spec, lane, state: State { theta, phi, adamw, .. }, images, .. } = self;
+        let Self { spec, lane, state: State { theta, phi, adamw, carried, .. }, images, .. } = self;
         let settings = Settings::default();
         let (rule, estimator, want_signal) = (&MaskRule::BY_SCORE, settings.estimator, false);
         let at = Upstream { theta, phi, images, rule, estimator, want_signal };
-        let g = spec.hypergradient.along(&mut **lane, &at, v.v1, v.w, &settings)?;
+        let g = carried.along(spec.hypergradient.get(), &mut **lane, &at, [v.v1, v.w], &settings)?;
         *phi = lane.update(&mut adamw.mask, phi, &g.gradient, RATES.mask)?;
         Ok(())
     }

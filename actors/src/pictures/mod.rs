@@ -50,7 +50,13 @@ pub fn panel_of(loaded: &LoadedCheckpoint, split: Split, num_images: usize) -> R
     // Exploration is for training; the panel shows what the policy wants.
     let objects = experiment.loader(split)?.object_patches(&indices, model.config.patch);
     let known = objects.as_ref().filter(|_| method.masks_need_objects()).map(|objects| objects.as_slice().into());
-    let rule = MaskRule { explore: 0.0, objects: known, ..method.mask_rule(loaded.step) };
+    let rule = MaskRule {
+        explore: 0.0,
+        explore_arms: false,
+        ratio_arms: false,
+        objects: known,
+        ..method.mask_rule(loaded.step)
+    };
     let (theta, images) = (lane.upload(&loaded.state.theta)?, lane.ingest(&batch.images)?);
     let teacher = loaded.state.teacher.as_ref().map(|teacher| lane.upload(teacher)).transpose()?;
     let scored =

@@ -290,19 +290,29 @@ fn activations(model: &ModelConfig) -> [usize; 2] {
 /// What the largest recorded passes keep, over all compute threads.
 fn activation_bytes(experiment: &Experiment) -> u64 {
     let config = &experiment.config;
-    let [level_1, level_2] = activations(&experiment.method.model.config);
+    let [of_level_1, level_2] = activations(&experiment.method.model.config);
     let pieces = |stage: StageName, batch: usize| {
         let threads = config.actors.stage(stage).num_workers();
         threads * config.actors.micro_batch(stage, batch, threads).max(config.train.grain)
     };
     // The pass of level 2 keeps the whole finetune batch, and of the validation batch what its threads have in hand.
     let validation = pieces(StageName::Evaluator, config.policy.batch).min(config.policy.batch);
-    let level_1 = times(&[4, level_1, pieces(StageName::Encoder, config.pretrain.batch).min(config.pretrain.batch)]);
+    let level_1 = times(&[4, of_level_1, pieces(StageName::Encoder, config.pretrain.batch).min(config.pretrain.batch)]);
     let level_2 = match experiment.method.is_learned() {
         true => times(&[4, level_2, config.finetune.batch + validation]),
         false => 0,
     };
-    if experiment.method.lag == 0 { level_1.max(level_2) } else { level_1.saturating_add(level_2) }
+    // The reward of a learned mask ratio takes level 1's gradient once more, in level 3.
+    let level_3 = match experiment.method.ratio_arms {
+        true => times(&[4, of_level_1, pieces(StageName::Policy, config.pretrain.batch).min(config.pretrain.batch)]),
+        false => 0,
+    };
+    let all = [level_1, level_2, level_3];
+    if experiment.method.lag == 0 {
+        all.into_iter().max().unwrap_or(0)
+    } else {
+        all.into_iter().fold(0, u64::saturating_add)
+    }
 }
 
 /// What the pipeline's queues hold when they are full. Parts of checkpoints are bounded by the queue of the log stage

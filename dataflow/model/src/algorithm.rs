@@ -176,7 +176,7 @@ pub fn outer_iteration(
     let rule = &(m.rule)((outer + 1) * k - 1);
     let (estimator, want_signal) = (m.settings.estimator, false);
     let at = Upstream { theta: &s.theta, phi: &s.phi, images: x_p, rule, estimator, want_signal };
-    let g = m.form.along(lane, &at, v.v1, v.w, &m.settings)?;
+    let g = s.carried.along(m.form, lane, &at, [v.v1, v.w], &m.settings)?;
     if let Some(mean) = s.carried.mean(lane, &g.gradient, m.settings.average)? {
         s.phi = lane.update(&mut s.adamw.mask, &s.phi, &mean, (m.rates.mask)(outer))?;
     }

@@ -51,12 +51,23 @@ pub struct ModelConfig {
     /// Share of the patches that is masked at the other end of a schedule, where the ratio has one.
     #[serde(default)]
     pub mask_ratio_end: Option<f64>,
+    /// Mask ratios of which each batch's is drawn by learned probabilities; none for [`ModelConfig::mask_ratio`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mask_ratio_arms: Vec<f64>,
     /// How patches are chosen: a masking network, or a strategy without one.
     pub masking: Choice<dyn MaskingKind>,
     /// Input of the masking network.
     pub mask_input: MaskInput,
     /// Hidden width of the masking network.
     pub mask_hidden: usize,
+    /// Sides of the blocks over whose mean logits the scores of `token-mlp` and `linear` are mixed, rising, in patches;
+    /// none or 1 alone for single patches.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mask_scales: Vec<usize>,
+    /// Shares of patches placed at random, of which each image's is drawn by learned probabilities; none for one share
+    /// for all, which [`MaskRule::explore`](crate::masking::MaskRule::explore) says.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mask_explore_arms: Vec<f64>,
     /// How scores weigh the patch losses.
     #[serde(default)]
     pub mask_weights: MaskWeights,
@@ -96,9 +107,12 @@ impl Default for ModelConfig {
             pos_embed: PosEmbed::Trained,
             mask_ratio: 0.75,
             mask_ratio_end: None,
+            mask_ratio_arms: Vec::new(),
             masking: Choice::default(),
             mask_input: MaskInput::Embedding,
             mask_hidden: 128,
+            mask_scales: Vec::new(),
+            mask_explore_arms: Vec::new(),
             mask_weights: MaskWeights::default(),
             mask_oracle: OracleConfig::default(),
             mask_attention: AttentionConfig::default(),
@@ -154,18 +168,21 @@ impl ModelConfig {
         num_visible(self.num_patches(), self.mask_ratio)
     }
 
-    /// The most visible patches of an image that a batch has, over the whole schedule of the mask ratio.
-    #[must_use]
-    pub fn max_visible(&self) -> usize {
-        let at_end = self.mask_ratio_end.map(|ratio| num_visible(self.num_patches(), ratio));
-        self.num_visible().max(at_end.unwrap_or_default())
+    /// The mask ratios that a batch may have: the ends of a schedule, and arms.
+    fn mask_ratios(&self) -> impl Iterator<Item = f64> {
+        std::iter::once(self.mask_ratio).chain(self.mask_ratio_end).chain(self.mask_ratio_arms.iter().copied())
     }
 
-    /// The fewest visible patches of an image that a batch has, over the whole schedule of the mask ratio.
+    /// The most visible patches of an image that a batch has, over all its mask ratios.
+    #[must_use]
+    pub fn max_visible(&self) -> usize {
+        self.mask_ratios().map(|ratio| num_visible(self.num_patches(), ratio)).max().unwrap_or_default()
+    }
+
+    /// The fewest visible patches of an image that a batch has, over all its mask ratios.
     #[must_use]
     pub fn min_visible(&self) -> usize {
-        let at_end = self.mask_ratio_end.map(|ratio| num_visible(self.num_patches(), ratio));
-        self.num_visible().min(at_end.unwrap_or(usize::MAX))
+        self.mask_ratios().map(|ratio| num_visible(self.num_patches(), ratio)).min().unwrap_or_default()
     }
 
     /// Everything that is wrong with the shapes, one line each; empty when the configuration can be built.
@@ -193,6 +210,27 @@ impl ModelConfig {
         check(self.depth > 0, format!("depth must be at least 1, got {}", self.depth));
         check(self.dec_depth > 0, format!("dec_depth must be at least 1, got {}", self.dec_depth));
         check(self.mask_hidden > 0, format!("mask hidden width must be at least 1, got {}", self.mask_hidden));
+        check(
+            self.mask_scales.windows(2).all(|pair| pair[0] < pair[1])
+                && self.mask_scales.iter().all(|scale| (1..=self.image / self.patch.max(1)).contains(scale)),
+            format!("mask scales must rise from at least 1 to at most the grid, got {:?}", self.mask_scales),
+        );
+        let has_scales = !matches!(self.mask_scales[..], [] | [1]);
+        check(
+            !has_scales || (self.masking.mixes_scales() && self.mask_input == MaskInput::Pixels),
+            format!(
+                "several mask scales are for the maskings token-mlp and linear on pixels, got {} on {:?}",
+                self.masking, self.mask_input
+            ),
+        );
+        check(
+            self.mask_explore_arms.is_empty() || (self.masking.is_learned() && self.mask_input == MaskInput::Pixels),
+            format!("explore arms are for learned maskings on pixels, got {} on {:?}", self.masking, self.mask_input),
+        );
+        check(
+            self.mask_explore_arms.iter().all(|share| (0.0..=1.0).contains(share)),
+            format!("explore arms must lie in [0, 1], got {:?}", self.mask_explore_arms),
+        );
         check(self.mask_parts > 0, format!("mask parts must be at least 1, got {}", self.mask_parts));
         if self.masking.name() == mixture::Kind.name()
             && let Err((problem, allowed)) = mixture::strategies(&self.mask_mixture)
@@ -200,7 +238,13 @@ impl ModelConfig {
             check(false, format!("the mixture {problem} (allowed: {allowed})"));
         }
         check(self.num_classes >= 2, format!("num_classes must be at least 2, got {}", self.num_classes));
-        for (name, ratio) in [("mask_ratio", Some(self.mask_ratio)), ("mask_ratio_end", self.mask_ratio_end)] {
+        check(
+            self.mask_ratio_arms.is_empty() || self.masking.is_learned(),
+            format!("mask ratio arms are for learned maskings, got {}", self.masking),
+        );
+        let ends = [("mask_ratio", Some(self.mask_ratio)), ("mask_ratio_end", self.mask_ratio_end)];
+        let arms = self.mask_ratio_arms.iter().map(|ratio| ("mask_ratio_arms", Some(*ratio)));
+        for (name, ratio) in ends.into_iter().chain(arms) {
             let Some(ratio) = ratio else { continue };
             let is_share = ratio > 0.0 && ratio < 1.0;
             check(is_share, format!("{name} must lie in (0, 1), got {ratio}"));

@@ -14,6 +14,7 @@ use crate::error::ModelError;
 use crate::lane::{Direction, Downstream, FinetuneGradient, Lane, Recording, Response, Upstream};
 use crate::levels::mask::cotangent_difference;
 use crate::levels::vectors::{norm_wide, shifted_wide, step_size};
+use crate::masking::arms::RatioArms;
 use crate::masking::{MaskWeights, Needs};
 use crate::policy::{self, Derivative, Estimator, Signal};
 use crate::precision::Precision;
@@ -65,6 +66,8 @@ pub struct Carried {
     pub sum: Option<(Vector, u64)>,
     /// Features of earlier labelled batches.
     pub bank: Bank,
+    /// Running mean of the rewards of a learned mask ratio.
+    pub ratio_baseline: Option<f32>,
 }
 
 impl Carried {
@@ -82,6 +85,37 @@ impl Carried {
         if let Some(Response { rows, .. }) = response {
             self.bank.add(rows, settings.ridge_bank);
         }
+    }
+
+    /// ∂φ by `form` ([`Hypergradient::along`]) with that of a learned mask ratio, for which level 1's gradient is taken
+    /// once more.
+    ///
+    /// # Errors
+    /// Any error of the lane.
+    pub fn along(
+        &mut self,
+        form: &dyn Hypergradient,
+        lane: &mut dyn Lane,
+        at: &Upstream<'_>,
+        [v1, w]: [Vector; 2],
+        settings: &Settings,
+    ) -> Result<Along, ModelError> {
+        let model = lane.model().clone();
+        let Some(arms) = model.masking.ratio_arms().filter(|_| at.rule.ratio_arms) else {
+            return form.along(lane, at, v1, w, settings);
+        };
+        let v = lane.sum(&v1, &w)?;
+        let along = form.along(lane, at, v1, w, settings)?;
+        let scored = lane.score(Some(at.theta), at.phi, at.images, at.rule)?;
+        let of_loss = lane.pretrain(at.theta, at.phi, at.images, &scored)?.gradient;
+        let reward = lane.cosine(&v, &of_loss)? as f32;
+        let place = arms.logits().range();
+        let rho = lane.values(at.phi, place.clone())?;
+        let baseline = self.ratio_baseline.unwrap_or(reward);
+        let of_arms = RatioArms::gradient(&rho, arms.draw(&rho, at.rule), reward, baseline);
+        self.ratio_baseline = Some(RatioArms::next_baseline(self.ratio_baseline, reward));
+        let of_arms = policy::placed(lane, at.phi.len(), place, &of_arms)?;
+        Ok(Along { gradient: lane.sum(&along.gradient, &of_arms)?, ratio_reward: Some(reward), ..along })
     }
 
     /// Adds a hypergradient: the mean of the last `average` of them, as often as there are so many.
@@ -115,6 +149,8 @@ pub struct Along {
     /// What the patches' utilities say of it, where they are computed one by one and
     /// [`Upstream::want_signal`] asks.
     pub signal: Option<Signal>,
+    /// The reward of the mask ratio, where it is learned: the cosine of v1 + w and ∂L_m/∂θ.
+    pub ratio_reward: Option<f32>,
 }
 
 /// A way to compute the hypergradient, without state: one instance serves all stages and threads.
@@ -231,15 +267,16 @@ fn recorded(finetune: FinetuneGradient) -> Result<Recording, ModelError> {
 fn derivative(lane: &mut dyn Lane, at: &Upstream<'_>, v: &Vector, how: Derivative) -> Result<Along, ModelError> {
     let model = lane.model();
     let is_published = model.config.mask_weights == MaskWeights::Published && at.estimator == Estimator::Weights;
+    let has_arms = model.masking.explore_arms().is_some();
     let is_tangent_of_pixels = how == Derivative::Tangent && model.masking.needs() == Needs::Pixels;
-    if !is_published || is_tangent_of_pixels {
+    if !is_published || is_tangent_of_pixels || has_arms {
         return policy::hypergradient(lane, at, v, how);
     }
     let gradient = match how {
         Derivative::Tangent => lane.tangent(at, v)?,
         Derivative::Difference(alpha) => lane.difference(at, v, alpha)?,
     };
-    Ok(Along { gradient, path_norms: None, signal: None })
+    Ok(Along { gradient, path_norms: None, signal: None, ratio_reward: None })
 }
 
 /// One encoder pass over each labelled batch and one difference along v1 + w. Level 2's step has the head's dropout;
@@ -337,7 +374,8 @@ impl Hypergradient for Published {
         let how = Derivative::Difference(settings.alpha);
         let (g0, g1) = (derivative(lane, at, &v1, how)?, derivative(lane, at, &w, how)?);
         let path_norms = Some([lane.norm(&g0.gradient)?, lane.norm(&g1.gradient)?]);
-        Ok(Along { gradient: lane.sum(&g0.gradient, &g1.gradient)?, path_norms, signal: None })
+        let gradient = lane.sum(&g0.gradient, &g1.gradient)?;
+        Ok(Along { gradient, path_norms, signal: None, ratio_reward: None })
     }
 }
 

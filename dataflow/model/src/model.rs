@@ -6,6 +6,7 @@ use crate::config::ModelConfig;
 use crate::error::ModelError;
 use crate::layout::{Layout, SharedLayout};
 use crate::level::Level;
+use crate::masking::arms::Armed;
 use crate::masking::{Masking, MaskingFacts, mixture};
 use crate::nets::Vit;
 use crate::parallel::arena::Params;
@@ -46,6 +47,7 @@ impl Model {
             dim: c.dim,
             input: c.mask_input,
             hidden: c.mask_hidden,
+            scales: c.mask_scales.clone().into(),
             oracle: c.mask_oracle,
             attention: c.mask_attention,
             num_parts: c.mask_parts,
@@ -56,7 +58,11 @@ impl Model {
             config: config.clone(),
             vit: Vit::new(config),
             task: c.task.build(&task),
-            masking: c.masking.build(&masking),
+            masking: Armed::wrap(
+                c.masking.build(&masking),
+                &c.mask_explore_arms,
+                (&c.mask_ratio_arms, c.num_patches()),
+            ),
             no_mask: Arc::new(Layout::new(Level::Mask)),
         })
     }

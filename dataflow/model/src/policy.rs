@@ -5,12 +5,15 @@
 //! opposite sign. To first order a step of level 1 on L_m = Σ aᵢℓᵢ changes L_v by −η Σ aᵢuᵢ, so whatever shapes the
 //! weights a, or which patches are masked, can be learned from u, without another pass.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::ModelError;
 use crate::hypergradient::Along;
 use crate::lane::{Lane, Upstream};
 use crate::levels::vectors::step_size;
+use crate::masking::arms::ExploreArms;
 use crate::masking::order::log_probability_gradient;
 use crate::masking::weights::of_logit;
 use crate::masking::{MaskRule, MaskWeights, Scored};
@@ -130,9 +133,40 @@ pub fn hypergradient(lane: &mut dyn Lane, at: &Upstream<'_>, v: &Vector, how: De
             *dscore += of_logit((factor * d) as f32, p);
         }
     }
-    let gradient = lane.mask_gradient(at.phi, &scored, &dscores)?;
+    let mut gradient = lane.mask_gradient(at.phi, &scored, &dscores)?;
+    if let Some(arms) = model.masking.explore_arms().filter(|_| at.rule.explore_arms) {
+        let of_arms = explore_gradient(lane, at, arms, &rewards(weights, &scored, &of))?;
+        gradient = lane.sum(&gradient, &of_arms)?;
+    }
     let signal = if at.want_signal { Some(signal(lane, at, &scored, &of, &dscores)?) } else { None };
-    Ok(Along { gradient, path_norms: None, signal })
+    Ok(Along { gradient, path_norms: None, signal, ratio_reward: None })
+}
+
+/// ∂E\[−R\]/∂ψ in its place in φ, from the rewards `[batch]` of this rank's images, see [`arms`](crate::masking::arms).
+fn explore_gradient(
+    lane: &mut dyn Lane,
+    at: &Upstream<'_>,
+    arms: &ExploreArms,
+    rewards: &[f64],
+) -> Result<Vector, ModelError> {
+    let place = arms.logits().range();
+    let psi = lane.values(at.phi, place.clone())?;
+    let rewards = lane.gather(rewards.iter().map(|&reward| reward as f32).collect())?;
+    // The images of all ranks, of which the first has number 0.
+    let drawn = arms.draw(&psi, &MaskRule { first_image: 0, ..at.rule.clone() }, rewards.len());
+    placed(lane, at.phi.len(), place, &ExploreArms::gradient(&psi, &drawn, &rewards))
+}
+
+/// `values` at their place in a vector of length `len` that is 0 elsewhere.
+pub(crate) fn placed(
+    lane: &mut dyn Lane,
+    len: usize,
+    place: Range<usize>,
+    values: &[f64],
+) -> Result<Vector, ModelError> {
+    let mut all = vec![0.0; len];
+    all[place].iter_mut().zip(values).for_each(|(to, value)| *to = *value as f32);
+    lane.upload(&all.into())
 }
 
 /// ½(R₁ − R₂)·(∂ log π₁ − ∂ log π₂) for each patch `[batch, L]`, from the rewards `[batch]` of two independent draws and

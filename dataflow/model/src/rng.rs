@@ -41,6 +41,10 @@ pub enum Purpose {
     MaskMixture = 16,
     /// Random masks under which a teacher's losses are measured, by level-1 step and place in the batch.
     MaskProbe = 17,
+    /// The arm of a learned exploration, by level-1 step and place in the batch.
+    MaskExplore = 18,
+    /// The arm of a learned mask ratio, by level-1 step.
+    MaskRatio = 19,
 }
 
 /// The generator of `purpose` for (`major`, `minor`), for example (epoch, sample id).

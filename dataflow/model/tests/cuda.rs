@@ -83,7 +83,16 @@ fn results(
         rule: &|step| {
             // A graph is captured, replaced by one for more patches, and replaced again.
             let num_visible = config.mask_ratio_end.map(|_| 2 + (step / 2 % 2) as usize);
-            MaskRule { seed: 7, step, num_visible, explore: 0.2, select, ..MaskRule::BY_SCORE }
+            MaskRule {
+                seed: 7,
+                step,
+                num_visible,
+                explore: 0.2,
+                explore_arms: true,
+                ratio_arms: true,
+                select,
+                ..MaskRule::BY_SCORE
+            }
         },
         noise: &|outer, pass| Some(Noise { rate: 0.1, seed: 7, outer, pass }),
     };
@@ -291,6 +300,18 @@ fn a_gpu_learns_policies_as_the_cpu_does() {
     ] {
         let config = ModelConfig { mask_weights, ..config(masking, MaskInput::Pixels) };
         compare_policy(&config, form, policy, Precision::F32, 2e-4);
+    }
+    for (masking, mask_scales, arms) in [
+        ("token-mlp", vec![1, 2], vec![0.0, 0.5, 1.0]),
+        ("linear", vec![1, 3], vec![]),
+        ("flat-mlp", vec![], vec![0.1, 0.9]),
+    ] {
+        let config = ModelConfig { mask_scales, mask_explore_arms: arms, ..config(masking, MaskInput::Pixels) };
+        compare_policy(&config, &Ridge, (settings, MaskSelect::Sample), Precision::F32, 2e-4);
+    }
+    for (masking, input) in [NETWORKS[0], NETWORKS[3]] {
+        let config = ModelConfig { mask_ratio_arms: vec![0.5, 0.7], ..config(masking, input) };
+        compare_policy(&config, &Tangent, (Settings::default(), MaskSelect::Score), Precision::F32, 2e-4);
     }
 }
 

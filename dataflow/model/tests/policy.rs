@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use mlomae_model::hypergradient::{Cg, Clean, Hypergradient, Ridge, Settings, Tangent};
+use mlomae_model::hypergradient::{Carried, Cg, Clean, Hypergradient, Ridge, Settings, Tangent};
 use mlomae_model::init::{normals, tensor_rng};
 use mlomae_model::lane::{CpuLane, Direction, Downstream, LabelledImages, Lane, Upstream};
 use mlomae_model::levels::optimizer::AdamWConfig;
@@ -31,7 +31,11 @@ struct World {
 }
 
 fn world(masking: &str, mask_weights: MaskWeights) -> World {
-    let config = ModelConfig {
+    world_of(ModelConfig { masking: MaskingChoice::by_name(masking).unwrap(), mask_weights, ..config() })
+}
+
+fn config() -> ModelConfig {
+    ModelConfig {
         image: 8,
         patch: 2,
         channels: 1,
@@ -41,13 +45,14 @@ fn world(masking: &str, mask_weights: MaskWeights) -> World {
         dec_dim: 8,
         dec_depth: 1,
         dec_heads: 2,
-        masking: MaskingChoice::by_name(masking).unwrap(),
         mask_input: MaskInput::Pixels,
         mask_hidden: 8,
-        mask_weights,
         num_classes: CLASSES,
         ..ModelConfig::default()
-    };
+    }
+}
+
+fn world_of(config: ModelConfig) -> World {
     let model = Arc::new(Model::new(&config).unwrap());
     let images = ["p", "f", "v"].map(|name| Vector::from(draw(name, BATCH * config.image_values())));
     let classes = |shift: usize| Targets::Classes((0..BATCH).map(|i| ((i * i + shift) % CLASSES) as i32).collect());
@@ -159,9 +164,14 @@ fn conjugate_gradients_without_steps_are_the_identity_and_with_them_solve() {
 
 #[test]
 fn utilities_give_what_the_derivative_of_the_loss_gives() {
-    for masking in ["linear", "token-mlp", "flat-mlp"] {
+    let scaled: &[usize] = &[1, 2, 4];
+    let maskings: [(&str, &[usize]); 5] =
+        [("linear", &[]), ("token-mlp", &[]), ("flat-mlp", &[]), ("linear", scaled), ("token-mlp", scaled)];
+    for (masking, scales) in maskings {
         for weights in [MaskWeights::Published, MaskWeights::Normalised] {
-            let mut world = world(masking, weights);
+            let masking = MaskingChoice::by_name(masking).unwrap();
+            let mask_scales = scales.to_vec();
+            let mut world = world_of(ModelConfig { masking, mask_weights: weights, mask_scales, ..config() });
             let direction = world.direction(&Ridge, &Settings::default());
             let v = world.lane.sum(&direction.v1, &direction.w).unwrap();
             let settings = Settings { alpha: 0.001, ..Settings::default() };
@@ -205,6 +215,118 @@ fn both_estimators_add_up_and_differ() {
     let sum: Vec<f32> = weights.iter().zip(&score).map(|(a, b)| a + b).collect();
     assert!(relative(&both, &sum) < 1e-4, "{}", relative(&both, &sum));
     assert!(relative(&score, &weights) > 0.1);
+}
+
+#[test]
+fn arms_of_exploration_have_the_score_functions_gradient_and_leave_the_rest_alone() {
+    let shares = [0.0, 0.4, 1.0];
+    let psi = [0.5f32, -0.4, 0.2];
+    for weights in [MaskWeights::Published, MaskWeights::Normalised, MaskWeights::None] {
+        let mut plain = world("token-mlp", weights);
+        let with_arms = ModelConfig { mask_explore_arms: shares.to_vec(), ..plain.lane.model().config.clone() };
+        let mut world = world_of(with_arms);
+        let (direction, settings) = (world.direction(&Ridge, &Settings::default()), Settings::default());
+        let v = world.lane.sum(&direction.v1, &direction.w).unwrap();
+        let mut phi = plain.phi.to_host().unwrap().to_vec();
+        let num = phi.len();
+        assert_eq!(world.phi.to_host().unwrap()[..], [&phi[..], &[0.0; 3]].concat(), "all arms have the same chance");
+        phi.extend(psi);
+        world.phi = phi.into();
+        let rule = MaskRule { seed: 4, step: 11, explore_arms: true, ..MaskRule::BY_SCORE };
+        let got = world.along(&Tangent, &v, &rule, &settings);
+
+        // The arms that the images have, from their masks: 16 patches, of which 6 or all take random places.
+        let model = world.lane.model().clone();
+        let arms = model.masking.explore_arms().unwrap();
+        let drawn = arms.draw(&psi, &rule, BATCH);
+        assert!((0..3).all(|arm| drawn.contains(&arm)), "{drawn:?}");
+        let given = drawn.iter().map(|&arm| shares[arm]).collect();
+        let given = MaskRule { explore_arms: false, explored: Some(given), ..rule.clone() };
+        let scored = world.lane.score(None, &world.phi, &world.images[0], &rule).unwrap();
+        let of_given = plain.lane.score(None, &plain.phi, &plain.images[0], &given).unwrap();
+        assert_eq!(scored.order, of_given.order);
+        // The masking network's own gradient is that under masks which are given.
+        assert_eq!(got[..num], plain.along(&Tangent, &v, &given, &settings)[..], "{weights:?}");
+
+        // Rewards by differences of each image's loss, in f64 from there on.
+        let mut loss = |sign: f64| -> Vec<f64> {
+            let step = 2e-3 / world.lane.norm(&v).unwrap();
+            let theta = world.lane.shifted(&world.theta, &v, sign * step).unwrap();
+            let losses = world.lane.patch_losses(&theta, &world.images[0], &scored).unwrap().to_host().unwrap();
+            let weight = |i: usize| scored.weights().map_or(1.0, |weights| f64::from(weights[i]));
+            let masked = |image: usize| (image * 16..(image + 1) * 16).filter(|&i| scored.order.is_masked(i));
+            let of_image = |image| masked(image).map(|i| weight(i) * f64::from(losses[i])).sum::<f64>() / (2.0 * step);
+            (0..BATCH).map(|image| of_image(image) / scored.order.num_masked() as f64).collect()
+        };
+        let rewards: Vec<f64> = loss(1.0).iter().zip(loss(-1.0)).map(|(plus, minus)| plus - minus).collect();
+        let (sum, exps) = (rewards.iter().sum::<f64>(), psi.map(|psi| f64::from(psi).exp()));
+        for arm in 0..3 {
+            let probability = exps[arm] / exps.iter().sum::<f64>();
+            let of_image = |(reward, &drawn): (&f64, &usize)| {
+                let others = (sum - reward) / (BATCH - 1) as f64;
+                -(reward - others) * (f64::from(u8::from(drawn == arm)) - probability) / BATCH as f64
+            };
+            let expected: f64 = rewards.iter().zip(&drawn).map(of_image).sum();
+            let deviation = rewards.iter().map(|r| (r - sum / BATCH as f64).powi(2)).sum::<f64>().sqrt() / BATCH as f64;
+            let got = f64::from(got[num + arm]);
+            assert!((got - expected).abs() < 2e-2 * deviation, "{weights:?} {arm}: {got} {expected}");
+        }
+    }
+}
+
+#[test]
+fn arms_of_the_mask_ratio_are_rewarded_by_the_cosine_of_v_and_level_1s_gradient() {
+    let (ratios, rho) = ([0.5, 0.75], [0.3f32, -0.2]);
+    for (input, form) in [(MaskInput::Pixels, &Ridge as &dyn Hypergradient), (MaskInput::Embedding, &Clean)] {
+        let masking = MaskingChoice::by_name("token-mlp").unwrap();
+        let plain = ModelConfig { masking, mask_input: input, ..config() };
+        let mut plain = world_of(plain);
+        let with_arms = ModelConfig { mask_ratio_arms: ratios.to_vec(), ..plain.lane.model().config.clone() };
+        let mut world = world_of(with_arms);
+        let settings = Settings::default();
+        let direction = world.direction(form, &settings);
+        let v = world.lane.sum(&direction.v1, &direction.w).unwrap();
+        let num = plain.phi.len();
+        let phi = [&plain.phi.to_host().unwrap()[..], &rho].concat();
+        world.phi = phi.into();
+        let exps = rho.map(|rho| f64::from(rho).exp());
+        let (mut carried, mut baseline, mut drawn) = (Carried::default(), None, [0; 2]);
+        for step in 0..8 {
+            let rule = MaskRule { seed: 4, step, ratio_arms: true, ..MaskRule::BY_SCORE };
+            let (theta, estimator, want_signal) = (&world.theta, settings.estimator, false);
+            let [images, ..] = &world.images;
+            let at = Upstream { theta, phi: &world.phi, images, rule: &rule, estimator, want_signal };
+            let both = [direction.v1.clone(), direction.w.clone()];
+            let along = carried.along(form, &mut world.lane, &at, both, &settings).unwrap();
+            let got = along.gradient.to_host().unwrap();
+
+            // Of the other world, with that number of visible patches given.
+            let scored = world.lane.score(Some(theta), &world.phi, images, &rule).unwrap();
+            let num_visible = scored.order.num_visible;
+            let arm = usize::from(num_visible == 4);
+            assert_eq!(num_visible, [8, 4][arm]);
+            drawn[arm] += 1;
+            let given = MaskRule { num_visible: Some(num_visible), ratio_arms: false, ..rule.clone() };
+            let at = Upstream { phi: &plain.phi, rule: &given, ..at };
+            let of_given = plain.lane.score(Some(theta), &plain.phi, images, &given).unwrap();
+            assert_eq!(scored.order, of_given.order);
+            let of_rest =
+                form.along(&mut plain.lane, &at, direction.v1.clone(), direction.w.clone(), &settings).unwrap();
+            assert_eq!(got[..num], of_rest.gradient.to_host().unwrap()[..]);
+            let gradient = plain.lane.pretrain(theta, &plain.phi, images, &of_given).unwrap().gradient;
+            let (gradient, v) = (gradient.to_host().unwrap(), v.to_host().unwrap());
+            let reward = dot(&v, &gradient) / (dot(&v, &v) * dot(&gradient, &gradient)).sqrt();
+            let before = *baseline.get_or_insert(reward);
+            for other in 0..2 {
+                let probability = exps[other] / (exps[0] + exps[1]);
+                let expected = -(reward - before) * (f64::from(u8::from(other == arm)) - probability);
+                assert!((f64::from(got[num + other]) - expected).abs() < 1e-5, "{step} {other}: {got:?} {expected}");
+            }
+            assert!((f64::from(along.ratio_reward.unwrap()) - reward).abs() < 1e-5);
+            baseline = Some(0.9 * before + 0.1 * reward);
+        }
+        assert!(drawn[0] > 0 && drawn[1] > 0, "{drawn:?}");
+    }
 }
 
 #[test]

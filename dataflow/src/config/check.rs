@@ -76,7 +76,9 @@ impl Config {
             return errors;
         }
         let num_patches = (image / patch).pow(2);
-        for (key, ratio) in [("mask.ratio", Some(self.mask.ratio)), ("mask.ratio_end", self.mask.ratio_end)] {
+        let ends = [("mask.ratio", Some(self.mask.ratio)), ("mask.ratio_end", self.mask.ratio_end)];
+        let arms = self.mask.ratio_arms.iter().map(|ratio| ("mask.ratio_arms", Some(*ratio)));
+        for (key, ratio) in ends.into_iter().chain(arms) {
             let Some(ratio) = ratio else { continue };
             let num_visible = mlomae_model::config::num_visible(num_patches, ratio);
             if num_visible < 1 || num_visible >= num_patches {
@@ -87,6 +89,11 @@ impl Config {
                     &format!("a ratio that leaves 1 to {}", num_patches.saturating_sub(1)),
                 ));
             }
+        }
+        let grid = image / patch;
+        if let Some(scale) = self.mask.scales.iter().find(|scale| **scale > grid) {
+            let problem = format!("has a block of {scale} patches on a grid of {grid}");
+            errors.push(error("mask.scales", format!("{:?}", self.mask.scales), problem, &format!("1 to {grid}")));
         }
         if self.data.augment.crop == Crop::Padded && self.data.augment.crop_padding > image / 2 {
             errors.push(error(
@@ -205,6 +212,83 @@ impl Config {
                     &divisors(dim, 64),
                 ));
             }
+        }
+    }
+
+    /// The scales over which logits are mixed.
+    fn check_scales(&self, errors: &mut Vec<ConfigError>) {
+        let mask = &self.mask;
+        if mask.scales == [1] {
+            return;
+        }
+        let value = || format!("{:?}", mask.scales);
+        if mask.scales.is_empty() || mask.scales.windows(2).any(|pair| pair[0] >= pair[1]) {
+            errors.push(error("mask.scales", value(), "is not a list of rising sides", "a list such as [1, 2, 4]"));
+        } else if !mask.strategy.mixes_scales() {
+            let problem = format!("has no meaning with mask.strategy = \"{}\"", mask.strategy);
+            let allowed = "[1], or mask.strategy = \"token-mlp\" or \"linear\"";
+            errors.push(error("mask.scales", value(), problem, allowed));
+        } else if mask.input == MaskInput::Embedding {
+            let problem = "is only for a masking that reads the pixels";
+            errors.push(error("mask.scales", value(), problem, "[1], or mask.input = \"pixels\""));
+        }
+    }
+
+    /// The arms of a learned exploration.
+    fn check_explore_arms(&self, errors: &mut Vec<ConfigError>) {
+        let (mask, arms) = (&self.mask, &self.mask.explore_arms);
+        if arms.is_empty() {
+            return;
+        }
+        let mut refuse = |problem: String, allowed: &str| {
+            errors.push(error("mask.explore_arms", format!("{arms:?}"), problem, allowed));
+        };
+        if arms.len() < 2 || arms.windows(2).any(|pair| pair[0] >= pair[1]) {
+            refuse("is not a list of two or more rising shares".to_owned(), "[], or a list such as [0.0, 0.5, 1.0]");
+        }
+        if !mask.strategy.is_learned() {
+            let problem = format!("has no meaning with mask.strategy = \"{}\", which has no scores", mask.strategy);
+            refuse(problem, "[]");
+            return;
+        }
+        if mask.input == MaskInput::Embedding {
+            refuse("is only for a masking that reads the pixels".to_owned(), "[], or mask.input = \"pixels\"");
+        }
+        if let Some((key, explore)) = mask.exploration() {
+            refuse(format!("takes the place of {key}, which is {explore}"), "[], or mask.explore = 0");
+        }
+        if mask.select == MaskSelect::Random {
+            let problem = "has no meaning with mask.select = \"random\": all patches are drawn at random";
+            refuse(problem.to_owned(), "[]");
+        }
+        if self.policy.estimator != Estimator::Weights {
+            let problem = format!(
+                "leaves masks whose probability policy.estimator = {} does not know",
+                quoted(&self.policy.estimator)
+            );
+            refuse(problem, "[], or policy.estimator = \"weights\"");
+        }
+    }
+
+    /// The arms of a learned mask ratio.
+    fn check_ratio_arms(&self, errors: &mut Vec<ConfigError>) {
+        let (mask, arms) = (&self.mask, &self.mask.ratio_arms);
+        if arms.is_empty() {
+            return;
+        }
+        let mut refuse = |problem: String, allowed: &str| {
+            errors.push(error("mask.ratio_arms", format!("{arms:?}"), problem, allowed));
+        };
+        if arms.len() < 2 || arms.windows(2).any(|pair| pair[0] >= pair[1]) {
+            refuse("is not a list of two or more rising ratios".to_owned(), "[], or a list such as [0.5, 0.75]");
+        }
+        if !mask.strategy.is_learned() {
+            let problem = format!("has no meaning with mask.strategy = \"{}\", which learns nothing", mask.strategy);
+            refuse(problem, "[]");
+        }
+        if mask.ratio_schedule != MaskSchedule::Constant {
+            let problem = format!("takes the place of mask.ratio_schedule, which is {}", quoted(&mask.ratio_schedule));
+            refuse(problem, "[], or mask.ratio_schedule = \"constant\"");
         }
     }
 
@@ -427,6 +511,9 @@ impl Config {
             ));
         }
         self.check_policy(errors);
+        self.check_scales(errors);
+        self.check_explore_arms(errors);
+        self.check_ratio_arms(errors);
         if self.mask.noise != MaskNoise::default() && strategy.name() != "noise" {
             let problem = format!("has no meaning with mask.strategy = \"{strategy}\"");
             errors.push(error("mask.noise", quoted(&self.mask.noise), problem, "green, or mask.strategy = \"noise\""));

@@ -133,6 +133,10 @@ pub struct MaskConfig {
     /// Width of the network's hidden layer.
     #[schemars(range(min = 1, max = 8192))]
     pub hidden: usize,
+    /// Sides of blocks of patches: a patch's logit is a learned mixture of the mean logits of the blocks that it lies
+    /// in, for the strategies `token-mlp` and `linear` on pixels. `[1]`: its own alone.
+    #[schemars(inner(range(min = 1, max = 64)))]
+    pub scales: Vec<usize>,
     /// Share of the patches that is masked.
     #[schemars(range(min = 0.05, max = 0.95))]
     pub ratio: f64,
@@ -141,6 +145,10 @@ pub struct MaskConfig {
     /// Where a schedule leads from `ratio`; with `random` each batch's ratio is drawn between the two.
     #[schemars(range(min = 0.05, max = 0.95))]
     pub ratio_end: Option<f64>,
+    /// Mask ratios, rising, of which each batch's is drawn by probabilities that are learned, for learned strategies;
+    /// the panel and pictures keep `ratio`. Empty: off.
+    #[schemars(inner(range(min = 0.05, max = 0.95)))]
+    pub ratio_arms: Vec<f64>,
     /// Share of the patches whose place in the order is drawn at random, so that the patches of
     /// low score are explored too. 0 as published.
     #[schemars(range(min = 0.0, max = 1.0))]
@@ -150,6 +158,10 @@ pub struct MaskConfig {
     /// Where a schedule leads from `explore`.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub explore_end: Option<f64>,
+    /// Shares of patches placed at random, rising, of which each image's is drawn by probabilities that are learned, in
+    /// place of `explore`, for learned strategies on pixels. Empty: off.
+    #[schemars(inner(range(min = 0.0, max = 1.0)))]
+    pub explore_arms: Vec<f64>,
     /// How a network's scores weigh the losses of masked patches.
     pub weights: MaskWeights,
     /// How a network's scores choose the masked patches.
@@ -258,12 +270,15 @@ impl Default for MaskConfig {
             strategy: MaskingChoice::default(),
             input: MaskInput::Embedding,
             hidden: Preset::default().values().mask_hidden,
+            scales: vec![1],
             ratio: 0.75,
             ratio_schedule: MaskSchedule::Constant,
             ratio_end: None,
+            ratio_arms: Vec::new(),
             explore: 0.0,
             explore_schedule: MaskSchedule::Constant,
             explore_end: None,
+            explore_arms: Vec::new(),
             weights: MaskWeights::default(),
             select: MaskSelect::default(),
             temperature: 1.0,

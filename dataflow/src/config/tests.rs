@@ -338,6 +338,54 @@ fn nothing_is_deep_enough_to_overflow_the_stack() {
 }
 
 #[test]
+fn scales_and_arms_are_refused_where_they_mean_nothing() {
+    let pixels = "strategy = \"token-mlp\"\ninput = \"pixels\"";
+    assert!(of(&format!("[mask]\n{pixels}\nscales = [1, 2, 4]\nexplore_arms = [0, 0.5]")).is_ok());
+    for (mask, begins) in [
+        ("scales = []", "mask.scales = []: is not a list of rising sides"),
+        ("scales = [2, 1]", "mask.scales = [2, 1]: is not a list of rising sides"),
+        ("scales = [0]", "mask.scales = [0]: out of range"),
+        (
+            "input = \"pixels\"\nscales = [1, 2]",
+            "mask.scales = [1, 2]: has no meaning with mask.strategy = \"flat-mlp\"",
+        ),
+        (
+            "strategy = \"token-mlp\"\nscales = [1, 2]",
+            "mask.scales = [1, 2]: is only for a masking that reads the pixels",
+        ),
+        ("input = \"pixels\"\nexplore_arms = [0.5]", "mask.explore_arms = [0.5]: is not a list of two or more"),
+        ("input = \"pixels\"\nexplore_arms = [0.5, 1.5]", "mask.explore_arms = [0.5, 1.5]: out of range"),
+        ("explore_arms = [0.0, 0.5]", "mask.explore_arms = [0.0, 0.5]: is only for a masking that reads the pixels"),
+        ("strategy = \"random\"\nexplore_arms = [0.0, 0.5]", "mask.explore_arms = [0.0, 0.5]: has no meaning"),
+        ("ratio_arms = [0.5]", "mask.ratio_arms = [0.5]: is not a list of two or more rising ratios"),
+        ("ratio_arms = [0.5, 0.99]", "mask.ratio_arms = [0.5, 0.99]: out of range"),
+        ("strategy = \"grid\"\nratio_arms = [0.5, 0.6]", "mask.ratio_arms = [0.5, 0.6]: has no meaning"),
+        (
+            "ratio_schedule = \"linear\"\nratio_end = 0.5\nratio_arms = [0.5, 0.6]",
+            "mask.ratio_arms = [0.5, 0.6]: takes the place of mask.ratio_schedule, which is \"linear\"",
+        ),
+        (
+            "input = \"pixels\"\nexplore = 0.5\nexplore_arms = [0.0, 0.5]",
+            "mask.explore_arms = [0.0, 0.5]: takes the place of mask.explore, which is 0.5",
+        ),
+        (
+            "input = \"pixels\"\nselect = \"random\"\nexplore_arms = [0.0, 0.5]",
+            "mask.explore_arms = [0.0, 0.5]: has no meaning with mask.select = \"random\"",
+        ),
+        (
+            "input = \"pixels\"\nselect = \"sample\"\nexplore_arms = [0.0, 0.5]\n[policy]\nestimator = \"score\"",
+            "mask.explore_arms = [0.0, 0.5]: leaves masks whose probability",
+        ),
+    ] {
+        let lines = lines(&format!("[mask]\n{mask}"));
+        assert!(lines.len() == 1 && lines[0].starts_with(begins), "{mask}: {lines:?}");
+    }
+    // The images of the default data have 7 patches a side.
+    let lines = lines(&format!("[mask]\n{pixels}\nscales = [1, 9]"));
+    assert!(lines.len() == 1 && lines[0].starts_with("mask.scales = [1, 9]: has a block of 9 patches"), "{lines:?}");
+}
+
+#[test]
 fn malformed_settings_are_refused_in_one_line() {
     for setting in [
         "",

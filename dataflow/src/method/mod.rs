@@ -51,6 +51,10 @@ pub struct Method {
     pub ratio: Course,
     /// Share of patches placed at random, by level-1 step.
     pub explore: Course,
+    /// Whether that share is drawn for each image by the policy.
+    pub explore_arms: bool,
+    /// Whether the mask ratio is drawn for each batch by the policy.
+    pub ratio_arms: bool,
     /// Decay of the teacher's average for each level-1 step.
     pub ema: f64,
     /// Outer iterations between two states of the teacher; 0 for one a level-1 step.
@@ -99,6 +103,9 @@ pub fn model_config(config: &Config, image: usize, channels: usize, num_classes:
         masking: config.mask.strategy,
         mask_input: config.mask.input,
         mask_hidden: config.mask.hidden,
+        mask_scales: config.mask.scales.clone(),
+        mask_explore_arms: config.mask.explore_arms.clone(),
+        mask_ratio_arms: config.mask.ratio_arms.clone(),
         mask_weights: config.mask.weights,
         mask_oracle: config.mask.oracle(),
         mask_attention: AttentionConfig {
@@ -177,6 +184,8 @@ impl Method {
             head_dropout: config.method.head_dropout,
             ratio: config.mask.ratio_course(num_steps),
             explore: config.mask.explore_course(num_steps),
+            explore_arms: !config.mask.explore_arms.is_empty(),
+            ratio_arms: !config.mask.ratio_arms.is_empty(),
             ema: config.mask.ema,
             refresh: config.mask.refresh,
             select: config.mask.select,
@@ -277,6 +286,9 @@ impl Method {
             step: step.0,
             num_visible: scheduled,
             explore,
+            explore_arms: self.explore_arms,
+            explored: None,
+            ratio_arms: self.ratio_arms,
             select,
             temperature,
             progress: (step.next().0 as f64 / num_steps.0.max(1) as f64).min(1.0),
@@ -285,10 +297,10 @@ impl Method {
     }
 
     /// How the panel is masked at level-1 step `step`: with the ratio and the exploration of that step, but the same
-    /// random draws each time, so that only the policy makes a difference.
+    /// random draws each time, so that only the policy makes a difference. A learned ratio leaves it at `mask.ratio`.
     #[must_use]
     pub fn panel_rule(&self, step: Step) -> MaskRule {
-        MaskRule { step: u64::MAX, ..self.mask_rule(step) }
+        MaskRule { step: u64::MAX, ratio_arms: false, ..self.mask_rule(step) }
     }
 
     /// Whether the encoder is shifted with each version of the policy, by a control.

@@ -131,6 +131,18 @@ metrics! {
     UtilityPositive: Mask, "utility_positive", "validation", "share";
     /// Mean utility of masked patches over its standard deviation.
     UtilityMean: Mask, "utility_mean", "validation", "1";
+    /// Share of a scale in the mixture of a patch's logit: softmax of its gate; with several `mask.scales`.
+    ScaleGate: Mask, "scale_gate.SCALE", "validation", "share";
+    /// Chance of a share of patches placed at random; with `mask.explore_arms`.
+    ExploreProbability: Mask, "explore_probability.ARM", "validation", "share";
+    /// Entropy of these chances.
+    ExploreEntropy: Mask, "explore_entropy", "validation", "nat";
+    /// Chance of a mask ratio; with `mask.ratio_arms`.
+    RatioProbability: Mask, "ratio_probability.ARM", "validation", "share";
+    /// Entropy of these chances.
+    RatioEntropy: Mask, "ratio_entropy", "validation", "nat";
+    /// Cosine of v1 + w and the gradient of L_m for θ on x_p under its mask ratio.
+    RatioReward: Mask, "ratio_reward", "validation", "1";
     /// Cosine to the hypergradient before.
     HypergradientCosine: Mask, "hypergradient_cosine", "validation", "1";
     /// Area under the ROC curve of the panel's scores as a detector of object patches, where these are known.
@@ -143,12 +155,26 @@ metrics! {
 
 /// What the names of [`Metric::MaskCoverageAt`] begin with.
 const MASK_COVERAGE_AT: &str = "mask_coverage.";
+/// What the names of [`Metric::ScaleGate`] begin with.
+const SCALE_GATE: &str = "scale_gate.";
+/// What the names of [`Metric::ExploreProbability`] begin with.
+const EXPLORE_PROBABILITY: &str = "explore_probability.";
+/// What the names of [`Metric::RatioProbability`] begin with.
+const RATIO_PROBABILITY: &str = "ratio_probability.";
+/// The numbers that have several values each, by what their names begin with.
+const FAMILIES: [(&str, Metric); 4] = [
+    (MASK_COVERAGE_AT, Metric::MaskCoverageAt),
+    (SCALE_GATE, Metric::ScaleGate),
+    (EXPLORE_PROBABILITY, Metric::ExploreProbability),
+    (RATIO_PROBABILITY, Metric::RatioProbability),
+];
 
 impl Metric {
     /// The number that is called `name` at `level`.
     #[must_use]
     pub fn of(level: Level, name: &str) -> Option<Self> {
-        let name = if name.starts_with(MASK_COVERAGE_AT) { Self::MaskCoverageAt.name() } else { name };
+        let family = FAMILIES.iter().find(|(prefix, _)| name.starts_with(prefix));
+        let name = family.map_or(name, |(_, metric)| metric.name());
         Self::ALL.iter().copied().find(|metric| metric.level() == level && metric.name() == name)
     }
 
@@ -156,6 +182,21 @@ impl Metric {
     #[must_use]
     pub fn mask_coverage_at(row: usize, column: usize) -> Text {
         Cow::Owned(format!("{MASK_COVERAGE_AT}{row}.{column}"))
+    }
+
+    /// The name of [`Metric::ScaleGate`] of blocks of that side.
+    #[must_use]
+    pub fn scale_gate(size: usize) -> Text {
+        Cow::Owned(format!("{SCALE_GATE}{size}"))
+    }
+
+    /// The name of a number that each arm has, such as [`Metric::ExploreProbability`], of that arm.
+    #[must_use]
+    pub fn of_arm(self, arm: f64) -> Text {
+        match FAMILIES.iter().find(|(_, metric)| *metric == self) {
+            Some((prefix, _)) => Cow::Owned(format!("{prefix}{arm}")),
+            None => self.into(),
+        }
     }
 }
 
@@ -176,6 +217,11 @@ mod tests {
             assert!(!metric.about().is_empty() && metric.about().ends_with('.'));
         }
         assert_eq!(Metric::of(Level::Pretrain, &Metric::mask_coverage_at(3, 11)), Some(Metric::MaskCoverageAt));
+        assert_eq!(Metric::of(Level::Mask, &Metric::scale_gate(4)), Some(Metric::ScaleGate));
+        for metric in [Metric::ExploreProbability, Metric::RatioProbability] {
+            assert_eq!(Metric::of(Level::Mask, &metric.of_arm(0.25)), Some(metric));
+        }
+        assert_eq!(Metric::RatioProbability.of_arm(0.85), "ratio_probability.0.85");
         assert_eq!(Metric::of(Level::Eval, "loss"), None);
         assert_eq!(Metric::of(Level::Mask, "score_entropy"), None);
     }

@@ -2,6 +2,7 @@
 //! passes one that was not uploaded, fails. Results are the CPU's to the bit.
 
 use std::any::Any;
+use std::ops::Range;
 use std::sync::Arc;
 
 use mlomae_model::choice::Named;
@@ -237,6 +238,10 @@ impl Lane for MirrorLane {
 
     fn cosine(&mut self, x: &Vector, y: &Vector) -> Result<f64, ModelError> {
         self.lane.cosine(&inside(x)?, &inside(y)?)
+    }
+
+    fn values(&mut self, x: &Vector, range: Range<usize>) -> Result<Vec<f32>, ModelError> {
+        self.lane.values(&inside(x)?, range)
     }
 
     fn first_non_finite(&mut self, x: &Vector) -> Result<Option<(usize, f32)>, ModelError> {

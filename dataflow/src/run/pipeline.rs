@@ -146,9 +146,9 @@ impl Setup {
         });
         let policies = policies.collect::<Result<_, ModelError>>()?;
         let previous = previous_hypergradient.map(|previous| mask.upload(&previous)).transpose()?;
-        let Carried { sum, bank } = carried.upload(&*mask)?;
+        let Carried { sum, bank, ratio_baseline } = carried.upload(&*mask)?;
         let supervised = supervised.map(|adamw| upload(&*mask, adamw)).transpose()?;
-        let carried = Carried { sum, bank: Bank::default() };
+        let carried = Carried { sum, bank: Bank::default(), ratio_baseline };
         let stages = Stages {
             load,
             score: ScoreStage::new(method.clone(), score),

@@ -15,7 +15,7 @@ use crate::record::statistics::MaskHistory;
 use crate::record::{CheckpointFile, PartOf, optimizer_prefix};
 use crate::stages::encoder::TEACHER_PREFIX;
 use crate::stages::evaluator::{BANK_TENSORS, bank_prefix};
-use crate::stages::policy::{PolicyVersion, SUM_PREFIX, SUPERVISED_PREFIXES, lag_prefix};
+use crate::stages::policy::{PolicyVersion, RATIO_BASELINE, SUM_PREFIX, SUPERVISED_PREFIXES, lag_prefix};
 use crate::stages::score::Shift;
 
 /// Everything that training changes.
@@ -179,6 +179,18 @@ fn whole_number(state: &serde_json::Value, place: &[&str], max: u64) -> Result<u
     })
 }
 
+/// The running mean of the rewards of a learned mask ratio, which are cosines; none where the state has none.
+fn ratio_baseline(state: &serde_json::Value) -> Result<Option<f32>, StateError> {
+    let value = state.get(PartOf::Policy.as_str()).and_then(|policy| policy.get(RATIO_BASELINE));
+    let Some(value) = value.filter(|value| !value.is_null()) else { return Ok(None) };
+    let number = value.as_f64().filter(|number| (-1.001..=1.001).contains(number));
+    number.map(|number| Some(number as f32)).ok_or_else(|| StateError::Number {
+        key: format!("{}.{RATIO_BASELINE}", PartOf::Policy.as_str()),
+        allowed: "a number from -1 to 1".to_owned(),
+        found: value.to_string(),
+    })
+}
+
 /// Outer iterations of a run at most, so that level-1 steps have room in an `i64`.
 const MAX_OUTER: u64 = 1_000_000_000;
 
@@ -282,7 +294,11 @@ impl TrainState {
         Ok(Self {
             outer,
             teacher,
-            carried: Carried { sum, bank: read_bank(source, method.settings.ridge_bank)? },
+            carried: Carried {
+                sum,
+                bank: read_bank(source, method.settings.ridge_bank)?,
+                ratio_baseline: ratio_baseline(state)?,
+            },
             supervised,
             theta,
             head: read_flat(source, CheckpointFile::Head, "", model.layout(Level::Finetune))?,

@@ -194,7 +194,8 @@ impl EncoderStage {
             (&self.method.ratio, Metric::MaskRatio, order.num_masked() as f64 / order.num_patches as f64),
             (&self.method.explore, Metric::MaskExplore, batch.rule.explore),
         ] {
-            if !course.is_constant() {
+            let is_drawn = name == Metric::MaskRatio && self.method.ratio_arms;
+            if !course.is_constant() || is_drawn {
                 metric(name, value);
             }
         }

@@ -32,7 +32,7 @@ impl EvaluatorStage {
     /// An evaluator at `head` with its optimizer's state and a bank of features of earlier batches.
     #[must_use]
     pub const fn new(method: Method, lane: Box<dyn Lane>, head: Vector, optimizer: AdamW, bank: Bank) -> Self {
-        Self { method, lane, head, optimizer, carried: Carried { sum: None, bank } }
+        Self { method, lane, head, optimizer, carried: Carried { sum: None, bank, ratio_baseline: None } }
     }
 
     /// Level 2's step, and the direction of level 3 at the updated head.

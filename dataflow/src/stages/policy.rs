@@ -7,9 +7,10 @@ use mlomae_model::hypergradient::{Along, Carried};
 use mlomae_model::lane::{Lane, Upstream};
 use mlomae_model::levels::optimizer::AdamW;
 use mlomae_model::levels::vectors::step_size;
+use mlomae_model::masking::scales::softmax;
 use mlomae_model::{Level as TrainLevel, ModelError, Vector};
 
-use crate::counts::{Outer, Version};
+use crate::counts::{Outer, Step, Version};
 use crate::flow::exit::StageError;
 use crate::flow::ports::{OrderedReceiver, WaitContext};
 use crate::flow::slot::SlotWriter;
@@ -135,6 +136,7 @@ impl PolicyStage {
             state: serde_json::json!({
                 "adamw_step": self.optimizer.step,
                 "policy_version": outer.newest_version(),
+                RATIO_BASELINE: self.carried.ratio_baseline,
                 "num_summed": self.carried.sum.as_ref().map_or(0, |(_, num)| *num),
                 "supervised_step": self.supervised.as_ref().map_or(0, |adamw| adamw.step),
             }),
@@ -158,7 +160,35 @@ impl PolicyStage {
         let (rule, estimator) = (&last.rule, settings.estimator);
         let (theta, images) = (&snapshot.theta, &last.batch.images);
         let at = Upstream { theta, phi: &phi, images, rule, estimator, want_signal };
-        self.method.hypergradient.along(&mut *self.lane, &at, v1, w, settings)
+        self.carried.along(self.method.hypergradient.get(), &mut *self.lane, &at, [v1, w], settings)
+    }
+
+    /// What φ holds beside the masking network, as shares that can be read.
+    fn record_shares(&mut self, phi: &Vector, step: Step, recorder: &mut Recorder) -> Result<(), ModelError> {
+        let model = self.method.model.clone();
+        let moment = self.method.moment(step, Level::Mask);
+        if let Some(scales) = model.masking.scales() {
+            let gates = softmax(&self.lane.values(phi, scales.gates().range())?);
+            for (&size, gate) in scales.sizes().iter().zip(gates) {
+                let (metric, name) = (Metric::ScaleGate, Metric::scale_gate(size));
+                recorder.figure(moment, metric, name, gate, metric.unit());
+            }
+        }
+        let explore = model.masking.explore_arms().map(|arms| (arms.shares(), arms.logits()));
+        let ratio = model.masking.ratio_arms().map(|arms| (arms.ratios(), arms.logits()));
+        for (arms, metric, of_entropy) in [
+            (explore, Metric::ExploreProbability, Metric::ExploreEntropy),
+            (ratio, Metric::RatioProbability, Metric::RatioEntropy),
+        ] {
+            let Some((arms, logits)) = arms else { continue };
+            let probabilities = softmax(&self.lane.values(phi, logits.range())?);
+            for (&arm, probability) in arms.iter().zip(&probabilities) {
+                recorder.figure(moment, metric, metric.of_arm(arm), *probability, metric.unit());
+            }
+            let surprise = |p: &f64| if *p > 0.0 { -p * p.ln() } else { 0.0 };
+            recorder.metric(moment, of_entropy, probabilities.iter().map(surprise).sum());
+        }
+        Ok(())
     }
 
     /// What a control does to the encoder: the perturbation ε·w + ε·v1 that `multitask` leaves on it, or a step of
@@ -180,6 +210,8 @@ impl PolicyStage {
     }
 }
 
+/// Key of the state's running mean of a learned mask ratio's rewards.
+pub(crate) const RATIO_BASELINE: &str = "ratio_baseline";
 /// Prefix of the tensors of the hypergradients that wait for their mean.
 pub(crate) const SUM_PREFIX: &str = "policy.sum.";
 /// Prefixes of the moments of the control `supervised`.
@@ -213,7 +245,8 @@ impl Stage for PolicyStage {
             return Ok(PolicyOutput { phi, shift });
         }
         let is_due = self.method.metrics_due(step, self.method.unroll);
-        let Along { gradient, path_norms, signal } = self.hypergradient(direction, is_due).map_err(&failed)?;
+        let Along { gradient, path_norms, signal, ratio_reward } =
+            self.hypergradient(direction, is_due).map_err(&failed)?;
         let layout = self.method.model.layout(TrainLevel::Mask);
         check_vector(&mut *self.lane, TrainLevel::Mask, step, "gradient", &gradient, layout)?;
         let rate = self.method.rate(TrainLevel::Mask, outer.0);
@@ -236,9 +269,13 @@ impl Stage for PolicyStage {
                 metric(Metric::UtilityPositive, signal.positive_share);
                 metric(Metric::UtilityMean, signal.mean_to_deviation);
             }
+            if let Some(reward) = ratio_reward {
+                metric(Metric::RatioReward, f64::from(reward));
+            }
             if let Some(previous) = &self.previous {
                 metric(Metric::HypergradientCosine, self.lane.cosine(&gradient, previous).map_err(&failed)?);
             }
+            self.record_shares(&phi, step, recorder).map_err(&failed)?;
         }
         self.previous = Some(gradient);
         self.publish(outer, phi.clone(), shift.clone(), recorder);

@@ -1,5 +1,6 @@
 //! The CPU as a device: a lane is a pool of threads with recycled memory, which runs [`levels`](crate::levels).
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use mlomae_kernels as kernels;
@@ -16,7 +17,7 @@ use crate::levels::vectors::{self, widen};
 use crate::levels::{Cpu, Labelled, finetune, mask, pretrain, score};
 use crate::masking::{MaskRule, Needs, Scored};
 use crate::model::Model;
-use crate::parallel::arena::{Arena, Params};
+use crate::parallel::arena::{Arena, Buffer, Params};
 use crate::parallel::compute::Compute;
 use crate::precision::Precision;
 use crate::tasks::{Noise, TapCotangents};
@@ -176,6 +177,10 @@ impl Lane for CpuLane {
         self.cpu.collective.num_ranks()
     }
 
+    fn gather(&mut self, values: Vec<f32>) -> Result<Vec<f32>, ModelError> {
+        Ok(self.cpu.collective.gather(Buffer::from_vec(values))?.to_vec())
+    }
+
     fn difference(&mut self, at: &Upstream<'_>, v: &Vector, alpha: f64) -> Result<Vector, ModelError> {
         let (theta, phi, images) = (host(at.theta)?, host(at.phi)?, host(at.images)?);
         mask::along(&self.cpu, theta, host(v)?, phi, images, at.rule, alpha).map(Vector::from)
@@ -231,6 +236,10 @@ impl Lane for CpuLane {
 
     fn cosine(&mut self, x: &Vector, y: &Vector) -> Result<f64, ModelError> {
         Ok(vectors::cosine(&self.cpu.compute, host(x)?, host(y)?))
+    }
+
+    fn values(&mut self, x: &Vector, range: Range<usize>) -> Result<Vec<f32>, ModelError> {
+        Ok(host(x)?[range].to_vec())
     }
 
     fn first_non_finite(&mut self, x: &Vector) -> Result<Option<(usize, f32)>, ModelError> {

@@ -1,6 +1,7 @@
 //! The traits of a lane and a device, and the types of their arguments and results.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::choice::Named;
@@ -290,6 +291,14 @@ pub trait Lane: Send + fmt::Debug {
         1
     }
 
+    /// `values` of all ranks, by rank.
+    ///
+    /// # Errors
+    /// When another rank is gone.
+    fn gather(&mut self, values: Vec<f32>) -> Result<Vec<f32>, ModelError> {
+        Ok(values)
+    }
+
     /// D[v; θ; L_m; φ] (see [`hypergradient`](crate::hypergradient)) at `at`, flat over φ, with ε = `alpha`/‖v‖₂; zero
     /// for v = 0. v is flat over θ and zero on the decoder. The images are scored and masked anew at θ ± εv.
     ///
@@ -356,6 +365,12 @@ pub trait Lane: Send + fmt::Debug {
     /// # Errors
     /// When the device fails.
     fn sum(&mut self, x: &Vector, y: &Vector) -> Result<Vector, ModelError>;
+
+    /// The values of x in `range`, in host memory.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn values(&mut self, x: &Vector, range: Range<usize>) -> Result<Vec<f32>, ModelError>;
 
     /// ‖x‖₂.
     ///

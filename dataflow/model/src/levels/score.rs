@@ -7,6 +7,7 @@ use mlomae_kernels::{self as kernels, Mat};
 use super::{Cpu, passes, pretrain};
 use crate::engine::TokenOrder;
 use crate::error::ModelError;
+use crate::masking::arms;
 use crate::masking::loss::{covering_orders, mean_losses};
 use crate::masking::weights::masked_of;
 use crate::masking::{LossWeights, MaskRule, Needs, Scored};
@@ -104,6 +105,7 @@ pub fn score(
     let trace = input.and_then(|input| masking.forward(&cpu.compute, phi, &input));
     let num_images = images.len() / c.image_values();
     let rule = MaskRule { first_image: (cpu.collective.rank() * num_images) as u64, ..rule.clone() };
+    let rule = arms::drawn(&**masking, rule, num_images, |range| Ok::<_, ModelError>(phi[range].to_vec()))?;
     rule.check_objects(masking.needs(), num_images * c.num_patches(), "cpu")?;
     let num_visible = rule.num_visible.unwrap_or(c.num_visible());
     let read = read_teacher(cpu, theta, images, &rule, num_visible)?;

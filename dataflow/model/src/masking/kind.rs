@@ -13,10 +13,12 @@ use crate::engine::TokenOrder;
 use crate::error::ModelError;
 use crate::init;
 use crate::layout::{Layout, LinearWeights, SharedLayout};
+use crate::masking::arms::{ExploreArms, RatioArms};
 use crate::masking::attention::AttentionConfig;
 use crate::masking::list::MaskingChoice;
 use crate::masking::oracle::OracleConfig;
 use crate::masking::order::order_by_keys;
+use crate::masking::scales::Scales;
 use crate::masking::weights::{LossWeights, MaskWeights, masked_of};
 use crate::parallel::arena::Buffer;
 use crate::parallel::compute::Compute;
@@ -109,6 +111,14 @@ pub struct MaskRule {
     pub num_visible: Option<usize>,
     /// Exploration: the share of each image's patches that get random keys, in [0, 1].
     pub explore: f64,
+    /// Whether the lane draws each image's share from the policy's arms instead, where the policy has them
+    /// ([`Masking::explore_arms`]).
+    pub explore_arms: bool,
+    /// The share of each image of this rank, in place of `explore`: what the lane has drawn.
+    pub explored: Option<Arc<[f64]>>,
+    /// Whether the lane draws [`num_visible`](Self::num_visible) from the policy's arms, where the policy has them
+    /// ([`Masking::ratio_arms`]).
+    pub ratio_arms: bool,
     /// How scores choose.
     pub select: MaskSelect,
     /// Of [`MaskSelect::Sample`], above 0: draws follow the scores the more closely the lower it is.
@@ -134,6 +144,9 @@ impl MaskRule {
         step: 0,
         num_visible: None,
         explore: 0.0,
+        explore_arms: false,
+        explored: None,
+        ratio_arms: false,
         select: MaskSelect::Score,
         temperature: 1.0,
         draw: 0,
@@ -142,6 +155,12 @@ impl MaskRule {
         progress: 1.0,
         read: None,
     };
+
+    /// The share of an image's patches that get random keys, by its index in the batch of this rank.
+    #[must_use]
+    pub fn explore_of(&self, image: usize) -> f64 {
+        self.explored.as_ref().map_or(self.explore, |shares| shares[image])
+    }
 
     /// That [`objects`](Self::objects) are there, of `num` patches, where the masking needs them.
     ///
@@ -237,6 +256,21 @@ pub trait Masking: Send + Sync + fmt::Debug {
         None
     }
 
+    /// The scales over which logits are mixed; none for single patches alone.
+    fn scales(&self) -> Option<&Scales> {
+        None
+    }
+
+    /// The arms of learned exploration; none where it is not learned.
+    fn explore_arms(&self) -> Option<&ExploreArms> {
+        None
+    }
+
+    /// The arms of a learned mask ratio; none where it is not learned.
+    fn ratio_arms(&self) -> Option<&RatioArms> {
+        None
+    }
+
     /// The network as data; none where nothing is learned, and for a network of another form, which other devices than
     /// the CPU then compute on the host.
     fn network(&self) -> Option<MaskNetwork> {
@@ -309,6 +343,8 @@ pub struct MaskingFacts {
     pub input: MaskInput,
     /// Hidden width of a masking network.
     pub hidden: usize,
+    /// Sides of the blocks over whose mean logits scores are mixed, in patches; see [`scales`](super::scales).
+    pub scales: Arc<[usize]>,
     /// What an oracle does.
     pub oracle: OracleConfig,
     /// How attention chooses.
@@ -333,6 +369,7 @@ impl MaskingFacts {
             dim: 4,
             input: MaskInput::Pixels,
             hidden: 1,
+            scales: Arc::default(),
             oracle: OracleConfig::default(),
             attention: AttentionConfig::default(),
             num_parts: 7,
@@ -370,6 +407,11 @@ impl MaskingFacts {
 pub trait MaskingKind: Named {
     /// Whether its maskings have a φ, that is a [`Masking::layout`].
     fn is_learned(&self) -> bool;
+
+    /// Whether its maskings can mix logits over several [`scales`](super::scales).
+    fn mixes_scales(&self) -> bool {
+        false
+    }
 
     /// Whether its maskings need a teacher, see [`Needs::reads_teacher`]; a mixture if one of its strategies does.
     fn reads_teacher(&self) -> bool {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::kind::{MaskRule, Masking, MaskingFacts, MaskingKind, Needs, Trace};
 use super::order::explored_keys;
+use super::scales::Scales;
 use crate::choice::Named;
 use crate::init;
 use crate::layout::{Layout, SharedLayout, Weight};
@@ -29,6 +30,9 @@ impl MaskingKind for Kind {
     fn is_learned(&self) -> bool {
         true
     }
+    fn mixes_scales(&self) -> bool {
+        true
+    }
     fn build(&self, facts: &MaskingFacts) -> Arc<dyn Masking> {
         Arc::new(Linear::new(facts))
     }
@@ -46,16 +50,19 @@ pub struct Linear {
     facts: MaskingFacts,
     weight: Weight,
     position: Weight,
+    scales: Option<Scales>,
 }
 
 impl Linear {
-    /// Lays the weights out: `features.weight` `[1, 1 + C]`, in the order contrast, channels; `position.bias` `[L]`.
+    /// Lays the weights out: `features.weight` `[1, 1 + C]`, in the order contrast, channels; `position.bias` `[L]`;
+    /// the gates of the scales, where there are several.
     #[must_use]
     pub fn new(facts: &MaskingFacts) -> Self {
         let mut layout = Layout::new(Level::Mask);
         let weight = layout.add("features.weight", &[1, 1 + facts.channels]);
         let position = layout.add("position.bias", &[facts.num_patches()]);
-        Linear { layout: Arc::new(layout), facts: facts.clone(), weight, position }
+        let scales = Scales::add_to(&mut layout, &facts.scales, facts.grid);
+        Linear { layout: Arc::new(layout), facts: facts.clone(), weight, position, scales }
     }
 
     /// Features `[batch·L, 1 + C]` of patches `[batch·L, C·P·P]`.
@@ -103,30 +110,47 @@ impl Masking for Linear {
         Some(&self.layout)
     }
 
+    fn scales(&self) -> Option<&Scales> {
+        self.scales.as_ref()
+    }
+
     fn init(&self, seed: u64) -> Buffer {
         let mut values = vec![0.0; self.layout.len];
         for entry in &self.layout.entries {
             init::normals(&mut values[entry.range()], INITIAL, &mut init::tensor_rng(seed, &entry.name));
         }
+        if let Some(scales) = &self.scales {
+            values[scales.gates().range()].fill(0.0);
+        }
         Buffer::from_vec(values)
     }
 
     fn trace_values(&self) -> usize {
-        self.facts.num_patches() * (2 + self.facts.channels + self.facts.patch_values)
+        let logits = usize::from(self.scales.is_some());
+        self.facts.num_patches() * (2 + self.facts.channels + self.facts.patch_values + logits)
     }
 
     fn forward(&self, _: &Compute, phi: &[f32], input: &Arc<Buffer>) -> Option<Trace> {
         let (num_patches, width) = (self.facts.num_patches(), 1 + self.facts.channels);
         let features = self.features(input);
         let (weight, position) = (&phi[self.weight.range()], &phi[self.position.range()]);
-        let score = |(i, features): (usize, &[f32])| {
+        let logit = |(i, features): (usize, &[f32])| {
             let weighted = features.iter().zip(weight).map(|(&f, &w)| f64::from(f) * f64::from(w)).sum::<f64>();
-            let logit = weighted + f64::from(position[i % num_patches]);
-            (1.0 / (1.0 + (-logit).exp())) as f32
+            weighted + f64::from(position[i % num_patches])
         };
-        let scores: Vec<f32> = features.chunks_exact(width).enumerate().map(score).collect();
+        let logits = features.chunks_exact(width).enumerate().map(logit);
+        let score = |logit: f64| (1.0 / (1.0 + (-logit).exp())) as f32;
+        let (scores, logits): (Vec<f32>, Option<Vec<f32>>) = match &self.scales {
+            None => (logits.map(score).collect(), None),
+            Some(scales) => {
+                let logits: Vec<f32> = logits.map(|logit| logit as f32).collect();
+                let mixed = scales.mix(phi, &logits);
+                (mixed.into_iter().map(|logit| score(f64::from(logit))).collect(), Some(logits))
+            }
+        };
         let batch = scores.len() / num_patches;
-        let hidden = vec![Arc::new(Buffer::from_vec(features))];
+        let hidden = [Some(features), logits].into_iter().flatten();
+        let hidden = hidden.map(|values| Arc::new(Buffer::from_vec(values))).collect();
         Some(Trace { scores: Arc::new(Buffer::from_vec(scores)), input: input.clone(), hidden, batch, kept: None })
     }
 
@@ -134,7 +158,7 @@ impl Masking for Linear {
     fn backward(
         &self,
         _: &Compute,
-        _: &[f32],
+        phi: &[f32],
         trace: &Trace,
         dscores: &[f32],
         dphi: Option<&mut [f32]>,
@@ -143,9 +167,17 @@ impl Masking for Linear {
         let dphi = dphi?;
         let (num_patches, width) = (self.facts.num_patches(), 1 + self.facts.channels);
         let (mut dweight, mut dposition) = (vec![0.0f64; width], vec![0.0f64; num_patches]);
-        let patches = trace.hidden[0].chunks_exact(width).zip(dscores.iter().zip(trace.scores.iter()));
-        for (i, (features, (&dscore, &p))) in patches.enumerate() {
-            let dlogit = f64::from(dscore) * f64::from(p) * (1.0 - f64::from(p));
+        let dlogit = |(&dscore, &p): (&f32, &f32)| f64::from(dscore) * f64::from(p) * (1.0 - f64::from(p));
+        let dlogits = dscores.iter().zip(trace.scores.iter()).map(dlogit);
+        let dlogits: Vec<f64> = match &self.scales {
+            None => dlogits.collect(),
+            Some(scales) => {
+                let dmixed: Vec<f32> = dlogits.map(|d| d as f32).collect();
+                let dlogits = scales.backward(phi, &trace.hidden[1], &dmixed, Some(dphi));
+                dlogits.into_iter().map(f64::from).collect()
+            }
+        };
+        for (i, (features, dlogit)) in trace.hidden[0].chunks_exact(width).zip(dlogits).enumerate() {
             dposition[i % num_patches] += dlogit;
             dweight.iter_mut().zip(features).for_each(|(d, &f)| *d += dlogit * f64::from(f));
         }

@@ -6,6 +6,7 @@
 //!
 //! To add a masking, implement [`Masking`] and [`MaskingKind`] in a file here, and add it to [`MASKINGS`].
 
+pub mod arms;
 pub mod attention;
 pub mod block;
 #[cfg(test)]
@@ -23,6 +24,7 @@ pub mod oracle;
 pub mod order;
 pub mod parts;
 pub mod random;
+pub mod scales;
 pub mod schedule;
 pub mod token;
 pub mod weights;

@@ -40,13 +40,14 @@ pub fn order_by_keys(keys: &[f32], num_patches: usize, num_visible: usize) -> Ar
 }
 
 /// Keys `[images, L]` from scores `[images, L]`, as [`MaskRule::select`] says, with exploration: a patch's key is then
-/// the rank of its key without, scaled to [0, 1), but a share `rule.explore` of each image's patches, drawn at random,
+/// the rank of its key without, scaled to [0, 1), but a share [`MaskRule::explore_of`] of each image's patches, drawn at random,
 /// gets uniform random keys in [0, 1) instead.
 #[must_use]
 pub fn explored_keys(scores: &[f32], num_patches: usize, rule: &MaskRule) -> Vec<f32> {
     let num_images = scores.len() / num_patches;
+    let explores = (0..num_images).any(|image| rule.explore_of(image) > 0.0);
     let mut generators: Vec<_> = match rule.select {
-        MaskSelect::Score if rule.explore <= 0.0 => return scores.to_vec(),
+        MaskSelect::Score if !explores => return scores.to_vec(),
         MaskSelect::Score | MaskSelect::Sample => (0..num_images).map(|image| rule.rng(image)).collect(),
         MaskSelect::Random => return uniform_keys(num_images, num_patches, rule),
     };
@@ -54,13 +55,13 @@ pub fn explored_keys(scores: &[f32], num_patches: usize, rule: &MaskRule) -> Vec
         MaskSelect::Sample => sampled_keys(scores, num_patches, rule.temperature, &mut generators),
         MaskSelect::Score | MaskSelect::Random => scores.to_vec(),
     };
-    if rule.explore <= 0.0 {
+    if !explores {
         return keys;
     }
     let by_key = order_by_keys(&keys, num_patches, num_patches);
     let mut keys: Vec<f32> = by_key.rank.iter().map(|&r| r as f32 / num_patches as f32).collect();
-    let num_explored = (rule.explore * num_patches as f64).round() as usize;
-    for (mut rng, keys) in generators.into_iter().zip(keys.chunks_exact_mut(num_patches)) {
+    for (image, (mut rng, keys)) in generators.into_iter().zip(keys.chunks_exact_mut(num_patches)).enumerate() {
+        let num_explored = (rule.explore_of(image) * num_patches as f64).round() as usize;
         // A partial Fisher-Yates shuffle draws the explored patches without replacement.
         let mut patches: Vec<usize> = (0..num_patches).collect();
         for place in 0..num_explored.min(num_patches) {

@@ -10,6 +10,7 @@ use super::kind::init_linear_layers;
 use super::kind::{MaskNetwork, MaskRule, Masking, MaskingFacts, MaskingKind, Needs, NetworkRows, Trace};
 use super::layers::{Trunk, linear, linear_input_gradient, linear_weight_gradient};
 use super::order::explored_keys;
+use super::scales::Scales;
 use crate::choice::Named;
 use crate::init;
 use crate::layout::{Layout, LinearWeights, SharedLayout};
@@ -38,6 +39,9 @@ impl MaskingKind for Kind {
     fn is_learned(&self) -> bool {
         true
     }
+    fn mixes_scales(&self) -> bool {
+        true
+    }
     fn build(&self, facts: &MaskingFacts) -> Arc<dyn Masking> {
         Arc::new(TokenMlp::new(facts))
     }
@@ -52,6 +56,7 @@ pub struct TokenMlp {
     hidden: LinearWeights,
     output: LinearWeights,
     positions: Arc<Vec<f32>>,
+    scales: Option<Scales>,
 }
 
 impl TokenMlp {
@@ -66,14 +71,9 @@ impl TokenMlp {
         let first = layout.linear("first_hidden_layer.fc", &[facts.hidden, width]);
         let hidden = layout.linear("second_hidden_layer.fc", &[facts.hidden, facts.hidden]);
         let output = layout.linear("output_layer", &[1, facts.hidden]);
-        TokenMlp {
-            layout: Arc::new(layout),
-            facts: facts.clone(),
-            first,
-            hidden,
-            output,
-            positions: Arc::new(positions),
-        }
+        let scales = Scales::add_to(&mut layout, &facts.scales, facts.grid);
+        let (layout, facts, positions) = (Arc::new(layout), facts.clone(), Arc::new(positions));
+        TokenMlp { layout, facts, first, hidden, output, positions, scales }
     }
 
     /// The MLP's input for `images`, `[images·L, 2·features + POSITION_DIM]`: each patch's features, the image's mean
@@ -127,16 +127,28 @@ impl Masking for TokenMlp {
     }
 
     fn network(&self) -> Option<MaskNetwork> {
+        if self.scales.is_some() {
+            return None;
+        }
         let rows = NetworkRows::Patches(self.positions.clone());
         Some(MaskNetwork { rows, layers: vec![self.first, self.hidden, self.output] })
     }
 
+    fn scales(&self) -> Option<&Scales> {
+        self.scales.as_ref()
+    }
+
     fn init(&self, seed: u64) -> Buffer {
-        init_linear_layers(&self.layout, seed)
+        let mut values = init_linear_layers(&self.layout, seed);
+        if let Some(scales) = &self.scales {
+            values[scales.gates().range()].fill(0.0);
+        }
+        values
     }
 
     fn trace_values(&self) -> usize {
-        self.facts.num_patches() * (1 + self.facts.features() + 2 * self.facts.hidden)
+        let logits = usize::from(self.scales.is_some());
+        self.facts.num_patches() * (1 + logits + self.facts.features() + 2 * self.facts.hidden)
     }
 
     fn forward(&self, compute: &Compute, phi: &[f32], input: &Arc<Buffer>) -> Option<Trace> {
@@ -151,14 +163,25 @@ impl Masking for TokenMlp {
             let mut h2 = linear(compute, phi, &self.hidden, &h1, rows);
             kernels::bias_relu(&mut h2, &phi[self.hidden.bias.range()]);
             let mut scores = linear(compute, phi, &self.output, &h2, rows);
-            kernels::bias_sigmoid(&mut scores, &phi[self.output.bias.range()]);
+            let bias = &phi[self.output.bias.range()];
+            if self.scales.is_some() {
+                kernels::add_bias(&mut scores, bias);
+            } else {
+                kernels::bias_sigmoid(&mut scores, bias);
+            }
             (scores, h1, h2)
         });
         let mut scores = compute.arena.take(batch * num_patches);
         for (piece, (part, ..)) in pieces.iter().zip(&results) {
             scores[piece.start * num_patches..piece.end * num_patches].copy_from_slice(part);
         }
-        let hidden = results.into_iter().flat_map(|(_, h1, h2)| [Arc::new(h1), Arc::new(h2)]).collect();
+        let mut hidden: Vec<_> = results.into_iter().flat_map(|(_, h1, h2)| [Arc::new(h1), Arc::new(h2)]).collect();
+        if let Some(scales) = &self.scales {
+            // So far they are the network's logits, which the backward pass needs.
+            let mut mixed = Buffer::from_vec(scales.mix(phi, &scores));
+            kernels::bias_sigmoid(&mut mixed, &[0.0]);
+            hidden.push(Arc::new(std::mem::replace(&mut scores, mixed)));
+        }
         Some(Trace { scores: Arc::new(scores), input: input.clone(), hidden, batch, kept: None })
     }
 
@@ -168,12 +191,15 @@ impl Masking for TokenMlp {
         phi: &[f32],
         trace: &Trace,
         dscores: &[f32],
-        dphi: Option<&mut [f32]>,
+        mut dphi: Option<&mut [f32]>,
         want_input: bool,
     ) -> Option<Buffer> {
         let num_patches = self.facts.num_patches();
         let mut ds = compute.arena.copy_of(dscores);
         kernels::sigmoid_grad(&mut ds, &trace.scores);
+        if let (Some(scales), Some(logits)) = (&self.scales, trace.hidden.last()) {
+            ds = Buffer::from_vec(scales.backward(phi, logits, &ds, dphi.as_deref_mut()));
+        }
         let pieces = compute.grains(trace.batch);
         let sum = OrderedSum::new(&compute.arena, pieces.len(), self.layout.len);
         let want_phi = dphi.is_some();
@@ -221,6 +247,9 @@ impl Masking for TokenMlp {
         ddscores: &[f32],
         ddphi: &mut [f32],
     ) -> bool {
+        if self.scales.is_some() {
+            return false;
+        }
         let num_patches = self.facts.num_patches();
         let pieces = compute.grains(trace.batch);
         let sum = OrderedSum::new(&compute.arena, pieces.len(), self.layout.len);

@@ -384,6 +384,10 @@ impl Lane for CudaLane {
         Ok(self.stream.dot(x, y)? / norms)
     }
 
+    fn values(&mut self, x: &Vector, range: Range<usize>) -> Result<Vec<f32>, ModelError> {
+        Ok(self.stream.download(mem(x)?.slice(range))?)
+    }
+
     fn first_non_finite(&mut self, x: &Vector) -> Result<Option<(usize, f32)>, ModelError> {
         Ok(self.stream.first_non_finite(mem(x)?.view())?)
     }

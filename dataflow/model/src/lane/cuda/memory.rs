@@ -78,7 +78,9 @@ pub(super) fn needed_bytes(spec: &MemorySpec<'_>) -> u64 {
     } else {
         0
     };
-    FIXED_BYTES + theta + small + heads + pretrain + downstream + hypergradient + queued + raw + teacher
+    // The reward of a learned mask ratio takes level 1's gradient once more, in level 3.
+    let reward = if spec.model.masking.ratio_arms().is_some() { pretrain + len(Level::Pretrain) * 4 * 3 } else { 0 };
+    FIXED_BYTES + theta + small + heads + pretrain + downstream + hypergradient + queued + raw + teacher + reward
 }
 
 #[cfg(test)]

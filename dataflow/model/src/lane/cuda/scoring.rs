@@ -9,6 +9,7 @@ use super::network::{GpuTrace, Network};
 use crate::engine::TokenOrder;
 use crate::engine::gpu::GpuOrder;
 use crate::error::ModelError;
+use crate::masking::arms;
 use crate::masking::attention::{cls_attention, rollout};
 use crate::masking::loss::{covering_orders, mean_losses};
 use crate::masking::{Kept, LossWeights, MaskNetwork, MaskRule, Needs, Scored, Trace};
@@ -86,6 +87,7 @@ impl CudaLane {
                 masking.forward(&Compute::serial(HOST_GRAIN), &phi, &input)
             }
         };
+        let rule = &arms::drawn(&**masking, rule.clone(), batch, |range| self.stream.download(phi.slice(range)))?;
         rule.check_objects(masking.needs(), batch * c.num_patches(), "cuda")?;
         let (num_patches, num_visible) = (c.num_patches(), rule.num_visible.unwrap_or(c.num_visible()));
         let read = self.read_teacher(theta, images, rule, num_visible)?;
