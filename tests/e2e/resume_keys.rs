@@ -7,7 +7,7 @@ use mlomae_dataflow::config::{OnResume, rules};
 use crate::place::{Ended, Place};
 
 /// Another valid value of every key than the one of the run.
-const OTHER: [(&str, &str); 151] = [
+const OTHER: [(&str, &str); 152] = [
     ("seed", "4"),
     ("engine", "auto"),
     ("run.root", "elsewhere"),
@@ -61,6 +61,7 @@ const OTHER: [(&str, &str); 151] = [
     ("mask.scales", "[1, 2]"),
     ("mask.explore_arms", "[0.0, 0.5]"),
     ("mask.ratio_arms", "[0.5, 0.6]"),
+    ("mask.ratio_per_flop", "true"),
     ("mask.ratio", "0.5"),
     ("mask.explore", "0.5"),
     ("mask.ratio_schedule", "linear"),

@@ -185,6 +185,20 @@ impl ModelConfig {
         self.mask_ratios().map(|ratio| num_visible(self.num_patches(), ratio)).min().unwrap_or_default()
     }
 
+    /// Operations (2mnk) of the products of a pass of encoder and decoder over an image with `num_visible` visible
+    /// patches. A backward pass has twice as many.
+    #[must_use]
+    pub fn pass_flops(&self, num_visible: usize) -> u64 {
+        let wide = |value: usize| value as u64;
+        let (patches, visible) = (wide(self.num_patches()), wide(num_visible));
+        let (dim, dec_dim, values) = (wide(self.dim), wide(self.dec_dim), wide(self.patch_values()));
+        // Queries, keys, values, their projection and an MLP of four times the width; scores and what they weigh.
+        let block = |tokens: u64, dim: u64| 24 * tokens * dim * dim + 4 * tokens * tokens * dim;
+        let encoder = 2 * visible * values * dim + wide(self.depth) * block(1 + visible, dim);
+        let between = 2 * (1 + visible) * dim * dec_dim;
+        encoder + between + wide(self.dec_depth) * block(1 + patches, dec_dim) + 2 * patches * dec_dim * values
+    }
+
     /// Everything that is wrong with the shapes, one line each; empty when the configuration can be built.
     #[must_use]
     pub fn problems(&self) -> Vec<String> {

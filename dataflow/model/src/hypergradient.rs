@@ -41,6 +41,9 @@ pub struct Settings {
     pub precondition: bool,
     /// Hypergradients whose mean makes a step of φ, at least 1.
     pub average: u64,
+    /// Whether the reward of a learned mask ratio is divided by the operations of its pass, relative to those at
+    /// [`ModelConfig::mask_ratio`](crate::ModelConfig::mask_ratio).
+    pub ratio_per_flop: bool,
 }
 
 impl Default for Settings {
@@ -55,6 +58,7 @@ impl Default for Settings {
             estimator: Estimator::Weights,
             precondition: false,
             average: 1,
+            ratio_per_flop: false,
         }
     }
 }
@@ -108,7 +112,10 @@ impl Carried {
         let along = form.along(lane, at, v1, w, settings)?;
         let scored = lane.score(Some(at.theta), at.phi, at.images, at.rule)?;
         let of_loss = lane.pretrain(at.theta, at.phi, at.images, &scored)?.gradient;
-        let reward = lane.cosine(&v, &of_loss)? as f32;
+        let c = &model.config;
+        let flops = |num_visible| c.pass_flops(num_visible) as f64;
+        let cost = if settings.ratio_per_flop { flops(scored.order.num_visible) / flops(c.num_visible()) } else { 1.0 };
+        let reward = (lane.cosine(&v, &of_loss)? / cost) as f32;
         let place = arms.logits().range();
         let rho = lane.values(at.phi, place.clone())?;
         let baseline = self.ratio_baseline.unwrap_or(reward);
@@ -149,7 +156,8 @@ pub struct Along {
     /// What the patches' utilities say of it, where they are computed one by one and
     /// [`Upstream::want_signal`] asks.
     pub signal: Option<Signal>,
-    /// The reward of the mask ratio, where it is learned: the cosine of v1 + w and ∂L_m/∂θ.
+    /// The reward of the mask ratio, where it is learned: the cosine of v1 + w and ∂L_m/∂θ, over the cost where
+    /// [`Settings::ratio_per_flop`] asks.
     pub ratio_reward: Option<f32>,
 }
 

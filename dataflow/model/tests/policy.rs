@@ -277,13 +277,15 @@ fn arms_of_exploration_have_the_score_functions_gradient_and_leave_the_rest_alon
 #[test]
 fn arms_of_the_mask_ratio_are_rewarded_by_the_cosine_of_v_and_level_1s_gradient() {
     let (ratios, rho) = ([0.5, 0.75], [0.3f32, -0.2]);
-    for (input, form) in [(MaskInput::Pixels, &Ridge as &dyn Hypergradient), (MaskInput::Embedding, &Clean)] {
+    for (input, form, ratio_per_flop) in
+        [(MaskInput::Pixels, &Ridge as &dyn Hypergradient, false), (MaskInput::Embedding, &Clean, true)]
+    {
         let masking = MaskingChoice::by_name("token-mlp").unwrap();
         let plain = ModelConfig { masking, mask_input: input, ..config() };
         let mut plain = world_of(plain);
         let with_arms = ModelConfig { mask_ratio_arms: ratios.to_vec(), ..plain.lane.model().config.clone() };
         let mut world = world_of(with_arms);
-        let settings = Settings::default();
+        let settings = Settings { ratio_per_flop, ..Settings::default() };
         let direction = world.direction(form, &settings);
         let v = world.lane.sum(&direction.v1, &direction.w).unwrap();
         let num = plain.phi.len();
@@ -315,7 +317,11 @@ fn arms_of_the_mask_ratio_are_rewarded_by_the_cosine_of_v_and_level_1s_gradient(
             assert_eq!(got[..num], of_rest.gradient.to_host().unwrap()[..]);
             let gradient = plain.lane.pretrain(theta, &plain.phi, images, &of_given).unwrap().gradient;
             let (gradient, v) = (gradient.to_host().unwrap(), v.to_host().unwrap());
-            let reward = dot(&v, &gradient) / (dot(&v, &v) * dot(&gradient, &gradient)).sqrt();
+            let c = &plain.lane.model().config;
+            let costs = [8, 4].map(|num_visible| c.pass_flops(num_visible) as f64 / c.pass_flops(4) as f64);
+            assert!(costs[0] > 1.1);
+            let cost = if ratio_per_flop { costs[arm] } else { 1.0 };
+            let reward = dot(&v, &gradient) / (dot(&v, &v) * dot(&gradient, &gradient)).sqrt() / cost;
             let before = *baseline.get_or_insert(reward);
             for other in 0..2 {
                 let probability = exps[other] / (exps[0] + exps[1]);

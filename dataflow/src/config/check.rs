@@ -274,6 +274,10 @@ impl Config {
     fn check_ratio_arms(&self, errors: &mut Vec<ConfigError>) {
         let (mask, arms) = (&self.mask, &self.mask.ratio_arms);
         if arms.is_empty() {
+            if mask.ratio_per_flop {
+                let problem = "has no meaning without mask.ratio_arms";
+                errors.push(error("mask.ratio_per_flop", true, problem, "false"));
+            }
             return;
         }
         let mut refuse = |problem: String, allowed: &str| {

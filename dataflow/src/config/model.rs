@@ -149,6 +149,9 @@ pub struct MaskConfig {
     /// the panel and pictures keep `ratio`. Empty: off.
     #[schemars(inner(range(min = 0.05, max = 0.95)))]
     pub ratio_arms: Vec<f64>,
+    /// With `ratio_arms`: the reward of a ratio is divided by the operations of a pass of level 1, relative to those at
+    /// `ratio`.
+    pub ratio_per_flop: bool,
     /// Share of the patches whose place in the order is drawn at random, so that the patches of
     /// low score are explored too. 0 as published.
     #[schemars(range(min = 0.0, max = 1.0))]
@@ -275,6 +278,7 @@ impl Default for MaskConfig {
             ratio_schedule: MaskSchedule::Constant,
             ratio_end: None,
             ratio_arms: Vec::new(),
+            ratio_per_flop: false,
             explore: 0.0,
             explore_schedule: MaskSchedule::Constant,
             explore_end: None,

@@ -72,6 +72,7 @@ const TOLD: &[&str] = &[
     "data.on_bad_image",
     "mask.ratio",
     "mask.ratio_schedule",
+    "mask.ratio_per_flop",
     "mask.ratio_end",
     "mask.explore",
     "mask.explore_schedule",

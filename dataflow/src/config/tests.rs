@@ -357,6 +357,7 @@ fn scales_and_arms_are_refused_where_they_mean_nothing() {
         ("input = \"pixels\"\nexplore_arms = [0.5, 1.5]", "mask.explore_arms = [0.5, 1.5]: out of range"),
         ("explore_arms = [0.0, 0.5]", "mask.explore_arms = [0.0, 0.5]: is only for a masking that reads the pixels"),
         ("strategy = \"random\"\nexplore_arms = [0.0, 0.5]", "mask.explore_arms = [0.0, 0.5]: has no meaning"),
+        ("ratio_per_flop = true", "mask.ratio_per_flop = true: has no meaning without mask.ratio_arms"),
         ("ratio_arms = [0.5]", "mask.ratio_arms = [0.5]: is not a list of two or more rising ratios"),
         ("ratio_arms = [0.5, 0.99]", "mask.ratio_arms = [0.5, 0.99]: out of range"),
         ("strategy = \"grid\"\nratio_arms = [0.5, 0.6]", "mask.ratio_arms = [0.5, 0.6]: has no meaning"),

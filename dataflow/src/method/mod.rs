@@ -180,6 +180,7 @@ impl Method {
                 estimator: config.policy.estimator,
                 precondition: config.method.precondition == Precondition::Adam,
                 average: config.policy.average,
+                ratio_per_flop: config.mask.ratio_per_flop,
             },
             head_dropout: config.method.head_dropout,
             ratio: config.mask.ratio_course(num_steps),

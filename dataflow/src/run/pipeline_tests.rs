@@ -171,7 +171,12 @@ fn variants() -> Vec<Variant> {
         ],
         &["method.supervised=true", "mask.select=random", "method.shuffle_labels=true"],
         &["mask.strategy=linear", "mask.input=pixels", "mask.scales=[1,2,4]", "mask.explore_arms=[0.0,0.25,1.0]"],
-        &["mask.ratio_arms=[0.5,0.6,0.75]", "method.hypergradient=tangent", "policy.average=2"],
+        &[
+            "mask.ratio_arms=[0.5,0.6,0.75]",
+            "mask.ratio_per_flop=true",
+            "method.hypergradient=tangent",
+            "policy.average=2",
+        ],
     ];
     let lags = 0..=2;
     lags.flat_map(|lag| forms.iter().map(move |form| Variant { lag, settings: form.to_vec() })).collect()

@@ -179,14 +179,15 @@ fn whole_number(state: &serde_json::Value, place: &[&str], max: u64) -> Result<u
     })
 }
 
-/// The running mean of the rewards of a learned mask ratio, which are cosines; none where the state has none.
+/// The running mean of the rewards of a learned mask ratio; none where the state has none.
 fn ratio_baseline(state: &serde_json::Value) -> Result<Option<f32>, StateError> {
     let value = state.get(PartOf::Policy.as_str()).and_then(|policy| policy.get(RATIO_BASELINE));
     let Some(value) = value.filter(|value| !value.is_null()) else { return Ok(None) };
-    let number = value.as_f64().filter(|number| (-1.001..=1.001).contains(number));
-    number.map(|number| Some(number as f32)).ok_or_else(|| StateError::Number {
+    // Cosines, over a relative cost.
+    let number = value.as_f64().map(|number| number as f32).filter(|number| number.is_finite());
+    number.map(Some).ok_or_else(|| StateError::Number {
         key: format!("{}.{RATIO_BASELINE}", PartOf::Policy.as_str()),
-        allowed: "a number from -1 to 1".to_owned(),
+        allowed: "a number".to_owned(),
         found: value.to_string(),
     })
 }
