@@ -393,7 +393,7 @@ fn arm(name: &str, value: &Value, errors: &mut Errors) -> Option<Arm> {
         None => {}
     }
     let own = errors.texts(table, &prefix, "set", "settings, as in [\"mask.strategy=random\"]").unwrap_or_default();
-    let set = made.map_or(&[][..], |made| made.set).iter().map(|set| (*set).to_owned()).chain(own).collect();
+    let set = made.map(ReadyArm::settings).unwrap_or_default().into_iter().chain(own).collect();
     let about = errors.text(table, &prefix, "about", "a text");
     let about = about.or_else(|| made.map(|made| made.about.to_owned())).unwrap_or_default();
     let grid = grid(table, &prefix, errors);

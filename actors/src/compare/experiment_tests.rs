@@ -34,7 +34,7 @@ fn arms_come_in_the_order_of_the_file_after_the_reference() {
     let random = &file.arms[0];
     assert_eq!((random.about.as_str(), random.untrained), ("masks at random", false));
     assert_eq!(random.set.last().map(String::as_str), Some("mask.ratio=0.5"), "an arm's own settings are stronger");
-    assert_eq!(random.set.len(), by_name("random").unwrap().set.len() + 1);
+    assert_eq!(random.set.len(), by_name("random").unwrap().settings().len() + 1);
     assert_eq!([1, 2].map(|arm| file.arms[arm].untrained), [false, true]);
 }
 

@@ -1,5 +1,7 @@
 //! Ready-made arms: named sets of settings, so that experiments mean the same by the same word.
 
+use mlomae_dataflow::config::MethodPreset;
+
 /// A ready-made arm.
 #[derive(Debug, Clone, Copy)]
 pub struct ReadyArm {
@@ -7,14 +9,30 @@ pub struct ReadyArm {
     pub name: &'static str,
     /// What it is for.
     pub about: &'static str,
-    /// Settings over those of all arms; the arm's own are stronger.
+    /// The preset of the method whose keys are all set, also those that the base writes out.
+    pub preset: Option<MethodPreset>,
+    /// Settings over those of all arms and of the preset; the arm's own are stronger.
     pub set: &'static [&'static str],
     /// Whether it is the initial encoder, without a step of training.
     pub untrained: bool,
 }
 
 const fn arm(name: &'static str, about: &'static str, set: &'static [&'static str]) -> ReadyArm {
-    ReadyArm { name, about, set, untrained: false }
+    ReadyArm { name, about, preset: None, set, untrained: false }
+}
+
+const fn recommended(name: &'static str, about: &'static str, set: &'static [&'static str]) -> ReadyArm {
+    ReadyArm { preset: Some(MethodPreset::Recommended), ..arm(name, about, set) }
+}
+
+impl ReadyArm {
+    /// All of its settings.
+    #[must_use]
+    pub fn settings(&self) -> Vec<String> {
+        let of_preset = self.preset.map_or(&[][..], MethodPreset::values);
+        let of_preset = of_preset.iter().map(|(key, value)| format!("{key}={value}"));
+        of_preset.chain(self.set.iter().map(|set| (*set).to_owned())).collect()
+    }
 }
 
 /// Nothing is learned: all that a configuration may say of learned masks is taken back.
@@ -49,36 +67,22 @@ pub const READY: &[ReadyArm] = &[
             "pipeline.lag=0",
         ],
     ),
-    arm(
-        "recommended",
-        "the preset recommended: a head in closed form, normalised weights, sampled masks",
-        &["method.preset=recommended", "mask.explore=0.0"],
-    ),
-    arm(
+    recommended("recommended", "the preset recommended, see docs/results.md", &[]),
+    recommended(
         "shuffled-labels",
         "as recommended, but the labels of the feedback are permuted: it says nothing",
-        &["method.preset=recommended", "mask.explore=0.0", "method.shuffle_labels=true"],
+        &["method.shuffle_labels=true"],
     ),
-    arm(
-        "mask-only",
-        "as recommended, but scores choose masks and weigh nothing",
-        &["method.preset=recommended", "mask.explore=0.0", "mask.weights=none"],
-    ),
-    arm(
+    recommended("mask-only", "as recommended, but scores choose masks and weigh nothing", &["mask.weights=none"]),
+    recommended(
         "weight-only",
         "as recommended, but masks are random and scores only weigh",
-        &["method.preset=recommended", "mask.explore=0.0", "mask.select=random"],
+        &["mask.select=random", "policy.estimator=weights"],
     ),
-    arm(
+    recommended(
         "multitask",
         "the same labels used directly: random masks, and the direction of the feedback steps the encoder",
-        &[
-            "method.preset=recommended",
-            "mask.explore=0.0",
-            "mask.weights=none",
-            "mask.select=random",
-            "method.supervised=true",
-        ],
+        &["mask.weights=none", "mask.select=random", "policy.estimator=weights", "method.supervised=true"],
     ),
     arm("frozen-policy", "the masking network keeps its initial weights", &["policy.lr=0.0"]),
     arm(
@@ -105,7 +109,7 @@ mod tests {
         let plain = Config::resolve(&ConfigInputs::quickstart()).unwrap();
         for arm in READY {
             let mut inputs = ConfigInputs::quickstart();
-            inputs.sets.extend(arm.set.iter().map(|set| (*set).to_owned()));
+            inputs.sets.extend(arm.settings());
             let config = Config::resolve(&inputs).unwrap_or_else(|errors| panic!("{}: {errors:?}", arm.name));
             assert_ne!(config == plain, !arm.untrained, "{} changes something unless it is untrained", arm.name);
             assert_eq!(by_name(arm.name).unwrap().about, arm.about, "names are unique");

@@ -17,7 +17,7 @@ pub enum MethodPreset {
     #[default]
     Published,
     /// What carries signal in the experiments of docs/results.md: a head in closed form, weights that sum to one, masks
-    /// drawn by score.
+    /// drawn by score, a gradient through both, and a policy that waits for the encoder.
     Recommended,
 }
 
@@ -33,11 +33,15 @@ impl MethodPreset {
                 ("mask.input", "\"pixels\""),
                 ("mask.weights", "\"normalised\""),
                 ("mask.select", "\"sample\""),
+                ("mask.explore", "0.0"),
                 ("method.hypergradient", "\"ridge\""),
                 ("method.precondition", "\"adam\""),
                 ("finetune.batch", "256"),
                 ("policy.batch", "256"),
-                ("policy.lr", "0.05"),
+                ("policy.estimator", "\"both\""),
+                ("policy.lr", "0.1"),
+                // The features must say something before the policy hears it.
+                ("policy.warmup_steps", "75"),
                 ("policy.weight_decay", "0.0"),
             ],
         }

@@ -72,7 +72,8 @@ fn a_preset_of_the_method_gives_its_keys_unless_nothing_is_learned() {
         let inputs = sets.iter().fold(ConfigInputs::quickstart(), |inputs, set| inputs.set(set));
         Config::resolve(&inputs).unwrap_or_else(|errors| panic!("{errors:?}"))
     };
-    let recommended = of(&["method.preset=recommended", "policy.batch=64", "mask.strategy=token-mlp"]);
+    let recommended =
+        of(&["method.preset=recommended", "policy.batch=64", "mask.strategy=token-mlp", "mask.explore=0.0"]);
     assert_eq!(recommended.method.hypergradient.name(), "ridge");
     assert_eq!((recommended.policy.batch, recommended.finetune.batch), (64, 256), "written keys are stronger");
     assert_eq!(recommended.mask.strategy.name(), "token-mlp");
