@@ -1,5 +1,6 @@
 //! End-to-end tests: the program as a user runs it, from the command line to the files that it leaves.
 
+mod arms;
 mod bad_images;
 mod broken_configs;
 mod compare;

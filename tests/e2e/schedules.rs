@@ -3,7 +3,7 @@
 use crate::place::Place;
 
 /// The values of a metric over a run.
-fn values(place: &Place, run: &str, name: &str) -> Vec<f64> {
+pub fn values(place: &Place, run: &str, name: &str) -> Vec<f64> {
     let rows = place.rows(run, "metrics");
     let rows = rows.iter().filter(|row| row.contains(&format!(",{name},")));
     rows.filter_map(|row| row.split(',').nth(8)?.parse().ok()).collect()
