@@ -5,7 +5,9 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use mlomae_model::MaskInput;
 use mlomae_model::config::ModelConfig;
+use mlomae_model::hypergradient::{Carried, Settings, Tangent};
 use mlomae_model::init::{normals, tensor_rng};
+use mlomae_model::lane::{CpuLane, Upstream};
 use mlomae_model::levels::mask::{along, direction};
 use mlomae_model::levels::score::score;
 use mlomae_model::levels::vectors::{sum, widen};
@@ -15,7 +17,7 @@ use mlomae_model::masking::{MaskRule, MaskingChoice};
 use mlomae_model::parallel::arena::{Arena, Buffer};
 use mlomae_model::parallel::collective::Collective;
 use mlomae_model::tasks::Targets;
-use mlomae_model::{Compute, Level, Model, ModelError};
+use mlomae_model::{Compute, Level, Model, ModelError, Vector};
 
 /// One of two ranks, which are threads here.
 #[derive(Debug)]
@@ -185,5 +187,60 @@ fn two_ranks_weigh_the_loss_by_the_objects_of_all_images() {
     });
     for thread in threads {
         assert!(thread.join().unwrap() == one);
+    }
+}
+
+#[test]
+fn two_ranks_learn_arms_from_the_images_of_both() {
+    let config = ModelConfig {
+        image: 12,
+        patch: 3,
+        channels: 1,
+        dim: 24,
+        depth: 1,
+        dec_dim: 16,
+        dec_depth: 1,
+        masking: MaskingChoice::by_name("linear").unwrap(),
+        mask_input: MaskInput::Pixels,
+        mask_explore_arms: vec![0.0, 0.5, 1.0],
+        mask_ratio_arms: vec![0.5, 0.75],
+        num_classes: 4,
+        ..ModelConfig::default()
+    };
+    let model = Arc::new(Model::new(&config).unwrap());
+    // The gradients of both arms' logits, the last five values, over three steps.
+    let of_arms = |cpu: Cpu, from: usize, to: usize| -> Vec<f32> {
+        let (model, mut lane) = (cpu.model.clone(), CpuLane::new(cpu));
+        let values = model.config.image_values();
+        let images = Vector::from(draw("p", BATCH * values)[from * values..to * values].to_vec());
+        let (theta, phi) = (Vector::from(model.init(Level::Pretrain, 1)), Vector::from(model.init(Level::Mask, 1)));
+        let mut v = draw("v", theta.len());
+        v[model.vit.encoder_len..].fill(0.0);
+        let (v, zero) = (Vector::from(v), Vector::from(vec![0.0; theta.len()]));
+        let (settings, mut carried, mut all) = (Settings::default(), Carried::default(), Vec::new());
+        for step in 0..3 {
+            let rule = MaskRule { explore: 0.0, explore_arms: true, ratio_arms: true, step, ..RULE };
+            let (estimator, want_signal) = (settings.estimator, false);
+            let at = Upstream { theta: &theta, phi: &phi, images: &images, rule: &rule, estimator, want_signal };
+            let along = carried.along(&Tangent, &mut lane, &at, [v.clone(), zero.clone()], &settings).unwrap();
+            all.extend_from_slice(&along.gradient.to_host().unwrap()[phi.len() - 5..]);
+        }
+        all
+    };
+    let one = of_arms(Cpu::new(model.clone(), Compute::serial(GRAIN)), 0, BATCH);
+    for step in one.chunks_exact(5) {
+        assert!(step[..3].iter().any(|d| *d != 0.0), "exploration: {one:?}");
+    }
+    assert!(one[3..5] == [0.0; 2] && one[8] != 0.0, "the first reward of a ratio is its own baseline: {one:?}");
+    let threads = Pair::new().map(|pair| {
+        let model = model.clone();
+        std::thread::spawn(move || {
+            let (from, to) = (pair.rank * BATCH / 2, (pair.rank + 1) * BATCH / 2);
+            let compute = Compute::new(1 + pair.rank, GRAIN, Arena::new()).unwrap();
+            of_arms(Cpu { collective: Arc::new(pair), ..Cpu::new(model, compute) }, from, to)
+        })
+    });
+    for thread in threads {
+        assert_eq!(thread.join().unwrap(), one);
     }
 }
