@@ -43,7 +43,8 @@ An experiment's file:
                                       those of levels 2 and 3 included; seconds become iterations by timing the
                                       arms in turns, once, which DIR/costs.json keeps
   [arms.random]
-  ready = \"random\"                    random, untrained, published, frozen-policy, multitask
+  ready = \"random\"                    random, untrained, published, recommended, shuffled-labels,
+                                      mask-only, weight-only, multitask, frozen-policy, accident
   [arms.learned]
   set = [\"mask.strategy=token-mlp\"]   settings of the arm
   about = \"as in the paper\"           a text for the report

@@ -358,6 +358,10 @@ impl Config {
             errors.push(error("method.supervised", true, problem, "one of the two"));
         }
         let form = method.hypergradient.name();
+        if form == "ridge" && self.finetune.batch < 2 {
+            let problem = "is too small for method.hypergradient = \"ridge\", a head in closed form";
+            errors.push(error("finetune.batch", self.finetune.batch, problem, "2 or more"));
+        }
         for (key, is_default, value, needed) in [
             ("method.ridge_penalty", method.ridge_penalty == 0.03, method.ridge_penalty.to_string(), "ridge"),
             ("method.ridge_bank", method.ridge_bank == 0, method.ridge_bank.to_string(), "ridge"),
@@ -374,6 +378,12 @@ impl Config {
     /// That schedules have an end, and ends a schedule.
     fn check_schedules(&self, errors: &mut Vec<ConfigError>) {
         let mask = &self.mask;
+        let has_keys = mask.strategy.is_learned() && mask.select != MaskSelect::Random;
+        if mask.explore_schedule != MaskSchedule::Constant && !has_keys {
+            let problem = "has no meaning without scores that choose patches";
+            errors.push(error("mask.explore_schedule", quoted(&mask.explore_schedule), problem, "constant"));
+            return;
+        }
         for (name, schedule, end) in
             [("ratio", mask.ratio_schedule, mask.ratio_end), ("explore", mask.explore_schedule, mask.explore_end)]
         {

@@ -88,11 +88,14 @@ pub(super) fn parse_setting(setting: &str) -> Result<(Vec<String>, Value), Confi
     Ok((path, value))
 }
 
+/// Keys whose value is a table that means something only as a whole: a later one replaces it.
+const WHOLE: [&str; 1] = ["mixture"];
+
 /// Merges `layer` over `base`: tables by key, everything else as a whole.
 pub(super) fn merge(base: &mut Table, layer: Table) {
     for (key, value) in layer {
         match (base.get_mut(&key), value) {
-            (Some(Value::Table(old)), Value::Table(new)) => merge(old, new),
+            (Some(Value::Table(old)), Value::Table(new)) if !WHOLE.contains(&key.as_str()) => merge(old, new),
             (_, value) => {
                 base.insert(key, value);
             }
@@ -106,7 +109,8 @@ pub(super) fn put(table: &mut Table, path: &[String], value: Value) -> Result<()
         return Ok(());
     };
     if rest.is_empty() {
-        if let (Some(Value::Table(old)), Value::Table(_)) = (table.get_mut(first), &value) {
+        let is_whole = WHOLE.contains(&first.as_str());
+        if let (Some(Value::Table(old)), Value::Table(_), false) = (table.get_mut(first), &value, is_whole) {
             if let Value::Table(new) = value {
                 merge(old, new);
             }

@@ -91,6 +91,32 @@ fn a_preset_of_the_method_gives_its_keys_unless_nothing_is_learned() {
 }
 
 #[test]
+fn a_mixture_is_one_value_that_a_later_one_replaces() {
+    let base = "[mask]\nstrategy = \"mixture\"\nmixture = { random = 1.0, block = 1.0 }";
+    let of = |set: &str| {
+        let inputs = ConfigInputs::default().layer("a.toml", "[data]\nformat = \"synthetic\"").layer("b.toml", base);
+        let config = Config::resolve(&inputs.set(set)).unwrap_or_else(|errors| panic!("{errors:?}"));
+        config.mask.mixture.keys().cloned().collect::<Vec<_>>()
+    };
+    assert_eq!(of("mask.ratio=0.5"), ["block", "random"]);
+    assert_eq!(of("mask.mixture={ grid = 1.0, noise = 2.0 }"), ["grid", "noise"]);
+    assert_eq!(of("mask={ mixture = { grid = 1.0 } }"), ["grid"]);
+}
+
+#[test]
+fn what_a_closed_form_head_and_a_schedule_need_is_said_at_once() {
+    let line = |sets: &[&str]| {
+        let inputs = ConfigInputs::default().layer("a.toml", "[data]\nformat = \"synthetic\"");
+        let inputs = sets.iter().fold(inputs, |inputs, set| inputs.set(set));
+        Config::resolve(&inputs).expect_err("refused").iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+    };
+    let one = line(&["method.hypergradient=ridge", "finetune.batch=1", "train.grain=1"]);
+    assert!(one.starts_with("finetune.batch = 1: is too small") && one.ends_with("(allowed: 2 or more)"), "{one}");
+    let none = line(&["mask.strategy=block", "mask.explore_schedule=linear"]);
+    assert!(none.starts_with("mask.explore_schedule = \"linear\": has no meaning"), "{none}");
+}
+
+#[test]
 fn a_precision_brings_its_hypergradient_where_none_is_given() {
     let form = |settings: &[&str]| {
         let inputs = ConfigInputs::default().layer("a.toml", "[data]\nformat = \"synthetic\"");

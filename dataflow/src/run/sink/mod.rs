@@ -128,7 +128,11 @@ impl RecordSink for RunSink {
             keep: self.keep.max(1),
         };
         let dir = checkpoint::save(&self.run, assembled.step.0, &checkpoint).map_err(io)?;
-        self.latest.update(|latest| latest.num_checkpoints += 1);
+        self.latest.update(|latest| {
+            latest.num_checkpoints += 1;
+            // The last steps of a run need not have been logged.
+            latest.step = latest.step.max(assembled.step);
+        });
         Ok(dir.file_name().unwrap_or_default().to_string_lossy().into_owned())
     }
 
