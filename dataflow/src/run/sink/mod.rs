@@ -13,6 +13,7 @@ use mlomae_storage::logs::{LogRow, LogWriter, Place};
 
 use crate::flow::exit::StageError;
 use crate::flow::stage_name::StageName;
+use crate::record::statistics::internal;
 use crate::record::{CheckpointFile, Moment, Record, RecordBody, When};
 use crate::stages::log::{AssembledCheckpoint, RecordSink};
 
@@ -116,7 +117,8 @@ impl RecordSink for RunSink {
         }
         let state = serde_json::Value::Object(state);
         let tensors = || assembled.parts.iter().flat_map(|part| &part.tensors);
-        let named = |file| Named::of(file, tensors()).map_err(io);
+        // A device that fails while its tensors are fetched fails as anywhere else.
+        let named = |file| Named::of(file, tensors()).map_err(internal(StageName::Log));
         let (model, head) = (named(CheckpointFile::Model)?, named(CheckpointFile::Head)?);
         let (mask, optimizer) = (named(CheckpointFile::Mask)?, named(CheckpointFile::Optimizer)?);
         let checkpoint = CheckpointRef {
@@ -151,13 +153,17 @@ impl RecordSink for RunSink {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::time::Duration;
 
+    use mlomae_model::vector::DeviceMemory;
+    use mlomae_model::{Buffer, Layout, Level as TrainLevel, ModelError, Vector};
+    use mlomae_storage::exit_code::ExitCode;
     use mlomae_storage::logs::{LogContext, LogPolicy, TableReader};
 
     use super::*;
-    use crate::counts::Step;
-    use crate::record::{ActorRow, EventRow, Level, MetricRow, Severity};
+    use crate::counts::{Outer, Step};
+    use crate::record::{ActorRow, CheckpointPart, EventRow, FlatTensors, Level, MetricRow, PartOf, Severity};
 
     fn sink(run: &Path, latest: Latest) -> RunSink {
         let context = LogContext {
@@ -208,6 +214,42 @@ mod tests {
         let rows = TableReader::<EventRow>::new(folder.path()).poll().expect("readable");
         let rows: Vec<_> = rows.iter().map(|row| (&*row.row.kind, row.place.step, row.place.epoch)).collect();
         assert_eq!(rows, [("resumed", 28, 2), ("midway", 35, 3), ("late", 42, 4), ("checkpoint", 30, 3)]);
+    }
+
+    /// Memory of a device that is gone.
+    #[derive(Debug)]
+    struct Gone;
+
+    impl DeviceMemory for Gone {
+        fn len(&self) -> usize {
+            1
+        }
+        fn download(&self) -> Result<Buffer, ModelError> {
+            Err(ModelError::Lane { lane: "cuda", problem: "the GPU is lost".to_owned() })
+        }
+        fn as_any(&self) -> &dyn std::any::Any {
+            self
+        }
+    }
+
+    #[test]
+    fn a_device_that_is_lost_at_a_checkpoint_is_no_fault_of_the_disk() {
+        let folder = tempfile::tempdir().expect("folder");
+        let mut sink = sink(folder.path(), Latest::starting(Step(0), 0));
+        let mut layout = Layout::new(TrainLevel::Pretrain);
+        layout.add("weight", &[1]);
+        let tensors = FlatTensors::new(CheckpointFile::Model, "", &Arc::new(layout), Vector::of_device(Arc::new(Gone)));
+        let part = CheckpointPart {
+            outer: Outer(1),
+            step: Step(2),
+            part: PartOf::Encoder,
+            tensors: vec![tensors],
+            state: serde_json::json!({}),
+        };
+        let checkpoint = AssembledCheckpoint { outer: Outer(1), step: Step(2), parts: vec![Arc::new(part)] };
+        let error = sink.checkpoint(&checkpoint).expect_err("the GPU is lost");
+        assert_eq!(error.exit_code(), ExitCode::Internal, "{error}");
+        assert_eq!(sink.latest.get().num_checkpoints, 0);
     }
 
     #[test]
