@@ -4,8 +4,6 @@ use mlomae_dataflow::config::MemoryCheck;
 use mlomae_dataflow::flow::stage_name::StageName;
 use mlomae_dataflow::flow::topology::EdgeBound;
 use mlomae_dataflow::record::statistics::MAX_REMEMBERED;
-use mlomae_model::choice::Named;
-use mlomae_model::hypergradient::Tangent;
 use mlomae_model::lane::{DeviceMemoryBound, MemorySpec};
 use mlomae_model::{Level, ModelConfig, PerLevel};
 use mlomae_storage::exit_code::ExitCode;
@@ -245,7 +243,7 @@ fn device_bound(experiment: &Experiment) -> Option<(&'static str, DeviceMemoryBo
         model: &method.model,
         batch: PerLevel { pretrain: config.pretrain.batch, finetune: config.finetune.batch, mask: config.policy.batch },
         lag: method.lag,
-        is_tangent: method.hypergradient.name() == Tangent.name(),
+        is_tangent: method.hypergradient.is_forward_mode(),
         precision: method.precision,
     };
     Some((device.name(), device.memory_bound(&spec)?))
@@ -355,6 +353,8 @@ mod tests {
     use mlomae_dataflow::config::{Config, ConfigInputs};
     use mlomae_model::lane::{Device, DeviceChoice, Lane, LaneSize, Lanes, LanesSpec};
     use mlomae_model::{Arena, Model, ModelError, Precision};
+
+    use mlomae_model::choice::Named;
 
     use super::*;
 

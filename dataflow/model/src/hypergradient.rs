@@ -172,10 +172,17 @@ pub struct Along {
 /// `noise(pass)` is the head's dropout in one pass of the outer iteration, none without dropout. Pass 0 is level 2's
 /// own step; a form numbers its other passes from 1, and calls `noise` once for each pass that has dropout, so that the
 /// draws of two passes are independent.
+///
+/// What a form does not write itself is that of [`Tangent`].
 pub trait Hypergradient: Named {
     /// Whether it is the published hypergradient, but for how derivatives are taken and for dropout: only then has a
     /// golden file a value to hold it to.
     fn is_of_the_paper(&self) -> bool {
+        true
+    }
+
+    /// Whether derivatives over θ are taken in forward mode, by pairs of values and derivatives, and not as differences.
+    fn is_forward_mode(&self) -> bool {
         true
     }
 
@@ -189,7 +196,9 @@ pub trait Hypergradient: Named {
         lane: &mut dyn Lane,
         at: &Downstream<'_>,
         noise: &dyn Fn(u64) -> Option<Noise>,
-    ) -> Result<FinetuneGradient, ModelError>;
+    ) -> Result<FinetuneGradient, ModelError> {
+        lane.finetune(at, noise(0), true)
+    }
 
     /// L_v, v0, v1 and w. `at` is as in [`finetune`](Hypergradient::finetune) but for `at.c`, which is the updated c;
     /// `finetune` is what that call returned. v1 and w are as long as θ, and zero on the decoder and on frozen weights.
@@ -202,8 +211,10 @@ pub trait Hypergradient: Named {
         at: &Downstream<'_>,
         finetune: FinetuneGradient,
         settings: &Settings,
-        noise: &dyn Fn(u64) -> Option<Noise>,
-    ) -> Result<Direction, ModelError>;
+        _noise: &dyn Fn(u64) -> Option<Noise>,
+    ) -> Result<Direction, ModelError> {
+        lane.direction(at, recorded(finetune)?, settings.alpha)
+    }
 
     /// ∂φ from v1 and w at `at.theta`, the θ of [`direction`](Hypergradient::direction), and at `at.phi`, the φ that
     /// AdamW will move. With a policy lag that φ is newer than the one that scored `at.images` in level 1, so the
@@ -217,8 +228,11 @@ pub trait Hypergradient: Named {
         at: &Upstream<'_>,
         v1: Vector,
         w: Vector,
-        settings: &Settings,
-    ) -> Result<Along, ModelError>;
+        _settings: &Settings,
+    ) -> Result<Along, ModelError> {
+        let v = joint(lane, v1, w)?;
+        derivative(lane, at, &v, Derivative::Tangent)
+    }
 }
 
 /// Every form; the first is the default.
@@ -247,8 +261,7 @@ pub fn default_form(precision: Precision) -> HypergradientChoice {
 /// Why `form` is no good in `precision`, as a line; none if it is.
 #[must_use]
 pub fn doubt(form: HypergradientChoice, precision: Precision) -> Option<String> {
-    let takes_differences = form == Choice::of(&Clean) || form == Choice::of(&Published);
-    (precision != Precision::F32 && takes_differences).then(|| {
+    (precision != Precision::F32 && !form.is_forward_mode()).then(|| {
         format!(
             "method.hypergradient = \"{form}\" with compute.precision = \"{precision}\": a finite difference of losses \
              in {precision} is mostly rounding; \"{}\" takes the derivative itself",
@@ -302,25 +315,8 @@ impl Named for Clean {
 }
 
 impl Hypergradient for Clean {
-    fn finetune(
-        &self,
-        lane: &mut dyn Lane,
-        at: &Downstream<'_>,
-        noise: &dyn Fn(u64) -> Option<Noise>,
-    ) -> Result<FinetuneGradient, ModelError> {
-        lane.finetune(at, noise(0), true)
-    }
-
-    fn direction(
-        &self,
-        lane: &mut dyn Lane,
-        at: &Downstream<'_>,
-        finetune: FinetuneGradient,
-        settings: &Settings,
-        _: &dyn Fn(u64) -> Option<Noise>,
-    ) -> Result<Direction, ModelError> {
-        let recorded = recorded(finetune)?;
-        lane.direction(at, recorded, settings.alpha)
+    fn is_forward_mode(&self) -> bool {
+        false
     }
 
     fn along(
@@ -351,6 +347,10 @@ impl Named for Published {
 }
 
 impl Hypergradient for Published {
+    fn is_forward_mode(&self) -> bool {
+        false
+    }
+
     fn finetune(
         &self,
         lane: &mut dyn Lane,
@@ -401,39 +401,7 @@ impl Named for Tangent {
     }
 }
 
-impl Hypergradient for Tangent {
-    fn finetune(
-        &self,
-        lane: &mut dyn Lane,
-        at: &Downstream<'_>,
-        noise: &dyn Fn(u64) -> Option<Noise>,
-    ) -> Result<FinetuneGradient, ModelError> {
-        Clean.finetune(lane, at, noise)
-    }
-
-    fn direction(
-        &self,
-        lane: &mut dyn Lane,
-        at: &Downstream<'_>,
-        finetune: FinetuneGradient,
-        settings: &Settings,
-        noise: &dyn Fn(u64) -> Option<Noise>,
-    ) -> Result<Direction, ModelError> {
-        Clean.direction(lane, at, finetune, settings, noise)
-    }
-
-    fn along(
-        &self,
-        lane: &mut dyn Lane,
-        at: &Upstream<'_>,
-        v1: Vector,
-        w: Vector,
-        _: &Settings,
-    ) -> Result<Along, ModelError> {
-        let v = joint(lane, v1, w)?;
-        derivative(lane, at, &v, Derivative::Tangent)
-    }
-}
+impl Hypergradient for Tangent {}
 
 /// The taps' features as rows of a regression; the head reads one tap with one token an image.
 fn rows(z: &[Tokens<'_>], targets: Vec<f64>) -> Result<(usize, Rows), ModelError> {
@@ -469,15 +437,6 @@ impl Hypergradient for Ridge {
         false
     }
 
-    fn finetune(
-        &self,
-        lane: &mut dyn Lane,
-        at: &Downstream<'_>,
-        noise: &dyn Fn(u64) -> Option<Noise>,
-    ) -> Result<FinetuneGradient, ModelError> {
-        Clean.finetune(lane, at, noise)
-    }
-
     fn direction(
         &self,
         lane: &mut dyn Lane,
@@ -508,17 +467,6 @@ impl Hypergradient for Ridge {
         let (share, response) = found.ok_or_else(no_answer)?;
         let Share { loss, figures, dc: v0, .. } = share;
         Ok(Direction { loss, figures, v0, v1, w, response: Some(response) })
-    }
-
-    fn along(
-        &self,
-        lane: &mut dyn Lane,
-        at: &Upstream<'_>,
-        v1: Vector,
-        w: Vector,
-        settings: &Settings,
-    ) -> Result<Along, ModelError> {
-        Tangent.along(lane, at, v1, w, settings)
     }
 }
 
@@ -590,15 +538,6 @@ impl Hypergradient for Cg {
         false
     }
 
-    fn finetune(
-        &self,
-        lane: &mut dyn Lane,
-        at: &Downstream<'_>,
-        noise: &dyn Fn(u64) -> Option<Noise>,
-    ) -> Result<FinetuneGradient, ModelError> {
-        Clean.finetune(lane, at, noise)
-    }
-
     fn direction(
         &self,
         lane: &mut dyn Lane,
@@ -632,17 +571,6 @@ impl Hypergradient for Cg {
         let Share { loss, figures, dc: v0, .. } = found.ok_or_else(no_answer)?;
         Ok(Direction { loss, figures, v0, v1, w, response: None })
     }
-
-    fn along(
-        &self,
-        lane: &mut dyn Lane,
-        at: &Upstream<'_>,
-        v1: Vector,
-        w: Vector,
-        settings: &Settings,
-    ) -> Result<Along, ModelError> {
-        Tangent.along(lane, at, v1, w, settings)
-    }
 }
 
 #[cfg(test)]
@@ -669,6 +597,8 @@ mod tests {
         let clean = HypergradientChoice::default();
         assert_eq!((default_form(Precision::F32), doubt(clean, Precision::F32)), (clean, None));
         assert!(doubt(clean, Precision::Bf16).is_some_and(|line| line.contains("\"clean\"")));
-        assert_eq!(doubt(default_form(Precision::Bf16), Precision::Bf16), None);
+        for form in [default_form(Precision::Bf16), Choice::of(&Ridge), Choice::of(&Cg)] {
+            assert_eq!(doubt(form, Precision::Bf16), None);
+        }
     }
 }
