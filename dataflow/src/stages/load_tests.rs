@@ -96,7 +96,7 @@ type Arrived = Result<Vec<Content>, Vec<i64>>;
 
 fn content(batch: &ImageBatch) -> Content {
     let bits = batch.images.to_values().unwrap().iter().map(|value| value.to_bits()).collect();
-    let Targets::Classes(classes) = &batch.targets;
+    let Targets::Classes(classes) = &batch.targets else { panic!("got {}", batch.targets.kind()) };
     (batch.ids.to_vec(), classes.to_vec(), bits)
 }
 

@@ -5,7 +5,8 @@
 
 use std::sync::Arc;
 
-use super::task::{At, Figure, LinearHead, Share, Targets, Task, TaskFacts, TaskKind, Tokens, Total, Want};
+use super::targets::Targets;
+use super::task::{At, Figure, LinearHead, Share, Task, TaskFacts, TaskKind, Tokens, Total, Want};
 use crate::choice::Named;
 use crate::engine::NORM_EPS;
 use crate::error::ModelError;

@@ -14,10 +14,12 @@
 
 pub mod class;
 mod list;
+mod predictions;
 pub mod ridge;
+mod targets;
 mod task;
 
 pub use list::{TASKS, TaskChoice};
-pub use task::{
-    At, Figure, LinearHead, Noise, Share, TapCotangents, Targets, Task, TaskFacts, TaskKind, Tokens, Total, Want,
-};
+pub use predictions::{Detection, Predictions};
+pub use targets::{BoxTarget, Targets, UNKNOWN_CLASS};
+pub use task::{At, Figure, LinearHead, Noise, Share, TapCotangents, Task, TaskFacts, TaskKind, Tokens, Total, Want};

@@ -4,6 +4,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::targets::Targets;
 use crate::choice::Named;
 use crate::error::ModelError;
 use crate::layout::SharedLayout;
@@ -34,53 +35,6 @@ impl<'a> Tokens<'a> {
     pub fn slice(&self, range: Range<usize>) -> Tokens<'a> {
         let per_image = self.per_image * self.dim;
         Tokens { values: &self.values[range.start * per_image..range.end * per_image], ..*self }
-    }
-}
-
-/// The targets (labels) of a batch, in host memory. Cloning shares the values.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Targets {
-    /// The class of each image, `[batch]`, from 0; -1 where it is unknown, which no loss takes.
-    Classes(Arc<[i32]>),
-}
-
-impl Targets {
-    /// Number of images.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        match self {
-            Targets::Classes(classes) => classes.len(),
-        }
-    }
-
-    /// Whether there is no image.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// The class of image `image`; none if it is unknown, out of range, or targets are not classes.
-    #[must_use]
-    pub fn class(&self, image: usize) -> Option<i32> {
-        match self {
-            Targets::Classes(classes) => classes.get(image).copied().filter(|class| *class >= 0),
-        }
-    }
-
-    /// Size of the values in bytes, for the memory bound of queues.
-    #[must_use]
-    pub fn size_bytes(&self) -> usize {
-        match self {
-            Targets::Classes(classes) => 4 * classes.len(),
-        }
-    }
-
-    /// The targets of the images `range`.
-    #[must_use]
-    pub fn slice(&self, range: Range<usize>) -> Targets {
-        match self {
-            Targets::Classes(classes) => Targets::Classes(classes[range].into()),
-        }
     }
 }
 
@@ -151,7 +105,7 @@ impl LinearHead {
     /// # Errors
     /// [`ModelError::Targets`] with the first that it does not.
     pub fn classes<'a>(&self, y: &'a Targets) -> Result<&'a [i32], ModelError> {
-        let Targets::Classes(classes) = y;
+        let Targets::Classes(classes) = y else { return Err(wrong_kind("classes", y)) };
         let num_classes = self.bias.len();
         match classes.iter().find(|class| usize::try_from(**class).map_or(true, |class| class >= num_classes)) {
             Some(class) => {
@@ -160,6 +114,11 @@ impl LinearHead {
             None => Ok(classes),
         }
     }
+}
+
+/// The error of a task that learns from `needed` and was given other targets.
+pub(crate) fn wrong_kind(needed: &'static str, got: &Targets) -> ModelError {
+    ModelError::Targets { problem: format!("the task learns from {needed}, got {}", got.kind()) }
 }
 
 /// Which gradients are wanted.
