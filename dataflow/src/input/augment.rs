@@ -5,6 +5,7 @@ use mlomae_storage::dataset::Image;
 use mlomae_storage::dataset::decode::resize::{resize, to_channels};
 use rand_chacha::ChaCha8Rng;
 
+use super::geometry::{Geometry, Region};
 use crate::config::{AugmentConfig, Crop};
 use mlomae_model::rng::{below, uniform};
 
@@ -72,27 +73,32 @@ impl Preparation {
         self.channels * self.side * self.side
     }
 
-    /// Writes `image`, augmented by the draws of `rng` if there is one, to `out` [C, side, side].
+    /// Writes `image`, augmented by the draws of `rng` if there is one, to `out` [C, side, side]. Returns where its places
+    /// have gone.
     ///
     /// # Panics
     /// If `out` has not [`num_values`](Self::num_values) values.
-    pub fn prepare(&self, image: Image, rng: Option<&mut ChaCha8Rng>, out: &mut [f32]) {
+    pub fn prepare(&self, image: Image, rng: Option<&mut ChaCha8Rng>, out: &mut [f32]) -> Geometry {
         assert_eq!(out.len(), self.num_values(), "invariant: one image's place in a batch");
-        let (image, window) = self.fit(image, rng);
+        let (image, geometry) = self.fit(image, rng);
         for (channel, plane) in out.chunks_exact_mut(self.side * self.side).enumerate() {
             let scaling = Scaling::normalising(self.normalisation.mean[channel], self.normalisation.std[channel]);
-            window.write_channel(plane, self.side, &image.pixels, channel, scaling);
+            geometry.window.write_channel(plane, self.side, &image.pixels, channel, scaling);
         }
+        geometry
     }
 
     /// The first half of [`prepare`](Self::prepare), all draws included: `image` with the result's size and channels,
-    /// and what is to be seen of it.
+    /// and where its places have gone: the window is still to be cut out.
     #[must_use]
-    pub fn fit(&self, image: Image, rng: Option<&mut ChaCha8Rng>) -> (Image, Window) {
+    pub fn fit(&self, image: Image, rng: Option<&mut ChaCha8Rng>) -> (Image, Geometry) {
         let image = with_channels(image, self.channels);
         match rng {
             Some(rng) => self.augmented(image, rng),
-            None => (self.fitted(image), Window::default()),
+            None => {
+                let region = Region::whole(image.width, image.height);
+                (self.fitted(image), Geometry { region, side: self.side, window: Window::default() })
+            }
         }
     }
 
@@ -101,8 +107,9 @@ impl Preparation {
     }
 
     /// The draws are always made in the order cut, flip, so that a setting changes only its own part.
-    fn augmented(&self, image: Image, rng: &mut ChaCha8Rng) -> (Image, Window) {
+    fn augmented(&self, image: Image, rng: &mut ChaCha8Rng) -> (Image, Geometry) {
         let mut window = Window::default();
+        let mut region = Region::whole(image.width, image.height);
         let image = match self.augment.crop {
             Crop::None => self.fitted(image),
             Crop::Padded => {
@@ -115,12 +122,12 @@ impl Preparation {
                 self.fitted(image)
             }
             Crop::Resized => {
-                let (left, top, width, height) = random_window(&image, self.augment.min_area, rng);
-                self.fitted(cut(&image, left, top, width, height))
+                region = random_region(&image, self.augment.min_area, rng);
+                self.fitted(cut(&image, region))
             }
         };
         window.mirrored = self.augment.flip && below(rng, 2) == 1;
-        (image, window)
+        (image, Geometry { region, side: self.side, window })
     }
 }
 
@@ -128,8 +135,8 @@ fn with_channels(image: Image, channels: usize) -> Image {
     if image.channels == channels { image } else { to_channels(&image, channels) }
 }
 
-/// A window of random area and shape inside the image: (left, top, width, height), at least one pixel.
-fn random_window(image: &Image, min_area: f64, rng: &mut ChaCha8Rng) -> (usize, usize, usize, usize) {
+/// A part of the image of random area and shape, at least one pixel.
+fn random_region(image: &Image, min_area: f64, rng: &mut ChaCha8Rng) -> Region {
     let area = (image.width * image.height) as f64;
     for _ in 0..10 {
         let wanted = area * (min_area + (1.0 - min_area) * uniform(rng));
@@ -140,15 +147,16 @@ fn random_window(image: &Image, min_area: f64, rng: &mut ChaCha8Rng) -> (usize, 
             let (width, height) = (width as usize, height as usize);
             let left = below(rng, (image.width - width) as u64 + 1) as usize;
             let top = below(rng, (image.height - height) as u64 + 1) as usize;
-            return (left, top, width, height);
+            return Region { left, top, width, height };
         }
     }
     // No shape fitted: the largest square in the middle.
     let side = image.width.min(image.height).max(1);
-    ((image.width - side) / 2, (image.height - side) / 2, side, side)
+    Region { left: (image.width - side) / 2, top: (image.height - side) / 2, width: side, height: side }
 }
 
-fn cut(image: &Image, left: usize, top: usize, width: usize, height: usize) -> Image {
+fn cut(image: &Image, region: Region) -> Image {
+    let Region { left, top, width, height } = region;
     let row_bytes = width * image.channels;
     let rows = (top..top + height).map(|y| (y * image.width + left) * image.channels);
     let pixels = rows.flat_map(|start| image.pixels[start..start + row_bytes].iter().copied()).collect();
@@ -235,12 +243,13 @@ mod tests {
             let image = gradient_image(width, height, 1);
             for seed in 0..300 {
                 let mut rng = keyed(seed, Purpose::FinetuneAugment, 0, 0);
-                let (left, top, w, h) = random_window(&image, 0.3, &mut rng);
+                let region = random_region(&image, 0.3, &mut rng);
+                let Region { left, top, width: w, height: h } = region;
                 assert!(w > 0 && h > 0 && left + w <= width && top + h <= height);
                 if (width, height) == (32, 32) {
                     assert!(w * h > 250, "{w} x {h}");
                 }
-                let part = cut(&image, left, top, w, h);
+                let part = cut(&image, region);
                 assert_eq!(part.pixels[0], image.pixels[top * width + left]);
                 assert_eq!(part.pixels.len(), w * h);
             }

@@ -5,6 +5,7 @@ use mlomae_storage::dataset::Image;
 use rand_chacha::ChaCha8Rng;
 
 use super::augment::Preparation;
+use super::geometry::Geometry;
 
 /// Images of a batch, one after the other.
 #[derive(Debug)]
@@ -31,20 +32,21 @@ impl Collected {
         }
     }
 
-    /// Adds an image, augmented by the draws of `rng` if there is one.
+    /// Adds an image, augmented by the draws of `rng` if there is one. Returns where its places have gone.
     ///
     /// # Panics
     /// If there is no room for more values.
-    pub fn add(&mut self, preparation: &Preparation, image: Image, rng: Option<&mut ChaCha8Rng>) {
+    pub fn add(&mut self, preparation: &Preparation, image: Image, rng: Option<&mut ChaCha8Rng>) -> Geometry {
         match self {
             Self::Values { values, num } => {
                 let num_values = preparation.num_values();
-                preparation.prepare(image, rng, &mut values[*num * num_values..][..num_values]);
                 *num += 1;
+                preparation.prepare(image, rng, &mut values[(*num - 1) * num_values..][..num_values])
             }
             Self::Raw(raw) => {
-                let (image, window) = preparation.fit(image, rng);
-                raw.push(&image.pixels, window);
+                let (image, geometry) = preparation.fit(image, rng);
+                raw.push(&image.pixels, geometry.window);
+                geometry
             }
         }
     }
