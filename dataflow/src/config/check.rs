@@ -1,13 +1,14 @@
 //! Relations between keys, which no single key's range can express.
 
-use mlomae_model::MaskInput;
 use mlomae_model::masking::attention::Attended;
 use mlomae_model::masking::mixture;
 use mlomae_model::masking::oracle::OracleMasked;
 use mlomae_model::masking::schedule::MaskSchedule;
 use mlomae_model::masking::{MaskNoise, MaskSelect, MaskWeights};
 use mlomae_model::policy::Estimator;
-use mlomae_storage::dataset::{DataError, Split, check_exclude};
+use mlomae_model::tasks::{self, TaskChoice, TaskFacts};
+use mlomae_model::{MaskInput, ModelError};
+use mlomae_storage::dataset::{DataError, Split, TargetKind, check_exclude};
 use mlomae_storage::run_dir::{RUN_ID_RULE, is_run_id};
 
 use super::{Config, ConfigError, Crop, TelemetryConfig};
@@ -44,6 +45,7 @@ impl Config {
         self.check_data_keys(&mut errors);
         self.check_model(&mut errors);
         self.check_levels(&mut errors);
+        self.check_tasks(&mut errors);
         if let Some(id) = &self.run.id
             && !is_run_id(id)
         {
@@ -53,7 +55,7 @@ impl Config {
             let value = format!("{:?}", self.telemetry.prometheus);
             errors.push(error("telemetry.prometheus", value, problem, TelemetryConfig::ALLOWED));
         }
-        let side_of_data = || self.data.format.format()?.image_side(&self.data.dataset_spec(Split::Train));
+        let side_of_data = || self.data.format.format()?.image_side(&self.dataset_spec(Split::Train));
         if let Some(image) = self.data.image.or_else(side_of_data) {
             errors.extend(self.check_image(image));
         }
@@ -126,6 +128,31 @@ impl Config {
                 )
             })
             .collect()
+    }
+
+    /// What of the tasks can be told without the data.
+    fn check_tasks(&self, errors: &mut Vec<ConfigError>) {
+        if !self.task.is_empty() && self.method.task != TaskChoice::default() {
+            let problem = "is given beside [[task]]";
+            errors.push(error("method.task", format!("\"{}\"", self.method.task), problem, "one of the two"));
+        }
+        let maps_or_boxes = |kind: &TargetKind| matches!(kind, TargetKind::Map | TargetKind::Boxes);
+        if self.method.shuffle_labels && self.target_kinds().iter().any(maps_or_boxes) {
+            let problem = "cannot permute targets that lie at places of their images";
+            errors.push(error("method.shuffle_labels", true, problem, "false, or tasks on whole images"));
+        }
+        if self.task.is_empty() {
+            return;
+        }
+        // Shapes that every head fits: what is wrong then is the tasks' own.
+        let facts = TaskFacts { dim: 64, depth: self.model.depth, grid: 2, patch: self.model.patch, num_classes: 2 };
+        if let Err(refused) = tasks::build(&self.task, &facts) {
+            let problem = match refused {
+                ModelError::Config(problem) => problem,
+                other => other.to_string(),
+            };
+            errors.push(error("task", "", problem, ""));
+        }
     }
 
     fn check_data_keys(&self, errors: &mut Vec<ConfigError>) {

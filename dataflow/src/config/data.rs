@@ -86,6 +86,9 @@ pub struct DataConfig {
     pub exif_orientation: bool,
     /// What is done about an image that cannot be decoded: `refuse` or `skip`.
     pub on_bad_image: OnBadImage,
+    /// Boxes of an image at most, for detection: of more the largest are kept.
+    #[schemars(range(min = 1, max = 10_000))]
+    pub max_boxes: usize,
     /// Uses only this many images of the training split, drawn by the seed.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1_000_000_000))]
@@ -125,6 +128,7 @@ impl Default for DataConfig {
             channels: None,
             exif_orientation: true,
             on_bad_image: OnBadImage::default(),
+            max_boxes: 100,
             max_samples: None,
             pretrain_fraction: 0.6,
             finetune_fraction: 0.2,
@@ -173,9 +177,9 @@ pub enum Crop {
 }
 
 impl DataConfig {
-    /// What opens a split of the configured data set.
+    /// What opens a split of the configured data set, for its classes alone.
     #[must_use]
-    pub fn dataset_spec(&self, split: Split) -> DatasetSpec {
+    pub(super) fn dataset_spec(&self, split: Split) -> DatasetSpec {
         DatasetSpec {
             format: self.format,
             path: self.path.clone(),

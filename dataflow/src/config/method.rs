@@ -3,7 +3,7 @@
 use mlomae_model::hypergradient::HypergradientChoice;
 use mlomae_model::levels::optimizer::{Decay, DecayGroup};
 use mlomae_model::policy::Estimator;
-use mlomae_model::tasks::TaskChoice;
+use mlomae_model::tasks::{Balance, TaskChoice};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -69,8 +69,10 @@ pub struct MethodConfig {
     /// How the gradient of the masking network is computed. Where it is not given: `clean`, with
     /// `compute.precision = "bf16"` `tangent`.
     pub hypergradient: HypergradientChoice,
-    /// The downstream task of levels 2 and 3.
+    /// The downstream task of levels 2 and 3 with its defaults, where there is no table `[[task]]`.
     pub task: TaskChoice,
+    /// How the directions of several tasks are put together.
+    pub balance: Balance,
     /// Control: adds the supervised gradient to the encoder at every outer iteration, as an
     /// accident of the published program does.
     pub multitask: bool,
@@ -110,6 +112,7 @@ impl Default for MethodConfig {
             unroll: 2,
             hypergradient: HypergradientChoice::default(),
             task: TaskChoice::default(),
+            balance: Balance::default(),
             multitask: false,
             supervised: false,
             shuffle_labels: false,

@@ -25,11 +25,14 @@ use mlomae_model::Precision;
 use mlomae_model::hypergradient::default_form;
 use mlomae_model::lane::Engine;
 use mlomae_model::masking::MaskingChoice;
+use mlomae_model::tasks::{TaskChoice, TaskSpec};
+use mlomae_storage::dataset::{DatasetSpec, Split, TargetKind};
 use mlomae_storage::escape::shortened;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::counts::{Outer, Step};
+use crate::input::targets::target_kind;
 
 pub use actors::{ActorsConfig, StageConfig};
 pub use compute::ComputeConfig;
@@ -88,6 +91,10 @@ pub struct Config {
     pub telemetry: TelemetryConfig,
     /// Evaluations on the test role.
     pub eval: EvalConfig,
+    /// The downstream tasks, a table `[[task]]` each: what level 2 learns and level 3 is judged by. None of them: the
+    /// classification of images.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub task: Vec<TaskSpec>,
 }
 
 impl Default for Config {
@@ -111,6 +118,7 @@ impl Default for Config {
             logs: LogsConfig::default(),
             telemetry: TelemetryConfig::default(),
             eval: EvalConfig::default(),
+            task: Vec::new(),
         }
     }
 }
@@ -267,7 +275,9 @@ impl Config {
         // What the schema refused is left out, so that the relations between the other keys are
         // still checked.
         for error in &errors {
-            table::remove(&mut given, &error.key);
+            // Of a list all is left out.
+            let key = error.key.split('[').next().unwrap_or(&error.key);
+            table::remove(&mut given, key);
         }
         if is_baseline {
             aliases::random(&mut given);
@@ -314,6 +324,43 @@ impl Config {
         let reads_newest_teacher = self.mask.reads_teacher() && self.mask.refresh == 0;
         let reads_embedding = self.mask.strategy.is_learned() && self.mask.input == mlomae_model::MaskInput::Embedding;
         reads_embedding || reads_newest_teacher
+    }
+
+    /// The tasks as configured; none for the classification of images with its defaults.
+    #[must_use]
+    pub fn task_specs(&self) -> Vec<TaskSpec> {
+        match &self.task[..] {
+            [] if self.method.task == TaskChoice::default() => Vec::new(),
+            [] => vec![TaskSpec::of(self.method.task)],
+            tasks => tasks.to_vec(),
+        }
+    }
+
+    /// The kinds of targets that the tasks learn from, in the tasks' order.
+    #[must_use]
+    pub fn target_kinds(&self) -> Vec<TargetKind> {
+        match &self.task[..] {
+            [] => vec![target_kind(self.method.task)],
+            tasks => tasks.iter().map(|task| target_kind(task.kind)).collect(),
+        }
+    }
+
+    /// Whether a task learns from the class of each image.
+    #[must_use]
+    pub fn needs_classes(&self) -> bool {
+        self.target_kinds().contains(&TargetKind::Class)
+    }
+
+    /// What opens a split of the configured data set, with the targets of the tasks, each kind once.
+    #[must_use]
+    pub fn dataset_spec(&self, split: Split) -> DatasetSpec {
+        let mut targets: Vec<TargetKind> = Vec::new();
+        for kind in self.target_kinds() {
+            if !targets.contains(&kind) {
+                targets.push(kind);
+            }
+        }
+        DatasetSpec { targets, ..self.data.dataset_spec(split) }
     }
 
     /// Level-1 steps of the whole run.

@@ -166,6 +166,42 @@ fn words_of(schema: &Json) -> Vec<&str> {
     Vec::new()
 }
 
+/// The tables that a schema admits, by the word of their key `kind`; none of another schema.
+fn kinds_of(schema: &Json) -> Vec<(&str, &Json)> {
+    let variants = schema.get("oneOf").and_then(Json::as_array).map_or(&[][..], Vec::as_slice);
+    let kind = |variant| Json::pointer(variant, "/properties/kind/const").and_then(Json::as_str);
+    variants.iter().filter_map(|variant| Some((kind(variant)?, variant))).collect()
+}
+
+/// Checks a table of one of several kinds.
+fn check_kind(value: &Value, kinds: &[(&str, &Json)], key: &str, errors: &mut Vec<ConfigError>) {
+    let words: Vec<&str> = kinds.iter().map(|(word, _)| *word).collect();
+    let refuse = |key: String, value: String, problem: &str, allowed: String, suggestion| ConfigError {
+        key,
+        value,
+        problem: problem.to_owned(),
+        allowed,
+        suggestion,
+    };
+    let Value::Table(table) = value else {
+        errors.push(refuse(key.to_owned(), value.to_string(), "wrong type", "table".to_owned(), None));
+        return;
+    };
+    let of_kind = format!("{key}.kind");
+    let Some(kind) = table.get("kind") else {
+        errors.push(refuse(of_kind, String::new(), "is missing", words.join(", "), None));
+        return;
+    };
+    match kinds.iter().find(|(word, _)| kind.as_str() == Some(word)) {
+        Some((_, schema)) => check_table(table, schema, key, errors),
+        None => {
+            let like = kind.as_str().and_then(|word| most_like(word, words.iter().copied()));
+            let like = like.map(|word| format!("\"{word}\""));
+            errors.push(refuse(of_kind, kind.to_string(), "not an allowed value", words.join(", "), like));
+        }
+    }
+}
+
 /// A range in words: `1 to 8`.
 fn range_of(schema: &Json) -> String {
     let bound = |name: &str| schema.get(name).filter(|bound| bound.is_number());
@@ -257,9 +293,17 @@ fn check_value(value: &Value, schema: &Json, key: &str, errors: &mut Vec<ConfigE
                 errors.push(refuse("wrong number of values", allowed(kind, schema), None));
                 return;
             }
+            let of_items = schema.get("items").unwrap_or(&Json::Null);
+            let kinds = kinds_of(of_items);
+            if !kinds.is_empty() {
+                for (place, item) in items.iter().enumerate() {
+                    check_kind(item, &kinds, &format!("{key}[{place}]"), errors);
+                }
+                return;
+            }
             let mut inner = Vec::new();
             for item in items {
-                check_value(item, schema.get("items").unwrap_or(&Json::Null), key, &mut inner);
+                check_value(item, of_items, key, &mut inner);
             }
             if let Some(first) = inner.into_iter().next() {
                 errors.push(refuse(&first.problem, allowed(kind, schema), None));

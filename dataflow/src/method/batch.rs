@@ -75,12 +75,12 @@ impl ImageBatch<Vector> {
     }
 }
 
-/// Bytes of a batch of `num` images of `image_values` values, or of their pixels if they are `raw`, with the flags of
-/// `num_objects` patches of each.
+/// Bytes of a batch of `num` images of `image_values` values, or of their pixels if they are `raw`, with `target_bytes` of
+/// targets and the flags of `num_objects` patches of each.
 #[must_use]
-pub const fn batch_bytes(num: usize, image_values: usize, raw: bool, num_objects: usize) -> usize {
+pub const fn batch_bytes(num: usize, image_values: usize, raw: bool, target_bytes: usize, num_objects: usize) -> usize {
     let of_image = if raw { RawImages::bytes_of_image(image_values) } else { 4 * image_values };
-    num * (of_image + 8 + 4 + num_objects)
+    num * (of_image + size_of::<i64>() + target_bytes + num_objects)
 }
 
 impl Payload for ImageBatch {

@@ -12,11 +12,13 @@ use mlomae_model::levels::optimizer::{AdamWConfig, Schedule};
 use mlomae_model::masking::attention::AttentionConfig;
 use mlomae_model::masking::schedule::Course;
 use mlomae_model::masking::{MaskRule, MaskSelect, Needs};
-use mlomae_model::tasks::Noise;
+use mlomae_model::tasks::{Noise, TaskSpec};
 use mlomae_model::{Arena, Level, Model, ModelError, PerLevel, Precision};
+use mlomae_storage::dataset::TargetKind;
 
 use crate::config::{CheckpointConfig, Config, LevelConfig, Precondition};
 use crate::counts::{Outer, Step, Version};
+use crate::input::targets::Wanted;
 use crate::method::checkpoint_request::CheckpointRequest;
 use crate::record::{Level as LogLevel, Moment};
 
@@ -79,13 +81,24 @@ pub struct Method {
     pub metrics_every_steps: u64,
     /// Level-1 steps between rows of the panel's masks; 0: never.
     pub masks_every_steps: u64,
+    /// What each task takes of a sample's targets.
+    pub targets: Vec<Wanted>,
+    /// Boxes of an image at most.
+    pub max_boxes: usize,
     /// Recycled memory of the run.
     pub arena: Arena,
 }
 
-/// The networks' shapes as configured, for images of side `image` with `channels` channels in `num_classes` classes.
+/// The networks' shapes as configured, for images of side `image` with `channels` channels: `tasks` are those of
+/// [`Config::task_specs`] with what the data has for them, `num_classes` what it has for the first.
 #[must_use]
-pub fn model_config(config: &Config, image: usize, channels: usize, num_classes: usize) -> ModelConfig {
+pub fn model_config(
+    config: &Config,
+    image: usize,
+    channels: usize,
+    tasks: Vec<TaskSpec>,
+    num_classes: usize,
+) -> ModelConfig {
     let m = &config.model;
     ModelConfig {
         image,
@@ -117,6 +130,8 @@ pub fn model_config(config: &Config, image: usize, channels: usize, num_classes:
         mask_mixture: config.mask.mixture.clone(),
         mask_noise: config.mask.noise,
         task: config.method.task,
+        tasks,
+        task_balance: config.method.balance,
         num_classes,
     }
 }
@@ -207,6 +222,8 @@ impl Method {
             checkpoint_request: CheckpointRequest::default(),
             metrics_every_steps: config.logs.metrics_every_steps,
             masks_every_steps: config.logs.masks_every_steps,
+            targets: vec![Wanted { place: 0, kind: TargetKind::Class, num: 0 }],
+            max_boxes: config.data.max_boxes,
             arena: Arena::new(),
         })
     }
@@ -227,6 +244,12 @@ impl Method {
     #[must_use]
     pub fn takes_raw_images(&self) -> bool {
         self.engine.device.get().takes_raw_images()
+    }
+
+    /// What the tasks take of a sample's targets.
+    #[must_use]
+    pub fn with_targets(self, targets: Vec<Wanted>) -> Self {
+        Self { targets, ..self }
     }
 
     /// Whether masks are learned; if not, levels 2 and 3 rest.

@@ -4,12 +4,14 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use mlomae_model::ModelConfig;
-use mlomae_storage::dataset::{self, Dataset, DatasetSpec, LabelOrigin, NameSource, Split};
+use mlomae_model::tasks::TaskSpec;
+use mlomae_storage::dataset::{self, Dataset, DatasetSpec, LabelOrigin, NameSource, Split, TargetKind};
 
 use crate::config::{Config, ConfigError, MemoryCheck};
 use crate::input::augment::{Normalisation, Preparation};
 use crate::input::bad_images::BadImages;
 use crate::input::plan::{EpochPlan, PlanError, Role, Roles, Shares};
+use crate::input::targets::{Moments, Wanted, wanted};
 use crate::method::batch::Panel;
 use crate::method::{Method, model_config};
 use crate::run::held_out::TestRole;
@@ -37,6 +39,8 @@ pub struct RunData {
     pub normalisation: Normalisation,
     /// What is done about bad images, and which were passed over.
     pub bad_images: BadImages,
+    /// The tasks, each with what the data has for it; none for the classification of images with its defaults.
+    pub tasks: Vec<TaskSpec>,
 }
 
 impl std::fmt::Debug for RunData {
@@ -54,17 +58,25 @@ impl RunData {
     pub fn open(config: &Config, normalisation: Option<Normalisation>) -> Result<Self, SetupError> {
         let data = &config.data;
         let max_resident_bytes = (config.run.memory_check == MemoryCheck::Warn).then_some(u64::MAX);
-        let train = dataset::open(&DatasetSpec { max_resident_bytes, ..data.dataset_spec(Split::Train) })?;
+        let train = dataset::open(&DatasetSpec { max_resident_bytes, ..config.dataset_spec(Split::Train) })?;
         let info = train.info();
         let labels = (0..train.len()).map(|index| train.label(index)).collect::<Result<Vec<_>, _>>()?;
-        check_labels(train.as_ref(), &labels, data.label_column.is_some())?;
-        let (test, test_role) = TestRole::open(data, train.as_ref(), &labels, max_resident_bytes)?;
+        let needs_classes = config.needs_classes();
+        if needs_classes {
+            check_labels(train.as_ref(), &labels, data.label_column.is_some())?;
+        }
+        check_targets(config, train.as_ref())?;
+        let (test, test_role) = TestRole::open(config, train.as_ref(), &labels, max_resident_bytes)?;
         let shares = Shares {
             pretrain: data.pretrain_fraction,
             finetune: data.finetune_fraction,
             validation: data.validation_fraction,
         };
-        let roles = Roles::split(&labels, shares, data.max_samples, config.seed)?;
+        // Every image may be labelled for tasks that learn from something else; a class that is known all the same evens
+        // the roles out.
+        let strata: Vec<Option<i32>> =
+            if needs_classes { labels } else { labels.iter().map(|label| Some(label.map_or(-1, |l| l))).collect() };
+        let roles = Roles::split(&strata, shares, data.max_samples, config.seed)?;
         let mut errors = Vec::new();
         let image = image_side(config, train.as_ref()).unwrap_or_else(|error| {
             errors.push(error);
@@ -97,7 +109,8 @@ impl RunData {
             (None, Some(mean), Some(std)) => Normalisation { mean: mean.clone(), std: std.clone() },
             _ => measure_normalisation(train.as_ref(), roles.indices(Role::Pretrain), channels, &bad_images)?,
         };
-        Ok(Self { train, test, test_role, roles, image, channels, normalisation, bad_images })
+        let tasks = task_specs(config, train.as_ref(), roles.indices(Role::Finetune), &bad_images)?;
+        Ok(Self { train, test, test_role, roles, image, channels, normalisation, bad_images, tasks })
     }
 
     /// What the readers passed over, one line each.
@@ -106,7 +119,7 @@ impl RunData {
         let mut notes = self.train.notes();
         let num_images = self.train.len();
         let num_unlabelled = (0..num_images).filter(|index| matches!(self.train.label(*index), Ok(None))).count();
-        if num_unlabelled > 0 {
+        if num_unlabelled > 0 && self.learns_classes() {
             notes.push(format!(
                 "{num_unlabelled} of {num_images} images of the train split have no label, they can only pretrain"
             ));
@@ -120,16 +133,27 @@ impl RunData {
         notes
     }
 
-    /// Number of classes.
+    fn learns_classes(&self) -> bool {
+        self.train.targets_info().iter().any(|info| info.kind == TargetKind::Class)
+    }
+
+    /// Number of classes, or what else the first task learns from: labels, values, classes of pixels or objects.
     #[must_use]
     pub fn num_classes(&self) -> usize {
-        self.train.info().class_names.len()
+        let of_first = self.train.targets_info().first().map(|info| info.names.len());
+        of_first.unwrap_or_else(|| self.train.info().class_names.len())
+    }
+
+    /// What each task takes of a sample's targets.
+    #[must_use]
+    pub fn wanted(&self, config: &Config) -> Vec<Wanted> {
+        wanted(&config.target_kinds(), &self.train.targets_info())
     }
 
     /// Shapes of the networks for this data.
     #[must_use]
     pub fn model_config(&self, config: &Config) -> ModelConfig {
-        model_config(config, self.image, self.channels, self.num_classes())
+        model_config(config, self.image, self.channels, self.tasks.clone(), self.num_classes())
     }
 
     /// Which batches are made of which samples.
@@ -147,7 +171,8 @@ impl RunData {
     /// When roles or networks do not fit.
     pub fn method(&self, config: &Config) -> Result<Method, SetupError> {
         let plan = self.plan(config)?;
-        Ok(Method::new(config, &self.model_config(config), plan.batches_per_epoch(Role::Pretrain))?)
+        let method = Method::new(config, &self.model_config(config), plan.batches_per_epoch(Role::Pretrain))?;
+        Ok(method.with_targets(self.wanted(config)))
     }
 
     /// A loader of `dataset` (the train or the test split), of images as `method`'s device takes them.
@@ -164,6 +189,7 @@ impl RunData {
         let plan = self.plan(config)?;
         let (arena, unroll) = (method.arena.clone(), config.method.unroll);
         let load = LoadStage::new(dataset.clone(), plan, preparation, config.seed, unroll, arena);
+        let load = load.with_targets(self.wanted(config), config.data.max_boxes);
         let load = load.with_bad_images(self.bad_images.clone()).with_raw_images(method.takes_raw_images());
         Ok(load.with_objects(method.masks_need_objects().then_some(method.model.config.patch)))
     }
@@ -175,13 +201,47 @@ impl RunData {
     pub fn setup(&self, config: &Config, method: Method, state: TrainState) -> Result<Setup, SetupError> {
         let mut load = self.loader(config, &self.train, &method)?;
         if config.method.shuffle_labels {
-            load = load.with_shuffled_labels()?;
+            load = load.with_shuffled_labels();
         }
         let indices = load.panel(Role::Validation, config.logs.panel_size)?;
         let objects = load.object_patches(&indices, method.model.config.patch);
         let panel = Panel { batch: load.samples(&indices)?, objects };
         Ok(Setup { method, load, state, panel, actors: config.actors.clone() })
     }
+}
+
+/// That the data has something for each task.
+fn check_targets(config: &Config, train: &dyn Dataset) -> Result<(), SetupError> {
+    let infos = train.targets_info();
+    for kind in config.target_kinds() {
+        if infos.iter().find(|info| info.kind == kind).is_none_or(|info| info.names.is_empty()) {
+            return Err(SetupError::NoTargets { name: train.info().name.clone(), kind });
+        }
+    }
+    Ok(())
+}
+
+/// The tasks, each with its outputs; of a regression also the mean and the deviation of its values in the role that
+/// trains the head.
+fn task_specs(
+    config: &Config,
+    train: &dyn Dataset,
+    finetune: &[usize],
+    bad_images: &BadImages,
+) -> Result<Vec<TaskSpec>, SetupError> {
+    let kinds = config.target_kinds();
+    let all = wanted(&kinds, &train.targets_info());
+    let mut specs = config.task_specs();
+    for (spec, wanted) in specs.iter_mut().zip(&all) {
+        spec.outputs = Some(wanted.num);
+        if wanted.kind == TargetKind::Values {
+            let Moments { mean, std } = Moments::of_values(train, finetune, wanted, bad_images)?;
+            for (option, values) in [("mean", mean), ("sd", std)] {
+                spec.options.entry(option.to_owned()).or_insert_with(|| values.into());
+            }
+        }
+    }
+    Ok(specs)
 }
 
 /// Whether the labels of the train split can be a task's: several classes, and several images of them.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use mlomae_storage::dataset::{self, DataError, Dataset, DatasetSpec, Split};
 use mlomae_storage::exit_code::ExitCode;
 
-use crate::config::{DataConfig, TestSplit};
+use crate::config::{Config, TestSplit};
 use crate::run::setup_error::SetupError;
 
 /// A split that judges, if there is one: its labels are indices into the train split's classes.
@@ -29,13 +29,14 @@ impl TestRole {
     /// If a split that was asked for by name is absent or has no labels, if a split cannot be read, or if its classes
     /// cannot be mapped by name to those of the train split, whose labels are `train_labels`.
     pub fn open(
-        data: &DataConfig,
+        config: &Config,
         train: &dyn Dataset,
         train_labels: &[Option<i32>],
         max_resident_bytes: Option<u64>,
     ) -> Result<(Judge, Self), SetupError> {
+        let data = &config.data;
         let open = |split| -> Result<Option<Opened>, SetupError> {
-            let mut spec = DatasetSpec { max_resident_bytes, ..data.dataset_spec(split) };
+            let mut spec = DatasetSpec { max_resident_bytes, ..config.dataset_spec(split) };
             if let Some(column) = &train.info().label_column {
                 spec = DatasetSpec { label_column: Some(column.clone()), label_column_optional: true, ..spec };
             }
@@ -44,7 +45,11 @@ impl TestRole {
                 Err(DataError::NoSplit { .. }) => return Ok(None),
                 Err(error) => return Err(error.into()),
             };
-            Opened::aligned(dataset, train, train_labels).map(Some)
+            if config.needs_classes() {
+                Opened::aligned(dataset, train, train_labels).map(Some)
+            } else {
+                Opened::alike(dataset, train).map(Some)
+            }
         };
         let wanted = data.test_split;
         let refuse = |problem: String, exit_code| {
@@ -118,6 +123,25 @@ impl Opened {
             warnings.push(format!("only {text} judge, the others have no label"));
         }
         Ok(Self { dataset: aligned.dataset, role: TestRole { num_labelled, text, warnings } })
+    }
+
+    /// A split whose targets, of whatever kind, have the names of the train split's: every image judges.
+    fn alike(dataset: Arc<dyn Dataset>, train: &dyn Dataset) -> Result<Self, SetupError> {
+        for (of_split, of_train) in dataset.targets_info().iter().zip(train.targets_info()) {
+            if of_split.names != of_train.names {
+                return Err(SetupError::TestClasses(DataError::Classes {
+                    what: format!("the {} split of {}", dataset.info().split, dataset.info().name),
+                    of: format!("the {} split", train.info().split),
+                    problem: format!("their names for the kind {} differ", of_train.kind),
+                    has: of_split.names.join(", "),
+                    wanted: of_train.names.join(", "),
+                }));
+            }
+        }
+        let info = dataset.info();
+        let text = format!("{} images of the {} split", info.num_samples, info.split);
+        let role = TestRole { num_labelled: info.num_samples, text, warnings: Vec::new() };
+        Ok(Self { dataset, role })
     }
 
     /// Whether it is the data's validation split.

@@ -21,6 +21,7 @@ use crate::flow::stage::{Flow, StageRunner};
 use crate::flow::stage_name::{EdgeId, StageName, WorkerId};
 use crate::flow::stop::StopFlag;
 use crate::flow::topology::{EdgeDecl, StageDecl, Topology, TopologyError};
+use crate::input::targets::targets_bytes;
 use crate::method::Method;
 use crate::method::batch::{ImageBatch, LabelledPair, Panel, ScoredBatch, Snapshot, batch_bytes};
 use crate::record::Record;
@@ -176,13 +177,16 @@ pub fn topology(method: &Method, actors: &ActorsConfig, batch_sizes: [usize; 3])
     use StageName::{Load, Log, Score};
     let c = &method.model.config;
     let [pretrain, finetune, validation] = batch_sizes;
-    let batch = |num, raw, objects| batch_bytes(num, c.image_values(), raw, objects);
+    let of_class = size_of::<i32>();
+    let batch = |num, raw, targets, objects| batch_bytes(num, c.image_values(), raw, targets, objects);
     let raw = method.takes_raw_images();
+    // Each of the two batches of a pair says where the boxes of its last image end.
+    let targets = targets_bytes(&method.targets, c.image, method.max_boxes);
     // Ranks and kept patches; with a learned mask also what its gradient needs.
     let num_patches = c.num_patches();
     let trace = method.model.masking.trace_values();
     let objects = if method.masks_need_objects() { num_patches } else { 0 };
-    let scored = batch(pretrain, false, objects) + 4 * pretrain * (num_patches + c.max_visible() + trace);
+    let scored = batch(pretrain, false, of_class, objects) + 4 * pretrain * (num_patches + c.max_visible() + trace);
     let theta = 4 * method.model.vit.layout.len;
     let snapshot = if method.settings.precondition { 2 * theta } else { theta } + scored;
     // Encoder, evaluator and policy are one worker each: theirs are compute threads.
@@ -195,8 +199,8 @@ pub fn topology(method: &Method, actors: &ActorsConfig, batch_sizes: [usize; 3])
     Topology::new(
         stages,
         vec![
-            edge(LOAD_SCORE, batch(pretrain, raw, objects)),
-            edge(LOAD_EVALUATOR, batch(finetune + validation, raw, 0)),
+            edge(LOAD_SCORE, batch(pretrain, raw, of_class, objects)),
+            edge(LOAD_EVALUATOR, batch(finetune + validation, raw, targets, 0)),
             edge(SCORE_ENCODER, scored),
             edge(ENCODER_EVALUATOR, snapshot),
             edge(EVALUATOR_POLICY, 2 * theta + snapshot),

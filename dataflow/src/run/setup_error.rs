@@ -1,7 +1,7 @@
 //! Why a run cannot be set up.
 
 use mlomae_model::ModelError;
-use mlomae_storage::dataset::DataError;
+use mlomae_storage::dataset::{DataError, TargetKind};
 use mlomae_storage::exit_code::ExitCode;
 
 use crate::config::ConfigError;
@@ -25,6 +25,14 @@ pub enum SetupError {
         num_classes: usize,
         /// Which labels were looked at.
         labels: String,
+    },
+    /// The data has nothing that a task could learn from.
+    #[error("data: a task needs targets of the kind {kind}, {name} has none")]
+    NoTargets {
+        /// The data's name.
+        name: String,
+        /// The kind of targets.
+        kind: TargetKind,
     },
     /// What is taken for labels tells images apart, not classes.
     #[error("data: the labels of {name} cannot be classes, {problem}: {labels}")]
@@ -73,7 +81,7 @@ impl SetupError {
             Self::Data(error) => error.exit_code(),
             Self::TestClasses(error) => error.exit_code(),
             Self::TestSplit { exit_code, .. } => *exit_code,
-            Self::Classes { .. } | Self::NoClasses { .. } | Self::Plan(_) => ExitCode::BadData,
+            Self::Classes { .. } | Self::NoClasses { .. } | Self::NoTargets { .. } | Self::Plan(_) => ExitCode::BadData,
             Self::Model(ModelError::Threads { .. }) => ExitCode::Io,
             Self::Config(_) | Self::Model(_) => ExitCode::Config,
             Self::Sample(error) => error.exit_code(),

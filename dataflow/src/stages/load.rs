@@ -4,8 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use mlomae_model::Arena;
-use mlomae_model::tasks::Targets;
-use mlomae_storage::dataset::{DataError, Dataset, Sample};
+use mlomae_storage::dataset::{DataError, Dataset, Sample, Target, TargetKind};
 use mlomae_storage::exit_code::ExitCode;
 
 use crate::counts::{Outer, Step};
@@ -18,6 +17,7 @@ use crate::input::augment::{Normalisation, Preparation};
 use crate::input::bad_images::BadImages;
 use crate::input::collected::Collected;
 use crate::input::plan::{EpochPlan, PlannedBatch, Role};
+use crate::input::targets::{CollectedTargets, Wanted};
 use crate::method::batch::{ImageBatch, LabelledPair};
 use crate::record::Recorder;
 use mlomae_model::rng::{Purpose, below, keyed, shuffle};
@@ -108,6 +108,9 @@ impl Payload for Loaded {
     }
 }
 
+/// The class of an image, as level 1 and classification alone take it: [`Sample::label`], which costs no decoding.
+const OF_CLASS: Wanted = Wanted { place: 0, kind: TargetKind::Class, num: 0 };
+
 /// The load stage. It has no state that matters: any unit can be done at any time by any worker.
 #[derive(Clone)]
 pub struct LoadStage {
@@ -118,8 +121,11 @@ pub struct LoadStage {
     unroll: u64,
     arena: Arena,
     bad_images: BadImages,
-    /// The labels of the labelled roles by sample, where a control shuffles them.
-    labels: Option<Arc<HashMap<usize, Option<i32>>>>,
+    /// What the tasks take of a sample's targets.
+    targets: Vec<Wanted>,
+    max_boxes: usize,
+    /// The sample of its role whose targets each sample of a labelled role has, where a control shuffles them.
+    shuffled: Option<Arc<HashMap<usize, usize>>>,
     raw_images: bool,
     /// Side of the patches of which pretrain batches say whether they hold the object, where the masking needs it.
     object_patch: Option<usize>,
@@ -146,7 +152,9 @@ impl LoadStage {
             unroll,
             arena,
             bad_images,
-            labels: None,
+            targets: vec![OF_CLASS],
+            max_boxes: 0,
+            shuffled: None,
             raw_images: false,
             object_patch: None,
         }
@@ -158,22 +166,25 @@ impl LoadStage {
         Self { bad_images, ..self }
     }
 
-    /// Permutes the labels of each labelled role among its samples, by the seed: the control that feedback without
-    /// meaning is.
-    ///
-    /// # Errors
-    /// When a label cannot be read.
-    pub fn with_shuffled_labels(self) -> Result<Self, DataError> {
-        let mut labels = HashMap::new();
+    /// Takes of the labelled roles' samples what `targets` says, of boxes at most `max_boxes` an image; otherwise their
+    /// classes.
+    #[must_use]
+    pub fn with_targets(self, targets: Vec<Wanted>, max_boxes: usize) -> Self {
+        Self { targets, max_boxes, ..self }
+    }
+
+    /// Permutes the targets of each labelled role among its samples, by the seed: the control that feedback without
+    /// meaning is. Only for targets of whole images.
+    #[must_use]
+    pub fn with_shuffled_labels(self) -> Self {
+        let mut shuffled = HashMap::new();
         for role in [Role::Finetune, Role::Validation] {
             let samples = self.plan.roles().indices(role);
             let mut others = samples.to_vec();
             shuffle(&mut others, &mut keyed(self.seed, Purpose::Labels, role as u64, 0));
-            for (sample, other) in samples.iter().zip(others) {
-                labels.insert(*sample, self.dataset.label(other)?);
-            }
+            shuffled.extend(samples.iter().copied().zip(others));
         }
-        Ok(Self { labels: Some(Arc::new(labels)), ..self })
+        Self { shuffled: Some(Arc::new(shuffled)), ..self }
     }
 
     /// Hands images on as pixels, of which the device makes values, if `raw_images`.
@@ -217,7 +228,7 @@ impl LoadStage {
     /// An unreadable sample.
     pub fn samples(&self, indices: &[usize]) -> Result<ImageBatch, StageError> {
         let planned = PlannedBatch { epoch: 0, indices: indices.to_vec() };
-        self.fill(&planned, (0, Outer(0)), None, |index| self.read(index))
+        self.fill(&planned, (0, Outer(0)), None, &self.targets, |index| self.read(index))
     }
 
     /// A fixed choice of `num` samples of `role` for the panel, ascending; good ones, where bad ones are passed over.
@@ -269,10 +280,13 @@ impl LoadStage {
         };
         let sample = |index| {
             let mut sample = self.sample(role, planned.epoch, index)?;
-            if let Some(labels) = self.labels.as_ref().filter(|_| role != Role::Pretrain) {
-                sample.label = labels.get(&(sample.id as usize)).copied().flatten();
+            if role == Role::Pretrain {
+                return Ok(Some(sample));
             }
-            if role != Role::Pretrain && sample.label.is_none() {
+            if let Some(other) = self.shuffled.as_ref().and_then(|shuffled| shuffled.get(&(sample.id as usize))) {
+                self.take_targets(&mut sample, *other)?;
+            }
+            if self.learns_classes() && sample.label.is_none() {
                 return Err(StageError::Data {
                     stage: StageName::Load,
                     message: format!("a labelled role needs labels, sample without one: {}", sample.id),
@@ -281,7 +295,9 @@ impl LoadStage {
             }
             Ok(Some(sample))
         };
-        let mut batch = self.fill(planned, (seq, outer), augment, sample)?;
+        // Level 1 learns from no targets; a class is for the logs.
+        let targets = if role == Role::Pretrain { &[OF_CLASS][..] } else { &self.targets };
+        let mut batch = self.fill(planned, (seq, outer), augment, targets, sample)?;
         if let (Role::Pretrain, Some(patch)) = (role, self.object_patch) {
             // Of the samples that are in the batch: bad images have been replaced.
             let indices: Vec<usize> = batch.ids.iter().map(|id| *id as usize).collect();
@@ -292,6 +308,22 @@ impl LoadStage {
             batch.objects = Some(objects.into());
         }
         Ok(batch)
+    }
+
+    /// Whether a task learns from the class of each image.
+    fn learns_classes(&self) -> bool {
+        self.targets.iter().any(|wanted| wanted.kind == TargetKind::Class)
+    }
+
+    /// Gives `sample` the targets of sample `other`: of a bad image none, as of one whose label is unknown.
+    fn take_targets(&self, sample: &mut Sample, other: usize) -> Result<(), StageError> {
+        sample.label = self.dataset.label(other).map_err(|error| data_error(&error))?;
+        if self.targets == [OF_CLASS] {
+            return Ok(());
+        }
+        let other = self.read(other)?;
+        sample.targets = other.map_or_else(|| vec![Target::Unknown; sample.targets.len()], |other| other.targets);
+        Ok(())
     }
 
     fn read(&self, index: usize) -> Result<Option<Sample>, StageError> {
@@ -328,25 +360,32 @@ impl LoadStage {
         planned: &PlannedBatch,
         (seq, outer): (u64, Outer),
         augment: Option<Purpose>,
+        targets: &[Wanted],
         sample: impl Fn(usize) -> Result<Option<Sample>, StageError>,
     ) -> Result<ImageBatch, StageError> {
         let (preparation, arena) = (&self.preparation, &self.arena);
         let mut images = Collected::with_room(planned.indices.len(), preparation, self.raw_images, arena);
         let mut ids = Vec::with_capacity(planned.indices.len());
-        let mut labels = Vec::with_capacity(planned.indices.len());
+        let (room, side) = (planned.indices.len(), preparation.side);
+        let is_class_alone = targets == [OF_CLASS];
+        let mut targets = CollectedTargets::with_room(targets, room, side, self.max_boxes);
         for index in &planned.indices {
             let Some(sample) = sample(*index)? else { continue };
             let mut rng = augment.map(|purpose| keyed(self.seed, purpose, planned.epoch, sample.id.cast_unsigned()));
-            images.add(preparation, sample.image, rng.as_mut());
+            let geometry = images.add(preparation, sample.image, rng.as_mut());
             ids.push(sample.id);
-            labels.push(sample.label.unwrap_or(-1));
+            if is_class_alone {
+                targets.add(&[sample.label.map_or(Target::Unknown, Target::Class)], &geometry);
+            } else {
+                targets.add(&sample.targets, &geometry);
+            }
         }
         Ok(ImageBatch {
             seq,
             outer,
             epoch: planned.epoch,
             ids: ids.into(),
-            targets: Targets::Classes(labels.into()),
+            targets: targets.into_targets(),
             images: images.into_images(preparation, arena),
             objects: None,
         })

@@ -243,7 +243,7 @@ fn pixels_for_a_device_are_the_same_batches_in_a_quarter_of_the_bytes() {
     let (batch, of_pixels) = [&values, &pixels].map(|stage| stage.samples(&[1, 2, 3]).expect("readable")).into();
     assert_eq!(
         (batch.size_bytes(), of_pixels.size_bytes()),
-        (batch_bytes(3, 64, false, 0), batch_bytes(3, 64, true, 0))
+        (batch_bytes(3, 64, false, 4, 0), batch_bytes(3, 64, true, 4, 0))
     );
     assert_eq!(batch.size_bytes() - of_pixels.size_bytes(), 3 * (3 * 64 - 12));
 }
