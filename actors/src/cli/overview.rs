@@ -4,6 +4,7 @@ use mlomae_dataflow::input::plan::Role;
 use mlomae_kernels as kernels;
 use mlomae_model::Level;
 use mlomae_model::config::num_visible;
+use mlomae_storage::dataset::{TargetInfo, TargetKind};
 use mlomae_storage::escape::one_line;
 use mlomae_storage::machine_memory;
 
@@ -43,15 +44,16 @@ pub(crate) fn overview(experiment: &Experiment) -> Result<Vec<Line>, CliError> {
         }
         None => model.num_visible().to_string(),
     };
+    let targets: Vec<String> = data.train.targets_info().iter().map(targets_text).collect();
+    let targets = targets.join(", ");
     let mut lines = vec![
         (
             "data",
             format!(
-                "{} ({}), {} train and {num_test} test images, {side} x {side} {kind}, {} classes{column}",
+                "{} ({}), {} train and {num_test} test images, {side} x {side} {kind}, {targets}{column}",
                 one_line(&info.name),
                 info.format,
                 info.num_samples,
-                data.num_classes(),
                 side = data.image,
             ),
         ),
@@ -120,6 +122,18 @@ pub(crate) fn count_text(number: usize) -> String {
 /// `12.3 MiB`.
 pub(crate) fn bytes_text(bytes: usize) -> String {
     machine_memory::bytes_text(bytes as u64)
+}
+
+/// What the tasks learn from, in a few words.
+fn targets_text(info: &TargetInfo) -> String {
+    let num = info.names.len();
+    match info.kind {
+        TargetKind::Class => format!("{num} classes"),
+        TargetKind::Labels => format!("{num} labels"),
+        TargetKind::Values => format!("{num} values"),
+        TargetKind::Map => format!("{num} classes of pixels"),
+        TargetKind::Boxes => format!("boxes of {num} classes"),
+    }
 }
 
 #[cfg(test)]

@@ -124,7 +124,7 @@ impl Workload {
             .map_err(|errors| ModelError::Config(format!("{errors:?}")))?;
         config.mask.strategy = strategy(spec.baseline);
         let (image, channels, num_classes) = IMAGE;
-        let model = Arc::new(Model::new(&model_config(&config, image, channels, num_classes))?);
+        let model = Arc::new(Model::new(&model_config(&config, image, channels, config.task_specs(), num_classes))?);
         let WorkloadSpec { batch, num_threads, micro_batch, .. } = spec;
         let mut images = vec![0.0; batch * model.config.image_values()];
         normals(&mut images, 1.0, &mut tensor_rng(0, "images"));

@@ -47,7 +47,7 @@ impl DataContent {
     /// # Errors
     /// Also if it cannot be opened.
     pub fn open(config: &Config, test: Option<Fingerprint>) -> Result<Self, DataError> {
-        let train = dataset::open(&config.data.dataset_spec(Split::Train))?;
+        let train = dataset::open(&config.dataset_spec(Split::Train))?;
         Ok(Self { test, ..Self::of(config, train.as_ref(), None)? })
     }
 }

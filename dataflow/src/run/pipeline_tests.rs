@@ -220,7 +220,8 @@ fn config(variant: &Variant, num_outer: u64, actors: &[String]) -> Config {
 fn setup(config: &Config, memory: Memory, from: Option<&AssembledCheckpoint>) -> Setup {
     let load = stage(Arc::new(memory));
     let steps_per_epoch = load.plan().batches_per_epoch(Role::Pretrain);
-    let method = Method::new(config, &model_config(config, 8, 1, 3), steps_per_epoch).expect("valid");
+    let method =
+        Method::new(config, &model_config(config, 8, 1, config.task_specs(), 3), steps_per_epoch).expect("valid");
     let batch = load.samples(&load.plan().panel(Role::Validation, 4)).expect("readable");
     let panel = Panel { batch, objects: None };
     let state = match from {
