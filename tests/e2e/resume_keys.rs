@@ -7,7 +7,7 @@ use mlomae_dataflow::config::{OnResume, rules};
 use crate::place::{Ended, Place};
 
 /// Another valid value of every key than the one of the run.
-const OTHER: [(&str, &str); 153] = [
+const OTHER: [(&str, &str); 160] = [
     ("seed", "4"),
     ("engine", "auto"),
     ("run.root", "elsewhere"),
@@ -16,6 +16,10 @@ const OTHER: [(&str, &str); 153] = [
     ("data.path", "elsewhere"),
     ("data.label_column", "label"),
     ("data.image_column", "image"),
+    ("data.mask_column", "mask"),
+    ("data.value_columns", "[\"age\"]"),
+    ("data.bbox_format", "xyxy"),
+    ("data.reduce_zero_label", "true"),
     ("data.exclude", "[\"x\"]"),
     ("data.exif_orientation", "false"),
     ("data.on_bad_image", "skip"),
@@ -40,6 +44,7 @@ const OTHER: [(&str, &str); 153] = [
     ("data.synthetic.channels", "3"),
     ("data.synthetic.seed", "9"),
     ("data.synthetic.scene", "voronoi"),
+    ("data.synthetic.num_objects", "[2, 2]"),
     ("data.synthetic.areas", "equal"),
     ("data.synthetic.num_distractors", "1"),
     ("data.synthetic.object_radius", "[2.0, 3.0]"),
@@ -84,6 +89,9 @@ const OTHER: [(&str, &str); 153] = [
     ("mask.select", "sample"),
     ("mask.temperature", "2.0"),
     ("method.task", "segmentation"),
+    ("method.balance", "normalised"),
+    ("task", "[{ kind = \"segmentation\" }]"),
+    ("data.max_boxes", "7"),
     ("method.supervised", "true"),
     ("method.shuffle_labels", "true"),
     ("method.precondition", "adam"),
@@ -174,9 +182,13 @@ const BESIDE: [(&str, &[&str]); 6] = [
 ];
 
 /// Keys without a meaning for generated data, or in the run's setting, or for training.
-const WITHOUT_EFFECT: [&str; 7] = [
+const WITHOUT_EFFECT: [&str; 11] = [
     "data.label_column",
     "data.image_column",
+    "data.mask_column",
+    "data.value_columns",
+    "data.bbox_format",
+    "data.reduce_zero_label",
     "data.test_split",
     "data.augment.min_area",
     "data.synthetic.num_test",

@@ -6,14 +6,9 @@ use mlomae_model::masking::oracle::OracleMasked;
 use mlomae_model::masking::schedule::MaskSchedule;
 use mlomae_model::masking::{MaskNoise, MaskSelect, MaskWeights};
 use mlomae_model::policy::Estimator;
-<<<<<<< HEAD
 use mlomae_model::tasks::{self, TaskChoice, TaskFacts};
 use mlomae_model::{MaskInput, ModelError};
-use mlomae_storage::dataset::{DataError, Split, TargetKind, check_exclude};
-=======
-use mlomae_model::tasks::TaskChoice;
-use mlomae_storage::dataset::{DataError, Split, check_exclude};
->>>>>>> wip-tasks
+use mlomae_storage::dataset::{DataError, Split, SyntheticSpec, TargetKind, check_exclude};
 use mlomae_storage::run_dir::{RUN_ID_RULE, is_run_id};
 
 use super::{Config, ConfigError, Crop, TelemetryConfig};
@@ -188,6 +183,16 @@ impl Config {
         }
         if let Err(DataError::Setting { key, allowed, value }) = data.synthetic.check() {
             errors.push(error(&format!("data.{key}"), value, "not an allowed value", &allowed));
+        } else if data.synthetic.num_objects != SyntheticSpec::default().num_objects
+            && self.target_kinds().iter().all(|kind| *kind == TargetKind::Class)
+        {
+            // An image of which the class alone is asked has one object.
+            errors.push(error(
+                "data.synthetic.num_objects",
+                format!("{:?}", data.synthetic.num_objects),
+                "has no meaning where only the class of images is asked for",
+                &format!("{:?}", SyntheticSpec::default().num_objects),
+            ));
         }
         let sum = data.pretrain_fraction + data.finetune_fraction + data.validation_fraction;
         if sum > 1.0 + 1e-9 {
@@ -555,11 +560,6 @@ impl Config {
                 format!("is a control of learned masking and has no meaning with mask.strategy = \"{strategy}\""),
                 "false",
             ));
-        }
-        let task = self.method.task;
-        if task != TaskChoice::default() {
-            let problem = "learns from other targets than the class of an image, which is all that data has here";
-            errors.push(error("method.task", quoted(&task), problem, &quoted(&TaskChoice::default())));
         }
         self.check_policy(errors);
         self.check_scales(errors);

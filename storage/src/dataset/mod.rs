@@ -37,6 +37,7 @@ mod spec;
 pub mod summary;
 mod synthetic_spec;
 mod target;
+mod target_summary;
 #[cfg(test)]
 mod tests;
 
@@ -44,7 +45,7 @@ pub use convert::{ConvertReport, convert, write_synthetic};
 pub use decode::{DecodeError, DecodeLimits, Decoder};
 pub use error::DataError;
 pub use format::{Format, Likeness};
-pub use formats::image_folder::MAX_SURVEYED;
+pub use formats::image_files::MAX_SURVEYED;
 pub use formats::synthetic::SyntheticDataset;
 pub use formats::{FORMATS, reading_no_files};
 pub use labels::classes::{self, HeldOut, align};
@@ -53,9 +54,10 @@ pub use layout::splits::is_validation;
 pub use open::{kinds, open};
 pub use pixels::Image;
 pub use sample::{Dataset, DatasetInfo, LabelOrigin, NameSource, Sample};
-pub use spec::{DatasetSpec, FormatName, Split};
+pub use spec::{BoxFormat, DatasetSpec, FormatName, Split};
 pub use summary::{Summary, summary};
 pub use synthetic_spec::{ObjectAreas, SyntheticScene, SyntheticSpec};
 pub use target::{ClassMap, NO_CLASS, ObjectBox, Target, TargetInfo, TargetKind};
+pub use target_summary::{BoxCount, LabelCount, MapCount, TargetCounts, TargetSummary, ValueCount};
 
 pub(crate) use parquet_file::{footer, pages};
