@@ -12,6 +12,7 @@ pub mod held_out;
 #[cfg(test)]
 mod mirror;
 pub mod pipeline;
+pub mod probe;
 #[cfg(test)]
 mod pipeline_tests;
 pub mod serial;

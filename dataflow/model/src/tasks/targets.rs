@@ -133,6 +133,90 @@ impl Targets {
         }
     }
 
+    /// The targets of the images at `places`, in that order.
+    ///
+    /// # Panics
+    /// If a place is out of range.
+    #[must_use]
+    pub fn gather(&self, places: &[usize]) -> Targets {
+        fn rows<T: Copy>(values: &[T], width: usize, places: &[usize]) -> Arc<[T]> {
+            places.iter().flat_map(|place| values[place * width..(place + 1) * width].iter().copied()).collect()
+        }
+        match self {
+            Targets::Classes(classes) => Targets::Classes(rows(classes, 1, places)),
+            Targets::Labels { num, values } => Targets::Labels { num: *num, values: rows(values, *num, places) },
+            Targets::Values { num, values } => Targets::Values { num: *num, values: rows(values, *num, places) },
+            Targets::Maps { side, classes } => {
+                Targets::Maps { side: *side, classes: rows(classes, side * side, places) }
+            }
+            Targets::Boxes { starts, boxes } => {
+                let (mut all, mut ends) = (Vec::new(), vec![0]);
+                for place in places {
+                    all.extend_from_slice(&boxes[starts[*place]..starts[place + 1]]);
+                    ends.push(all.len());
+                }
+                Targets::Boxes { starts: ends.into(), boxes: all.into() }
+            }
+            Targets::Several(tasks) => Targets::Several(tasks.iter().map(|targets| targets.gather(places)).collect()),
+        }
+    }
+
+    /// Those of several batches, one after the other; none of no batch, or of batches of different kinds.
+    #[must_use]
+    pub fn joined(batches: &[Targets]) -> Option<Targets> {
+        fn concat<'a, T: Copy + 'a>(parts: impl Iterator<Item = Option<&'a Arc<[T]>>>) -> Option<Arc<[T]>> {
+            parts.map(|part| part.map(|part| part.to_vec())).collect::<Option<Vec<_>>>().map(|all| all.concat().into())
+        }
+        let all = batches.iter();
+        Some(match batches.first()? {
+            Targets::Classes(_) => Targets::Classes(concat(all.map(|targets| match targets {
+                Targets::Classes(classes) => Some(classes),
+                _ => None,
+            }))?),
+            Targets::Labels { num, .. } => Targets::Labels {
+                num: *num,
+                values: concat(all.map(|targets| match targets {
+                    Targets::Labels { num: other, values } if other == num => Some(values),
+                    _ => None,
+                }))?,
+            },
+            Targets::Values { num, .. } => Targets::Values {
+                num: *num,
+                values: concat(all.map(|targets| match targets {
+                    Targets::Values { num: other, values } if other == num => Some(values),
+                    _ => None,
+                }))?,
+            },
+            Targets::Maps { side, .. } => Targets::Maps {
+                side: *side,
+                classes: concat(all.map(|targets| match targets {
+                    Targets::Maps { side: other, classes } if other == side => Some(classes),
+                    _ => None,
+                }))?,
+            },
+            Targets::Boxes { .. } => {
+                let (mut starts, mut boxes) = (vec![0], Vec::new());
+                for targets in all {
+                    for image in 0..targets.len() {
+                        boxes.extend_from_slice(targets.boxes(image)?);
+                        starts.push(boxes.len());
+                    }
+                }
+                Targets::Boxes { starts: starts.into(), boxes: boxes.into() }
+            }
+            Targets::Several(tasks) => {
+                let of_task = |task: usize| {
+                    let parts = batches.iter().map(|targets| match targets {
+                        Targets::Several(tasks) => tasks.get(task).cloned(),
+                        _ => None,
+                    });
+                    Targets::joined(&parts.collect::<Option<Vec<_>>>()?)
+                };
+                Targets::Several((0..tasks.len()).map(of_task).collect::<Option<_>>()?)
+            }
+        })
+    }
+
     /// The targets of the images `range`.
     #[must_use]
     pub fn slice(&self, range: Range<usize>) -> Targets {
@@ -183,9 +267,25 @@ mod tests {
             assert_eq!([first.len(), rest.len()], [1, 2]);
             assert_eq!(rest.slice(1..2), targets.slice(2..3), "a part of a part");
             assert!(targets.slice(1..1).is_empty());
+            assert_eq!(Targets::joined(&[first.clone(), rest.clone()]), Some(targets.clone()));
+            assert_eq!(targets.gather(&[0, 1, 2]), targets);
+            let turned = Targets::joined(&[targets.slice(2..3), first.clone(), first.clone()]);
+            assert_eq!(Some(targets.gather(&[2, 0, 0])), turned);
             // The offsets of boxes count one more for each part.
             assert!(first.size_bytes() + rest.size_bytes() >= targets.size_bytes());
         }
+    }
+
+    #[test]
+    fn batches_of_different_kinds_cannot_be_joined() {
+        let all = one_of_each();
+        for (i, first) in all.iter().enumerate() {
+            for (j, second) in all.iter().enumerate() {
+                let joined = Targets::joined(&[first.clone(), second.clone()]);
+                assert_eq!(joined.is_some(), i == j, "{} and {}", first.kind(), second.kind());
+            }
+        }
+        assert_eq!(Targets::joined(&[]), None);
     }
 
     #[test]
