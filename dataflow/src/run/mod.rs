@@ -12,9 +12,9 @@ pub mod held_out;
 #[cfg(test)]
 mod mirror;
 pub mod pipeline;
-pub mod probe;
 #[cfg(test)]
 mod pipeline_tests;
+pub mod probe;
 pub mod serial;
 pub mod setup_error;
 pub mod sink;

@@ -54,7 +54,7 @@ pub struct Probed {
 }
 
 /// Images of a split with what is needed to give their tokens and targets.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Images<'a> {
     /// The split's loader.
     pub loader: &'a LoadStage,

@@ -19,6 +19,7 @@ use dfdx::shapes::HasShape;
 use dfdx::tensor::{AsArray, Cpu, TensorFromVec, Trace};
 use dfdx::tensor_ops::{Backward, BroadcastTo};
 
+use super::metrics::{Metrics, Unmeasured};
 use super::predictions::Predictions;
 use super::targets::{Targets, UNKNOWN_CLASS};
 use super::task::{At, Figure, Share, Task, Tokens, Total, Want};
@@ -246,6 +247,11 @@ pub trait PlainTask: Send + Sync + fmt::Debug + 'static {
     /// As [`Task::predict`].
     fn predict(&self, c: &Leaves<'_, NoneTape>, z: Vec<Leaf<TapShape>>) -> Result<Predictions, ModelError>;
 
+    /// As [`Task::metrics`].
+    fn metrics(&self) -> Box<dyn Metrics> {
+        Box::new(Unmeasured::default())
+    }
+
     /// The unit of the loss in the logs.
     fn loss_unit(&self) -> &'static str {
         "nat"
@@ -430,6 +436,10 @@ impl<T: PlainTask> Task for Plain<T> {
             let params = &Param::all(&self.layout, c)?;
             self.task.predict(&Leaves { layout: &self.layout, params, tape: PhantomData }, z)
         })
+    }
+
+    fn metrics(&self) -> Box<dyn Metrics> {
+        self.task.metrics()
     }
 }
 

@@ -84,6 +84,28 @@ pub trait Metrics: Send + Sync {
     }
 }
 
+/// The metrics of a task that has none: it counts images.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Unmeasured {
+    num_images: usize,
+}
+
+impl Metrics for Unmeasured {
+    fn add(&mut self, predictions: &Predictions, targets: &Targets) -> Result<(), ModelError> {
+        same_images(predictions, targets)?;
+        self.num_images += targets.len();
+        Ok(())
+    }
+
+    fn num_images(&self) -> usize {
+        self.num_images
+    }
+
+    fn resampled(&self, _: &[u32]) -> Vec<Measured> {
+        Vec::new()
+    }
+}
+
 /// The error of predictions or targets that a metric cannot judge.
 fn refused(problem: String) -> ModelError {
     ModelError::Targets { problem }

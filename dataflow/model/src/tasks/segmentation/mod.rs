@@ -11,6 +11,7 @@ pub use tokens::{TokenLinear, TokenPass};
 
 use std::sync::Arc;
 
+use super::metrics::{MeanIou, Metrics};
 use super::options::{OptionValues, TaskOption, TaskOptions};
 use super::predictions::Predictions;
 use super::targets::{Targets, UNKNOWN_CLASS};
@@ -200,5 +201,9 @@ impl Task for Segmentation {
             classes.extend(pass.logits().chunks_exact(self.facts.num_classes).map(|logits| best(logits) as u16));
         }
         Ok(Predictions::Maps { side: self.facts.side(), classes })
+    }
+
+    fn metrics(&self) -> Box<dyn Metrics> {
+        Box::new(MeanIou::new(self.facts.num_classes))
     }
 }

@@ -9,6 +9,7 @@
 
 use std::sync::Arc;
 
+use crate::tasks::metrics::{MeanIou, Metrics};
 use crate::error::ModelError;
 use crate::init;
 use crate::layout::{Layout, LinearWeights, NormWeights, SharedLayout};
@@ -321,6 +322,10 @@ impl Task for UpSegmentation {
             });
         }
         Ok(Predictions::Maps { side: self.side(), classes })
+    }
+
+    fn metrics(&self) -> Box<dyn Metrics> {
+        Box::new(MeanIou::new(self.shape.num_classes))
     }
 }
 
