@@ -7,7 +7,11 @@ use mlomae_dataflow::config::{OnResume, rules};
 use crate::place::{Ended, Place};
 
 /// Another valid value of every key than the one of the run.
+<<<<<<< HEAD
 const OTHER: [(&str, &str); 160] = [
+=======
+const OTHER: [(&str, &str); 155] = [
+>>>>>>> wip-compare
     ("seed", "4"),
     ("engine", "auto"),
     ("run.root", "elsewhere"),
@@ -41,6 +45,8 @@ const OTHER: [(&str, &str); 160] = [
     ("data.synthetic.num_test", "17"),
     ("data.synthetic.image", "24"),
     ("data.synthetic.num_classes", "3"),
+    ("data.synthetic.label", "place"),
+    ("data.synthetic.place_grid", "3"),
     ("data.synthetic.channels", "3"),
     ("data.synthetic.seed", "9"),
     ("data.synthetic.scene", "voronoi"),
@@ -88,10 +94,14 @@ const OTHER: [(&str, &str); 160] = [
     ("mask.weights", "normalised"),
     ("mask.select", "sample"),
     ("mask.temperature", "2.0"),
+<<<<<<< HEAD
     ("method.task", "segmentation"),
     ("method.balance", "normalised"),
     ("task", "[{ kind = \"segmentation\" }]"),
     ("data.max_boxes", "7"),
+=======
+    ("mask.shuffle_scores", "true"),
+>>>>>>> wip-compare
     ("method.supervised", "true"),
     ("method.shuffle_labels", "true"),
     ("method.precondition", "adam"),
