@@ -8,9 +8,16 @@ use serde::{Deserialize, Serialize};
 use crate::choice::{Choice, Named};
 use crate::error::ModelError;
 use crate::masking::attention::AttentionConfig;
+use crate::masking::difficulty::Difficulty;
+use crate::masking::linear::PatchFeature;
 use crate::masking::oracle::OracleConfig;
+<<<<<<< HEAD
 use crate::masking::{MaskInput, MaskNoise, MaskWeights, MaskingKind, mixture};
 use crate::tasks::{Balance, Targets, Task, TaskFacts, TaskKind, TaskSpec};
+=======
+use crate::masking::{MaskInput, MaskNoise, MaskWeights, MaskingKind, loss, mixture};
+use crate::tasks::TaskKind;
+>>>>>>> wip-hpm
 
 /// Whether the position embeddings of encoder and decoder are trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,6 +73,9 @@ pub struct ModelConfig {
     /// none or 1 alone for single patches.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub mask_scales: Vec<usize>,
+    /// What the masking `linear` reads of a patch; at least one, each once. The order does not matter.
+    #[serde(default = "default_features")]
+    pub mask_features: Vec<PatchFeature>,
     /// Shares of patches placed at random, of which each image's is drawn by learned probabilities; none for one share
     /// for all, which [`MaskRule::explore`](crate::masking::MaskRule::explore) says.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -88,7 +98,14 @@ pub struct ModelConfig {
     /// Noise of the strategy `noise`.
     #[serde(default)]
     pub mask_noise: MaskNoise,
+<<<<<<< HEAD
     /// The downstream task with its defaults, where [`ModelConfig::tasks`] names none.
+=======
+    /// Where the masking `loss` has the difficulty of patches from. If it is predicted, θ has a second decoder.
+    #[serde(default)]
+    pub mask_difficulty: Difficulty,
+    /// The downstream task.
+>>>>>>> wip-hpm
     pub task: Choice<dyn TaskKind>,
     /// The downstream tasks; none for [`ModelConfig::task`] alone.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -121,6 +138,7 @@ impl Default for ModelConfig {
             mask_input: MaskInput::Embedding,
             mask_hidden: 128,
             mask_scales: Vec::new(),
+            mask_features: default_features(),
             mask_explore_arms: Vec::new(),
             mask_weights: MaskWeights::default(),
             mask_oracle: OracleConfig::default(),
@@ -128,6 +146,7 @@ impl Default for ModelConfig {
             mask_parts: default_num_parts(),
             mask_mixture: BTreeMap::new(),
             mask_noise: MaskNoise::default(),
+            mask_difficulty: Difficulty::default(),
             task: Choice::default(),
             tasks: Vec::new(),
             task_balance: Balance::default(),
@@ -136,8 +155,13 @@ impl Default for ModelConfig {
     }
 }
 
+<<<<<<< HEAD
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
+=======
+fn default_features() -> Vec<PatchFeature> {
+    PatchFeature::OF_PIXELS.to_vec()
+>>>>>>> wip-hpm
 }
 
 /// Parts of an image as in SemMAE (arXiv 2206.10207).
@@ -200,8 +224,20 @@ impl ModelConfig {
         self.mask_ratios().map(|ratio| num_visible(self.num_patches(), ratio)).min().unwrap_or_default()
     }
 
-    /// Operations (2mnk) of the products of a pass of encoder and decoder over an image with `num_visible` visible
-    /// patches. A backward pass has twice as many.
+    /// Whether θ has a second decoder that predicts the difficulty of patches: where the masking `loss`, or a mixture
+    /// with it, reads that.
+    #[must_use]
+    pub fn has_predictor(&self) -> bool {
+        let name = loss::Kind.name();
+        let is_mixed = || {
+            self.masking.name() == mixture::Kind.name()
+                && self.mask_mixture.get(name).is_some_and(|weight| *weight > 0.0)
+        };
+        self.mask_difficulty == Difficulty::Predicted && (self.masking.name() == name || is_mixed())
+    }
+
+    /// Operations (2mnk) of the products of a pass of level 1, of encoder and decoder and of the predictor where there is
+    /// one, over an image with `num_visible` visible patches. A backward pass has twice as many.
     #[must_use]
     pub fn pass_flops(&self, num_visible: usize) -> u64 {
         let wide = |value: usize| value as u64;
@@ -211,7 +247,8 @@ impl ModelConfig {
         let block = |tokens: u64, dim: u64| 24 * tokens * dim * dim + 4 * tokens * tokens * dim;
         let encoder = 2 * visible * values * dim + wide(self.depth) * block(1 + visible, dim);
         let between = 2 * (1 + visible) * dim * dec_dim;
-        encoder + between + wide(self.dec_depth) * block(1 + patches, dec_dim) + 2 * patches * dec_dim * values
+        let decoder = |values: u64| wide(self.dec_depth) * block(1 + patches, dec_dim) + 2 * patches * dec_dim * values;
+        encoder + between + decoder(values) + if self.has_predictor() { decoder(1) } else { 0 }
     }
 
     /// What the heads of tasks are built for.
@@ -281,6 +318,9 @@ impl ModelConfig {
                 && self.mask_scales.iter().all(|scale| (1..=self.image / self.patch.max(1)).contains(scale)),
             format!("mask scales must rise from at least 1 to at most the grid, got {:?}", self.mask_scales),
         );
+        if let Some(problem) = PatchFeature::problem(&self.mask_features) {
+            check(false, format!("the list of mask features {problem}, got {:?}", self.mask_features));
+        }
         let has_scales = !matches!(self.mask_scales[..], [] | [1]);
         check(
             !has_scales || (self.masking.mixes_scales() && self.mask_input == MaskInput::Pixels),

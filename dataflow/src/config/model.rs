@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use mlomae_model::choice::Named;
 use mlomae_model::masking::attention::{Attended, AttentionMap};
+use mlomae_model::masking::difficulty::Difficulty;
+use mlomae_model::masking::linear::{self, PatchFeature};
 use mlomae_model::masking::mixture;
 use mlomae_model::masking::oracle::{self, OracleConfig, OracleMasked};
 use mlomae_model::masking::schedule::{Course, MaskSchedule, Scheduled};
@@ -137,6 +139,9 @@ pub struct MaskConfig {
     /// in, for the strategies `token-mlp` and `linear` on pixels. `[1]`: its own alone.
     #[schemars(inner(range(min = 1, max = 64)))]
     pub scales: Vec<usize>,
+    /// With `strategy = "linear"`: what it reads of a patch, at least one, each once. `loss` and `attention` are read of
+    /// a teacher (`ema`, `refresh`) and are constants in θ: no derivative goes through them.
+    pub features: Vec<PatchFeature>,
     /// Share of the patches that is masked.
     #[schemars(range(min = 0.05, max = 0.95))]
     pub ratio: f64,
@@ -179,7 +184,7 @@ pub struct MaskConfig {
     /// With `strategy = "noise"`: the colour of the noise.
     pub noise: MaskNoise,
     /// Decay of the average over θ's past, for each level-1 step, of the teacher that the strategies `attention`, `parts`
-    /// and `loss` read; 0 for θ itself.
+    /// and `loss` and the features `loss` and `attention` read; 0 for θ itself.
     #[schemars(range(min = 0.0, max = 0.99999))]
     pub ema: f64,
     /// Outer iterations between two states of the teacher, so that scores may run ahead in between; 0 for a new one
@@ -193,6 +198,10 @@ pub struct MaskConfig {
     /// With `attention = "hint"`: hints as a share of all patches.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub hints: f64,
+    /// With `strategy = "loss"`: whether the losses of patches are measured, by passes of the teacher under random masks,
+    /// or predicted, by a second decoder that is trained beside the first to rank them and of which the teacher's sees
+    /// the whole image, as in HPM.
+    pub difficulty: Difficulty,
     /// With `strategy = "parts"`: parts of an image.
     #[schemars(range(min = 1, max = 1024))]
     pub parts: usize,
@@ -212,11 +221,20 @@ pub struct MaskConfig {
 }
 
 impl MaskConfig {
-    /// Whether the strategy reads a teacher, or one of a mixture does.
+    /// Whether the strategy reads a teacher, one of a mixture does, or a feature of the linear policy.
     #[must_use]
     pub fn reads_teacher(&self) -> bool {
         let mut mixed = mixture::strategies(&self.mixture).unwrap_or_default().into_iter();
-        self.strategy.reads_teacher() || self.is_mixture() && mixed.any(|(kind, _)| kind.reads_teacher())
+        let mut features = self.features.iter().filter(|_| self.is_linear());
+        self.strategy.reads_teacher()
+            || self.is_mixture() && mixed.any(|(kind, _)| kind.reads_teacher())
+            || features.any(|feature| feature.reads().is_some())
+    }
+
+    /// Whether the strategy is the policy that is linear in `features`.
+    #[must_use]
+    pub fn is_linear(&self) -> bool {
+        self.strategy.name() == linear::Kind.name()
     }
 
     /// Whether strategies are mixed.
@@ -277,6 +295,7 @@ impl Default for MaskConfig {
             input: MaskInput::Embedding,
             hidden: Preset::default().values().mask_hidden,
             scales: vec![1],
+            features: PatchFeature::OF_PIXELS.to_vec(),
             ratio: 0.75,
             ratio_schedule: MaskSchedule::Constant,
             ratio_end: None,
@@ -295,6 +314,7 @@ impl Default for MaskConfig {
             attention: Attended::default(),
             attention_map: AttentionMap::default(),
             hints: 0.05,
+            difficulty: Difficulty::default(),
             parts: 7,
             oracle_masked: OracleMasked::default(),
             oracle_weight: 1.0,

@@ -183,6 +183,8 @@ const FIXED: &[&str] = &[
     "mask.input",
     "mask.hidden",
     "mask.scales",
+    "mask.features",
+    "mask.difficulty",
     "mask.explore_arms",
     "mask.ratio_arms",
     "method.preset",

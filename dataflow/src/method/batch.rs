@@ -146,6 +146,7 @@ impl Payload for ScoredBatch {
             + 4 * self.scored.weights().map_or(0, <[f32]>::len)
             + self.scored.trace.as_ref().and_then(|trace| trace.shuffle.as_ref()).map_or(0, Shuffle::size_bytes)
             + 4 * self.scored.guide.as_ref().map_or(0, |guide| guide.len())
+            + 4 * self.scored.read.as_ref().map_or(0, |read| read.len())
     }
 }
 

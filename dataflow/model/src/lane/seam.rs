@@ -36,7 +36,9 @@ pub struct LabelledImages<'a> {
 pub struct PretrainGradient {
     /// L_m of the batch.
     pub loss: f64,
-    /// ∂L_m/∂θ, flat over θ, zero on frozen weights.
+    /// L_pred of the batch, see [`difficulty`](crate::masking::difficulty); none without a predictor.
+    pub ranking_loss: Option<f64>,
+    /// ∂L_m/∂θ, with a predictor ∂(L_m + L_pred)/∂θ; flat over θ, zero on frozen weights.
     pub gradient: Vector,
     /// Patch losses ℓ `[batch, L]`, of masked and visible patches: the mean squared error of each patch, in units of
     /// the normalised target.
@@ -121,7 +123,8 @@ pub struct Upstream<'a> {
     pub phi: &'a Vector,
     /// The last batch x_p of level 1, `[batch, C, H, W]`.
     pub images: &'a Vector,
-    /// How x_p is masked.
+    /// How x_p is masked; where a masking reads a teacher, with the [`MaskRule::read`] that level 1 masked it by
+    /// ([`Scored::read`]), which is constant here.
     pub rule: &'a MaskRule,
     /// What the gradient goes through.
     pub estimator: Estimator,
@@ -180,7 +183,8 @@ pub trait Lane: Send + fmt::Debug {
 
     /// Scores images `[batch, C, H, W]` at φ (where masks are learned) and masks them by `rule`. θ may be left out
     /// unless [`Masking::needs`](crate::masking::Masking::needs) is
-    /// [`Needs::Embedding`](crate::masking::Needs::Embedding), or a teacher is read: then it is the teacher's.
+    /// [`Needs::Embedding`](crate::masking::Needs::Embedding), or a teacher is read, of which `rule` does not bring what
+    /// was read ([`MaskRule::read`]): then it is the teacher's.
     ///
     /// The result is in host memory: it goes to another stage, whose lane may have other micro-batches.
     ///
@@ -195,7 +199,8 @@ pub trait Lane: Send + fmt::Debug {
     ) -> Result<Scored, ModelError>;
 
     /// L_m and ∂L_m/∂θ on the images `[batch, C, H, W]` that `scored` was made of, at the same φ. Where the masking
-    /// network reads the patch embedding, the gradient has a second part, through the scores p.
+    /// network reads the patch embedding, the gradient has a second part, through the scores p. Where θ has a predictor
+    /// of difficulty, its loss L_pred is added, to the gradient too.
     ///
     /// # Errors
     /// When the device fails, or the batch has no image.

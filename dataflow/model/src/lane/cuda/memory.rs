@@ -54,8 +54,9 @@ pub(super) fn needed_bytes(spec: &MemorySpec<'_>) -> u64 {
 
     let images = |level: Level| wide(batch[level]) * wide(c.image_values()) * 4;
     let rows = |level: Level, tokens: u64| wide(batch[level]) * (1 + tokens);
+    let num_decoders = if c.has_predictor() { 2 } else { 1 };
     let pretrain = recorded(rows(Level::Pretrain, visible), dim, wide(c.depth), act)
-        + recorded(rows(Level::Pretrain, patches), dec_dim, wide(c.dec_depth), act)
+        + num_decoders * recorded(rows(Level::Pretrain, patches), dec_dim, wide(c.dec_depth), act)
         + 3 * images(Level::Pretrain);
     let encode = |level| recorded(rows(level, patches), dim, wide(c.depth), act) + images(level);
     let downstream = if spec.model.is_learned() { encode(Level::Finetune) + encode(Level::Mask) } else { 0 };
@@ -72,7 +73,7 @@ pub(super) fn needed_bytes(spec: &MemorySpec<'_>) -> u64 {
     // The bytes of a batch of which values are made: of the scorer, and of level 2.
     let raw = (images(Level::Pretrain) + images(Level::Finetune) + images(Level::Mask)) / 4;
     // The teacher of three moments, its copy for products, and a pass of the scorer over all patches.
-    let teacher = if spec.model.masking.needs().reads_teacher() {
+    let teacher = if spec.model.reads_teacher() {
         let rows = rows(Level::Pretrain, patches);
         len(Level::Pretrain) * (4 * 3 + act) + pairs(rows, dim, act).max(pairs(rows, dec_dim, act)) / 2
     } else {
