@@ -7,11 +7,7 @@ use mlomae_dataflow::config::{OnResume, rules};
 use crate::place::{Ended, Place};
 
 /// Another valid value of every key than the one of the run.
-<<<<<<< HEAD
-const OTHER: [(&str, &str); 160] = [
-=======
-const OTHER: [(&str, &str); 155] = [
->>>>>>> wip-compare
+const OTHER: [(&str, &str); 166] = [
     ("seed", "4"),
     ("engine", "auto"),
     ("run.root", "elsewhere"),
@@ -96,14 +92,11 @@ const OTHER: [(&str, &str); 155] = [
     ("mask.weights", "normalised"),
     ("mask.select", "sample"),
     ("mask.temperature", "2.0"),
-<<<<<<< HEAD
     ("method.task", "segmentation"),
     ("method.balance", "normalised"),
     ("task", "[{ kind = \"segmentation\" }]"),
     ("data.max_boxes", "7"),
-=======
     ("mask.shuffle_scores", "true"),
->>>>>>> wip-compare
     ("method.supervised", "true"),
     ("method.shuffle_labels", "true"),
     ("method.precondition", "adam"),

@@ -4,13 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use mlomae_storage::dataset::{
-<<<<<<< HEAD
     self, BoxFormat, ConvertReport, DataError, Dataset, DatasetSpec, FORMATS, FormatName, NameSource, ObjectAreas,
-    Split, SyntheticScene, SyntheticSpec, TargetKind,
-=======
-    self, ConvertReport, DataError, Dataset, DatasetSpec, FORMATS, FormatName, NameSource, ObjectAreas, Split,
-    SyntheticLabel, SyntheticScene, SyntheticSpec,
->>>>>>> wip-compare
+    Split, SyntheticLabel, SyntheticScene, SyntheticSpec, TargetKind,
 };
 use mlomae_storage::escape::{one_line, shortened};
 

@@ -11,13 +11,8 @@ use crate::masking::attention::AttentionConfig;
 use crate::masking::difficulty::Difficulty;
 use crate::masking::linear::PatchFeature;
 use crate::masking::oracle::OracleConfig;
-<<<<<<< HEAD
-use crate::masking::{MaskInput, MaskNoise, MaskWeights, MaskingKind, mixture};
-use crate::tasks::{Balance, Targets, Task, TaskFacts, TaskKind, TaskSpec};
-=======
 use crate::masking::{MaskInput, MaskNoise, MaskWeights, MaskingKind, loss, mixture};
-use crate::tasks::TaskKind;
->>>>>>> wip-hpm
+use crate::tasks::{Balance, Targets, Task, TaskFacts, TaskKind, TaskSpec};
 
 /// Whether the position embeddings of encoder and decoder are trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,14 +93,10 @@ pub struct ModelConfig {
     /// Noise of the strategy `noise`.
     #[serde(default)]
     pub mask_noise: MaskNoise,
-<<<<<<< HEAD
-    /// The downstream task with its defaults, where [`ModelConfig::tasks`] names none.
-=======
     /// Where the masking `loss` has the difficulty of patches from. If it is predicted, θ has a second decoder.
     #[serde(default)]
     pub mask_difficulty: Difficulty,
-    /// The downstream task.
->>>>>>> wip-hpm
+    /// The downstream task with its defaults, where [`ModelConfig::tasks`] names none.
     pub task: Choice<dyn TaskKind>,
     /// The downstream tasks; none for [`ModelConfig::task`] alone.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -155,13 +146,12 @@ impl Default for ModelConfig {
     }
 }
 
-<<<<<<< HEAD
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
-=======
+}
+
 fn default_features() -> Vec<PatchFeature> {
     PatchFeature::OF_PIXELS.to_vec()
->>>>>>> wip-hpm
 }
 
 /// Parts of an image as in SemMAE (arXiv 2206.10207).

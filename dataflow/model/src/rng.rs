@@ -45,16 +45,11 @@ pub enum Purpose {
     MaskExplore = 18,
     /// The arm of a learned mask ratio, by level-1 step.
     MaskRatio = 19,
-<<<<<<< HEAD
-    /// Which images are in a resample of a bootstrap, by resample.
-    Bootstrap = 32,
-=======
     /// Which patch's score another one gets where scores are shuffled, as a control, by level-1 step and place in the
     /// batch.
     MaskShuffle = 20,
-    /// Which images are drawn again to tell how far a figure would move, by resample.
+    /// Which images are in a resample of a bootstrap, by resample.
     Bootstrap = 21,
->>>>>>> wip-compare
 }
 
 /// The generator of `purpose` for (`major`, `minor`), for example (epoch, sample id).

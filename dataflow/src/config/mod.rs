@@ -326,7 +326,6 @@ impl Config {
         reads_embedding || reads_newest_teacher
     }
 
-<<<<<<< HEAD
     /// The tasks as configured; none for the classification of images with its defaults.
     #[must_use]
     pub fn task_specs(&self) -> Vec<TaskSpec> {
@@ -362,7 +361,8 @@ impl Config {
             }
         }
         DatasetSpec { targets, ..self.data.dataset_spec(split) }
-=======
+    }
+
     /// A line about each warm-up that the run does not outlast: the learning rate of that level never gets to its value.
     #[must_use]
     pub fn unending_warmups(&self) -> Vec<String> {
@@ -385,7 +385,6 @@ impl Config {
                 )
             })
             .collect()
->>>>>>> wip-compare
     }
 
     /// Level-1 steps of the whole run.

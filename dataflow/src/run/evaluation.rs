@@ -205,7 +205,7 @@ pub fn linear_classes(
     }
     // Refuses labels of the test images that are no classes.
     evaluate(&params, &test.values, test.labels.clone(), Want::LOSS)?;
-    Ok(task.classes(&widen(&params), &test.values))
+    task.classes(&widen(&params), &[Tokens { per_image: 1, dim: test.dim, values: &test.values }])
 }
 
 /// `features` minus the mean of `bank`, over its deviation.

@@ -140,11 +140,7 @@ struct Variant {
 }
 
 /// Variants at each lag.
-<<<<<<< HEAD
-const NUM_FORMS: usize = 13;
-=======
-const NUM_FORMS: usize = 14;
->>>>>>> wip-hpm
+const NUM_FORMS: usize = 15;
 
 fn variants() -> Vec<Variant> {
     let forms: [&[&str]; NUM_FORMS] = [

@@ -56,12 +56,8 @@ pub use pixels::Image;
 pub use sample::{Dataset, DatasetInfo, LabelOrigin, NameSource, Sample};
 pub use spec::{BoxFormat, DatasetSpec, FormatName, Split};
 pub use summary::{Summary, summary};
-<<<<<<< HEAD
-pub use synthetic_spec::{ObjectAreas, SyntheticScene, SyntheticSpec};
+pub use synthetic_spec::{ObjectAreas, SyntheticLabel, SyntheticScene, SyntheticSpec};
 pub use target::{ClassMap, NO_CLASS, ObjectBox, Target, TargetInfo, TargetKind};
 pub use target_summary::{BoxCount, LabelCount, MapCount, TargetCounts, TargetSummary, ValueCount};
-=======
-pub use synthetic_spec::{ObjectAreas, SyntheticLabel, SyntheticScene, SyntheticSpec};
->>>>>>> wip-compare
 
 pub(crate) use parquet_file::{footer, pages};

@@ -67,10 +67,9 @@ impl ObjectAreas {
     }
 }
 
-<<<<<<< HEAD
 /// Objects of an image at most.
 const MAX_OBJECTS: usize = 8;
-=======
+
 /// What the label of a generated image is of. The images are the same to the bit either way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -99,7 +98,6 @@ impl SyntheticLabel {
     }
 }
 
->>>>>>> wip-compare
 /// The largest factor by which [`ObjectAreas::Equal`] scales a radius.
 pub(super) const MAX_RADIUS_SCALE: f64 = 1.1;
 
@@ -209,17 +207,15 @@ impl SyntheticSpec {
             };
             return refuse("synthetic.num_classes", allowed, self.num_classes.to_string());
         }
-<<<<<<< HEAD
         let [least, most] = self.num_objects;
         if !(1..=most).contains(&least) || most > MAX_OBJECTS {
             let allowed = format!("the least and the greatest number of objects, from 1 to {MAX_OBJECTS}");
             return refuse("synthetic.num_objects", allowed, format!("{:?}", self.num_objects));
-=======
+        }
         whole("synthetic.place_grid", self.place_grid, 2, 3)?;
         if self.label == SyntheticLabel::Object && self.place_grid != Self::default().place_grid {
             let allowed = format!("{}, or data.synthetic.label = \"place\"", Self::default().place_grid);
             return refuse("synthetic.place_grid", allowed, self.place_grid.to_string());
->>>>>>> wip-compare
         }
         match scene {
             SyntheticScene::Shapes => self.check_unused(),

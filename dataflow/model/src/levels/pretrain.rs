@@ -11,11 +11,8 @@ use crate::engine::tangent::Tangent;
 use crate::engine::{Engine, HostIo, Tape, TokenOrder};
 use crate::error::ModelError;
 use crate::level::Level;
-<<<<<<< HEAD
-use crate::masking::shuffle::backward;
-=======
 use crate::masking::difficulty::{ranking, ranking_loss};
->>>>>>> wip-hpm
+use crate::masking::shuffle::backward;
 use crate::masking::{Needs, Scored};
 use crate::parallel::arena::{Buffer, Params};
 use crate::parallel::sum::OrderedSum;

@@ -68,39 +68,18 @@ impl Classification {
         Classification { head: PooledHead::new(dim, num_classes, tap) }
     }
 
-<<<<<<< HEAD
     fn as_linear_head(&self) -> LinearHead {
         let [gamma, beta, weight, bias] = self.head.places();
         LinearHead { gamma, beta, weight, bias }
-=======
-    fn logits(&self, c: &[f64], normed: &[f64], dropout: Option<&[f32]>) -> Vec<f64> {
-        let dim = self.norm.dim;
-        let gamma = &c[self.norm.gamma.range()];
-        let beta = &c[self.norm.beta.range()];
-        let y: Vec<f64> =
-            (0..dim).map(|i| (normed[i] * gamma[i] + beta[i]) * dropout.map_or(1.0, |d| f64::from(d[i]))).collect();
-        (0..self.fc.outputs)
-            .map(|class| {
-                let row = &c[self.fc.weight.offset + class * dim..][..dim];
-                c[self.fc.bias.offset + class] + row.iter().zip(&y).map(|(w, y)| w * y).sum::<f64>()
-            })
-            .collect()
     }
 
     /// The class of highest logit of each row of `z` `[images, dim]` at the head `c`; the lowest of equal ones.
-    #[must_use]
-    pub fn classes(&self, c: &[f64], z: &[f32]) -> Vec<i32> {
-        z.chunks_exact(self.norm.dim).map(|row| best(&self.logits(c, &self.normalise(row).0, None)) as i32).collect()
-    }
-
-    fn head(&self) -> LinearHead {
-        LinearHead {
-            gamma: self.norm.gamma.range(),
-            beta: self.norm.beta.range(),
-            weight: self.fc.weight.range(),
-            bias: self.fc.bias.range(),
-        }
->>>>>>> wip-compare
+    ///
+    /// # Errors
+    /// [`ModelError::Targets`] when `z` is not whole rows.
+    pub fn classes(&self, c: &[f64], z: &[Tokens<'_>]) -> Result<Vec<i32>, ModelError> {
+        let logits = self.head.predict(c, z)?;
+        Ok(logits.chunks_exact(self.head.outputs()).map(|logits| best(logits) as i32).collect())
     }
 }
 
@@ -145,14 +124,8 @@ impl Task for Classification {
             let label = classes[image] as usize;
             let top = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let log_sum = top + logits.iter().map(|l| (l - top).exp()).sum::<f64>().ln();
-<<<<<<< HEAD
             loss += log_sum - logits[label];
-            let best = (0..logits.len()).fold(0, |best, i| if logits[i] > logits[best] { i } else { best });
-            num_right += usize::from(best == label);
-=======
-            loss += log_sum - logits[label as usize];
-            num_right += usize::from(best(&logits) == label as usize);
->>>>>>> wip-compare
+            num_right += usize::from(best(&logits) == label);
             if want == Want::LOSS {
                 return;
             }

@@ -94,7 +94,6 @@ impl CudaLane {
                 masking.forward(&Compute::serial(HOST_GRAIN), &phi, &input, read)
             }
         };
-<<<<<<< HEAD
         let rule = &arms::drawn(&**masking, rule.clone(), batch, |range| self.stream.download(phi.slice(range)))?;
         rule.check_objects(masking.needs(), batch * c.num_patches(), "cuda")?;
         let (num_patches, num_visible) = (c.num_patches(), rule.num_visible.unwrap_or(c.num_visible()));
@@ -102,9 +101,6 @@ impl CudaLane {
         let rule = &MaskRule { num_visible: Some(num_visible), read: read.map(Arc::from), ..rule.clone() };
         let trace = trace.map(|trace| trace.shuffled(num_patches, rule));
         let keys = masking.keys(batch, trace.as_ref().map(Trace::effective), rule);
-=======
-        let keys = masking.keys(batch, trace.as_ref().map(|trace| &trace.scores[..]), rule);
->>>>>>> wip-hpm
         let (kept, rank) = (self.stream.take(batch * num_visible), self.stream.take(batch * num_patches));
         let keys = self.stream.upload(&keys);
         self.stream.sort_keys(kept.view(), rank.view(), keys.view(), num_patches, num_visible);

@@ -1,11 +1,6 @@
-<<<<<<< HEAD
 //! Generated images: a textured background with one shaped object, or with several where more than the class is asked for.
-//! The label is the shape, and the object's place is known, so that a learned mask can be judged. Every image is a
-//! function of (seed, split, index) and of the number of objects alone.
-=======
-//! Generated images: a textured background with one shaped object. The label is the shape or the place of the object,
-//! which is known, so that a learned mask can be judged. Every image is a function of (seed, split, index) alone.
->>>>>>> wip-compare
+//! The label is the shape or the place of the object, which is known, so that a learned mask can be judged. Every image
+//! is a function of (seed, split, index) and of the number of objects alone.
 
 mod objects;
 mod shapes;
@@ -24,13 +19,9 @@ use crate::dataset::layout::listing::Scope;
 use crate::dataset::pixels::Image;
 use crate::dataset::sample::{Dataset, DatasetInfo, Sample, check_index};
 use crate::dataset::spec::{DatasetSpec, FormatName, Split};
-<<<<<<< HEAD
-use crate::dataset::synthetic_spec::{SyntheticScene, SyntheticSpec};
-use crate::dataset::target::{TargetInfo, TargetKind};
-use objects::{Object, Objects, VALUES};
-=======
 use crate::dataset::synthetic_spec::{SyntheticLabel, SyntheticScene, SyntheticSpec};
->>>>>>> wip-compare
+use crate::dataset::target::{Target, TargetInfo, TargetKind};
+use objects::{Object, Objects, VALUES};
 use shapes::{Placement, Shape};
 use textures::Texture;
 use voronoi::Kind;
@@ -116,7 +107,6 @@ impl SyntheticDataset {
     /// [`DataError::Setting`] about the first value that is out of range.
     pub fn with_targets(spec: &SyntheticSpec, split: Split, targets: &[TargetKind]) -> Result<Self, DataError> {
         spec.check()?;
-<<<<<<< HEAD
         let default = SyntheticSpec::default().num_objects;
         if spec.num_objects != default && targets.iter().all(|kind| *kind == TargetKind::Class) {
             return Err(DataError::Setting {
@@ -125,17 +115,12 @@ impl SyntheticDataset {
                 value: format!("{:?}", spec.num_objects),
             });
         }
-        let names: Vec<&str> = match spec.scene {
-            SyntheticScene::Shapes => Shape::ALL.map(Shape::name).to_vec(),
-            SyntheticScene::Voronoi => Kind::ALL.map(Kind::name).to_vec(),
-=======
         let shapes = |names: &[&'static str]| names[..spec.num_classes].to_vec();
         let names: Vec<&str> = match (spec.label, spec.scene) {
             (SyntheticLabel::Object, SyntheticScene::Shapes) => shapes(&Shape::ALL.map(Shape::name)),
             (SyntheticLabel::Object, SyntheticScene::Voronoi) => shapes(&Kind::ALL.map(Kind::name)),
             (SyntheticLabel::Place, _) if spec.place_grid == 2 => CELLS_2.to_vec(),
             (SyntheticLabel::Place, _) => CELLS_3.to_vec(),
->>>>>>> wip-compare
         };
         let info = DatasetInfo {
             name: "synthetic".to_owned(),
@@ -191,19 +176,22 @@ impl SyntheticDataset {
         if self.spec.label == SyntheticLabel::Object {
             return self.shape(index);
         }
-        let [x, y] = match self.spec.scene {
+        self.cell(match self.spec.scene {
             SyntheticScene::Shapes => self.placement(index).centre(),
-            SyntheticScene::Voronoi => self.voronoi_object(index).centre(),
-        };
-        let (side, grid) = (self.spec.image as f64, self.spec.place_grid);
-        let cell = |at: f64| ((at / side * grid as f64) as usize).min(grid - 1);
-        cell(y) * grid + cell(x)
+            SyntheticScene::Voronoi => self.voronoi_object(index).place().0,
+        })
     }
 
-<<<<<<< HEAD
+    /// The cell of the grid over the image that holds a point, x and y in pixels.
+    fn cell(&self, [x, y]: [f32; 2]) -> usize {
+        let (side, grid) = (self.spec.image as f32, self.spec.place_grid);
+        let along = |at: f32| ((at / side * grid as f32) as usize).min(grid - 1);
+        along(y) * grid + along(x)
+    }
+
     /// The objects of a sample. The first is the same however many there are.
     fn objects(&self, index: usize) -> Objects {
-        let (side, class) = (self.spec.image, self.class(index));
+        let (side, class) = (self.spec.image, self.shape(index));
         if self.spec.scene == SyntheticScene::Voronoi {
             let object = self.voronoi_object(index);
             let coverage =
@@ -223,24 +211,19 @@ impl SyntheticDataset {
             for _ in 1..rng.random_range(least..=most) {
                 let class = rng.random_range(0..self.spec.num_classes);
                 all.push(placed(&mut rng, class));
-=======
-    /// Share of each pixel that the object covers, [image * image].
-    fn coverage(&self, index: usize) -> Vec<f32> {
-        let side = self.spec.image;
-        match self.spec.scene {
-            SyntheticScene::Shapes => shapes::coverage(Shape::ALL[self.shape(index)], &self.placement(index), side),
-            SyntheticScene::Voronoi => {
-                let object = self.voronoi_object(index);
-                (0..side * side).map(|at| f32::from(u8::from(object.covers(at % side, at / side)))).collect()
->>>>>>> wip-compare
             }
         }
         Objects { all, side }
     }
 
-    /// The class of the largest object.
+    /// The label of the sample, that of the largest object.
     fn label_of(&self, index: usize) -> i32 {
-        let class = if self.has_several() { self.objects(index).largest().class } else { self.class(index) };
+        if !self.has_several() {
+            return self.class(index) as i32;
+        }
+        let objects = self.objects(index);
+        let largest = objects.largest();
+        let class = if self.spec.label == SyntheticLabel::Object { largest.class } else { self.cell(largest.centre) };
         class as i32
     }
 
@@ -332,11 +315,19 @@ impl Dataset for SyntheticDataset {
     }
 
     fn targets_info(&self) -> Vec<TargetInfo> {
-        let shapes = &self.info.class_names;
+        let shapes: Vec<String> = match self.spec.scene {
+            SyntheticScene::Shapes => Shape::ALL.map(Shape::name).to_vec(),
+            SyntheticScene::Voronoi => Kind::ALL.map(Kind::name).to_vec(),
+        }
+        .into_iter()
+        .take(self.spec.num_classes)
+        .map(str::to_owned)
+        .collect();
         let names = |kind| match kind {
             TargetKind::Values => VALUES.map(str::to_owned).to_vec(),
             TargetKind::Map => std::iter::once("background".to_owned()).chain(shapes.iter().cloned()).collect(),
-            TargetKind::Class | TargetKind::Labels | TargetKind::Boxes => shapes.clone(),
+            TargetKind::Class => self.info.class_names.clone(),
+            TargetKind::Labels | TargetKind::Boxes => shapes.clone(),
         };
         let column = |kind| (kind == TargetKind::Class).then(|| self.info.label_column.clone()).flatten();
         self.targets.iter().map(|&kind| TargetInfo::declared(kind, names(kind), column(kind))).collect()
@@ -345,11 +336,15 @@ impl Dataset for SyntheticDataset {
     fn sample(&self, index: usize) -> Result<Sample, DataError> {
         check_index(&self.info, index)?;
         let objects = self.objects(index);
-        let target = |kind: &TargetKind| objects.target(*kind, self.spec.num_classes);
+        let label = self.label_of(index);
+        let target = |kind: &TargetKind| match kind {
+            TargetKind::Class => Target::Class(label),
+            kind => objects.target(*kind, self.spec.num_classes),
+        };
         Ok(Sample {
             id: index as i64,
             image: self.image(index, &objects),
-            label: Some(objects.largest().class as i32),
+            label: Some(label),
             targets: self.targets.iter().map(target).collect(),
         })
     }

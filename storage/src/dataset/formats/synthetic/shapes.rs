@@ -93,7 +93,6 @@ impl Placement {
         }
     }
 
-<<<<<<< HEAD
     /// Its centre in pixels.
     pub fn centre(&self) -> [f32; 2] {
         [self.x, self.y]
@@ -102,11 +101,6 @@ impl Placement {
     /// Half of the side of the square in which the shape lies, in pixels.
     pub fn radius(&self) -> f32 {
         self.radius
-=======
-    /// The centre, x and y in pixels.
-    pub fn centre(&self) -> [f64; 2] {
-        [self.x, self.y].map(f64::from)
->>>>>>> wip-compare
     }
 }
 

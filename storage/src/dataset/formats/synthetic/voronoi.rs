@@ -91,15 +91,9 @@ impl Object {
         Self { kind, radius, x: uniform(rng, radius, side - radius), y: uniform(rng, radius, side - radius) }
     }
 
-<<<<<<< HEAD
     /// Its centre and its radius in pixels.
     pub fn place(&self) -> ([f32; 2], f32) {
         ([self.x as f32, self.y as f32], self.radius as f32)
-=======
-    /// The centre, x and y in pixels.
-    pub fn centre(&self) -> [f64; 2] {
-        [self.x, self.y]
->>>>>>> wip-compare
     }
 
     /// Whether the centre of pixel (`x`, `y`) is inside: edges are hard.
