@@ -7,7 +7,7 @@ use mlomae_dataflow::config::{OnResume, rules};
 use crate::place::{Ended, Place};
 
 /// Another valid value of every key than the one of the run.
-const OTHER: [(&str, &str); 166] = [
+const OTHER: [(&str, &str); 167] = [
     ("seed", "4"),
     ("engine", "auto"),
     ("run.root", "elsewhere"),
@@ -169,6 +169,7 @@ const OTHER: [(&str, &str); 166] = [
     ("eval.batch", "8"),
     ("eval.max_train", "20"),
     ("eval.max_test", "10"),
+    ("eval.cache_mib", "7"),
     ("eval.linear_epochs", "2"),
     ("eval.linear_lr", "0.5"),
     ("eval.linear_weight_decay", "0.5"),

@@ -92,7 +92,7 @@ impl Args {
         for name in &self.evals {
             let eval = by_name(name).ok_or_else(|| CliError::usage(format!("no evaluation: {name}")))?;
             let (metrics, judgement, images) = eval.run(&judge, theta, &mut |_, _, _| {})?;
-            rows.push((eval.protocol, "accuracy", judgement));
+            rows.push((eval.protocol, judgement));
             items.push((eval.name, images));
             all.extend(metrics);
         }
@@ -103,6 +103,7 @@ impl Args {
             skipped.retain(|image| !skipped_before.contains(image));
             let split = judging.judging_split();
             let split = if other.is_some() { format!("{OTHER_DATA}{split}") } else { split };
+            let rows: Vec<_> = rows.iter().map(|(protocol, judgement)| (*protocol, "", judgement)).collect();
             run.write_evals(experiment, checkpoint, step, &split, &rows, &skipped)?;
         }
         all.extend(last_logged(run.path(), &self.logged)?);

@@ -11,7 +11,7 @@ use super::run_path::find_run;
 use super::session::Session;
 use crate::process::error::CliError;
 use crate::train::continuity::Purpose;
-use crate::train::eval::{Judge, Judgement, Protocol};
+use crate::train::eval::{Judge, JudgedFigure, Judgement, Protocol};
 use crate::train::loaded_checkpoint::{Base, LoadedCheckpoint};
 use crate::train::memory::Needs;
 
@@ -24,9 +24,11 @@ step-… folder. The encoder is frozen; the labels of the train split are used, 
 Examples:
   mlomae eval knn latest
   mlomae eval linear runs/my-run --untrained
-  mlomae eval knn runs/my-run/checkpoints/step-00000200 --set eval.knn_k=5 --json")]
+  mlomae eval knn runs/my-run/checkpoints/step-00000200 --set eval.knn_k=5 --json
+  mlomae eval probe latest --untrained")]
 pub(crate) struct Args {
-    /// knn: votes of the nearest training images; linear: a linear classifier on the features
+    /// knn: votes of the nearest training images; linear: a linear classifier on the features; probe: the tasks' own
+    /// heads on the frozen encoder, by their own metrics
     #[arg(value_enum, id = "task", value_name = "TASK")]
     protocol: ProtocolArg,
     /// Checkpoint
@@ -46,6 +48,7 @@ pub(crate) struct Args {
 enum ProtocolArg {
     Knn,
     Linear,
+    Probe,
 }
 
 impl Args {
@@ -57,6 +60,7 @@ impl Args {
         let protocol = match self.protocol {
             ProtocolArg::Knn => Protocol::Knn,
             ProtocolArg::Linear => Protocol::Linear,
+            ProtocolArg::Probe => Protocol::Probe,
         };
         let judge = Judge::new(&loaded.experiment)?;
         let bar = Bar::new(&session.terminal, protocol.as_str());
@@ -73,33 +77,69 @@ impl Args {
         };
         drop(bar);
         let split = loaded.experiment.judging_split();
-        let Judgement { accuracy, interval, num_train, num_test, seconds } = result;
+        let Judgement { figures, num_train, num_test, seconds } = result;
+        let of_untrained = |name: &str| {
+            let judged = untrained.as_ref().and_then(|judged| judged.figures.iter().find(|figure| figure.name == name));
+            judged.map(|figure| figure.value)
+        };
         if self.json {
-            let report = serde_json::json!({
+            let mut report = serde_json::json!({
                 "task": protocol.as_str(),
                 "checkpoint": loaded.folder,
-                "accuracy": accuracy,
-                "ci_low": interval.map(|[low, _]| low),
-                "ci_high": interval.map(|[_, high]| high),
-                "untrained_accuracy": untrained.map(|judgement| judgement.accuracy),
                 "num_train": num_train,
                 "num_test": num_test,
                 "split": split,
                 "num_skipped": loaded.experiment.data.bad_images.skipped().len(),
                 "seconds": seconds,
             });
+            if let Some(main) = figures.first() {
+                report["ci_low"] = main.interval.map(|[low, _]| low).into();
+                report["ci_high"] = main.interval.map(|[_, high]| high).into();
+            }
+            for figure in &figures {
+                report[figure.name.as_ref()] = figure.value.into();
+                report[format!("untrained_{}", figure.name)] = of_untrained(&figure.name).into();
+            }
+            if protocol == Protocol::Probe {
+                let row = |figure: &JudgedFigure| {
+                    serde_json::json!({
+                        "name": figure.name,
+                        "unit": figure.unit,
+                        "value": figure.value,
+                        "ci_low": figure.interval.map(|[low, _]| low),
+                        "ci_high": figure.interval.map(|[_, high]| high),
+                        "untrained": of_untrained(&figure.name),
+                    })
+                };
+                report["metrics"] = figures.iter().map(row).collect();
+            }
             writeln!(session.out, "{report:#}")?;
             return Ok(());
         }
-        writeln!(
-            session.out,
-            "{} accuracy {:.2} % on {num_test} {split} images ({num_train} labelled train images, {}, {seconds:.1} s)",
-            protocol.as_str(),
-            100.0 * accuracy,
+        let of_images = format!(
+            "on {num_test} {split} images ({num_train} labelled train images, {}, {seconds:.1} s)",
             loaded.name()
-        )?;
-        if let Some(untrained) = untrained {
-            writeln!(session.out, "{:.2} % with an untrained encoder", 100.0 * untrained.accuracy)?;
+        );
+        if protocol == Protocol::Probe {
+            writeln!(session.out, "probe {of_images}")?;
+            for figure in &figures {
+                let interval = figure.interval.map_or_else(String::new, |[low, high]| match figure.unit {
+                    "share" => format!(" [{:.2}, {:.2}]", 100.0 * low, 100.0 * high),
+                    _ => format!(" [{low:.4}, {high:.4}]"),
+                });
+                let other = of_untrained(&figure.name).map_or_else(String::new, |value| {
+                    let other = JudgedFigure { value, ..figure.clone() };
+                    format!(", {} with an untrained encoder", other.value_text())
+                });
+                writeln!(session.out, "  {:24}{}{interval}{other}", figure.name, figure.value_text())?;
+            }
+        } else {
+            for figure in &figures {
+                writeln!(session.out, "{} {} {} {of_images}", protocol.as_str(), figure.name, figure.value_text())?;
+                if let Some(value) = of_untrained(&figure.name) {
+                    writeln!(session.out, "{:.2} % with an untrained encoder", 100.0 * value)?;
+                }
+            }
         }
         if let Some(counts) = loaded.experiment.data.bad_images.counts_text() {
             writeln!(session.out, "bad images skipped: {counts}")?;

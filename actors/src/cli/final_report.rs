@@ -19,7 +19,7 @@ use super::bar::Bar;
 use super::overview::count_text;
 use crate::process::error::CliError;
 use crate::process::terminal::Terminal;
-use crate::train::eval::{Judge, Judgement, Protocol};
+use crate::train::eval::{Judge, Judgement, Protocol, UNTRAINED};
 use crate::train::experiment::Experiment;
 use crate::train::resumption::Finished;
 use crate::train::run::Run;
@@ -44,7 +44,8 @@ impl FinalJudgement {
     /// If they cannot be written.
     pub(super) fn write(self, run: &Run, experiment: &Experiment) -> Result<(Judgement, Judgement), CliError> {
         let Self { trained, untrained, checkpoint, step, skipped } = self;
-        let results = [(Protocol::Knn, "accuracy", trained), (Protocol::Knn, "accuracy_untrained", untrained)];
+        let protocol = Protocol::at_end(&experiment.config);
+        let results = [(protocol, "", &trained), (protocol, UNTRAINED, &untrained)];
         run.write_evals(experiment, &checkpoint, step, &experiment.judging_split(), &results, &skipped)?;
         Ok((trained, untrained))
     }
@@ -60,7 +61,7 @@ pub(super) fn final_judgement(
     terminal: &Terminal,
 ) -> Result<Option<FinalJudgement>, CliError> {
     if experiment.data.test.is_none() {
-        tracing::warn!(kind = "evaluation_skipped", "k-NN is skipped, {}", experiment.data.test_role.text);
+        tracing::warn!(kind = "evaluation_skipped", "the evaluation is skipped, {}", experiment.data.test_role.text);
         return Ok(None);
     }
     let folder = checkpoint::resolve(run.path())?;
@@ -69,11 +70,12 @@ pub(super) fn final_judgement(
         .map_err(|error| CliError::new(ExitCode::BadData, format!("{error}: {}", folder.display())))?;
     let judge = Judge::new(experiment)?;
     let skipped_before = experiment.data.bad_images.skipped();
-    let bar = Bar::new(terminal, "k-NN");
+    let protocol = Protocol::at_end(&experiment.config);
+    let bar = Bar::new(terminal, protocol_name(protocol));
     let mut progress = |name, done, all| bar.set(name, done, all);
-    let trained = judge.judge(Protocol::Knn, &state.theta, &mut progress)?;
+    let trained = judge.judge(protocol, &state.theta, &mut progress)?;
     let fresh = experiment.method.model.init(Level::Pretrain, experiment.config.seed).into();
-    let untrained = judge.judge(Protocol::Knn, &fresh, &mut progress)?;
+    let untrained = judge.judge(protocol, &fresh, &mut progress)?;
     let checkpoint = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
     // The log stage has ended: what it can no longer write is written with the results.
     let mut skipped = experiment.data.bad_images.skipped();
@@ -167,6 +169,15 @@ pub(super) fn print_finished(out: &mut dyn Write, finished: &Finished) -> Result
     print_judgement(out, dir.path(), experiment, judged.as_ref())
 }
 
+/// The protocol in the words of the report.
+const fn protocol_name(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Knn => "k-NN",
+        Protocol::Linear => "linear",
+        Protocol::Probe => "probe",
+    }
+}
+
 /// Prints the evaluation at the end, and the checkpoint that it was of.
 fn print_judgement(
     out: &mut dyn Write,
@@ -174,17 +185,30 @@ fn print_judgement(
     experiment: &Experiment,
     judged: Option<&(Judgement, Judgement)>,
 ) -> Result<(), CliError> {
+    let name = protocol_name(Protocol::at_end(&experiment.config));
     if let Some((trained, untrained)) = judged {
-        writeln!(
-            out,
-            "k-NN        {:.1} % of {} {} images; {:.1} % with an untrained encoder",
-            100.0 * trained.accuracy,
-            trained.num_test,
-            experiment.data.test.as_ref().map_or("test", |test| test.info().split.as_str()),
-            100.0 * untrained.accuracy
-        )?;
+        let split = experiment.data.test.as_ref().map_or("test", |test| test.info().split.as_str());
+        for (figure, of_untrained) in trained.figures.iter().zip(&untrained.figures).take(1) {
+            let (num_test, is_accuracy) = (trained.num_test, figure.name == "accuracy");
+            let [value, of_untrained] = [figure, of_untrained].map(|figure| match figure.unit {
+                "share" => format!("{:.1} %", 100.0 * figure.value),
+                unit => format!("{:.3} {unit}", figure.value),
+            });
+            if is_accuracy {
+                writeln!(
+                    out,
+                    "{name:12}{value} of {num_test} {split} images; {of_untrained} with an untrained encoder"
+                )?;
+            } else {
+                let metric = figure.name.replace('_', " ");
+                writeln!(
+                    out,
+                    "{name:12}{metric} {value} on {num_test} {split} images; {of_untrained} with an untrained encoder"
+                )?;
+            }
+        }
     } else if experiment.data.test.is_none() {
-        writeln!(out, "k-NN        skipped, {}", experiment.data.test_role.text)?;
+        writeln!(out, "{name:12}skipped, {}", experiment.data.test_role.text)?;
     }
     if let Some(counts) = experiment.data.bad_images.counts_text() {
         writeln!(out, "skipped     bad images: {counts}; events name them")?;

@@ -18,6 +18,7 @@ use super::run_path::find_run;
 use super::session::Session;
 use crate::process::error::{CliError, check_outcome};
 use crate::process::signals::SignalWatcher;
+use crate::train::eval::Judgement;
 use crate::train::resumption::Resumed;
 use crate::train::run::{ReadyRun, Run};
 use crate::train::training::{Observer, TrainingOptions, progress_of, train};
@@ -179,8 +180,9 @@ impl Args {
         session.signals.end_checkpoints();
         // A run is finished after its evaluation: one that is killed before it is resumed.
         let is_trained = result.is_ok();
+        let was_judged = judged.is_some();
         let (judgement, result) = match result {
-            Ok(()) if judged.is_some() => (judged, Ok(())),
+            Ok(()) if was_judged => (judged, Ok(())),
             Ok(()) if experiment.config.eval.at_end => {
                 // The checkpoint is written and the logs are sealed: nothing is lost by leaving at once.
                 let exit_hook = run.exit_hook(&latest);
@@ -200,7 +202,8 @@ impl Args {
             result => (None, result),
         };
         let result = run.end(result, is_trained, latest.get().step);
-        let num_evals = if judged.is_none() && judgement.is_some() { 2 } else { 0 };
+        let num_rows = |(trained, untrained): &(Judgement, Judgement)| trained.figures.len() + untrained.figures.len();
+        let num_evals = judgement.as_ref().filter(|_| !was_judged).map_or(0, num_rows) as u64;
         let printed = if self.quiet {
             Ok(())
         } else {

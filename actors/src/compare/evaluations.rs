@@ -9,7 +9,7 @@ use mlomae_storage::logs::{MetricRow, TableReader};
 use serde::{Deserialize, Serialize};
 
 use crate::process::error::CliError;
-use crate::train::eval::{Judge, JudgedImage, Judgement, Progress, Protocol};
+use crate::train::eval::{Judge, JudgedFigure, JudgedImage, Judgement, Progress, Protocol};
 
 /// What the names of logged numbers begin with, among those of metrics.
 const LOGGED: &str = "log.";
@@ -132,14 +132,14 @@ impl Evaluation {
         progress: Progress<'_>,
     ) -> Result<(Vec<MetricValue>, Judgement, Vec<JudgedImage>), CliError> {
         let (judgement, images) = judge.judge_images(self.protocol, theta, progress)?;
-        let value = |kind: &MetricKind| MetricValue {
-            name: format!("{}.{}", self.name, kind.name),
-            value: judgement.accuracy,
-            unit: kind.unit.to_owned(),
+        let value = |figure: &JudgedFigure| MetricValue {
+            name: format!("{}.{}", self.name, figure.name),
+            value: figure.value,
+            unit: figure.unit.to_owned(),
             num_items: judgement.num_test,
-            ci_low: judgement.interval.map(|[low, _]| low),
-            ci_high: judgement.interval.map(|[_, high]| high),
+            ci_low: figure.interval.map(|[low, _]| low),
+            ci_high: figure.interval.map(|[_, high]| high),
         };
-        Ok((self.metrics.iter().map(value).collect(), judgement, images))
+        Ok((judgement.figures.iter().map(value).collect(), judgement, images))
     }
 }

@@ -1,13 +1,16 @@
 //! Evaluations of an encoder on the test role, which training never sees.
 
+use std::borrow::Cow;
 use std::time::Instant;
 
 use mlomae_dataflow::config::Config;
 use mlomae_dataflow::input::plan::Role;
 use mlomae_dataflow::run::bootstrap;
 use mlomae_dataflow::run::evaluation::{Features, LinearProbe, accuracy, knn_classes, linear_classes};
+use mlomae_dataflow::run::probe::{Images, ProbeSettings, probe};
 use mlomae_model::lane::LaneSize;
 use mlomae_model::rng::{Purpose, keyed, shuffle};
+use mlomae_model::tasks::metrics::Measured;
 use mlomae_model::{Arena, Compute, Vector};
 use mlomae_storage::dataset::{Dataset, Split};
 use mlomae_storage::exit_code::ExitCode;
@@ -22,6 +25,8 @@ pub enum Protocol {
     Knn,
     /// A linear classifier trained on frozen features.
     Linear,
+    /// The tasks' own heads trained on the frozen encoder.
+    Probe,
 }
 
 impl Protocol {
@@ -31,17 +36,50 @@ impl Protocol {
         match self {
             Self::Knn => "knn",
             Self::Linear => "linear_probe",
+            Self::Probe => "probe",
+        }
+    }
+
+    /// What judges at the end of a run: votes where images have classes, else the tasks' own heads.
+    #[must_use]
+    pub fn at_end(config: &Config) -> Self {
+        if config.needs_classes() { Self::Knn } else { Self::Probe }
+    }
+}
+
+/// What ends the names of an untrained encoder's metrics in the `evals` table.
+pub const UNTRAINED: &str = "_untrained";
+
+/// A number that an evaluation gives.
+#[derive(Debug, Clone, PartialEq)]
+pub struct JudgedFigure {
+    /// Its name, as `accuracy`.
+    pub name: Cow<'static, str>,
+    /// Its unit, as `share`.
+    pub unit: &'static str,
+    /// The value.
+    pub value: f64,
+    /// Its 95 % bootstrap interval over the test images, keyed by the seed of the run. None of older logs.
+    pub interval: Option<[f64; 2]>,
+}
+
+impl JudgedFigure {
+    /// The value as people read it.
+    #[must_use]
+    pub fn value_text(&self) -> String {
+        if self.unit == "share" {
+            format!("{:.2} %", 100.0 * self.value)
+        } else {
+            format!("{:.4} {}", self.value, self.unit)
         }
     }
 }
 
 /// The result of an evaluation.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Judgement {
-    /// Share of test images whose label was found.
-    pub accuracy: f64,
-    /// Its 95 % bootstrap interval over the test images, keyed by the seed of the run. None of older logs.
-    pub interval: Option<[f64; 2]>,
+    /// The numbers, the main one first; none where nothing is known that could be judged.
+    pub figures: Vec<JudgedFigure>,
     /// Labelled images that were learnt from, without bad ones that were passed over.
     pub num_train: usize,
     /// Test images, without bad ones that were passed over.
@@ -142,6 +180,16 @@ impl<'a> Judge<'a> {
         theta: &Vector,
         progress: Progress<'_>,
     ) -> Result<(Judgement, Vec<JudgedImage>), CliError> {
+        if protocol == Protocol::Probe {
+            return self.probe(theta, progress).map(|judgement| (judgement, Vec::new()));
+        }
+        if !self.experiment.config.needs_classes() {
+            let line = format!(
+                "eval {}: needs a task that learns the classes of images, as this run has none: eval probe judges its own",
+                if protocol == Protocol::Knn { "knn" } else { "linear" }
+            );
+            return Err(CliError::new(ExitCode::Config, line));
+        }
         let begin = Instant::now();
         let (config, method) = (&self.experiment.config, &self.experiment.method);
         let (model, grain) = (&method.model, config.train.grain);
@@ -190,19 +238,57 @@ impl<'a> Judge<'a> {
                 let mut report = |done, all| progress("linear probe", done, all);
                 linear_classes(&train, &test, num_classes, &probe, &mut report)?
             }
+            Protocol::Probe => Vec::new(),
         };
         let images = test.ids.iter().zip(&test.labels).zip(&classes);
         let images: Vec<JudgedImage> =
             images.map(|((&id, &label), &predicted)| JudgedImage { id, label, predicted }).collect();
         let right: Vec<f64> = images.iter().map(|image| f64::from(u8::from(image.label == image.predicted))).collect();
         let judgement = Judgement {
-            accuracy: accuracy(&classes, &test.labels),
-            interval: bootstrap::interval(&right, config.seed),
+            figures: vec![JudgedFigure {
+                name: "accuracy".into(),
+                unit: "share",
+                value: accuracy(&classes, &test.labels),
+                interval: bootstrap::interval(&right, config.seed),
+            }],
             num_train: train.len(),
             num_test: test.len(),
             seconds: begin.elapsed().as_secs_f64(),
         };
         Ok((judgement, images))
+    }
+
+    /// Judges the encoder by the tasks' own heads.
+    fn probe(&self, theta: &Vector, progress: Progress<'_>) -> Result<Judgement, CliError> {
+        let begin = Instant::now();
+        let (config, method) = (&self.experiment.config, &self.experiment.method);
+        let grain = config.train.grain;
+        let num_threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let size = LaneSize { num_threads, micro_batch: grain };
+        let mut lane = method.engine.device.lane(&method.model, &Arena::new(), grain, method.precision, size)?;
+        let compute = Compute::new(num_threads, grain, Arena::new())?;
+        let images = |split, indices| Ok::<_, CliError>(Images { loader: self.experiment.loader(split)?, indices });
+        let images = [images(Split::Train, &self.train[..])?, images(self.split, &self.test[..])?];
+        let settings = ProbeSettings {
+            epochs: config.eval.linear_epochs,
+            batch: config.eval.batch,
+            lr: config.eval.linear_lr,
+            weight_decay: config.eval.linear_weight_decay,
+            seed: config.seed,
+            cache_bytes: config.eval.cache_mib << 20,
+        };
+        let probed = probe(&mut *lane, &compute, theta, images, &settings, progress)?;
+        let figure = |measured: Measured| {
+            let interval = probed.intervals.iter().find(|interval| interval.name == measured.name);
+            let interval = interval.map(|interval| [interval.low, interval.high]);
+            JudgedFigure { name: measured.name, unit: measured.unit, value: measured.value, interval }
+        };
+        Ok(Judgement {
+            figures: probed.measured.into_iter().map(figure).collect(),
+            num_train: probed.num_train,
+            num_test: probed.num_test,
+            seconds: begin.elapsed().as_secs_f64(),
+        })
     }
 }
 
@@ -216,7 +302,8 @@ fn choose(
 ) -> Result<Vec<usize>, CliError> {
     let mut chosen = Vec::new();
     for index in candidates {
-        if dataset.label(index)?.is_some() {
+        // Without classes every image judges by what is known of it.
+        if !config.needs_classes() || dataset.label(index)?.is_some() {
             chosen.push(index);
         }
     }

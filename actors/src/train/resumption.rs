@@ -13,7 +13,7 @@ use mlomae_storage::run_dir::{Host, RunDir, RunStatus};
 use crate::process::error::CliError;
 use crate::train::continuity::Purpose;
 use crate::train::data_place;
-use crate::train::eval::{Judgement, Protocol};
+use crate::train::eval::{JudgedFigure, Judgement, Protocol, UNTRAINED};
 use crate::train::experiment::{Experiment, config_toml};
 use crate::train::loaded_checkpoint::{Base, LoadedCheckpoint};
 use crate::train::memory::Needs;
@@ -239,19 +239,27 @@ fn is_same(a: &EvalConfig, b: &EvalConfig) -> bool {
 /// The newest evaluation at the end of training after `step` level-1 steps, of the encoder and of an untrained one.
 fn recorded_judgement(run: &Path, step: Step) -> Result<Option<(Judgement, Judgement)>, CliError> {
     let rows = TableReader::<EvalRow>::new(run).poll()?;
-    let newest = |metric: &str| {
+    // The main figure of each comes first.
+    let newest = |is_untrained: bool| {
         let is_it = |logged: &Logged<EvalRow>| {
             let row = &logged.row;
             let is_own = !row.split.starts_with(OTHER_DATA);
-            logged.place.step == step.logged() && row.task == Protocol::Knn.as_str() && row.metric == metric && is_own
+            let is_at_end = row.task == Protocol::Knn.as_str() || row.task == Protocol::Probe.as_str();
+            let is_of = row.metric.ends_with(UNTRAINED) == is_untrained;
+            logged.place.step == step.logged() && is_at_end && is_of && is_own
         };
-        rows.iter().rfind(|logged| is_it(logged)).map(|Logged { row, .. }| Judgement {
-            accuracy: row.value,
+        let figure = |row: &EvalRow| JudgedFigure {
+            name: row.metric.trim_end_matches(UNTRAINED).to_owned().into(),
+            unit: "share",
+            value: row.value,
             interval: row.ci_low.zip(row.ci_high).map(|(low, high)| [low, high]),
+        };
+        rows.iter().find(|logged| is_it(logged)).map(|Logged { row, .. }| Judgement {
+            figures: vec![figure(row)],
             num_train: 0,
             num_test: usize::try_from(row.n).unwrap_or(0),
             seconds: row.seconds,
         })
     };
-    Ok(newest("accuracy").zip(newest("accuracy_untrained")))
+    Ok(newest(false).zip(newest(true)))
 }

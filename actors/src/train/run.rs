@@ -153,7 +153,7 @@ impl Run {
         checkpoint: &str,
         step: Step,
         split: &str,
-        results: &[(Protocol, &str, Judgement)],
+        results: &[(Protocol, &str, &Judgement)],
         skipped: &[SkippedImage],
     ) -> Result<(), CliError> {
         let mut writer = LogWriter::open(self.path(), self.log_context(experiment), log_policy(&experiment.config))?;
@@ -169,17 +169,20 @@ impl Run {
             };
             writer.push(place(), row)?;
         }
-        for (protocol, metric, judgement) in results {
+        let figures = results.iter().flat_map(|(protocol, of, judgement)| {
+            judgement.figures.iter().map(move |figure| (*protocol, *of, *judgement, figure))
+        });
+        for (protocol, of, judgement, figure) in figures {
             let row = EvalRow {
                 task: protocol.as_str().into(),
                 split: split.to_owned().into(),
-                metric: (*metric).to_owned().into(),
-                value: judgement.accuracy,
+                metric: format!("{}{of}", figure.name).into(),
+                value: figure.value,
                 n: i64::try_from(judgement.num_test).unwrap_or(i64::MAX),
                 checkpoint: checkpoint.to_owned(),
                 seconds: judgement.seconds,
-                ci_low: judgement.interval.map(|[low, _]| low),
-                ci_high: judgement.interval.map(|[_, high]| high),
+                ci_low: figure.interval.map(|[low, _]| low),
+                ci_high: figure.interval.map(|[_, high]| high),
             };
             writer.push(place(), row)?;
         }

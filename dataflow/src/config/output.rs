@@ -92,6 +92,10 @@ pub struct EvalConfig {
     /// Test images at most.
     #[schemars(range(min = 1, max = 1_000_000_000))]
     pub max_test: usize,
+    /// Memory in MiB for what the frozen encoder says of the images that a task's probe learns from; what is beyond is
+    /// computed again in each epoch.
+    #[schemars(range(min = 0, max = 1_000_000))]
+    pub cache_mib: usize,
     /// Epochs of the linear probe.
     #[schemars(range(min = 1, max = 100_000))]
     pub linear_epochs: usize,
@@ -112,6 +116,7 @@ impl Default for EvalConfig {
             batch: 64,
             max_train: 10_000,
             max_test: 5_000,
+            cache_mib: 1024,
             linear_epochs: 50,
             linear_lr: 1e-2,
             linear_weight_decay: 0.0,

@@ -58,6 +58,7 @@ const FREE: &[&str] = &[
     "eval.batch",
     "eval.max_train",
     "eval.max_test",
+    "eval.cache_mib",
     "eval.linear_epochs",
     "eval.linear_lr",
     "eval.linear_weight_decay",
