@@ -38,6 +38,7 @@ use clap::{Parser, Subcommand};
 use mlomae_dataflow::flow::exit::panic_message;
 use mlomae_dataflow::flow::fault::FaultPlan;
 use mlomae_kernels::{self as kernels, Isa};
+use mlomae_model::tasks::TaskRegistry;
 use mlomae_storage::escape::{lines, one_line, shortened};
 use mlomae_storage::exit_code::ExitCode;
 
@@ -134,6 +135,17 @@ enum Command {
 /// process's exit code. Messages go to stderr, results to stdout; nothing panics out of here.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> process::ExitCode {
     run_with_faults(args, FaultPlan::default())
+}
+
+/// As [`run`], with tasks beside those that are shipped: for a program that has some of its own. It must be called before
+/// anything else reads a configuration.
+pub fn run_with(args: impl IntoIterator<Item = OsString>, tasks: TaskRegistry) -> process::ExitCode {
+    if let Err(error) = tasks.install() {
+        // Ignored: stderr may be closed.
+        let _ = writeln!(io::stderr(), "error: {}", one_line(&error.to_string()));
+        return ExitCode::Config.into();
+    }
+    run(args)
 }
 
 /// As [`run`], with faults put into a training run on purpose: for tests of the whole program.
