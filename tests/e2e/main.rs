@@ -37,6 +37,7 @@ mod schedules;
 mod shipped;
 mod signals;
 mod speed;
+mod tasks;
 mod teachers;
 mod top;
 mod transfer;
