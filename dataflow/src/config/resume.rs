@@ -140,6 +140,7 @@ const DATA: &[&str] = &[
     "data.synthetic.num_classes",
     "data.synthetic.channels",
     "data.synthetic.seed",
+    "data.synthetic.num_objects",
     "data.synthetic.areas",
     "data.synthetic.num_distractors",
     "data.synthetic.object_radius",

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use mlomae_model::Arena;
 use mlomae_model::tasks::Targets;
-use mlomae_storage::dataset::{DataError, Dataset, DatasetInfo, DecodeError, Image, Sample};
+use mlomae_storage::dataset::{DataError, Dataset, DatasetInfo, DecodeError, Image, Sample, Target};
 
 use super::load::{LoadPorts, LoadStage, LoadUnit, Loaded, measure_normalisation};
 use crate::config::{AugmentConfig, Crop, OnBadImage};
@@ -70,7 +70,8 @@ impl Dataset for Memory {
         }
         let pixels = (0..64).map(|place| ((index * 31 + place * 7) % 256) as u8).collect();
         let image = Image { width: 8, height: 8, channels: 1, pixels };
-        Ok(Sample { id: index as i64, image, label: self.label(index)? })
+        let label = self.label(index)?;
+        Ok(Sample { id: index as i64, image, label, targets: vec![label.map_or(Target::Unknown, Target::Class)] })
     }
 }
 

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::decode::DecodeError;
+use super::target::{TargetKind, listed};
 use crate::exit_code::ExitCode;
 use crate::input::refusal_code;
 use crate::machine_memory::bytes_text;
@@ -33,6 +34,16 @@ pub enum DataError {
         split: String,
         /// What there is instead, and which names are looked for.
         hint: String,
+    },
+    /// The images have no targets of a kind that is asked for.
+    #[error("{} has no {kind} of its images, it has: {}", path.display(), listed(has))]
+    NoTargets {
+        /// The dataset, or the format of one without a path.
+        path: PathBuf,
+        /// What is asked for.
+        kind: TargetKind,
+        /// What there is.
+        has: Vec<TargetKind>,
     },
     /// Several things could be meant.
     #[error("{what} in {}; {remedy}: {candidates}", path.display())]

@@ -1,7 +1,7 @@
 //! What a split of a dataset held, small enough for a checkpoint's state: a run that is resumed is compared with it.
 //!
 //! All labels count, and of the images a keyed sample (a stratified one: one image of each of equally long stretches,
-//! drawn by a hash of its place), of small splits all of them. Names and times of folders do not count, so that data
+//! drawn by a hash of its place), of small splits all of them; with an image, its targets other than the class. Names and times of folders do not count, so that data
 //! may be moved.
 
 use std::fs::File;
@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::DataError;
 use super::sample::Dataset;
+use super::target::Target;
 use crate::guard::guarded;
 
 /// Pixel values that are decoded at most, about: a twentieth of a second.
@@ -58,7 +59,7 @@ pub struct Fingerprint {
     pub class_names: Vec<String>,
     /// CRC-32 of all labels in their order, in hexadecimal as all sums here.
     pub labels: String,
-    /// The sums of the sampled images, one after the other: size, channels and pixels.
+    /// The sums of the sampled images, one after the other: size, channels and pixels, and targets other than the class.
     pub pixels: String,
     /// Number of files.
     #[serde(default)]
@@ -124,7 +125,24 @@ fn sum_of_image(dataset: &dyn Dataset, index: usize) -> String {
         hasher.update(&(number as u64).to_le_bytes());
     }
     hasher.update(&sample.image.pixels);
+    sample.targets.iter().for_each(|target| add_target(target, &mut hasher));
     hex(hasher)
+}
+
+/// Adds a target to an image's sum. Classes are in the sum of all labels.
+fn add_target(target: &Target, hasher: &mut Hasher) {
+    match target {
+        Target::Unknown | Target::Class(_) => {}
+        Target::Labels(labels) => labels.iter().for_each(|label| hasher.update(&label.to_le_bytes())),
+        Target::Values(values) => values.iter().for_each(|value| hasher.update(&value.to_le_bytes())),
+        Target::Map(map) => map.classes.iter().for_each(|class| hasher.update(&class.to_le_bytes())),
+        Target::Boxes(boxes) => {
+            for object in boxes {
+                object.edges.iter().chain([&object.area]).for_each(|value| hasher.update(&value.to_le_bytes()));
+                hasher.update(&[object.class.to_le_bytes(), u32::from(object.ignored).to_le_bytes()].concat());
+            }
+        }
+    }
 }
 
 /// Rows of a Parquet file's row groups by its footer; none of what is no such file.

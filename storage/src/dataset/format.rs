@@ -7,6 +7,7 @@ use super::error::DataError;
 use super::layout::listing::Scope;
 use super::sample::Dataset;
 use super::spec::{DatasetSpec, FormatName};
+use super::target::TargetKind;
 
 /// A form in which datasets are stored. One that is in the list [`FORMATS`](super::FORMATS) is known everywhere: to
 /// detection, to `data.format` of the configuration and its schema, to the command line's help, and to messages.
@@ -19,6 +20,19 @@ pub trait Format: Sync {
 
     /// What its files look like, for the message when no format is recognised; none for one that reads no files.
     fn looked_for(&self) -> Option<String>;
+
+    /// The kinds of targets that data of this format may have, whether or not some files have them.
+    fn targets(&self) -> &'static [TargetKind] {
+        &[TargetKind::Class]
+    }
+
+    /// The kinds of targets that the data at `place` have, of [`Format::targets`].
+    ///
+    /// # Errors
+    /// As [`Format::open`], about what has to be looked at to know it.
+    fn kinds(&self, _place: &Path, _spec: &DatasetSpec, _scope: &Scope) -> Result<Vec<TargetKind>, DataError> {
+        Ok(self.targets().to_vec())
+    }
 
     /// The extension of a file that is a dataset by itself, in lower case, without the dot.
     fn file_extension(&self) -> Option<&'static str> {

@@ -4,7 +4,7 @@
 //! the schema of the configuration, the help of the command line and messages all read that list.
 //!
 //! ```
-//! use mlomae_storage::dataset::{DatasetSpec, FormatName, Split, open};
+//! use mlomae_storage::dataset::{DatasetSpec, FormatName, Split, Target, open};
 //!
 //! // The images inside the program; `FormatName::AUTO` and a path open those of a file or folder.
 //! let train = open(&DatasetSpec::new(FormatName::EMBEDDED, None, Split::Train))?;
@@ -15,6 +15,8 @@
 //! assert_eq!((image.width, image.height, image.channels), (28, 28, 1));
 //! assert_eq!(image.pixels.len(), 28 * 28);
 //! assert_eq!(sample.label, train.label(0)?);
+//! // What else was asked for by `DatasetSpec::targets`; the class by default.
+//! assert_eq!(sample.targets, [Target::Class(sample.label.unwrap_or(-1))]);
 //! # Ok::<(), mlomae_storage::dataset::DataError>(())
 //! ```
 
@@ -34,6 +36,7 @@ mod sample;
 mod spec;
 pub mod summary;
 mod synthetic_spec;
+mod target;
 #[cfg(test)]
 mod tests;
 
@@ -47,11 +50,12 @@ pub use formats::{FORMATS, reading_no_files};
 pub use labels::classes::{self, HeldOut, align};
 pub use layout::listing::{Scope, check_exclude};
 pub use layout::splits::is_validation;
-pub use open::open;
+pub use open::{kinds, open};
 pub use pixels::Image;
 pub use sample::{Dataset, DatasetInfo, LabelOrigin, NameSource, Sample};
 pub use spec::{DatasetSpec, FormatName, Split};
 pub use summary::{Summary, summary};
 pub use synthetic_spec::{ObjectAreas, SyntheticScene, SyntheticSpec};
+pub use target::{ClassMap, NO_CLASS, ObjectBox, Target, TargetInfo, TargetKind};
 
 pub(crate) use parquet_file::{footer, pages};

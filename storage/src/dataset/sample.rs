@@ -4,9 +4,10 @@ use std::path::Path;
 
 use super::error::DataError;
 use super::pixels::Image;
+use super::target::{Target, TargetInfo, TargetKind};
 
-/// One image with its label.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// One image with its label and targets.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Sample {
     /// Row number over the split's files in their order: stable while the files are.
     pub id: i64,
@@ -14,6 +15,16 @@ pub struct Sample {
     pub image: Image,
     /// Index into [`DatasetInfo::class_names`]; none where the dataset marks a sample as unlabelled.
     pub label: Option<i32>,
+    /// One for each kind of [`DatasetSpec::targets`](super::DatasetSpec::targets), in that order. Places in them are
+    /// places in `image`.
+    pub targets: Vec<Target>,
+}
+
+impl Sample {
+    /// A sample of a dataset of which the class alone is asked.
+    pub(crate) fn of_class(id: i64, image: Image, label: Option<i32>) -> Self {
+        Self { id, image, label, targets: vec![Target::of_class(label)] }
+    }
 }
 
 /// What is known of a dataset without decoding it.
@@ -27,7 +38,8 @@ pub struct DatasetInfo {
     pub split: String,
     /// Number of images.
     pub num_samples: usize,
-    /// Names of the classes in the order of their labels; numbers where the format stores none.
+    /// Names of the classes in the order of their labels; numbers where the format stores none, and nothing where images
+    /// have no class of their own.
     pub class_names: Vec<String>,
     /// Column or field that the labels come from, where the format has such names.
     pub label_column: Option<String>,
@@ -69,6 +81,17 @@ pub trait Dataset: Send + Sync {
     /// Where its labels and the names of its classes come from.
     fn label_origin(&self) -> LabelOrigin {
         LabelOrigin::default()
+    }
+
+    /// What is known of each kind of target that was asked for, in the order of [`Sample::targets`].
+    fn targets_info(&self) -> Vec<TargetInfo> {
+        let info = self.info();
+        vec![TargetInfo {
+            kind: TargetKind::Class,
+            names: info.class_names.clone(),
+            source: self.label_origin().names,
+            column: info.label_column.clone(),
+        }]
     }
 
     /// What its owner should know of the files, one line each: what was left out.

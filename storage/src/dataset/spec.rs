@@ -7,6 +7,7 @@ use std::str::FromStr;
 use super::decode::{DecodeLimits, Decoder};
 use super::error::DataError;
 use super::synthetic_spec::SyntheticSpec;
+use super::target::TargetKind;
 use crate::machine_memory::{self, Available, Limit};
 
 /// The name of a format, or `auto`. Only names of the list of formats can be had, by [`FormatName::parse`].
@@ -104,6 +105,9 @@ pub struct DatasetSpec {
     pub path: Option<PathBuf>,
     /// Which part of it.
     pub split: Split,
+    /// What is to be told of each image, different kinds, at least one; the class by default. Data that lack one are
+    /// refused.
+    pub targets: Vec<TargetKind>,
     /// The label column among several; by default it is found by its declared meaning, its name and its type.
     pub label_column: Option<String>,
     /// A Parquet file without the `label_column` is one without labels: a test split may lack it.
@@ -177,6 +181,7 @@ impl Default for DatasetSpec {
             format: FormatName::EMBEDDED,
             path: None,
             split: Split::Train,
+            targets: vec![TargetKind::Class],
             label_column: None,
             label_column_optional: false,
             image_column: None,

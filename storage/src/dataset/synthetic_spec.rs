@@ -67,6 +67,8 @@ impl ObjectAreas {
     }
 }
 
+/// Objects of an image at most.
+const MAX_OBJECTS: usize = 8;
 /// The largest factor by which [`ObjectAreas::Equal`] scales a radius.
 pub(super) const MAX_RADIUS_SCALE: f64 = 1.1;
 
@@ -96,6 +98,11 @@ pub struct SyntheticSpec {
     /// Seed of the images; apart from the seed of the training.
     #[cfg_attr(feature = "schema", schemars(range(min = 0, max = 9_223_372_036_854_775_807_u64)))]
     pub seed: u64,
+    /// `scene = "shapes"`, where more than the class of an image is asked for: least and greatest number of objects, each
+    /// of a random shape. The class is that of the one of which most can be seen. Where only the class is asked for, images
+    /// show one.
+    #[cfg_attr(feature = "schema", schemars(inner(range(min = 1, max = 8))))]
+    pub num_objects: [usize; 2],
     /// `scene = "voronoi"`: whether areas differ by shape (`by-shape`) or are `equal`, so that only the shape tells the
     /// class.
     pub areas: ObjectAreas,
@@ -127,6 +134,7 @@ impl Default for SyntheticSpec {
             num_classes: 4,
             channels: 3,
             seed: 0,
+            num_objects: [1, 3],
             areas: ObjectAreas::ByShape,
             num_distractors: 0,
             object_radius: [4.0, 5.2],
@@ -162,6 +170,11 @@ impl SyntheticSpec {
             };
             return refuse("synthetic.num_classes", allowed, self.num_classes.to_string());
         }
+        let [least, most] = self.num_objects;
+        if !(1..=most).contains(&least) || most > MAX_OBJECTS {
+            let allowed = format!("the least and the greatest number of objects, from 1 to {MAX_OBJECTS}");
+            return refuse("synthetic.num_objects", allowed, format!("{:?}", self.num_objects));
+        }
         match scene {
             SyntheticScene::Shapes => self.check_unused(),
             SyntheticScene::Voronoi => self.check_voronoi(),
@@ -196,6 +209,11 @@ impl SyntheticSpec {
         if self.channels != 3 {
             let allowed = format!("3 with {}, whose object is told by its colour", of_scene(self.scene));
             return refuse("synthetic.channels", allowed, self.channels.to_string());
+        }
+        let num_objects = Self::default().num_objects;
+        if self.num_objects != num_objects {
+            let allowed = format!("{num_objects:?} with {}, which has one object", of_scene(self.scene));
+            return refuse("synthetic.num_objects", allowed, format!("{:?}", self.num_objects));
         }
         if self.num_distractors > 16 {
             return refuse("synthetic.num_distractors", "0 to 16".to_owned(), self.num_distractors.to_string());

@@ -11,6 +11,7 @@ mod labels;
 mod layouts;
 mod pixels;
 mod shards;
+mod targets;
 mod voronoi;
 
 use std::path::{Path, PathBuf};

@@ -516,6 +516,6 @@ impl Dataset for ParquetDataset {
         let bytes = value(&chunk.images, index - chunk.start);
         let image = bytes.ok_or(DecodeError::Absent).and_then(|bytes| self.decoder.decode(bytes));
         let image = image.map_err(|source| DataError::Decode { path: chunk.path.clone(), sample: index, source })?;
-        Ok(Sample { id: index as i64, image: into_channels(image, self.info.channels), label: self.labels[index] })
+        Ok(Sample::of_class(index as i64, into_channels(image, self.info.channels), self.labels[index]))
     }
 }

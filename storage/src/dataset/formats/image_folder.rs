@@ -450,6 +450,6 @@ impl Dataset for FolderDataset {
         if image.channels > self.info.channels {
             return Err(DataError::sample(path, index, "is in colour, while all images were grey at the beginning"));
         }
-        Ok(Sample { id: index as i64, image: into_channels(image, self.info.channels), label: Some(*label) })
+        Ok(Sample::of_class(index as i64, into_channels(image, self.info.channels), Some(*label)))
     }
 }

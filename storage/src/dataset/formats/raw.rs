@@ -107,10 +107,6 @@ impl Dataset for RawDataset {
             }
         };
         let (width, height) = self.info.image_size.expect("invariant: checked by new");
-        Ok(Sample {
-            id: index as i64,
-            image: Image { width, height, channels, pixels },
-            label: Some(self.labels[index]),
-        })
+        Ok(Sample::of_class(index as i64, Image { width, height, channels, pixels }, Some(self.labels[index])))
     }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crate::dataset::error::DataError;
 use crate::dataset::pixels::Image;
 use crate::dataset::sample::{Dataset, DatasetInfo, LabelOrigin, NameSource, Sample};
+use crate::dataset::target::{Target, TargetInfo, TargetKind};
 
 /// Names of a list that a message shows at most.
 const MAX_SHOWN: usize = 12;
@@ -210,8 +211,22 @@ impl Dataset for Relabelled {
     }
 
     fn sample(&self, index: usize) -> Result<Sample, DataError> {
-        let sample = self.inner.sample(index)?;
-        Ok(Sample { label: self.mapped(sample.label), ..sample })
+        let mut sample = self.inner.sample(index)?;
+        sample.label = self.mapped(sample.label);
+        for target in &mut sample.targets {
+            if let Target::Class(label) = target {
+                *target = Target::of_class(self.mapped(Some(*label)));
+            }
+        }
+        Ok(sample)
+    }
+
+    fn targets_info(&self) -> Vec<TargetInfo> {
+        let mut targets = self.inner.targets_info();
+        for target in targets.iter_mut().filter(|target| target.kind == TargetKind::Class) {
+            target.names.clone_from(&self.info.class_names);
+        }
+        targets
     }
 
     fn notes(&self) -> Vec<String> {

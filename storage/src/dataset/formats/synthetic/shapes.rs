@@ -92,6 +92,16 @@ impl Placement {
             turn: rng.random_range(-0.2..0.2),
         }
     }
+
+    /// Its centre in pixels.
+    pub fn centre(&self) -> [f32; 2] {
+        [self.x, self.y]
+    }
+
+    /// Half of the side of the square in which the shape lies, in pixels.
+    pub fn radius(&self) -> f32 {
+        self.radius
+    }
 }
 
 const STEPS: usize = 4;

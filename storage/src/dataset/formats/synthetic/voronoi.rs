@@ -91,6 +91,11 @@ impl Object {
         Self { kind, radius, x: uniform(rng, radius, side - radius), y: uniform(rng, radius, side - radius) }
     }
 
+    /// Its centre and its radius in pixels.
+    pub fn place(&self) -> ([f32; 2], f32) {
+        ([self.x as f32, self.y as f32], self.radius as f32)
+    }
+
     /// Whether the centre of pixel (`x`, `y`) is inside: edges are hard.
     pub fn covers(&self, x: usize, y: usize) -> bool {
         let from = |pixel: usize, centre: f64| (pixel as f64 + 0.5 - centre) / self.radius;
