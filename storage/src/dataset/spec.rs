@@ -4,6 +4,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 use super::decode::{DecodeLimits, Decoder};
 use super::error::DataError;
 use super::synthetic_spec::SyntheticSpec;
@@ -96,6 +98,40 @@ impl FromStr for Split {
     }
 }
 
+/// How the four numbers of a box in a Parquet file are meant.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum BoxFormat {
+    /// Left and top edge, width and height, as COCO has it.
+    #[default]
+    Xywh,
+    /// Left, top, right and bottom edge.
+    Xyxy,
+}
+
+impl BoxFormat {
+    /// Every format, the default first.
+    pub const ALL: [Self; 2] = [Self::Xywh, Self::Xyxy];
+
+    /// The name in configurations.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Xywh => "xywh",
+            Self::Xyxy => "xyxy",
+        }
+    }
+
+    /// Left, top, right and bottom edge.
+    pub(crate) fn edges(self, [a, b, c, d]: [f32; 4]) -> [f32; 4] {
+        match self {
+            Self::Xywh => [a, b, a + c, b + d],
+            Self::Xyxy => [a, b, c, d],
+        }
+    }
+}
+
 /// Everything that decides what [`open`](super::open) gives.
 #[derive(Clone, Debug)]
 pub struct DatasetSpec {
@@ -114,6 +150,17 @@ pub struct DatasetSpec {
     pub label_column_optional: bool,
     /// The image column of a Parquet file; default `image`, `img`, or the only one there is.
     pub image_column: Option<String>,
+    /// The column of class maps of a Parquet file, a second image column; default the one of a usual name, or the only
+    /// one beside the images.
+    pub mask_column: Option<String>,
+    /// The columns of numbers of a Parquet file that are an image's values, each of floats or of lists of floats of one
+    /// length; default every column of floats.
+    pub value_columns: Vec<String>,
+    /// How the boxes of a Parquet file are written.
+    pub bbox_format: BoxFormat,
+    /// Whether index 0 of class maps stands for no class, and every other for the class before it; default in ADE20K's
+    /// layout, and not elsewhere.
+    pub reduce_zero_label: Option<bool>,
     /// Splits, folders and files that are left out: names, or patterns with `*`, `?` and `[…]`. One with a `/` is
     /// matched against the path relative to the dataset's folder, one without against every name on it; a Parquet file
     /// also has the name of its split.
@@ -185,6 +232,10 @@ impl Default for DatasetSpec {
             label_column: None,
             label_column_optional: false,
             image_column: None,
+            mask_column: None,
+            value_columns: Vec::new(),
+            bbox_format: BoxFormat::default(),
+            reduce_zero_label: None,
             exclude: Vec::new(),
             limits: DecodeLimits::default(),
             exif_orientation: true,

@@ -5,6 +5,7 @@
 //! rest by the
 //! `image` crate, and what these do otherwise than Pillow is either put right here or refused by name.
 
+pub(crate) mod index_map;
 mod jpeg;
 mod kind;
 mod orientation;
@@ -21,6 +22,7 @@ use image::metadata::Orientation;
 use super::pixels::Image;
 use crate::guard::guarded;
 use kind::Kind;
+pub(crate) use orientation::Turn;
 
 /// Names of files in an image folder that are taken for images, without the dot, in small letters.
 pub const EXTENSIONS: [&str; 10] = ["png", "jpg", "jpeg", "jpe", "jfif", "webp", "bmp", "tif", "tiff", "gif"];
@@ -191,6 +193,11 @@ impl Decoder {
     /// # Errors
     /// What is wrong with the image.
     pub fn decode(&self, bytes: &[u8]) -> Result<Image, DecodeError> {
+        self.decode_turned(bytes).map(|(image, _)| image)
+    }
+
+    /// As [`Self::decode`], with how the stored pixels were turned.
+    pub(crate) fn decode_turned(&self, bytes: &[u8]) -> Result<(Image, Turn), DecodeError> {
         let (kind, stored) = self.stored(&mut Cursor::new(bytes))?;
         let refuse = |reason| DecodeError::corrupt(kind.name(), reason);
         let pixels = guarded(
@@ -205,7 +212,8 @@ impl Decoder {
         if pixels.len() != width * height * channels {
             return Err(refuse(format!("decoded to {} bytes", pixels.len())));
         }
-        Ok(orientation::turn(Image { width, height, channels, pixels }, orientation))
+        let turn = Turn { orientation, width, height };
+        Ok((orientation::turn(Image { width, height, channels, pixels }, orientation), turn))
     }
 
     fn stored(&self, reader: &mut (impl BufRead + Seek)) -> Result<(Kind, Stored), DecodeError> {

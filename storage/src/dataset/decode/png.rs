@@ -71,7 +71,7 @@ fn exif(reader: &mut (impl Read + Seek), len: usize) -> Orientation {
 }
 
 /// True when the chunks reach a whole IEND: a decoder may be content with less.
-fn is_whole(bytes: &[u8]) -> bool {
+pub(super) fn is_whole(bytes: &[u8]) -> bool {
     let mut at = SIGNATURE_LEN;
     while let Some(len) = bytes.get(at..at + 4) {
         let end = at + 12 + u32::from_be_bytes([len[0], len[1], len[2], len[3]]) as usize;

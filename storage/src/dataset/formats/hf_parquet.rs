@@ -7,8 +7,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray};
-use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
+use arrow::array::{Array, ArrayRef};
+use arrow::datatypes::Schema;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
 use parquet::basic::Compression;
@@ -19,23 +19,31 @@ use crate::guard::guarded;
 
 use crate::dataset::decode::resize::into_channels;
 use crate::dataset::decode::survey::Survey;
-use crate::dataset::decode::{DecodeError, Decoder};
+use crate::dataset::decode::{DecodeError, Decoder, index_map};
 use crate::dataset::error::DataError;
 use crate::dataset::format::{Format, Likeness};
+use crate::dataset::formats::annotated::{fitted, outside, turned_boxes, turned_map};
 use crate::dataset::labels::label_column::{self, LabelColumn, Labels, Unified};
+use crate::dataset::labels::map_classes::{self, MapRule};
+use crate::dataset::labels::names_file;
+use crate::dataset::labels::target_columns::{Choice, TargetColumns, TargetRows};
 use crate::dataset::layout::listing::file_name;
 use crate::dataset::layout::listing::{Kind, Scope};
 use crate::dataset::layout::shards;
 use crate::dataset::layout::splits::{Part, Shard, parts_of, strip_extension};
 use crate::dataset::parquet_file::features::Features;
+use crate::dataset::parquet_file::image_column::{self, encoded_bytes, has_views, value, with_views};
 use crate::dataset::parquet_file::watched::WatchedFile;
 use crate::dataset::parquet_file::{footer, pages};
 use crate::dataset::sample::{Dataset, DatasetInfo, LabelOrigin, Sample, check_index};
-use crate::dataset::spec::{DatasetSpec, FormatName, Split};
+use crate::dataset::spec::{BoxFormat, DatasetSpec, FormatName, Split};
+use crate::dataset::target::{Target, TargetInfo, TargetKind};
 
 const ROWS_PER_BATCH: usize = 1024;
 /// Memory for a row beside its image: its view and its label.
 const ROW_BYTES: u64 = 32;
+/// Rows whose boxes are held against their images when the files are opened.
+const MAX_CHECKED: usize = 1024;
 
 /// Hugging Face's use of Parquet.
 pub(crate) struct HfParquet;
@@ -50,7 +58,15 @@ impl Format for HfParquet {
     }
 
     fn about(&self) -> &'static str {
-        "Hugging Face Parquet: an image column and a label column."
+        "Hugging Face Parquet: an image column, and a column of classes, labels, masks, objects with boxes, or values."
+    }
+
+    fn targets(&self) -> &'static [TargetKind] {
+        &TargetKind::ALL
+    }
+
+    fn kinds(&self, place: &Path, spec: &DatasetSpec, scope: &Scope) -> Result<Vec<TargetKind>, DataError> {
+        kinds(place, spec, scope)
     }
 
     fn looked_for(&self) -> Option<String> {
@@ -90,6 +106,10 @@ pub(crate) struct ParquetDataset {
     origin: LabelOrigin,
     chunks: Vec<Chunk>,
     labels: Vec<Option<i32>>,
+    targets: Vec<TargetInfo>,
+    rows: TargetRows,
+    rule: Option<MapRule>,
+    bbox_format: BoxFormat,
     decoder: Decoder,
     notes: Vec<String>,
     resident_bytes: u64,
@@ -100,6 +120,8 @@ pub(crate) struct ParquetDataset {
 struct Chunk {
     start: usize,
     images: ArrayRef,
+    /// The encoded class maps, where they were asked for.
+    masks: Option<ArrayRef>,
     path: PathBuf,
 }
 
@@ -108,6 +130,7 @@ struct Columns {
     image: String,
     /// The label column, or the columns that are not taken for one.
     label: Result<LabelColumn, Vec<String>>,
+    targets: TargetColumns,
 }
 
 /// What reading several files gathers.
@@ -116,6 +139,7 @@ struct Gathered {
     columns: Option<Columns>,
     chunks: Vec<Chunk>,
     labels: Labels,
+    rows: TargetRows,
     notes: Vec<String>,
     resident_bytes: u64,
     /// Whether the paths are those of files; what is inside the program has only a name.
@@ -123,11 +147,7 @@ struct Gathered {
 }
 
 fn open(path: &Path, spec: &DatasetSpec, scope: &Scope) -> Result<Arc<dyn Dataset>, DataError> {
-    let (split, files) = if path.is_file() {
-        (single_file(path, spec.split)?, vec![path.to_owned()])
-    } else {
-        shards::find(path, scope)?.choose(path, spec.split, scope)?
-    };
+    let (split, files) = files(path, spec, scope)?;
     let mut gathered = Gathered::default();
     for file in &files {
         match Kind::of_path(file)? {
@@ -145,6 +165,35 @@ fn open(path: &Path, spec: &DatasetSpec, scope: &Scope) -> Result<Arc<dyn Datase
     let name = if path.is_file() { stem(&file_name(path)) } else { file_name(named) };
     gathered.has_files = true;
     gathered.finish(name, HfParquet::NAME, split, spec, path)
+}
+
+/// The stored name of a split, and its files.
+fn files(path: &Path, spec: &DatasetSpec, scope: &Scope) -> Result<(String, Vec<PathBuf>), DataError> {
+    if path.is_file() {
+        return Ok((single_file(path, spec.split)?, vec![path.to_owned()]));
+    }
+    shards::find(path, scope)?.choose(path, spec.split, scope)
+}
+
+/// The kinds of targets that the first file has.
+fn kinds(path: &Path, spec: &DatasetSpec, scope: &Scope) -> Result<Vec<TargetKind>, DataError> {
+    let (_, files) = files(path, spec, scope)?;
+    let Some(file) = files.first() else { return Ok(Vec::new()) };
+    let reader = WatchedFile::open(file)?;
+    let refuse = |reason| DataError::malformed(file, format!("not a readable parquet file: {reason}"));
+    let read = guarded(
+        || {
+            footer::check(&reader).map_err(refuse)?;
+            let metadata = ArrowReaderMetadata::load(&reader, ArrowReaderOptions::default());
+            let schema = metadata.map_err(|e| refuse(e.to_string()))?.schema().clone();
+            let (features, images) = (features(&schema, file)?, image_column::all(&schema));
+            let image = &image_column::choose(&images, &features, file, spec)?;
+            let choice = Choice { schema: &schema, features: &features, image, images: &images, spec, path: file };
+            Ok(choice.kinds())
+        },
+        refuse,
+    );
+    reader.explain(read, file)
 }
 
 /// A file that is inside the program; `path` is only its name.
@@ -217,6 +266,13 @@ impl Gathered {
                 format!("its label column is {own}, that of the first file {first}"),
             ));
         }
+        if let Some(first) = &self.columns
+            && first.targets != found.targets
+        {
+            let reason =
+                "its columns of targets, or the names of their classes, are others than those of the first file";
+            return Err(DataError::malformed(path, reason));
+        }
         let columns = self.columns.get_or_insert(found);
         let index_of = |name: &str| schema.index_of(name).map_err(|e| malformed(&e));
         let image_root = index_of(&columns.image)?;
@@ -233,8 +289,15 @@ impl Gathered {
             [_, part, ..] => part == "bytes",
             _ => true,
         };
-        let image_leaves: Vec<usize> = leaves_of(Some(image_root)).filter(is_bytes).collect();
-        let label_leaves: Vec<usize> = leaves_of(label_root).collect();
+        let mask = columns.targets.mask.as_deref();
+        let mask_root = mask.map(index_of).transpose()?;
+        let image_leaves: Vec<usize> =
+            leaves_of(Some(image_root)).chain(leaves_of(mask_root)).filter(is_bytes).collect();
+        let is_target = |leaf: &usize| columns.targets.reads(descriptor.column(*leaf).path().parts());
+        // A column may hold both the class and a value.
+        let is_label = |leaf: &usize| label_root == Some(descriptor.get_column_root_idx(*leaf));
+        let label_leaves: Vec<usize> =
+            (0..descriptor.num_columns()).filter(|leaf| is_label(leaf) || is_target(leaf)).collect();
         let pages = |leaves: &[usize]| {
             let mask = ProjectionMask::leaves(descriptor, leaves.iter().copied());
             check_compression(metadata.metadata(), &mask).map_err(|e| malformed(&e))?;
@@ -247,15 +310,17 @@ impl Gathered {
         let budget = spec.budget();
         let label_bytes = labels.value_bytes.max(row_bytes);
         budget.check(path, extent.unpacked_bytes.saturating_add(extent.value_bytes).saturating_add(label_bytes))?;
-        let mask = ProjectionMask::leaves(descriptor, image_leaves.into_iter().chain(label_leaves));
-        let metadata = with_views(metadata, &columns.image);
+        let projection = ProjectionMask::leaves(descriptor, image_leaves.into_iter().chain(label_leaves));
+        let encoded: Vec<&str> = std::iter::once(columns.image.as_str()).chain(mask).collect();
+        let metadata = with_views(metadata, &encoded);
         // Texts of labels are copied row by row, and so are images that share prefixes or are not read as views.
-        let is_copied = extent.shares_prefixes || !has_views(metadata.schema().field(image_root));
+        let roots = || std::iter::once(image_root).chain(mask_root);
+        let is_copied = extent.shares_prefixes || !roots().all(|root| has_views(metadata.schema().field(root)));
         let rows_per_batch =
             labels.batch_rows(if is_copied { extent.batch_rows(ROWS_PER_BATCH) } else { ROWS_PER_BATCH });
         let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(reader, metadata);
         let batches =
-            builder.with_batch_size(rows_per_batch).with_projection(mask).build().map_err(|e| malformed(&e))?;
+            builder.with_batch_size(rows_per_batch).with_projection(projection).build().map_err(|e| malformed(&e))?;
         let mut copied_bytes = 0_u64;
         for batch in batches {
             let batch = batch.map_err(|e| malformed(&e))?;
@@ -264,22 +329,27 @@ impl Gathered {
                 |name: &str| batch.column_by_name(name).ok_or_else(|| malformed(&format!("no column {name:?}")));
             let labels = label.map(|name| Ok::<_, DataError>((column(name)?, name))).transpose()?;
             self.labels.add(labels, batch.num_rows())?;
-            let images = encoded_bytes(column(&columns.image)?).ok_or_else(|| {
-                DataError::malformed(path, format!("column {:?} is no struct<bytes, path>", columns.image))
-            })?;
+            let own = |name: &str| column(name).cloned();
+            self.rows.add(&columns.targets, spec.bbox_format, &own, (batch.num_rows(), start, path))?;
+            let encoded = |name: &str| {
+                let refuse = || DataError::malformed(path, format!("column {name:?} is no struct<bytes, path>"));
+                encoded_bytes(column(name)?).ok_or_else(refuse)
+            };
+            let (images, masks) = (encoded(&columns.image)?, mask.map(encoded).transpose()?);
             if is_copied {
-                copied_bytes = copied_bytes.saturating_add(images.get_array_memory_size() as u64);
+                let num_bytes = [Some(&images), masks.as_ref()].map(|all| all.map_or(0, Array::get_array_memory_size));
+                copied_bytes = copied_bytes.saturating_add(num_bytes.iter().sum::<usize>() as u64);
                 // Half of it stays free for the next batch and what a growing vector has freed.
                 budget.check(path, copied_bytes.saturating_mul(2))?;
             }
-            self.chunks.push(Chunk { start, images, path: path.to_owned() });
+            self.chunks.push(Chunk { start, images, masks, path: path.to_owned() });
         }
         self.resident_bytes += extent.unpacked_bytes.max(copied_bytes) + row_bytes;
         Ok(())
     }
 
     fn finish(
-        self,
+        mut self,
         name: String,
         format: FormatName,
         split: String,
@@ -307,6 +377,31 @@ impl Gathered {
                 survey.add(value(&chunk.images, row).and_then(|bytes| decoder.header(bytes).ok()));
             }
         }
+        let mut notes = self.notes;
+        notes.extend(note);
+        let (mut targets, mut rule) = (Vec::new(), None);
+        for &kind in &spec.targets {
+            targets.push(match kind {
+                TargetKind::Class => TargetInfo {
+                    kind,
+                    names: class_names.clone(),
+                    source,
+                    column: column.map(|column| column.name.clone()),
+                },
+                TargetKind::Map => {
+                    let listed = if self.has_files { listed(path, spec)? } else { None };
+                    let zero_is_none = spec.reduce_zero_label.unwrap_or(false);
+                    let read = |row: usize| indices(&self.chunks, row, &decoder);
+                    let found = map_classes::find(listed, zero_is_none, labels.len(), path, &read)?;
+                    notes.extend(found.note);
+                    rule = Some(found.rule);
+                    TargetInfo { kind, names: found.names, source: found.source, column: columns.targets.mask.clone() }
+                }
+                _ => self.rows.info(kind, &columns.targets, path)?,
+            });
+        }
+        check_boxes(&self.chunks, &self.rows, &decoder, spec.bbox_format)?;
+        let resident_bytes = self.resident_bytes + self.rows.resident_bytes();
         let info = DatasetInfo {
             name,
             format: format.to_string(),
@@ -317,19 +412,80 @@ impl Gathered {
             image_size: survey.image_size(),
             channels: survey.channels(),
         };
-        let mut notes = self.notes;
-        notes.extend(note);
         Ok(Arc::new(ParquetDataset {
             info,
             origin,
             chunks: self.chunks,
             labels,
+            targets,
+            rows: self.rows,
+            rule,
+            bbox_format: spec.bbox_format,
             decoder,
             notes,
-            resident_bytes: self.resident_bytes,
+            resident_bytes,
             has_files: self.has_files,
         }))
     }
+}
+
+/// The names of classes that a file beside the Parquet files lists.
+fn listed(path: &Path, spec: &DatasetSpec) -> Result<Option<Vec<String>>, DataError> {
+    let folder = if path.is_file() { path.parent().unwrap_or(path) } else { path };
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    let root = folder.canonicalize().map_err(|e| DataError::read(folder, e))?;
+    let scope = Scope::new(folder, &spec.exclude)?;
+    Ok(names_file::listed(folder, &root, &scope)?.map(|(names, _)| names))
+}
+
+/// The chunk of a row, and its place in it.
+fn place(chunks: &[Chunk], index: usize) -> (&Chunk, usize) {
+    let chunk = &chunks[chunks.partition_point(|chunk| chunk.start <= index) - 1];
+    (chunk, index - chunk.start)
+}
+
+/// The indices of a row's class map.
+fn indices(chunks: &[Chunk], index: usize, decoder: &Decoder) -> Result<index_map::Indices, DataError> {
+    let (chunk, row) = place(chunks, index);
+    let bytes = chunk.masks.as_ref().and_then(|masks| value(masks, row)).ok_or(DecodeError::Absent);
+    let decoded = bytes.and_then(|bytes| index_map::decode(bytes, &decoder.limits));
+    decoded.map_err(|source| DataError::Decode { path: chunk.path.clone(), sample: index, source })
+}
+
+/// Refuses boxes that leave their images, as far as some rows tell: a wrong `data.bbox_format` shows in the first ones.
+fn check_boxes(
+    chunks: &[Chunk],
+    rows: &TargetRows,
+    decoder: &Decoder,
+    bbox_format: BoxFormat,
+) -> Result<(), DataError> {
+    // Boxes are in the pixels as stored.
+    let decoder = Decoder { exif_orientation: false, ..*decoder };
+    let mut num_checked = 0;
+    for chunk in chunks {
+        for row in 0..chunk.images.len() {
+            let index = chunk.start + row;
+            let Some(boxes) = rows.boxes(index).filter(|boxes| !boxes.is_empty()) else { continue };
+            let Some(header) = value(&chunk.images, row).and_then(|bytes| decoder.header(bytes).ok()) else { continue };
+            let size = [header.width as f32, header.height as f32];
+            if let Some(object) = boxes.iter().find(|object| fitted(object.edges, size).is_none()) {
+                let reason = outside(object.edges, header.width, header.height);
+                return Err(DataError::sample(&chunk.path, index, with_format(&reason, bbox_format)));
+            }
+            num_checked += 1;
+            if num_checked >= MAX_CHECKED {
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What is wrong with a box, and how its numbers were read.
+fn with_format(reason: &str, bbox_format: BoxFormat) -> String {
+    let other = if bbox_format == BoxFormat::Xywh { BoxFormat::Xyxy } else { BoxFormat::Xywh };
+    let (taken, other) = (bbox_format.as_str(), other.as_str());
+    format!("{reason}; its numbers were taken for {taken}, data.bbox_format = \"{other}\" is the other way")
 }
 
 /// Names a compression that is not read.
@@ -346,127 +502,9 @@ fn check_compression(metadata: &ParquetMetaData, mask: &ProjectionMask) -> Resul
     Ok(())
 }
 
-/// The same file with its images read as views (string views of Arrow): these point into the unpacked pages, so that a
-/// batch may hold more than the 2 GiB that 32-bit offsets reach, and a dictionary's entry is held once however many
-/// rows name it.
-fn with_views(metadata: ArrowReaderMetadata, image: &str) -> ArrowReaderMetadata {
-    let schema = metadata.schema();
-    let fields: Fields = schema
-        .fields()
-        .iter()
-        .map(|field| if field.name() == image { Arc::new(viewed(field)) } else { field.clone() })
-        .collect();
-    let schema: SchemaRef = Arc::new(Schema::new_with_metadata(fields, schema.metadata().clone()));
-    let options = ArrowReaderOptions::default().with_schema(schema);
-    // A schema that the decoder does not take as its own is left as it is; batches are then bounded by its offsets.
-    ArrowReaderMetadata::try_new(metadata.metadata().clone(), options).unwrap_or(metadata)
-}
-
-/// The field with binary views in the place of binary values.
-fn viewed(field: &Field) -> Field {
-    let kind = match field.data_type() {
-        kind if is_binary(kind) => DataType::BinaryView,
-        DataType::Struct(parts) => DataType::Struct(
-            parts
-                .iter()
-                .map(|part| match part.name().as_str() {
-                    "bytes" => Arc::new(viewed(part)),
-                    _ => part.clone(),
-                })
-                .collect(),
-        ),
-        kind => kind.clone(),
-    };
-    field.clone().with_data_type(kind)
-}
-
-/// Whether the images of a field are read as views.
-fn has_views(field: &Field) -> bool {
-    match field.data_type() {
-        DataType::Struct(parts) => parts.iter().any(|part| part.name() == "bytes" && has_views(part)),
-        kind => *kind == DataType::BinaryView,
-    }
-}
-
 fn features(schema: &Schema, path: &Path) -> Result<Features, DataError> {
     let columns: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
     Features::read(schema.metadata(), &columns).map_err(|reason| DataError::malformed(path, reason))
-}
-
-fn is_binary(kind: &DataType) -> bool {
-    match kind {
-        DataType::Binary | DataType::LargeBinary | DataType::BinaryView => true,
-        DataType::Dictionary(_, values) => is_binary(values),
-        _ => false,
-    }
-}
-
-fn is_image(kind: &DataType) -> bool {
-    match kind {
-        DataType::Struct(fields) => fields.iter().any(|field| field.name() == "bytes" && is_binary(field.data_type())),
-        other => is_binary(other),
-    }
-}
-
-fn choose_columns(schema: &Schema, path: &Path, spec: &DatasetSpec) -> Result<Columns, DataError> {
-    let features = features(schema, path)?;
-    let of_kind = |accept: &dyn Fn(&DataType) -> bool| -> Vec<String> {
-        schema.fields().iter().filter(|field| accept(field.data_type())).map(|field| field.name().clone()).collect()
-    };
-    let images = of_kind(&is_image);
-    let refuse = |problem: String, key, allowed: &[String]| DataError::Column {
-        path: path.to_owned(),
-        problem,
-        key,
-        allowed: if allowed.is_empty() { "(there is none)".to_owned() } else { allowed.join(", ") },
-    };
-    let image = if let Some(wanted) = &spec.image_column {
-        let found = images.contains(wanted).then(|| wanted.clone());
-        found.ok_or_else(|| refuse(format!("no image column {wanted:?}"), "data.image_column", &images))?
-    } else if let Some(usual) = ["image", "img"].iter().find(|name| images.iter().any(|image| image == *name)) {
-        (*usual).to_owned()
-    } else {
-        let declared: Vec<_> = images.iter().filter(|name| features.images.contains(name)).cloned().collect();
-        match (declared.as_slice(), images.as_slice()) {
-            ([one], _) | (_, [one]) => one.clone(),
-            (_, []) => {
-                return Err(refuse("no image column, a struct<bytes, path>".to_owned(), "data.image_column", &images));
-            }
-            _ => {
-                return Err(refuse("several image columns".to_owned(), "data.image_column", &images));
-            }
-        }
-    };
-    let label = label_column::choose(schema, &features, &image, spec, path)?;
-    Ok(Columns { image, label })
-}
-
-/// The binary column inside an image column; a null struct makes its bytes null.
-fn encoded_bytes(column: &ArrayRef) -> Option<ArrayRef> {
-    let Some(parts) = column.as_struct_opt() else {
-        return is_binary(column.data_type()).then(|| column.clone());
-    };
-    let bytes = parts.column_by_name("bytes").filter(|bytes| is_binary(bytes.data_type()))?;
-    match parts.nulls() {
-        Some(nulls) if nulls.null_count() > 0 => {
-            let absent = arrow::array::BooleanArray::new(!nulls.inner(), None);
-            arrow::compute::nullif(bytes, &absent).ok()
-        }
-        _ => Some(bytes.clone()),
-    }
-}
-
-/// The encoded image of one row, none where it is null.
-fn value(images: &ArrayRef, row: usize) -> Option<&[u8]> {
-    if images.is_null(row) {
-        return None;
-    }
-    match images.data_type() {
-        DataType::Binary => Some(images.as_binary::<i32>().value(row)),
-        DataType::LargeBinary => Some(images.as_binary::<i64>().value(row)),
-        DataType::BinaryView => Some(images.as_binary_view().value(row)),
-        _ => None,
-    }
 }
 
 impl Dataset for ParquetDataset {
@@ -512,10 +550,52 @@ impl Dataset for ParquetDataset {
 
     fn sample(&self, index: usize) -> Result<Sample, DataError> {
         check_index(&self.info, index)?;
-        let chunk = &self.chunks[self.chunks.partition_point(|chunk| chunk.start <= index) - 1];
-        let bytes = value(&chunk.images, index - chunk.start);
-        let image = bytes.ok_or(DecodeError::Absent).and_then(|bytes| self.decoder.decode(bytes));
-        let image = image.map_err(|source| DataError::Decode { path: chunk.path.clone(), sample: index, source })?;
-        Ok(Sample::of_class(index as i64, into_channels(image, self.info.channels), self.labels[index]))
+        let (chunk, row) = place(&self.chunks, index);
+        let bytes = value(&chunk.images, row);
+        let decoded = bytes.ok_or(DecodeError::Absent).and_then(|bytes| self.decoder.decode_turned(bytes));
+        let (image, turn) =
+            decoded.map_err(|source| DataError::Decode { path: chunk.path.clone(), sample: index, source })?;
+        let refuse = |reason: String| DataError::sample(&chunk.path, index, reason);
+        let target = |target: &TargetInfo| match (target.kind, self.rule) {
+            (TargetKind::Class, _) => Ok(Target::of_class(self.labels[index])),
+            (TargetKind::Map, Some(rule)) => {
+                // A null mask is one that nobody made.
+                if chunk.masks.as_ref().is_none_or(|masks| value(masks, row).is_none()) {
+                    return Ok(Target::Unknown);
+                }
+                let indices = indices(&self.chunks, index, &self.decoder)?;
+                turned_map(indices, rule, turn).map_err(|reason| refuse(format!("its class map {reason}")))
+            }
+            (TargetKind::Boxes, _) => match self.rows.boxes(index) {
+                Some(boxes) => turned_boxes(boxes, None, &image, turn)
+                    .map_err(|reason| refuse(with_format(&reason, self.bbox_format))),
+                None => Ok(Target::Unknown),
+            },
+            (kind, _) => Ok(self.rows.target(kind, index)),
+        };
+        let targets = self.targets.iter().map(target).collect::<Result<_, DataError>>()?;
+        let image = into_channels(image, self.info.channels);
+        Ok(Sample { id: index as i64, image, label: self.labels[index], targets })
     }
+
+    fn targets_info(&self) -> Vec<TargetInfo> {
+        self.targets.clone()
+    }
+}
+
+/// The columns that are read of the first file.
+fn choose_columns(schema: &Schema, path: &Path, spec: &DatasetSpec) -> Result<Columns, DataError> {
+    let (features, images) = (features(schema, path)?, image_column::all(schema));
+    let image = image_column::choose(&images, &features, path, spec)?;
+    let choice = Choice { schema, features: &features, image: &image, images: &images, spec, path };
+    let targets = choice.choose()?;
+    let label = match label_column::choose(schema, &features, &image, spec, path) {
+        label if spec.targets.contains(&TargetKind::Class) => label?,
+        // Where the class was not asked for, roles are still balanced by one that nobody can mistake.
+        Ok(Ok(label)) if !label.by_elimination && !label.is_float() && !targets.names().contains(&&*label.name) => {
+            Ok(label)
+        }
+        _ => Err(Vec::new()),
+    };
+    Ok(Columns { image, label, targets })
 }

@@ -2,18 +2,14 @@
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::fs::File;
-use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::input::open_regular;
-
 use crate::dataset::decode::resize::into_channels;
-use crate::dataset::decode::survey::Survey;
 use crate::dataset::decode::{Decoder, EXTENSIONS, is_image_name};
 use crate::dataset::error::DataError;
 use crate::dataset::format::{Format, Likeness};
+use crate::dataset::formats::image_files::{inside, read, survey};
 use crate::dataset::labels::classes::name_of_bytes;
 use crate::dataset::layout::folders::{
     Labels, Layout, SplitFolder, check_no_inner_splits, holds_image, holds_image_directly, layout, says_nothing,
@@ -27,15 +23,6 @@ use crate::dataset::spec::{DatasetSpec, FormatName, Split};
 const MAX_DEPTH: usize = 16;
 /// More bytes than this are no file of annotations.
 const MAX_ANNOTATIONS: u64 = 256 << 20;
-/// Files of a split whose headers are read at most, to know whether all images are grey and of one size. With more that
-/// look alike, they are taken for coloured and of unknown size: a few seconds of a local disk's time, a minute of a
-/// distant one's.
-pub const MAX_SURVEYED: usize = 1 << 18;
-/// Files whose headers are read before it is asked whether the others matter.
-const SURVEYED_AT_ONCE: usize = 1024;
-/// Threads that wait for a distant disk.
-const NUM_SURVEYORS: usize = 8;
-
 /// The format of one folder of images a class.
 pub(crate) struct ImageFolder;
 
@@ -144,7 +131,7 @@ fn open(path: &Path, spec: &DatasetSpec, scope: &Scope) -> Result<Arc<dyn Datase
     if files.is_empty() {
         return Err(DataError::malformed(&folder, "no class folders with images"));
     }
-    let survey = survey(&files, &root, spec);
+    let survey = survey(files.iter().map(|(path, _)| path.as_path()), &root, spec);
     let info = DatasetInfo {
         // The folder that was named, even where the splits lie deeper.
         name: file_name(spec.path.as_deref().unwrap_or(path)),
@@ -367,51 +354,6 @@ impl Place<'_> {
             None => Ok(()),
         }
     }
-}
-
-/// Refuses a path that leads out of the canonical `root`, and gives the canonical path.
-fn inside(path: &Path, root: &Path) -> Result<PathBuf, DataError> {
-    let target = path.canonicalize().map_err(|e| DataError::read(path, e))?;
-    if target.starts_with(root) { Ok(target) } else { Err(DataError::Escape { path: path.to_owned(), target }) }
-}
-
-/// Reads headers in the order of the files until no more can be learnt.
-fn survey(files: &[(PathBuf, i32)], root: &Path, spec: &DatasetSpec) -> Survey {
-    let (decoder, mut survey) = (spec.decoder(), Survey::new(spec.channels));
-    let header = |path: &Path| {
-        let file = open_inside(path, root).ok()?;
-        decoder.header_of(&mut BufReader::new(file)).ok()
-    };
-    for some in files[..files.len().min(MAX_SURVEYED)].chunks(SURVEYED_AT_ONCE) {
-        let each = some.len().div_ceil(NUM_SURVEYORS);
-        let headers = std::thread::scope(|scope| {
-            let read = |files: &[(PathBuf, i32)]| files.iter().map(|(path, _)| header(path)).collect::<Vec<_>>();
-            let readers: Vec<_> = some.chunks(each).map(|files| scope.spawn(move || read(files))).collect();
-            // A reader that panicked knows nothing of its files.
-            readers.into_iter().map(|reader| reader.join().unwrap_or_else(|_| vec![None])).collect::<Vec<_>>()
-        });
-        headers.into_iter().flatten().for_each(|header| survey.add(header));
-        if survey.is_settled() {
-            break;
-        }
-    }
-    if files.len() > MAX_SURVEYED {
-        survey.leave_out_the_rest();
-    }
-    survey
-}
-
-/// A regular file inside the root.
-fn open_inside(path: &Path, root: &Path) -> Result<File, DataError> {
-    let target = inside(path, root)?;
-    open_regular(&target).map_err(|e| DataError::read(path, e))
-}
-
-/// At most `limit` bytes of a regular file inside the root.
-fn read(path: &Path, root: &Path, limit: u64) -> Result<Vec<u8>, DataError> {
-    let mut bytes = Vec::new();
-    open_inside(path, root)?.take(limit).read_to_end(&mut bytes).map_err(|e| DataError::read(path, e))?;
-    Ok(bytes)
 }
 
 impl Dataset for FolderDataset {

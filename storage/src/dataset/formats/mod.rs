@@ -1,12 +1,17 @@
 //! The forms in which datasets are stored, one module a format, and the list of them.
 
+pub(crate) mod annotated;
 pub(crate) mod cifar;
+pub(crate) mod coco;
 pub(crate) mod embedded;
 pub(crate) mod hf_parquet;
 pub(crate) mod idx;
+pub(crate) mod image_files;
 pub(crate) mod image_folder;
+pub(crate) mod mask_folder;
 pub(crate) mod raw;
 pub(crate) mod synthetic;
+pub(crate) mod voc;
 
 use std::borrow::Cow;
 use std::str::FromStr;
@@ -24,6 +29,9 @@ pub static FORMATS: &[&dyn Format] = &[
     &cifar::CifarBin,
     &cifar::CifarPickle,
     &idx::Idx,
+    &voc::Voc,
+    &coco::Coco,
+    &mask_folder::MaskFolder,
     &image_folder::ImageFolder,
     &synthetic::Synthetic,
     &embedded::Embedded,

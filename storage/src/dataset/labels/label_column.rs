@@ -57,10 +57,16 @@ pub(in crate::dataset) struct LabelColumn {
     /// Its type, for people.
     pub type_text: String,
     /// It is the only column that could be meant, nothing says that it is.
-    by_elimination: bool,
+    pub by_elimination: bool,
+    is_float: bool,
 }
 
 impl LabelColumn {
+    /// Whether its values are floating-point numbers, which may be no classes.
+    pub fn is_float(&self) -> bool {
+        self.is_float
+    }
+
     /// What the owner of the data should know of the choice.
     pub fn note(&self) -> Option<String> {
         let text = format!("{} ({})", self.name.escape_debug(), self.type_text);
@@ -166,7 +172,8 @@ impl Candidate<'_> {
     }
 
     fn found(&self, by_elimination: bool) -> LabelColumn {
-        LabelColumn { name: self.name.to_owned(), type_text: type_text(self.kind), by_elimination }
+        let is_float = Kind::of(self.kind) == Some(Kind::Float);
+        LabelColumn { name: self.name.to_owned(), type_text: type_text(self.kind), by_elimination, is_float }
     }
 }
 

@@ -16,6 +16,8 @@ pub(crate) struct Features {
     pub images: Vec<String>,
     /// Columns of type `ClassLabel` with their names, in the order of the file's columns.
     pub class_labels: Vec<(String, Vec<String>)>,
+    /// Class labels inside lists and structs with their names: `labels`, `objects.category`.
+    pub nested_labels: Vec<(String, Vec<String>)>,
     /// Columns that pandas keeps its index in.
     pub index_columns: Vec<String>,
 }
@@ -46,15 +48,36 @@ impl Features {
             match feature["_type"].as_str() {
                 Some("Image") => found.images.push(column.to_owned()),
                 Some("ClassLabel") => found.class_labels.push((column.to_owned(), class_names(feature, column)?)),
-                _ => {}
+                _ => nested(feature, column, &mut found.nested_labels)?,
             }
         }
         Ok(found)
     }
 
+    /// Class names of what lies in a column, as `objects.category`; empty when it is no `ClassLabel`.
+    pub fn nested_names(&self, path: &str) -> &[String] {
+        self.nested_labels.iter().find(|(name, _)| name == path).map_or(&[], |(_, names)| names.as_slice())
+    }
+
     /// Class names of a column, empty when it is no `ClassLabel`.
     pub fn names(&self, column: &str) -> &[String] {
         self.class_labels.iter().find(|(name, _)| name == column).map_or(&[], |(_, names)| names.as_slice())
+    }
+}
+
+/// Gathers the class labels in a feature. A list is `{"feature": …}` or has one item, a struct has its members by name.
+fn nested(feature: &Value, path: &str, found: &mut Vec<(String, Vec<String>)>) -> Result<(), String> {
+    match feature {
+        Value::Array(items) => items.first().map_or(Ok(()), |item| nested(item, path, found)),
+        Value::Object(_) if feature["_type"] == "ClassLabel" => {
+            found.push((path.to_owned(), class_names(feature, path)?));
+            Ok(())
+        }
+        Value::Object(members) => match members.get("feature") {
+            Some(inner) => nested(inner, path, found),
+            None => members.iter().try_for_each(|(name, inner)| nested(inner, &format!("{path}.{name}"), found)),
+        },
+        _ => Ok(()),
     }
 }
 

@@ -3,5 +3,6 @@
 
 pub(crate) mod features;
 pub(crate) mod footer;
+pub(crate) mod image_column;
 pub(crate) mod pages;
 pub(crate) mod watched;
