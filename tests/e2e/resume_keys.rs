@@ -7,7 +7,7 @@ use mlomae_dataflow::config::{OnResume, rules};
 use crate::place::{Ended, Place};
 
 /// Another valid value of every key than the one of the run.
-const OTHER: [(&str, &str); 152] = [
+const OTHER: [(&str, &str); 157] = [
     ("seed", "4"),
     ("engine", "auto"),
     ("run.root", "elsewhere"),
@@ -16,6 +16,10 @@ const OTHER: [(&str, &str); 152] = [
     ("data.path", "elsewhere"),
     ("data.label_column", "label"),
     ("data.image_column", "image"),
+    ("data.mask_column", "mask"),
+    ("data.value_columns", "[\"age\"]"),
+    ("data.bbox_format", "xyxy"),
+    ("data.reduce_zero_label", "true"),
     ("data.exclude", "[\"x\"]"),
     ("data.exif_orientation", "false"),
     ("data.on_bad_image", "skip"),
@@ -40,6 +44,7 @@ const OTHER: [(&str, &str); 152] = [
     ("data.synthetic.channels", "3"),
     ("data.synthetic.seed", "9"),
     ("data.synthetic.scene", "voronoi"),
+    ("data.synthetic.num_objects", "[2, 2]"),
     ("data.synthetic.areas", "equal"),
     ("data.synthetic.num_distractors", "1"),
     ("data.synthetic.object_radius", "[2.0, 3.0]"),
@@ -176,9 +181,13 @@ const BESIDE: [(&str, &[&str]); 6] = [
 const ONE_VALUE: [&str; 1] = ["method.task"];
 
 /// Keys without a meaning for generated data, or in the run's setting, or for training.
-const WITHOUT_EFFECT: [&str; 7] = [
+const WITHOUT_EFFECT: [&str; 11] = [
     "data.label_column",
     "data.image_column",
+    "data.mask_column",
+    "data.value_columns",
+    "data.bbox_format",
+    "data.reduce_zero_label",
     "data.test_split",
     "data.augment.min_area",
     "data.synthetic.num_test",

@@ -4,13 +4,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use mlomae_storage::dataset::{
-    self, ConvertReport, DataError, Dataset, DatasetSpec, FORMATS, FormatName, NameSource, ObjectAreas, Split,
-    SyntheticScene, SyntheticSpec,
+    self, BoxFormat, ConvertReport, DataError, Dataset, DatasetSpec, FORMATS, FormatName, NameSource, ObjectAreas,
+    Split, SyntheticScene, SyntheticSpec, TargetKind,
 };
 use mlomae_storage::escape::{one_line, shortened};
 
 use super::bar::Bar;
 use super::session::Session;
+use super::target_counts;
 use crate::process::error::CliError;
 
 /// Characters of a class's name that are printed; a text of a megabyte may be one, and no column is so wide.
@@ -28,6 +29,7 @@ fn after_help() -> String {
         "\nExamples:
   mlomae data info --format embedded
   mlomae data info /data/cifar-100-python --label-column fine_label
+  mlomae data info /data/VOCdevkit/VOC2012 --targets boxes
   mlomae data convert /data/cifar-10-batches-bin data/cifar10
   mlomae data synthetic data/shapes --num-train 10000 --image 64",
     );
@@ -44,7 +46,8 @@ pub(crate) struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
-    /// Print the splits, classes, sizes and pixel statistics; decodes every image
+    /// Print the splits, classes, sizes, pixel statistics and targets; decodes every image, of data with other targets than
+    /// the class 2,000 of each split
     Info(InfoArgs),
     /// Write a dataset as Hugging Face Parquet with PNG images, losslessly
     Convert(ConvertArgs),
@@ -63,6 +66,18 @@ struct SourceArgs {
     /// Image column of a Parquet file where there are several
     #[arg(long, value_name = "NAME")]
     image_column: Option<String>,
+    /// Column of class maps of a Parquet file
+    #[arg(long, value_name = "NAME")]
+    mask_column: Option<String>,
+    /// Column of a Parquet file that is a value of each image, or a list of values; may be given several times
+    #[arg(long, value_name = "NAME")]
+    value_column: Vec<String>,
+    /// How boxes of a Parquet file are written
+    #[arg(long, default_value = BoxFormat::default().as_str(), value_name = "xywh|xyxy", value_parser = parse_bbox_format)]
+    bbox_format: BoxFormat,
+    /// Whether index 0 of class maps is no class, and every other the class before it; so in ADE20K's layout
+    #[arg(long, value_name = "true|false")]
+    reduce_zero_label: Option<bool>,
     /// Leaves out a split, folder or file by its name, or by a pattern of its path below PATH
     #[arg(long, value_name = "PATTERN")]
     exclude: Vec<String>,
@@ -78,6 +93,9 @@ struct InfoArgs {
     path: Option<PathBuf>,
     #[command(flatten)]
     source: SourceArgs,
+    /// What to tell of the images, separated by commas: class, labels, values, map, boxes; by default what the files have
+    #[arg(long, value_name = "KINDS", value_delimiter = ',', value_parser = parse_target)]
+    targets: Vec<TargetKind>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -143,6 +161,15 @@ fn parse_format(text: &str) -> Result<FormatName, String> {
     FormatName::parse(text).map_err(|error| error.to_string())
 }
 
+fn parse_bbox_format(text: &str) -> Result<BoxFormat, String> {
+    let format = BoxFormat::ALL.into_iter().find(|format| format.as_str() == text);
+    format.ok_or_else(|| format!("allowed: {}", BoxFormat::ALL.map(BoxFormat::as_str).join(", ")))
+}
+
+fn parse_target(text: &str) -> Result<TargetKind, String> {
+    TargetKind::parse(text).map_err(|error| error.to_string())
+}
+
 fn parse_split(text: &str) -> Result<Split, String> {
     Split::parse(text).map_err(|error| error.to_string())
 }
@@ -158,19 +185,37 @@ impl Args {
 }
 
 impl SourceArgs {
+    /// What opens a split, whose labels are in `label_column` if they are in that of the train split.
+    fn spec(&self, path: Option<&Path>, split: Split, label_column: Option<&String>) -> DatasetSpec {
+        DatasetSpec {
+            format: self.format,
+            path: path.map(Path::to_owned),
+            split,
+            label_column: self.label_column.as_ref().or(label_column).cloned(),
+            label_column_optional: label_column.is_some(),
+            image_column: self.image_column.clone(),
+            mask_column: self.mask_column.clone(),
+            value_columns: self.value_column.clone(),
+            bbox_format: self.bbox_format,
+            reduce_zero_label: self.reduce_zero_label,
+            exclude: self.exclude.clone(),
+            ..DatasetSpec::default()
+        }
+    }
+
+    /// The kinds of targets that the files of the first split have; the class where they have none, and of what is
+    /// generated, whose images depend on what is asked for.
+    fn kinds(&self, path: Option<&Path>) -> Vec<TargetKind> {
+        let splits = self.split.map_or_else(|| Split::ALL.to_vec(), |split| vec![split]);
+        let of = |split| dataset::kinds(&self.spec(path, split, None)).ok();
+        let found = if self.format.reads_files() { splits.into_iter().find_map(of) } else { None };
+        found.filter(|kinds| !kinds.is_empty()).unwrap_or_else(|| vec![TargetKind::Class])
+    }
+
     /// The requested splits, or all that there are, the train split first.
-    fn open(&self, path: Option<&Path>) -> Result<Vec<Arc<dyn Dataset>>, CliError> {
+    fn open(&self, path: Option<&Path>, targets: &[TargetKind]) -> Result<Vec<Arc<dyn Dataset>>, CliError> {
         let open = |split, label_column: Option<&String>| {
-            dataset::open(&DatasetSpec {
-                format: self.format,
-                path: path.map(Path::to_owned),
-                split,
-                label_column: self.label_column.as_ref().or(label_column).cloned(),
-                label_column_optional: label_column.is_some(),
-                image_column: self.image_column.clone(),
-                exclude: self.exclude.clone(),
-                ..DatasetSpec::default()
-            })
+            dataset::open(&DatasetSpec { targets: targets.to_vec(), ..self.spec(path, split, label_column) })
         };
         if let Some(split) = self.split {
             return Ok(vec![open(split, None)?]);
@@ -221,11 +266,29 @@ fn info(args: &InfoArgs, session: &mut Session<'_>) -> Result<(), CliError> {
         let others: Vec<_> = dataset::reading_no_files().into_iter().map(FormatName::as_str).collect();
         return Err(CliError::usage(format!("data info needs a PATH, or --format {}", others.join(" or "))));
     }
-    let splits = in_classes_of_first(args.source.open(args.path.as_deref())?)?;
+    let (path, class) = (args.path.as_deref(), [TargetKind::Class]);
+    let mut of_targets = None;
+    let splits = if args.targets.is_empty() {
+        let kinds = args.source.kinds(path);
+        match args.source.open(path, &kinds) {
+            Ok(splits) => splits,
+            // Nobody has asked for them.
+            Err(error) if kinds.contains(&TargetKind::Class) && kinds != class => {
+                let splits = args.source.open(path, &class)?;
+                of_targets = Some(format!("targets beside the class are not read: {error}"));
+                splits
+            }
+            Err(error) => return Err(error),
+        }
+    } else {
+        args.source.open(path, &args.targets)?
+    };
+    let splits = in_classes_of_first(splits)?;
     let mut report = Vec::new();
     for (number, (split, notes)) in splits.iter().enumerate() {
         let (info, summary) = (split.info(), dataset::summary(split.as_ref())?);
-        let notes: Vec<String> = split.notes().into_iter().chain(notes.iter().cloned()).collect();
+        let notes: Vec<String> = split.notes().into_iter().chain(notes.iter().chain(&of_targets).cloned()).collect();
+        let has_class = split.targets_info().iter().any(|info| info.kind == TargetKind::Class);
         let label_type = split.label_origin().column_type;
         if args.json {
             let classes: Vec<_> = summary
@@ -238,6 +301,7 @@ fn info(args: &InfoArgs, session: &mut Session<'_>) -> Result<(), CliError> {
                 "format": info.format,
                 "split": info.split,
                 "num_samples": summary.num_samples,
+                "num_sampled": summary.num_sampled,
                 "num_unlabelled": summary.num_unlabelled,
                 "label_column": info.label_column,
                 "label_type": label_type,
@@ -247,6 +311,7 @@ fn info(args: &InfoArgs, session: &mut Session<'_>) -> Result<(), CliError> {
                 "mean": summary.mean,
                 "std": summary.std,
                 "classes": classes,
+                "targets": summary.targets.iter().map(target_counts::json).collect::<Vec<_>>(),
                 "notes": notes,
             }));
             continue;
@@ -264,6 +329,9 @@ fn info(args: &InfoArgs, session: &mut Session<'_>) -> Result<(), CliError> {
         let kind = if summary.channels == 1 { "grey" } else { "RGB" };
         writeln!(session.out, "{} ({}), {} split", one_line(&info.name), info.format, info.split)?;
         writeln!(session.out, "  images   {}", summary.num_samples)?;
+        if summary.num_sampled < summary.num_samples {
+            writeln!(session.out, "  sampled  {}: what follows is told of these", summary.num_sampled)?;
+        }
         writeln!(session.out, "  pixels   {sizes}, {kind}")?;
         writeln!(session.out, "  mean     {}", values(&summary.mean))?;
         writeln!(session.out, "  std      {}", values(&summary.std))?;
@@ -274,9 +342,10 @@ fn info(args: &InfoArgs, session: &mut Session<'_>) -> Result<(), CliError> {
             }
             (Some(column), None) => writeln!(session.out, "  labels   {column}, {num_classes} classes")?,
             (None, _) if num_classes > 0 => writeln!(session.out, "  labels   {num_classes} classes")?,
-            (None, _) => writeln!(session.out, "  labels   none")?,
+            (None, _) if has_class => writeln!(session.out, "  labels   none")?,
+            (None, _) => {}
         }
-        if summary.num_unlabelled > 0 {
+        if summary.num_unlabelled > 0 && has_class {
             writeln!(session.out, "  without a label {}", summary.num_unlabelled)?;
         }
         for note in notes {
@@ -290,6 +359,9 @@ fn info(args: &InfoArgs, session: &mut Session<'_>) -> Result<(), CliError> {
         let width = classes.iter().map(|class| class.0.chars().count()).max().unwrap_or(0);
         for (label, (name, num_samples)) in classes.iter().enumerate() {
             writeln!(session.out, "    {label:>4}  {name:<width$}  {num_samples}")?;
+        }
+        for target in &summary.targets {
+            target_counts::print(&mut session.out, target)?;
         }
     }
     if args.json {
@@ -310,7 +382,7 @@ fn convert(args: &ConvertArgs, session: &mut Session<'_>) -> Result<(), CliError
         }
     };
     let mut reports = Vec::new();
-    let splits = args.source.open(path)?;
+    let splits = args.source.open(path, &[TargetKind::Class])?;
     // Names that were gathered are the same in all files of the result; a list of the source is kept as it is.
     let is_kept = splits.iter().all(|split| {
         split.info().format == dataset::convert::FORMAT.as_str() && split.label_origin().names == NameSource::Declared

@@ -18,6 +18,7 @@ mod overview;
 mod run_path;
 mod session;
 mod simulate;
+mod target_counts;
 mod timeline;
 mod top;
 mod train;

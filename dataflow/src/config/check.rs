@@ -7,7 +7,7 @@ use mlomae_model::masking::oracle::OracleMasked;
 use mlomae_model::masking::schedule::MaskSchedule;
 use mlomae_model::masking::{MaskNoise, MaskSelect, MaskWeights};
 use mlomae_model::policy::Estimator;
-use mlomae_storage::dataset::{DataError, Split, check_exclude};
+use mlomae_storage::dataset::{DataError, Split, SyntheticSpec, check_exclude};
 use mlomae_storage::run_dir::{RUN_ID_RULE, is_run_id};
 
 use super::{Config, ConfigError, Crop, TelemetryConfig};
@@ -156,6 +156,14 @@ impl Config {
         }
         if let Err(DataError::Setting { key, allowed, value }) = data.synthetic.check() {
             errors.push(error(&format!("data.{key}"), value, "not an allowed value", &allowed));
+        } else if data.synthetic.num_objects != SyntheticSpec::default().num_objects {
+            // Every task so far learns the class of an image, of which there is one object.
+            errors.push(error(
+                "data.synthetic.num_objects",
+                format!("{:?}", data.synthetic.num_objects),
+                "has no meaning where only the class of images is asked for",
+                &format!("{:?}", SyntheticSpec::default().num_objects),
+            ));
         }
         let sum = data.pretrain_fraction + data.finetune_fraction + data.validation_fraction;
         if sum > 1.0 + 1e-9 {

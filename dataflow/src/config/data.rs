@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use mlomae_storage::dataset::{DatasetSpec, FormatName, Split, SyntheticSpec};
+use mlomae_storage::dataset::{BoxFormat, DatasetSpec, FormatName, Split, SyntheticSpec};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -65,6 +65,19 @@ pub struct DataConfig {
     /// Image column of Parquet files. Without it: `image`, `img`, or the only one there is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_column: Option<String>,
+    /// Column of class maps of Parquet files, a second image column. Without it: one of the usual names (`mask`,
+    /// `annotation`, ...), or the only one beside the images.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mask_column: Option<String>,
+    /// Columns of Parquet files that are an image's values, each of numbers or of lists of numbers of one length. Without
+    /// them: every column of floating-point numbers.
+    pub value_columns: Vec<String>,
+    /// How boxes of Parquet files are written: `xywh` (left, top, width, height) or `xyxy` (left, top, right, bottom).
+    pub bbox_format: BoxFormat,
+    /// Index 0 of class maps is no class, and every other one the class before it. Without it: so in ADE20K's layout
+    /// (`annotations/training`), and not elsewhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reduce_zero_label: Option<bool>,
     /// Splits, folders and files that are left out: names, or patterns with `*` and `?`. One with a `/` is matched
     /// against the path relative to `data.path`, one without against every name; a Parquet file also has the name of
     /// its split.
@@ -119,6 +132,10 @@ impl Default for DataConfig {
             path: None,
             label_column: None,
             image_column: None,
+            mask_column: None,
+            value_columns: Vec::new(),
+            bbox_format: BoxFormat::default(),
+            reduce_zero_label: None,
             exclude: Vec::new(),
             test_split: TestSplit::default(),
             image: None,
@@ -182,6 +199,10 @@ impl DataConfig {
             split,
             label_column: self.label_column.clone(),
             image_column: self.image_column.clone(),
+            mask_column: self.mask_column.clone(),
+            value_columns: self.value_columns.clone(),
+            bbox_format: self.bbox_format,
+            reduce_zero_label: self.reduce_zero_label,
             exclude: self.exclude.clone(),
             exif_orientation: self.exif_orientation,
             channels: self.channels,

@@ -104,7 +104,7 @@ fn hex(hasher: Hasher) -> String {
 }
 
 /// The images that are compared of a split of `num_samples`, of which `num` are wanted: ascending.
-fn sampled(num_samples: usize, num: usize) -> Vec<usize> {
+pub(super) fn sampled(num_samples: usize, num: usize) -> Vec<usize> {
     if num >= num_samples {
         return (0..num_samples).collect();
     }

@@ -37,6 +37,7 @@ mod spec;
 pub mod summary;
 mod synthetic_spec;
 mod target;
+mod target_summary;
 #[cfg(test)]
 mod tests;
 
@@ -57,5 +58,6 @@ pub use spec::{BoxFormat, DatasetSpec, FormatName, Split};
 pub use summary::{Summary, summary};
 pub use synthetic_spec::{ObjectAreas, SyntheticScene, SyntheticSpec};
 pub use target::{ClassMap, NO_CLASS, ObjectBox, Target, TargetInfo, TargetKind};
+pub use target_summary::{BoxCount, LabelCount, MapCount, TargetCounts, TargetSummary, ValueCount};
 
 pub(crate) use parquet_file::{footer, pages};

@@ -1,13 +1,21 @@
 //! What `data info` shows of a dataset.
 
 use super::error::DataError;
+use super::fingerprint::sampled;
 use super::sample::Dataset;
+use super::target::TargetKind;
+use super::target_summary::TargetSummary;
 
-/// Counts and statistics over every sample of a split.
+/// Images that are decoded at most of data that have other targets than the class.
+const MAX_SAMPLED: usize = 2000;
+
+/// Counts and statistics over the samples of a split.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Summary {
     /// Number of images.
     pub num_samples: usize,
+    /// Of how many of them sizes, pixels and targets are told: all, or some that are spread over the split.
+    pub num_sampled: usize,
     /// Name and number of images of each class, in the order of the labels.
     pub classes: Vec<(String, usize)>,
     /// Images without a label.
@@ -22,9 +30,12 @@ pub struct Summary {
     pub mean: Vec<f64>,
     /// Standard deviation of each channel over all pixels, on the scale 0 to 1.
     pub std: Vec<f64>,
+    /// What is told of each kind of target that was asked for, but the class.
+    pub targets: Vec<TargetSummary>,
 }
 
-/// Decodes every sample of a split and counts. Sums are integers, so that no order of summation matters.
+/// Counts the classes of a split, and decodes every sample, or 2,000 of data of which more than the class is asked for.
+/// Sums over pixels are integers, so that no order of summation matters.
 ///
 /// # Errors
 /// The error of the first sample that cannot be read or decoded.
@@ -35,11 +46,20 @@ pub fn summary(dataset: &dyn Dataset) -> Result<Summary, DataError> {
     let (mut min_size, mut max_size) = ((usize::MAX, usize::MAX), (0, 0));
     let mut sums = vec![(0_u128, 0_u128); info.channels];
     for index in 0..dataset.len() {
-        let sample = dataset.sample(index)?;
-        match sample.label.and_then(|label| classes.get_mut(usize::try_from(label).ok()?)) {
+        match dataset.label(index)?.and_then(|label| classes.get_mut(usize::try_from(label).ok()?)) {
             Some((_, count)) => *count += 1,
             None => num_unlabelled += 1,
         }
+    }
+    let infos = dataset.targets_info();
+    let has_class = infos.iter().any(|info| info.kind == TargetKind::Class);
+    let mut targets: Vec<TargetSummary> = infos.into_iter().map(TargetSummary::new).collect();
+    let is_class_alone = has_class && targets.len() == 1;
+    let indices = sampled(dataset.len(), if is_class_alone { dataset.len() } else { MAX_SAMPLED });
+    let num_sampled = indices.len();
+    for index in indices {
+        let sample = dataset.sample(index)?;
+        targets.iter_mut().zip(&sample.targets).for_each(|(summary, target)| summary.add(target));
         let image = &sample.image;
         min_size = (min_size.0.min(image.width), min_size.1.min(image.height));
         max_size = (max_size.0.max(image.width), max_size.1.max(image.height));
@@ -59,6 +79,7 @@ pub fn summary(dataset: &dyn Dataset) -> Result<Summary, DataError> {
     let std = sums.iter().zip(&mean).map(variance).map(|variance| variance.max(0.0).sqrt()).collect();
     Ok(Summary {
         num_samples: dataset.len(),
+        num_sampled,
         classes,
         num_unlabelled,
         min_size,
@@ -66,5 +87,6 @@ pub fn summary(dataset: &dyn Dataset) -> Result<Summary, DataError> {
         channels: info.channels,
         mean,
         std,
+        targets: targets.into_iter().filter(|summary| summary.info.kind != TargetKind::Class).collect(),
     })
 }

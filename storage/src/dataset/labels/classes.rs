@@ -30,12 +30,14 @@ pub struct HeldOut {
 ///
 /// # Errors
 /// [`DataError::Classes`] with both lists if a label of `held_out` is of a class that the train split lacks or of which
-/// it has no image by its number, if names are missing on one side, or if none of its images can be judged.
+/// it has no image by its number, if names are missing on one side, or if none of its images can be judged. Likewise if
+/// targets of another kind are of other classes, labels or values than the train split's.
 pub fn align(
     held_out: Arc<dyn Dataset>,
     train: &dyn Dataset,
     train_labels: &[Option<i32>],
 ) -> Result<HeldOut, DataError> {
+    check_targets(held_out.as_ref(), train)?;
     let (from, to) = (held_out.info().clone(), train.info());
     let refuse = |problem: String| DataError::Classes {
         what: format!("the {} split of {}", from.split, from.name),
@@ -96,6 +98,31 @@ pub fn align(
         Arc::new(Relabelled { inner: held_out, info, map })
     };
     Ok(HeldOut { dataset, num_labelled, notes })
+}
+
+/// Refuses a split whose labels, values, or classes of pixels or objects are not those of the train split, in their order.
+/// Where they are only numbered, it may have fewer.
+fn check_targets(held_out: &dyn Dataset, train: &dyn Dataset) -> Result<(), DataError> {
+    let wanted = train.targets_info();
+    for here in held_out.targets_info().into_iter().filter(|info| info.kind != TargetKind::Class) {
+        let Some(there) = wanted.iter().find(|there| there.kind == here.kind) else { continue };
+        let are_numbers = [here.source, there.source] == [NameSource::Numbers; 2];
+        if here.names == there.names || are_numbers && here.names.len() <= there.names.len() {
+            continue;
+        }
+        return Err(DataError::Classes {
+            what: format!("the {} of the {} split of {}", here.kind, held_out.info().split, held_out.info().name),
+            of: format!("the {} split", train.info().split),
+            problem: format!(
+                "they must be the same in the same order, {} here and {} there",
+                here.names.len(),
+                there.names.len()
+            ),
+            has: listed(&here.names),
+            wanted: listed(&there.names),
+        });
+    }
+    Ok(())
 }
 
 /// The label in `to` of each label in `from`, by name; none for names that `to` lacks and no image uses.

@@ -186,8 +186,11 @@ impl Choice<'_> {
             self.spec.label_column.as_ref().and_then(|wanted| fields.iter().find(|field| field.name() == wanted));
         // A column that is no list may name the class.
         if wanted.is_none()
-            && let Some(name) =
-                self.spec.label_column.as_ref().filter(|_| !self.spec.targets.contains(&TargetKind::Class))
+            && let Some(name) = self
+                .spec
+                .label_column
+                .as_ref()
+                .filter(|_| !self.spec.label_column_optional && !self.spec.targets.contains(&TargetKind::Class))
         {
             let problem = format!("no column {name:?} of lists of labels");
             return Err(self.refuse(problem, label_column::KEY, &fields));
