@@ -9,16 +9,19 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use mlomae_storage::checkpoint;
-use mlomae_storage::dataset::{DatasetSpec, DecodeLimits, Decoder, Split, open};
+use mlomae_storage::dataset::{
+    DatasetSpec, DecodeLimits, Decoder, Sample, Split, Target, TargetInfo, TargetKind, open,
+};
 use mlomae_storage::logs::{Table, repair, tail, truncate_after};
 use tempfile::TempDir;
 
 /// A function that reads the bytes of a file; true if nothing in them was refused.
-pub type Target = fn(&[u8]) -> bool;
+pub type FuzzTarget = fn(&[u8]) -> bool;
 
 /// All targets with the names of their corpora.
-pub const TARGETS: [(&str, Target); 15] = [
+pub const TARGETS: [(&str, FuzzTarget); 19] = [
     ("hf_parquet", hf_parquet),
+    ("hf_targets", hf_targets),
     ("cifar10_bin", cifar10_bin),
     ("cifar100_bin", cifar100_bin),
     ("cifar10_pickle", cifar10_pickle),
@@ -29,6 +32,9 @@ pub const TARGETS: [(&str, Target); 15] = [
     ("png_jpeg", encoded_image),
     ("webp_bmp_tiff_gif", encoded_image),
     ("image_folder", image_folder),
+    ("mask_png", mask_png),
+    ("voc_xml", voc_xml),
+    ("coco_json", coco_json),
     ("checkpoint_state", checkpoint_state),
     ("checkpoint_tensors", checkpoint_tensors),
     ("log_stream", log_stream),
@@ -81,8 +87,48 @@ fn write(path: &Path, bytes: &[u8]) {
 fn read_dataset(path: &Path, format: &str, label_column: Option<&str>) -> bool {
     let label_column = label_column.map(str::to_owned);
     let spec = DatasetSpec::new(format.parse().expect("a format"), Some(path.to_owned()), Split::Train);
-    let spec = DatasetSpec { limits: LIMITS, label_column, ..spec };
-    let Ok(dataset) = open(&spec) else { return false };
+    read_all(&DatasetSpec { limits: LIMITS, label_column, ..spec })
+}
+
+/// The same with other targets than the class.
+fn read_targets(path: &Path, format: &str, targets: &[TargetKind]) -> bool {
+    let spec = DatasetSpec::new(format.parse().expect("a format"), Some(path.to_owned()), Split::Train);
+    read_all(&DatasetSpec { limits: LIMITS, targets: targets.to_vec(), ..spec })
+}
+
+/// Targets must fit their image and what the dataset says of them.
+fn check_targets(sample: &Sample, infos: &[TargetInfo]) {
+    let image = &sample.image;
+    assert_eq!(sample.targets.len(), infos.len());
+    for (target, info) in sample.targets.iter().zip(infos) {
+        let num = info.names.len();
+        match target {
+            Target::Unknown => {}
+            Target::Class(class) => assert!((*class as usize) < num),
+            Target::Labels(labels) => assert_eq!(labels.len(), num),
+            Target::Values(values) => assert_eq!(values.len(), num),
+            Target::Map(map) => {
+                assert_eq!(
+                    (map.width, map.height, map.classes.len()),
+                    (image.width, image.height, image.width * image.height)
+                );
+                assert!(map.classes.iter().all(|class| *class == u16::MAX || usize::from(*class) < num));
+            }
+            Target::Boxes(boxes) => {
+                for object in boxes {
+                    let [left, top, right, bottom] = object.edges;
+                    assert!(0.0 <= left && left < right && right <= image.width as f32, "{object:?}");
+                    assert!(0.0 <= top && top < bottom && bottom <= image.height as f32, "{object:?}");
+                    assert!((object.class as usize) < num, "{object:?}");
+                }
+            }
+        }
+    }
+}
+
+fn read_all(spec: &DatasetSpec) -> bool {
+    let Ok(dataset) = open(spec) else { return false };
+    let infos = dataset.targets_info();
     let mut is_whole = true;
     let last = dataset.len().saturating_sub(NUM_SAMPLES / 2).max(NUM_SAMPLES / 2);
     for index in (0..dataset.len().min(NUM_SAMPLES / 2)).chain(last..dataset.len()) {
@@ -91,6 +137,7 @@ fn read_dataset(path: &Path, format: &str, label_column: Option<&str>) -> bool {
         is_whole &= sample.is_ok();
         if let Ok(sample) = sample {
             let image = &sample.image;
+            check_targets(&sample, &infos);
             assert_eq!(image.pixels.len(), image.width * image.height * image.channels);
             assert_eq!(image.channels, dataset.info().channels);
             assert_eq!(label.expect("a label"), sample.label);
@@ -169,6 +216,47 @@ fn image_folder(bytes: &[u8]) -> bool {
     });
     write(&folder.join("train/two/1.jpg"), bytes);
     read_dataset(&folder, "image-folder", None)
+}
+
+/// Columns of targets of every kind.
+fn hf_targets(bytes: &[u8]) -> bool {
+    let folder = folder("hf_targets", |_| {});
+    write(&folder.join("train.parquet"), bytes);
+    read_targets(&folder, "hf-parquet", &[TargetKind::Labels, TargetKind::Values, TargetKind::Map, TargetKind::Boxes])
+}
+
+/// A folder below `folder` with one image.
+fn with_image(folder: &Path, path: &str) {
+    let path = folder.join(path);
+    fs::create_dir_all(path.parent().expect("a folder")).expect("folder");
+    fs::copy(fixture("images/rgb.png"), path).expect("copied");
+}
+
+fn mask_png(bytes: &[u8]) -> bool {
+    let folder = folder("mask_png", |folder| {
+        with_image(folder, "images/train/0.png");
+        fs::create_dir_all(folder.join("masks/train")).expect("folder");
+    });
+    write(&folder.join("masks/train/0.png"), bytes);
+    read_targets(&folder, "mask-folder", &[TargetKind::Map])
+}
+
+fn voc_xml(bytes: &[u8]) -> bool {
+    let folder = folder("voc_xml", |folder| {
+        with_image(folder, "JPEGImages/0.png");
+        fs::create_dir_all(folder.join("Annotations")).expect("folder");
+    });
+    write(&folder.join("Annotations/0.xml"), bytes);
+    read_targets(&folder, "voc", &[TargetKind::Boxes, TargetKind::Labels])
+}
+
+fn coco_json(bytes: &[u8]) -> bool {
+    let folder = folder("coco_json", |folder| {
+        with_image(folder, "train/a.png");
+        fs::create_dir_all(folder.join("annotations")).expect("folder");
+    });
+    write(&folder.join("annotations/instances_train.json"), bytes);
+    read_targets(&folder, "coco", &[TargetKind::Boxes, TargetKind::Labels])
 }
 
 /// Reads a checkpoint with the bytes in the place of one of its files.

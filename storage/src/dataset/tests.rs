@@ -1,6 +1,7 @@
 //! The readers against files of real writers (`tests/fixtures/readers/make.py`), against damage, and against each
 //! other.
 
+mod annotated;
 mod bombs;
 mod conversion;
 mod damage;

@@ -225,7 +225,8 @@ impl Dataset for Annotated {
             let names = [Some(&item.image), item.mask.as_ref()].into_iter().flatten();
             size_of::<Item>() + size_of_val(&*item.boxes) + names.map(|name| name.as_os_str().len()).sum::<usize>()
         };
-        self.items.iter().map(of_item).sum::<usize>() as u64
+        let annotations = self.annotations.iter().map(|path| size_of::<PathBuf>() + path.as_os_str().len());
+        self.items.iter().map(of_item).chain(annotations).sum::<usize>() as u64
     }
 }
 

@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef};
+use arrow::array::Array;
 use arrow::datatypes::Schema;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
@@ -19,18 +19,20 @@ use crate::guard::guarded;
 
 use crate::dataset::decode::resize::into_channels;
 use crate::dataset::decode::survey::Survey;
-use crate::dataset::decode::{DecodeError, Decoder, index_map};
+use crate::dataset::decode::{DecodeError, Decoder};
 use crate::dataset::error::DataError;
 use crate::dataset::format::{Format, Likeness};
-use crate::dataset::formats::annotated::{fitted, outside, turned_boxes, turned_map};
+use crate::dataset::formats::annotated::{turned_boxes, turned_map};
 use crate::dataset::labels::label_column::{self, LabelColumn, Labels, Unified};
 use crate::dataset::labels::map_classes::{self, MapRule};
 use crate::dataset::labels::names_file;
-use crate::dataset::labels::target_columns::{Choice, TargetColumns, TargetRows};
+use crate::dataset::labels::target_columns::{Choice, TargetColumns};
+use crate::dataset::labels::target_rows::TargetRows;
 use crate::dataset::layout::listing::file_name;
 use crate::dataset::layout::listing::{Kind, Scope};
 use crate::dataset::layout::shards;
 use crate::dataset::layout::splits::{Part, Shard, parts_of, strip_extension};
+use crate::dataset::parquet_file::chunks::{Chunk, check_boxes, indices, place, with_format};
 use crate::dataset::parquet_file::features::Features;
 use crate::dataset::parquet_file::image_column::{self, encoded_bytes, has_views, value, with_views};
 use crate::dataset::parquet_file::watched::WatchedFile;
@@ -42,8 +44,6 @@ use crate::dataset::target::{Target, TargetInfo, TargetKind};
 const ROWS_PER_BATCH: usize = 1024;
 /// Memory for a row beside its image: its view and its label.
 const ROW_BYTES: u64 = 32;
-/// Rows whose boxes are held against their images when the files are opened.
-const MAX_CHECKED: usize = 1024;
 
 /// Hugging Face's use of Parquet.
 pub(crate) struct HfParquet;
@@ -114,15 +114,6 @@ pub(crate) struct ParquetDataset {
     notes: Vec<String>,
     resident_bytes: u64,
     has_files: bool,
-}
-
-/// One record batch of encoded images.
-struct Chunk {
-    start: usize,
-    images: ArrayRef,
-    /// The encoded class maps, where they were asked for.
-    masks: Option<ArrayRef>,
-    path: PathBuf,
 }
 
 /// The columns to read, decided by the first file and binding for the others.
@@ -436,56 +427,6 @@ fn listed(path: &Path, spec: &DatasetSpec) -> Result<Option<Vec<String>>, DataEr
     let root = folder.canonicalize().map_err(|e| DataError::read(folder, e))?;
     let scope = Scope::new(folder, &spec.exclude)?;
     Ok(names_file::listed(folder, &root, &scope)?.map(|(names, _)| names))
-}
-
-/// The chunk of a row, and its place in it.
-fn place(chunks: &[Chunk], index: usize) -> (&Chunk, usize) {
-    let chunk = &chunks[chunks.partition_point(|chunk| chunk.start <= index) - 1];
-    (chunk, index - chunk.start)
-}
-
-/// The indices of a row's class map.
-fn indices(chunks: &[Chunk], index: usize, decoder: &Decoder) -> Result<index_map::Indices, DataError> {
-    let (chunk, row) = place(chunks, index);
-    let bytes = chunk.masks.as_ref().and_then(|masks| value(masks, row)).ok_or(DecodeError::Absent);
-    let decoded = bytes.and_then(|bytes| index_map::decode(bytes, &decoder.limits));
-    decoded.map_err(|source| DataError::Decode { path: chunk.path.clone(), sample: index, source })
-}
-
-/// Refuses boxes that leave their images, as far as some rows tell: a wrong `data.bbox_format` shows in the first ones.
-fn check_boxes(
-    chunks: &[Chunk],
-    rows: &TargetRows,
-    decoder: &Decoder,
-    bbox_format: BoxFormat,
-) -> Result<(), DataError> {
-    // Boxes are in the pixels as stored.
-    let decoder = Decoder { exif_orientation: false, ..*decoder };
-    let mut num_checked = 0;
-    for chunk in chunks {
-        for row in 0..chunk.images.len() {
-            let index = chunk.start + row;
-            let Some(boxes) = rows.boxes(index).filter(|boxes| !boxes.is_empty()) else { continue };
-            let Some(header) = value(&chunk.images, row).and_then(|bytes| decoder.header(bytes).ok()) else { continue };
-            let size = [header.width as f32, header.height as f32];
-            if let Some(object) = boxes.iter().find(|object| fitted(object.edges, size).is_none()) {
-                let reason = outside(object.edges, header.width, header.height);
-                return Err(DataError::sample(&chunk.path, index, with_format(&reason, bbox_format)));
-            }
-            num_checked += 1;
-            if num_checked >= MAX_CHECKED {
-                return Ok(());
-            }
-        }
-    }
-    Ok(())
-}
-
-/// What is wrong with a box, and how its numbers were read.
-fn with_format(reason: &str, bbox_format: BoxFormat) -> String {
-    let other = if bbox_format == BoxFormat::Xywh { BoxFormat::Xyxy } else { BoxFormat::Xywh };
-    let (taken, other) = (bbox_format.as_str(), other.as_str());
-    format!("{reason}; its numbers were taken for {taken}, data.bbox_format = \"{other}\" is the other way")
 }
 
 /// Names a compression that is not read.

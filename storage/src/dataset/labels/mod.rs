@@ -5,3 +5,4 @@ pub(crate) mod label_column;
 pub(crate) mod map_classes;
 pub(crate) mod names_file;
 pub(crate) mod target_columns;
+pub(crate) mod target_rows;
