@@ -7,7 +7,7 @@ use mlomae_model::masking::oracle::OracleMasked;
 use mlomae_model::masking::schedule::MaskSchedule;
 use mlomae_model::masking::{MaskNoise, MaskSelect, MaskWeights};
 use mlomae_model::policy::Estimator;
-use mlomae_model::tasks::{self, TaskChoice, TaskFacts, conditions};
+use mlomae_model::tasks::{self, TaskChoice, TaskFacts};
 use mlomae_model::{MaskInput, ModelError};
 use mlomae_storage::dataset::{DataError, Split, SyntheticSpec, TargetKind, check_exclude};
 use mlomae_storage::run_dir::{RUN_ID_RULE, is_run_id};
@@ -153,22 +153,6 @@ impl Config {
                 other => other.to_string(),
             };
             errors.push(error("task", "", problem, ""));
-            return;
-        }
-        // Those that are shipped keep the conditions, as their tests say; a program's own are tried.
-        let is_shipped = |kind: TaskChoice| tasks::TASKS.iter().any(|shipped| shipped.name() == kind.name());
-        for spec in self.task.iter().filter(|spec| !is_shipped(spec.kind)) {
-            let tried = spec.build(&facts).and_then(|task| {
-                let example = spec.kind.get().example(&spec.facts(&facts), conditions::NUM_IMAGES, 0);
-                conditions::check(&*task, &spec.facts(&facts), &example)
-            });
-            if let Err(refused) = tried {
-                let problem = match refused {
-                    ModelError::Config(problem) => problem,
-                    other => other.to_string(),
-                };
-                errors.push(error("task", format!("\"{}\"", spec.kind), problem, ""));
-            }
         }
     }
 
