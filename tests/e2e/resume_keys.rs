@@ -59,6 +59,7 @@ const OTHER: [(&str, &str); 152] = [
     ("mask.input", "embedding"),
     ("mask.hidden", "11"),
     ("mask.scales", "[1, 2]"),
+    ("mask.features", "[\"contrast\"]"),
     ("mask.explore_arms", "[0.0, 0.5]"),
     ("mask.ratio_arms", "[0.5, 0.6]"),
     ("mask.ratio_per_flop", "true"),

@@ -17,6 +17,16 @@ fn masks_by_a_teacher_train_resume_and_show() {
         ),
         ("parts", &["mask.strategy=parts", "mask.refresh=2", "mask.ema=0"]),
         ("loss", &["mask.strategy=loss", "mask.refresh=0", "mask.ema=0.5"]),
+        (
+            "linear",
+            &[
+                "mask.strategy=linear",
+                "mask.input=pixels",
+                "mask.features=[\"loss\",\"attention\",\"contrast\",\"position\"]",
+                "mask.refresh=2",
+                "mask.ema=0.5",
+            ],
+        ),
         ("mixture", &["mask.strategy=mixture", "mask.mixture={ random = 1, attention = 2 }", "mask.refresh=3"]),
     ] {
         let settings = set(&[settings, &["eval.at_end=false"]].concat());
@@ -34,6 +44,11 @@ fn masks_by_a_teacher_train_resume_and_show() {
         place.succeed(&["visualize", run]);
         let knows = place.rows(run, "metrics").iter().any(|row| row.contains(",object_score_auc,"));
         assert_eq!(knows, run != "parts", "{run}: attention and losses are judged as scores are");
+        let metrics = place.rows(run, "metrics");
+        for feature in ["contrast", "loss", "attention", "position"] {
+            let name = format!(",feature_weight.{feature},");
+            assert_eq!(metrics.iter().any(|row| row.contains(&name)), run == "linear", "{run}: {feature}");
+        }
     }
 }
 
@@ -50,6 +65,16 @@ fn keys_of_other_strategies_and_broken_mixtures_are_refused() {
         let line = refusal(&["mask.strategy=random", setting]);
         assert!(line.starts_with(key) && line.contains("has no meaning with"), "{line}");
     }
+    for (settings, problem) in [
+        (&["mask.features=[]"][..], "names no feature"),
+        (&["mask.strategy=linear", "mask.features=[\"loss\", \"loss\"]"], "names a feature twice"),
+        (&["mask.features=[\"loss\"]"], "has no meaning with mask.strategy = \"flat-mlp\""),
+    ] {
+        let line = refusal(&[settings, &["mask.input=pixels"]].concat());
+        assert!(line.starts_with("mask.features = ") && line.contains(problem), "{line}");
+    }
+    let line = refusal(&["mask.strategy=linear", "mask.input=pixels", "mask.ema=0.5"]);
+    assert!(line.starts_with("mask.ema = 0.5") && line.contains("mask.features loss or attention"), "{line}");
     let line = refusal(&["mask.strategy=mixture"]);
     assert!(line.starts_with("mask.mixture: has no strategy with a weight above 0"), "{line}");
     let line = refusal(&["mask.strategy=mixture", "mask.mixture={ random = 1, flat-mlp = 1 }"]);

@@ -146,9 +146,11 @@ pub fn outer_iteration(
 ) -> Result<(), ModelError> {
     // Level 1: θ ← θ − η ∂L_m/∂θ, k times. L_m weighs each masked patch's loss by its score.
     let k = x.pretrain.len() as u64;
+    let mut read = None;
     for (step, x_p) in (outer * k..).zip(x.pretrain) {
         let scored = lane.score(Some(&s.theta), &s.phi, x_p, &(m.rule)(step))?;
         see(Event::Scored(&scored));
+        read.clone_from(&scored.read);
         let g = lane.pretrain(&s.theta, &s.phi, x_p, &scored)?;
         s.theta = lane.update(&mut s.adamw.pretrain, &s.theta, &g.gradient, (m.rates.pretrain)(step))?;
         see(Event::Pretrain(&g));
@@ -173,7 +175,7 @@ pub fn outer_iteration(
             *v = lane.preconditioned(v, &s.adamw.pretrain.v, s.adamw.pretrain.step, &s.adamw.pretrain.config)?;
         }
     }
-    let rule = &(m.rule)((outer + 1) * k - 1);
+    let rule = &MaskRule { read, ..(m.rule)((outer + 1) * k - 1) };
     let (estimator, want_signal) = (m.settings.estimator, false);
     let at = Upstream { theta: &s.theta, phi: &s.phi, images: x_p, rule, estimator, want_signal };
     let g = s.carried.along(m.form, lane, &at, [v.v1, v.w], &m.settings)?;

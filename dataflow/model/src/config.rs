@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::choice::{Choice, Named};
 use crate::masking::attention::AttentionConfig;
+use crate::masking::linear::PatchFeature;
 use crate::masking::oracle::OracleConfig;
 use crate::masking::{MaskInput, MaskNoise, MaskWeights, MaskingKind, mixture};
 use crate::tasks::TaskKind;
@@ -64,6 +65,9 @@ pub struct ModelConfig {
     /// none or 1 alone for single patches.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub mask_scales: Vec<usize>,
+    /// What the masking `linear` reads of a patch; at least one, each once. The order does not matter.
+    #[serde(default = "default_features")]
+    pub mask_features: Vec<PatchFeature>,
     /// Shares of patches placed at random, of which each image's is drawn by learned probabilities; none for one share
     /// for all, which [`MaskRule::explore`](crate::masking::MaskRule::explore) says.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -112,6 +116,7 @@ impl Default for ModelConfig {
             mask_input: MaskInput::Embedding,
             mask_hidden: 128,
             mask_scales: Vec::new(),
+            mask_features: default_features(),
             mask_explore_arms: Vec::new(),
             mask_weights: MaskWeights::default(),
             mask_oracle: OracleConfig::default(),
@@ -123,6 +128,10 @@ impl Default for ModelConfig {
             num_classes: 10,
         }
     }
+}
+
+fn default_features() -> Vec<PatchFeature> {
+    PatchFeature::OF_PIXELS.to_vec()
 }
 
 /// Parts of an image as in SemMAE (arXiv 2206.10207).
@@ -229,6 +238,9 @@ impl ModelConfig {
                 && self.mask_scales.iter().all(|scale| (1..=self.image / self.patch.max(1)).contains(scale)),
             format!("mask scales must rise from at least 1 to at most the grid, got {:?}", self.mask_scales),
         );
+        if let Some(problem) = PatchFeature::problem(&self.mask_features) {
+            check(false, format!("the list of mask features {problem}, got {:?}", self.mask_features));
+        }
         let has_scales = !matches!(self.mask_scales[..], [] | [1]);
         check(
             !has_scales || (self.masking.mixes_scales() && self.mask_input == MaskInput::Pixels),

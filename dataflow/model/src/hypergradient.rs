@@ -287,6 +287,10 @@ fn recorded(finetune: FinetuneGradient) -> Result<Recording, ModelError> {
 /// of patches is computed from them, and so is what reads pixels in forward mode, where both are the same.
 fn derivative(lane: &mut dyn Lane, at: &Upstream<'_>, v: &Vector, how: Derivative) -> Result<Along, ModelError> {
     let model = lane.model();
+    if model.is_learned() && model.reads_teacher() && at.rule.read.is_none() {
+        let problem = "level 3 needs what level 1's masks have read of the teacher".to_owned();
+        return Err(ModelError::Lane { lane: "any", problem });
+    }
     let is_published = model.config.mask_weights == MaskWeights::Published && at.estimator == Estimator::Weights;
     let has_arms = model.masking.explore_arms().is_some();
     let is_tangent_of_pixels = how == Derivative::Tangent && model.masking.needs() == Needs::Pixels;

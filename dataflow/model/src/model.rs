@@ -47,6 +47,7 @@ impl Model {
             dim: c.dim,
             input: c.mask_input,
             hidden: c.mask_hidden,
+            patch_features: c.mask_features.clone().into(),
             scales: c.mask_scales.clone().into(),
             oracle: c.mask_oracle,
             attention: c.mask_attention,
@@ -71,6 +72,12 @@ impl Model {
     #[must_use]
     pub fn is_learned(&self) -> bool {
         self.masking.layout().is_some()
+    }
+
+    /// Whether masks follow from a teacher.
+    #[must_use]
+    pub fn reads_teacher(&self) -> bool {
+        !self.masking.reads().is_empty()
     }
 
     /// Names and shapes of a level's weights; empty for level 3 where nothing is learned.

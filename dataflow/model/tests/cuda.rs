@@ -13,6 +13,7 @@ use mlomae_model::lane::{CpuLane, Downstream, LabelledImages, Lane};
 use mlomae_model::layout::SharedLayout;
 use mlomae_model::levels::optimizer::{AdamW, AdamWConfig, DecayGroup};
 use mlomae_model::masking::attention::{AttentionConfig, AttentionMap};
+use mlomae_model::masking::linear::PatchFeature;
 use mlomae_model::masking::{MASKINGS, MaskInput, MaskRule, MaskSelect, MaskWeights, MaskingChoice};
 use mlomae_model::parallel::arena::Buffer;
 use mlomae_model::policy::Estimator;
@@ -332,6 +333,12 @@ fn strategies_that_read_a_teacher_read_the_same_on_a_gpu() {
         let config = ModelConfig { mask_mixture, ..config(strategy, MaskInput::Pixels) };
         compare_policy(&config, &Tangent, (Settings::default(), MaskSelect::Score), Precision::F32, 1e-4);
     }
+    let mask_features = PatchFeature::ALL.to_vec();
+    let linear = ModelConfig { mask_features, ..config("linear", MaskInput::Pixels) };
+    let of_policy = (Settings { ridge_bank: 1, ..Settings::default() }, MaskSelect::Score);
+    compare_policy(&linear, &Tangent, of_policy, Precision::F32, 2e-4);
+    let mask_weights = MaskWeights::Normalised;
+    compare_policy(&ModelConfig { mask_weights, ..linear }, &Ridge, of_policy, Precision::F32, 2e-4);
     let mask_attention = AttentionConfig { map: AttentionMap::Rollout, ..AttentionConfig::default() };
     let config = ModelConfig { mask_attention, ..config("attention", MaskInput::Pixels) };
     compare_policy(&config, &Tangent, (Settings::default(), MaskSelect::Score), Precision::F32, 1e-4);

@@ -4,9 +4,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use mlomae_model::choice::Choice;
-use mlomae_model::lane::{CpuLane, Lane};
+use mlomae_model::hypergradient::{Clean, Hypergradient, Settings, Tangent};
+use mlomae_model::init::{normals, tensor_rng};
+use mlomae_model::lane::{CpuLane, Lane, Upstream};
 use mlomae_model::levels::{Cpu, passes};
-use mlomae_model::masking::{MASKINGS, MaskRule};
+use mlomae_model::masking::linear::PatchFeature;
+use mlomae_model::masking::{MASKINGS, MaskInput, MaskRule, MaskWeights};
+use mlomae_model::policy::Estimator;
 use mlomae_model::{Arena, Buffer, Compute, Level, Model, ModelConfig, Params, Vector};
 use safetensors::SafeTensors;
 
@@ -16,6 +20,11 @@ fn fixture(name: &str) -> PathBuf {
 
 /// The networks of a golden file with the strategy of that name, θ, and images.
 fn golden(name: &str, strategy: &str) -> (Arc<Model>, Params, Buffer) {
+    golden_with(name, strategy, |config| config)
+}
+
+/// As [`golden`], with more settings.
+fn golden_with(name: &str, strategy: &str, set: fn(ModelConfig) -> ModelConfig) -> (Arc<Model>, Params, Buffer) {
     let bytes = std::fs::read(fixture(&format!("golden/{name}.safetensors"))).unwrap();
     let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
     let config: serde_json::Value = serde_json::from_str(&metadata.metadata().as_ref().unwrap()["config"]).unwrap();
@@ -33,7 +42,7 @@ fn golden(name: &str, strategy: &str) -> (Arc<Model>, Params, Buffer) {
         masking: Choice::of(*MASKINGS.iter().find(|kind| kind.name() == strategy).unwrap()),
         ..ModelConfig::default()
     };
-    let model = Arc::new(Model::new(&config).unwrap());
+    let model = Arc::new(Model::new(&set(config)).unwrap());
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let values = |name: &str| {
         let view = file.tensor(name).unwrap();
@@ -92,8 +101,8 @@ fn attention_and_tokens_are_those_of_pytorch() {
 
 #[test]
 fn what_is_read_depends_on_no_thread_and_on_the_weights() {
-    for strategy in ["attention", "parts", "loss"] {
-        let (model, theta, images) = golden("tiny", strategy);
+    for strategy in ["attention", "parts", "loss", "linear"] {
+        let (model, theta, images) = golden_with("tiny", strategy, all_features);
         let mut other = theta.to_vec();
         other.iter_mut().for_each(|value| *value *= 1.1);
         let (images, phi) = (Vector::from(images), Vector::from(model.init(Level::Mask, 1)));
@@ -102,7 +111,7 @@ fn what_is_read_depends_on_no_thread_and_on_the_weights() {
             let compute = Compute::new(threads, 1, Arena::new()).unwrap().with_micro_batch(micro_batch);
             let scored =
                 CpuLane::new(Cpu::new(model.clone(), compute)).score(Some(theta), &phi, &images, &rule).unwrap();
-            (scored.order, scored.guide)
+            (scored.order, scored.guide.or(scored.read))
         };
         let (other, theta) = (Vector::from(Arc::new(Buffer::from_vec(other))), Vector::from(theta));
         let expected = of(1, 1, &theta);
@@ -113,5 +122,107 @@ fn what_is_read_depends_on_no_thread_and_on_the_weights() {
         let found = of(1, 1, &other);
         assert!(found.0 != expected.0 || found.1 != expected.1, "{strategy} does not read the weights");
         assert_eq!(expected.1.is_some(), strategy != "parts");
+    }
+}
+
+/// The linear policy with every feature there is.
+fn all_features(config: ModelConfig) -> ModelConfig {
+    ModelConfig { mask_features: PatchFeature::ALL.to_vec(), mask_input: MaskInput::Pixels, ..config }
+}
+
+/// Each image's values less their mean, over their standard deviation.
+fn standardised(values: &[f64], per_image: usize) -> Vec<f64> {
+    let of_image = |values: &[f64]| {
+        let mean = values.iter().sum::<f64>() / per_image as f64;
+        let deviation = (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / per_image as f64).sqrt();
+        values.iter().map(|v| (v - mean) / deviation).collect::<Vec<_>>()
+    };
+    values.chunks_exact(per_image).flat_map(of_image).collect()
+}
+
+#[test]
+fn features_of_a_teacher_are_its_attention_and_its_losses() {
+    for name in ["tiny", "rect"] {
+        let text = std::fs::read_to_string(fixture(&format!("attention/{name}.json"))).unwrap();
+        let expected: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let only = |feature: fn() -> PatchFeature| {
+            let (model, theta, images) = match feature() {
+                PatchFeature::Loss => golden_with(name, "linear", |config| ModelConfig {
+                    mask_features: vec![PatchFeature::Loss],
+                    mask_input: MaskInput::Pixels,
+                    ..config
+                }),
+                _ => golden_with(name, "linear", |config| ModelConfig {
+                    mask_features: vec![PatchFeature::Attention],
+                    mask_input: MaskInput::Pixels,
+                    ..config
+                }),
+            };
+            let phi = Vector::from(vec![1.0]);
+            let rule = MaskRule { seed: 3, step: 8, ..MaskRule::BY_SCORE };
+            let mut lane = CpuLane::serial(model.clone(), 2);
+            let scored = lane.score(Some(&theta.into()), &phi, &images.into(), &rule).unwrap();
+            let logits: Vec<f64> =
+                scored.scores().unwrap().iter().map(|&p| (f64::from(p) / (1.0 - f64::from(p))).ln()).collect();
+            (logits, model.config.num_patches())
+        };
+        let (logits, num_patches) = only(|| PatchFeature::Attention);
+        for (got, expected) in logits.iter().zip(standardised(&numbers(&expected["attention"]), num_patches)) {
+            assert!((got - expected).abs() < 2e-3, "{name}: {got} {expected}");
+        }
+        let (model, theta, images) = golden(name, "loss");
+        let rule = MaskRule { seed: 3, step: 8, ..MaskRule::BY_SCORE };
+        let phi = Vector::from(Vec::new());
+        let losses = CpuLane::serial(model, 1).score(Some(&theta.into()), &phi, &images.into(), &rule).unwrap().guide;
+        let losses: Vec<f64> = losses.unwrap().iter().map(|&loss| f64::from(loss)).collect();
+        let (logits, num_patches) = only(|| PatchFeature::Loss);
+        for (got, expected) in logits.iter().zip(standardised(&losses, num_patches)) {
+            assert!((got - expected).abs() < 2e-3, "{name}: {got} {expected}");
+        }
+    }
+}
+
+#[test]
+fn level_3_takes_the_features_that_level_1_has_read() {
+    for mask_weights in [MaskWeights::Published, MaskWeights::Normalised] {
+        let set = match mask_weights {
+            MaskWeights::Published => all_features,
+            _ => |config| ModelConfig { mask_weights: MaskWeights::Normalised, ..all_features(config) },
+        };
+        let (model, theta, images) = golden_with("tiny", "linear", set);
+        let mut lane = CpuLane::serial(model.clone(), 2);
+        let mut phi = model.init(Level::Mask, 1).to_vec();
+        normals(&mut phi, 0.3, &mut tensor_rng(1, "phi"));
+        let mut v = vec![0.0; theta.len()];
+        normals(&mut v[..model.vit.encoder_len], 1.0, &mut tensor_rng(1, "v"));
+        let mut teacher = theta.to_vec();
+        teacher.iter_mut().for_each(|value| *value *= 1.1);
+        let (theta, images, phi) = (Vector::from(theta), Vector::from(images), Vector::from(phi));
+        let (v, teacher) = (Vector::from(v), Vector::from(teacher));
+        let rule = MaskRule { seed: 5, step: 2, ..MaskRule::BY_SCORE };
+        let scored = lane.score(Some(&teacher), &phi, &images, &rule).unwrap();
+        let rule = MaskRule { read: scored.read.clone(), ..rule };
+        // What was read is constant: at any θ the batch has the same scores, and θ need not be given.
+        for theta in [Some(&theta), None] {
+            let again = lane.score(theta, &phi, &images, &rule).unwrap();
+            assert!(again.scores() == scored.scores() && again.order == scored.order);
+        }
+        let mut along = |form: &dyn Hypergradient, rule: &MaskRule| {
+            let (theta, phi, images) = (&theta, &phi, &images);
+            let at = Upstream { theta, phi, images, rule, estimator: Estimator::Weights, want_signal: false };
+            let zero = lane.combined(0.0, &v, 0.0, &v).unwrap();
+            let along = form.along(&mut lane, &at, zero, v.clone(), &Settings::default())?;
+            Ok::<_, mlomae_model::ModelError>(along.gradient.to_host().unwrap().to_vec())
+        };
+        let (tangent, difference) = (along(&Tangent, &rule).unwrap(), along(&Clean, &rule).unwrap());
+        let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>().sqrt();
+        let size = norm(&mut tangent.iter().map(|&value| f64::from(value)));
+        let error = norm(&mut tangent.iter().zip(&difference).map(|(a, b)| f64::from(a - b)));
+        assert!(size > 0.0 && error < 1e-2 * size, "{mask_weights:?}: {error} of {size}");
+        // Nothing is guessed where it was not kept.
+        let refused = along(&Tangent, &MaskRule { read: None, ..rule.clone() }).unwrap_err();
+        assert!(refused.to_string().contains("level 3 needs what level 1's masks have read"), "{refused}");
+        let short = MaskRule { read: Some([0.0; 3].into()), ..rule };
+        assert!(along(&Tangent, &short).unwrap_err().to_string().ends_with("values of a teacher, got 3"));
     }
 }

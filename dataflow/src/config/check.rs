@@ -2,6 +2,7 @@
 
 use mlomae_model::MaskInput;
 use mlomae_model::masking::attention::Attended;
+use mlomae_model::masking::linear::PatchFeature;
 use mlomae_model::masking::mixture;
 use mlomae_model::masking::oracle::OracleMasked;
 use mlomae_model::masking::schedule::MaskSchedule;
@@ -215,6 +216,22 @@ impl Config {
         }
     }
 
+    /// What the linear policy reads.
+    fn check_features(&self, errors: &mut Vec<ConfigError>) {
+        let (mask, default) = (&self.mask, Self::default().mask);
+        let names: Vec<&str> = mask.features.iter().map(|feature| feature.name()).collect();
+        let mut refuse = |problem: &str, allowed: &str| {
+            errors.push(error("mask.features", format!("{names:?}"), problem, allowed));
+        };
+        if let Some(problem) = PatchFeature::problem(&mask.features) {
+            let all = PatchFeature::ALL.map(PatchFeature::name).join(", ");
+            refuse(problem, &format!("a list of some of {all}, each once"));
+        } else if !mask.is_linear() && mask.features != default.features {
+            let problem = format!("has no meaning with mask.strategy = \"{}\"", mask.strategy);
+            refuse(&problem, "mask.strategy = \"linear\"");
+        }
+    }
+
     /// The scales over which logits are mixed.
     fn check_scales(&self, errors: &mut Vec<ConfigError>) {
         let mask = &self.mask;
@@ -405,6 +422,8 @@ impl Config {
 
     /// What goes with the strategies that read a teacher, and with mixtures.
     fn check_teacher(&self, errors: &mut Vec<ConfigError>) {
+        const OF_TEACHER: &str = "mask.strategy = \"attention\", \"parts\" or \"loss\", or \"linear\" with \
+                                  mask.features loss or attention";
         let (mask, default) = (&self.mask, Self::default().mask);
         if mask.is_mixture() {
             if let Err((problem, allowed)) = mixture::strategies(&mask.mixture) {
@@ -414,36 +433,37 @@ impl Config {
             let problem = format!("has no meaning with mask.strategy = \"{}\"", mask.strategy);
             errors.push(error("mask.mixture", "", problem, "mask.strategy = \"mixture\""));
         }
+        self.check_features(errors);
         let reads_teacher = mask.reads_teacher();
         let is_attention = mask.uses("attention");
         for (key, is_used, is_default, value, needed) in [
+            ("mask.ema", reads_teacher, mask.ema == default.ema, mask.ema.to_string(), OF_TEACHER),
+            ("mask.refresh", reads_teacher, mask.refresh == 1, mask.refresh.to_string(), OF_TEACHER),
             (
-                "mask.ema",
-                reads_teacher,
-                mask.ema == default.ema,
-                mask.ema.to_string(),
-                "attention\", \"parts\" or \"loss",
+                "mask.attention",
+                is_attention,
+                mask.attention == default.attention,
+                quoted(&mask.attention),
+                "mask.strategy = \"attention\"",
             ),
-            (
-                "mask.refresh",
-                reads_teacher,
-                mask.refresh == 1,
-                mask.refresh.to_string(),
-                "attention\", \"parts\" or \"loss",
-            ),
-            ("mask.attention", is_attention, mask.attention == default.attention, quoted(&mask.attention), "attention"),
             (
                 "mask.attention_map",
                 is_attention,
                 mask.attention_map == default.attention_map,
                 quoted(&mask.attention_map),
-                "attention",
+                "mask.strategy = \"attention\"",
             ),
-            ("mask.parts", mask.uses("parts"), mask.parts == default.parts, mask.parts.to_string(), "parts"),
+            (
+                "mask.parts",
+                mask.uses("parts"),
+                mask.parts == default.parts,
+                mask.parts.to_string(),
+                "mask.strategy = \"parts\"",
+            ),
         ] {
             if !is_used && !is_default {
                 let problem = format!("has no meaning with mask.strategy = \"{}\"", mask.strategy);
-                errors.push(error(key, value, problem, &format!("mask.strategy = \"{needed}\"")));
+                errors.push(error(key, value, problem, needed));
             }
         }
         if mask.temperature != default.temperature && !mask.strategy.is_learned() && !is_attention {

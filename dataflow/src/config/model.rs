@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use mlomae_model::choice::Named;
 use mlomae_model::masking::attention::{Attended, AttentionMap};
+use mlomae_model::masking::linear::{self, PatchFeature};
 use mlomae_model::masking::mixture;
 use mlomae_model::masking::oracle::{self, OracleConfig, OracleMasked};
 use mlomae_model::masking::schedule::{Course, MaskSchedule, Scheduled};
@@ -137,6 +138,9 @@ pub struct MaskConfig {
     /// in, for the strategies `token-mlp` and `linear` on pixels. `[1]`: its own alone.
     #[schemars(inner(range(min = 1, max = 64)))]
     pub scales: Vec<usize>,
+    /// With `strategy = "linear"`: what it reads of a patch, at least one, each once. `loss` and `attention` are read of
+    /// a teacher (`ema`, `refresh`) and are constants in θ: no derivative goes through them.
+    pub features: Vec<PatchFeature>,
     /// Share of the patches that is masked.
     #[schemars(range(min = 0.05, max = 0.95))]
     pub ratio: f64,
@@ -176,7 +180,7 @@ pub struct MaskConfig {
     /// With `strategy = "noise"`: the colour of the noise.
     pub noise: MaskNoise,
     /// Decay of the average over θ's past, for each level-1 step, of the teacher that the strategies `attention`, `parts`
-    /// and `loss` read; 0 for θ itself.
+    /// and `loss` and the features `loss` and `attention` read; 0 for θ itself.
     #[schemars(range(min = 0.0, max = 0.99999))]
     pub ema: f64,
     /// Outer iterations between two states of the teacher, so that scores may run ahead in between; 0 for a new one
@@ -209,11 +213,20 @@ pub struct MaskConfig {
 }
 
 impl MaskConfig {
-    /// Whether the strategy reads a teacher, or one of a mixture does.
+    /// Whether the strategy reads a teacher, one of a mixture does, or a feature of the linear policy.
     #[must_use]
     pub fn reads_teacher(&self) -> bool {
         let mut mixed = mixture::strategies(&self.mixture).unwrap_or_default().into_iter();
-        self.strategy.reads_teacher() || self.is_mixture() && mixed.any(|(kind, _)| kind.reads_teacher())
+        let mut features = self.features.iter().filter(|_| self.is_linear());
+        self.strategy.reads_teacher()
+            || self.is_mixture() && mixed.any(|(kind, _)| kind.reads_teacher())
+            || features.any(|feature| feature.reads().is_some())
+    }
+
+    /// Whether the strategy is the policy that is linear in `features`.
+    #[must_use]
+    pub fn is_linear(&self) -> bool {
+        self.strategy.name() == linear::Kind.name()
     }
 
     /// Whether strategies are mixed.
@@ -274,6 +287,7 @@ impl Default for MaskConfig {
             input: MaskInput::Embedding,
             hidden: Preset::default().values().mask_hidden,
             scales: vec![1],
+            features: PatchFeature::OF_PIXELS.to_vec(),
             ratio: 0.75,
             ratio_schedule: MaskSchedule::Constant,
             ratio_end: None,

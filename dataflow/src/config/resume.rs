@@ -175,6 +175,7 @@ const FIXED: &[&str] = &[
     "mask.input",
     "mask.hidden",
     "mask.scales",
+    "mask.features",
     "mask.explore_arms",
     "mask.ratio_arms",
     "method.preset",

@@ -144,6 +144,7 @@ impl Payload for ScoredBatch {
             + 4 * (order.kept.len() + order.rank.len())
             + 4 * self.scored.weights().map_or(0, <[f32]>::len)
             + 4 * self.scored.guide.as_ref().map_or(0, |guide| guide.len())
+            + 4 * self.scored.read.as_ref().map_or(0, |read| read.len())
     }
 }
 

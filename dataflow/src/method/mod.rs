@@ -104,6 +104,7 @@ pub fn model_config(config: &Config, image: usize, channels: usize, num_classes:
         mask_input: config.mask.input,
         mask_hidden: config.mask.hidden,
         mask_scales: config.mask.scales.clone(),
+        mask_features: config.mask.features.clone(),
         mask_explore_arms: config.mask.explore_arms.clone(),
         mask_ratio_arms: config.mask.ratio_arms.clone(),
         mask_weights: config.mask.weights,
@@ -244,7 +245,7 @@ impl Method {
     /// Whether masks follow from a teacher, see [`teacher_version`](Self::teacher_version).
     #[must_use]
     pub fn reads_teacher(&self) -> bool {
-        self.model.masking.needs().reads_teacher()
+        self.model.reads_teacher()
     }
 
     /// How often the teacher has been renewed before level-1 step `step`. The first is θ at the run's start.

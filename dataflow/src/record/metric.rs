@@ -133,6 +133,9 @@ metrics! {
     UtilityMean: Mask, "utility_mean", "validation", "1";
     /// Share of a scale in the mixture of a patch's logit: softmax of its gate; with several `mask.scales`.
     ScaleGate: Mask, "scale_gate.SCALE", "validation", "share";
+    /// Weight of a feature in a patch's logit, per standard deviation of the feature over its image; of `position` the
+    /// standard deviation of the values of all places; with `mask.strategy = "linear"`.
+    FeatureWeight: Mask, "feature_weight.FEATURE", "validation", "1";
     /// Chance of a share of patches placed at random; with `mask.explore_arms`.
     ExploreProbability: Mask, "explore_probability.ARM", "validation", "share";
     /// Entropy of these chances.
@@ -157,14 +160,17 @@ metrics! {
 const MASK_COVERAGE_AT: &str = "mask_coverage.";
 /// What the names of [`Metric::ScaleGate`] begin with.
 const SCALE_GATE: &str = "scale_gate.";
+/// What the names of [`Metric::FeatureWeight`] begin with.
+const FEATURE_WEIGHT: &str = "feature_weight.";
 /// What the names of [`Metric::ExploreProbability`] begin with.
 const EXPLORE_PROBABILITY: &str = "explore_probability.";
 /// What the names of [`Metric::RatioProbability`] begin with.
 const RATIO_PROBABILITY: &str = "ratio_probability.";
 /// The numbers that have several values each, by what their names begin with.
-const FAMILIES: [(&str, Metric); 4] = [
+const FAMILIES: [(&str, Metric); 5] = [
     (MASK_COVERAGE_AT, Metric::MaskCoverageAt),
     (SCALE_GATE, Metric::ScaleGate),
+    (FEATURE_WEIGHT, Metric::FeatureWeight),
     (EXPLORE_PROBABILITY, Metric::ExploreProbability),
     (RATIO_PROBABILITY, Metric::RatioProbability),
 ];
@@ -188,6 +194,12 @@ impl Metric {
     #[must_use]
     pub fn scale_gate(size: usize) -> Text {
         Cow::Owned(format!("{SCALE_GATE}{size}"))
+    }
+
+    /// The name of [`Metric::FeatureWeight`] of the feature of that name.
+    #[must_use]
+    pub fn feature_weight(feature: &str) -> Text {
+        Cow::Owned(format!("{FEATURE_WEIGHT}{feature}"))
     }
 
     /// The name of a number that each arm has, such as [`Metric::ExploreProbability`], of that arm.
@@ -218,6 +230,8 @@ mod tests {
         }
         assert_eq!(Metric::of(Level::Pretrain, &Metric::mask_coverage_at(3, 11)), Some(Metric::MaskCoverageAt));
         assert_eq!(Metric::of(Level::Mask, &Metric::scale_gate(4)), Some(Metric::ScaleGate));
+        let of_channel = Metric::feature_weight("brightness.2");
+        assert_eq!(Metric::of(Level::Mask, &of_channel), Some(Metric::FeatureWeight));
         for metric in [Metric::ExploreProbability, Metric::RatioProbability] {
             assert_eq!(Metric::of(Level::Mask, &metric.of_arm(0.25)), Some(metric));
         }

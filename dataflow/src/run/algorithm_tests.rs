@@ -129,6 +129,8 @@ fn the_serial_executor_is_the_algorithm_to_the_bit() {
             "mask.input=pixels mask.weights=normalised mask.select=sample policy.estimator=both policy.average=3 \
              method.precondition=adam",
             "mask.strategy=linear mask.input=pixels mask.weights=normalised mask.select=random",
+            "mask.strategy=linear mask.input=pixels mask.features=[\"loss\",\"attention\",\"position\"] mask.ema=0 \
+             mask.refresh=0",
             "mask.strategy=token-mlp mask.input=pixels mask.select=sample mask.scales=[1,2] mask.explore_arms=[0.0,0.5]",
             "mask.input=embedding mask.select=sample mask.ratio_arms=[0.5,0.6,0.75] policy.average=2",
         ] {

@@ -140,7 +140,7 @@ struct Variant {
 }
 
 /// Variants at each lag.
-const NUM_FORMS: usize = 12;
+const NUM_FORMS: usize = 13;
 
 fn variants() -> Vec<Variant> {
     let forms: [&[&str]; NUM_FORMS] = [
@@ -171,6 +171,13 @@ fn variants() -> Vec<Variant> {
         ],
         &["method.supervised=true", "mask.select=random", "method.shuffle_labels=true"],
         &["mask.strategy=linear", "mask.input=pixels", "mask.scales=[1,2,4]", "mask.explore_arms=[0.0,0.25,1.0]"],
+        &[
+            "mask.strategy=linear",
+            "mask.input=pixels",
+            "mask.features=[\"attention\",\"loss\",\"contrast\"]",
+            "mask.refresh=2",
+            "method.multitask=true",
+        ],
         &[
             "mask.ratio_arms=[0.5,0.6,0.75]",
             "mask.ratio_per_flop=true",

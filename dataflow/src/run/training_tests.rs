@@ -205,6 +205,23 @@ fn serial_equals_threaded_in_every_variant() {
         vec!["method.supervised=true", "method.hypergradient=cg", "mask.select=random"],
         vec!["mask.strategy=token-mlp", "mask.input=pixels", "mask.scales=[1,2]", "mask.weights=normalised"],
         vec!["mask.strategy=linear", "mask.input=pixels", "mask.explore_arms=[0.0,0.5,1.0]", "pipeline.lag=1"],
+        vec![
+            "mask.strategy=linear",
+            "mask.input=pixels",
+            "mask.features=[\"contrast\",\"loss\",\"attention\"]",
+            "mask.refresh=2",
+            "mask.ema=0.5",
+            "pipeline.lag=1",
+        ],
+        vec![
+            "mask.strategy=linear",
+            "mask.input=pixels",
+            "mask.features=[\"loss\"]",
+            "mask.refresh=0",
+            "method.multitask=true",
+            "mask.select=sample",
+            "policy.estimator=both",
+        ],
         vec!["mask.ratio_arms=[0.5,0.75]", "pipeline.lag=1"],
         vec!["model.pos_embed=\"frozen\"", "pretrain.decay_group=\"matrices\"", "method.unroll=1"],
     ] {

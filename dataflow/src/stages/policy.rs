@@ -174,6 +174,15 @@ impl PolicyStage {
                 recorder.figure(moment, metric, name, gate, metric.unit());
             }
         }
+        for (name, place) in model.masking.feature_weights() {
+            let values = self.lane.values(phi, place)?;
+            let weight = match values[..] {
+                [weight] => f64::from(weight),
+                _ => deviation(&values),
+            };
+            let metric = Metric::FeatureWeight;
+            recorder.figure(moment, metric, Metric::feature_weight(&name), weight, metric.unit());
+        }
         let explore = model.masking.explore_arms().map(|arms| (arms.shares(), arms.logits()));
         let ratio = model.masking.ratio_arms().map(|arms| (arms.ratios(), arms.logits()));
         for (arms, metric, of_entropy) in [
@@ -208,6 +217,13 @@ impl PolicyStage {
         let epsilon_v1 = step_size(alpha, self.lane.norm(v1)?);
         self.lane.combined(epsilon_w, w, epsilon_v1, v1).map(Shift)
     }
+}
+
+/// Standard deviation of values around their mean.
+fn deviation(values: &[f32]) -> f64 {
+    let num = values.len().max(1) as f64;
+    let mean = values.iter().map(|&value| f64::from(value)).sum::<f64>() / num;
+    (values.iter().map(|&value| (f64::from(value) - mean).powi(2)).sum::<f64>() / num).sqrt()
 }
 
 /// Key of the state's running mean of a learned mask ratio's rewards.

@@ -82,6 +82,8 @@ impl Stage for ScoreStage {
         let lane = &mut **self.lane.as_mut().map_err(missing)?;
         let rule = MaskRule { objects: batch.objects.clone(), ..self.method.mask_rule(Step(unit)) };
         let scored = (|| {
+            // A teacher stays what it was published as.
+            let shift = shift.filter(|_| !self.method.reads_teacher());
             let theta = match (theta, shift) {
                 (Some(theta), Some(shift)) => Some(shift.apply(lane, &theta)?),
                 (theta, _) => theta,
@@ -91,6 +93,7 @@ impl Stage for ScoreStage {
             Ok((batch, scored))
         })();
         let (batch, scored) = scored.map_err(internal(StageName::Score))?;
+        let rule = MaskRule { read: scored.read.clone(), ..rule };
         Ok(ScoredBatch { batch, scored, rule, phi, policy_version })
     }
 

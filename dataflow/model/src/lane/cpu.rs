@@ -291,10 +291,8 @@ impl Device for Cpus {
             let [pretrain, finetune, mask] = sizes;
             [compute(pretrain.num_threads)?, compute(finetune.num_threads)?, compute(mask.num_threads)?]
         };
-        let score = match spec.model.masking.needs() {
-            Needs::Embedding | Needs::Attention | Needs::Rollout | Needs::Tokens | Needs::Losses => pretrain.clone(),
-            Needs::Pixels | Needs::Nothing | Needs::Objects => compute(1)?,
-        };
+        let waits = spec.model.masking.needs() == Needs::Embedding || spec.model.reads_teacher();
+        let score = if waits { pretrain.clone() } else { compute(1)? };
         let lane = |compute: &Compute, size: LaneSize| -> Box<dyn Lane> {
             let cpu = Cpu::new(spec.model.clone(), compute.with_micro_batch(size.micro_batch));
             Box::new(CpuLane::new(cpu.with_precision(spec.precision)))

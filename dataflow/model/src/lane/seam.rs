@@ -117,7 +117,8 @@ pub struct Upstream<'a> {
     pub phi: &'a Vector,
     /// The last batch x_p of level 1, `[batch, C, H, W]`.
     pub images: &'a Vector,
-    /// How x_p is masked.
+    /// How x_p is masked; where a masking reads a teacher, with the [`MaskRule::read`] that level 1 masked it by
+    /// ([`Scored::read`]), which is constant here.
     pub rule: &'a MaskRule,
     /// What the gradient goes through.
     pub estimator: Estimator,
@@ -176,7 +177,8 @@ pub trait Lane: Send + fmt::Debug {
 
     /// Scores images `[batch, C, H, W]` at φ (where masks are learned) and masks them by `rule`. θ may be left out
     /// unless [`Masking::needs`](crate::masking::Masking::needs) is
-    /// [`Needs::Embedding`](crate::masking::Needs::Embedding), or a teacher is read: then it is the teacher's.
+    /// [`Needs::Embedding`](crate::masking::Needs::Embedding), or a teacher is read, of which `rule` does not bring what
+    /// was read ([`MaskRule::read`]): then it is the teacher's.
     ///
     /// The result is in host memory: it goes to another stage, whose lane may have other micro-batches.
     ///

@@ -46,7 +46,8 @@ pub fn embedding(cpu: &Cpu, theta: &[f32], images: &[f32]) -> Arc<Buffer> {
     Arc::new(embedding)
 }
 
-/// What the masking reads of the teacher `theta` on images `[batch, C, H, W]`; none if it reads none.
+/// What the masking reads of the teacher `theta` on images `[batch, C, H, W]`, as [`MaskRule::read`]; none if it reads
+/// none.
 ///
 /// # Errors
 /// When the teacher is not given.
@@ -57,33 +58,34 @@ fn read_teacher(
     rule: &MaskRule,
     num_visible: usize,
 ) -> Result<Option<Vec<f32>>, ModelError> {
-    let (needs, c) = (cpu.model.masking.needs(), &cpu.model.config);
-    if !needs.reads_teacher() {
+    let (reads, c) = (cpu.model.masking.reads(), &cpu.model.config);
+    if reads.is_empty() {
         return Ok(None);
     }
     let missing = || ModelError::Lane { lane: "cpu", problem: "masks need the weights of a teacher".to_owned() };
     let theta = theta.ok_or_else(missing)?;
-    Ok(match needs {
-        Needs::Attention => Some(passes::attention(cpu, theta, images)),
-        Needs::Rollout => Some(passes::attention_rollout(cpu, theta, images)),
-        Needs::Tokens => Some(passes::patch_tokens(cpu, theta, images)),
+    let parts = reads.into_iter().map(|needs| match needs {
+        Needs::Attention => passes::attention(cpu, theta, images),
+        Needs::Rollout => passes::attention_rollout(cpu, theta, images),
+        Needs::Tokens => passes::patch_tokens(cpu, theta, images),
         Needs::Losses => {
             let orders = covering_orders(images.len() / c.image_values(), c.num_patches(), num_visible, rule);
             let pass = |order: Arc<TokenOrder>| {
                 let losses = pretrain::patch_losses(cpu, theta, images, &order).to_vec();
                 (order, losses)
             };
-            Some(mean_losses(&orders.into_iter().map(pass).collect::<Vec<_>>()))
+            mean_losses(&orders.into_iter().map(pass).collect::<Vec<_>>())
         }
-        Needs::Nothing | Needs::Objects | Needs::Pixels | Needs::Embedding => None,
-    })
+        Needs::Nothing | Needs::Objects | Needs::Pixels | Needs::Embedding => Vec::new(),
+    });
+    Ok(Some(parts.collect::<Vec<_>>().concat()))
 }
 
 /// Scores images `[batch, C, H, W]` at φ (where masks are learned) and masks them by `rule`. θ may be left out unless
-/// the masking reads the patch embedding.
+/// the masking reads the patch embedding, or a teacher of which `rule` does not bring what was read.
 ///
 /// # Errors
-/// When a θ or objects that are needed are not given, or another rank is gone.
+/// When a θ or objects that are needed are not given, what was read is of other images, or another rank is gone.
 pub fn score(
     cpu: &Cpu,
     theta: Option<&Params>,
@@ -102,14 +104,18 @@ pub fn score(
             return Err(ModelError::Lane { lane: "cpu", problem: "scores of the embedding need θ".to_owned() });
         }
     };
-    let trace = input.and_then(|input| masking.forward(&cpu.compute, phi, &input));
     let num_images = images.len() / c.image_values();
     let rule = MaskRule { first_image: (cpu.collective.rank() * num_images) as u64, ..rule.clone() };
     let rule = arms::drawn(&**masking, rule, num_images, |range| Ok::<_, ModelError>(phi[range].to_vec()))?;
     rule.check_objects(masking.needs(), num_images * c.num_patches(), "cpu")?;
     let num_visible = rule.num_visible.unwrap_or(c.num_visible());
-    let read = read_teacher(cpu, theta, images, &rule, num_visible)?;
-    let rule = MaskRule { read: read.map(Arc::from), ..rule };
+    let rule = match rule.read {
+        Some(_) => rule,
+        None => MaskRule { read: read_teacher(cpu, theta, images, &rule, num_visible)?.map(Arc::from), ..rule },
+    };
+    rule.check_read(&**masking, num_images * c.num_patches(), c.dim, "cpu")?;
+    let read = rule.read.as_deref().unwrap_or_default();
+    let trace = input.and_then(|input| masking.forward(&cpu.compute, phi, &input, read));
     let shape = [c.num_patches(), num_visible];
     let mut scored = Scored::by_keys(&**masking, c.mask_weights, trace, num_images, shape, &rule);
     if let (LossWeights::Given(_), None) = (&scored.loss_weights, &scored.trace)

@@ -199,6 +199,14 @@ impl Masking for Armed {
         self.inner.needs()
     }
 
+    fn reads(&self) -> Vec<Needs> {
+        self.inner.reads()
+    }
+
+    fn feature_weights(&self) -> Vec<(String, Range<usize>)> {
+        self.inner.feature_weights()
+    }
+
     fn keys(&self, num_images: usize, scores: Option<&[f32]>, rule: &MaskRule) -> Vec<f32> {
         self.inner.keys(num_images, scores, rule)
     }
@@ -233,8 +241,8 @@ impl Masking for Armed {
         self.inner.trace_values()
     }
 
-    fn forward(&self, compute: &Compute, phi: &[f32], input: &Arc<Buffer>) -> Option<Trace> {
-        self.inner.forward(compute, &phi[..self.inner_len], input)
+    fn forward(&self, compute: &Compute, phi: &[f32], input: &Arc<Buffer>, read: &[f32]) -> Option<Trace> {
+        self.inner.forward(compute, &phi[..self.inner_len], input, read)
     }
 
     fn backward(

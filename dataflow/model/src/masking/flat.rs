@@ -87,7 +87,7 @@ impl Masking for FlatMlp {
         self.facts.num_patches() * (1 + self.facts.features()) + self.facts.hidden
     }
 
-    fn forward(&self, compute: &Compute, phi: &[f32], input: &Arc<Buffer>) -> Option<Trace> {
+    fn forward(&self, compute: &Compute, phi: &[f32], input: &Arc<Buffer>, _: &[f32]) -> Option<Trace> {
         let batch = input.len() / self.hidden.inputs;
         let h = wide_linear_relu(compute, phi, &self.hidden, input, batch);
         let mut scores = linear(compute, phi, &self.output, &h, batch);

@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use rand_chacha::ChaCha8Rng;
@@ -15,6 +16,7 @@ use crate::init;
 use crate::layout::{Layout, LinearWeights, SharedLayout};
 use crate::masking::arms::{ExploreArms, RatioArms};
 use crate::masking::attention::AttentionConfig;
+use crate::masking::linear::PatchFeature;
 use crate::masking::list::MaskingChoice;
 use crate::masking::oracle::OracleConfig;
 use crate::masking::order::order_by_keys;
@@ -132,8 +134,9 @@ pub struct MaskRule {
     pub objects: Option<Arc<[bool]>>,
     /// Share of the run that is done after this level-1 step, in (0, 1], for maskings that change over it.
     pub progress: f64,
-    /// What the lane has computed of the teacher for this batch, as [`Masking::needs`] says; of this rank's images.
-    /// [`score`](crate::levels::score::score) gives it to [`Masking::keys`].
+    /// What was computed of the teacher for this batch, the parts of [`Masking::reads`] one after the other; of this
+    /// rank's images. Lanes compute it where it is not given, and give it to [`Masking::forward`] and
+    /// [`Masking::keys`]. A batch that is masked again is given what [`Scored::read`] has kept.
     pub read: Option<Arc<[f32]>>,
 }
 
@@ -170,6 +173,27 @@ impl MaskRule {
         let len = self.objects.as_ref().map(|objects| objects.len());
         if needs == Needs::Objects && len != Some(num) {
             let problem = format!("masks need the objects of {num} patches, got {}", len.unwrap_or(0));
+            return Err(ModelError::Lane { lane, problem });
+        }
+        Ok(())
+    }
+
+    /// That [`read`](Self::read) is as long as what `masking` reads of `num` patches by an encoder of width `dim`.
+    ///
+    /// # Errors
+    /// [`ModelError::Lane`] of `lane` if it is not.
+    pub(crate) fn check_read(
+        &self,
+        masking: &dyn Masking,
+        num: usize,
+        dim: usize,
+        lane: &'static str,
+    ) -> Result<(), ModelError> {
+        let needed: usize =
+            masking.reads().iter().map(|needs| if *needs == Needs::Tokens { num * dim } else { num }).sum();
+        let len = self.read.as_ref().map_or(0, |read| read.len());
+        if len != needed {
+            let problem = format!("masks need {needed} values of a teacher, got {len}");
             return Err(ModelError::Lane { lane, problem });
         }
         Ok(())
@@ -239,6 +263,12 @@ pub trait Masking: Send + Sync + fmt::Debug {
     /// learned.
     fn needs(&self) -> Needs;
 
+    /// What it reads of a teacher, in the order of [`MaskRule::read`]: what it [needs](Self::needs), or what it reads
+    /// beside pixels.
+    fn reads(&self) -> Vec<Needs> {
+        Some(self.needs()).filter(|needs| needs.reads_teacher()).into_iter().collect()
+    }
+
     /// Keys `[num_images, L]` for [`order_by_keys`](super::order::order_by_keys): of each image the patches with the
     /// lowest keys stay visible. `scores` `[num_images, L]` are those of [`Masking::forward`], none where nothing is
     /// learned. Random draws must come from [`MaskRule::rng`]: the same batch is masked again in other stages.
@@ -259,6 +289,12 @@ pub trait Masking: Send + Sync + fmt::Debug {
     /// The scales over which logits are mixed; none for single patches alone.
     fn scales(&self) -> Option<&Scales> {
         None
+    }
+
+    /// The weights of a policy that can be read: what each weighs, with its place in φ. A feature with a value for each
+    /// patch's place has several. Empty where weights say nothing by themselves.
+    fn feature_weights(&self) -> Vec<(String, Range<usize>)> {
+        Vec::new()
     }
 
     /// The arms of learned exploration; none where it is not learned.
@@ -287,8 +323,9 @@ pub trait Masking: Send + Sync + fmt::Debug {
         0
     }
 
-    /// Scores p `[batch, L]` in [0, 1] of `input` `[batch, L, features]` at `phi`; none where nothing is learned.
-    fn forward(&self, _compute: &Compute, _phi: &[f32], _input: &Arc<Buffer>) -> Option<Trace> {
+    /// Scores p `[batch, L]` in [0, 1] of `input` `[batch, L, features]` at `phi`, with what was `read` of a teacher, as
+    /// [`MaskRule::read`]; none where nothing is learned.
+    fn forward(&self, _compute: &Compute, _phi: &[f32], _input: &Arc<Buffer>, _read: &[f32]) -> Option<Trace> {
         None
     }
 
@@ -343,6 +380,8 @@ pub struct MaskingFacts {
     pub input: MaskInput,
     /// Hidden width of a masking network.
     pub hidden: usize,
+    /// What the linear policy reads of a patch.
+    pub patch_features: Arc<[PatchFeature]>,
     /// Sides of the blocks over whose mean logits scores are mixed, in patches; see [`scales`](super::scales).
     pub scales: Arc<[usize]>,
     /// What an oracle does.
@@ -369,6 +408,7 @@ impl MaskingFacts {
             dim: 4,
             input: MaskInput::Pixels,
             hidden: 1,
+            patch_features: PatchFeature::OF_PIXELS.into(),
             scales: Arc::default(),
             oracle: OracleConfig::default(),
             attention: AttentionConfig::default(),
@@ -438,6 +478,8 @@ pub struct Scored {
     pub loss_weights: LossWeights,
     /// What an unlearned masking has read of each patch, `[batch, L]`, for the logs.
     pub guide: Option<Arc<[f32]>>,
+    /// What a learned masking has read of a teacher, for the [`MaskRule::read`] of level 3.
+    pub read: Option<Arc<[f32]>>,
 }
 
 impl Scored {
@@ -471,8 +513,11 @@ impl Scored {
                 .fixed_weights(&order, rule)
                 .map_or(LossWeights::One, |weights| LossWeights::mean(&weights, &order, &masked_of(&weights, &order))),
         };
-        let guide = rule.read.clone().filter(|read| read.len() == order.rank.len());
-        Scored { trace, order, loss_weights, guide }
+        let (read, guide) = match &trace {
+            Some(_) => (rule.read.clone(), None),
+            None => (None, rule.read.clone().filter(|read| read.len() == order.rank.len())),
+        };
+        Scored { trace, order, loss_weights, guide, read }
     }
 
     /// The scores p `[batch, L]`; none where nothing is learned.

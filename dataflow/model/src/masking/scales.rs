@@ -198,8 +198,9 @@ mod tests {
             let (phi, scaled_phi) = (plain.init(3), scaled.init(3));
             assert_eq!(phi[..], scaled_phi[..phi.len()], "the gates come last");
             assert_eq!(scaled_phi[phi.len()..], [0.0; 2]);
-            let p =
-                |masking: &dyn Masking, phi: &[f32]| masking.forward(&compute, phi, &input).unwrap().scores.to_vec();
+            let p = |masking: &dyn Masking, phi: &[f32]| {
+                masking.forward(&compute, phi, &input, &[]).unwrap().scores.to_vec()
+            };
             assert_eq!(p(&**plain, &phi), p(&**alone, &phi));
             // A gate that is far above the others is the scale alone.
             let mut far = scaled_phi.to_vec();
@@ -221,7 +222,7 @@ mod tests {
             // Weights of a size at which scores differ.
             phi[..start].iter_mut().zip(draw("phi", start)).for_each(|(w, d)| *w += 0.2 * d);
             let gradient = |compute: &Compute| {
-                let trace = masking.forward(compute, &phi, &input).unwrap();
+                let trace = masking.forward(compute, &phi, &input, &[]).unwrap();
                 let mut gradient = vec![0.0; phi.len()];
                 masking.backward(compute, &phi, &trace, &cotangent, Some(&mut gradient), false);
                 (trace.scores.to_vec(), gradient)
@@ -234,7 +235,7 @@ mod tests {
                 let at = |step: f32| {
                     let mut moved = phi.clone();
                     moved[i] += step;
-                    let scores = masking.forward(&Compute::serial(2), &moved, &input).unwrap().scores;
+                    let scores = masking.forward(&Compute::serial(2), &moved, &input, &[]).unwrap().scores;
                     scores.iter().zip(&cotangent).map(|(&p, &c)| f64::from(p) * f64::from(c)).sum::<f64>()
                 };
                 let expected = (at(1e-3) - at(-1e-3)) / f64::from(2e-3f32);

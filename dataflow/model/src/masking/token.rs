@@ -151,7 +151,7 @@ impl Masking for TokenMlp {
         self.facts.num_patches() * (1 + logits + self.facts.features() + 2 * self.facts.hidden)
     }
 
-    fn forward(&self, compute: &Compute, phi: &[f32], input: &Arc<Buffer>) -> Option<Trace> {
+    fn forward(&self, compute: &Compute, phi: &[f32], input: &Arc<Buffer>, _: &[f32]) -> Option<Trace> {
         let num_patches = self.facts.num_patches();
         let batch = input.len() / (num_patches * self.facts.features());
         let pieces = compute.grains(batch);

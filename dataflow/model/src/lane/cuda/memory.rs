@@ -72,7 +72,7 @@ pub(super) fn needed_bytes(spec: &MemorySpec<'_>) -> u64 {
     // The bytes of a batch of which values are made: of the scorer, and of level 2.
     let raw = (images(Level::Pretrain) + images(Level::Finetune) + images(Level::Mask)) / 4;
     // The teacher of three moments, its copy for products, and a pass of the scorer over all patches.
-    let teacher = if spec.model.masking.needs().reads_teacher() {
+    let teacher = if spec.model.reads_teacher() {
         let rows = rows(Level::Pretrain, patches);
         len(Level::Pretrain) * (4 * 3 + act) + pairs(rows, dim, act).max(pairs(rows, dec_dim, act)) / 2
     } else {

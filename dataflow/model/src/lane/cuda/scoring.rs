@@ -73,6 +73,15 @@ impl CudaLane {
                 return Err(ModelError::Lane { lane: "cuda", problem: "scores of the embedding need θ".to_owned() });
             }
         };
+        let rule = &arms::drawn(&**masking, rule.clone(), batch, |range| self.stream.download(phi.slice(range)))?;
+        rule.check_objects(masking.needs(), batch * c.num_patches(), "cuda")?;
+        let (num_patches, num_visible) = (c.num_patches(), rule.num_visible.unwrap_or(c.num_visible()));
+        let read = match &rule.read {
+            Some(read) => Some(read.clone()),
+            None => self.read_teacher(theta, images, rule, num_visible)?.map(Arc::from),
+        };
+        let rule = &MaskRule { num_visible: Some(num_visible), read, ..rule.clone() };
+        rule.check_read(&**masking, batch * num_patches, c.dim, "cuda")?;
         let trace = match (input, &self.network) {
             (None, _) => None,
             (Some(input), Some(network)) => {
@@ -84,14 +93,10 @@ impl CudaLane {
             (Some(input), None) => {
                 let input = Arc::new(Buffer::from_vec(self.stream.download(input.view())?));
                 let phi = self.stream.download(phi.view())?;
-                masking.forward(&Compute::serial(HOST_GRAIN), &phi, &input)
+                let read = rule.read.as_deref().unwrap_or_default();
+                masking.forward(&Compute::serial(HOST_GRAIN), &phi, &input, read)
             }
         };
-        let rule = &arms::drawn(&**masking, rule.clone(), batch, |range| self.stream.download(phi.slice(range)))?;
-        rule.check_objects(masking.needs(), batch * c.num_patches(), "cuda")?;
-        let (num_patches, num_visible) = (c.num_patches(), rule.num_visible.unwrap_or(c.num_visible()));
-        let read = self.read_teacher(theta, images, rule, num_visible)?;
-        let rule = &MaskRule { num_visible: Some(num_visible), read: read.map(Arc::from), ..rule.clone() };
         let keys = masking.keys(batch, trace.as_ref().map(|trace| &trace.scores[..]), rule);
         let (kept, rank) = (self.stream.take(batch * num_visible), self.stream.take(batch * num_patches));
         let keys = self.stream.upload(&keys);
@@ -106,7 +111,7 @@ impl CudaLane {
         Ok((scored, GpuOrder { num_patches, num_visible, kept, rank }))
     }
 
-    /// What the masking reads of the teacher, on the host; none if it reads none.
+    /// What the masking reads of the teacher, on the host, as [`MaskRule::read`]; none if it reads none.
     fn read_teacher(
         &self,
         theta: Option<&Mem<f32>>,
@@ -114,26 +119,40 @@ impl CudaLane {
         rule: &MaskRule,
         num_visible: usize,
     ) -> Result<Option<Vec<f32>>, ModelError> {
-        let (needs, c) = (self.model.masking.needs(), &self.model.config);
-        if !needs.reads_teacher() {
+        let reads = self.model.masking.reads();
+        if reads.is_empty() {
             return Ok(None);
         }
         let missing = || ModelError::Lane { lane: "cuda", problem: "masks need the weights of a teacher".to_owned() };
         let theta = theta.ok_or_else(missing)?;
+        let parts = reads.into_iter().map(|needs| self.read_part(needs, theta, images, rule, num_visible));
+        Ok(Some(parts.collect::<Result<Vec<_>, ModelError>>()?.concat()))
+    }
+
+    /// One part of what a masking reads of the teacher.
+    fn read_part(
+        &self,
+        needs: Needs,
+        theta: &Mem<f32>,
+        images: &Mem<f32>,
+        rule: &MaskRule,
+        num_visible: usize,
+    ) -> Result<Vec<f32>, ModelError> {
+        let c = &self.model.config;
         Ok(match needs {
             Needs::Attention => {
                 let [queries, keys] = self.cls_queries_and_keys(theta, images)?;
-                Some(cls_attention(&queries, &keys, c.num_patches(), c.heads, c.dim))
+                cls_attention(&queries, &keys, c.num_patches(), c.heads, c.dim)
             }
             Needs::Rollout => {
                 let blocks = self.queries_and_keys(theta, images)?;
                 let blocks: Vec<&[f32]> = blocks.iter().map(Vec::as_slice).collect();
-                Some(rollout(&blocks, c.num_patches(), c.heads, c.dim))
+                rollout(&blocks, c.num_patches(), c.heads, c.dim)
             }
             Needs::Tokens => {
                 let tokens = self.features_of(theta, images, &[Tap::Patches]);
                 let host = tokens.iter().map(|tokens| Ok(self.stream.download(tokens.view())?));
-                Some(host.collect::<Result<Vec<_>, ModelError>>()?.concat())
+                host.collect::<Result<Vec<_>, ModelError>>()?.concat()
             }
             Needs::Losses => {
                 let orders = covering_orders(images.len() / c.image_values(), c.num_patches(), num_visible, rule);
@@ -142,9 +161,9 @@ impl CudaLane {
                     Ok((order, self.stream.download(losses.view())?))
                 };
                 let passes = orders.into_iter().map(pass).collect::<Result<Vec<_>, ModelError>>()?;
-                Some(mean_losses(&passes))
+                mean_losses(&passes)
             }
-            Needs::Nothing | Needs::Objects | Needs::Pixels | Needs::Embedding => None,
+            Needs::Nothing | Needs::Objects | Needs::Pixels | Needs::Embedding => Vec::new(),
         })
     }
 
