@@ -75,6 +75,7 @@ const OTHER: [(&str, &str); 152] = [
     ("mask.attention_map", "rollout"),
     ("mask.hints", "0.25"),
     ("mask.parts", "3"),
+    ("mask.difficulty", "predicted"),
     ("mask.mixture", "{ random = 1.0 }"),
     ("mask.oracle_masked", "half"),
     ("mask.oracle_weight", "10"),

@@ -17,6 +17,7 @@ fn masks_by_a_teacher_train_resume_and_show() {
         ),
         ("parts", &["mask.strategy=parts", "mask.refresh=2", "mask.ema=0"]),
         ("loss", &["mask.strategy=loss", "mask.refresh=0", "mask.ema=0.5"]),
+        ("predicted", &["mask.strategy=loss", "mask.difficulty=predicted", "mask.refresh=2", "mask.ema=0.9"]),
         (
             "linear",
             &[
@@ -45,6 +46,8 @@ fn masks_by_a_teacher_train_resume_and_show() {
         let knows = place.rows(run, "metrics").iter().any(|row| row.contains(",object_score_auc,"));
         assert_eq!(knows, run != "parts", "{run}: attention and losses are judged as scores are");
         let metrics = place.rows(run, "metrics");
+        let ranks = metrics.iter().any(|row| row.contains(",ranking_loss,"));
+        assert_eq!(ranks, run == "predicted", "{run}");
         for feature in ["contrast", "loss", "attention", "position"] {
             let name = format!(",feature_weight.{feature},");
             assert_eq!(metrics.iter().any(|row| row.contains(&name)), run == "linear", "{run}: {feature}");
@@ -60,7 +63,14 @@ fn keys_of_other_strategies_and_broken_mixtures_are_refused() {
         assert_eq!(lines.len(), 1, "{lines:?}");
         lines[0].clone()
     };
-    for setting in ["mask.ema=0.5", "mask.refresh=2", "mask.attention=low", "mask.parts=3", "mask.hints=0.5"] {
+    for setting in [
+        "mask.ema=0.5",
+        "mask.refresh=2",
+        "mask.attention=low",
+        "mask.parts=3",
+        "mask.hints=0.5",
+        "mask.difficulty=predicted",
+    ] {
         let (key, _) = setting.split_once('=').expect("a setting");
         let line = refusal(&["mask.strategy=random", setting]);
         assert!(line.starts_with(key) && line.contains("has no meaning with"), "{line}");

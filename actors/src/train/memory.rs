@@ -275,7 +275,8 @@ fn activations(model: &ModelConfig) -> [usize; 2] {
         tokens.saturating_mul((15 * dim).saturating_add(heads.saturating_mul(tokens)))
     };
     let (all, visible) = (model.num_patches() + 1, model.max_visible() + 1);
-    let decoder = model.dec_depth.saturating_mul(block(all, model.dec_dim, model.dec_heads));
+    let num_decoders = if model.has_predictor() { 2 } else { 1 };
+    let decoder = (num_decoders * model.dec_depth).saturating_mul(block(all, model.dec_dim, model.dec_heads));
     let encoder = model.depth.saturating_mul(block(visible, model.dim, model.heads));
     // Recycled memory serves what is up to a fifth smaller; where the mask ratio has a schedule, memory of each size
     // on the way stays.

@@ -6,9 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::choice::{Choice, Named};
 use crate::masking::attention::AttentionConfig;
+use crate::masking::difficulty::Difficulty;
 use crate::masking::linear::PatchFeature;
 use crate::masking::oracle::OracleConfig;
-use crate::masking::{MaskInput, MaskNoise, MaskWeights, MaskingKind, mixture};
+use crate::masking::{MaskInput, MaskNoise, MaskWeights, MaskingKind, loss, mixture};
 use crate::tasks::TaskKind;
 
 /// Whether the position embeddings of encoder and decoder are trained.
@@ -90,6 +91,9 @@ pub struct ModelConfig {
     /// Noise of the strategy `noise`.
     #[serde(default)]
     pub mask_noise: MaskNoise,
+    /// Where the masking `loss` has the difficulty of patches from. If it is predicted, θ has a second decoder.
+    #[serde(default)]
+    pub mask_difficulty: Difficulty,
     /// The downstream task.
     pub task: Choice<dyn TaskKind>,
     /// Classes of the data.
@@ -124,6 +128,7 @@ impl Default for ModelConfig {
             mask_parts: default_num_parts(),
             mask_mixture: BTreeMap::new(),
             mask_noise: MaskNoise::default(),
+            mask_difficulty: Difficulty::default(),
             task: Choice::default(),
             num_classes: 10,
         }
@@ -194,8 +199,20 @@ impl ModelConfig {
         self.mask_ratios().map(|ratio| num_visible(self.num_patches(), ratio)).min().unwrap_or_default()
     }
 
-    /// Operations (2mnk) of the products of a pass of encoder and decoder over an image with `num_visible` visible
-    /// patches. A backward pass has twice as many.
+    /// Whether θ has a second decoder that predicts the difficulty of patches: where the masking `loss`, or a mixture
+    /// with it, reads that.
+    #[must_use]
+    pub fn has_predictor(&self) -> bool {
+        let name = loss::Kind.name();
+        let is_mixed = || {
+            self.masking.name() == mixture::Kind.name()
+                && self.mask_mixture.get(name).is_some_and(|weight| *weight > 0.0)
+        };
+        self.mask_difficulty == Difficulty::Predicted && (self.masking.name() == name || is_mixed())
+    }
+
+    /// Operations (2mnk) of the products of a pass of level 1, of encoder and decoder and of the predictor where there is
+    /// one, over an image with `num_visible` visible patches. A backward pass has twice as many.
     #[must_use]
     pub fn pass_flops(&self, num_visible: usize) -> u64 {
         let wide = |value: usize| value as u64;
@@ -205,7 +222,8 @@ impl ModelConfig {
         let block = |tokens: u64, dim: u64| 24 * tokens * dim * dim + 4 * tokens * tokens * dim;
         let encoder = 2 * visible * values * dim + wide(self.depth) * block(1 + visible, dim);
         let between = 2 * (1 + visible) * dim * dec_dim;
-        encoder + between + wide(self.dec_depth) * block(1 + patches, dec_dim) + 2 * patches * dec_dim * values
+        let decoder = |values: u64| wide(self.dec_depth) * block(1 + patches, dec_dim) + 2 * patches * dec_dim * values;
+        encoder + between + decoder(values) + if self.has_predictor() { decoder(1) } else { 0 }
     }
 
     /// Everything that is wrong with the shapes, one line each; empty when the configuration can be built.

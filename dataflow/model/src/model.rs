@@ -54,6 +54,7 @@ impl Model {
             num_parts: c.mask_parts,
             mixture: mixture::strategies(&c.mask_mixture).unwrap_or_default().into(),
             noise: c.mask_noise,
+            difficulty: c.mask_difficulty,
         };
         Ok(Model {
             config: config.clone(),

@@ -13,6 +13,7 @@ use mlomae_model::lane::{CpuLane, Downstream, LabelledImages, Lane};
 use mlomae_model::layout::SharedLayout;
 use mlomae_model::levels::optimizer::{AdamW, AdamWConfig, DecayGroup};
 use mlomae_model::masking::attention::{AttentionConfig, AttentionMap};
+use mlomae_model::masking::difficulty::Difficulty;
 use mlomae_model::masking::linear::PatchFeature;
 use mlomae_model::masking::{MASKINGS, MaskInput, MaskRule, MaskSelect, MaskWeights, MaskingChoice};
 use mlomae_model::parallel::arena::Buffer;
@@ -114,6 +115,7 @@ fn results(
                 }
                 Event::Pretrain(g) => {
                     push(&format!("pretrain {step} loss"), vec![g.loss]);
+                    push(&format!("pretrain {step} ranking loss"), g.ranking_loss.into_iter().collect());
                     push(&format!("pretrain {step} patch loss"), wide(&g.patch_loss));
                     push(&format!("pretrain {step} gradient"), wide(&g.gradient));
                     step += 1;
@@ -333,6 +335,26 @@ fn strategies_that_read_a_teacher_read_the_same_on_a_gpu() {
         let config = ModelConfig { mask_mixture, ..config(strategy, MaskInput::Pixels) };
         compare_policy(&config, &Tangent, (Settings::default(), MaskSelect::Score), Precision::F32, 1e-4);
     }
+    let predicted = |strategy: &str| ModelConfig {
+        mask_difficulty: Difficulty::Predicted,
+        mask_mixture: [("random".to_owned(), 1.0), ("loss".to_owned(), 1.0)].into(),
+        ..config(strategy, MaskInput::Pixels)
+    };
+    let plain = (Settings::default(), MaskSelect::Score);
+    compare_policy(&predicted("mixture"), &Tangent, plain, Precision::F32, 1e-4);
+    compare_policy(
+        &ModelConfig { mask_ratio_end: Some(0.7), ..predicted("loss") },
+        &Tangent,
+        plain,
+        Precision::F32,
+        1e-4,
+    );
+    // Masks by predictions in another precision are others: of random ones the losses and gradients are compared.
+    let random = ModelConfig {
+        mask_mixture: [("random".to_owned(), 1.0), ("loss".to_owned(), 1e-9)].into(),
+        ..predicted("mixture")
+    };
+    compare_policy(&random, &Tangent, plain, Precision::Bf16, 6e-2);
     let mask_features = PatchFeature::ALL.to_vec();
     let linear = ModelConfig { mask_features, ..config("linear", MaskInput::Pixels) };
     let of_policy = (Settings { ridge_bank: 1, ..Settings::default() }, MaskSelect::Score);

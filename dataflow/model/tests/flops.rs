@@ -5,6 +5,7 @@ use std::sync::Arc;
 use mlomae_kernels::flops;
 use mlomae_model::init::{normals, tensor_rng};
 use mlomae_model::lane::{CpuLane, Lane};
+use mlomae_model::masking::difficulty::Difficulty;
 use mlomae_model::masking::{MaskRule, MaskingChoice};
 use mlomae_model::{Level, Model, ModelConfig, Vector};
 
@@ -27,4 +28,19 @@ fn a_pass_has_the_operations_of_its_formula() {
         let relative = counted as f64 / formula as f64;
         assert!((relative - 1.0).abs() < 0.01, "{num_visible} visible: {counted} counted, {formula}");
     }
+    // A predictor is what a step of level 1 has more, forward and backward, beside what the backward pass computes again.
+    let step = |mask_difficulty| {
+        let config =
+            ModelConfig { masking: MaskingChoice::by_name("loss").unwrap(), mask_difficulty, ..ModelConfig::default() };
+        let model = Arc::new(Model::new(&config).unwrap());
+        let theta = Vector::from(model.init(Level::Pretrain, 1));
+        let mut lane = CpuLane::serial(model, 2);
+        let scored = lane.score(Some(&theta), &phi, &images, &MaskRule::BY_SCORE).unwrap();
+        let before = flops();
+        lane.pretrain(&theta, &phi, &images, &scored).unwrap();
+        (flops() - before, config.pass_flops(config.num_visible()))
+    };
+    let (measured, predicted) = (step(Difficulty::Measured), step(Difficulty::Predicted));
+    let relative = (predicted.0 - measured.0) as f64 / (3 * BATCH as u64 * (predicted.1 - measured.1)) as f64;
+    assert!((0.99..1.3).contains(&relative), "{relative}: {predicted:?} {measured:?}");
 }

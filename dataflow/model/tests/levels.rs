@@ -310,7 +310,7 @@ fn masking_networks_have_right_gradients() {
             MaskInput::Pixels => patches(&cpu, &x[0]),
         };
         let cotangent = draw("cotangent", BATCH * config.num_patches());
-        let trace = net.forward(compute, phi, &input).unwrap();
+        let trace = net.forward(compute, phi, &input, &[]).unwrap();
         assert!(trace.scores.iter().all(|p| (0.0..=1.0).contains(p)));
         let kept = trace.scores.len() + trace.input.len() + trace.hidden.iter().map(|h| h.len()).sum::<usize>();
         assert_eq!(kept, BATCH * net.trace_values(), "what queues count");
@@ -324,7 +324,7 @@ fn masking_networks_have_right_gradients() {
         let value = |h: f32| {
             let phi: Vec<f32> = phi.iter().zip(&dir_phi).map(|(p, d)| p + h * d).collect();
             let input: Vec<f32> = input.iter().zip(&dir_input).map(|(p, d)| p + h * d).collect();
-            let trace = net.forward(compute, &phi, &Arc::new(Buffer::from_vec(input))).unwrap();
+            let trace = net.forward(compute, &phi, &Arc::new(Buffer::from_vec(input)), &[]).unwrap();
             trace.scores.iter().zip(&cotangent).map(|(s, c)| f64::from(*s) * f64::from(*c)).sum::<f64>()
         };
         let h = 1e-3;

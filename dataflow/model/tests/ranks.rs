@@ -12,6 +12,7 @@ use mlomae_model::levels::mask::{along, direction};
 use mlomae_model::levels::score::score;
 use mlomae_model::levels::vectors::{sum, widen};
 use mlomae_model::levels::{Cpu, Labelled, finetune, pretrain};
+use mlomae_model::masking::difficulty::Difficulty;
 use mlomae_model::masking::oracle::{OracleConfig, OracleMasked};
 use mlomae_model::masking::{MaskRule, MaskingChoice};
 use mlomae_model::parallel::arena::{Arena, Buffer};
@@ -183,6 +184,44 @@ fn two_ranks_weigh_the_loss_by_the_objects_of_all_images() {
             let (from, to) = (pair.rank * BATCH / 2, (pair.rank + 1) * BATCH / 2);
             let cpu = Cpu::new(model, Compute::serial(GRAIN));
             level1(&Cpu { collective: Arc::new(pair), ..cpu }, from, to)
+        })
+    });
+    for thread in threads {
+        assert!(thread.join().unwrap() == one);
+    }
+}
+
+#[test]
+fn two_ranks_rank_patches_by_the_images_of_both() {
+    let config = ModelConfig {
+        image: 12,
+        patch: 3,
+        channels: 1,
+        dim: 24,
+        depth: 1,
+        dec_dim: 16,
+        dec_depth: 1,
+        mask_ratio: 0.6,
+        masking: MaskingChoice::by_name("loss").unwrap(),
+        mask_difficulty: Difficulty::Predicted,
+        num_classes: 4,
+        ..ModelConfig::default()
+    };
+    let model = Arc::new(Model::new(&config).unwrap());
+    let level1 = |cpu: &Cpu, from: usize, to: usize| {
+        let values = cpu.model.config.image_values();
+        let images = draw("p", BATCH * values)[from * values..to * values].to_vec();
+        let (theta, phi) = (cpu.model.init(Level::Pretrain, 1), cpu.model.init(Level::Mask, 1));
+        let scored = score(cpu, Some(&theta), &phi, &images, &RULE).unwrap();
+        let g = pretrain::gradient(cpu, &theta, &phi, &images, &scored).unwrap();
+        (g.loss, g.ranking_loss, g.gradient.to_vec())
+    };
+    let one = level1(&Cpu::new(model.clone(), Compute::serial(GRAIN)), 0, BATCH);
+    let threads = Pair::new().map(|pair| {
+        let model = model.clone();
+        std::thread::spawn(move || {
+            let (from, to) = (pair.rank * BATCH / 2, (pair.rank + 1) * BATCH / 2);
+            level1(&Cpu { collective: Arc::new(pair), ..Cpu::new(model, Compute::serial(GRAIN)) }, from, to)
         })
     });
     for thread in threads {

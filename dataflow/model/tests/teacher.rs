@@ -8,6 +8,7 @@ use mlomae_model::hypergradient::{Clean, Hypergradient, Settings, Tangent};
 use mlomae_model::init::{normals, tensor_rng};
 use mlomae_model::lane::{CpuLane, Lane, Upstream};
 use mlomae_model::levels::{Cpu, passes};
+use mlomae_model::masking::difficulty::Difficulty;
 use mlomae_model::masking::linear::PatchFeature;
 use mlomae_model::masking::{MASKINGS, MaskInput, MaskRule, MaskWeights};
 use mlomae_model::policy::Estimator;
@@ -52,7 +53,16 @@ fn golden_with(name: &str, strategy: &str, set: fn(ModelConfig) -> ModelConfig) 
     let layout = model.layout(Level::Pretrain);
     let mut theta = vec![0.0; layout.len];
     for entry in &layout.entries {
-        theta[entry.range()].copy_from_slice(&values(&format!("init.pretrain.{}", entry.name)));
+        let own = |k: usize| {
+            let scale = if entry.name.contains("norm") && entry.name.ends_with("weight") { 1.0 } else { 0.0 };
+            (scale + 0.3 * (0.7 * k as f64 + entry.name.len() as f64).sin()) as f32
+        };
+        let values = match entry.name.contains("_losspred") {
+            // The predictor's, as in tests/fixtures/difficulty/make.py.
+            true => (0..entry.len).map(own).collect(),
+            false => values(&format!("init.pretrain.{}", entry.name)),
+        };
+        theta[entry.range()].copy_from_slice(&values);
     }
     let images = values("batch.pretrain0.x");
     (model, Arc::new(Buffer::from_vec(theta)), Buffer::from_vec(images))
@@ -101,8 +111,14 @@ fn attention_and_tokens_are_those_of_pytorch() {
 
 #[test]
 fn what_is_read_depends_on_no_thread_and_on_the_weights() {
-    for strategy in ["attention", "parts", "loss", "linear"] {
-        let (model, theta, images) = golden_with("tiny", strategy, all_features);
+    for (strategy, set) in [
+        ("attention", all_features as fn(ModelConfig) -> ModelConfig),
+        ("parts", all_features),
+        ("loss", all_features),
+        ("loss", predicted),
+        ("linear", all_features),
+    ] {
+        let (model, theta, images) = golden_with("tiny", strategy, set);
         let mut other = theta.to_vec();
         other.iter_mut().for_each(|value| *value *= 1.1);
         let (images, phi) = (Vector::from(images), Vector::from(model.init(Level::Mask, 1)));
@@ -224,5 +240,77 @@ fn level_3_takes_the_features_that_level_1_has_read() {
         assert!(refused.to_string().contains("level 3 needs what level 1's masks have read"), "{refused}");
         let short = MaskRule { read: Some([0.0; 3].into()), ..rule };
         assert!(along(&Tangent, &short).unwrap_err().to_string().ends_with("values of a teacher, got 3"));
+    }
+}
+
+/// Difficulty predicted by a decoder of its own.
+fn predicted(config: ModelConfig) -> ModelConfig {
+    ModelConfig { mask_difficulty: Difficulty::Predicted, ..config }
+}
+
+#[test]
+fn predictor_its_loss_and_its_masks_are_those_of_pytorch() {
+    for name in ["tiny", "rect"] {
+        let text = std::fs::read_to_string(fixture(&format!("difficulty/{name}.json"))).unwrap();
+        let expected: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let (model, theta, images) = golden_with(name, "loss", predicted);
+        let (theta, images) = (Vector::from(theta), Vector::from(images));
+        let phi = Vector::from(Vec::new());
+        let rule = MaskRule { seed: 5, step: 3, progress: 0.6, ..MaskRule::BY_SCORE };
+        let mut first = None;
+        for (threads, micro_batch) in [(1, 1), (2, 1), (3, 2), (1, 4)] {
+            let compute = Compute::new(threads, 1, Arena::new()).unwrap().with_micro_batch(micro_batch);
+            let mut lane = CpuLane::new(Cpu::new(model.clone(), compute));
+            let scored = lane.score(Some(&theta), &phi, &images, &rule).unwrap();
+            let guide = scored.guide.clone().unwrap();
+            for (got, expected) in guide.iter().zip(numbers(&expected["difficulty"])) {
+                assert!((f64::from(*got) - expected).abs() < 1e-5, "{name}: {got} {expected}");
+            }
+            let num_patches = model.config.num_patches();
+            for (image, expected) in expected["masked"].as_array().unwrap().iter().enumerate() {
+                let masked = (0..num_patches).filter(|patch| scored.order.is_masked(image * num_patches + patch));
+                assert_eq!(masked.map(|patch| patch as f64).collect::<Vec<_>>(), numbers(expected), "{name}: {image}");
+            }
+            let g = lane.pretrain(&theta, &phi, &images, &scored).unwrap();
+            let ranking_loss = g.ranking_loss.unwrap();
+            for (got, expected) in [(g.loss, &expected["loss"]), (ranking_loss, &expected["ranking_loss"])] {
+                assert!((got - expected.as_f64().unwrap()).abs() < 1e-6, "{name}: {got} {expected}");
+            }
+            let gradient = g.gradient.to_host().unwrap();
+            let entries = model.layout(Level::Pretrain).entries.iter();
+            for entry in entries.filter(|entry| entry.trainable) {
+                let values = &gradient[entry.range()];
+                let norm = values.iter().map(|&d| f64::from(d).powi(2)).sum::<f64>().sqrt();
+                let along: f64 = values.iter().enumerate().map(|(k, &d)| (0.3 * k as f64).cos() * f64::from(d)).sum();
+                let expected = numbers(&expected["gradient"][&entry.name]);
+                // The sum with the cosine has the rounding of as many values as the tensor has.
+                let limit = 2e-5 * expected[0] * (entry.len as f64).sqrt() + 1e-7;
+                assert!((norm - expected[0]).abs() < limit, "{name} {}: {norm} {expected:?}", entry.name);
+                assert!((along - expected[1]).abs() < limit, "{name} {}: {along} {expected:?}", entry.name);
+            }
+            let bits = (ranking_loss.to_bits(), gradient.iter().map(|d| d.to_bits()).collect::<Vec<_>>());
+            assert!(*first.get_or_insert(bits.clone()) == bits, "{name}: {threads} threads, {micro_batch} images");
+        }
+    }
+}
+
+#[test]
+fn only_predicted_difficulty_has_a_predictor_and_a_loss_of_it() {
+    let mixture = |config| ModelConfig { mask_mixture: [("loss".to_owned(), 1.0)].into(), ..predicted(config) };
+    for (strategy, set, has) in [
+        ("loss", (|config| config) as fn(ModelConfig) -> ModelConfig, false),
+        ("loss", predicted, true),
+        ("random", predicted, false),
+        ("mixture", mixture, true),
+    ] {
+        let (model, theta, images) = golden_with("tiny", strategy, set);
+        assert_eq!(model.config.has_predictor(), has);
+        let names = &model.layout(Level::Pretrain).entries;
+        assert_eq!(names.iter().any(|entry| entry.name == "decoder_pred_losspred.weight"), has, "{strategy}");
+        let (theta, images, phi) = (theta.into(), Vector::from(images), Vector::from(Vec::new()));
+        let mut lane = CpuLane::serial(model, 2);
+        let scored = lane.score(Some(&theta), &phi, &images, &MaskRule::BY_SCORE).unwrap();
+        let g = lane.pretrain(&theta, &phi, &images, &scored).unwrap();
+        assert_eq!(g.ranking_loss.is_some(), has, "{strategy}");
     }
 }

@@ -454,6 +454,13 @@ impl Config {
                 "mask.strategy = \"attention\"",
             ),
             (
+                "mask.difficulty",
+                mask.uses("loss"),
+                mask.difficulty == default.difficulty,
+                quoted(&mask.difficulty),
+                "mask.strategy = \"loss\"",
+            ),
+            (
                 "mask.parts",
                 mask.uses("parts"),
                 mask.parts == default.parts,

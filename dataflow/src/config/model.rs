@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use mlomae_model::choice::Named;
 use mlomae_model::masking::attention::{Attended, AttentionMap};
+use mlomae_model::masking::difficulty::Difficulty;
 use mlomae_model::masking::linear::{self, PatchFeature};
 use mlomae_model::masking::mixture;
 use mlomae_model::masking::oracle::{self, OracleConfig, OracleMasked};
@@ -194,6 +195,10 @@ pub struct MaskConfig {
     /// With `attention = "hint"`: hints as a share of all patches.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub hints: f64,
+    /// With `strategy = "loss"`: whether the losses of patches are measured, by passes of the teacher under random masks,
+    /// or predicted, by a second decoder that is trained beside the first to rank them and of which the teacher's sees
+    /// the whole image, as in HPM.
+    pub difficulty: Difficulty,
     /// With `strategy = "parts"`: parts of an image.
     #[schemars(range(min = 1, max = 1024))]
     pub parts: usize,
@@ -305,6 +310,7 @@ impl Default for MaskConfig {
             attention: Attended::default(),
             attention_map: AttentionMap::default(),
             hints: 0.05,
+            difficulty: Difficulty::default(),
             parts: 7,
             oracle_masked: OracleMasked::default(),
             oracle_weight: 1.0,

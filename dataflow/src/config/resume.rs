@@ -176,6 +176,7 @@ const FIXED: &[&str] = &[
     "mask.hidden",
     "mask.scales",
     "mask.features",
+    "mask.difficulty",
     "mask.explore_arms",
     "mask.ratio_arms",
     "method.preset",

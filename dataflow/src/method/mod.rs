@@ -117,6 +117,7 @@ pub fn model_config(config: &Config, image: usize, channels: usize, num_classes:
         mask_parts: config.mask.parts,
         mask_mixture: config.mask.mixture.clone(),
         mask_noise: config.mask.noise,
+        mask_difficulty: config.mask.difficulty,
         task: config.method.task,
         num_classes,
     }

@@ -67,6 +67,9 @@ macro_rules! metrics {
 metrics! {
     /// Reconstruction loss L_m.
     PretrainLoss: Pretrain, "loss", "pretrain", "1";
+    /// Loss L_pred of the predictor of patch losses, beside L_m: the cross entropy of pairs of masked patches, ln 2 where
+    /// it knows nothing; with `mask.difficulty = "predicted"` only.
+    RankingLoss: Pretrain, "ranking_loss", "pretrain", "nat";
     /// Learning rate of θ.
     PretrainRate: Pretrain, "lr", "pretrain", "1";
     /// Norm of the gradient of θ.

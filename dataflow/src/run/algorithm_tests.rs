@@ -124,6 +124,7 @@ fn the_serial_executor_is_the_algorithm_to_the_bit() {
             "mask.strategy=random",
             "mask.strategy=attention mask.ema=0 mask.refresh=0",
             "mask.strategy=loss mask.ema=0 mask.refresh=0",
+            "mask.strategy=loss mask.difficulty=predicted mask.ema=0 mask.refresh=0",
             "mask.ratio_schedule=random mask.ratio_end=0.5 mask.explore_schedule=cosine mask.explore_end=0.5",
             "compute.precision=bf16",
             "mask.input=pixels mask.weights=normalised mask.select=sample policy.estimator=both policy.average=3 \

@@ -140,7 +140,7 @@ struct Variant {
 }
 
 /// Variants at each lag.
-const NUM_FORMS: usize = 13;
+const NUM_FORMS: usize = 14;
 
 fn variants() -> Vec<Variant> {
     let forms: [&[&str]; NUM_FORMS] = [
@@ -178,6 +178,7 @@ fn variants() -> Vec<Variant> {
             "mask.refresh=2",
             "method.multitask=true",
         ],
+        &["mask.strategy=loss", "mask.difficulty=predicted", "mask.refresh=2", "mask.ema=0.5"],
         &[
             "mask.ratio_arms=[0.5,0.6,0.75]",
             "mask.ratio_per_flop=true",

@@ -176,6 +176,7 @@ fn serial_equals_threaded_in_every_variant() {
         vec!["mask.strategy=attention", "mask.attention=hint", "mask.refresh=0", "mask.ema=0.5"],
         vec!["mask.strategy=parts", "mask.refresh=2", "mask.ema=0"],
         vec!["mask.strategy=loss", "compute.precision=bf16"],
+        vec!["mask.strategy=loss", "mask.difficulty=predicted", "mask.refresh=0", "mask.ema=0.5"],
         vec!["mask.strategy=mixture", "mask.mixture={ random = 0.5, attention = 0.5 }", "mask.refresh=3"],
         vec![
             "mask.strategy=oracle",

@@ -177,6 +177,9 @@ impl EncoderStage {
         let moment = self.method.moment(step.next(), Level::Pretrain);
         let mut metric = |metric, value| recorder.metric(moment, metric, value);
         metric(Metric::PretrainLoss, result.loss);
+        if let Some(loss) = result.ranking_loss {
+            metric(Metric::RankingLoss, loss);
+        }
         metric(Metric::PretrainRate, rate);
         metric(Metric::PretrainGradientNorm, gradient_norm);
         if let Some((entropy, saturation)) = scores {

@@ -101,7 +101,8 @@ impl Lane for CpuLane {
         scored: &Scored,
     ) -> Result<PretrainGradient, ModelError> {
         let g = pretrain::gradient(&self.cpu, host(theta)?, host(phi)?, host(images)?, scored)?;
-        Ok(PretrainGradient { loss: g.loss, gradient: g.gradient.into(), patch_loss: g.patch_loss.into() })
+        let (loss, ranking_loss) = (g.loss, g.ranking_loss);
+        Ok(PretrainGradient { loss, ranking_loss, gradient: g.gradient.into(), patch_loss: g.patch_loss.into() })
     }
 
     fn finetune(

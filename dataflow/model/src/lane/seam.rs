@@ -35,7 +35,9 @@ pub struct LabelledImages<'a> {
 pub struct PretrainGradient {
     /// L_m of the batch.
     pub loss: f64,
-    /// ∂L_m/∂θ, flat over θ, zero on frozen weights.
+    /// L_pred of the batch, see [`difficulty`](crate::masking::difficulty); none without a predictor.
+    pub ranking_loss: Option<f64>,
+    /// ∂L_m/∂θ, with a predictor ∂(L_m + L_pred)/∂θ; flat over θ, zero on frozen weights.
     pub gradient: Vector,
     /// Patch losses ℓ `[batch, L]`, of masked and visible patches: the mean squared error of each patch, in units of
     /// the normalised target.
@@ -193,7 +195,8 @@ pub trait Lane: Send + fmt::Debug {
     ) -> Result<Scored, ModelError>;
 
     /// L_m and ∂L_m/∂θ on the images `[batch, C, H, W]` that `scored` was made of, at the same φ. Where the masking
-    /// network reads the patch embedding, the gradient has a second part, through the scores p.
+    /// network reads the patch embedding, the gradient has a second part, through the scores p. Where θ has a predictor
+    /// of difficulty, its loss L_pred is added, to the gradient too.
     ///
     /// # Errors
     /// When the device fails, or the batch has no image.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::Cpu;
 use super::score::patches;
 use crate::engine::dfdx_cpu::{CpuTensor, DfdxCpu};
-use crate::engine::{Engine, HostIo, Tape};
+use crate::engine::{Engine, HostIo, Tape, TokenOrder};
 use crate::error::ModelError;
 use crate::level::Level;
 use crate::masking::attention::{cls_attention, rollout};
@@ -115,6 +115,21 @@ pub fn patch_tokens(cpu: &Cpu, theta: &Params, images: &[f32]) -> Vec<f32> {
         let mut e = cpu.forward_only();
         let z = forward(cpu, &mut e, theta, images, false, &[Tap::Patches]);
         e.values(&z[0]).to_vec()
+    })
+}
+
+/// The difficulty of each patch that the predictor sees in the whole image, `[images, L]`, of images
+/// `[images, C, H, W]` of this rank; empty without a predictor.
+#[must_use]
+pub fn difficulty(cpu: &Cpu, theta: &Params, images: &[f32]) -> Vec<f32> {
+    let c = &cpu.model.config;
+    of_pieces(cpu, images, |images| {
+        let mut e = cpu.forward_only();
+        e.bind(Level::Pretrain, theta, false);
+        let input = e.constant(patches(cpu, images), images.len() / c.patch_values(), c.patch_values());
+        let order = Arc::new(TokenOrder::all_visible(images.len() / c.image_values(), c.num_patches()));
+        let predicted = cpu.model.vit.difficulty(&mut e, &input, &order);
+        predicted.map(|predicted| e.values(&predicted).to_vec()).unwrap_or_default()
     })
 }
 

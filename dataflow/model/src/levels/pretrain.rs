@@ -1,4 +1,5 @@
-//! Level 1: the masked autoencoder's loss L_m, weighted by scores, and its gradient for θ.
+//! Level 1: the masked autoencoder's loss L_m, weighted by scores, and its gradient for θ; where a predictor learns which
+//! patches are hard, with its loss L_pred.
 
 use std::sync::Arc;
 
@@ -10,6 +11,7 @@ use crate::engine::tangent::Tangent;
 use crate::engine::{Engine, HostIo, Tape, TokenOrder};
 use crate::error::ModelError;
 use crate::level::Level;
+use crate::masking::difficulty::{ranking, ranking_loss};
 use crate::masking::{Needs, Scored};
 use crate::parallel::arena::{Buffer, Params};
 use crate::parallel::sum::OrderedSum;
@@ -19,7 +21,9 @@ use crate::parallel::sum::OrderedSum;
 pub struct Gradient {
     /// L_m of the whole batch over all ranks.
     pub loss: f64,
-    /// ∂L_m/∂θ, flat.
+    /// L_pred of the whole batch over all ranks; none without a predictor.
+    pub ranking_loss: Option<f64>,
+    /// ∂(L_m + L_pred)/∂θ, flat.
     pub gradient: Buffer,
     /// ℓ `[images, L]` of this rank's images, of visible patches too.
     pub patch_loss: Buffer,
@@ -59,7 +63,8 @@ pub fn num_masked(cpu: &Cpu, order: &TokenOrder) -> usize {
 
 /// L_m and its gradient for θ on images `[images, C, H, W]` with their scores and masks at `phi`.
 ///
-/// Where the masking network reads the patch embedding, the gradient has a second part, through p.
+/// Where the masking network reads the patch embedding, the gradient has a second part, through p. Where there is a
+/// predictor, it is that of L_m + L_pred, see [`difficulty`](crate::masking::difficulty).
 ///
 /// # Errors
 /// When the engine fails, the batch has no image, or another rank is gone.
@@ -73,6 +78,7 @@ pub fn gradient(
     let Cpu { compute, model, collective, .. } = cpu;
     let (c, order) = (&model.config, &scored.order);
     let (num_patches, num_masked) = (c.num_patches(), num_masked(cpu, order));
+    let num_images = order.batch() * collective.num_ranks();
     let inverse = 1.0 / num_masked as f32;
     let weights = loss_weights(cpu, scored);
     let pieces = compute.micro_batches(order.batch());
@@ -82,17 +88,28 @@ pub fn gradient(
         let images = &images[piece.start * c.image_values()..piece.end * c.image_values()];
         let mut e = cpu.recording(piece.len());
         e.sum_into(Level::Pretrain, &sum, i);
-        let loss = patch_loss(cpu, &mut e, theta, images, &order.slice(piece.clone()), true);
+        let order = order.slice(piece.clone());
+        let (loss, predicted) = patch_loss_and_difficulty(cpu, &mut e, theta, images, &order);
         let weights = &weights[piece.start * num_patches..piece.end * num_patches];
         let mut cotangent = compute.arena.take(weights.len());
         cotangent.iter_mut().zip(weights).for_each(|(d, weight)| *d = weight * inverse);
         let losses = loss.shared();
-        e.backward(vec![(loss, cotangent)])?;
-        Ok::<_, ModelError>(losses)
+        let mut outputs = vec![(loss, cotangent)];
+        let mut of_images = Vec::new();
+        if let Some(predicted) = predicted {
+            let ranking = ranking(e.values(&predicted), &losses, &order, num_images);
+            outputs.push((predicted, Buffer::from_vec(ranking.cotangent)));
+            of_images = ranking.of_images;
+        }
+        e.backward(outputs)?;
+        Ok::<_, ModelError>((losses, of_images))
     });
+    let mut of_images = Vec::new();
     let mut patch_loss = compute.arena.take(order.batch() * num_patches);
     for (piece, losses) in pieces.iter().zip(losses) {
-        patch_loss[piece.start * num_patches..piece.end * num_patches].copy_from_slice(&losses?);
+        let (losses, of_piece) = losses?;
+        patch_loss[piece.start * num_patches..piece.end * num_patches].copy_from_slice(&losses);
+        of_images.extend(of_piece);
     }
     let gradient =
         sum.finish().ok_or_else(|| ModelError::Config("a level-1 batch must hold at least one image".into()))?;
@@ -108,7 +125,12 @@ pub fn gradient(
     model.vit.layout.zero_frozen(&mut gradient);
     let (all_losses, all_weights) =
         (collective.gather(compute.arena.copy_of(&patch_loss))?, collective.gather(weights)?);
-    Ok(Gradient { loss: masked_loss(&all_losses, &all_weights, num_masked), gradient, patch_loss })
+    let loss = masked_loss(&all_losses, &all_weights, num_masked);
+    let ranking_loss = match c.has_predictor() {
+        true => Some(ranking_loss(&collective.gather(Buffer::from_vec(of_images))?)),
+        false => None,
+    };
+    Ok(Gradient { loss, ranking_loss, gradient, patch_loss })
 }
 
 /// ℓ `[images·L, 1]` of images `[images, C, H, W]`: the mean squared error of the decoder's prediction against the
@@ -120,17 +142,42 @@ fn patch_loss<E: HostIo<Vector = Params, Order = Arc<TokenOrder>>>(
     theta: &Params,
     images: &[f32],
     order: &Arc<TokenOrder>,
-    want_gradient: bool,
 ) -> E::Tensor {
-    let (c, vit) = (&cpu.model.config, &cpu.model.vit);
+    let (input, target) = pass_inputs(cpu, e, theta, images, false);
+    let pred = cpu.model.vit.reconstruct(e, &input, order);
+    e.patch_loss(&pred, &target)
+}
+
+/// As [`patch_loss`], and the difficulty of each patch `[images·L, 1]` where there is a predictor, by a pass of which θ
+/// gets a gradient.
+fn patch_loss_and_difficulty<E: HostIo<Vector = Params, Order = Arc<TokenOrder>>>(
+    cpu: &Cpu,
+    e: &mut E,
+    theta: &Params,
+    images: &[f32],
+    order: &Arc<TokenOrder>,
+) -> (E::Tensor, Option<E::Tensor>) {
+    let (input, target) = pass_inputs(cpu, e, theta, images, true);
+    let (pred, predicted) = cpu.model.vit.reconstruct_and_predict(e, &input, order);
+    (e.patch_loss(&pred, &target), predicted)
+}
+
+/// Binds θ, and brings patches and target of images to the engine.
+fn pass_inputs<E: HostIo<Vector = Params>>(
+    cpu: &Cpu,
+    e: &mut E,
+    theta: &Params,
+    images: &[f32],
+    want_gradient: bool,
+) -> (E::Tensor, E::Tensor) {
+    let c = &cpu.model.config;
     e.bind(Level::Pretrain, theta, want_gradient);
     let rows = images.len() / c.patch_values();
     let input = e.constant(patches(cpu, images), rows, c.patch_values());
-    let pred = vit.reconstruct(e, &input, order);
     let mut target = cpu.arena().take(images.len());
     kernels::patch_targets(&mut target, images, c.channels, c.image, c.patch);
     let target = e.constant(Arc::new(target), rows, c.patch_values());
-    e.patch_loss(&pred, &target)
+    (input, target)
 }
 
 /// Adds to `gradient` (flat over θ) the gradients of patch embedding and positions, from the cotangent `dembedding`
@@ -174,7 +221,7 @@ fn patch_values<const N: usize>(
 pub fn patch_losses(cpu: &Cpu, theta: &Params, images: &[f32], order: &TokenOrder) -> Buffer {
     let [losses] = patch_values(cpu, images, order, |images, order| {
         let mut e = cpu.forward_only();
-        [patch_loss(cpu, &mut e, theta, images, order, false).shared()]
+        [patch_loss(cpu, &mut e, theta, images, order).shared()]
     });
     losses
 }
@@ -193,7 +240,7 @@ pub fn patch_loss_tangents(
         let mut moving = cpu.forward_only();
         moving.bind(Level::Pretrain, v, false);
         let mut e = Tangent::new(cpu.forward_only(), moving, cpu.model.vit.encoder_len);
-        let pair = patch_loss(cpu, &mut e, theta, images, order, false);
+        let pair = patch_loss(cpu, &mut e, theta, images, order);
         [pair.value.shared(), pair.tangent.map(|tangent| tangent.shared()).unwrap_or_default()]
     });
     (losses, tangents)

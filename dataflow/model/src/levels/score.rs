@@ -76,6 +76,7 @@ fn read_teacher(
             };
             mean_losses(&orders.into_iter().map(pass).collect::<Vec<_>>())
         }
+        Needs::Difficulty => passes::difficulty(cpu, theta, images),
         Needs::Nothing | Needs::Objects | Needs::Pixels | Needs::Embedding => Vec::new(),
     });
     Ok(Some(parts.collect::<Vec<_>>().concat()))
@@ -95,14 +96,12 @@ pub fn score(
 ) -> Result<Scored, ModelError> {
     let (masking, c) = (&cpu.model.masking, &cpu.model.config);
     let input = match (masking.needs(), theta) {
-        (Needs::Nothing | Needs::Objects | Needs::Attention | Needs::Rollout | Needs::Tokens | Needs::Losses, _) => {
-            None
-        }
         (Needs::Pixels, _) => Some(patches(cpu, images)),
         (Needs::Embedding, Some(theta)) => Some(embedding(cpu, theta, images)),
         (Needs::Embedding, None) => {
             return Err(ModelError::Lane { lane: "cpu", problem: "scores of the embedding need θ".to_owned() });
         }
+        _ => None,
     };
     let num_images = images.len() / c.image_values();
     let rule = MaskRule { first_image: (cpu.collective.rank() * num_images) as u64, ..rule.clone() };

@@ -16,6 +16,7 @@ use crate::init;
 use crate::layout::{Layout, LinearWeights, SharedLayout};
 use crate::masking::arms::{ExploreArms, RatioArms};
 use crate::masking::attention::AttentionConfig;
+use crate::masking::difficulty::Difficulty;
 use crate::masking::linear::PatchFeature;
 use crate::masking::list::MaskingChoice;
 use crate::masking::oracle::OracleConfig;
@@ -55,6 +56,9 @@ pub enum Needs {
     /// The teacher's patch losses under random masks, `[batch, L]` as [`mean_losses`](super::loss::mean_losses) has
     /// them, in [`MaskRule::read`].
     Losses,
+    /// The difficulty of each patch that the teacher's predictor sees in the whole image, `[batch, L]`, in
+    /// [`MaskRule::read`]; see [`difficulty`](super::difficulty).
+    Difficulty,
     /// The patches' pixels, `[batch, L, C·P·P]`.
     Pixels,
     /// The autoencoder's patch embedding with positions, `[batch, L, dim]`: scoring needs the newest θ, and ∂L_m/∂θ has
@@ -66,7 +70,7 @@ impl Needs {
     /// Whether a teacher is read: θ as it was, or an average over its past. Its values come in the place of θ's.
     #[must_use]
     pub const fn reads_teacher(self) -> bool {
-        matches!(self, Needs::Attention | Needs::Rollout | Needs::Tokens | Needs::Losses)
+        matches!(self, Needs::Attention | Needs::Rollout | Needs::Tokens | Needs::Losses | Needs::Difficulty)
     }
 }
 
@@ -394,6 +398,8 @@ pub struct MaskingFacts {
     pub mixture: Arc<[(MaskingChoice, f64)]>,
     /// What the strategy `noise` filters.
     pub noise: MaskNoise,
+    /// Where the strategy `loss` has the difficulty of patches from.
+    pub difficulty: Difficulty,
 }
 
 impl MaskingFacts {
@@ -415,6 +421,7 @@ impl MaskingFacts {
             num_parts: 7,
             mixture: Arc::default(),
             noise: MaskNoise::default(),
+            difficulty: Difficulty::default(),
         }
     }
 

@@ -1,14 +1,15 @@
 //! Masks by how hard a patch is to reconstruct: a rising share of the masked patches is that of highest loss (Hard
 //! Patches Mining, HPM, arXiv 2304.05919).
 //!
-//! HPM trains a second head that predicts which patches are hard. Here their losses are measured instead, with the
-//! teacher's weights: each patch's mean loss over passes in which random masks hide it, as many as it takes for each
-//! patch to be masked at least once (two at the usual ratios). That needs no head, no loss of its own and no weight
-//! between the two, and is what the head of HPM approximates; its price is one forward pass more, without backward
-//! passes.
+//! HPM trains a second decoder that predicts which patches are hard; with [`Difficulty::Predicted`] that is what
+//! [`difficulty`](super::difficulty) has. By default their losses are measured instead, with the teacher's weights: each
+//! patch's mean loss over passes in which random masks hide it, as many as it takes for each patch to be masked at least
+//! once (two at the usual ratios). That needs no decoder, no loss of its own and no weight between the two, and is what
+//! the decoder of HPM approximates; its price is a forward pass more, without backward passes.
 
 use std::sync::Arc;
 
+use super::difficulty::Difficulty;
 use super::kind::{MaskRule, Masking, MaskingFacts, MaskingKind, Needs};
 use super::order::{order_by_keys, uniform_keys};
 use crate::choice::Named;
@@ -24,7 +25,8 @@ impl Named for Kind {
         "loss"
     }
     fn summary(&self) -> &'static str {
-        "Ever more of the patches of highest loss under a teacher, the others at random (as HPM): levels 2 and 3 rest"
+        "Ever more of the patches of highest loss under a teacher, measured or predicted, the others at random (HPM): \
+         levels 2 and 3 rest"
     }
 }
 
@@ -36,7 +38,8 @@ impl MaskingKind for Kind {
         true
     }
     fn build(&self, facts: &MaskingFacts) -> Arc<dyn Masking> {
-        Arc::new(Losses { num_patches: facts.num_patches(), num_visible: facts.num_visible })
+        let (num_patches, num_visible) = (facts.num_patches(), facts.num_visible);
+        Arc::new(Losses { num_patches, num_visible, difficulty: facts.difficulty })
     }
 }
 
@@ -48,11 +51,15 @@ const MOST_CHOSEN: f64 = 0.5;
 pub struct Losses {
     num_patches: usize,
     num_visible: usize,
+    difficulty: Difficulty,
 }
 
 impl Masking for Losses {
     fn needs(&self) -> Needs {
-        Needs::Losses
+        match self.difficulty {
+            Difficulty::Measured => Needs::Losses,
+            Difficulty::Predicted => Needs::Difficulty,
+        }
     }
 
     fn keys(&self, num_images: usize, _: Option<&[f32]>, rule: &MaskRule) -> Vec<f32> {
@@ -69,7 +76,7 @@ impl Masking for Losses {
         keys
     }
 
-    /// The losses, which are kept for the logs.
+    /// The losses, measured or predicted, which are kept for the logs.
     fn trace_values(&self) -> usize {
         self.num_patches
     }
@@ -126,7 +133,7 @@ mod tests {
     #[test]
     fn a_rising_share_of_the_masked_patches_is_that_of_highest_loss() {
         let losses: Vec<f32> = (0..3 * L).map(|i| ((i * 11) % 16) as f32).collect();
-        let masking = Losses { num_patches: L, num_visible: 4 };
+        let masking = Losses { num_patches: L, num_visible: 4, difficulty: Difficulty::Measured };
         for (progress, num_chosen) in [(0.0, 0), (0.5, 3), (1.0, 6)] {
             let mut others = 0;
             for step in 0..200 {

@@ -9,6 +9,7 @@
 pub mod arms;
 pub mod attention;
 pub mod block;
+pub mod difficulty;
 #[cfg(test)]
 mod fixed_tests;
 pub mod flat;

@@ -140,6 +140,13 @@ pub fn log_probability_gradient(scores: &[f32], order: &TokenOrder, temperature:
 }
 
 impl TokenOrder {
+    /// The order of images of which every patch is visible.
+    #[must_use]
+    pub fn all_visible(num_images: usize, num_patches: usize) -> Self {
+        let kept: Vec<u32> = (0..num_images).flat_map(|_| 0..num_patches as u32).collect();
+        TokenOrder { num_patches, num_visible: num_patches, rank: kept.clone(), kept }
+    }
+
     /// Number of images.
     #[must_use]
     pub fn batch(&self) -> usize {

@@ -68,6 +68,36 @@ impl Block {
     }
 }
 
+/// What follows the tokens that the decoders share: blocks, a norm, and a linear layer over each patch.
+#[derive(Clone, Debug)]
+struct Decoder {
+    blocks: Vec<Block>,
+    norm: NormWeights,
+    pred: LinearWeights,
+}
+
+impl Decoder {
+    /// Lays out a decoder with `outputs` values a patch. `suffix` ends the names of its parts.
+    fn new(layout: &mut Layout, c: &ModelConfig, suffix: &str, outputs: usize) -> Self {
+        let block = |i| Block::new(layout, &format!("decoder_blocks{suffix}.{i}"), c.dec_dim, c.dec_heads);
+        let blocks = (0..c.dec_depth).map(block).collect();
+        let norm = layout.norm(&format!("decoder_norm{suffix}"), c.dec_dim);
+        let pred = layout.linear(&format!("decoder_pred{suffix}"), &[outputs, c.dec_dim]);
+        Decoder { blocks, norm, pred }
+    }
+
+    /// `[batch·L, outputs]` from the tokens `[batch·(1+L), dim]`.
+    fn forward<E: Engine>(&self, e: &mut E, tokens: &E::Tensor, num_tokens: usize) -> E::Tensor {
+        let mut y = tokens.clone();
+        for block in &self.blocks {
+            y = block.forward(e, &y, num_tokens, false);
+        }
+        let y = e.rest_rows(&y, num_tokens);
+        let y = e.layer_norm(&y, &self.norm);
+        e.linear(&y, &self.pred)
+    }
+}
+
 /// The masked autoencoder θ.
 #[derive(Clone, Debug)]
 pub struct Vit {
@@ -83,9 +113,8 @@ pub struct Vit {
     dec_embed: LinearWeights,
     mask_token: Weight,
     dec_pos: Weight,
-    dec_blocks: Vec<Block>,
-    dec_norm: NormWeights,
-    dec_pred: LinearWeights,
+    decoder: Decoder,
+    predictor: Option<Decoder>,
 }
 
 impl Vit {
@@ -108,11 +137,10 @@ impl Vit {
         let dec_embed = layout.linear("decoder_embed", &[c.dec_dim, c.dim]);
         let mask_token = layout.add("mask_token", &[1, 1, c.dec_dim]);
         let dec_pos = add_pos(&mut layout, "decoder_pos_embed", c.dec_dim);
-        let dec_blocks = (0..c.dec_depth)
-            .map(|i| Block::new(&mut layout, &format!("decoder_blocks.{i}"), c.dec_dim, c.dec_heads))
-            .collect();
-        let dec_norm = layout.norm("decoder_norm", c.dec_dim);
-        let dec_pred = layout.linear("decoder_pred", &[c.patch_values(), c.dec_dim]);
+        let decoder = Decoder::new(&mut layout, c, "", c.patch_values());
+        // With the names of HPM's code. There the last layer is as wide as a patch and its mean is taken, which is a
+        // layer of one output.
+        let predictor = c.has_predictor().then(|| Decoder::new(&mut layout, c, "_losspred", 1));
         Vit {
             config: c.clone(),
             layout: Arc::new(layout),
@@ -123,9 +151,8 @@ impl Vit {
             dec_embed,
             mask_token,
             dec_pos,
-            dec_blocks,
-            dec_norm,
-            dec_pred,
+            decoder,
+            predictor,
         }
     }
 
@@ -221,19 +248,38 @@ impl Vit {
         [e.linear(&cls, &last.qkv.outputs(0..dim)), e.linear(&normed, &last.qkv.outputs(dim..2 * dim))]
     }
 
+    /// The tokens `[batch·(1+L), dim]` that the decoders read, of which the encoder gets those visible under `order`.
+    fn decoder_tokens<E: Engine>(&self, e: &mut E, patches: &E::Tensor, order: &E::Order) -> E::Tensor {
+        let z = self.encode(e, patches, Some(order));
+        let z = e.linear(&z, &self.dec_embed);
+        e.unshuffle(&z, order, &self.mask_token, &self.dec_pos)
+    }
+
     /// Predicted patches `[batch·L, values]`, value order (row, column, channel), in units of the normalised target.
     /// `patches` is `[batch·L, values]`, value order (channel, row, column), of which the encoder gets those visible
     /// under `order`.
     pub fn reconstruct<E: Engine>(&self, e: &mut E, patches: &E::Tensor, order: &E::Order) -> E::Tensor {
-        let num_tokens = 1 + self.config.num_patches();
-        let z = self.encode(e, patches, Some(order));
-        let z = e.linear(&z, &self.dec_embed);
-        let mut y = e.unshuffle(&z, order, &self.mask_token, &self.dec_pos);
-        for block in &self.dec_blocks {
-            y = block.forward(e, &y, num_tokens, false);
-        }
-        let y = e.rest_rows(&y, num_tokens);
-        let y = e.layer_norm(&y, &self.dec_norm);
-        e.linear(&y, &self.dec_pred)
+        let tokens = self.decoder_tokens(e, patches, order);
+        self.decoder.forward(e, &tokens, 1 + self.config.num_patches())
+    }
+
+    /// As [`reconstruct`](Self::reconstruct), and where there is a predictor the difficulty that it predicts for each
+    /// patch, `[batch·L, 1]`, from the same tokens; see [`difficulty`](crate::masking::difficulty).
+    pub fn reconstruct_and_predict<E: Engine>(
+        &self,
+        e: &mut E,
+        patches: &E::Tensor,
+        order: &E::Order,
+    ) -> (E::Tensor, Option<E::Tensor>) {
+        let (tokens, num_tokens) = (self.decoder_tokens(e, patches, order), 1 + self.config.num_patches());
+        let pred = self.decoder.forward(e, &tokens, num_tokens);
+        (pred, self.predictor.as_ref().map(|predictor| predictor.forward(e, &tokens, num_tokens)))
+    }
+
+    /// The predicted difficulty of each patch alone, `[batch·L, 1]`; none without a predictor.
+    pub fn difficulty<E: Engine>(&self, e: &mut E, patches: &E::Tensor, order: &E::Order) -> Option<E::Tensor> {
+        let predictor = self.predictor.as_ref()?;
+        let tokens = self.decoder_tokens(e, patches, order);
+        Some(predictor.forward(e, &tokens, 1 + self.config.num_patches()))
     }
 }

@@ -176,7 +176,7 @@ impl Lane for CudaLane {
     ) -> Result<PretrainGradient, ModelError> {
         let of = self.reconstruction(mem(theta)?, mem(phi)?, mem(images)?, scored)?;
         let (gradient, patch_loss) = (self.complete(of.gradient)?, self.complete(of.patch_loss)?);
-        Ok(PretrainGradient { loss: of.loss, gradient, patch_loss })
+        Ok(PretrainGradient { loss: of.loss, ranking_loss: of.ranking_loss, gradient, patch_loss })
     }
 
     fn finetune(

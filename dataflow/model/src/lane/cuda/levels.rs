@@ -7,11 +7,12 @@ use super::lane::CudaLane;
 use super::network::GpuTrace;
 use super::scoring::kept;
 use super::steady::Batch;
-use crate::engine::Engine;
 use crate::engine::gpu::{Cotangent, GpuOrder, GpuRecord, GpuTape, GpuTensor};
 use crate::engine::tangent::Tangent;
+use crate::engine::{Engine, TokenOrder};
 use crate::error::ModelError;
 use crate::level::Level;
+use crate::masking::difficulty::{self, ranking};
 use crate::masking::{MaskRule, Needs, Scored};
 use crate::tap::Tap;
 use crate::tasks::{Noise, Targets, Want};
@@ -36,6 +37,7 @@ pub(super) enum Taps {
 /// A level-1 batch.
 pub(super) struct Reconstruction {
     pub(super) loss: f64,
+    pub(super) ranking_loss: Option<f64>,
     pub(super) gradient: Mem<f32>,
     pub(super) patch_loss: Mem<f32>,
 }
@@ -93,6 +95,9 @@ impl CudaLane {
             return Err(ModelError::Config("a level-1 batch must hold at least one image".into()));
         }
         let order = self.order(&scored.order);
+        if self.model.config.has_predictor() {
+            return self.reconstruction_and_ranking(theta, images, scored, &order);
+        }
         let trace = scored.trace.as_ref().and_then(kept);
         let scores = self.weights_of(scored);
         let through_scores = scored.trace.is_some() && self.model.masking.needs() == Needs::Embedding;
@@ -141,7 +146,62 @@ impl CudaLane {
             self.array(outputs)?
         };
         let total = self.stream.masked_loss(patch_loss.view(), weights.view(), order.num_patches)?;
-        Ok(Reconstruction { loss: total / Self::num_masked(&order) as f64, gradient, patch_loss })
+        let loss = total / Self::num_masked(&order) as f64;
+        Ok(Reconstruction { loss, ranking_loss: None, gradient, patch_loss })
+    }
+
+    /// L_m and L_pred with the gradient of their sum for θ, for maskings that learn nothing. The pairs of patches are
+    /// the host's work, which no graph can call.
+    fn reconstruction_and_ranking(
+        &self,
+        theta: &Mem<f32>,
+        images: &Mem<f32>,
+        scored: &Scored,
+        order: &GpuOrder,
+    ) -> Result<Reconstruction, ModelError> {
+        let stream = &self.stream;
+        let mut e = GpuTape::recording(stream);
+        e.bind(Level::Pretrain, theta, true);
+        let (input, target) = (self.input(&e, images), self.target(&e, images));
+        let (pred, predicted) = self.model.vit.reconstruct_and_predict(&mut e, &input, order);
+        let loss = e.patch_loss(&pred, &target);
+        let patch_loss = loss.full(stream);
+        let (weights, cotangent) = self.loss_cotangent(order, self.weights_of(scored).as_ref());
+        let mut outputs = vec![(loss, Cotangent::Residual(cotangent, None))];
+        let mut ranking_loss = None;
+        if let Some(predicted) = predicted {
+            let losses = stream.download(patch_loss.view())?;
+            let of_patches = stream.download(predicted.full(stream).view())?;
+            let ranking = ranking(&of_patches, &losses, &scored.order, scored.order.batch());
+            outputs.push((predicted, Cotangent::Residual(stream.upload(&ranking.cotangent), None)));
+            ranking_loss = Some(difficulty::ranking_loss(&ranking.of_images));
+        }
+        let gradient = e.into_record().backward(stream, outputs);
+        self.zero_frozen(&gradient);
+        let total = stream.masked_loss(patch_loss.view(), weights.view(), order.num_patches)?;
+        Ok(Reconstruction { loss: total / Self::num_masked(order) as f64, ranking_loss, gradient, patch_loss })
+    }
+
+    /// The weight of each patch's loss, 0 for visible ones, and ∂L_m/∂ℓ.
+    fn loss_cotangent(&self, order: &GpuOrder, scores: Option<&Mem<f32>>) -> (Mem<f32>, Mem<f32>) {
+        let stream = &self.stream;
+        let (weights, cotangent) = (stream.take(order.rank.len()), stream.take(order.rank.len()));
+        let (rank, patches, visible) = (order.rank.view(), order.num_patches, order.num_visible);
+        stream.loss_weights(weights.view(), rank, scores.map(Mem::view), patches, visible);
+        stream.scaled(cotangent.view(), weights.view(), 1.0 / Self::num_masked(order) as f32);
+        (weights, cotangent)
+    }
+
+    /// The difficulty of each patch that the predictor sees in the whole image, `[images, L]`, on the host; empty
+    /// without a predictor.
+    pub(super) fn difficulty(&self, theta: &Mem<f32>, images: &Mem<f32>) -> Result<Vec<f32>, ModelError> {
+        let (stream, c) = (&self.stream, &self.model.config);
+        let mut e = GpuTape::forward_only(stream);
+        e.bind(Level::Pretrain, theta, false);
+        let input = self.input(&e, images);
+        let order = self.order(&TokenOrder::all_visible(images.len() / c.image_values(), c.num_patches()));
+        let Some(predicted) = self.model.vit.difficulty(&mut e, &input, &order) else { return Ok(Vec::new()) };
+        Ok(stream.download(predicted.full(stream).view())?)
     }
 
     /// The outputs of a graph; a failure has left none.
@@ -164,15 +224,11 @@ impl CudaLane {
         scores: Option<&Mem<f32>>,
     ) -> [Mem<f32>; 3] {
         let stream = &self.stream;
-        let weights = stream.take(order.rank.len());
-        let (rank, patches, visible) = (order.rank.view(), order.num_patches, order.num_visible);
-        stream.loss_weights(weights.view(), rank, scores.map(Mem::view), patches, visible);
         let mut e = GpuTape::recording(stream);
         e.bind(Level::Pretrain, theta, true);
         let loss = self.losses(&mut e, images, order);
         let patch_loss = loss.full(stream);
-        let cotangent = stream.take(weights.len());
-        stream.scaled(cotangent.view(), weights.view(), 1.0 / Self::num_masked(order) as f32);
+        let (weights, cotangent) = self.loss_cotangent(order, scores);
         let gradient = e.into_record().backward(stream, vec![(loss, Cotangent::Residual(cotangent, None))]);
         [gradient, patch_loss, weights]
     }

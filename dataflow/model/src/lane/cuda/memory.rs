@@ -54,8 +54,9 @@ pub(super) fn needed_bytes(spec: &MemorySpec<'_>) -> u64 {
 
     let images = |level: Level| wide(batch[level]) * wide(c.image_values()) * 4;
     let rows = |level: Level, tokens: u64| wide(batch[level]) * (1 + tokens);
+    let num_decoders = if c.has_predictor() { 2 } else { 1 };
     let pretrain = recorded(rows(Level::Pretrain, visible), dim, wide(c.depth), act)
-        + recorded(rows(Level::Pretrain, patches), dec_dim, wide(c.dec_depth), act)
+        + num_decoders * recorded(rows(Level::Pretrain, patches), dec_dim, wide(c.dec_depth), act)
         + 3 * images(Level::Pretrain);
     let encode = |level| recorded(rows(level, patches), dim, wide(c.depth), act) + images(level);
     let downstream = if spec.model.is_learned() { encode(Level::Finetune) + encode(Level::Mask) } else { 0 };

@@ -63,15 +63,12 @@ impl CudaLane {
         let (masking, c) = (&self.model.masking, &self.model.config);
         let batch = images.len() / c.image_values();
         let input = match (masking.needs(), theta) {
-            (
-                Needs::Nothing | Needs::Objects | Needs::Attention | Needs::Rollout | Needs::Tokens | Needs::Losses,
-                _,
-            ) => None,
             (Needs::Pixels, _) => Some(self.patches_f32(images)),
             (Needs::Embedding, Some(theta)) => Some(self.embedding(theta, images)),
             (Needs::Embedding, None) => {
                 return Err(ModelError::Lane { lane: "cuda", problem: "scores of the embedding need θ".to_owned() });
             }
+            _ => None,
         };
         let rule = &arms::drawn(&**masking, rule.clone(), batch, |range| self.stream.download(phi.slice(range)))?;
         rule.check_objects(masking.needs(), batch * c.num_patches(), "cuda")?;
@@ -163,6 +160,7 @@ impl CudaLane {
                 let passes = orders.into_iter().map(pass).collect::<Result<Vec<_>, ModelError>>()?;
                 mean_losses(&passes)
             }
+            Needs::Difficulty => self.difficulty(theta, images)?,
             Needs::Nothing | Needs::Objects | Needs::Pixels | Needs::Embedding => Vec::new(),
         })
     }
