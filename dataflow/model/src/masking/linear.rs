@@ -28,8 +28,7 @@ impl Named for Kind {
         "linear"
     }
     fn summary(&self) -> &'static str {
-        "A weight each for a patch's contrast and the brightness of its channels (and, by a teacher, its loss and \
-         attention), and one for each position; readable"
+        "A weight each for what mask.features names of a patch, as its contrast, and one for each position; readable"
     }
 }
 
