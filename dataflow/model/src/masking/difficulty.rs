@@ -4,7 +4,8 @@
 //! A second decoder beside that of reconstruction, the predictor, reads the same tokens and gives each patch a number
 //! d. Its loss L_pred is the binary cross entropy of pairs of masked patches of an image: σ(dᵢ − dⱼ) says how likely
 //! ℓᵢ > ℓⱼ is. Level 1 descends L_m + L_pred. The patch losses ℓ are constants of L_pred, whose gradient reaches the
-//! predictor and, through the tokens, decoder embedding and encoder, as in HPM.
+//! predictor and, through the tokens, decoder embedding and encoder, as in HPM. Only differences of predictions count: the
+//! last layer's bias has no gradient but rounding.
 
 use serde::{Deserialize, Serialize};
 

@@ -7,12 +7,11 @@ use super::lane::CudaLane;
 use super::network::GpuTrace;
 use super::scoring::kept;
 use super::steady::Batch;
+use crate::engine::Engine;
 use crate::engine::gpu::{Cotangent, GpuOrder, GpuRecord, GpuTape, GpuTensor};
 use crate::engine::tangent::Tangent;
-use crate::engine::{Engine, TokenOrder};
 use crate::error::ModelError;
 use crate::level::Level;
-use crate::masking::difficulty::{self, ranking};
 use crate::masking::{MaskRule, Needs, Scored};
 use crate::tap::Tap;
 use crate::tasks::{Noise, Targets, Want};
@@ -44,18 +43,18 @@ pub(super) struct Reconstruction {
 
 impl CudaLane {
     /// Σ m of a batch.
-    fn num_masked(order: &GpuOrder) -> usize {
+    pub(super) fn num_masked(order: &GpuOrder) -> usize {
         order.rank.len() / order.num_patches * (order.num_patches - order.num_visible)
     }
 
     /// The patches as the encoder reads them.
-    fn input(&self, e: &GpuTape<'_>, images: &Mem<f32>) -> GpuTensor {
+    pub(super) fn input(&self, e: &GpuTape<'_>, images: &Mem<f32>) -> GpuTensor {
         let (c, patches) = (&self.model.config, self.stream.act(images.len()));
         self.stream.patchify(patches.view(), images.view(), c.channels, c.image, c.patch);
         e.constant(patches, images.len() / c.patch_values(), c.patch_values())
     }
 
-    fn target(&self, e: &GpuTape<'_>, images: &Mem<f32>) -> GpuTensor {
+    pub(super) fn target(&self, e: &GpuTape<'_>, images: &Mem<f32>) -> GpuTensor {
         let (c, target) = (&self.model.config, self.stream.take(images.len()));
         self.stream.patch_targets(target.view(), images.view(), c.channels, c.image, c.patch);
         e.constant_f32(target, images.len() / c.patch_values(), c.patch_values())
@@ -77,7 +76,7 @@ impl CudaLane {
     }
 
     /// Sets a gradient over θ to zero on frozen tensors.
-    fn zero_frozen(&self, gradient: &Mem<f32>) {
+    pub(super) fn zero_frozen(&self, gradient: &Mem<f32>) {
         for entry in self.model.vit.layout.entries.iter().filter(|entry| !entry.trainable) {
             self.stream.fill_zero(gradient.slice(entry.range()));
         }
@@ -150,58 +149,14 @@ impl CudaLane {
         Ok(Reconstruction { loss, ranking_loss: None, gradient, patch_loss })
     }
 
-    /// L_m and L_pred with the gradient of their sum for θ, for maskings that learn nothing. The pairs of patches are
-    /// the host's work, which no graph can call.
-    fn reconstruction_and_ranking(
-        &self,
-        theta: &Mem<f32>,
-        images: &Mem<f32>,
-        scored: &Scored,
-        order: &GpuOrder,
-    ) -> Result<Reconstruction, ModelError> {
-        let stream = &self.stream;
-        let mut e = GpuTape::recording(stream);
-        e.bind(Level::Pretrain, theta, true);
-        let (input, target) = (self.input(&e, images), self.target(&e, images));
-        let (pred, predicted) = self.model.vit.reconstruct_and_predict(&mut e, &input, order);
-        let loss = e.patch_loss(&pred, &target);
-        let patch_loss = loss.full(stream);
-        let (weights, cotangent) = self.loss_cotangent(order, self.weights_of(scored).as_ref());
-        let mut outputs = vec![(loss, Cotangent::Residual(cotangent, None))];
-        let mut ranking_loss = None;
-        if let Some(predicted) = predicted {
-            let losses = stream.download(patch_loss.view())?;
-            let of_patches = stream.download(predicted.full(stream).view())?;
-            let ranking = ranking(&of_patches, &losses, &scored.order, scored.order.batch());
-            outputs.push((predicted, Cotangent::Residual(stream.upload(&ranking.cotangent), None)));
-            ranking_loss = Some(difficulty::ranking_loss(&ranking.of_images));
-        }
-        let gradient = e.into_record().backward(stream, outputs);
-        self.zero_frozen(&gradient);
-        let total = stream.masked_loss(patch_loss.view(), weights.view(), order.num_patches)?;
-        Ok(Reconstruction { loss: total / Self::num_masked(order) as f64, ranking_loss, gradient, patch_loss })
-    }
-
     /// The weight of each patch's loss, 0 for visible ones, and ∂L_m/∂ℓ.
-    fn loss_cotangent(&self, order: &GpuOrder, scores: Option<&Mem<f32>>) -> (Mem<f32>, Mem<f32>) {
+    pub(super) fn loss_cotangent(&self, order: &GpuOrder, scores: Option<&Mem<f32>>) -> (Mem<f32>, Mem<f32>) {
         let stream = &self.stream;
         let (weights, cotangent) = (stream.take(order.rank.len()), stream.take(order.rank.len()));
         let (rank, patches, visible) = (order.rank.view(), order.num_patches, order.num_visible);
         stream.loss_weights(weights.view(), rank, scores.map(Mem::view), patches, visible);
         stream.scaled(cotangent.view(), weights.view(), 1.0 / Self::num_masked(order) as f32);
         (weights, cotangent)
-    }
-
-    /// The difficulty of each patch that the predictor sees in the whole image, `[images, L]`, on the host; empty
-    /// without a predictor.
-    pub(super) fn difficulty(&self, theta: &Mem<f32>, images: &Mem<f32>) -> Result<Vec<f32>, ModelError> {
-        let (stream, c) = (&self.stream, &self.model.config);
-        let mut e = GpuTape::forward_only(stream);
-        e.bind(Level::Pretrain, theta, false);
-        let input = self.input(&e, images);
-        let order = self.order(&TokenOrder::all_visible(images.len() / c.image_values(), c.num_patches()));
-        let Some(predicted) = self.model.vit.difficulty(&mut e, &input, &order) else { return Ok(Vec::new()) };
-        Ok(stream.download(predicted.full(stream).view())?)
     }
 
     /// The outputs of a graph; a failure has left none.

@@ -14,6 +14,7 @@ mod lane;
 mod levels;
 mod memory;
 mod network;
+mod predictor;
 mod scoring;
 mod steady;
 mod vector;
