@@ -7,7 +7,7 @@ use mlomae_dataflow::config::{OnResume, rules};
 use crate::place::{Ended, Place};
 
 /// Another valid value of every key than the one of the run.
-const OTHER: [(&str, &str); 152] = [
+const OTHER: [(&str, &str); 154] = [
     ("seed", "4"),
     ("engine", "auto"),
     ("run.root", "elsewhere"),
