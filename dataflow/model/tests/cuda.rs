@@ -129,6 +129,10 @@ fn results(
                     push("v1", wide(&v.v1));
                     push("w", wide(&v.w));
                 }
+                Event::Search(progress) => {
+                    let losses = progress.judgement.iter().flatten().map(|loss| f64::from(loss.unwrap()));
+                    push("judgement", losses.collect());
+                }
                 Event::Hypergradient(g) => push("hypergradient", wide(&g.gradient)),
             }
         })
