@@ -6,9 +6,10 @@ use mlomae_model::{Level, Model, Vector};
 use serde::{Deserialize, Serialize};
 
 use crate::counts::Step;
+use crate::flow::stage_name::StageName;
 use crate::method::Method;
 use crate::method::batch::{LabelledBatch, Snapshot, StepMetric};
-use crate::record::{CheckpointFile, FlatTensors, Level as LogLevel, Metric, Recorder};
+use crate::record::{CheckpointFile, EventRow, FlatTensors, Level as LogLevel, Metric, Recorder, Severity};
 
 /// Key of the state of a search that is on.
 pub(crate) const BRANCH: &str = "branch";
@@ -59,7 +60,13 @@ pub(crate) fn record(method: &Method, progress: &Progress, step: Step, recorder:
         let step = step.0;
         tracing::warn!(kind = "branch_diverged", step, "policy search: a branch has diverged: {decision}");
     } else {
-        tracing::info!(kind = "branch_decided", step = step.0, "policy search: {decision}");
+        recorder.event(EventRow {
+            severity: Severity::Info,
+            kind: "branch_decided".into(),
+            stage: Some(StageName::Policy.as_str().into()),
+            message: format!("policy search: {decision}"),
+            fields: serde_json::json!({ "winner": decision.winner.map(Candidate::name) }).to_string(),
+        });
     }
 }
 
