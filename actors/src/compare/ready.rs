@@ -55,6 +55,9 @@ const RESET: &[&str] = &[
     "method.shuffle_labels=false",
     "policy.average=1",
     "policy.estimator=weights",
+    "policy.search=gradient",
+    "policy.branch_steps=32",
+    "policy.branch_judges=4",
 ];
 
 /// All of them. A further one is a line here.

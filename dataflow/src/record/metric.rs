@@ -149,6 +149,11 @@ metrics! {
     RatioEntropy: Mask, "ratio_entropy", "validation", "nat";
     /// Cosine of v1 + w and the gradient of L_m for θ on x_p under its mask ratio.
     RatioReward: Mask, "ratio_reward", "validation", "1";
+    /// Squared error of the best head in closed form on a branch's features, on the role validation; with
+    /// `policy.search = "branch"`.
+    BranchLoss: Mask, "branch_loss.CANDIDATE", "validation", "1";
+    /// What a branch search has decided: 1 for the step of the policy, -1 for its opposite, 0 for random masks.
+    BranchWinner: Mask, "branch_winner", "validation", "1";
     /// Cosine to the hypergradient before.
     HypergradientCosine: Mask, "hypergradient_cosine", "validation", "1";
     /// Area under the ROC curve of the panel's scores as a detector of object patches, where these are known.
@@ -169,13 +174,16 @@ const FEATURE_WEIGHT: &str = "feature_weight.";
 const EXPLORE_PROBABILITY: &str = "explore_probability.";
 /// What the names of [`Metric::RatioProbability`] begin with.
 const RATIO_PROBABILITY: &str = "ratio_probability.";
+/// What the names of [`Metric::BranchLoss`] begin with.
+const BRANCH_LOSS: &str = "branch_loss.";
 /// The numbers that have several values each, by what their names begin with.
-const FAMILIES: [(&str, Metric); 5] = [
+const FAMILIES: [(&str, Metric); 6] = [
     (MASK_COVERAGE_AT, Metric::MaskCoverageAt),
     (SCALE_GATE, Metric::ScaleGate),
     (FEATURE_WEIGHT, Metric::FeatureWeight),
     (EXPLORE_PROBABILITY, Metric::ExploreProbability),
     (RATIO_PROBABILITY, Metric::RatioProbability),
+    (BRANCH_LOSS, Metric::BranchLoss),
 ];
 
 impl Metric {
@@ -203,6 +211,12 @@ impl Metric {
     #[must_use]
     pub fn feature_weight(feature: &str) -> Text {
         Cow::Owned(format!("{FEATURE_WEIGHT}{feature}"))
+    }
+
+    /// The name of [`Metric::BranchLoss`] of the branch of that candidate.
+    #[must_use]
+    pub fn branch_loss(candidate: &str) -> Text {
+        Cow::Owned(format!("{BRANCH_LOSS}{candidate}"))
     }
 
     /// The name of a number that each arm has, such as [`Metric::ExploreProbability`], of that arm.
@@ -235,6 +249,7 @@ mod tests {
         assert_eq!(Metric::of(Level::Mask, &Metric::scale_gate(4)), Some(Metric::ScaleGate));
         let of_channel = Metric::feature_weight("brightness.2");
         assert_eq!(Metric::of(Level::Mask, &of_channel), Some(Metric::FeatureWeight));
+        assert_eq!(Metric::of(Level::Mask, &Metric::branch_loss("plus")), Some(Metric::BranchLoss));
         for metric in [Metric::ExploreProbability, Metric::RatioProbability] {
             assert_eq!(Metric::of(Level::Mask, &metric.of_arm(0.25)), Some(metric));
         }

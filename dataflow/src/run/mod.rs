@@ -16,6 +16,7 @@ pub mod pipeline;
 #[cfg(test)]
 mod pipeline_tests;
 pub mod probe;
+mod search_state;
 pub mod serial;
 pub mod setup_error;
 pub mod sink;

@@ -96,6 +96,7 @@ pub fn score(
 ) -> Result<Scored, ModelError> {
     let (masking, c) = (&cpu.model.masking, &cpu.model.config);
     let input = match (masking.needs(), theta) {
+        (needs, _) if rule.scores_nothing(needs) => None,
         (Needs::Pixels, _) => Some(patches(cpu, images)),
         (Needs::Embedding, Some(theta)) => Some(embedding(cpu, theta, images)),
         (Needs::Embedding, None) => {

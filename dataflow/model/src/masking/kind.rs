@@ -20,7 +20,7 @@ use crate::masking::difficulty::Difficulty;
 use crate::masking::linear::PatchFeature;
 use crate::masking::list::MaskingChoice;
 use crate::masking::oracle::OracleConfig;
-use crate::masking::order::order_by_keys;
+use crate::masking::order::{order_by_keys, uniform_keys};
 use crate::masking::scales::Scales;
 use crate::masking::shuffle::Shuffle;
 use crate::masking::weights::{LossWeights, MaskWeights, masked_of};
@@ -146,6 +146,9 @@ pub struct MaskRule {
     /// rank's images. Lanes compute it where it is not given, and give it to [`Masking::forward`] and
     /// [`Masking::keys`]. A batch that is masked again is given what [`Scored::read`] has kept.
     pub read: Option<Arc<[f32]>>,
+    /// Masks at random and a loss without weights, with the draws of the strategy `random`, in the place of what is
+    /// learned: nothing is scored, and φ is not read. Without a meaning where nothing is learned.
+    pub is_random: bool,
 }
 
 impl MaskRule {
@@ -166,7 +169,27 @@ impl MaskRule {
         objects: None,
         progress: 1.0,
         read: None,
+        is_random: false,
     };
+
+    /// Keys of `num_images` images of `num_patches` patches as [`Masking::keys`] has them, or at random.
+    pub(crate) fn keys(
+        &self,
+        masking: &dyn Masking,
+        num_images: usize,
+        num_patches: usize,
+        scores: Option<&[f32]>,
+    ) -> Vec<f32> {
+        match self.scores_nothing(masking.needs()) {
+            true => uniform_keys(num_images, num_patches, self),
+            false => masking.keys(num_images, scores, self),
+        }
+    }
+
+    /// Whether random masks take the place of learned ones, by what the masking needs.
+    pub(crate) fn scores_nothing(&self, needs: Needs) -> bool {
+        self.is_random && matches!(needs, Needs::Pixels | Needs::Embedding)
+    }
 
     /// The share of an image's patches that get random keys, by its index in the batch of this rank.
     #[must_use]
@@ -509,7 +532,7 @@ impl Scored {
     ) -> Self {
         let rule = &MaskRule { num_visible: Some(num_visible), ..rule.clone() };
         let trace = trace.map(|trace| trace.shuffled(num_patches, rule));
-        let keys = masking.keys(num_images, trace.as_ref().map(Trace::effective), rule);
+        let keys = rule.keys(masking, num_images, num_patches, trace.as_ref().map(Trace::effective));
         Self::ordered(masking, weights, trace, order_by_keys(&keys, num_patches, num_visible), rule)
     }
 

@@ -29,6 +29,10 @@ impl Named for Kind {
 }
 
 impl TaskKind for Kind {
+    fn has_closed_form(&self) -> bool {
+        true
+    }
+
     fn options(&self) -> &'static [TaskOption] {
         &[TAP]
     }

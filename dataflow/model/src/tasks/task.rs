@@ -319,6 +319,11 @@ impl TaskFacts {
 
 /// A task as an entry of [`TASKS`](super::TASKS).
 pub trait TaskKind: Named {
+    /// Whether its tasks have a head in closed form: a [`Task::regression`], and one tap of one token an image.
+    fn has_closed_form(&self) -> bool {
+        false
+    }
+
     /// The options that it takes, each with its default first.
     fn options(&self) -> &'static [TaskOption] {
         &[]

@@ -63,6 +63,7 @@ impl CudaLane {
         let (masking, c) = (&self.model.masking, &self.model.config);
         let batch = images.len() / c.image_values();
         let input = match (masking.needs(), theta) {
+            (needs, _) if rule.scores_nothing(needs) => None,
             (Needs::Pixels, _) => Some(self.patches_f32(images)),
             (Needs::Embedding, Some(theta)) => Some(self.embedding(theta, images)),
             (Needs::Embedding, None) => {
@@ -100,7 +101,7 @@ impl CudaLane {
         let read = self.read_teacher(theta, images, rule, num_visible)?;
         let rule = &MaskRule { num_visible: Some(num_visible), read: read.map(Arc::from), ..rule.clone() };
         let trace = trace.map(|trace| trace.shuffled(num_patches, rule));
-        let keys = masking.keys(batch, trace.as_ref().map(Trace::effective), rule);
+        let keys = rule.keys(&**masking, batch, num_patches, trace.as_ref().map(Trace::effective));
         let (kept, rank) = (self.stream.take(batch * num_visible), self.stream.take(batch * num_patches));
         let keys = self.stream.upload(&keys);
         self.stream.sort_keys(kept.view(), rank.view(), keys.view(), num_patches, num_visible);
