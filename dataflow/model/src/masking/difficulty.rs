@@ -7,6 +7,8 @@
 //! predictor and, through the tokens, decoder embedding and encoder, as in HPM. Only differences of predictions count: the
 //! last layer's bias has no gradient but rounding.
 
+use std::cmp::Ordering;
+
 use serde::{Deserialize, Serialize};
 
 use crate::engine::TokenOrder;
@@ -42,34 +44,39 @@ pub struct Ranking {
 pub fn ranking(predicted: &[f32], losses: &[f32], order: &TokenOrder, num_images: usize) -> Ranking {
     let (num_patches, num_masked) = (order.num_patches, order.num_masked());
     let num_pairs = (num_masked * num_masked.saturating_sub(1) / 2).max(1) as f64;
-    let mut cotangent = vec![0.0; predicted.len()];
-    let images = predicted.chunks_exact(num_patches).zip(losses.chunks_exact(num_patches));
-    let of_image = |(image, ((predicted, losses), out)): (usize, ((&[f32], &[f32]), &mut [f32]))| {
-        let masked: Vec<usize> = (0..num_patches).filter(|&i| order.is_masked(image * num_patches + i)).collect();
-        let mut derivative = vec![0.0f64; num_patches];
-        let mut sum = 0.0;
-        for (place, &i) in masked.iter().enumerate() {
-            for &j in &masked[place + 1..] {
-                let sign = match losses[i].total_cmp(&losses[j]) {
-                    _ if losses[i] == losses[j] => continue,
-                    std::cmp::Ordering::Greater => 1.0,
-                    _ => -1.0,
-                };
-                // −ln σ(x) = ln(1 + e^−x), with −σ(−x) as its derivative.
-                let x = sign * (f64::from(predicted[i]) - f64::from(predicted[j]));
-                let tail = (-x.abs()).exp();
-                sum += tail.ln_1p() + (-x).max(0.0);
-                let chance = if x > 0.0 { tail / (1.0 + tail) } else { 1.0 / (1.0 + tail) };
-                derivative[i] -= sign * chance;
-                derivative[j] += sign * chance;
-            }
-        }
-        let factor = 1.0 / (num_pairs * num_images as f64);
+    let factor = 1.0 / (num_pairs * num_images as f64);
+    let (mut of_images, mut cotangent) = (Vec::with_capacity(order.batch()), vec![0.0; predicted.len()]);
+    for (image, out) in cotangent.chunks_exact_mut(num_patches).enumerate() {
+        let place = image * num_patches..(image + 1) * num_patches;
+        let masked: Vec<usize> = (0..num_patches).filter(|&i| order.is_masked(place.start + i)).collect();
+        let (sum, derivative) = of_pairs(&predicted[place.clone()], &losses[place], &masked);
+        of_images.push((sum / num_pairs) as f32);
         out.iter_mut().zip(derivative).for_each(|(out, d)| *out = (factor * d) as f32);
-        (sum / num_pairs) as f32
-    };
-    let of_images = images.zip(cotangent.chunks_exact_mut(num_patches)).enumerate().map(of_image).collect();
+    }
     Ranking { of_images, cotangent }
+}
+
+/// Σ −ln σ(±(dᵢ − dⱼ)) over the pairs of an image's masked patches, the sign that of ℓᵢ − ℓⱼ, and its derivative for
+/// all patches.
+fn of_pairs(predicted: &[f32], losses: &[f32], masked: &[usize]) -> (f64, Vec<f64>) {
+    let (mut sum, mut derivative) = (0.0, vec![0.0; predicted.len()]);
+    for (place, &i) in masked.iter().enumerate() {
+        for &j in &masked[place + 1..] {
+            let sign = match losses[i].partial_cmp(&losses[j]) {
+                Some(Ordering::Greater) => 1.0,
+                Some(Ordering::Less) => -1.0,
+                Some(Ordering::Equal) | None => continue,
+            };
+            // −ln σ(x) = ln(1 + e^−x), with −σ(−x) as its derivative.
+            let x = sign * (f64::from(predicted[i]) - f64::from(predicted[j]));
+            let tail = (-x.abs()).exp();
+            sum += tail.ln_1p() + (-x).max(0.0);
+            let chance = if x > 0.0 { tail / (1.0 + tail) } else { 1.0 / (1.0 + tail) };
+            derivative[i] -= sign * chance;
+            derivative[j] += sign * chance;
+        }
+    }
+    (sum, derivative)
 }
 
 /// L_pred of a batch from [`Ranking::of_images`] of all its images.
