@@ -15,9 +15,10 @@ use mlomae_model::masking::{MaskRule, MaskingChoice};
 use mlomae_model::policy::Estimator;
 use mlomae_model::tap::Tap;
 use mlomae_model::tasks::batch::Batch;
+use mlomae_model::tasks::metrics::{Metrics, RegressionErrors};
 use mlomae_model::tasks::plain::dfdx::prelude::*;
 use mlomae_model::tasks::plain::{
-    Init, Leaf, Leaves, ParamSpec, Plain, PlainTask, TapShape, Taped, each_row, targets_matrix,
+    Init, Leaf, Leaves, Of, ParamSpec, Plain, PlainTask, TapShape, Taped, each_row, targets_matrix,
 };
 use mlomae_model::tasks::ridge::Bank;
 use mlomae_model::tasks::{
@@ -30,8 +31,8 @@ const GRAIN: usize = 2;
 
 fn config(tasks: Vec<TaskSpec>) -> ModelConfig {
     ModelConfig {
-        image: 12,
-        patch: 3,
+        image: 16,
+        patch: 4,
         channels: 1,
         dim: 24,
         depth: 2,
@@ -67,6 +68,9 @@ fn all_tasks() -> Vec<Vec<TaskSpec>> {
         vec![spec("regression").with("loss", "mse").with("tap", "mean")],
         vec![linear.clone()],
         vec![spec("segmentation")],
+        vec![spec("segmentation").with("head", "up")],
+        vec![spec("detection")],
+        vec![spec("detection").with("upsample", 2)],
         vec![
             named(spec("class"), "what", 0.5),
             named(linear, "where", 2.0),
@@ -86,11 +90,11 @@ struct Everything {
 const HIDDEN: usize = 1024;
 
 impl Everything {
-    fn outputs<T: dfdx::tensor::Tape<f64, Cpu_>>(
+    fn outputs<T: Tape<f64, dfdx::tensor::Cpu>>(
         &self,
         c: &Leaves<'_, T>,
-        z: Vec<dfdx::tensor::Tensor<TapShape, f64, Cpu_, T>>,
-    ) -> Result<dfdx::tensor::Tensor<(usize, usize), f64, Cpu_, T>, ModelError> {
+        z: Vec<Of<TapShape, T>>,
+    ) -> Result<Of<(usize, usize), T>, ModelError> {
         let mut sum = None;
         for (i, z) in z.into_iter().enumerate() {
             let (images, tokens, dim) = *z.shape();
@@ -108,8 +112,6 @@ impl Everything {
         sum.ok_or_else(|| self.wrong("a tap"))
     }
 }
-
-type Cpu_ = dfdx::tensor::Cpu;
 
 impl PlainTask for Everything {
     fn reads(&self) -> Vec<Tap> {
@@ -131,6 +133,9 @@ impl PlainTask for Everything {
     fn predict(&self, c: &Leaves<'_, NoneTape>, z: Vec<Leaf<TapShape>>) -> Result<Predictions, ModelError> {
         let values = self.outputs(c, z)?.as_vec().iter().map(|v| *v as f32).collect();
         Ok(Predictions::Values { num: self.num, values })
+    }
+    fn metrics(&self) -> Box<dyn Metrics> {
+        Box::new(RegressionErrors::new(self.num))
     }
 }
 
@@ -426,6 +431,9 @@ fn the_mean_is_of_the_last_blocks_patches_and_blocks_are_before_the_norm() {
     assert!(problem.contains("tap must be one of cls, mean"), "{problem}");
 }
 
+/// Weight, loss, v1 and w of a task alone.
+type Alone = (f64, f64, Vec<f64>, Vec<f64>);
+
 #[test]
 fn several_tasks_are_the_weighted_sum_of_each() {
     let tasks = all_tasks().pop().unwrap();
@@ -447,7 +455,7 @@ fn several_tasks_are_the_weighted_sum_of_each() {
         let direction = alone.direction(&Clean, &settings).unwrap();
         each.push((spec.weight, direction.loss, wide(&direction.v1), wide(&direction.w)));
     }
-    let total = |of: &dyn Fn(&(f64, f64, Vec<f64>, Vec<f64>)) -> Vec<f64>| -> Vec<f64> {
+    let total = |of: &dyn Fn(&Alone) -> Vec<f64>| -> Vec<f64> {
         let all: Vec<Vec<f64>> = each.iter().map(of).collect();
         (0..all[0].len()).map(|i| all.iter().map(|v| v[i]).sum()).collect()
     };
@@ -483,7 +491,8 @@ fn forms_say_which_tasks_they_are_not_defined_for() {
     for tasks in all_tasks() {
         let mut world = world(&config(tasks.clone()));
         world.y = world.y.clone().map(known);
-        let is_linear = tasks.len() == 1 && tasks[0].kind.get().name() != "segmentation";
+        let is_linear =
+            tasks.len() == 1 && ["class", "multi-label", "regression"].contains(&tasks[0].kind.get().name());
         let settings = Settings { cg_steps: 2, ..Settings::default() };
         match world.direction(&Ridge, &settings) {
             Ok(direction) => {

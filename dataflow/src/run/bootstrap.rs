@@ -4,7 +4,7 @@
 //! Statist. 7, 1979). It says nothing of other seeds of the training, which move a figure too; over the few seeds of a
 //! comparison a bootstrap would cover far too little, see the t-intervals of `mlomae compare`.
 
-use mlomae_model::rng::{Purpose, below, keyed};
+use mlomae_model::tasks::metrics::{quantile, resample};
 
 /// Draws of all images.
 pub const NUM_RESAMPLES: usize = 1000;
@@ -21,22 +21,13 @@ pub fn interval(values: &[f64], seed: u64) -> Option<[f64; 2]> {
     if values.is_empty() {
         return None;
     }
-    let num = values.len() as u64;
-    let mean = |resample: usize| {
-        let mut rng = keyed(seed, Purpose::Bootstrap, resample as u64, 0);
-        (0..num).map(|_| values[below(&mut rng, num) as usize]).sum::<f64>() / num as f64
+    let mean = |number: usize| {
+        let times = resample(seed, number as u64, values.len());
+        times.iter().zip(values).map(|(times, value)| f64::from(*times) * value).sum::<f64>() / values.len() as f64
     };
     let mut means: Vec<f64> = (0..NUM_RESAMPLES).map(mean).collect();
     means.sort_unstable_by(f64::total_cmp);
-    Some([ALPHA / 2.0, 1.0 - ALPHA / 2.0].map(|share| quantile(&means, share)))
-}
-
-/// The quantile `share` of ascending values, interpolated linearly between the two next to it.
-fn quantile(sorted: &[f64], share: f64) -> f64 {
-    let place = share * (sorted.len() - 1) as f64;
-    let (low, rest) = (place.floor() as usize, place.fract());
-    let high = (low + 1).min(sorted.len() - 1);
-    sorted[low] + rest * (sorted[high] - sorted[low])
+    Some([quantile(&means, ALPHA / 2.0)?, quantile(&means, 1.0 - ALPHA / 2.0)?])
 }
 
 #[cfg(test)]
@@ -44,15 +35,6 @@ mod tests {
     use mlomae_model::rng::uniform;
 
     use super::*;
-
-    #[test]
-    fn quantiles_are_those_of_numpy() {
-        // numpy.quantile([0.5, 1.0, 2.0, 4.0, 8.0], [0.025, 0.3, 0.975, 1.0])
-        let sorted = [0.5, 1.0, 2.0, 4.0, 8.0];
-        for (share, expected) in [(0.025, 0.55), (0.3, 1.2), (0.975, 7.6), (1.0, 8.0)] {
-            assert!((quantile(&sorted, share) - expected).abs() < 1e-12, "{share}");
-        }
-    }
 
     #[test]
     fn the_interval_is_that_of_the_binomial_and_the_same_every_time() {

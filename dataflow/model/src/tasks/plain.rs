@@ -2,9 +2,9 @@
 //! both gradients. It runs on host memory, with every device.
 //!
 //! What to know of dfdx 0.13: a product of a 3-dimensional tensor and a matrix is a loop, so flatten first; the same
-//! tensor twice in a binary operation panics (clone by `retaped`); a term of parameters alone needs
-//! [`Trace::leaky_trace`](dfdx::tensor::Trace::leaky_trace); `Bilinear` interpolates with aligned corners, so multiply by
-//! constant matrices instead. Heads must keep the conditions of [`tasks`](super): no batch norm (layer or group norm
+//! tensor twice in a binary operation panics (clone by `retaped`); without a tape an operation on a parameter cuts its
+//! gradient off, so parameters come with one ([`Leaves`]), and [`each_row`] broadcasts a bias; `Bilinear` interpolates
+//! with aligned corners, so multiply by constant matrices instead. Heads must keep the conditions of [`tasks`](super): no batch norm (layer or group norm
 //! instead), no dropout of their own (the adapter drops values of the tokens where a run asks for it), no state, no
 //! matching of predictions to targets that may change with c. [`conditions::check`](super::conditions::check) refuses
 //! what it can see of that.
@@ -47,6 +47,12 @@ pub type Leaf<S> = Tensor<S, f64, Cpu>;
 /// A tensor in f64 with its tape: what a gradient flows through.
 pub type Taped<S> = Tensor<S, f64, Cpu, Tracing>;
 
+/// A tensor in f64 with the tape T, or with none.
+pub type Of<S, T> = Tensor<S, f64, Cpu, T>;
+
+/// Shape of a tensor of four dimensions, as the weights of a convolution have.
+pub type Shape4 = (usize, usize, usize, usize);
+
 /// Shape `[images, tokens, dim]` of a tap.
 pub type TapShape = (usize, usize, usize);
 
@@ -85,8 +91,8 @@ impl ParamSpec {
 enum Param {
     One(Leaf<(usize,)>),
     Two(Leaf<(usize, usize)>),
-    Three(Leaf<(usize, usize, usize)>),
-    Four(Leaf<(usize, usize, usize, usize)>),
+    Three(Leaf<TapShape>),
+    Four(Leaf<Shape4>),
 }
 
 /// What gradients flow through.
@@ -129,7 +135,7 @@ impl<T: Tape<f64, Cpu>> Leaves<'_, T> {
     ///
     /// # Errors
     /// When there is none of that name and number of dimensions.
-    pub fn vector(&self, name: &str) -> Result<Tensor<(usize,), f64, Cpu, T>, ModelError> {
+    pub fn vector(&self, name: &str) -> Result<Of<(usize,), T>, ModelError> {
         match self.get(name, "vector")? {
             Param::One(param) => Ok(param.retaped()),
             _ => Err(unknown(name, "vector")),
@@ -140,7 +146,7 @@ impl<T: Tape<f64, Cpu>> Leaves<'_, T> {
     ///
     /// # Errors
     /// As [`Leaves::vector`].
-    pub fn matrix(&self, name: &str) -> Result<Tensor<(usize, usize), f64, Cpu, T>, ModelError> {
+    pub fn matrix(&self, name: &str) -> Result<Of<(usize, usize), T>, ModelError> {
         match self.get(name, "matrix")? {
             Param::Two(param) => Ok(param.retaped()),
             _ => Err(unknown(name, "matrix")),
@@ -151,7 +157,7 @@ impl<T: Tape<f64, Cpu>> Leaves<'_, T> {
     ///
     /// # Errors
     /// As [`Leaves::vector`].
-    pub fn tensor3(&self, name: &str) -> Result<Tensor<(usize, usize, usize), f64, Cpu, T>, ModelError> {
+    pub fn tensor3(&self, name: &str) -> Result<Of<TapShape, T>, ModelError> {
         match self.get(name, "tensor of three dimensions")? {
             Param::Three(param) => Ok(param.retaped()),
             _ => Err(unknown(name, "tensor of three dimensions")),
@@ -162,7 +168,7 @@ impl<T: Tape<f64, Cpu>> Leaves<'_, T> {
     ///
     /// # Errors
     /// As [`Leaves::vector`].
-    pub fn tensor4(&self, name: &str) -> Result<Tensor<(usize, usize, usize, usize), f64, Cpu, T>, ModelError> {
+    pub fn tensor4(&self, name: &str) -> Result<Of<Shape4, T>, ModelError> {
         match self.get(name, "tensor of four dimensions")? {
             Param::Four(param) => Ok(param.retaped()),
             _ => Err(unknown(name, "tensor of four dimensions")),
@@ -184,6 +190,7 @@ fn dimensions(name: &str, shape: &[usize]) -> ModelError {
 /// ```
 /// use mlomae_model::ModelError;
 /// use mlomae_model::tap::Tap;
+/// use mlomae_model::tasks::metrics::{Metrics, RegressionErrors};
 /// use mlomae_model::tasks::plain::dfdx::prelude::*;
 /// use mlomae_model::tasks::plain::{Init, Leaf, Leaves, ParamSpec, PlainTask, TapShape, Taped, targets_matrix};
 /// use mlomae_model::tasks::{Predictions, Targets, Total};
@@ -222,6 +229,9 @@ fn dimensions(name: &str, shape: &[usize]) -> ModelError {
 ///         let (images, _, dim) = *z.shape();
 ///         let values = z.reshape_like(&(images, dim)).matmul(c.matrix("head.weight")?).as_vec();
 ///         Ok(Predictions::Values { num: self.num, values: values.iter().map(|v| *v as f32).collect() })
+///     }
+///     fn metrics(&self) -> Box<dyn Metrics> {
+///         Box::new(RegressionErrors::new(self.num))
 ///     }
 /// }
 /// ```
@@ -445,10 +455,7 @@ impl<T: PlainTask> Task for Plain<T> {
 
 /// A vector `[n]` as each of `rows` rows `[rows, n]`, for biases and gains.
 #[must_use]
-pub fn each_row<T: Tape<f64, Cpu>>(
-    vector: Tensor<(usize,), f64, Cpu, T>,
-    rows: usize,
-) -> Tensor<(usize, usize), f64, Cpu, T> {
+pub fn each_row<T: Tape<f64, Cpu>>(vector: Of<(usize,), T>, rows: usize) -> Of<(usize, usize), T> {
     let shape = (rows, vector.shape().0);
     vector.broadcast_like::<_, Axis<0>>(&shape)
 }

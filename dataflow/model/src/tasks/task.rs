@@ -5,7 +5,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::metrics::{Metrics, Unmeasured};
+use super::metrics::Metrics;
 use super::options::{TaskOption, TaskOptions};
 use super::predictions::Predictions;
 use super::targets::Targets;
@@ -260,10 +260,8 @@ pub trait Task: Send + Sync + fmt::Debug {
     /// [`ModelError::Targets`] when taps are not those of the task.
     fn predict(&self, c: &[f64], z: &[Tokens<'_>]) -> Result<Predictions, ModelError>;
 
-    /// What judges its predictions, over no images yet; none of a task that says no metrics.
-    fn metrics(&self) -> Box<dyn Metrics> {
-        Box::new(Unmeasured::default())
-    }
+    /// The metrics that judge its predictions, over no images yet.
+    fn metrics(&self) -> Box<dyn Metrics>;
 
     /// The tasks that this one consists of; empty for a task that is one alone.
     fn parts(&self) -> &[Part] {

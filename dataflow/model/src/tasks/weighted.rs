@@ -155,8 +155,7 @@ impl Task for Weighted {
     }
 
     fn metrics(&self) -> Box<dyn Metrics> {
-        let part = |part: &Part| (part.name.clone(), part.task.metrics());
-        Box::new(Several::new(self.parts.iter().map(part).collect()))
+        Box::new(Several::new(self.parts.iter().map(|part| (part.name.clone(), part.task.metrics())).collect()))
     }
 
     fn parts(&self) -> &[Part] {

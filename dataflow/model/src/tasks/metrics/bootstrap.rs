@@ -50,7 +50,8 @@ pub fn intervals(metrics: &dyn Metrics, seed: u64, num_resamples: u64, level: f6
 }
 
 /// The quantile `share` of sorted values, linear between neighbours; none of no values.
-fn quantile(sorted: &[f64], share: f64) -> Option<f64> {
+#[must_use]
+pub fn quantile(sorted: &[f64], share: f64) -> Option<f64> {
     let place = share * sorted.len().checked_sub(1)? as f64;
     let below = sorted[place as usize];
     let above = sorted[(place as usize + 1).min(sorted.len() - 1)];

@@ -16,7 +16,7 @@ mod tests;
 
 pub use accuracy::Accuracy;
 pub use average_precision::MeanAveragePrecision;
-pub use bootstrap::{Interval, intervals, resample};
+pub use bootstrap::{Interval, intervals, quantile, resample};
 pub use detection::CocoAveragePrecision;
 pub use iou::MeanIou;
 pub use regression::RegressionErrors;
