@@ -7,6 +7,7 @@
 use std::path::Path;
 
 use mlomae_model::Model;
+use mlomae_model::tasks::Predictions;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
@@ -14,10 +15,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let images: Vec<Vec<u8>> = args.map(std::fs::read).collect::<Result<_, _>>()?;
     let grey = vec![vec![127; trained.model.config.image_values()]];
     for pixels in if images.is_empty() { &grey } else { &images } {
-        let features = trained.features(&trained.normalised(pixels)?)?;
-        let logits = trained.predict(&features)?;
-        let best = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap_or(0);
-        println!("{} features, begin with {:.3?}: {}", features.len(), &features[..4], trained.class_names[best]);
+        let image = trained.normalised(pixels)?;
+        let features = trained.features(&image)?;
+        let said = match trained.predict(&image)? {
+            Predictions::Scores { values, .. } => {
+                let best = (0..values.len()).max_by(|a, b| values[*a].total_cmp(&values[*b])).unwrap_or(0);
+                trained.class_names[best].clone()
+            }
+            other => other.kind().to_owned(),
+        };
+        println!("{} features, begin with {:.3?}: {said}", features.len(), &features[..4]);
     }
     Ok(())
 }

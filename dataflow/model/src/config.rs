@@ -1,14 +1,16 @@
 //! Shapes of the networks.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use crate::choice::{Choice, Named};
+use crate::error::ModelError;
 use crate::masking::attention::AttentionConfig;
 use crate::masking::oracle::OracleConfig;
 use crate::masking::{MaskInput, MaskNoise, MaskWeights, MaskingKind, mixture};
-use crate::tasks::TaskKind;
+use crate::tasks::{Balance, Task, TaskFacts, TaskKind, TaskSpec};
 
 /// Whether the position embeddings of encoder and decoder are trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,9 +88,16 @@ pub struct ModelConfig {
     /// Noise of the strategy `noise`.
     #[serde(default)]
     pub mask_noise: MaskNoise,
-    /// The downstream task.
+    /// The downstream task with its defaults, where [`ModelConfig::tasks`] names none.
     pub task: Choice<dyn TaskKind>,
-    /// Classes of the data.
+    /// The downstream tasks; none for [`ModelConfig::task`] alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tasks: Vec<TaskSpec>,
+    /// How the directions of several tasks are put together.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub task_balance: Balance,
+    /// Classes of the data; where it has no class of an image, labels or values of an image, or classes of pixels or
+    /// objects.
     pub num_classes: usize,
 }
 
@@ -120,9 +129,15 @@ impl Default for ModelConfig {
             mask_mixture: BTreeMap::new(),
             mask_noise: MaskNoise::default(),
             task: Choice::default(),
+            tasks: Vec::new(),
+            task_balance: Balance::default(),
             num_classes: 10,
         }
     }
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// Parts of an image as in SemMAE (arXiv 2206.10207).
@@ -199,6 +214,29 @@ impl ModelConfig {
         encoder + between + wide(self.dec_depth) * block(1 + patches, dec_dim) + 2 * patches * dec_dim * values
     }
 
+    /// What the heads of tasks are built for.
+    #[must_use]
+    pub fn task_facts(&self) -> TaskFacts {
+        TaskFacts {
+            dim: self.dim,
+            depth: self.depth,
+            grid: self.grid(),
+            patch: self.patch,
+            num_classes: self.num_classes,
+        }
+    }
+
+    /// The downstream task, or several as one.
+    ///
+    /// # Errors
+    /// [`ModelError::Config`] with one line when a task cannot be built; shapes must be right.
+    pub fn build_task(&self) -> Result<Arc<dyn Task>, ModelError> {
+        match &self.tasks[..] {
+            [] => TaskSpec::of(self.task).build(&self.task_facts()),
+            tasks => crate::tasks::build(tasks, &self.task_facts()),
+        }
+    }
+
     /// Everything that is wrong with the shapes, one line each; empty when the configuration can be built.
     #[must_use]
     pub fn problems(&self) -> Vec<String> {
@@ -251,7 +289,9 @@ impl ModelConfig {
         {
             check(false, format!("the mixture {problem} (allowed: {allowed})"));
         }
-        check(self.num_classes >= 2, format!("num_classes must be at least 2, got {}", self.num_classes));
+        // A task that is named says itself what it needs.
+        let least = if self.tasks.is_empty() { 2 } else { 1 };
+        check(self.num_classes >= least, format!("num_classes must be at least {least}, got {}", self.num_classes));
         check(
             self.mask_ratio_arms.is_empty() || self.masking.is_learned(),
             format!("mask ratio arms are for learned maskings, got {}", self.masking),
@@ -273,6 +313,14 @@ impl ModelConfig {
                     ),
                 );
             }
+        }
+        if problems.is_empty()
+            && let Err(error) = self.build_task()
+        {
+            problems.push(match error {
+                ModelError::Config(problem) => problem,
+                error => error.to_string(),
+            });
         }
         problems
     }

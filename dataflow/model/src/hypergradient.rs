@@ -457,7 +457,7 @@ impl Hypergradient for Ridge {
             let ((dim, f), (_, v)) = (rows(z_f, y_f.clone())?, rows(z_v, y_v.clone())?);
             let response = respond_with_bank(at.bank, [&f, &v], dim, outputs, settings.ridge_penalty)?;
             let y = at.validation.targets;
-            let of_c = At { c: &c, z: z_v, y, total: task.total(y), noise: None };
+            let of_c = At { c: &c, z: z_v, y, totals: &task.totals(y), noise: None };
             let share = task.evaluate(&of_c, Want { dc: true, dz: false })?;
             let both = [vec![response.d_finetune], vec![response.d_validation]];
             let (loss, accuracy) = (response.loss, response.accuracy);
@@ -549,12 +549,12 @@ impl Hypergradient for Cg {
         let (recorded, model) = (recorded(finetune)?, lane.model().clone());
         let (task, c) = (&model.task, wide(at.c)?);
         let (y_f, y_v) = (at.finetune.targets, at.validation.targets);
-        let (total_f, total_v) = (task.total(y_f), task.total(y_v));
+        let (totals_f, totals_v) = (task.totals(y_f), task.totals(y_v));
         let mut found = None;
         let [v1, w] = lane.pull_back(at, recorded, &mut |z_f, z_v| {
             let of_f =
-                |c: &[f64], want: Want| task.evaluate(&At { c, z: z_f, y: y_f, total: total_f, noise: None }, want);
-            let at_v = At { c: &c, z: z_v, y: y_v, total: total_v, noise: None };
+                |c: &[f64], want: Want| task.evaluate(&At { c, z: z_f, y: y_f, totals: &totals_f, noise: None }, want);
+            let at_v = At { c: &c, z: z_v, y: y_v, totals: &totals_v, noise: None };
             let mut share = task.evaluate(&at_v, Want::BOTH)?;
             let product = |x: &[f64]| {
                 let epsilon = step_size(HESSIAN_ALPHA, norm_wide(x));

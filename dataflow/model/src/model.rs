@@ -10,7 +10,7 @@ use crate::masking::arms::Armed;
 use crate::masking::{Masking, MaskingFacts, mixture};
 use crate::nets::Vit;
 use crate::parallel::arena::Params;
-use crate::tasks::{Task, TaskFacts};
+use crate::tasks::Task;
 
 /// The networks of all three levels: shapes and names, without weights. Cloning is cheap.
 #[derive(Clone, Debug)]
@@ -38,7 +38,6 @@ impl Model {
             return Err(ModelError::Config(problems.join("; ")));
         }
         let c = config;
-        let task = TaskFacts { dim: c.dim, grid: c.grid(), patch: c.patch, num_classes: c.num_classes };
         let masking = MaskingFacts {
             grid: c.grid(),
             patch_values: c.patch_values(),
@@ -57,7 +56,7 @@ impl Model {
         Ok(Model {
             config: config.clone(),
             vit: Vit::new(config),
-            task: c.task.build(&task),
+            task: c.build_task()?,
             masking: Armed::wrap(
                 c.masking.build(&masking),
                 &c.mask_explore_arms,
@@ -65,6 +64,12 @@ impl Model {
             ),
             no_mask: Arc::new(Layout::new(Level::Mask)),
         })
+    }
+
+    /// The same networks with another task in the place of their own, which reads the same taps and has the same layout.
+    #[must_use]
+    pub fn with_task(&self, task: &Arc<dyn Task>) -> Self {
+        Model { task: task.clone(), ..self.clone() }
     }
 
     /// Whether masks are learned; if not, there is no φ, and a run has level 1 alone.

@@ -16,7 +16,7 @@ use crate::levels::vectors::widen;
 use crate::model::Model;
 use crate::parallel::arena::Arena;
 use crate::parallel::compute::Compute;
-use crate::tasks::Tokens;
+use crate::tasks::{Predictions, Tokens};
 use crate::vector::Vector;
 
 /// Mean and standard deviation of each channel, by which images are normalised.
@@ -137,28 +137,34 @@ impl Trained {
         Ok(values)
     }
 
-    /// Features of normalised images `[batch, C, H, W]`: the CLS token after the encoder's final norm, `[batch, dim]`.
-    ///
-    /// # Errors
-    /// When the values are not those of whole images of the model's size.
-    pub fn features(&self, images: &[f32]) -> Result<Vec<f32>, ModelError> {
+    fn check(&self, images: &[f32]) -> Result<(), ModelError> {
         let values = self.model.config.image_values();
         if !images.len().is_multiple_of(values) {
             let problem = format!("images must have {values} values each, got {} in all", images.len());
             return Err(ModelError::Lane { lane: "cpu", problem });
         }
+        Ok(())
+    }
+
+    /// Features of normalised images `[batch, C, H, W]`: the CLS token after the encoder's final norm, `[batch, dim]`.
+    ///
+    /// # Errors
+    /// When the values are not those of whole images of the model's size.
+    pub fn features(&self, images: &[f32]) -> Result<Vec<f32>, ModelError> {
+        self.check(images)?;
         self.lane.clone().features(&self.theta, &images.to_vec().into())
     }
 
-    /// The head's outputs for CLS features `[batch, dim]`; for classification, logits `[batch, classes]`.
+    /// What the head says of normalised images `[batch, C, H, W]`; for classification, logits `[batch, classes]`.
     ///
     /// # Errors
-    /// When the task's head reads other tokens than CLS.
-    pub fn predict(&self, features: &[f32]) -> Result<Vec<f32>, ModelError> {
-        if self.model.task.reads() != [crate::tap::Tap::Cls] {
-            return Err(ModelError::Targets { problem: "the head reads more than the CLS token".to_owned() });
-        }
-        let z = [Tokens { per_image: 1, dim: self.model.config.dim, values: features }];
-        Ok(self.model.task.predict(&widen(&self.c.to_host()?), &z))
+    /// When the values are not those of whole images of the model's size.
+    pub fn predict(&self, images: &[f32]) -> Result<Predictions, ModelError> {
+        self.check(images)?;
+        let (c, task) = (&self.model.config, &self.model.task);
+        let values = self.lane.clone().read_taps(&self.theta, &images.to_vec().into(), task.reads())?;
+        let taps = task.reads().iter().zip(&values);
+        let z = taps.map(|(tap, values)| Tokens { per_image: tap.tokens(c.num_patches()), dim: c.dim, values });
+        task.predict(&widen(&self.c.to_host()?), &z.collect::<Vec<_>>())
     }
 }

@@ -19,7 +19,7 @@ use mlomae_model::policy::Estimator;
 use mlomae_model::rng::{Purpose, below, keyed};
 use mlomae_model::tap::Tap;
 use mlomae_model::tasks::ridge::Bank;
-use mlomae_model::tasks::{At, Figure, Noise, Share, Targets, Task, Tokens, Total, Want};
+use mlomae_model::tasks::{At, Figure, Noise, Predictions, Share, Targets, Task, Tokens, Total, Want};
 use mlomae_model::{Images, Level, Model, ModelConfig, ModelError, PerLevel, Precision, RawImages, Vector};
 
 const BATCH: usize = 5;
@@ -94,7 +94,7 @@ fn results(
                 ..MaskRule::BY_SCORE
             }
         },
-        noise: &|outer, pass| Some(Noise { rate: 0.1, seed: 7, outer, pass }),
+        noise: &|outer, pass| Some(Noise { rate: 0.1, seed: 7, outer, pass, first_image: 0 }),
     };
     let mut all = Vec::new();
     let wide = |values: &Vector| values.to_host().unwrap().iter().map(|&v| f64::from(v)).collect::<Vec<_>>();
@@ -225,7 +225,7 @@ impl Task for Unknown {
     fn evaluate(&self, at: &At<'_>, want: Want) -> Result<Share, ModelError> {
         self.0.evaluate(at, want)
     }
-    fn predict(&self, c: &[f64], z: &[Tokens<'_>]) -> Vec<f32> {
+    fn predict(&self, c: &[f64], z: &[Tokens<'_>]) -> Result<Predictions, ModelError> {
         self.0.predict(c, z)
     }
 }

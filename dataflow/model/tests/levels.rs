@@ -219,7 +219,7 @@ fn the_algorithm_gives_the_same_bits_on_any_threads() {
                 settings,
                 rates: PerLevel { pretrain: &|_| 1e-3, finetune: &|_| 1e-2, mask: &|_| 1e-2 },
                 rule: &|step| MaskRule { step, select, ..rule(0.25) },
-                noise: &|outer, pass| Some(Noise { rate: 0.2, seed: 1, outer, pass }),
+                noise: &|outer, pass| Some(Noise { rate: 0.2, seed: 1, outer, pass, first_image: 0 }),
             };
             let batches = Batches {
                 pretrain: &[x_p.clone(), x_p],

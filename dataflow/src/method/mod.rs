@@ -313,7 +313,13 @@ impl Method {
     /// Dropout of pass `pass` of outer iteration `outer`.
     #[must_use]
     pub fn noise(&self, outer: Outer, pass: u64) -> Option<Noise> {
-        (self.head_dropout > 0.0).then_some(Noise { rate: self.head_dropout, seed: self.seed, outer: outer.0, pass })
+        (self.head_dropout > 0.0).then_some(Noise {
+            rate: self.head_dropout,
+            seed: self.seed,
+            outer: outer.0,
+            pass,
+            first_image: 0,
+        })
     }
 
     /// Learning rate of a level at a step of its own: of level 1 a level-1 step, of the others an outer iteration.

@@ -170,7 +170,7 @@ pub fn linear_accuracy(
     let evaluate = |params: &Params, values: &[f32], labels: Vec<i32>, want| -> Result<Share, ModelError> {
         let z = [Tokens { per_image: 1, dim: bank.dim, values }];
         let y = Targets::Classes(labels.into());
-        task.evaluate(&At { c: &widen(params), z: &z, y: &y, total: task.total(&y), noise: None }, want)
+        task.evaluate(&At { c: &widen(params), z: &z, y: &y, totals: &task.totals(&y), noise: None }, want)
     };
     let per_epoch = bank.len().div_ceil(probe.batch);
     let total_steps = (probe.epochs * per_epoch) as u64;

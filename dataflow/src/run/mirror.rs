@@ -14,7 +14,8 @@ use mlomae_model::lane::{
 };
 use mlomae_model::levels::optimizer::{AdamW, AdamWConfig};
 use mlomae_model::masking::{MaskRule, Scored};
-use mlomae_model::tasks::{Noise, TapCotangents};
+use mlomae_model::tap::Tap;
+use mlomae_model::tasks::{Noise, TapCotangents, Task};
 use mlomae_model::vector::DeviceMemory;
 use mlomae_model::{Arena, Buffer, Model, ModelError, Params, Precision, Vector};
 
@@ -218,6 +219,14 @@ impl Lane for MirrorLane {
 
     fn features(&mut self, theta: &Vector, images: &Vector) -> Result<Vec<f32>, ModelError> {
         self.lane.features(&inside(theta)?, &inside(images)?)
+    }
+
+    fn read_taps(&mut self, theta: &Vector, images: &Vector, taps: &[Tap]) -> Result<Vec<Vec<f32>>, ModelError> {
+        self.lane.read_taps(&inside(theta)?, &inside(images)?, taps)
+    }
+
+    fn set_task(&mut self, task: &Arc<dyn Task>) {
+        self.lane.set_task(task);
     }
 
     fn shifted(&mut self, theta: &Vector, v: &Vector, epsilon: f64) -> Result<Vector, ModelError> {

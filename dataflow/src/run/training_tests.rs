@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
-use mlomae_model::tasks::{TASKS, TaskFacts};
+use mlomae_model::tasks::{TASKS, TaskFacts, TaskOptions};
 use mlomae_storage::logs::LogRow;
 
 use crate::config::{Config, ConfigInputs};
@@ -32,10 +32,10 @@ struct Trace {
 
 /// Whether a task has a loss or a figure of that name and unit.
 fn is_of_a_task(name: &str, unit: &str) -> bool {
-    let facts = TaskFacts { dim: 8, grid: 2, patch: 2, num_classes: 2 };
-    TASKS.iter().map(|kind| kind.build(&facts)).any(|task| {
+    let facts = TaskFacts { dim: 8, depth: 1, grid: 2, patch: 2, num_classes: 2 };
+    TASKS.iter().map(|kind| kind.build(&facts, &TaskOptions::default()).unwrap()).any(|task| {
         (name, unit) == ("loss", task.loss_unit())
-            || task.figures().iter().any(|figure| (figure.name, figure.unit) == (name, unit))
+            || task.figures().iter().any(|figure| (&*figure.name, figure.unit) == (name, unit))
     })
 }
 

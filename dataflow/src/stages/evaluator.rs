@@ -77,7 +77,7 @@ impl EvaluatorStage {
             let mut record = |loss: Metric, figure: Metric, value, figures: Vec<f64>| {
                 recorder.figure(moment, loss, loss.name(), value, task.loss_unit());
                 for (kind, value) in task.figures().iter().zip(figures) {
-                    recorder.figure(moment, figure, kind.name, value, kind.unit);
+                    recorder.figure(moment, figure, kind.name.clone(), value, kind.unit);
                 }
             };
             record(Metric::FinetuneLoss, Metric::FinetuneAccuracy, loss_f, figures_f);

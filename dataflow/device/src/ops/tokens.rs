@@ -232,6 +232,20 @@ impl Stream {
         self.sum_rows(dmask_token, masked.view(), num_patches, [columns; 2], RowSum::Set);
     }
 
+    /// The mean `[groups, columns]` of every `period` rows of `x` `[groups·period, columns]`.
+    pub fn mean_rows(&self, out: View<'_, f32>, x: View<'_, f32>, columns: usize, period: usize) {
+        check(x.len(), out.len() * period, "mean_rows");
+        self.sum_rows(out, x, period, [columns; 2], RowSum::Mean);
+    }
+
+    /// Each row of `x` `[rows, columns]` `period` times: `[rows·period, columns]`.
+    pub fn repeat_rows(&self, out: View<'_, f32>, x: View<'_, f32>, columns: usize, period: usize) {
+        check(out.len(), x.len() * period, "repeat_rows");
+        // Of groups of one row, the first.
+        let first = self.zeros::<u32>(num_of(out.len(), columns, "repeat_rows"));
+        self.gather_rows(out.into(), x.into(), first.view(), 1);
+    }
+
     /// `out` `[groups, columns]` = a sum of each group of `rows` rows of `x`, whose rows are `stride` apart. `x` may
     /// begin within a row, and end with the last value that is read.
     pub(super) fn sum_rows(

@@ -108,6 +108,9 @@ pub trait Engine {
     /// All rows but the first of every `period`: the patch rows `[batch·L, dim]` of `[batch·(1+L), dim]`.
     fn rest_rows(&mut self, x: &Self::Tensor, period: usize) -> Self::Tensor;
 
+    /// The mean of every `period` rows: `[groups·period, columns]` → `[groups, columns]`.
+    fn mean_rows(&mut self, x: &Self::Tensor, period: usize) -> Self::Tensor;
+
     /// The decoder's input `[batch·(1+L), dim]` from `[batch·(1+visible), dim]`: visible tokens go back to their
     /// places, the mask token fills the others, and the position embedding `[1+L, dim]` is added.
     fn unshuffle(&mut self, x: &Self::Tensor, order: &Self::Order, mask_token: &Weight, pos: &Weight) -> Self::Tensor;

@@ -169,6 +169,10 @@ impl<E: Derivatives> Engine for Tangent<E> {
         self.rows(x, |e, x| e.rest_rows(x, period))
     }
 
+    fn mean_rows(&mut self, x: &Pair<E::Tensor>, period: usize) -> Pair<E::Tensor> {
+        self.rows(x, |e, x| e.mean_rows(x, period))
+    }
+
     /// Linear in tokens and parameters: on v, whose mask token and positions of the decoder are zero.
     fn unshuffle(
         &mut self,

@@ -20,7 +20,8 @@ use crate::model::Model;
 use crate::parallel::arena::{Arena, Buffer, Params};
 use crate::parallel::compute::Compute;
 use crate::precision::Precision;
-use crate::tasks::{Noise, TapCotangents};
+use crate::tap::Tap;
+use crate::tasks::{Noise, TapCotangents, Task};
 use crate::vector::Vector;
 
 /// A lane of the CPU. Cloning shares its threads and memory.
@@ -211,6 +212,14 @@ impl Lane for CpuLane {
 
     fn features(&mut self, theta: &Vector, images: &Vector) -> Result<Vec<f32>, ModelError> {
         passes::cls(&self.cpu, host(theta)?, host(images)?)
+    }
+
+    fn read_taps(&mut self, theta: &Vector, images: &Vector, taps: &[Tap]) -> Result<Vec<Vec<f32>>, ModelError> {
+        passes::taps(&self.cpu, host(theta)?, host(images)?, taps)
+    }
+
+    fn set_task(&mut self, task: &Arc<dyn Task>) {
+        self.cpu.model = Arc::new(self.cpu.model.with_task(task));
     }
 
     fn shifted(&mut self, theta: &Vector, v: &Vector, epsilon: f64) -> Result<Vector, ModelError> {

@@ -16,8 +16,9 @@ use crate::model::Model;
 use crate::parallel::arena::Arena;
 use crate::policy::Estimator;
 use crate::precision::Precision;
+use crate::tap::Tap;
 use crate::tasks::ridge::{Bank, Rows};
-use crate::tasks::{Noise, TapCotangents, Targets};
+use crate::tasks::{Noise, TapCotangents, Targets, Task};
 use crate::vector::Vector;
 
 /// Images with their targets.
@@ -347,6 +348,17 @@ pub trait Lane: Send + fmt::Debug {
     /// # Errors
     /// When the device fails.
     fn features(&mut self, theta: &Vector, images: &Vector) -> Result<Vec<f32>, ModelError>;
+
+    /// The encoder's tokens at each of `taps`, `[batch, tokens, dim]` in host memory, of all patches of images
+    /// `[batch, C, H, W]`, for predictions and evaluations.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn read_taps(&mut self, theta: &Vector, images: &Vector, taps: &[Tap]) -> Result<Vec<Vec<f32>>, ModelError>;
+
+    /// Puts `task` in the place of the model's for the calls that follow. It must read the same taps and have the same
+    /// layout, as [`Task::only`](crate::tasks::Task::only) has.
+    fn set_task(&mut self, task: &Arc<dyn Task>);
 
     /// θ + ε·v for a v that is zero on the decoder, which is copied.
     ///

@@ -1,11 +1,12 @@
 //! Level 2: the downstream task's loss and its gradient for the head c, θ frozen.
 
-use super::passes::{Passes, Recorded, features};
+use super::passes::{Passes, Recorded, Taps, features};
 use super::vectors::narrow;
 use super::{Cpu, Labelled};
 use crate::error::ModelError;
 use crate::parallel::arena::{Buffer, Params};
-use crate::tasks::{At, Noise, Share, Want};
+use crate::tasks::batch::Batch;
+use crate::tasks::{Noise, Share, Targets, Want};
 
 /// Result of level 2 on a batch.
 #[derive(Debug)]
@@ -33,14 +34,12 @@ pub fn gradient(
     noise: Option<Noise>,
     keep: bool,
 ) -> Result<Gradient, ModelError> {
-    let task = &cpu.model.task;
-    let total = task.total(batch.targets);
-    let at = |z| task.evaluate(&At { c, z, y: batch.targets, total, noise }, Want { dc: true, dz: false });
+    let at = |z: &Taps| evaluate(cpu, c, z, batch.targets, noise, Want { dc: true, dz: false });
     let (share, recorded) = if keep {
         let recorded = Passes::new(cpu, theta, batch.images).record(theta, batch.images)?;
-        (at(&recorded.z.tokens())?, Some(recorded))
+        (at(&recorded.z)?, Some(recorded))
     } else {
-        (at(&features(cpu, theta, batch.images)?.tokens())?, None)
+        (at(&features(cpu, theta, batch.images)?)?, None)
     };
     Ok(Gradient { loss: share.loss, figures: share.figures, gradient: narrow(&share.dc), recorded })
 }
@@ -57,11 +56,24 @@ pub fn task_gradient(
     batch: Labelled<'_>,
     noise: Option<Noise>,
 ) -> Result<(Share, Buffer), ModelError> {
-    let task = &cpu.model.task;
     let recorded = Passes::new(cpu, theta, batch.images).record(theta, batch.images)?;
-    let total = task.total(batch.targets);
-    let at = At { c, z: &recorded.z.tokens(), y: batch.targets, total, noise };
-    let share = task.evaluate(&at, Want::BOTH)?;
+    let share = evaluate(cpu, c, &recorded.z, batch.targets, noise, Want::BOTH)?;
     let gradient = recorded.backward(&share.dz)?;
     Ok((share, gradient))
+}
+
+/// The task on the taps of a whole batch.
+///
+/// # Errors
+/// When the targets are not those of the task.
+pub fn evaluate(
+    cpu: &Cpu,
+    c: &[f64],
+    z: &Taps,
+    y: &Targets,
+    noise: Option<Noise>,
+    want: Want,
+) -> Result<Share, ModelError> {
+    let (task, grain) = (&*cpu.model.task, cpu.compute.grain());
+    Batch { task, y, totals: &task.totals(y), noise, grain }.evaluate(&cpu.compute, c, &z.tokens(), want)
 }

@@ -2,7 +2,7 @@
 //! (see [`hypergradient`](crate::hypergradient)).
 
 use super::finetune::task_gradient;
-use super::passes::{Passes, Recorded};
+use super::passes::{Passes, Recorded, tokens};
 use super::pretrain::{num_masked, patch_loss_tangents, patch_losses, score_cotangent};
 use super::score::{embedding, score};
 use super::vectors::{norm, norm_wide, shifted, shifted_wide, step_size};
@@ -10,7 +10,8 @@ use super::{Cpu, Labelled};
 use crate::error::ModelError;
 use crate::masking::{MaskRule, Needs, Scored};
 use crate::parallel::arena::{Buffer, Params};
-use crate::tasks::{At, Noise, Share, TapCotangents, Tokens, Want};
+use crate::tasks::batch::{Batch, is_whole};
+use crate::tasks::{Noise, Share, TapCotangents, Want};
 
 /// The directions of level 3 at the updated head.
 #[derive(Debug)]
@@ -46,39 +47,36 @@ pub fn direction(
     validation: Labelled<'_>,
     alpha: f64,
 ) -> Result<Direction, ModelError> {
-    let (task, y_v, y_f) = (&cpu.model.task, validation.targets, finetune.targets);
-    let total_v = task.total(y_v);
+    let (task, grain) = (&*cpu.model.task, cpu.compute.grain());
+    let batch = |y, totals| Batch { task, y, totals, noise: None, grain };
+    let [totals_f, totals_v] = [finetune, validation].map(|batch| task.totals(batch.targets));
+    let (f, at_v) = (batch(finetune.targets, &totals_f), batch(validation.targets, &totals_v));
     let v = Passes::new(cpu, theta, validation.images);
+    // A head that costs something is evaluated once, for both gradients; one that does not is evaluated again on the
+    // whole batch, as it is in level 2. So is any whose images are on several ranks.
+    let at_once = !is_whole(task) && cpu.collective.num_ranks() == 1;
+    let sum = at_v.sum();
     // Each micro-batch runs backward at once, without a barrier: the loss's divisors follow from the targets alone.
     let parts = cpu.compute.map(v.pieces.len(), |i| {
         let (pass, z) = v.forward(theta, validation.images, i);
-        let tokens: Vec<Tokens<'_>> = task
-            .reads()
-            .iter()
-            .zip(&z)
-            .map(|(tap, values)| Tokens {
-                per_image: tap.tokens(cpu.model.config.num_patches()),
-                dim: cpu.model.config.dim,
-                values,
-            })
-            .collect();
-        let y = &y_v.slice(v.place(i));
-        let share =
-            task.evaluate(&At { c, z: &tokens, y, total: total_v, noise: None }, Want { dc: false, dz: true })?;
-        v.backward(pass, &share.dz.iter().map(Vec::as_slice).collect::<Vec<_>>())?;
-        Ok::<_, ModelError>(z)
+        let want = Want { dc: at_once, dz: true };
+        let dz = at_v.piece(c, &tokens(cpu, &z), v.place(i), want, at_once.then_some(&sum))?;
+        v.backward(pass, &dz.iter().map(Vec::as_slice).collect::<Vec<_>>())?;
+        Ok::<_, ModelError>(if at_once { Vec::new() } else { z })
     });
-    let z_v = v.joined(parts.into_iter().collect::<Result<_, _>>()?)?;
-    let at_v =
-        task.evaluate(&At { c, z: &z_v.tokens(), y: y_v, total: total_v, noise: None }, Want { dc: true, dz: false })?;
+    let parts = parts.into_iter().collect::<Result<Vec<_>, _>>()?;
+    let of_v = match sum.finish() {
+        Some(of_v) => of_v,
+        None => {
+            let z_v = v.joined(parts)?;
+            at_v.evaluate(&cpu.compute, c, &z_v.tokens(), Want { dc: true, dz: false })?
+        }
+    };
 
-    let z_f = recorded.z.tokens();
-    let dz_f = cotangent_difference(c, &at_v.dc, alpha, |c| {
-        let at = At { c, z: &z_f, y: y_f, total: task.total(y_f), noise: None };
-        task.evaluate(&at, Want { dc: false, dz: true })
-    })?;
-    let v1 = recorded.backward(&dz_f)?;
-    Ok(Direction { loss: at_v.loss, figures: at_v.figures, v0: at_v.dc, v1, w: v.finish()? })
+    let epsilon = step_size(alpha, norm_wide(&of_v.dc));
+    let [plus, minus] = [epsilon, -epsilon].map(|step| shifted_wide(c, step, &of_v.dc));
+    let v1 = recorded.backward_from(|z_f, place| f.difference([&plus, &minus], epsilon, z_f, place))?;
+    Ok(Direction { loss: of_v.loss, figures: of_v.figures, v0: of_v.dc, v1, w: v.finish()? })
 }
 
 /// (δ₋ − δ₊)/2ε for each tap, where δ± = ∂L_f/∂z_f at c ± εv0 as `evaluate` gives them and ε = α/‖v0‖₂.

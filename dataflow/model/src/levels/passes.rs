@@ -47,6 +47,14 @@ impl Taps {
     }
 }
 
+/// The tokens of some images at each tap that the task reads.
+#[must_use]
+pub fn tokens<'a>(cpu: &Cpu, taps: &'a [Vec<f32>]) -> Vec<Tokens<'a>> {
+    let c = &cpu.model.config;
+    let reads = cpu.model.task.reads().iter().zip(taps);
+    reads.map(|(tap, values)| Tokens { per_image: tap.tokens(c.num_patches()), dim: c.dim, values }).collect()
+}
+
 /// The taps that the task reads of images `[images, C, H, W]`, by a forward pass without a tape.
 ///
 /// # Errors
@@ -68,15 +76,27 @@ pub fn features(cpu: &Cpu, theta: &Params, images: &[f32]) -> Result<Taps, Model
 /// # Errors
 /// When another rank is gone.
 pub fn cls(cpu: &Cpu, theta: &Params, images: &[f32]) -> Result<Vec<f32>, ModelError> {
+    Ok(taps(cpu, theta, images, &[Tap::Cls])?.pop().unwrap_or_default())
+}
+
+/// The tokens of images `[images, C, H, W]` at each of `taps`, `[images, tokens, dim]`, by a forward pass without a tape.
+///
+/// # Errors
+/// When another rank is gone.
+pub fn taps(cpu: &Cpu, theta: &Params, images: &[f32], taps: &[Tap]) -> Result<Vec<Vec<f32>>, ModelError> {
     let (compute, values) = (&cpu.compute, cpu.model.config.image_values());
     let pieces = compute.micro_batches(images.len() / values);
-    let parts = compute.map(pieces.len(), |i| {
+    let parts: Vec<Vec<Vec<f32>>> = compute.map(pieces.len(), |i| {
         let part = &images[pieces[i].start * values..pieces[i].end * values];
         let mut e = cpu.forward_only();
-        let z = forward(cpu, &mut e, theta, part, false, &[Tap::Cls]);
-        e.values(&z[0]).to_vec()
+        let z = forward(cpu, &mut e, theta, part, false, taps);
+        z.iter().map(|z| e.values(z).to_vec()).collect()
     });
-    Ok(cpu.collective.gather(Buffer::from_vec(parts.concat()))?.to_vec())
+    let joined = (0..taps.len()).map(|tap| {
+        let local: Vec<f32> = parts.iter().flat_map(|part| part[tap].iter().copied()).collect();
+        Ok(cpu.collective.gather(Buffer::from_vec(local))?.to_vec())
+    });
+    joined.collect()
 }
 
 /// What CLS attends to in the last block, `[images, L]` as [`cls_attention`] has it, of images `[images, C, H, W]` of
@@ -248,15 +268,37 @@ impl Recorded {
     /// When the tape fails, another rank is gone, or (without a thread pool) this is not the thread that called
     /// [`Passes::record`].
     pub fn backward(self, dz: &[Vec<f64>]) -> Result<Buffer, ModelError> {
-        let Recorded { passes, held, z } = self;
-        let outcomes = Compute::resume(held, |i, pass: Pass| {
-            let place = passes.place(i);
+        self.backward_each(|passes, z, place, pass| {
             let parts = dz.iter().zip(&z.per_image).map(|(dz, per_image)| {
                 let per_image = per_image * z.dim;
                 &dz[place.start * per_image..place.end * per_image]
             });
             passes.backward(pass, &parts.collect::<Vec<_>>())
-        });
+        })
+    }
+
+    /// As [`Recorded::backward`], from the cotangents that `cotangents` gives for the tokens of some images and their
+    /// place in the batch. It is called on the threads that hold these images' passes.
+    ///
+    /// # Errors
+    /// As [`Recorded::backward`], and those of `cotangents`.
+    pub fn backward_from(
+        self,
+        cotangents: impl Fn(&[Tokens<'_>], Range<usize>) -> Result<Vec<Vec<f64>>, ModelError> + Sync,
+    ) -> Result<Buffer, ModelError> {
+        self.backward_each(|passes, z, place, pass| {
+            let tokens: Vec<Tokens<'_>> = z.tokens().iter().map(|z| z.slice(place.clone())).collect();
+            let dz = cotangents(&tokens, place)?;
+            passes.backward(pass, &dz.iter().map(Vec::as_slice).collect::<Vec<_>>())
+        })
+    }
+
+    fn backward_each(
+        self,
+        backward: impl Fn(&Passes, &Taps, Range<usize>, Pass) -> Result<(), ModelError> + Sync,
+    ) -> Result<Buffer, ModelError> {
+        let Recorded { passes, held, z } = self;
+        let outcomes = Compute::resume(held, |i, pass: Pass| backward(&passes, &z, passes.place(i), pass));
         let outcomes = outcomes.ok_or_else(|| ModelError::Lane {
             lane: "cpu",
             problem: "a pass must be ended on the thread that began it".to_owned(),

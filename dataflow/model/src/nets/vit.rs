@@ -169,25 +169,35 @@ impl Vit {
         e.layer_norm(&x, &self.norm)
     }
 
-    /// The encoder's output over all patches at the given taps: `[batch, dim]` for [`Tap::Cls`], `[batch·L, dim]` for
-    /// [`Tap::Patches`]. `patches` is `[batch·L, values]`.
+    /// What the encoder makes of all patches at the given taps, `[batch·tokens, dim]` with the tokens of
+    /// [`Tap::tokens`]. `patches` is `[batch·L, values]`; blocks that are read must exist.
     ///
-    /// Where only CLS is read, the last block computes the output of that token alone.
+    /// Where only CLS is read, the last block computes the output of that token alone; blocks above the last that is read
+    /// are not computed.
     pub fn taps<E: Engine>(&self, e: &mut E, patches: &E::Tensor, taps: &[Tap]) -> Vec<E::Tensor> {
         let num_tokens = 1 + self.config.num_patches();
         let only_cls = taps.iter().all(|tap| *tap == Tap::Cls);
+        let last = taps.iter().map(|tap| if let Tap::Layer(block) = tap { *block } else { self.blocks.len() - 1 });
+        let num_blocks = last.max().map_or(0, |last| last + 1);
         let mut x = e.tokens(patches, num_tokens - 1, None, &self.tokens);
-        for (i, block) in self.blocks.iter().enumerate() {
+        let mut outputs = Vec::with_capacity(num_blocks);
+        for (i, block) in self.blocks[..num_blocks].iter().enumerate() {
             x = block.forward(e, &x, num_tokens, only_cls && i + 1 == self.blocks.len());
+            outputs.push(taps.contains(&Tap::Layer(i)).then(|| x.clone()));
         }
-        let x = e.layer_norm(&x, &self.norm);
-        taps.iter()
-            .map(|tap| match tap {
-                Tap::Cls if only_cls => x.clone(),
-                Tap::Cls => e.first_rows(&x, num_tokens),
-                Tap::Patches => e.rest_rows(&x, num_tokens),
-            })
-            .collect()
+        let normed = taps.iter().any(|tap| matches!(tap, Tap::Cls | Tap::Patches));
+        let normed = normed.then(|| e.layer_norm(&x, &self.norm));
+        let tap = |tap: &Tap| match (tap, &normed) {
+            (Tap::Cls, Some(normed)) if only_cls => normed.clone(),
+            (Tap::Cls, Some(normed)) => e.first_rows(normed, num_tokens),
+            (Tap::Patches, Some(normed)) => e.rest_rows(normed, num_tokens),
+            (Tap::Layer(block), _) => outputs[*block].clone().unwrap_or_else(|| x.clone()),
+            (Tap::Cls | Tap::Mean | Tap::Patches, _) => {
+                let rows = e.rest_rows(&x, num_tokens);
+                e.mean_rows(&rows, num_tokens - 1)
+            }
+        };
+        taps.iter().map(tap).collect()
     }
 
     /// Queries, keys and values of each block in order, over all patches: `[batch·(1+L), 3·dim]`, side by side; of the

@@ -38,6 +38,51 @@ impl Tree {
     }
 }
 
+/// The sum along the [`Tree`] of parts of any type, which arrive in any order and from any thread. Memory holds the parts
+/// whose other half of a branch has not arrived.
+#[derive(Debug)]
+pub struct TreeSum<T> {
+    num: usize,
+    /// Sums of branches, by level and place.
+    waiting: Mutex<HashMap<(u32, usize), T>>,
+    total: Mutex<Option<T>>,
+}
+
+impl<T> TreeSum<T> {
+    /// A sum of `num` parts.
+    #[must_use]
+    pub fn new(num: usize) -> Self {
+        TreeSum { num, waiting: Mutex::default(), total: Mutex::new(None) }
+    }
+
+    /// Adds part `index`, each once; `merge` adds its second argument, which comes later in the batch, to its first.
+    pub fn add(&self, index: usize, mut part: T, merge: impl Fn(&mut T, T)) {
+        debug_assert!(index < self.num);
+        let (mut level, mut place) = (0, index);
+        while place != 0 || 1 << level < self.num {
+            let sibling = place ^ 1;
+            if sibling << level < self.num {
+                let mut waiting = lock(&self.waiting);
+                let Some(other) = waiting.remove(&(level, sibling)) else {
+                    waiting.insert((level, place), part);
+                    return;
+                };
+                drop(waiting);
+                let [mut left, right] = if place % 2 == 1 { [other, part] } else { [part, other] };
+                merge(&mut left, right);
+                part = left;
+            }
+            (level, place) = (level + 1, place / 2);
+        }
+        *lock(&self.total) = Some(part);
+    }
+
+    /// The sum, after the last [`TreeSum::add`]; none if a part is missing.
+    pub fn finish(&self) -> Option<T> {
+        lock(&self.total).take()
+    }
+}
+
 /// The sum of several flat vectors (the gradients of micro-batches) along the [`Tree`], range by range (weight by
 /// weight), where ranges arrive in any order and from any thread.
 ///
@@ -201,6 +246,23 @@ mod tests {
             let straight = sum(&mut (0..num));
             assert_eq!(straight, sum(&mut (0..num).rev()), "{num}");
             assert_eq!(straight, sum(&mut (0..num).step_by(2).chain((1..num).step_by(2))), "{num}");
+        }
+    }
+
+    #[test]
+    fn parts_of_any_type_are_added_as_vectors_are() {
+        for num in 1..=19 {
+            let parts = parts(num);
+            let mut whole = [0.0; 3];
+            Tree::sum(&Arena::new(), &mut whole, num, |i, out| out.copy_from_slice(&parts[i]));
+            for step in [1, 2, 5] {
+                let sum = TreeSum::new(num);
+                for i in (0..step).flat_map(|first| (first..num).rev().filter(move |i| i % step == first % step)) {
+                    assert!(sum.finish().is_none());
+                    sum.add(i, parts[i].clone(), |all, part| all.iter_mut().zip(part).for_each(|(all, v)| *all += v));
+                }
+                assert_eq!(sum.finish().unwrap(), whole, "{num} {step}");
+            }
         }
     }
 

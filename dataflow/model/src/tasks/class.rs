@@ -1,19 +1,17 @@
-//! Classification: LayerNorm(eps 1e-6) → dropout → Linear on the CLS token, and its cross entropy.
-//!
-//! The head reads `[batch, dim]` features and costs a thousandth of an encoder pass. So it has plain loops in f64, in
-//! which the finite difference over c has no cancellation to speak of.
+//! Classification: a [`PooledHead`] with a cross entropy over classes.
 
 use std::sync::Arc;
 
+use super::options::{TAP, TaskOption, TaskOptions};
+use super::pooled::PooledHead;
+use super::predictions::Predictions;
 use super::targets::Targets;
 use super::task::{At, Figure, LinearHead, Share, Task, TaskFacts, TaskKind, Tokens, Total, Want};
 use crate::choice::Named;
-use crate::engine::NORM_EPS;
 use crate::error::ModelError;
-use crate::init;
-use crate::layout::{Layout, LinearWeights, NormWeights, SharedLayout};
-use crate::level::Level;
+use crate::layout::SharedLayout;
 use crate::parallel::arena::Buffer;
+use crate::rng::{Purpose, below, keyed};
 use crate::tap::Tap;
 
 /// The entry of [`super::TASKS`].
@@ -30,84 +28,63 @@ impl Named for Kind {
 }
 
 impl TaskKind for Kind {
-    fn build(&self, facts: &TaskFacts) -> Arc<dyn Task> {
-        Arc::new(Classification::new(facts.dim, facts.num_classes))
+    fn options(&self) -> &'static [TaskOption] {
+        &[TAP]
+    }
+
+    fn build(&self, facts: &TaskFacts, options: &TaskOptions) -> Result<Arc<dyn Task>, ModelError> {
+        if facts.num_classes < 2 {
+            return Err(ModelError::Config(format!("there must be at least 2 classes, got {}", facts.num_classes)));
+        }
+        Ok(Arc::new(Classification::reading(options.tap(), facts.dim, facts.num_classes)))
+    }
+
+    fn example(&self, facts: &TaskFacts, num_images: usize, seed: u64) -> Targets {
+        let mut rng = keyed(seed, Purpose::Panel, 0, 0);
+        Targets::Classes((0..num_images).map(|_| below(&mut rng, facts.num_classes as u64) as i32).collect())
     }
 }
 
 /// Classification of images.
 #[derive(Clone, Debug)]
 pub struct Classification {
-    layout: SharedLayout,
-    norm: NormWeights,
-    fc: LinearWeights,
+    head: PooledHead,
 }
 
 /// The only number logged beside the loss.
-const FIGURES: [Figure; 1] = [Figure { name: "accuracy", unit: "share" }];
+static FIGURES: [Figure; 1] = [Figure::new("accuracy", "share")];
 
 impl Classification {
-    /// Lays the weights out.
+    /// Lays the weights out for a head on the CLS token.
     #[must_use]
     pub fn new(dim: usize, num_classes: usize) -> Self {
-        let mut layout = Layout::new(Level::Finetune);
-        let norm = layout.norm("fc_norm", dim);
-        let fc = layout.linear("head", &[num_classes, dim]);
-        Classification { layout: Arc::new(layout), norm, fc }
+        Self::reading(Tap::Cls, dim, num_classes)
     }
 
-    /// z less its mean and divided by its standard deviation σ (with [`NORM_EPS`]), and 1/σ.
-    fn normalise(&self, z: &[f32]) -> (Vec<f64>, f64) {
-        let n = z.len() as f64;
-        let mean = z.iter().map(|&v| f64::from(v)).sum::<f64>() / n;
-        let var = z.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / n;
-        let rstd = 1.0 / (var + f64::from(NORM_EPS)).sqrt();
-        (z.iter().map(|&v| (f64::from(v) - mean) * rstd).collect(), rstd)
+    /// Lays the weights out for a head on a tap that [is pooled](Tap::is_pooled).
+    #[must_use]
+    pub fn reading(tap: Tap, dim: usize, num_classes: usize) -> Self {
+        Classification { head: PooledHead::new(dim, num_classes, tap) }
     }
 
-    fn logits(&self, c: &[f64], normed: &[f64], dropout: Option<&[f32]>) -> Vec<f64> {
-        let dim = self.norm.dim;
-        let gamma = &c[self.norm.gamma.range()];
-        let beta = &c[self.norm.beta.range()];
-        let y: Vec<f64> =
-            (0..dim).map(|i| (normed[i] * gamma[i] + beta[i]) * dropout.map_or(1.0, |d| f64::from(d[i]))).collect();
-        (0..self.fc.outputs)
-            .map(|class| {
-                let row = &c[self.fc.weight.offset + class * dim..][..dim];
-                c[self.fc.bias.offset + class] + row.iter().zip(&y).map(|(w, y)| w * y).sum::<f64>()
-            })
-            .collect()
-    }
-
-    fn head(&self) -> LinearHead {
-        LinearHead {
-            gamma: self.norm.gamma.range(),
-            beta: self.norm.beta.range(),
-            weight: self.fc.weight.range(),
-            bias: self.fc.bias.range(),
-        }
+    fn as_linear_head(&self) -> LinearHead {
+        let [gamma, beta, weight, bias] = self.head.places();
+        LinearHead { gamma, beta, weight, bias }
     }
 }
 
 impl Task for Classification {
     fn reads(&self) -> &[Tap] {
-        &[Tap::Cls]
+        self.head.reads()
     }
 
     fn layout(&self) -> &SharedLayout {
-        &self.layout
+        self.head.layout()
     }
 
     /// Unit norm gain, U(±1/√dim) for the linear layer.
     fn init(&self, seed: u64) -> Buffer {
-        let mut values = vec![0.0; self.layout.len];
-        values[self.norm.gamma.range()].fill(1.0);
-        let bound = 1.0 / (self.fc.inputs as f64).sqrt();
-        for weight in [self.fc.weight, self.fc.bias] {
-            let mut rng = init::tensor_rng(seed, &self.layout.entries[weight.entry].name);
-            init::symmetric(&mut values[weight.range()], bound, &mut rng);
-        }
-        Buffer::from_vec(values)
+        self.head.init(seed)
     }
 
     fn loss_unit(&self) -> &'static str {
@@ -118,80 +95,43 @@ impl Task for Classification {
         &FIGURES
     }
 
+    /// The number of images, and 1.
     fn total(&self, y: &Targets) -> Total {
-        [y.len() as f64, 1.0]
+        [y.len().max(1) as f64, 1.0]
     }
 
     fn evaluate(&self, at: &At<'_>, want: Want) -> Result<Share, ModelError> {
-        let [z] = at.z else {
-            return Err(ModelError::Targets { problem: format!("the head reads one tap, got {}", at.z.len()) });
-        };
-        let (c, dim, num_images) = (at.c, self.norm.dim, at.total[0]);
-        let head = self.head();
+        let [num_images, _] = at.total();
+        let head = self.as_linear_head();
         let classes = head.classes(at.y)?;
-        let dropout = at.noise.map(|noise| noise.factors(classes.len() * dim));
-        let gamma = &c[self.norm.gamma.range()];
-        let weight = &c[self.fc.weight.range()];
-        let mut dc = vec![0f64; if want.dc { self.layout.len } else { 0 }];
-        let mut dz = vec![0f64; if want.dz { classes.len() * dim } else { 0 }];
         let (mut loss, mut num_right) = (0.0, 0usize);
-        for (b, (z, &label)) in z.values.chunks_exact(dim).zip(classes).enumerate() {
-            let (normed, rstd) = self.normalise(z);
-            let factors = dropout.as_ref().map(|d| &d[b * dim..(b + 1) * dim]);
-            let factor = |i: usize| factors.map_or(1.0, |d| f64::from(d[i]));
-            let logits = self.logits(c, &normed, factors);
+        let gradients = self.head.sweep(at, want, classes.len(), |image, logits, cotangent| {
+            let label = classes[image] as usize;
             let top = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let log_sum = top + logits.iter().map(|l| (l - top).exp()).sum::<f64>().ln();
-            loss += log_sum - logits[label as usize];
+            loss += log_sum - logits[label];
             let best = (0..logits.len()).fold(0, |best, i| if logits[i] > logits[best] { i } else { best });
-            num_right += usize::from(best == label as usize);
+            num_right += usize::from(best == label);
             if want == Want::LOSS {
-                continue;
+                return;
             }
-            // The cotangent of the layer norm's output (after gain and bias), with dropout's factor applied.
-            let mut dy = vec![0f64; dim];
-            for (class, &l) in logits.iter().enumerate() {
-                let d = ((l - log_sum).exp() - f64::from(u8::from(class == label as usize))) / num_images;
-                let row = &weight[class * dim..(class + 1) * dim];
-                for i in 0..dim {
-                    dy[i] += d * row[i] * factor(i);
-                }
-                if want.dc {
-                    dc[self.fc.bias.offset + class] += d;
-                    let grad = &mut dc[self.fc.weight.offset + class * dim..][..dim];
-                    for i in 0..dim {
-                        let y = normed[i] * gamma[i] + c[self.norm.beta.offset + i];
-                        grad[i] += d * y * factor(i);
-                    }
-                }
+            for (class, (d, l)) in cotangent.iter_mut().zip(logits).enumerate() {
+                *d = ((l - log_sum).exp() - f64::from(u8::from(class == label))) / num_images;
             }
-            if want.dc {
-                for i in 0..dim {
-                    dc[self.norm.gamma.offset + i] += dy[i] * normed[i];
-                    dc[self.norm.beta.offset + i] += dy[i];
-                }
-            }
-            if want.dz {
-                let dx_hat: Vec<f64> = dy.iter().zip(gamma).map(|(dy, gamma)| dy * gamma).collect();
-                let mean = dx_hat.iter().sum::<f64>() / dim as f64;
-                let mean_product = dx_hat.iter().zip(&normed).map(|(a, b)| a * b).sum::<f64>() / dim as f64;
-                for i in 0..dim {
-                    dz[b * dim + i] = (dx_hat[i] - mean - normed[i] * mean_product) * rstd;
-                }
-            }
-        }
-        Ok(Share {
-            loss: loss / num_images,
-            figures: vec![num_right as f64 / num_images],
-            dc,
-            dz: if want.dz { vec![dz] } else { Vec::new() },
-        })
+        })?;
+        let figures = vec![num_right as f64 / num_images];
+        Ok(Share { loss: loss / num_images, figures, dc: gradients.dc, dz: gradients.dz })
+    }
+
+    fn is_linear(&self) -> bool {
+        true
     }
 
     /// One column a class: 1 for the image's own, else 0.
     fn regression(&self, y: &Targets) -> Result<Option<(usize, Vec<f64>)>, ModelError> {
-        let num_classes = self.fc.outputs;
-        let rows = self.head().classes(y)?.iter();
+        let num_classes = self.head.outputs();
+        let head = self.as_linear_head();
+        let rows = head.classes(y)?.iter();
         let columns = |class: &i32| {
             let class = *class as usize;
             (0..num_classes).map(move |column| f64::from(u8::from(column == class)))
@@ -200,11 +140,11 @@ impl Task for Classification {
     }
 
     fn linear_head(&self) -> Option<LinearHead> {
-        Some(self.head())
+        Some(self.as_linear_head())
     }
 
-    fn predict(&self, c: &[f64], z: &[Tokens<'_>]) -> Vec<f32> {
-        let rows = z.iter().flat_map(|z| z.values.chunks_exact(self.norm.dim));
-        rows.flat_map(|row| self.logits(c, &self.normalise(row).0, None)).map(|logit| logit as f32).collect()
+    fn predict(&self, c: &[f64], z: &[Tokens<'_>]) -> Result<Predictions, ModelError> {
+        let values = self.head.predict(c, z)?.iter().map(|logit| *logit as f32).collect();
+        Ok(Predictions::Scores { num: self.head.outputs(), values })
     }
 }

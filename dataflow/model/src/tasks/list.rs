@@ -1,18 +1,72 @@
-//! The list of tasks.
+//! The list of tasks: those that are shipped, and those that a program adds before it reads a configuration.
+
+use std::sync::OnceLock;
 
 use super::class;
 use super::task::TaskKind;
 use crate::choice::{Choice, Registry};
+use crate::error::ModelError;
 
-/// Every task; the first is the default.
+/// Every task that is shipped; the first is the default.
 pub static TASKS: &[&dyn TaskKind] = &[&class::Kind];
+
+/// The list of this process.
+static ALL: OnceLock<Vec<&'static dyn TaskKind>> = OnceLock::new();
 
 impl Registry for dyn TaskKind {
     const WHAT: &'static str = "task";
+
+    /// The shipped tasks, then those that [`TaskRegistry::install`] has added.
     fn entries() -> &'static [&'static Self] {
-        TASKS
+        ALL.get_or_init(|| TASKS.to_vec())
     }
 }
 
 /// A task that was chosen by name.
 pub type TaskChoice = Choice<dyn TaskKind>;
+
+/// The tasks that configurations may name.
+///
+/// ```no_run
+/// # use mlomae_model::tasks::{TaskKind, TaskRegistry};
+/// # fn main_with(depth: impl TaskKind) -> Result<(), mlomae_model::ModelError> {
+/// TaskRegistry::shipped().with(depth).install()?; // before any configuration is read
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Default)]
+pub struct TaskRegistry {
+    added: Vec<&'static dyn TaskKind>,
+}
+
+impl TaskRegistry {
+    /// The shipped tasks.
+    #[must_use]
+    pub fn shipped() -> Self {
+        Self::default()
+    }
+
+    /// The same with one more. It lives as long as the process.
+    #[must_use]
+    pub fn with(mut self, kind: impl TaskKind) -> Self {
+        self.added.push(Box::leak(Box::new(kind)));
+        self
+    }
+
+    /// Makes it the list of this process. Configurations, help and messages read that list, so it must be set before the
+    /// first of them.
+    ///
+    /// # Errors
+    /// [`ModelError::Config`] when two tasks have one name, or the list has been read or set before.
+    pub fn install(self) -> Result<(), ModelError> {
+        let mut all = TASKS.to_vec();
+        for kind in self.added {
+            if all.iter().any(|other| other.name() == kind.name()) {
+                return Err(ModelError::Config(format!("tasks must have different names, got {} twice", kind.name())));
+            }
+            all.push(kind);
+        }
+        let too_late = |_| ModelError::Config("tasks must be added before the list of tasks is first read".to_owned());
+        ALL.set(all).map_err(too_late)
+    }
+}

@@ -1,9 +1,12 @@
 //! The trait of a task: its targets, its head, its loss and what it reads of the encoder.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::options::{TaskOption, TaskOptions};
+use super::predictions::Predictions;
 use super::targets::Targets;
 use crate::choice::Named;
 use crate::error::ModelError;
@@ -42,7 +45,8 @@ impl<'a> Tokens<'a> {
 /// images and 1, which is not used.
 pub type Total = [f64; 2];
 
-/// The dropout of one pass, as data: seed, outer iteration and pass are the key of its draws.
+/// The dropout of one pass, as data: seed, outer iteration and pass are the key of its draws. Several tasks on one batch
+/// have the same draws.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Noise {
     /// Share of the features that is dropped, in [0, 1).
@@ -54,15 +58,27 @@ pub struct Noise {
     /// Pass of the outer iteration, see [`Hypergradient`](crate::hypergradient::Hypergradient): 0 is level 2's own
     /// step.
     pub pass: u64,
+    /// Place in the batch of the first image that it is for: 0 for a whole batch.
+    pub first_image: usize,
 }
 
 impl Noise {
-    /// A factor for each of the `num` features of a whole batch: 0 if it is dropped, else 1/(1 − rate).
+    /// Factors for `num_images` images of `per_image` features each, row-major: 0 where a feature is dropped, else
+    /// 1/(1 − rate). An image's are the same alone and in its batch.
     #[must_use]
-    pub fn factors(&self, num: usize) -> Vec<f32> {
+    pub fn factors(&self, num_images: usize, per_image: usize) -> Vec<f32> {
         let mut rng = keyed(self.seed, Purpose::Dropout, self.outer, self.pass);
+        // A uniform draw takes two words of the generator.
+        rng.set_word_pos(2 * (self.first_image as u128) * (per_image as u128));
         let keep = (1.0 / (1.0 - self.rate)) as f32;
-        (0..num).map(|_| if crate::rng::uniform(&mut rng) < self.rate { 0.0 } else { keep }).collect()
+        let draws = 0..num_images * per_image;
+        draws.map(|_| if crate::rng::uniform(&mut rng) < self.rate { 0.0 } else { keep }).collect()
+    }
+
+    /// The same for images that begin `num` places later.
+    #[must_use]
+    pub const fn skip(self, num: usize) -> Noise {
+        Noise { first_image: self.first_image + num, ..self }
     }
 }
 
@@ -75,17 +91,24 @@ pub struct At<'a> {
     pub z: &'a [Tokens<'a>],
     /// The targets of these images.
     pub y: &'a Targets,
-    /// [`Task::total`] of the whole batch.
-    pub total: Total,
-    /// Dropout of the head; none in most passes. Only for whole batches: its draws depend on an image's place in the
-    /// batch.
+    /// [`Task::totals`] of the whole batch; never empty.
+    pub totals: &'a [Total],
+    /// Dropout of the head; none in most passes.
     pub noise: Option<Noise>,
 }
 
-/// A head that normalises the CLS token, drops some of its features, and maps it to logits, with their cross entropy:
+impl At<'_> {
+    /// The total of a task that is one alone.
+    #[must_use]
+    pub fn total(&self) -> Total {
+        self.totals.first().copied().unwrap_or([1.0; 2])
+    }
+}
+
+/// A head that normalises one token an image, drops some of its features, and maps it to logits, with their cross entropy:
 /// dropout(norm(z)·γ + β)·Wᵀ + b with the norm's epsilon [`NORM_EPS`](crate::engine::NORM_EPS).
 ///
-/// Its task reads [`Tap::Cls`] alone, has the mean over images as loss, the share of images whose largest logit is that
+/// Its task reads one tap that [is pooled](Tap::is_pooled), has the mean over images as loss, the share of images whose largest logit is that
 /// of their class (the first of equals) as its only figure, and the weights of these places as all of c.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LinearHead {
@@ -155,12 +178,20 @@ pub struct Share {
 pub type TapCotangents<'a> = dyn FnMut(&[Tokens<'_>], &[Tokens<'_>]) -> Result<[Vec<Vec<f64>>; 2], ModelError> + 'a;
 
 /// A number that is logged beside a batch's loss, for example its accuracy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Figure {
     /// Its name in the logs, for example `accuracy`.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// Its unit in the logs.
     pub unit: &'static str,
+}
+
+impl Figure {
+    /// A figure of that name and unit.
+    #[must_use]
+    pub const fn new(name: &'static str, unit: &'static str) -> Self {
+        Figure { name: Cow::Borrowed(name), unit }
+    }
 }
 
 /// A downstream task: a head c on the encoder, and its loss.
@@ -185,22 +216,33 @@ pub trait Task: Send + Sync + fmt::Debug {
     /// The numbers logged beside the loss, in the order of [`Share::figures`].
     fn figures(&self) -> &[Figure];
 
-    /// What the loss of a whole batch with these targets is divided by. It is handed to every [`Task::evaluate`] on
-    /// images of that batch.
+    /// What the loss of a whole batch with these targets is divided by; finite and above 0 whatever the targets.
     fn total(&self, y: &Targets) -> Total;
 
-    /// Loss, figures and the wanted gradients of some images of a batch. It is called for whole batches and,
-    /// concurrently, for micro-batches.
+    /// What is handed to every [`Task::evaluate`] on images of a batch: its total, or one for each task that this one
+    /// consists of.
+    fn totals(&self, y: &Targets) -> Vec<Total> {
+        vec![self.total(y)]
+    }
+
+    /// Loss, figures and the wanted gradients of some images of a batch: of a whole batch where all taps
+    /// [are pooled](Tap::is_pooled), else of a grain, several grains at once on a thread each. Its gradient for the
+    /// tokens of an image must not depend on the others in the call.
     ///
     /// # Errors
     /// [`ModelError::Targets`] when targets or taps are not those of the task.
     fn evaluate(&self, at: &At<'_>, want: Want) -> Result<Share, ModelError>;
 
-    /// The targets as numbers `[images, K]` and K, for a head that is linear in its one tap and has a squared loss
-    /// ([`ridge`](super::ridge)); none where the task has no such form.
+    /// Whether [`Task::regression`] gives targets: the head is linear in one tap that [is pooled](Tap::is_pooled).
+    fn is_linear(&self) -> bool {
+        false
+    }
+
+    /// The targets as numbers `[images, K]` and K, for the best linear head by squared error ([`ridge`](super::ridge));
+    /// none where the task has no such form.
     ///
     /// # Errors
-    /// [`ModelError::Targets`] when targets are not those of the task.
+    /// [`ModelError::Targets`] when targets are not those of the task, or some are unknown.
     fn regression(&self, _y: &Targets) -> Result<Option<(usize, Vec<f64>)>, ModelError> {
         Ok(None)
     }
@@ -211,9 +253,33 @@ pub trait Task: Send + Sync + fmt::Debug {
         None
     }
 
-    /// The head's outputs for some images, `[images, outputs]`, without dropout; for classification, logits. `z` is as
-    /// [`At::z`].
-    fn predict(&self, c: &[f64], z: &[Tokens<'_>]) -> Vec<f32>;
+    /// What the head says of some images, without dropout. `z` is as [`At::z`].
+    ///
+    /// # Errors
+    /// [`ModelError::Targets`] when taps are not those of the task.
+    fn predict(&self, c: &[f64], z: &[Tokens<'_>]) -> Result<Predictions, ModelError>;
+
+    /// The tasks that this one consists of; empty for a task that is one alone.
+    fn parts(&self) -> &[Part] {
+        &[]
+    }
+
+    /// The same task with the loss and figures of one of its [`Task::parts`], unweighted: the same c, taps and figures,
+    /// which are 0 for the others. None if there is no such part.
+    fn only(&self, _part: usize) -> Option<Arc<dyn Task>> {
+        None
+    }
+}
+
+/// One of several tasks of a run.
+#[derive(Clone, Debug)]
+pub struct Part {
+    /// Its name, which begins the names of its tensors and figures.
+    pub name: String,
+    /// λ, by which its loss counts in the sum.
+    pub weight: f64,
+    /// The task.
+    pub task: Arc<dyn Task>,
 }
 
 /// The shapes that a task's head is built for.
@@ -221,16 +287,45 @@ pub trait Task: Send + Sync + fmt::Debug {
 pub struct TaskFacts {
     /// Width of the encoder.
     pub dim: usize,
+    /// Blocks of the encoder.
+    pub depth: usize,
     /// Patches along one side.
     pub grid: usize,
     /// Side of a patch in pixels.
     pub patch: usize,
-    /// Classes of the data.
+    /// Classes of the data; for tasks of other targets, labels or values of an image.
     pub num_classes: usize,
+}
+
+impl TaskFacts {
+    /// Patches of an image.
+    #[must_use]
+    pub const fn num_patches(&self) -> usize {
+        self.grid * self.grid
+    }
+
+    /// Side of the square image in pixels.
+    #[must_use]
+    pub const fn side(&self) -> usize {
+        self.grid * self.patch
+    }
 }
 
 /// A task as an entry of [`TASKS`](super::TASKS).
 pub trait TaskKind: Named {
-    /// The task for these shapes, which have been checked ([`ModelConfig::problems`](crate::ModelConfig::problems)).
-    fn build(&self, facts: &TaskFacts) -> Arc<dyn Task>;
+    /// The options that it takes, each with its default first.
+    fn options(&self) -> &'static [TaskOption] {
+        &[]
+    }
+
+    /// The task for these shapes, which have been checked ([`ModelConfig::problems`](crate::ModelConfig::problems)), and
+    /// with these options, which are among [`TaskKind::options`].
+    ///
+    /// # Errors
+    /// [`ModelError::Config`] with one line when an option does not fit the shapes or another option.
+    fn build(&self, facts: &TaskFacts, options: &TaskOptions) -> Result<Arc<dyn Task>, ModelError>;
+
+    /// Targets of `num_images` images, drawn by `seed`, with some that are unknown where the kind has such: for
+    /// [`conditions`](super::conditions) and for measurements.
+    fn example(&self, facts: &TaskFacts, num_images: usize, seed: u64) -> Targets;
 }

@@ -257,6 +257,10 @@ impl Engine for DfdxCpu {
         self.pick_rows(x, period, 1..period)
     }
 
+    fn mean_rows(&mut self, x: &CpuTensor, period: usize) -> CpuTensor {
+        self.average_rows(x, period)
+    }
+
     fn unshuffle(&mut self, x: &CpuTensor, order: &Arc<TokenOrder>, mask_token: &Weight, pos: &Weight) -> CpuTensor {
         self.restore_tokens(x, order, mask_token, pos)
     }

@@ -117,6 +117,36 @@ impl DfdxCpu {
         out
     }
 
+    /// [`Engine::mean_rows`](crate::engine::Engine::mean_rows); sums are f64.
+    pub(super) fn average_rows(&mut self, x: &CpuTensor, period: usize) -> CpuTensor {
+        let (groups, n) = (x.rows / period, x.columns);
+        let scale = 1.0 / period as f64;
+        let (mut y, mut sum) = (self.arena.take(groups * n), vec![0f64; n]);
+        for (out, group) in y.chunks_exact_mut(n).zip(x.values.chunks_exact(period * n)) {
+            sum.fill(0.0);
+            for row in group.chunks_exact(n) {
+                sum.iter_mut().zip(row).for_each(|(sum, v)| *sum += f64::from(*v));
+            }
+            out.iter_mut().zip(&sum).for_each(|(out, sum)| *out = (sum * scale) as f32);
+        }
+        let out = self.output(y, groups, n, x.slot.is_some());
+        if let Some(slot) = x.slot.clone() {
+            let arena = self.arena.clone();
+            self.push(&out, move |grads, mut dy| {
+                dy.iter_mut().for_each(|d| *d *= scale as f32);
+                slot.accumulate(grads, &arena, |dx, accumulate| {
+                    if !accumulate {
+                        dx.fill(0.0);
+                    }
+                    for (group, part) in dx.chunks_exact_mut(period * n).zip(dy.chunks_exact(n)) {
+                        group.chunks_exact_mut(n).for_each(|row| kernels::add(row, part));
+                    }
+                })
+            });
+        }
+        out
+    }
+
     /// [`Engine::unshuffle`](crate::engine::Engine::unshuffle).
     pub(super) fn restore_tokens(
         &mut self,

@@ -304,6 +304,24 @@ impl Engine for GpuTape<'_> {
         self.pick(x, period, false)
     }
 
+    /// The mean of f32 values, which is f32.
+    fn mean_rows(&mut self, x: &GpuTensor, period: usize) -> GpuTensor {
+        let (groups, columns) = (x.rows / period, x.columns);
+        let (values, mean) = (x.full(self.stream), self.stream.take(groups * columns));
+        self.stream.mean_rows(mean.view(), values.view(), columns, period);
+        let slot = self.slot(x.slot.is_some());
+        let out = GpuTensor::residual(mean, groups, columns, slot);
+        let slot = x.slot;
+        self.push(&out, move |back, dy| {
+            let (dy, _) = dy.into_residual(back.stream);
+            let (share, dx) = (back.stream.take(dy.len()), back.stream.take(dy.len() * period));
+            back.stream.scaled(share.view(), dy.view(), 1.0 / period as f32);
+            back.stream.repeat_rows(dx.view(), share.view(), columns, period);
+            back.add_residual(slot, dx);
+        });
+        out
+    }
+
     fn unshuffle(&mut self, x: &GpuTensor, order: &GpuOrder, mask_token: &Weight, pos: &Weight) -> GpuTensor {
         let (num_patches, num_visible, dim) = (order.num_patches, order.num_visible, x.columns);
         let batch = x.rows / (1 + num_visible);

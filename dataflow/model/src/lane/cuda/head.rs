@@ -8,7 +8,8 @@ use super::lane::CudaLane;
 use super::levels::Taps;
 use crate::error::ModelError;
 use crate::levels::vectors::{norm_wide, shifted_wide, step_size, widen};
-use crate::tasks::{At, LinearHead, Noise, Share, Targets, Tokens, Want};
+use crate::tasks::batch::Batch;
+use crate::tasks::{LinearHead, Noise, Share, Targets, Tokens, Want};
 
 /// Values in f64, where the head is computed.
 #[derive(Clone, Debug)]
@@ -171,7 +172,7 @@ impl CudaLane {
         let labels: Vec<u32> = head.classes(y)?.iter().map(|&class| class.unsigned_abs()).collect();
         let (images, dim, classes) = (labels.len(), head.gamma.len(), head.bias.len());
         let [num_images, _] = self.model.task.total(y);
-        let factors = noise.map(|noise| stream.upload(&noise.factors(z.len())));
+        let factors = noise.map(|noise| stream.upload(&noise.factors(images, dim)));
         let w = HeadNorm {
             gamma: c.slice(head.gamma.clone()),
             beta: c.slice(head.beta.clone()),
@@ -218,8 +219,7 @@ impl CudaLane {
         reads.map(|(tap, values)| Tokens { per_image: tap.tokens(c.num_patches()), dim: c.dim, values }).collect()
     }
 
-    /// The task's own evaluation. Some images at a time are evaluated by a thread each, and summed in order; dropout
-    /// depends on an image's place in the batch, so with it all are evaluated at once.
+    /// The task's own evaluation, on the threads for heads.
     fn evaluate_on_host(
         &self,
         c: &[f64],
@@ -229,25 +229,8 @@ impl CudaLane {
         want: Want,
     ) -> Result<Share, ModelError> {
         const IMAGES_AT_A_TIME: usize = 8;
-        let (task, z) = (&self.model.task, self.tokens(taps));
-        let total = task.total(y);
-        if noise.is_some() {
-            return task.evaluate(&At { c, z: &z, y, total, noise }, want);
-        }
-        let shares = self.heads().map(y.len().div_ceil(IMAGES_AT_A_TIME), |i| {
-            let images = i * IMAGES_AT_A_TIME..((i + 1) * IMAGES_AT_A_TIME).min(y.len());
-            let z: Vec<Tokens<'_>> = z.iter().map(|z| z.slice(images.clone())).collect();
-            task.evaluate(&At { c, z: &z, y: &y.slice(images), total, noise: None }, want)
-        });
-        let mut shares = shares.into_iter();
-        let mut all = shares.next().unwrap_or_else(|| task.evaluate(&At { c, z: &z, y, total, noise }, want))?;
-        for share in shares {
-            let share = share?;
-            all.loss += share.loss;
-            all.figures.iter_mut().zip(share.figures).for_each(|(all, figure)| *all += figure);
-            all.dc.iter_mut().zip(share.dc).for_each(|(all, dc)| *all += dc);
-            all.dz.iter_mut().zip(share.dz).for_each(|(all, dz)| all.extend(dz));
-        }
-        Ok(all)
+        let task = &*self.model.task;
+        let batch = Batch { task, y, totals: &task.totals(y), noise, grain: IMAGES_AT_A_TIME };
+        batch.evaluate(self.heads(), c, &self.tokens(taps), want)
     }
 }

@@ -21,7 +21,7 @@ use crate::masking::{MaskNetwork, MaskRule, NetworkRows, Scored};
 use crate::model::Model;
 use crate::parallel::compute::Compute;
 use crate::tap::Tap;
-use crate::tasks::{LinearHead, Noise, TapCotangents, Want};
+use crate::tasks::{LinearHead, Noise, TapCotangents, Task, Want};
 use crate::vector::Vector;
 
 /// A lane of the GPU.
@@ -351,6 +351,20 @@ impl Lane for CudaLane {
         }
         let tokens = self.features_of(mem(theta)?, images, &[Tap::Cls]).pop().unwrap_or_default();
         Ok(self.stream.download(tokens.view())?)
+    }
+
+    fn read_taps(&mut self, theta: &Vector, images: &Vector, taps: &[Tap]) -> Result<Vec<Vec<f32>>, ModelError> {
+        let images = mem(images)?;
+        if images.is_empty() {
+            return Ok(vec![Vec::new(); taps.len()]);
+        }
+        let tokens = self.features_of(mem(theta)?, images, taps);
+        tokens.iter().map(|tokens| Ok(self.stream.download(tokens.view())?)).collect()
+    }
+
+    fn set_task(&mut self, task: &Arc<dyn Task>) {
+        self.model = Arc::new(self.model.with_task(task));
+        self.linear_head = task.linear_head();
     }
 
     fn shifted(&mut self, theta: &Vector, v: &Vector, epsilon: f64) -> Result<Vector, ModelError> {
