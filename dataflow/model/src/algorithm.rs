@@ -48,6 +48,7 @@
 //! # }
 //! ```
 
+use crate::balance::direction;
 use crate::error::ModelError;
 use crate::hypergradient::{Along, Carried, Hypergradient, Settings};
 use crate::lane::{Direction, Downstream, FinetuneGradient, LabelledImages, Lane, PretrainGradient, Upstream};
@@ -165,7 +166,7 @@ pub fn outer_iteration(
 
     // Level 3: v1 and w at the updated θ and c, then φ ← φ − η ∂φ.
     let at = Downstream { theta: &s.theta, c: &s.c, finetune, validation, bank };
-    let mut v = m.form.direction(lane, &at, f, &m.settings, &noise)?;
+    let mut v = direction(m.form, lane, &at, f, &m.settings, &noise)?;
     see(Event::Direction(&v));
     s.carried.add_response(v.response.take(), &m.settings);
     if m.settings.precondition {

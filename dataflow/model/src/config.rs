@@ -10,7 +10,7 @@ use crate::error::ModelError;
 use crate::masking::attention::AttentionConfig;
 use crate::masking::oracle::OracleConfig;
 use crate::masking::{MaskInput, MaskNoise, MaskWeights, MaskingKind, mixture};
-use crate::tasks::{Balance, Task, TaskFacts, TaskKind, TaskSpec};
+use crate::tasks::{Balance, Targets, Task, TaskFacts, TaskKind, TaskSpec};
 
 /// Whether the position embeddings of encoder and decoder are trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -234,6 +234,20 @@ impl ModelConfig {
         match &self.tasks[..] {
             [] => TaskSpec::of(self.task).build(&self.task_facts()),
             tasks => crate::tasks::build(tasks, &self.task_facts()),
+        }
+    }
+
+    /// Targets of `num_images` images for the downstream task, drawn by `seed`: for tests and measurements.
+    #[must_use]
+    pub fn example_targets(&self, num_images: usize, seed: u64) -> Targets {
+        let facts = self.task_facts();
+        let of_spec = |(i, spec): (usize, &TaskSpec)| {
+            spec.kind.get().example(&spec.facts(&facts), num_images, seed.wrapping_add(i as u64))
+        };
+        match &self.tasks[..] {
+            [] => of_spec((0, &TaskSpec::of(self.task))),
+            [spec] => of_spec((0, spec)),
+            tasks => Targets::Several(tasks.iter().enumerate().map(of_spec).collect()),
         }
     }
 

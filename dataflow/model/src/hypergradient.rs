@@ -19,7 +19,7 @@ use crate::masking::{MaskWeights, Needs};
 use crate::policy::{self, Derivative, Estimator, Signal};
 use crate::precision::Precision;
 use crate::tasks::ridge::{Bank, Rows, respond_with_bank};
-use crate::tasks::{At, Noise, Share, Targets, Tokens, Want};
+use crate::tasks::{At, Noise, Share, Targets, Task, Tokens, Want};
 use crate::vector::Vector;
 
 /// Numbers and variants of level 3, the same over a run.
@@ -179,6 +179,11 @@ pub trait Hypergradient: Named {
     /// golden file a value to hold it to.
     fn is_of_the_paper(&self) -> bool {
         true
+    }
+
+    /// Why it is not defined for a task, as one line that names both; none if it is.
+    fn refuses(&self, _task: &dyn Task) -> Option<String> {
+        None
     }
 
     /// Whether derivatives over θ are taken in forward mode, by pairs of values and derivatives, and not as differences.
@@ -437,6 +442,14 @@ impl Hypergradient for Ridge {
         false
     }
 
+    fn refuses(&self, task: &dyn Task) -> Option<String> {
+        (!task.is_linear()).then(|| {
+            "method.hypergradient = \"ridge\" has a best head for one task with a linear head on one token an image \
+             (class, multi-label, regression); this one has another head, or is several"
+                .to_owned()
+        })
+    }
+
     fn direction(
         &self,
         lane: &mut dyn Lane,
@@ -460,13 +473,14 @@ impl Hypergradient for Ridge {
             let of_c = At { c: &c, z: z_v, y, totals: &task.totals(y), noise: None };
             let share = task.evaluate(&of_c, Want { dc: true, dz: false })?;
             let both = [vec![response.d_finetune], vec![response.d_validation]];
-            let (loss, accuracy) = (response.loss, response.accuracy);
+            let accuracy = matches!(y, Targets::Classes(_)).then_some(response.accuracy);
+            let loss = response.loss;
             found = Some((share, Response { loss, accuracy, rows: [Arc::new(f), Arc::new(v)] }));
             Ok(both)
         })?;
         let (share, response) = found.ok_or_else(no_answer)?;
         let Share { loss, figures, dc: v0, .. } = share;
-        Ok(Direction { loss, figures, v0, v1, w, response: Some(response) })
+        Ok(Direction { loss, figures, v0, v1, w, response: Some(response), cosines: Vec::new() })
     }
 }
 
@@ -493,6 +507,9 @@ impl Named for Cg {
         "As tangent, with the head's real Hessian, inverted by conjugate gradients, instead of the identity"
     }
 }
+
+/// The largest head whose Hessian [`Cg`] inverts: each of its steps evaluates the head twice on the whole batch.
+const MOST_CG_WEIGHTS: usize = 1 << 20;
 
 /// Step of the differences of the head's gradient, in f64.
 const HESSIAN_ALPHA: f64 = 1e-4;
@@ -538,6 +555,15 @@ impl Hypergradient for Cg {
         false
     }
 
+    fn refuses(&self, task: &dyn Task) -> Option<String> {
+        let len = task.layout().len;
+        (len > MOST_CG_WEIGHTS).then(|| {
+            format!(
+                "method.hypergradient = \"cg\" inverts the Hessian of heads up to {MOST_CG_WEIGHTS} weights; this one has {len}"
+            )
+        })
+    }
+
     fn direction(
         &self,
         lane: &mut dyn Lane,
@@ -569,7 +595,7 @@ impl Hypergradient for Cg {
             Ok([dz_f, dz_v])
         })?;
         let Share { loss, figures, dc: v0, .. } = found.ok_or_else(no_answer)?;
-        Ok(Direction { loss, figures, v0, v1, w, response: None })
+        Ok(Direction { loss, figures, v0, v1, w, response: None, cosines: Vec::new() })
     }
 }
 

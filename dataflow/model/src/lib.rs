@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod algorithm;
+pub mod balance;
 pub mod choice;
 pub mod config;
 pub mod engine;

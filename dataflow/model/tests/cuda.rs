@@ -73,7 +73,11 @@ fn results(
     let mut state = State { theta, c, phi, adamw, carried: Carried::default() };
     let pretrain = [up(lane, images(config, "a")), up(lane, images(config, "b"))];
     let (f, v) = (up(lane, images(config, "f")), up(lane, images(config, "v")));
-    let (y_f, y_v) = (Targets::Classes([0, 1, 2, 3, 1].into()), Targets::Classes([3, 1, 2, 0, 2].into()));
+    let (y_f, y_v) = if config.tasks.is_empty() {
+        (Targets::Classes([0, 1, 2, 3, 1].into()), Targets::Classes([3, 1, 2, 0, 2].into()))
+    } else {
+        (config.example_targets(5, 1), config.example_targets(5, 11))
+    };
     let finetune = LabelledImages { images: &f, targets: &y_f };
     let validation = LabelledImages { images: &v, targets: &y_v };
     let constants = Constants {

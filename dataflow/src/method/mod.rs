@@ -12,7 +12,7 @@ use mlomae_model::levels::optimizer::{AdamWConfig, Schedule};
 use mlomae_model::masking::attention::AttentionConfig;
 use mlomae_model::masking::schedule::Course;
 use mlomae_model::masking::{MaskRule, MaskSelect, Needs};
-use mlomae_model::tasks::Noise;
+use mlomae_model::tasks::{Balance, Noise};
 use mlomae_model::{Arena, Level, Model, ModelError, PerLevel, Precision};
 
 use crate::config::{CheckpointConfig, Config, LevelConfig, Precondition};
@@ -117,6 +117,8 @@ pub fn model_config(config: &Config, image: usize, channels: usize, num_classes:
         mask_mixture: config.mask.mixture.clone(),
         mask_noise: config.mask.noise,
         task: config.method.task,
+        tasks: Vec::new(),
+        task_balance: Balance::default(),
         num_classes,
     }
 }

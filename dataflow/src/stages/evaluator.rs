@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use mlomae_model::balance::direction;
 use mlomae_model::hypergradient::Carried;
 use mlomae_model::lane::{Downstream, LabelledImages, Lane};
 use mlomae_model::levels::optimizer::AdamW;
@@ -65,7 +66,7 @@ impl EvaluatorStage {
 
         let (loss_f, figures_f, gradient_f) = (f.loss, f.figures.clone(), f.gradient.clone());
         let at = Downstream { c: &head, ..at };
-        let v = form.direction(lane, &at, f, &method.settings, &noise).map_err(&failed)?;
+        let v = direction(form.get(), lane, &at, f, &method.settings, &noise).map_err(&failed)?;
         check_loss(TrainLevel::Mask, level1_step, v.loss)?;
         check_vector(lane, TrainLevel::Mask, level1_step, "w", &v.w, theta_layout)?;
         check_vector(lane, TrainLevel::Mask, level1_step, "v1", &v.v1, theta_layout)?;
@@ -88,7 +89,9 @@ impl EvaluatorStage {
             recorder.metric(moment, Metric::WNorm, norm_w);
             if let Some(response) = &v.response {
                 recorder.metric(moment, Metric::RidgeLoss, response.loss);
-                recorder.metric(moment, Metric::RidgeAccuracy, response.accuracy);
+                if let Some(accuracy) = response.accuracy {
+                    recorder.metric(moment, Metric::RidgeAccuracy, accuracy);
+                }
             }
         }
         self.head = head;

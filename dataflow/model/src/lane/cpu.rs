@@ -67,7 +67,8 @@ fn labelled<'a>(batch: &LabelledImages<'a>) -> Result<Labelled<'a>, ModelError> 
 }
 
 fn direction(of: mask::Direction) -> Direction {
-    Direction { loss: of.loss, figures: of.figures, v0: of.v0, v1: of.v1.into(), w: of.w.into(), response: None }
+    let (v1, w) = (of.v1.into(), of.w.into());
+    Direction { loss: of.loss, figures: of.figures, v0: of.v0, v1, w, response: None, cosines: Vec::new() }
 }
 
 impl Lane for CpuLane {

@@ -81,6 +81,9 @@ pub struct Direction {
     pub w: Vector,
     /// What a head in closed form gave, for the forms that have one.
     pub response: Option<Response>,
+    /// Cosines between the directions v1 + w of several tasks, where each has its own: of the first with the second, with
+    /// the third, …, of the second with the third, …; empty otherwise.
+    pub cosines: Vec<f64>,
 }
 
 /// A head in closed form on the labelled batches, see [`ridge`](crate::tasks::ridge).
@@ -88,8 +91,8 @@ pub struct Direction {
 pub struct Response {
     /// Its squared error on the validation batch.
     pub loss: f64,
-    /// Share of the validation images that it classifies rightly.
-    pub accuracy: f64,
+    /// Share of the validation images that it classifies rightly, where targets are classes.
+    pub accuracy: Option<f64>,
     /// Features and targets of both batches, for the bank.
     pub rows: [Arc<Rows>; 2],
 }

@@ -2,13 +2,13 @@
 
 use std::sync::OnceLock;
 
-use super::class;
 use super::task::TaskKind;
+use super::{class, multi_label, regression, segmentation};
 use crate::choice::{Choice, Registry};
 use crate::error::ModelError;
 
 /// Every task that is shipped; the first is the default.
-pub static TASKS: &[&dyn TaskKind] = &[&class::Kind];
+pub static TASKS: &[&dyn TaskKind] = &[&class::Kind, &multi_label::Kind, &regression::Kind, &segmentation::Kind];
 
 /// The list of this process.
 static ALL: OnceLock<Vec<&'static dyn TaskKind>> = OnceLock::new();

@@ -16,11 +16,17 @@
 
 pub mod batch;
 pub mod class;
+pub mod conditions;
 mod list;
+pub mod multi_label;
 mod options;
+pub mod plain;
 mod pooled;
 mod predictions;
+mod product;
+pub mod regression;
 pub mod ridge;
+pub mod segmentation;
 mod spec;
 mod targets;
 mod task;
@@ -36,3 +42,6 @@ pub use task::{
     At, Figure, LinearHead, Noise, Part, Share, TapCotangents, Task, TaskFacts, TaskKind, Tokens, Total, Want,
 };
 pub use weighted::Weighted;
+
+#[cfg(test)]
+mod tests;

@@ -111,6 +111,15 @@ impl Targets {
         }
     }
 
+    /// Pixels whose class is known; 0 where targets are not maps.
+    #[must_use]
+    pub fn num_known_pixels(&self) -> usize {
+        match self {
+            Targets::Maps { classes, .. } => classes.iter().filter(|class| **class != UNKNOWN_CLASS).count(),
+            _ => 0,
+        }
+    }
+
     /// Size of the values in bytes, for the memory bound of queues.
     #[must_use]
     pub fn size_bytes(&self) -> usize {

@@ -216,7 +216,7 @@ impl Lane for CudaLane {
         let dz = self.cotangent_difference(&c, (&at_v.dc, &v0), alpha, &recorded.taps, y_f)?;
         let v1 = self.end(*recorded, &dz)?;
         let (v1, w) = (self.complete(v1)?, self.complete(w)?);
-        Ok(Direction { loss: at_v.loss, figures: at_v.figures, v0, v1, w, response: None })
+        Ok(Direction { loss: at_v.loss, figures: at_v.figures, v0, v1, w, response: None, cosines: Vec::new() })
     }
 
     fn direction_published(
@@ -237,7 +237,7 @@ impl Lane for CudaLane {
         let v1 = self.stream.take(theta.len());
         self.stream.combined(v1.view(), half, minus.view(), -half, plus.view());
         let (v1, w) = (self.complete(v1)?, self.complete(w)?);
-        Ok(Direction { loss: at_v.loss, figures: at_v.figures, v0, v1, w, response: None })
+        Ok(Direction { loss: at_v.loss, figures: at_v.figures, v0, v1, w, response: None, cosines: Vec::new() })
     }
 
     fn pull_back(
