@@ -19,7 +19,9 @@ use mlomae_model::policy::Estimator;
 use mlomae_model::rng::{Purpose, below, keyed};
 use mlomae_model::tap::Tap;
 use mlomae_model::tasks::ridge::Bank;
-use mlomae_model::tasks::{At, Figure, Noise, Predictions, Share, Targets, Task, Tokens, Total, Want};
+use mlomae_model::tasks::{
+    At, Balance, Figure, Noise, Predictions, Share, TASKS, Targets, Task, TaskChoice, TaskSpec, Tokens, Total, Want,
+};
 use mlomae_model::{Images, Level, Model, ModelConfig, ModelError, PerLevel, Precision, RawImages, Vector};
 
 const BATCH: usize = 5;
@@ -263,6 +265,96 @@ fn a_head_on_the_device_is_that_on_the_host() {
             println!("{} {precision} {name:26} {error:.1e}", form.name());
             assert!(error <= limit, "{} {precision} {name}: {error}", form.name());
         }
+    }
+}
+
+#[test]
+fn a_gpu_learns_every_task_as_the_cpu_does() {
+    drop(mlomae_device::testing::gpu());
+    let spec = |kind: &str| TaskSpec::of(TaskChoice::by_name(kind).unwrap());
+    let named = |spec: TaskSpec, name: &str| TaskSpec { name: Some(name.to_owned()), ..spec };
+    let policy = (Settings { cg_steps: 2, ..Settings::default() }, MaskSelect::Score);
+    let mut tasks: Vec<Vec<TaskSpec>> = TASKS.iter().map(|kind| vec![TaskSpec::of(TaskChoice::of(*kind))]).collect();
+    tasks.extend([
+        vec![spec("class").with("tap", "mean")],
+        vec![spec("segmentation").with("head", "linear")],
+        vec![spec("class"), spec("segmentation"), named(spec("class").with("tap", "mean"), "other")],
+    ]);
+    for tasks in tasks {
+        for (form, task_balance) in [(&Tangent as &dyn Hypergradient, Balance::Sum), (&Cg, Balance::Normalised)] {
+            println!("{tasks:?}");
+            let config = ModelConfig { tasks: tasks.clone(), task_balance, ..config("token-mlp", MaskInput::Pixels) };
+            compare_policy(&config, form, policy, Precision::F32, 2e-4);
+        }
+    }
+}
+
+/// The gradient for θ of a function of every tap, on both devices.
+#[test]
+fn taps_on_a_gpu_are_those_of_the_cpu_with_their_gradients() {
+    drop(mlomae_device::testing::gpu());
+    let all = [Tap::Layer(0), Tap::Mean, Tap::Patches, Tap::Cls, Tap::Layer(1)];
+    for taps in [&all[..], &all[..1], &all[1..2], &all[3..]] {
+        let mut model = Model::new(&config("random", MaskInput::Pixels)).unwrap();
+        model.task = Arc::new(Reading(model.task, taps.to_vec()));
+        let model = Arc::new(model);
+        let of = |lane: &mut dyn Lane| {
+            let up = |values: Vector| lane.upload(&values).unwrap();
+            let [theta, c] = [Level::Pretrain, Level::Finetune].map(|level| up(Vector::from(model.init(level, 1))));
+            let [f, v] = ["f", "v"].map(|name| up(images(&model.config, name)));
+            let targets = &Targets::Classes([0; BATCH].into());
+            let finetune = LabelledImages { images: &f, targets };
+            let validation = LabelledImages { images: &v, targets };
+            let at = Downstream { theta: &theta, c: &c, finetune, validation, bank: &Bank::default() };
+            let mut results = lane.read_taps(&theta, &f, taps).unwrap();
+            for _ in 0..3 {
+                let recorded = lane.finetune(&at, None, true).unwrap().recorded.unwrap();
+                let weighted = |z: &[Tokens<'_>]| -> Vec<Vec<f64>> {
+                    z.iter().map(|z| (0..z.values.len()).map(|i| ((i * 7 % 11) as f64 - 5.0) * 0.1).collect()).collect()
+                };
+                let both = lane.pull_back(&at, recorded, &mut |f, v| Ok([weighted(f), weighted(v)])).unwrap();
+                results.extend(both.map(|gradient| gradient.to_host().unwrap().to_vec()));
+            }
+            results
+        };
+        let gpu = of(&mut CudaLane::open(&model, Precision::F32).unwrap());
+        let cpu = of(&mut CpuLane::serial(model.clone(), 2));
+        let wide = |values: &[f32]| values.iter().map(|v| f64::from(*v)).collect::<Vec<f64>>();
+        for (gpu, cpu) in gpu.iter().zip(&cpu) {
+            assert!(cpu.iter().any(|v| *v != 0.0));
+            assert!(error(&wide(gpu), &wide(cpu)) < 1e-5, "{taps:?} {}", error(&wide(gpu), &wide(cpu)));
+        }
+    }
+}
+
+/// A task that says that it reads certain taps, and computes nothing.
+#[derive(Debug)]
+struct Reading(Arc<dyn Task>, Vec<Tap>);
+
+impl Task for Reading {
+    fn reads(&self) -> &[Tap] {
+        &self.1
+    }
+    fn layout(&self) -> &SharedLayout {
+        self.0.layout()
+    }
+    fn init(&self, seed: u64) -> Buffer {
+        self.0.init(seed)
+    }
+    fn loss_unit(&self) -> &'static str {
+        self.0.loss_unit()
+    }
+    fn figures(&self) -> &[Figure] {
+        &[]
+    }
+    fn total(&self, y: &Targets) -> Total {
+        self.0.total(y)
+    }
+    fn evaluate(&self, _: &At<'_>, _: Want) -> Result<Share, ModelError> {
+        Ok(Share { dc: vec![0.0; self.layout().len], ..Share::default() })
+    }
+    fn predict(&self, _: &[f64], _: &[Tokens<'_>]) -> Result<Predictions, ModelError> {
+        Ok(Predictions::Boxes(Vec::new()))
     }
 }
 

@@ -16,7 +16,7 @@ use mlomae_model::masking::oracle::{OracleConfig, OracleMasked};
 use mlomae_model::masking::{MaskRule, MaskingChoice};
 use mlomae_model::parallel::arena::{Arena, Buffer};
 use mlomae_model::parallel::collective::Collective;
-use mlomae_model::tasks::Targets;
+use mlomae_model::tasks::{Targets, TaskChoice, TaskSpec};
 use mlomae_model::{Compute, Level, Model, ModelError, Vector};
 
 /// One of two ranks, which are threads here.
@@ -87,7 +87,10 @@ fn iterate(cpu: &Cpu, from: usize, to: usize) -> Results {
     let config = &cpu.model.config;
     let values = config.image_values();
     let images = |name: &str| draw(name, BATCH * values)[from * values..to * values].to_vec();
-    let targets = Targets::Classes((0..BATCH).map(|i| (i % config.num_classes) as i32).collect());
+    let targets = match config.tasks.is_empty() {
+        true => Targets::Classes((0..BATCH).map(|i| (i % config.num_classes) as i32).collect()),
+        false => config.example_targets(BATCH, 1),
+    };
     let init = |level| cpu.model.init(level, 1);
     let (theta, c, phi) = (init(Level::Pretrain), init(Level::Finetune), init(Level::Mask));
     let (x_p, x_f, x_v) = (images("p"), images("f"), images("v"));
@@ -104,9 +107,13 @@ fn iterate(cpu: &Cpu, from: usize, to: usize) -> Results {
 
 #[test]
 fn two_ranks_compute_what_one_computes() {
-    for (masking, mask_input) in
-        [("token-mlp", MaskInput::Pixels), ("token-mlp", MaskInput::Embedding), ("flat-mlp", MaskInput::Embedding)]
-    {
+    let dense = vec![TaskSpec::of(TaskChoice::by_name("segmentation").unwrap())];
+    for (masking, mask_input, tasks) in [
+        ("token-mlp", MaskInput::Pixels, vec![]),
+        ("token-mlp", MaskInput::Embedding, vec![]),
+        ("flat-mlp", MaskInput::Embedding, vec![]),
+        ("token-mlp", MaskInput::Pixels, dense),
+    ] {
         let config = ModelConfig {
             image: 12,
             patch: 3,
@@ -120,6 +127,7 @@ fn two_ranks_compute_what_one_computes() {
             mask_input,
             mask_hidden: 20,
             num_classes: 4,
+            tasks,
             ..ModelConfig::default()
         };
         let model = Arc::new(Model::new(&config).unwrap());

@@ -7,6 +7,7 @@ use mlomae_model::masking::oracle::OracleMasked;
 use mlomae_model::masking::schedule::MaskSchedule;
 use mlomae_model::masking::{MaskNoise, MaskSelect, MaskWeights};
 use mlomae_model::policy::Estimator;
+use mlomae_model::tasks::TaskChoice;
 use mlomae_storage::dataset::{DataError, Split, check_exclude};
 use mlomae_storage::run_dir::{RUN_ID_RULE, is_run_id};
 
@@ -523,6 +524,11 @@ impl Config {
                 format!("is a control of learned masking and has no meaning with mask.strategy = \"{strategy}\""),
                 "false",
             ));
+        }
+        let task = self.method.task;
+        if task != TaskChoice::default() {
+            let problem = "learns from other targets than the class of an image, which is all that data has here";
+            errors.push(error("method.task", quoted(&task), problem, &quoted(&TaskChoice::default())));
         }
         self.check_policy(errors);
         self.check_scales(errors);

@@ -115,6 +115,28 @@ fn rows_are_gathered_and_picked() {
 }
 
 #[test]
+fn rows_are_averaged_and_repeated() {
+    for [batch, period, _, columns] in SHAPES {
+        each(|t| {
+            let x = values(batch * period * columns, 1);
+            let (mean, again) = (t.nan(batch * columns), t.nan(x.len()));
+            t.stream.mean_rows(mean.view(), t.stream.upload(&x).view(), columns, period);
+            let of = |i: usize| {
+                let (group, column) = (i / columns, i % columns);
+                let row = |row: usize| f64::from(x[(group * period + row) * columns + column]);
+                (0..period).map(row).sum::<f64>() / period as f64
+            };
+            assert_close(&t.read(&mean), &(0..batch * columns).map(of).collect::<Vec<_>>(), 1e-6, "mean_rows");
+            t.stream.repeat_rows(again.view(), mean.view(), columns, period);
+            let seen = t.read(&mean);
+            let rows = seen.chunks_exact(columns).flat_map(|row| std::iter::repeat_n(row, period).flatten().copied());
+            assert_eq!(t.read(&again), rows.collect::<Vec<f32>>());
+            vec![seen]
+        });
+    }
+}
+
+#[test]
 fn tokens_are_assembled_with_gradients() {
     for ([batch, num_patches, num_visible, columns], masks) in SHAPES.into_iter().flat_map(|s| [(s, true), (s, false)])
     {
