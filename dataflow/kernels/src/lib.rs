@@ -40,6 +40,7 @@
 //! | `gemm` | products in vector registers |
 //! | [`matmul`](mod@matmul) | products as others call them; chooses between `gemm`, `dots` and `amx` |
 //! | [`attention`](mod@attention), [`norm`], [`patches`], [`adamw`](mod@adamw) | the kernels they name |
+//! | `wide` | products in `f64` |
 //! | [`elementwise`], [`reduce`] | sweeps over activations and gradients, and sums |
 //! | `peak` | the measured peak rate of arithmetic |
 //!
@@ -92,6 +93,7 @@ mod simd;
 #[cfg(test)]
 mod testing;
 mod tile;
+mod wide;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -107,3 +109,4 @@ pub use patches::{TARGET_EPS, patch_loss, patch_loss_grad, patch_targets, patchi
 pub use peak::peak_gflops;
 pub use reduce::*;
 pub use scratch::LINE as CACHE_LINE;
+pub use wide::{WideMat, add_product_wide};

@@ -136,11 +136,14 @@ impl Batch<'_> {
     }
 
     fn check(&self, z: &[Tokens<'_>], num_images: usize) -> Result<(), ModelError> {
+        let refused = |problem: String| Err(ModelError::Targets { problem });
+        if let Targets::Several(tasks) = self.y
+            && let Some(other) = tasks.iter().find(|targets| targets.len() != self.y.len())
+        {
+            return refused(format!("targets of {} images for one task, of {} for another", self.y.len(), other.len()));
+        }
         match z.iter().find(|z| z.images() != num_images) {
-            Some(z) => {
-                let problem = format!("targets of {num_images} images, tokens of {}", z.images());
-                Err(ModelError::Targets { problem })
-            }
+            Some(z) => refused(format!("targets of {num_images} images, tokens of {}", z.images())),
             None => Ok(()),
         }
     }

@@ -138,6 +138,24 @@ pub fn check(task: &dyn Task, facts: &TaskFacts, y: &Targets) -> Result<(), Mode
         }
     }
 
+    for direction in 0..NUM_DIRECTIONS {
+        let mut rng = tensor_rng(direction, "direction");
+        let v: Vec<f64> = c.iter().map(|_| normal(&mut rng)).collect();
+        let quotient = |alpha: f64| {
+            let epsilon = alpha / norm(&v).max(1e-15);
+            let at = |step: f64| Ok::<_, ModelError>(trial.at(&shifted(&c, step, &v), &trial.taps, None)?.dz.concat());
+            let (plus, minus) = (at(epsilon)?, at(-epsilon)?);
+            Ok::<_, ModelError>(plus.iter().zip(&minus).map(|(p, m)| (p - m) / (2.0 * epsilon)).collect::<Vec<f64>>())
+        };
+        let (coarse, fine) = (quotient(0.01)?, quotient(0.00125)?);
+        if norm(&coarse).max(norm(&fine)) > 0.0 && relative(&coarse, &fine) > JUMP {
+            return refused(
+                "its gradient for the tokens jumps as its parameters move, as with a matching of predictions to \
+                 targets: a mixed derivative of it would be wrong; let targets alone decide what belongs together",
+            );
+        }
+    }
+
     let wrong = |measured: f64, gradient: &[f64], d: &[f64]| {
         let predicted: f64 = gradient.iter().zip(d).map(|(g, d)| g * d).sum();
         let scale = predicted.abs() + norm(gradient) * norm(d) / (d.len().max(1) as f64).sqrt();
@@ -158,24 +176,6 @@ pub fn check(task: &dyn Task, facts: &TaskFacts, y: &Targets) -> Result<(), Mode
     let of_c = (loss(1e-5)? - loss(-1e-5)?) / 2e-5;
     if wrong(of_c, &whole.dc, &v) || wrong(of_z, &whole.dz.concat(), &d) {
         return refused("its gradients are not the derivatives of its loss");
-    }
-
-    for direction in 0..NUM_DIRECTIONS {
-        let mut rng = tensor_rng(direction, "direction");
-        let v: Vec<f64> = c.iter().map(|_| normal(&mut rng)).collect();
-        let quotient = |alpha: f64| {
-            let epsilon = alpha / norm(&v).max(1e-15);
-            let at = |step: f64| Ok::<_, ModelError>(trial.at(&shifted(&c, step, &v), &trial.taps, None)?.dz.concat());
-            let (plus, minus) = (at(epsilon)?, at(-epsilon)?);
-            Ok::<_, ModelError>(plus.iter().zip(&minus).map(|(p, m)| (p - m) / (2.0 * epsilon)).collect::<Vec<f64>>())
-        };
-        let (coarse, fine) = (quotient(0.01)?, quotient(0.00125)?);
-        if norm(&coarse).max(norm(&fine)) > 0.0 && relative(&coarse, &fine) > JUMP {
-            return refused(
-                "its gradient for the tokens jumps as its parameters move, as with a matching of predictions to \
-                 targets: a mixed derivative of it would be wrong; let targets alone decide what belongs together",
-            );
-        }
     }
     Ok(())
 }

@@ -1,9 +1,11 @@
 //! The list of tasks: those that are shipped, and those that a program adds before it reads a configuration.
 
+use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
-use super::task::TaskKind;
-use super::{class, multi_label, regression, segmentation};
+use super::options::TaskOptions;
+use super::task::{TaskFacts, TaskKind};
+use super::{class, conditions, multi_label, regression, segmentation};
 use crate::choice::{Choice, Registry};
 use crate::error::ModelError;
 
@@ -24,6 +26,9 @@ impl Registry for dyn TaskKind {
 
 /// A task that was chosen by name.
 pub type TaskChoice = Choice<dyn TaskKind>;
+
+/// Shapes on which a program's own task is tried.
+const SMALL: TaskFacts = TaskFacts { dim: 24, depth: 2, grid: 4, patch: 4, num_classes: 4 };
 
 /// The tasks that configurations may name.
 ///
@@ -54,16 +59,25 @@ impl TaskRegistry {
     }
 
     /// Makes it the list of this process. Configurations, help and messages read that list, so it must be set before the
-    /// first of them.
+    /// first of them. Each task that is not shipped is tried on small shapes, with its default options
+    /// ([`conditions::check`]).
     ///
     /// # Errors
-    /// [`ModelError::Config`] when two tasks have one name, or the list has been read or set before.
+    /// [`ModelError::Config`] when two tasks have one name, one breaks the conditions (with the reason), or the list has
+    /// been read or set before.
     pub fn install(self) -> Result<(), ModelError> {
         let mut all = TASKS.to_vec();
         for kind in self.added {
             if all.iter().any(|other| other.name() == kind.name()) {
                 return Err(ModelError::Config(format!("tasks must have different names, got {} twice", kind.name())));
             }
+            let tried = TaskOptions::check(&BTreeMap::new(), kind.options())
+                .and_then(|options| kind.build(&SMALL, &options))
+                .and_then(|task| conditions::check(&*task, &SMALL, &kind.example(&SMALL, conditions::NUM_IMAGES, 1)));
+            tried.map_err(|error| match error {
+                ModelError::Config(problem) => ModelError::Config(format!("task {}: {problem}", kind.name())),
+                error => ModelError::Config(format!("task {}: {error}", kind.name())),
+            })?;
             all.push(kind);
         }
         let too_late = |_| ModelError::Config("tasks must be added before the list of tasks is first read".to_owned());

@@ -1,37 +1,22 @@
 //! Products of matrices in f64 for heads that read every patch. They run on the calling thread.
 
-use nalgebra::{DMatrixViewMut, Dyn, MatrixView};
+use mlomae_kernels::{WideMat, add_product_wide};
 
 /// A factor of a product: row-major values `[rows, columns]`, or what they are transposed.
 #[derive(Clone, Copy, Debug)]
-pub struct Factor<'a> {
-    values: &'a [f64],
-    rows: usize,
-    columns: usize,
-    is_transposed: bool,
-}
+pub struct Factor<'a>(WideMat<'a>);
 
 impl<'a> Factor<'a> {
     /// The matrix of these rows, each of `columns` values.
     #[must_use]
-    pub fn rows(values: &'a [f64], columns: usize) -> Self {
-        Factor { values, rows: values.len() / columns.max(1), columns, is_transposed: false }
+    pub const fn rows(data: &'a [f64], columns: usize) -> Self {
+        Factor(WideMat { data, columns, trans: false })
     }
 
     /// Its transpose.
     #[must_use]
     pub const fn transposed(self) -> Self {
-        Factor { is_transposed: !self.is_transposed, ..self }
-    }
-
-    /// Its transpose as nalgebra has matrices, column after column.
-    fn view(&self) -> MatrixView<'a, f64, Dyn, Dyn, Dyn, Dyn> {
-        let (row, column) = (Dyn(1), Dyn(self.columns));
-        if self.is_transposed {
-            MatrixView::from_slice_with_strides_generic(self.values, Dyn(self.rows), Dyn(self.columns), column, row)
-        } else {
-            MatrixView::from_slice_with_strides_generic(self.values, Dyn(self.columns), Dyn(self.rows), row, column)
-        }
+        Factor(WideMat { trans: !self.0.trans, ..self.0 })
     }
 }
 
@@ -40,9 +25,7 @@ impl<'a> Factor<'a> {
 /// # Panics
 /// If shapes do not fit.
 pub fn add_product(out: &mut [f64], a: Factor<'_>, b: Factor<'_>) {
-    let (a, b) = (a.view(), b.view());
-    let mut out = DMatrixViewMut::from_slice(out, b.nrows(), a.ncols());
-    out.gemm(1.0, &b, &a, 1.0);
+    add_product_wide(out, a.0, b.0);
 }
 
 #[cfg(test)]

@@ -181,3 +181,22 @@ impl schemars::JsonSchema for TaskSpec {
         schemars::json_schema!({ "oneOf": one_of })
     }
 }
+
+#[cfg(all(test, feature = "schema"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_schema_has_the_options_of_each_kind_and_no_others() {
+        let schema = serde_json::to_value(schemars::schema_for!(TaskSpec)).unwrap();
+        for kind in super::super::TASKS {
+            let of_kind = schema["oneOf"].as_array().unwrap().iter();
+            let of_kind = of_kind.filter(|one| one["properties"]["kind"]["const"] == kind.name()).collect::<Vec<_>>();
+            assert_eq!(of_kind.len(), 1, "{}", kind.name());
+            assert_eq!(of_kind[0]["additionalProperties"], false);
+            let properties = of_kind[0]["properties"].as_object().unwrap();
+            assert!(kind.options().iter().all(|option| properties.contains_key(option.name)));
+            assert_eq!(properties.len(), 4 + kind.options().len());
+        }
+    }
+}

@@ -4,6 +4,7 @@ use super::device::of_device;
 use crate::config::ModelConfig;
 use crate::lane::MemorySpec;
 use crate::level::Level;
+use crate::tap::Tap;
 
 /// Lanes of a run with a workspace each, and what context and kernels take.
 const FIXED_BYTES: u64 = 6 * (32 << 20) + (512 << 20);
@@ -52,6 +53,10 @@ pub(super) fn needed_bytes(spec: &MemorySpec<'_>) -> u64 {
     let heads = len(Level::Finetune) * 8 * 8
         + wide(batch[Level::Finetune] + batch[Level::Mask]) * (6 * dim + wide(c.num_classes)) * 8;
 
+    // Tokens of every patch that a head reads, their cotangents, and copies of both for graphs.
+    let num_tokens = spec.model.task.reads().iter().filter(|tap| **tap != Tap::Cls).count() as u64 * (1 + patches);
+    let taps = wide(batch[Level::Finetune] + batch[Level::Mask]) * num_tokens * dim * 4 * 4;
+
     let images = |level: Level| wide(batch[level]) * wide(c.image_values()) * 4;
     let rows = |level: Level, tokens: u64| wide(batch[level]) * (1 + tokens);
     let pretrain = recorded(rows(Level::Pretrain, visible), dim, wide(c.depth), act)
@@ -80,7 +85,7 @@ pub(super) fn needed_bytes(spec: &MemorySpec<'_>) -> u64 {
     };
     // The reward of a learned mask ratio takes level 1's gradient once more, in level 3.
     let reward = if spec.model.masking.ratio_arms().is_some() { pretrain + len(Level::Pretrain) * 4 * 3 } else { 0 };
-    FIXED_BYTES + theta + small + heads + pretrain + downstream + hypergradient + queued + raw + teacher + reward
+    FIXED_BYTES + theta + small + heads + taps + pretrain + downstream + hypergradient + queued + raw + teacher + reward
 }
 
 #[cfg(test)]
