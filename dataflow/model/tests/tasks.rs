@@ -17,7 +17,7 @@ use mlomae_model::tap::Tap;
 use mlomae_model::tasks::batch::Batch;
 use mlomae_model::tasks::plain::dfdx::prelude::*;
 use mlomae_model::tasks::plain::{
-    Init, Leaf, Leaves, ParamSpec, Plain, PlainTask, TapShape, Taped, each_row, targets_matrix,
+    Init, Leaf, Leaves, Of, ParamSpec, Plain, PlainTask, TapShape, Taped, each_row, targets_matrix,
 };
 use mlomae_model::tasks::ridge::Bank;
 use mlomae_model::tasks::{
@@ -86,11 +86,11 @@ struct Everything {
 const HIDDEN: usize = 1024;
 
 impl Everything {
-    fn outputs<T: dfdx::tensor::Tape<f64, Cpu_>>(
+    fn outputs<T: Tape<f64, dfdx::tensor::Cpu>>(
         &self,
         c: &Leaves<'_, T>,
-        z: Vec<dfdx::tensor::Tensor<TapShape, f64, Cpu_, T>>,
-    ) -> Result<dfdx::tensor::Tensor<(usize, usize), f64, Cpu_, T>, ModelError> {
+        z: Vec<Of<TapShape, T>>,
+    ) -> Result<Of<(usize, usize), T>, ModelError> {
         let mut sum = None;
         for (i, z) in z.into_iter().enumerate() {
             let (images, tokens, dim) = *z.shape();
@@ -108,8 +108,6 @@ impl Everything {
         sum.ok_or_else(|| self.wrong("a tap"))
     }
 }
-
-type Cpu_ = dfdx::tensor::Cpu;
 
 impl PlainTask for Everything {
     fn reads(&self) -> Vec<Tap> {
@@ -426,6 +424,9 @@ fn the_mean_is_of_the_last_blocks_patches_and_blocks_are_before_the_norm() {
     assert!(problem.contains("tap must be one of cls, mean"), "{problem}");
 }
 
+/// Weight, loss, v1 and w of a task alone.
+type Alone = (f64, f64, Vec<f64>, Vec<f64>);
+
 #[test]
 fn several_tasks_are_the_weighted_sum_of_each() {
     let tasks = all_tasks().pop().unwrap();
@@ -447,7 +448,7 @@ fn several_tasks_are_the_weighted_sum_of_each() {
         let direction = alone.direction(&Clean, &settings).unwrap();
         each.push((spec.weight, direction.loss, wide(&direction.v1), wide(&direction.w)));
     }
-    let total = |of: &dyn Fn(&(f64, f64, Vec<f64>, Vec<f64>)) -> Vec<f64>| -> Vec<f64> {
+    let total = |of: &dyn Fn(&Alone) -> Vec<f64>| -> Vec<f64> {
         let all: Vec<Vec<f64>> = each.iter().map(of).collect();
         (0..all[0].len()).map(|i| all.iter().map(|v| v[i]).sum()).collect()
     };

@@ -46,6 +46,12 @@ pub type Leaf<S> = Tensor<S, f64, Cpu>;
 /// A tensor in f64 with its tape: what a gradient flows through.
 pub type Taped<S> = Tensor<S, f64, Cpu, Tracing>;
 
+/// A tensor in f64 with the tape T, or with none.
+pub type Of<S, T> = Tensor<S, f64, Cpu, T>;
+
+/// Shape of a tensor of four dimensions, as the weights of a convolution have.
+pub type Shape4 = (usize, usize, usize, usize);
+
 /// Shape `[images, tokens, dim]` of a tap.
 pub type TapShape = (usize, usize, usize);
 
@@ -84,8 +90,8 @@ impl ParamSpec {
 enum Param {
     One(Leaf<(usize,)>),
     Two(Leaf<(usize, usize)>),
-    Three(Leaf<(usize, usize, usize)>),
-    Four(Leaf<(usize, usize, usize, usize)>),
+    Three(Leaf<TapShape>),
+    Four(Leaf<Shape4>),
 }
 
 /// What gradients flow through.
@@ -128,7 +134,7 @@ impl<T: Tape<f64, Cpu>> Leaves<'_, T> {
     ///
     /// # Errors
     /// When there is none of that name and number of dimensions.
-    pub fn vector(&self, name: &str) -> Result<Tensor<(usize,), f64, Cpu, T>, ModelError> {
+    pub fn vector(&self, name: &str) -> Result<Of<(usize,), T>, ModelError> {
         match self.get(name, "vector")? {
             Param::One(param) => Ok(param.retaped()),
             _ => Err(unknown(name, "vector")),
@@ -139,7 +145,7 @@ impl<T: Tape<f64, Cpu>> Leaves<'_, T> {
     ///
     /// # Errors
     /// As [`Leaves::vector`].
-    pub fn matrix(&self, name: &str) -> Result<Tensor<(usize, usize), f64, Cpu, T>, ModelError> {
+    pub fn matrix(&self, name: &str) -> Result<Of<(usize, usize), T>, ModelError> {
         match self.get(name, "matrix")? {
             Param::Two(param) => Ok(param.retaped()),
             _ => Err(unknown(name, "matrix")),
@@ -150,7 +156,7 @@ impl<T: Tape<f64, Cpu>> Leaves<'_, T> {
     ///
     /// # Errors
     /// As [`Leaves::vector`].
-    pub fn tensor3(&self, name: &str) -> Result<Tensor<(usize, usize, usize), f64, Cpu, T>, ModelError> {
+    pub fn tensor3(&self, name: &str) -> Result<Of<TapShape, T>, ModelError> {
         match self.get(name, "tensor of three dimensions")? {
             Param::Three(param) => Ok(param.retaped()),
             _ => Err(unknown(name, "tensor of three dimensions")),
@@ -161,7 +167,7 @@ impl<T: Tape<f64, Cpu>> Leaves<'_, T> {
     ///
     /// # Errors
     /// As [`Leaves::vector`].
-    pub fn tensor4(&self, name: &str) -> Result<Tensor<(usize, usize, usize, usize), f64, Cpu, T>, ModelError> {
+    pub fn tensor4(&self, name: &str) -> Result<Of<Shape4, T>, ModelError> {
         match self.get(name, "tensor of four dimensions")? {
             Param::Four(param) => Ok(param.retaped()),
             _ => Err(unknown(name, "tensor of four dimensions")),
@@ -435,10 +441,7 @@ impl<T: PlainTask> Task for Plain<T> {
 
 /// A vector `[n]` as each of `rows` rows `[rows, n]`, for biases and gains.
 #[must_use]
-pub fn each_row<T: Tape<f64, Cpu>>(
-    vector: Tensor<(usize,), f64, Cpu, T>,
-    rows: usize,
-) -> Tensor<(usize, usize), f64, Cpu, T> {
+pub fn each_row<T: Tape<f64, Cpu>>(vector: Of<(usize,), T>, rows: usize) -> Of<(usize, usize), T> {
     let shape = (rows, vector.shape().0);
     vector.broadcast_like::<_, Axis<0>>(&shape)
 }

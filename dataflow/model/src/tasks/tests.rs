@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use dfdx::prelude::*;
 
 use super::plain::{
-    Init, Leaf, Leaves, ParamSpec, Plain, PlainTask, TapShape, Taped, each_row, one_hot_patches, targets_matrix,
+    Init, Leaf, Leaves, Of, ParamSpec, Plain, PlainTask, TapShape, Taped, each_row, one_hot_patches, targets_matrix,
 };
 use super::*;
 use crate::ModelError;
@@ -165,8 +165,8 @@ impl LinearSeg {
     fn rows<T: Tape<f64, Cpu>>(
         &self,
         c: &Leaves<'_, T>,
-        z: Tensor<TapShape, f64, Cpu, T>,
-    ) -> Result<Tensor<(usize, usize), f64, Cpu, T>, ModelError> {
+        z: Of<TapShape, T>,
+    ) -> Result<Of<(usize, usize), T>, ModelError> {
         let (images, tokens, dim) = *z.shape();
         let shape = (images * tokens, dim);
         let z = z.reshape_like(&shape).normalize::<Axis<1>>(1e-6);
@@ -282,7 +282,7 @@ impl PlainTask for Faulty {
         let z = z.put_tape(tape);
         let z = match self.fault {
             "batch norm" => z.normalize::<Axis<0>>(1e-5),
-            "dropout" => z * if call % 2 == 0 { 1.0 } else { 0.9 },
+            "dropout" => z * if call.is_multiple_of(2) { 1.0 } else { 0.9 },
             "panic" => z.reshape_like(&(images + 1, dim)),
             _ => z,
         };
