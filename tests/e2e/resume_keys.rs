@@ -7,7 +7,7 @@ use mlomae_dataflow::config::{OnResume, rules};
 use crate::place::{Ended, Place};
 
 /// Another valid value of every key than the one of the run.
-const OTHER: [(&str, &str); 152] = [
+const OTHER: [(&str, &str); 154] = [
     ("seed", "4"),
     ("engine", "auto"),
     ("run.root", "elsewhere"),
@@ -37,6 +37,8 @@ const OTHER: [(&str, &str); 152] = [
     ("data.synthetic.num_test", "17"),
     ("data.synthetic.image", "24"),
     ("data.synthetic.num_classes", "3"),
+    ("data.synthetic.label", "place"),
+    ("data.synthetic.place_grid", "3"),
     ("data.synthetic.channels", "3"),
     ("data.synthetic.seed", "9"),
     ("data.synthetic.scene", "voronoi"),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use mlomae_storage::dataset::{
     self, ConvertReport, DataError, Dataset, DatasetSpec, FORMATS, FormatName, NameSource, ObjectAreas, Split,
-    SyntheticScene, SyntheticSpec,
+    SyntheticLabel, SyntheticScene, SyntheticSpec,
 };
 use mlomae_storage::escape::{one_line, shortened};
 
@@ -48,7 +48,7 @@ enum Command {
     Info(InfoArgs),
     /// Write a dataset as Hugging Face Parquet with PNG images, losslessly
     Convert(ConvertArgs),
-    /// Write the synthetic dataset (textured backgrounds, one shaped object, label by shape) as Parquet
+    /// Write the synthetic dataset (textured backgrounds, one shaped object, label by shape or place) as Parquet
     Synthetic(SyntheticArgs),
 }
 
@@ -115,6 +115,12 @@ struct SyntheticArgs {
     /// Number of shapes
     #[arg(long, default_value_t = SyntheticSpec::default().num_classes)]
     num_classes: usize,
+    /// What the label is of: the object's shape (object), or the cell of a grid in which it lies (place)
+    #[arg(long, default_value = SyntheticLabel::default().as_str(), value_parser = parse_label)]
+    label: SyntheticLabel,
+    /// With --label place: cells of the grid along either axis, 2 or 3
+    #[arg(long, default_value_t = SyntheticSpec::default().place_grid)]
+    place_grid: usize,
     /// Seed of the images
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -132,6 +138,11 @@ struct SyntheticArgs {
 fn parse_scene(text: &str) -> Result<SyntheticScene, String> {
     let scene = SyntheticScene::ALL.into_iter().find(|scene| scene.as_str() == text);
     scene.ok_or_else(|| format!("allowed: {}", SyntheticScene::ALL.map(SyntheticScene::as_str).join(", ")))
+}
+
+fn parse_label(text: &str) -> Result<SyntheticLabel, String> {
+    let label = SyntheticLabel::ALL.into_iter().find(|label| label.as_str() == text);
+    label.ok_or_else(|| format!("allowed: {}", SyntheticLabel::ALL.map(SyntheticLabel::as_str).join(", ")))
 }
 
 fn parse_areas(text: &str) -> Result<ObjectAreas, String> {
@@ -334,6 +345,8 @@ fn synthetic(args: &SyntheticArgs, session: &mut Session<'_>) -> Result<(), CliE
         num_test: args.num_test,
         image: args.image,
         num_classes: args.num_classes,
+        label: args.label,
+        place_grid: args.place_grid,
         seed: args.seed,
         channels: args.channels,
         scene: args.scene,

@@ -138,6 +138,8 @@ const DATA: &[&str] = &[
     "data.synthetic.num_test",
     "data.synthetic.image",
     "data.synthetic.num_classes",
+    "data.synthetic.label",
+    "data.synthetic.place_grid",
     "data.synthetic.channels",
     "data.synthetic.seed",
     "data.synthetic.areas",

@@ -52,6 +52,6 @@ pub use pixels::Image;
 pub use sample::{Dataset, DatasetInfo, LabelOrigin, NameSource, Sample};
 pub use spec::{DatasetSpec, FormatName, Split};
 pub use summary::{Summary, summary};
-pub use synthetic_spec::{ObjectAreas, SyntheticScene, SyntheticSpec};
+pub use synthetic_spec::{ObjectAreas, SyntheticLabel, SyntheticScene, SyntheticSpec};
 
 pub(crate) use parquet_file::{footer, pages};

@@ -67,6 +67,34 @@ impl ObjectAreas {
     }
 }
 
+/// What the label of a generated image is of. The images are the same to the bit either way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum SyntheticLabel {
+    /// The object's shape. Every run of `num_classes` images holds each class once.
+    #[default]
+    Object,
+    /// The cell of a grid over the image in which the object's centre lies. Centres are uniform where the object is
+    /// wholly inside the image: 2 x 2 cells are equally likely; of 3 x 3 the middle ones hold more, by as much as the
+    /// object is large.
+    Place,
+}
+
+impl SyntheticLabel {
+    /// Every value, the default first.
+    pub const ALL: [Self; 2] = [Self::Object, Self::Place];
+
+    /// The name in configurations.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Object => "object",
+            Self::Place => "place",
+        }
+    }
+}
+
 /// The largest factor by which [`ObjectAreas::Equal`] scales a radius.
 pub(super) const MAX_RADIUS_SCALE: f64 = 1.1;
 
@@ -87,9 +115,15 @@ pub struct SyntheticSpec {
     /// Side of the square images in pixels.
     #[cfg_attr(feature = "schema", schemars(range(min = 8, max = 1024)))]
     pub image: usize,
-    /// Shapes in use, which are the classes: up to 10, with `scene = "voronoi"` up to 8.
+    /// Shapes in use, which are the classes with `label = "object"`: up to 10, with `scene = "voronoi"` up to 8.
     #[cfg_attr(feature = "schema", schemars(range(min = 2, max = 10)))]
     pub num_classes: usize,
+    /// What the label is of: the object's shape (`object`) or the cell of a grid in which its centre lies (`place`).
+    /// Images are the same, so that a label can judge what another has taught.
+    pub label: SyntheticLabel,
+    /// `label = "place"`: cells of the grid along either axis; their number squared is that of the classes.
+    #[cfg_attr(feature = "schema", schemars(range(min = 2, max = 3)))]
+    pub place_grid: usize,
     /// Colour channels, 1 or 3; with `scene = "voronoi"` 3.
     #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 3)))]
     pub channels: usize,
@@ -125,6 +159,8 @@ impl Default for SyntheticSpec {
             num_test: 1000,
             image: 32,
             num_classes: 4,
+            label: SyntheticLabel::Object,
+            place_grid: 2,
             channels: 3,
             seed: 0,
             areas: ObjectAreas::ByShape,
@@ -161,6 +197,11 @@ impl SyntheticSpec {
                 SyntheticScene::Voronoi => format!("2 to 8 with {}", of_scene(scene)),
             };
             return refuse("synthetic.num_classes", allowed, self.num_classes.to_string());
+        }
+        whole("synthetic.place_grid", self.place_grid, 2, 3)?;
+        if self.label == SyntheticLabel::Object && self.place_grid != Self::default().place_grid {
+            let allowed = format!("{}, or data.synthetic.label = \"place\"", Self::default().place_grid);
+            return refuse("synthetic.place_grid", allowed, self.place_grid.to_string());
         }
         match scene {
             SyntheticScene::Shapes => self.check_unused(),

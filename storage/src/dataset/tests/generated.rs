@@ -111,6 +111,60 @@ fn shapes_of_different_classes_differ() {
     assert!(right.clone().count() > 160, "{} of 200", right.count());
 }
 
+/// The middle of the box around the object's pixels, x and y.
+fn middle(dataset: &SyntheticDataset, index: usize) -> [f64; 2] {
+    let side = dataset.info().image_size.unwrap().0;
+    let pixels = dataset.object_pixels(index);
+    let inside = |along: &dyn Fn(usize) -> usize| {
+        let places = (0..side * side).filter(|at| pixels[*at]).map(along);
+        let (low, high) = places.fold((side, 0), |(low, high), at| (low.min(at), high.max(at)));
+        0.5 * (low + high + 1) as f64
+    };
+    [inside(&|at| at % side), inside(&|at| at / side)]
+}
+
+#[test]
+fn labels_of_the_place_leave_the_images_as_they_are_and_name_the_objects_cell() {
+    let voronoi = SyntheticSpec { scene: SyntheticScene::Voronoi, ..small(4, 32, 3) };
+    for scene in [small(4, 32, 3), small(10, 32, 1), voronoi] {
+        let scene = SyntheticSpec { num_train: 3000, ..scene };
+        let of_object = synthetic(&scene, Split::Train);
+        for grid in [2, 3] {
+            let spec = SyntheticSpec { label: SyntheticLabel::Place, place_grid: grid, ..scene.clone() };
+            let of_place = synthetic(&spec, Split::Train);
+            assert_eq!(of_place.info().class_names.len(), grid * grid);
+            assert_eq!(of_place.info().class_names[grid * grid - 1], "bottom-right");
+            let mut counts = vec![0usize; grid * grid];
+            let mut num_told = 0;
+            for index in 0..3000 {
+                let label = of_place.label(index).unwrap().unwrap() as usize;
+                counts[label] += 1;
+                if index >= 300 {
+                    continue;
+                }
+                let (one, other) = (of_object.sample(index).unwrap(), of_place.sample(index).unwrap());
+                assert_eq!(one.image, other.image, "sample {index}");
+                assert_eq!((other.id, other.label), (one.id, Some(label as i32)));
+                // Discs, rings and bars lie evenly around their centre, other shapes nearly so: far enough from the
+                // borders of cells the middle of what is seen is in the cell that the label names.
+                let cell = 32.0 / grid as f64;
+                let middle = middle(&of_object, index);
+                if middle.iter().all(|at| (1..grid).all(|border| (at - border as f64 * cell).abs() > 2.5)) {
+                    assert_eq!(label, (middle[1] / cell) as usize * grid + (middle[0] / cell) as usize, "{middle:?}");
+                    num_told += 1;
+                }
+            }
+            assert!(num_told > 20, "{num_told} images lie well within a cell");
+            if grid == 2 {
+                // Four equally likely cells: within four standard deviations.
+                assert!(counts.iter().all(|&num| (num as f64 - 750.0).abs() < 4.0 * 23.8), "{counts:?}");
+            } else {
+                assert!(counts.iter().all(|num| *num > 0) && counts[4] > counts[0], "{counts:?}");
+            }
+        }
+    }
+}
+
 #[test]
 fn senseless_settings_are_refused() {
     let base = SyntheticSpec::default();
@@ -118,6 +172,14 @@ fn senseless_settings_are_refused() {
         (SyntheticSpec { num_classes: 11, ..base.clone() }, "synthetic.num_classes must be 2 to 10, not 11"),
         (SyntheticSpec { channels: 4, ..base.clone() }, "synthetic.channels must be 1 or 3, not 4"),
         (SyntheticSpec { image: 7, ..base.clone() }, "synthetic.image must be 8 to 1024, not 7"),
+        (
+            SyntheticSpec { place_grid: 4, label: SyntheticLabel::Place, ..base.clone() },
+            "synthetic.place_grid must be 2 to 3, not 4",
+        ),
+        (
+            SyntheticSpec { place_grid: 3, ..base.clone() },
+            "synthetic.place_grid must be 2, or data.synthetic.label = \"place\", not 3",
+        ),
         (SyntheticSpec { num_test: 0, ..base }, "synthetic.num_test must be 1 to 2147483648, not 0"),
     ];
     for (spec, message) in wrong {

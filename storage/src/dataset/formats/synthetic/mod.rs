@@ -1,5 +1,5 @@
-//! Generated images: a textured background with one shaped object. The label is the shape, and the object's place is
-//! known, so that a learned mask can be judged. Every image is a function of (seed, split, index) alone.
+//! Generated images: a textured background with one shaped object. The label is the shape or the place of the object,
+//! which is known, so that a learned mask can be judged. Every image is a function of (seed, split, index) alone.
 
 mod shapes;
 mod textures;
@@ -17,7 +17,7 @@ use crate::dataset::layout::listing::Scope;
 use crate::dataset::pixels::Image;
 use crate::dataset::sample::{Dataset, DatasetInfo, Sample, check_index};
 use crate::dataset::spec::{DatasetSpec, FormatName, Split};
-use crate::dataset::synthetic_spec::{SyntheticScene, SyntheticSpec};
+use crate::dataset::synthetic_spec::{SyntheticLabel, SyntheticScene, SyntheticSpec};
 use shapes::{Placement, Shape};
 use textures::Texture;
 use voronoi::Kind;
@@ -65,6 +65,11 @@ pub struct SyntheticDataset {
     split: Split,
 }
 
+/// Names of the cells of a grid over the image, row by row.
+const CELLS_2: [&str; 4] = ["top-left", "top-right", "bottom-left", "bottom-right"];
+const CELLS_3: [&str; 9] =
+    ["top-left", "top", "top-right", "left", "middle", "right", "bottom-left", "bottom", "bottom-right"];
+
 /// Keys of the random streams of one image.
 #[derive(Clone, Copy)]
 enum Purpose {
@@ -80,16 +85,19 @@ impl SyntheticDataset {
     /// [`DataError::Setting`] about the first value that is out of range.
     pub fn new(spec: &SyntheticSpec, split: Split) -> Result<Self, DataError> {
         spec.check()?;
-        let names: Vec<&str> = match spec.scene {
-            SyntheticScene::Shapes => Shape::ALL.map(Shape::name).to_vec(),
-            SyntheticScene::Voronoi => Kind::ALL.map(Kind::name).to_vec(),
+        let shapes = |names: &[&'static str]| names[..spec.num_classes].to_vec();
+        let names: Vec<&str> = match (spec.label, spec.scene) {
+            (SyntheticLabel::Object, SyntheticScene::Shapes) => shapes(&Shape::ALL.map(Shape::name)),
+            (SyntheticLabel::Object, SyntheticScene::Voronoi) => shapes(&Kind::ALL.map(Kind::name)),
+            (SyntheticLabel::Place, _) if spec.place_grid == 2 => CELLS_2.to_vec(),
+            (SyntheticLabel::Place, _) => CELLS_3.to_vec(),
         };
         let info = DatasetInfo {
             name: "synthetic".to_owned(),
             format: Synthetic::NAME.to_string(),
             split: split.to_string(),
             num_samples: if split == Split::Train { spec.num_train } else { spec.num_test },
-            class_names: names[..spec.num_classes].iter().map(|name| (*name).to_owned()).collect(),
+            class_names: names.into_iter().map(str::to_owned).collect(),
             label_column: Some("label".to_owned()),
             image_size: Some((spec.image, spec.image)),
             channels: spec.channels,
@@ -106,8 +114,9 @@ impl SyntheticDataset {
         ChaCha8Rng::from_seed(key)
     }
 
-    /// Every run of `num_classes` images holds each class once, in an order of its own.
-    fn class(&self, index: usize) -> usize {
+    /// The shape of sample `index`, by its number. Every run of `num_classes` images holds each once, in an order of its
+    /// own.
+    fn shape(&self, index: usize) -> usize {
         let num_classes = self.spec.num_classes;
         let mut rng = self.rng(Purpose::Labels, (index / num_classes) as u64);
         let mut order: Vec<usize> = (0..num_classes).collect();
@@ -119,17 +128,33 @@ impl SyntheticDataset {
 
     /// The object of a sample of the scene `voronoi`.
     fn voronoi_object(&self, index: usize) -> voronoi::Object {
-        voronoi::Object::random(&mut self.rng(Purpose::Object, index as u64), Kind::ALL[self.class(index)], &self.spec)
+        voronoi::Object::random(&mut self.rng(Purpose::Object, index as u64), Kind::ALL[self.shape(index)], &self.spec)
+    }
+
+    /// The object's place in a sample of the scene `shapes`.
+    fn placement(&self, index: usize) -> Placement {
+        Placement::random(&mut self.rng(Purpose::Object, index as u64), self.spec.image as f32)
+    }
+
+    /// The label of sample `index`.
+    fn class(&self, index: usize) -> usize {
+        if self.spec.label == SyntheticLabel::Object {
+            return self.shape(index);
+        }
+        let [x, y] = match self.spec.scene {
+            SyntheticScene::Shapes => self.placement(index).centre(),
+            SyntheticScene::Voronoi => self.voronoi_object(index).centre(),
+        };
+        let (side, grid) = (self.spec.image as f64, self.spec.place_grid);
+        let cell = |at: f64| ((at / side * grid as f64) as usize).min(grid - 1);
+        cell(y) * grid + cell(x)
     }
 
     /// Share of each pixel that the object covers, [image * image].
     fn coverage(&self, index: usize) -> Vec<f32> {
         let side = self.spec.image;
         match self.spec.scene {
-            SyntheticScene::Shapes => {
-                let placement = Placement::random(&mut self.rng(Purpose::Object, index as u64), side as f32);
-                shapes::coverage(Shape::ALL[self.class(index)], &placement, side)
-            }
+            SyntheticScene::Shapes => shapes::coverage(Shape::ALL[self.shape(index)], &self.placement(index), side),
             SyntheticScene::Voronoi => {
                 let object = self.voronoi_object(index);
                 (0..side * side).map(|at| f32::from(u8::from(object.covers(at % side, at / side)))).collect()

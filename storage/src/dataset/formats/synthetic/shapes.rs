@@ -92,6 +92,11 @@ impl Placement {
             turn: rng.random_range(-0.2..0.2),
         }
     }
+
+    /// The centre, x and y in pixels.
+    pub fn centre(&self) -> [f64; 2] {
+        [self.x, self.y].map(f64::from)
+    }
 }
 
 const STEPS: usize = 4;

@@ -91,6 +91,11 @@ impl Object {
         Self { kind, radius, x: uniform(rng, radius, side - radius), y: uniform(rng, radius, side - radius) }
     }
 
+    /// The centre, x and y in pixels.
+    pub fn centre(&self) -> [f64; 2] {
+        [self.x, self.y]
+    }
+
     /// Whether the centre of pixel (`x`, `y`) is inside: edges are hard.
     pub fn covers(&self, x: usize, y: usize) -> bool {
         let from = |pixel: usize, centre: f64| (pixel as f64 + 0.5 - centre) / self.radius;
