@@ -7,7 +7,7 @@ use mlomae_dataflow::config::{OnResume, rules};
 use crate::place::{Ended, Place};
 
 /// Another valid value of every key than the one of the run.
-const OTHER: [(&str, &str); 154] = [
+const OTHER: [(&str, &str); 155] = [
     ("seed", "4"),
     ("engine", "auto"),
     ("run.root", "elsewhere"),
@@ -85,6 +85,7 @@ const OTHER: [(&str, &str); 154] = [
     ("mask.weights", "normalised"),
     ("mask.select", "sample"),
     ("mask.temperature", "2.0"),
+    ("mask.shuffle_scores", "true"),
     ("method.supervised", "true"),
     ("method.shuffle_labels", "true"),
     ("method.precondition", "adam"),

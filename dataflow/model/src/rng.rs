@@ -45,6 +45,11 @@ pub enum Purpose {
     MaskExplore = 18,
     /// The arm of a learned mask ratio, by level-1 step.
     MaskRatio = 19,
+    /// Which patch's score another one gets where scores are shuffled, as a control, by level-1 step and place in the
+    /// batch.
+    MaskShuffle = 20,
+    /// Which images are drawn again to tell how far a figure would move, by resample.
+    Bootstrap = 21,
 }
 
 /// The generator of `purpose` for (`major`, `minor`), for example (epoch, sample id).

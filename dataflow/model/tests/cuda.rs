@@ -57,7 +57,7 @@ fn results(
     lane: &mut dyn Lane,
     form: &dyn Hypergradient,
     settings: Settings,
-    select: MaskSelect,
+    masks: &MaskRule,
 ) -> Vec<(String, Vec<f64>)> {
     let model = lane.model().clone();
     let config = &model.config;
@@ -83,16 +83,7 @@ fn results(
         rule: &|step| {
             // A graph is captured, replaced by one for more patches, and replaced again.
             let num_visible = config.mask_ratio_end.map(|_| 2 + (step / 2 % 2) as usize);
-            MaskRule {
-                seed: 7,
-                step,
-                num_visible,
-                explore: 0.2,
-                explore_arms: true,
-                ratio_arms: true,
-                select,
-                ..MaskRule::BY_SCORE
-            }
+            MaskRule { seed: 7, step, num_visible, explore: 0.2, explore_arms: true, ratio_arms: true, ..masks.clone() }
         },
         noise: &|outer, pass| Some(Noise { rate: 0.1, seed: 7, outer, pass }),
     };
@@ -162,10 +153,22 @@ fn compare_policy(
     precision: Precision,
     limit: f64,
 ) {
+    compare_masks(config, form, settings, &MaskRule { select, ..MaskRule::BY_SCORE }, precision, limit);
+}
+
+/// As [`compare_policy`], with how scores are used of `masks`.
+fn compare_masks(
+    config: &ModelConfig,
+    form: &dyn Hypergradient,
+    settings: Settings,
+    masks: &MaskRule,
+    precision: Precision,
+    limit: f64,
+) {
     let (masking, input) = (config.masking, config.mask_input);
     let model = Arc::new(Model::new(config).unwrap());
     let mut gpu = CudaLane::open(&model, precision).unwrap();
-    let of = |lane: &mut dyn Lane| results(lane, form, settings, select);
+    let of = |lane: &mut dyn Lane| results(lane, form, settings, masks);
     let (ours, cpu) = (of(&mut gpu), of(&mut CpuLane::serial(model, 2)));
     assert_eq!(ours.len(), cpu.len());
     let is_derivative = ![Clean.name(), Published.name()].contains(&form.name());
@@ -242,7 +245,7 @@ fn a_head_on_the_device_is_that_on_the_host() {
     for (form, precision) in [(&Tangent as &dyn Hypergradient, Precision::F32), (&Published, Precision::Bf16)] {
         let [ours, host] = [&here, &elsewhere].map(|model| {
             let mut lane = CudaLane::open(model, precision).unwrap();
-            results(&mut lane, form, Settings::default(), MaskSelect::Score)
+            results(&mut lane, form, Settings::default(), &MaskRule::BY_SCORE)
         });
         assert_eq!(ours.len(), host.len());
         // What follows of the first head's gradient: bf16 makes a step of its last place out of a bit of f32.
@@ -313,6 +316,20 @@ fn a_gpu_learns_policies_as_the_cpu_does() {
         let config = ModelConfig { mask_ratio_arms: vec![0.5, 0.7], ..config(masking, input) };
         compare_policy(&config, &Tangent, (Settings::default(), MaskSelect::Score), Precision::F32, 2e-4);
     }
+}
+
+#[test]
+fn shuffled_scores_go_to_the_same_patches_on_a_gpu() {
+    drop(mlomae_device::testing::gpu());
+    let masks = |select| MaskRule { shuffle_scores: true, select, ..MaskRule::BY_SCORE };
+    // Both inputs, networks on the device and on the host, and every way in which scores weigh and learn.
+    for (masking, input) in [NETWORKS[0], NETWORKS[2], NETWORKS[3]] {
+        let config = config(masking, input);
+        compare_masks(&config, &Tangent, Settings::default(), &masks(MaskSelect::Score), Precision::F32, 2e-4);
+    }
+    let settings = Settings { estimator: Estimator::Both, precondition: true, ..Settings::default() };
+    let config = ModelConfig { mask_weights: MaskWeights::Normalised, ..config("linear", MaskInput::Pixels) };
+    compare_masks(&config, &Ridge, settings, &masks(MaskSelect::Sample), Precision::F32, 2e-4);
 }
 
 #[test]

@@ -171,7 +171,7 @@ fn the_tangent_is_what_the_difference_tends_to() {
         v[model.vit.encoder_len..].fill(0.0);
         model.vit.layout.zero_frozen(&mut v);
         let v: Params = Arc::new(Buffer::from_vec(v));
-        let rule = rule(if i == 3 { 0.25 } else { 0.0 });
+        let rule = MaskRule { shuffle_scores: i % 2 == 1, ..rule(if i == 3 { 0.25 } else { 0.0 }) };
         let tangent = mask::tangent(&cpu, theta, &v, phi, &x[0], &rule).unwrap();
         // The error of the difference falls with ε, until rounding takes over.
         let error = [1.0, 0.3, 0.1]
@@ -269,11 +269,15 @@ fn the_algorithm_gives_the_same_bits_on_any_threads() {
 
 #[test]
 fn level_one_gradient_is_the_derivative_of_its_loss() {
-    for config in all_forms() {
+    let shuffled = MaskRule { seed: 5, shuffle_scores: true, ..MaskRule::BY_SCORE };
+    for (config, rule) in all_forms()
+        .into_iter()
+        .flat_map(|config| [MaskRule::BY_SCORE, shuffled.clone()].map(|rule| (config.clone(), rule)))
+    {
         let world = world(&config);
         let cpu = world.cpu(Compute::serial(4));
         let World { model, theta, phi, x, .. } = &world;
-        let fixed = score(&cpu, Some(theta), phi, &x[0], &MaskRule::BY_SCORE).unwrap();
+        let fixed = score(&cpu, Some(theta), phi, &x[0], &rule).unwrap();
         let gradient = pretrain::gradient(&cpu, theta, phi, &x[0], &fixed).unwrap().gradient;
         let direction: Vec<f32> = model
             .vit
@@ -286,7 +290,7 @@ fn level_one_gradient_is_the_derivative_of_its_loss() {
         let loss = |h: f32| {
             let moved: Params =
                 Arc::new(Buffer::from_vec(theta.iter().zip(&direction).map(|(t, d)| t + h * d).collect()));
-            let mut scored = score(&cpu, Some(&moved), phi, &x[0], &MaskRule::BY_SCORE).unwrap();
+            let mut scored = score(&cpu, Some(&moved), phi, &x[0], &rule).unwrap();
             scored.order = fixed.order.clone();
             let losses = pretrain::patch_losses(&cpu, &moved, &x[0], &fixed.order);
             pretrain::masked_loss(&losses, &pretrain::loss_weights(&cpu, &scored), BATCH * fixed.order.num_masked())
@@ -295,6 +299,42 @@ fn level_one_gradient_is_the_derivative_of_its_loss() {
         let measured = (loss(h) - loss(-h)) / (2.0 * f64::from(h));
         let predicted: f64 = gradient.iter().zip(&direction).map(|(g, d)| f64::from(*g) * f64::from(*d)).sum();
         assert!((measured - predicted).abs() < 1e-2 * predicted.abs(), "{config:?}: {measured} {predicted}");
+    }
+}
+
+/// F = Σ aᵢqᵢ of the scores q that mask and weigh, by central differences over φ: with shuffled scores the gradient is that
+/// of the patch each score was computed of.
+#[test]
+fn the_gradient_through_shuffled_scores_goes_to_the_patches_that_they_are_of() {
+    for config in all_forms() {
+        let world = world(&config);
+        let cpu = world.cpu(Compute::serial(4));
+        let World { theta, phi, x, .. } = &world;
+        let weights = draw("weights", BATCH * config.num_patches());
+        let direction: Vec<f32> = draw("dp", phi.len()).iter().map(|v| 0.02 * v).collect();
+        let mut predictions = Vec::new();
+        for shuffle_scores in [false, true] {
+            let rule = MaskRule { shuffle_scores, ..rule(0.0) };
+            let at = |h: f32| {
+                let moved: Vec<f32> = phi.iter().zip(&direction).map(|(p, d)| p + h * d).collect();
+                score(&cpu, Some(theta), &Arc::new(Buffer::from_vec(moved)), &x[0], &rule).unwrap()
+            };
+            let value = |h: f32| -> f64 {
+                let scored = at(h);
+                let scores = scored.scores().unwrap();
+                scores.iter().zip(&weights).map(|(q, a)| f64::from(*q) * f64::from(*a)).sum()
+            };
+            let h = 1e-3;
+            let measured = (value(h) - value(-h)) / (2.0 * f64::from(h));
+            let gradient = mask::score_gradient(&cpu, phi, &at(0.0), &weights).unwrap();
+            let predicted: f64 = gradient.iter().zip(&direction).map(|(g, d)| f64::from(*g) * f64::from(*d)).sum();
+            assert!(
+                (measured - predicted).abs() < 2e-2 * predicted.abs().max(1.0),
+                "{config:?}: {measured} {predicted}"
+            );
+            predictions.push(predicted);
+        }
+        assert!((predictions[0] - predictions[1]).abs() > 0.1 * predictions[0].abs(), "another place: {predictions:?}");
     }
 }
 

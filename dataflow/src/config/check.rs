@@ -314,6 +314,7 @@ impl Config {
                     quoted(&policy.estimator),
                     "weights",
                 ),
+                ("mask.shuffle_scores", !mask.shuffle_scores, "true".to_owned(), "false"),
                 ("policy.average", policy.average == 1, policy.average.to_string(), "1"),
                 ("method.supervised", !method.supervised, "true".to_owned(), "false"),
             ] {
@@ -352,6 +353,10 @@ impl Config {
         if let (MaskSelect::Random, Some((key, explore))) = (mask.select, mask.exploration()) {
             let problem = "has no meaning with mask.select = \"random\": all patches are drawn at random";
             errors.push(error(key, explore, problem, "0"));
+        }
+        if mask.shuffle_scores && mask.select == MaskSelect::Random && mask.weights == MaskWeights::None {
+            let problem = "has no meaning where scores neither choose nor weigh";
+            errors.push(error("mask.shuffle_scores", true, problem, "false"));
         }
         if method.supervised && method.multitask {
             let problem = "is another control than method.multitask, which is given too";

@@ -173,6 +173,9 @@ pub struct MaskConfig {
     /// the lower it is.
     #[schemars(range(min = 0.01, max = 100.0))]
     pub temperature: f64,
+    /// Control: the scores of an image are permuted over its patches, anew in each level-1 step, before they choose and
+    /// weigh. As much is masked and weighed as without, at another place; logs show the scores that did.
+    pub shuffle_scores: bool,
     /// With `strategy = "noise"`: the colour of the noise.
     pub noise: MaskNoise,
     /// Decay of the average over θ's past, for each level-1 step, of the teacher that the strategies `attention`, `parts`
@@ -285,6 +288,7 @@ impl Default for MaskConfig {
             explore_arms: Vec::new(),
             weights: MaskWeights::default(),
             select: MaskSelect::default(),
+            shuffle_scores: false,
             temperature: 1.0,
             ema: 0.999,
             refresh: 1,

@@ -80,6 +80,7 @@ const TOLD: &[&str] = &[
     "mask.weights",
     "mask.select",
     "mask.temperature",
+    "mask.shuffle_scores",
     "mask.ema",
     "mask.refresh",
     "mask.attention",

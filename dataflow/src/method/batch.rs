@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use mlomae_model::lane::{LabelledImages, Lane};
 use mlomae_model::levels::optimizer::AdamWConfig;
+use mlomae_model::masking::shuffle::Shuffle;
 use mlomae_model::masking::{MaskRule, Scored};
 use mlomae_model::tasks::Targets;
 use mlomae_model::{Images, ModelError, RawImages, Vector};
@@ -143,6 +144,7 @@ impl Payload for ScoredBatch {
         self.batch.size_bytes()
             + 4 * (order.kept.len() + order.rank.len())
             + 4 * self.scored.weights().map_or(0, <[f32]>::len)
+            + self.scored.trace.as_ref().and_then(|trace| trace.shuffle.as_ref()).map_or(0, Shuffle::size_bytes)
             + 4 * self.scored.guide.as_ref().map_or(0, |guide| guide.len())
     }
 }

@@ -63,6 +63,8 @@ pub struct Method {
     pub select: MaskSelect,
     /// How closely drawn masks follow the scores.
     pub temperature: f64,
+    /// Control: scores are permuted over the patches of their image.
+    pub shuffle_scores: bool,
     /// Learning rates.
     pub schedules: PerLevel<Schedule>,
     /// Constants of AdamW.
@@ -191,6 +193,7 @@ impl Method {
             refresh: config.mask.refresh,
             select: config.mask.select,
             temperature: config.mask.temperature,
+            shuffle_scores: config.mask.shuffle_scores,
             schedules: PerLevel {
                 pretrain: schedule(&config.pretrain, num_steps),
                 finetune: schedule(&config.finetune, total_outer.0),
@@ -277,7 +280,7 @@ impl Method {
     /// How the batch of level-1 step `step` is masked, but for [`MaskRule::objects`], which come with the batch.
     #[must_use]
     pub fn mask_rule(&self, step: Step) -> MaskRule {
-        let Self { seed, select, temperature, .. } = *self;
+        let Self { seed, select, temperature, shuffle_scores, .. } = *self;
         let explore = self.explore.at(seed, step.0);
         let num_patches = self.model.config.num_patches();
         let scheduled = (!self.ratio.is_constant()).then(|| num_visible(num_patches, self.ratio.at(seed, step.0)));
@@ -292,6 +295,7 @@ impl Method {
             ratio_arms: self.ratio_arms,
             select,
             temperature,
+            shuffle_scores,
             progress: (step.next().0 as f64 / num_steps.0.max(1) as f64).min(1.0),
             ..MaskRule::BY_SCORE
         }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use mlomae_model::hypergradient::Carried;
 use mlomae_model::lane::{Lane, LaneSize, Lanes, LanesSpec};
 use mlomae_model::levels::optimizer::AdamW;
+use mlomae_model::masking::shuffle::Shuffle;
 use mlomae_model::tasks::ridge::Bank;
 use mlomae_model::{Level, ModelError, PerLevel, Vector};
 use mlomae_storage::logs::TABLES;
@@ -182,7 +183,8 @@ pub fn topology(method: &Method, actors: &ActorsConfig, batch_sizes: [usize; 3])
     let num_patches = c.num_patches();
     let trace = method.model.masking.trace_values();
     let objects = if method.masks_need_objects() { num_patches } else { 0 };
-    let scored = batch(pretrain, false, objects) + 4 * pretrain * (num_patches + c.max_visible() + trace);
+    let shuffle = if method.shuffle_scores { Shuffle::BYTES_OF_PATCH * pretrain * num_patches } else { 0 };
+    let scored = batch(pretrain, false, objects) + 4 * pretrain * (num_patches + c.max_visible() + trace) + shuffle;
     let theta = 4 * method.model.vit.layout.len;
     let snapshot = if method.settings.precondition { 2 * theta } else { theta } + scored;
     // Encoder, evaluator and policy are one worker each: theirs are compute threads.

@@ -140,7 +140,7 @@ struct Variant {
 }
 
 /// Variants at each lag.
-const NUM_FORMS: usize = 12;
+const NUM_FORMS: usize = 13;
 
 fn variants() -> Vec<Variant> {
     let forms: [&[&str]; NUM_FORMS] = [
@@ -177,6 +177,7 @@ fn variants() -> Vec<Variant> {
             "method.hypergradient=tangent",
             "policy.average=2",
         ],
+        &["mask.shuffle_scores=true", "mask.explore=0.1"],
     ];
     let lags = 0..=2;
     lags.flat_map(|lag| forms.iter().map(move |form| Variant { lag, settings: form.to_vec() })).collect()

@@ -206,6 +206,14 @@ fn serial_equals_threaded_in_every_variant() {
         vec!["mask.strategy=token-mlp", "mask.input=pixels", "mask.scales=[1,2]", "mask.weights=normalised"],
         vec!["mask.strategy=linear", "mask.input=pixels", "mask.explore_arms=[0.0,0.5,1.0]", "pipeline.lag=1"],
         vec!["mask.ratio_arms=[0.5,0.75]", "pipeline.lag=1"],
+        vec![
+            "mask.shuffle_scores=true",
+            "mask.strategy=linear",
+            "mask.input=pixels",
+            "mask.select=sample",
+            "mask.weights=normalised",
+            "policy.estimator=both",
+        ],
         vec!["model.pos_embed=\"frozen\"", "pretrain.decay_group=\"matrices\"", "method.unroll=1"],
     ] {
         let expected = serial(&config(&variant));
@@ -225,6 +233,7 @@ fn seeds_and_settings_make_a_difference() {
         "mask.explore=0.5",
         "mask.strategy=random",
         "mask.select=sample",
+        "mask.shuffle_scores=true",
         "method.supervised=true",
         "method.shuffle_labels=true",
         "method.hypergradient=ridge",

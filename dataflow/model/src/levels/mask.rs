@@ -8,6 +8,7 @@ use super::score::{embedding, score};
 use super::vectors::{norm, norm_wide, shifted, shifted_wide, step_size};
 use super::{Cpu, Labelled};
 use crate::error::ModelError;
+use crate::masking::shuffle::backward;
 use crate::masking::{MaskRule, Needs, Scored};
 use crate::parallel::arena::{Buffer, Params};
 use crate::tasks::{At, Noise, Share, TapCotangents, Tokens, Want};
@@ -147,7 +148,7 @@ pub fn pull_back(
 pub fn score_gradient(cpu: &Cpu, phi: &Params, scored: &Scored, dscores: &[f32]) -> Result<Buffer, ModelError> {
     let mut gradient = cpu.arena().zeros(phi.len());
     if let Some(trace) = &scored.trace {
-        cpu.model.masking.backward(&cpu.compute, phi, trace, dscores, Some(&mut gradient), false);
+        backward(&*cpu.model.masking, &cpu.compute, phi, trace, dscores, Some(&mut gradient), false);
     }
     cpu.collective.sum(gradient)
 }
@@ -183,7 +184,7 @@ pub fn along(
         let num_masked = num_masked(cpu, &scored.order);
         let dscores = score_cotangent(cpu, &losses, &scored, num_masked, -sign / (2.0 * epsilon));
         if let Some(trace) = &scored.trace {
-            model.masking.backward(compute, phi, trace, &dscores, Some(&mut hypergradient), false);
+            backward(&*model.masking, compute, phi, trace, &dscores, Some(&mut hypergradient), false);
         }
     }
     collective.sum(hypergradient)
@@ -212,12 +213,15 @@ pub fn tangent(
     if model.masking.needs() == Needs::Embedding {
         // The embedding is linear in the parameters: its derivative is the embedding with v.
         let (dinput, dscores) = (embedding(cpu, v, images), score_cotangent(cpu, &losses, &scored, num_masked, -1.0));
-        if !model.masking.backward_tangent(compute, phi, trace, &dinput, &dscores, &ddscores, &mut hypergradient) {
+        // Where each score goes stands still: both derivatives go the same way.
+        let own = [trace.back(&dscores), trace.back(&ddscores)];
+        let [dscores, ddscores] = [own[0].as_deref().unwrap_or(&dscores), own[1].as_deref().unwrap_or(&ddscores)];
+        if !model.masking.backward_tangent(compute, phi, trace, &dinput, dscores, ddscores, &mut hypergradient) {
             let problem = "this masking has no derivative along its input; read the pixels, or take another form";
             return Err(ModelError::Lane { lane: "cpu", problem: problem.to_owned() });
         }
     } else {
-        model.masking.backward(compute, phi, trace, &ddscores, Some(&mut hypergradient), false);
+        backward(&*model.masking, compute, phi, trace, &ddscores, Some(&mut hypergradient), false);
     }
     collective.sum(hypergradient)
 }

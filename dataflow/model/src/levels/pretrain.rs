@@ -10,6 +10,7 @@ use crate::engine::tangent::Tangent;
 use crate::engine::{Engine, HostIo, Tape, TokenOrder};
 use crate::error::ModelError;
 use crate::level::Level;
+use crate::masking::shuffle::backward;
 use crate::masking::{Needs, Scored};
 use crate::parallel::arena::{Buffer, Params};
 use crate::parallel::sum::OrderedSum;
@@ -99,7 +100,7 @@ pub fn gradient(
     let mut gradient = collective.sum(gradient)?;
     if let (Some(trace), Needs::Embedding) = (&scored.trace, model.masking.needs()) {
         let dscores = score_cotangent(cpu, &patch_loss, scored, num_masked, 1.0);
-        if let Some(dembedding) = model.masking.backward(compute, phi, trace, &dscores, None, true) {
+        if let Some(dembedding) = backward(&*model.masking, compute, phi, trace, &dscores, None, true) {
             let patches = Arc::unwrap_or_clone(patches(cpu, images));
             let (dembedding, patches) = (collective.gather(dembedding)?, collective.gather(patches)?);
             add_embedding_gradient(cpu, &mut gradient, &patches, &dembedding);

@@ -92,7 +92,14 @@ impl Masking for FlatMlp {
         let h = wide_linear_relu(compute, phi, &self.hidden, input, batch);
         let mut scores = linear(compute, phi, &self.output, &h, batch);
         kernels::bias_sigmoid(&mut scores, &phi[self.output.bias.range()]);
-        Some(Trace { scores: Arc::new(scores), input: input.clone(), hidden: vec![Arc::new(h)], batch, kept: None })
+        Some(Trace {
+            scores: Arc::new(scores),
+            input: input.clone(),
+            hidden: vec![Arc::new(h)],
+            batch,
+            kept: None,
+            shuffle: None,
+        })
     }
 
     fn backward(

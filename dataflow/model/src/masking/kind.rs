@@ -19,6 +19,7 @@ use crate::masking::list::MaskingChoice;
 use crate::masking::oracle::OracleConfig;
 use crate::masking::order::order_by_keys;
 use crate::masking::scales::Scales;
+use crate::masking::shuffle::Shuffle;
 use crate::masking::weights::{LossWeights, MaskWeights, masked_of};
 use crate::parallel::arena::Buffer;
 use crate::parallel::compute::Compute;
@@ -123,6 +124,9 @@ pub struct MaskRule {
     pub select: MaskSelect,
     /// Of [`MaskSelect::Sample`], above 0: draws follow the scores the more closely the lower it is.
     pub temperature: f64,
+    /// Control: scores are permuted over the patches of their image before they choose and weigh, see
+    /// [`shuffle`](super::shuffle).
+    pub shuffle_scores: bool,
     /// Number of the draw: the same images may be masked more than once.
     pub draw: u64,
     /// Place of the first image within the batch of all ranks; [`score`](crate::levels::score::score) knows it.
@@ -149,6 +153,7 @@ impl MaskRule {
         ratio_arms: false,
         select: MaskSelect::Score,
         temperature: 1.0,
+        shuffle_scores: false,
         draw: 0,
         first_image: 0,
         objects: None,
@@ -200,6 +205,8 @@ pub struct Trace {
     /// What the lane of another device keeps for its own backward pass, instead of `input` and `hidden`, which are
     /// empty then.
     pub kept: Option<Arc<dyn Kept>>,
+    /// The scores in another order, in which they mask and weigh; none in their own.
+    pub shuffle: Option<Shuffle>,
 }
 
 /// Activations in the memory of a device, of a type that its lanes know.
@@ -452,11 +459,12 @@ impl Scored {
         rule: &MaskRule,
     ) -> Self {
         let rule = &MaskRule { num_visible: Some(num_visible), ..rule.clone() };
-        let keys = masking.keys(num_images, trace.as_ref().map(|trace| &trace.scores[..]), rule);
+        let trace = trace.map(|trace| trace.shuffled(num_patches, rule));
+        let keys = masking.keys(num_images, trace.as_ref().map(Trace::effective), rule);
         Self::ordered(masking, weights, trace, order_by_keys(&keys, num_patches, num_visible), rule)
     }
 
-    /// The batch with an order that is known.
+    /// The batch with an order that is known, by the [`effective`](Trace::effective) scores of `trace`.
     #[must_use]
     pub fn ordered(
         masking: &dyn Masking,
@@ -466,7 +474,7 @@ impl Scored {
         rule: &MaskRule,
     ) -> Self {
         let loss_weights = match &trace {
-            Some(trace) => weights.of_scores(&trace.scores, &order),
+            Some(trace) => weights.of_scores(trace.effective(), &order),
             None => masking
                 .fixed_weights(&order, rule)
                 .map_or(LossWeights::One, |weights| LossWeights::mean(&weights, &order, &masked_of(&weights, &order))),
@@ -475,10 +483,10 @@ impl Scored {
         Scored { trace, order, loss_weights, guide }
     }
 
-    /// The scores p `[batch, L]`; none where nothing is learned.
+    /// The scores p `[batch, L]` that mask and weigh; none where nothing is learned.
     #[must_use]
     pub fn scores(&self) -> Option<&[f32]> {
-        self.trace.as_ref().map(|trace| &trace.scores[..])
+        self.trace.as_ref().map(Trace::effective)
     }
 
     /// The weight of each patch's loss beside its mask, `[batch, L]`; none where every weight is 1.

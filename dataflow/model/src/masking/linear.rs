@@ -151,7 +151,14 @@ impl Masking for Linear {
         let batch = scores.len() / num_patches;
         let hidden = [Some(features), logits].into_iter().flatten();
         let hidden = hidden.map(|values| Arc::new(Buffer::from_vec(values))).collect();
-        Some(Trace { scores: Arc::new(Buffer::from_vec(scores)), input: input.clone(), hidden, batch, kept: None })
+        Some(Trace {
+            scores: Arc::new(Buffer::from_vec(scores)),
+            input: input.clone(),
+            hidden,
+            batch,
+            kept: None,
+            shuffle: None,
+        })
     }
 
     /// The sums run in f64 over the batch in its order. The input has no gradient: the features are pixels.

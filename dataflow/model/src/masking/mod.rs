@@ -26,6 +26,7 @@ pub mod parts;
 pub mod random;
 pub mod scales;
 pub mod schedule;
+pub mod shuffle;
 pub mod token;
 pub mod weights;
 

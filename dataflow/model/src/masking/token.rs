@@ -182,7 +182,7 @@ impl Masking for TokenMlp {
             kernels::bias_sigmoid(&mut mixed, &[0.0]);
             hidden.push(Arc::new(std::mem::replace(&mut scores, mixed)));
         }
-        Some(Trace { scores: Arc::new(scores), input: input.clone(), hidden, batch, kept: None })
+        Some(Trace { scores: Arc::new(scores), input: input.clone(), hidden, batch, kept: None, shuffle: None })
     }
 
     fn backward(

@@ -79,6 +79,12 @@ impl Classification {
             .collect()
     }
 
+    /// The class of highest logit of each row of `z` `[images, dim]` at the head `c`; the lowest of equal ones.
+    #[must_use]
+    pub fn classes(&self, c: &[f64], z: &[f32]) -> Vec<i32> {
+        z.chunks_exact(self.norm.dim).map(|row| best(&self.logits(c, &self.normalise(row).0, None)) as i32).collect()
+    }
+
     fn head(&self) -> LinearHead {
         LinearHead {
             gamma: self.norm.gamma.range(),
@@ -87,6 +93,11 @@ impl Classification {
             bias: self.fc.bias.range(),
         }
     }
+}
+
+/// The place of the highest value, the lowest of equal ones.
+fn best(values: &[f64]) -> usize {
+    (0..values.len()).fold(0, |best, i| if values[i] > values[best] { i } else { best })
 }
 
 impl Task for Classification {
@@ -143,8 +154,7 @@ impl Task for Classification {
             let top = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let log_sum = top + logits.iter().map(|l| (l - top).exp()).sum::<f64>().ln();
             loss += log_sum - logits[label as usize];
-            let best = (0..logits.len()).fold(0, |best, i| if logits[i] > logits[best] { i } else { best });
-            num_right += usize::from(best == label as usize);
+            num_right += usize::from(best(&logits) == label as usize);
             if want == Want::LOSS {
                 continue;
             }

@@ -96,8 +96,9 @@ impl CudaLane {
         let trace = scored.trace.as_ref().and_then(kept);
         let scores = self.weights_of(scored);
         let through_scores = scored.trace.is_some() && self.model.masking.needs() == Needs::Embedding;
-        let [gradient, patch_loss, weights] = if through_scores && trace.is_none() {
-            // The masking network is the host's, which no graph can call.
+        let is_shuffled = scored.trace.as_ref().is_some_and(|trace| trace.shuffle.is_some());
+        let [gradient, patch_loss, weights] = if through_scores && (trace.is_none() || is_shuffled) {
+            // The masking network is the host's, or its scores are shuffled there, which no graph can call.
             let [gradient, patch_loss, weights] = self.autoencoder(theta, images, &order, scores.as_ref());
             if let Some(trace) = &scored.trace {
                 let dscores = self.score_cotangent(&patch_loss, &order, 1.0);

@@ -79,7 +79,7 @@ impl CudaLane {
                 let kept = self.network(network, phi).forward(&input, batch);
                 let scores = Arc::new(Buffer::from_vec(self.stream.download(kept.scores.view())?));
                 let kept: Option<Arc<dyn Kept>> = Some(Arc::new(kept));
-                Some(Trace { scores, input: Arc::default(), hidden: Vec::new(), batch, kept })
+                Some(Trace { scores, input: Arc::default(), hidden: Vec::new(), batch, kept, shuffle: None })
             }
             (Some(input), None) => {
                 let input = Arc::new(Buffer::from_vec(self.stream.download(input.view())?));
@@ -92,7 +92,8 @@ impl CudaLane {
         let (num_patches, num_visible) = (c.num_patches(), rule.num_visible.unwrap_or(c.num_visible()));
         let read = self.read_teacher(theta, images, rule, num_visible)?;
         let rule = &MaskRule { num_visible: Some(num_visible), read: read.map(Arc::from), ..rule.clone() };
-        let keys = masking.keys(batch, trace.as_ref().map(|trace| &trace.scores[..]), rule);
+        let trace = trace.map(|trace| trace.shuffled(num_patches, rule));
+        let keys = masking.keys(batch, trace.as_ref().map(Trace::effective), rule);
         let (kept, rank) = (self.stream.take(batch * num_visible), self.stream.take(batch * num_patches));
         let keys = self.stream.upload(&keys);
         self.stream.sort_keys(kept.view(), rank.view(), keys.view(), num_patches, num_visible);
@@ -160,11 +161,21 @@ impl CudaLane {
 
     /// The weights of the patch losses on the device; none where all are 1.
     pub(super) fn weights_of(&self, scored: &Scored) -> Option<Mem<f32>> {
-        let here = scored.trace.as_ref().and_then(kept);
+        let here = scored.trace.as_ref().filter(|trace| trace.shuffle.is_none()).and_then(kept);
         match (&scored.loss_weights, here) {
             (LossWeights::Scores, Some(kept)) => Some(kept.scores.clone()),
             _ => scored.weights().map(|weights| self.stream.upload(weights)),
         }
+    }
+
+    /// ∂F/∂p at the patches of which scores were computed, from that of the scores which mask and weigh; none if these are
+    /// the same. By way of the host: only a control shuffles scores.
+    fn unshuffled(&self, trace: &Trace, dscores: &Mem<f32>) -> Result<Option<Mem<f32>>, ModelError> {
+        if trace.shuffle.is_none() {
+            return Ok(None);
+        }
+        let dscores = self.stream.download(dscores.view())?;
+        Ok(trace.back(&dscores).map(|dscores| self.stream.upload(&dscores)))
     }
 
     /// The masking's backward pass from ∂F/∂p: adds ∂F/∂φ to `dphi`, and returns ∂F/∂input with `want_input`.
@@ -176,6 +187,8 @@ impl CudaLane {
         dphi: Option<&Mem<f32>>,
         want_input: bool,
     ) -> Result<Option<Mem<f32>>, ModelError> {
+        let own = self.unshuffled(trace, dscores)?;
+        let dscores = own.as_ref().unwrap_or(dscores);
         if let (Some(network), Some(kept)) = (&self.network, kept(trace)) {
             return Ok(self.network(network, phi).backward(kept, dscores, dphi, want_input));
         }
@@ -200,6 +213,8 @@ impl CudaLane {
         [dscores, ddscores]: [&Mem<f32>; 2],
         ddphi: &Mem<f32>,
     ) -> Result<bool, ModelError> {
+        let own = [self.unshuffled(trace, dscores)?, self.unshuffled(trace, ddscores)?];
+        let (dscores, ddscores) = (own[0].as_ref().unwrap_or(dscores), own[1].as_ref().unwrap_or(ddscores));
         if let (Some(network), Some(kept)) = (&self.network, kept(trace)) {
             self.network(network, phi).backward_tangent(kept, dinput, dscores, ddscores, ddphi);
             return Ok(true);
