@@ -149,6 +149,8 @@ fn make(root: &Path, mode: &str, steps: i64) -> Result<(), Failure> {
         n: 1000,
         checkpoint: format!("step-{steps:08}"),
         seconds: 1.5,
+        ci_low: None,
+        ci_high: None,
     };
     log.push(Place { stamp: clock.stamp(), epoch: 0, step: steps, level: Some(Level::Eval) }, row)?;
     log.close()?;

@@ -81,6 +81,8 @@ def columns(table, patches):
             ("n", pa.int64(), False),
             ("checkpoint", pa.utf8(), False),
             ("seconds", pa.float64(), False),
+            ("ci_low", pa.float64(), True),
+            ("ci_high", pa.float64(), True),
         ],
     }
     return COMMON + further[table]
@@ -89,7 +91,7 @@ def columns(table, patches):
 TABLES = ["metrics", "masks", "actors", "events", "evals"]
 # Versions of the schema, with the columns that each added at the end of a table. A run that an older version began has
 # parts of both.
-ADDED = {"1.0": [], "1.1": ["device_s"]}
+ADDED = {"1.0": [], "1.1": ["device_s"], "1.2": ["ci_low", "ci_high"]}
 problems = []
 
 

@@ -72,13 +72,15 @@ impl Args {
             None
         };
         drop(bar);
-        let split = loaded.experiment.data.test.as_ref().map_or("test", |test| test.info().split.as_str());
-        let Judgement { accuracy, num_train, num_test, seconds } = result;
+        let split = loaded.experiment.judging_split();
+        let Judgement { accuracy, interval, num_train, num_test, seconds } = result;
         if self.json {
             let report = serde_json::json!({
                 "task": protocol.as_str(),
                 "checkpoint": loaded.folder,
                 "accuracy": accuracy,
+                "ci_low": interval.map(|[low, _]| low),
+                "ci_high": interval.map(|[_, high]| high),
                 "untrained_accuracy": untrained.map(|judgement| judgement.accuracy),
                 "num_train": num_train,
                 "num_test": num_test,

@@ -45,7 +45,7 @@ impl FinalJudgement {
     pub(super) fn write(self, run: &Run, experiment: &Experiment) -> Result<(Judgement, Judgement), CliError> {
         let Self { trained, untrained, checkpoint, step, skipped } = self;
         let results = [(Protocol::Knn, "accuracy", trained), (Protocol::Knn, "accuracy_untrained", untrained)];
-        run.write_evals(experiment, &checkpoint, step, &results, &skipped)?;
+        run.write_evals(experiment, &checkpoint, step, &experiment.judging_split(), &results, &skipped)?;
         Ok((trained, untrained))
     }
 }

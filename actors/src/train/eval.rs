@@ -4,7 +4,8 @@ use std::time::Instant;
 
 use mlomae_dataflow::config::Config;
 use mlomae_dataflow::input::plan::Role;
-use mlomae_dataflow::run::evaluation::{Features, LinearProbe, knn_accuracy, linear_accuracy};
+use mlomae_dataflow::run::bootstrap;
+use mlomae_dataflow::run::evaluation::{Features, LinearProbe, accuracy, knn_classes, linear_classes};
 use mlomae_model::lane::LaneSize;
 use mlomae_model::rng::{Purpose, keyed, shuffle};
 use mlomae_model::{Arena, Compute, Vector};
@@ -39,12 +40,25 @@ impl Protocol {
 pub struct Judgement {
     /// Share of test images whose label was found.
     pub accuracy: f64,
+    /// Its 95 % bootstrap interval over the test images, keyed by the seed of the run. None of older logs.
+    pub interval: Option<[f64; 2]>,
     /// Labelled images that were learnt from, without bad ones that were passed over.
     pub num_train: usize,
     /// Test images, without bad ones that were passed over.
     pub num_test: usize,
     /// Time taken.
     pub seconds: f64,
+}
+
+/// A test image with what an evaluation says of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct JudgedImage {
+    /// Stable id of the sample in its split.
+    pub id: i64,
+    /// Its label.
+    pub label: i32,
+    /// The class that was found for it.
+    pub predicted: i32,
 }
 
 /// What an evaluation is doing, for a display: a name, how much is done and how much there is.
@@ -115,6 +129,19 @@ impl<'a> Judge<'a> {
     /// # Errors
     /// If a sample cannot be read, or a thread cannot start.
     pub fn judge(&self, protocol: Protocol, theta: &Vector, progress: Progress<'_>) -> Result<Judgement, CliError> {
+        self.judge_images(protocol, theta, progress).map(|(judgement, _)| judgement)
+    }
+
+    /// As [`judge`](Self::judge), with what is said of each test image.
+    ///
+    /// # Errors
+    /// As [`judge`](Self::judge).
+    pub fn judge_images(
+        &self,
+        protocol: Protocol,
+        theta: &Vector,
+        progress: Progress<'_>,
+    ) -> Result<(Judgement, Vec<JudgedImage>), CliError> {
         let begin = Instant::now();
         let (config, method) = (&self.experiment.config, &self.experiment.method);
         let (model, grain) = (&method.model, config.train.grain);
@@ -130,6 +157,7 @@ impl<'a> Judge<'a> {
                 let part = Features::extract(&mut *lane, theta, loader, part, batch, &mut no_report)?;
                 all.values.extend(part.values);
                 all.labels.extend(part.labels);
+                all.ids.extend(part.ids);
                 progress(name, (number * batch + batch).min(indices.len()), indices.len());
             }
             Ok::<_, CliError>(all)
@@ -146,10 +174,10 @@ impl<'a> Judge<'a> {
         }
         let num_classes = model.config.num_classes;
         let eval = &config.eval;
-        let accuracy = match protocol {
+        let classes = match protocol {
             Protocol::Knn => {
                 let compute = Compute::new(num_threads, grain, Arena::new())?;
-                knn_accuracy(&compute, &train, &test, num_classes, eval.knn_k, eval.knn_temperature)
+                knn_classes(&compute, &train, &test, num_classes, eval.knn_k, eval.knn_temperature)
             }
             Protocol::Linear => {
                 let probe = LinearProbe {
@@ -160,10 +188,21 @@ impl<'a> Judge<'a> {
                     seed: config.seed,
                 };
                 let mut report = |done, all| progress("linear probe", done, all);
-                linear_accuracy(&train, &test, num_classes, &probe, &mut report)?
+                linear_classes(&train, &test, num_classes, &probe, &mut report)?
             }
         };
-        Ok(Judgement { accuracy, num_train: train.len(), num_test: test.len(), seconds: begin.elapsed().as_secs_f64() })
+        let images = test.ids.iter().zip(&test.labels).zip(&classes);
+        let images: Vec<JudgedImage> =
+            images.map(|((&id, &label), &predicted)| JudgedImage { id, label, predicted }).collect();
+        let right: Vec<f64> = images.iter().map(|image| f64::from(u8::from(image.label == image.predicted))).collect();
+        let judgement = Judgement {
+            accuracy: accuracy(&classes, &test.labels),
+            interval: bootstrap::interval(&right, config.seed),
+            num_train: train.len(),
+            num_test: test.len(),
+            seconds: begin.elapsed().as_secs_f64(),
+        };
+        Ok((judgement, images))
     }
 }
 

@@ -158,6 +158,12 @@ impl Experiment {
         }
     }
 
+    /// The name of the split that judges.
+    #[must_use]
+    pub fn judging_split(&self) -> String {
+        self.data.test.as_ref().map_or_else(|| "test".to_owned(), |test| test.info().split.clone())
+    }
+
     /// The samples `indices` of a split as the networks see them, without augmentation.
     ///
     /// # Errors

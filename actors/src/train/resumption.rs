@@ -17,7 +17,7 @@ use crate::train::eval::{Judgement, Protocol};
 use crate::train::experiment::{Experiment, config_toml};
 use crate::train::loaded_checkpoint::{Base, LoadedCheckpoint};
 use crate::train::memory::Needs;
-use crate::train::run::{ReadyRun, Run, VERSION};
+use crate::train::run::{OTHER_DATA, ReadyRun, Run, VERSION};
 use crate::watch::prometheus;
 
 /// What became of a run that is taken up.
@@ -242,10 +242,12 @@ fn recorded_judgement(run: &Path, step: Step) -> Result<Option<(Judgement, Judge
     let newest = |metric: &str| {
         let is_it = |logged: &Logged<EvalRow>| {
             let row = &logged.row;
-            logged.place.step == step.logged() && row.task == Protocol::Knn.as_str() && row.metric == metric
+            let is_own = !row.split.starts_with(OTHER_DATA);
+            logged.place.step == step.logged() && row.task == Protocol::Knn.as_str() && row.metric == metric && is_own
         };
         rows.iter().rfind(|logged| is_it(logged)).map(|Logged { row, .. }| Judgement {
             accuracy: row.value,
+            interval: row.ci_low.zip(row.ci_high).map(|(low, high)| [low, high]),
             num_train: 0,
             num_test: usize::try_from(row.n).unwrap_or(0),
             seconds: row.seconds,

@@ -25,6 +25,9 @@ use crate::train::experiment::{Experiment, config_toml};
 use crate::train::memory::Needs;
 use crate::watch::prometheus;
 
+/// What the names of splits begin with in `evals` where other data judge than those of the run.
+pub const OTHER_DATA: &str = "judge/";
+
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// A run directory that this process holds.
@@ -139,9 +142,8 @@ impl Run {
         Ok(RunSink::new(self.path(), writer, keep, experiment.static_state()?, latest))
     }
 
-    /// Writes results to the `evals` table of the run, whose logs are sealed otherwise, and to `events` the bad images
-    /// that were
-    /// `skipped` on the way.
+    /// Writes results on `split` to the `evals` table of the run, whose logs are sealed otherwise, and to `events` the
+    /// bad images that were `skipped` on the way.
     ///
     /// # Errors
     /// If they cannot be written.
@@ -150,6 +152,7 @@ impl Run {
         experiment: &Experiment,
         checkpoint: &str,
         step: Step,
+        split: &str,
         results: &[(Protocol, &str, Judgement)],
         skipped: &[SkippedImage],
     ) -> Result<(), CliError> {
@@ -166,16 +169,17 @@ impl Run {
             };
             writer.push(place(), row)?;
         }
-        let split = experiment.data.test.as_ref().map_or_else(|| "test".to_owned(), |test| test.info().split.clone());
         for (protocol, metric, judgement) in results {
             let row = EvalRow {
                 task: protocol.as_str().into(),
-                split: split.clone().into(),
+                split: split.to_owned().into(),
                 metric: (*metric).to_owned().into(),
                 value: judgement.accuracy,
                 n: i64::try_from(judgement.num_test).unwrap_or(i64::MAX),
                 checkpoint: checkpoint.to_owned(),
                 seconds: judgement.seconds,
+                ci_low: judgement.interval.map(|[low, _]| low),
+                ci_high: judgement.interval.map(|[_, high]| high),
             };
             writer.push(place(), row)?;
         }

@@ -1,4 +1,5 @@
-//! Evaluations of a frozen encoder on the test role: k-nearest neighbours and a linear probe.
+//! Evaluations of a frozen encoder on the test role: k-nearest neighbours and a linear probe. Either gives the class of
+//! every image, which [`accuracy`] sums up.
 
 use mlomae_kernels::{Mat, matmul};
 use mlomae_model::lane::Lane;
@@ -23,6 +24,8 @@ pub struct Features {
     pub values: Vec<f32>,
     /// `[images]`.
     pub labels: Vec<i32>,
+    /// Stable ids of the samples, `[images]`.
+    pub ids: Vec<i64>,
 }
 
 impl Features {
@@ -69,6 +72,7 @@ impl Features {
                 if let Some(label) = images.targets.class(image) {
                     all.values.extend_from_slice(row);
                     all.labels.push(label);
+                    all.ids.push(images.ids[image]);
                 }
             }
             progress((done * batch.max(1) + chunk.len()).min(indices.len()), indices.len());
@@ -89,19 +93,30 @@ fn unit_rows(features: &Features) -> Vec<f32> {
 /// Queries whose similarities are computed in one product.
 const QUERIES_AT_ONCE: usize = 64;
 
-/// Accuracy of weighted k-nearest neighbours by cosine similarity: each of the `k` nearest of `bank` votes for its
-/// label with the weight exp(similarity / temperature). Ties go to the lower label.
+/// What is given for a class where there is nothing to learn from.
+const NO_CLASS: i32 = -1;
+
+/// Share of the images whose class is their label; 0 without images.
 #[must_use]
-pub fn knn_accuracy(
+pub fn accuracy(classes: &[i32], labels: &[i32]) -> f64 {
+    let num_right = classes.iter().zip(labels).filter(|(class, label)| class == label).count();
+    num_right as f64 / labels.len().max(1) as f64
+}
+
+/// The class of each image of `test` by weighted k-nearest neighbours by cosine similarity: each of the `k` nearest of
+/// `bank` votes for its label with the weight exp(similarity / temperature). Ties go to the lower label. -1 without a
+/// bank.
+#[must_use]
+pub fn knn_classes(
     compute: &Compute,
     bank: &Features,
     test: &Features,
     num_classes: usize,
     k: usize,
     temperature: f64,
-) -> f64 {
+) -> Vec<i32> {
     if bank.is_empty() || test.is_empty() {
-        return 0.0;
+        return vec![NO_CLASS; test.len()];
     }
     let (bank_rows, test_rows) = (unit_rows(bank), unit_rows(test));
     let (dim, num_bank) = (bank.dim, bank.len());
@@ -118,17 +133,17 @@ pub fn knn_accuracy(
         }
         (0..num_classes).fold(0, |best, class| if votes[class] > votes[best] { class } else { best })
     };
-    let pieces: Vec<_> = test_rows.chunks(QUERIES_AT_ONCE * dim).zip(test.labels.chunks(QUERIES_AT_ONCE)).collect();
-    let num_right = compute.map(pieces.len(), |piece| {
-        let (rows, labels) = pieces[piece];
-        let mut similarities = vec![0.0; labels.len() * num_bank];
+    let pieces: Vec<_> = test_rows.chunks(QUERIES_AT_ONCE * dim).collect();
+    let classes = compute.map(pieces.len(), |piece| {
+        let rows = pieces[piece];
+        let num = rows.len() / dim;
+        let mut similarities = vec![0.0; num * num_bank];
         let a = Mat { data: rows, ld: dim, trans: false };
         let b = Mat { data: &bank_rows, ld: dim, trans: true };
-        matmul(&mut similarities, num_bank, a, b, labels.len(), num_bank, dim, false);
-        similarities.chunks_exact(num_bank).zip(labels).filter(|(row, label)| vote(row) == **label as usize).count()
+        matmul(&mut similarities, num_bank, a, b, num, num_bank, dim, false);
+        similarities.chunks_exact(num_bank).map(|row| vote(row) as i32).collect::<Vec<i32>>()
     });
-    let num_right: usize = num_right.into_iter().sum();
-    num_right as f64 / test.len() as f64
+    classes.concat()
 }
 
 /// Settings of the linear probe.
@@ -146,20 +161,20 @@ pub struct LinearProbe {
     pub seed: u64,
 }
 
-/// Accuracy of a linear classifier (after the head's layer norm) that is trained on `bank` and judged on `test`.
-/// Features are standardised by the bank's mean and deviation first.
+/// The class of each image of `test` by a linear classifier (after the head's layer norm) that is trained on `bank`.
+/// Features are standardised by the bank's mean and deviation first. -1 without a bank.
 ///
 /// # Errors
 /// When a label is not below `num_classes`.
-pub fn linear_accuracy(
+pub fn linear_classes(
     bank: &Features,
     test: &Features,
     num_classes: usize,
     probe: &LinearProbe,
     progress: &mut dyn FnMut(usize, usize),
-) -> Result<f64, ModelError> {
+) -> Result<Vec<i32>, ModelError> {
     if bank.is_empty() || test.is_empty() {
-        return Ok(0.0);
+        return Ok(vec![NO_CLASS; test.len()]);
     }
     let (bank, test) = (&standardised(bank, bank), &standardised(bank, test));
     let task = Classification::new(bank.dim, num_classes);
@@ -188,8 +203,9 @@ pub fn linear_accuracy(
         }
         progress(epoch + 1, probe.epochs);
     }
-    let share = evaluate(&params, &test.values, test.labels.clone(), Want::LOSS)?;
-    Ok(share.figures.first().copied().unwrap_or(0.0))
+    // Refuses labels of the test images that are no classes.
+    evaluate(&params, &test.values, test.labels.clone(), Want::LOSS)?;
+    Ok(task.classes(&widen(&params), &test.values))
 }
 
 /// `features` minus the mean of `bank`, over its deviation.
@@ -233,19 +249,35 @@ mod tests {
     fn both_evaluations_tell_signal_from_noise() {
         let probe = LinearProbe { epochs: 20, batch: 32, lr: 1e-2, weight_decay: 0.0, seed: 1 };
         let (bank, test) = (clusters(300, 0.5, 1), clusters(90, 0.5, 2));
-        assert!(knn_accuracy(&Compute::serial(1), &bank, &test, 3, 5, 0.07) > 0.98);
-        assert!(linear_accuracy(&bank, &test, 3, &probe, &mut |_, _| {}).unwrap() > 0.98);
+        let knn = |bank: &Features| accuracy(&knn_classes(&Compute::serial(1), bank, &test, 3, 5, 0.07), &test.labels);
+        let linear =
+            |bank: &Features| accuracy(&linear_classes(bank, &test, 3, &probe, &mut |_, _| {}).unwrap(), &test.labels);
+        assert!(knn(&bank) > 0.98 && linear(&bank) > 0.98);
         let mut shuffled = bank;
         shuffle(&mut shuffled.labels, &mut keyed(3, Purpose::Eval, 0, 0));
-        assert!(knn_accuracy(&Compute::serial(1), &shuffled, &test, 3, 5, 0.07) < 0.6);
-        assert!(linear_accuracy(&shuffled, &test, 3, &probe, &mut |_, _| {}).unwrap() < 0.7);
+        assert!(knn(&shuffled) < 0.6 && linear(&shuffled) < 0.7);
+        let nothing = Features { dim: 6, ..Features::default() };
+        assert_eq!((knn(&nothing), linear(&nothing)), (0.0, 0.0));
+        let wrong = Features { labels: vec![3; 90], ..test.clone() };
+        assert!(linear_classes(&shuffled, &wrong, 3, &probe, &mut |_, _| {}).is_err(), "a label that is no class");
+    }
+
+    #[test]
+    fn classes_come_in_the_order_of_the_images_whatever_computes_them() {
+        // More queries than are computed at once, and features that tell every class.
+        let (bank, test) = (clusters(120, 0.1, 1), clusters(3 * QUERIES_AT_ONCE + 5, 0.1, 2));
+        let compute = Compute::new(3, 2, mlomae_model::Arena::new()).unwrap();
+        let classes = knn_classes(&compute, &bank, &test, 3, 5, 0.07);
+        assert_eq!(classes, test.labels);
+        assert_eq!(classes, knn_classes(&Compute::serial(1), &bank, &test, 3, 5, 0.07));
+        assert_eq!(accuracy(&[0, 1, 2, 2], &[0, 1, 1, 2]), 0.75);
     }
 
     #[test]
     fn one_neighbour_is_the_nearest() {
-        let bank = Features { dim: 2, values: vec![1.0, 0.0, 0.0, 1.0], labels: vec![0, 1] };
-        let test = Features { dim: 2, values: vec![5.0, 1.0, 0.1, 0.3], labels: vec![0, 1] };
-        assert_eq!(knn_accuracy(&Compute::serial(1), &bank, &test, 2, 1, 0.07), 1.0);
-        assert_eq!(knn_accuracy(&Compute::serial(1), &bank, &test, 2, 100, 0.07), 1.0);
+        let bank = Features { dim: 2, values: vec![1.0, 0.0, 0.0, 1.0], labels: vec![0, 1], ids: vec![7, 8] };
+        let test = Features { dim: 2, values: vec![5.0, 1.0, 0.1, 0.3], labels: vec![0, 1], ids: vec![7, 8] };
+        assert_eq!(knn_classes(&Compute::serial(1), &bank, &test, 2, 1, 0.07), [0, 1]);
+        assert_eq!(knn_classes(&Compute::serial(1), &bank, &test, 2, 100, 0.07), [0, 1]);
     }
 }

@@ -3,6 +3,7 @@
 
 #[cfg(test)]
 mod algorithm_tests;
+pub mod bootstrap;
 pub mod data;
 #[cfg(test)]
 mod deadlock_tests;

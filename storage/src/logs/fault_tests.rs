@@ -78,6 +78,8 @@ pub(super) fn push_step(log: &mut LogWriter, step: i64) -> Result<(), LogError> 
         n: 100,
         checkpoint: format!("step-{step:08}"),
         seconds: 0.1,
+        ci_low: Some(0.4),
+        ci_high: None,
     };
     log.push(place(Some(Level::Eval)), eval)
 }

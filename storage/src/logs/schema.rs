@@ -10,7 +10,7 @@ use super::row::Columns as _;
 use super::tables::Table;
 
 /// Version of the table schemas. A new nullable column at the end raises the minor number, anything else the major one.
-pub const SCHEMA_VERSION: &str = "1.1";
+pub const SCHEMA_VERSION: &str = "1.2";
 
 /// Metadata key: `mlomae.<table>`.
 pub const KEY_NAME: &str = "mlomae.schema.name";

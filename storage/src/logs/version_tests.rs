@@ -72,6 +72,7 @@ fn every_row_of_version_1_0_is_read_typed_and_exported_as_it_was() {
     assert!(events.iter().any(|row| row.segment == 1 && row.row.kind == "checkpoint" && row.place.step == 18));
     let evals = rows::<EvalRow>(&run);
     assert_eq!(evals[0].row.metric, "accuracy");
+    assert!(evals.iter().all(|row| row.row.ci_low.or(row.row.ci_high).is_none()), "not known before 1.2");
     assert_eq!([metrics.len(), masks.len(), actors.len(), events.len(), evals.len()], [514, 18, 6, 19, 2]);
     // The sums are those of what the program of version 1.0 exported of this run.
     let sums = [0x4068_9bce, 0x1d26_6574, 0x37fe_d720, 0x50b7_37d0, 0x742c_97c4];

@@ -9,7 +9,7 @@ table! {
     pub struct EvalRow {
         /// `linear_probe`, `knn` or `finetune`.
         task: Text,
-        /// Data role.
+        /// The split that judged; `judge/` and its name where other data judged than those of the run.
         split: Text,
         /// `accuracy`, `loss`, ...
         metric: Text,
@@ -21,5 +21,9 @@ table! {
         checkpoint: String,
         /// Seconds it took.
         seconds: f64,
+        /// Lower end of the 95 % bootstrap interval of the value over the samples evaluated; null before schema 1.2.
+        ci_low: Option<f64>,
+        /// Its upper end.
+        ci_high: Option<f64>,
     }
 }
