@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use mlomae_storage::dataset::convert::encode_png;
+use mlomae_storage::dataset::{Dataset, Split, SyntheticDataset, SyntheticSpec};
 use serde_json::Value;
 
 use crate::place::{Place, file_names, read, wait_for};
@@ -23,18 +25,23 @@ set = ["mask.strategy=token-mlp", "mask.input=pixels"]
 "#;
 
 /// Every value of a comparison by arm, metric and seed, to the bit.
-type Values = BTreeMap<(String, String, i64), Option<u64>>;
+pub(crate) type Values = BTreeMap<(String, String, i64), Option<u64>>;
 
 impl Place {
-    fn summary(&self, out: &str) -> Value {
+    pub(crate) fn summary(&self, out: &str) -> Value {
         serde_json::from_slice(&read(&self.path(out).join("summary.json"))).expect("summary.json")
     }
 
-    /// The column `name` of `cells.parquet`, as text.
-    fn cells(&self, out: &str) -> Vec<BTreeMap<String, String>> {
+    /// The rows of `cells.parquet`, as text.
+    pub(crate) fn cells(&self, out: &str) -> Vec<BTreeMap<String, String>> {
+        self.parquet(&format!("{out}/cells.parquet"))
+    }
+
+    /// The rows of a Parquet file, as text.
+    pub(crate) fn parquet(&self, file: &str) -> Vec<BTreeMap<String, String>> {
         use arrow::util::display::array_value_to_string;
         use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
-        let file = std::fs::File::open(self.path(out).join("cells.parquet")).expect("cells.parquet");
+        let file = std::fs::File::open(self.path(file)).expect("a file");
         let reader = ParquetRecordBatchReaderBuilder::try_new(file).expect("Parquet").build().expect("reader");
         let mut rows = Vec::new();
         for batch in reader {
@@ -49,7 +56,7 @@ impl Place {
         rows
     }
 
-    fn values(&self, out: &str) -> Values {
+    pub(crate) fn values(&self, out: &str) -> Values {
         let value = |row: &BTreeMap<String, String>| {
             let number: Option<f64> = row["value"].parse().ok();
             let key = (row["arm"].clone(), row["metric"].clone(), row["seed"].parse().expect("seed"));
@@ -58,7 +65,7 @@ impl Place {
         self.cells(out).iter().map(value).collect()
     }
 
-    fn compare(&self, out: &str, args: &[&str]) -> String {
+    pub(crate) fn compare(&self, out: &str, args: &[&str]) -> String {
         let mut all = vec!["compare", "e.toml", "--out", out];
         all.extend(args);
         self.succeed(&all)
@@ -178,6 +185,47 @@ fn a_failing_arm_is_shown_and_the_others_go_on() {
 }
 
 #[test]
+fn an_arm_whose_cost_cannot_be_measured_is_shown_as_failed_and_the_others_go_on() {
+    let place = Place::new();
+    let spec = SyntheticSpec { num_train: 90, num_test: 16, image: 16, channels: 1, ..SyntheticSpec::default() };
+    for split in [Split::Train, Split::Test] {
+        let images = SyntheticDataset::new(&spec, split).expect("images");
+        for index in 0..images.len() {
+            let sample = images.sample(index).expect("generated");
+            let folder = place.path(&format!("images/{split}/class-{}", sample.label.expect("a label")));
+            std::fs::create_dir_all(&folder).expect("folder");
+            let png = encode_png(&sample.image).expect("encoded");
+            // Their headers are whole, so that nothing is wrong until they are decoded.
+            std::fs::write(folder.join(format!("{index:03}.png")), &png[..png.len() - 20]).expect("written");
+        }
+    }
+    let broken = "[arms.broken]\nset = [\"mask.strategy=random\", \"data.format=image-folder\", \"data.path=images\", \
+                  \"data.mean=[0.5]\", \"data.std=[0.2]\", \"data.image=16\", \"data.channels=1\"]\n";
+    place.write(
+        "e.toml",
+        EXPERIMENT
+            .replace("value = 40", "value = 4")
+            .replace("[arms.random]", &format!("{broken}[arms.random]"))
+            .as_bytes(),
+    );
+    let planned = place.run(&["compare", "e.toml", "--out", "out", "--dry-run"]);
+    assert_eq!(planned.code, Some(1), "{planned:#?}");
+    assert!(planned.out.contains("broken  failed with 65: its cost cannot be measured: "), "{planned:#?}");
+    assert!(planned.err.contains("error: 1 of 3 arms cannot be run, see above"), "{planned:#?}");
+    let ended = place.run(&["compare", "e.toml", "--out", "out"]);
+    assert_eq!(ended.code, Some(1), "{ended:#?}");
+    assert!(ended.err.contains("broken failed with 65: ") && ended.err.contains("error: 2 cells failed"), "{ended:#?}");
+    for row in place.cells("out").iter().filter(|row| row["metric"].starts_with("knn")) {
+        let expected = if row["arm"] == "broken" { ("failed", "65", true) } else { ("finished", "", false) };
+        let found = (row["status"].as_str(), row["exit_code"].as_str(), row["value"].is_empty());
+        assert_eq!(found, expected, "{row:?}");
+    }
+    let markdown = String::from_utf8(read(&place.path("out/summary.md"))).expect("UTF-8");
+    assert!(markdown.contains("| broken | 0 | 65 | its cost cannot be measured: "), "{markdown}");
+    assert!(!place.path("out/cells/broken").exists(), "nothing of it was begun");
+}
+
+#[test]
 fn hyperparameters_are_chosen_on_other_seeds_and_other_images() {
     let place = Place::new();
     let grid = EXPERIMENT.replace("seeds = [0, 1]", "seeds = [0]\ntuning_seeds = [7, 8]");
@@ -259,5 +307,7 @@ fn a_wrong_experiment_is_refused_before_anything_is_made() {
     place.write("e.toml", EXPERIMENT.as_bytes());
     assert!(place.fail(2, &["compare", "e.toml", "--only", "lerned"])[0].contains("did you mean learned?"));
     assert!(place.fail(2, &["compare", "e.toml", "--seeds", "4"])[0].contains("allowed: 0, 1"));
+    let lines = place.fail(2, &["compare", "e.toml", "--set", "train.outer_iterations=3"]);
+    assert!(lines[0].contains("--set train.outer_iterations=3: has no effect here: budget says it"), "{lines:?}");
     assert!(!place.path("out/cells").exists());
 }

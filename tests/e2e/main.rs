@@ -39,3 +39,4 @@ mod signals;
 mod speed;
 mod teachers;
 mod top;
+mod transfer;

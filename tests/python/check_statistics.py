@@ -1,9 +1,10 @@
-"""Holds the numbers that `mlomae compare` computes from a comparison's cells against scipy and statsmodels.
+"""Holds the numbers that `mlomae compare` computes from a comparison's cells and images against scipy and statsmodels.
 
     python tests/python/check_statistics.py DIR
 
 DIR is the folder of a comparison: means, intervals, sign-flip and Holm p-values and seeds needed of its summary.json
-are computed anew from the differences in it, and those from cells.parquet.
+are computed anew from the differences in it, and those from cells.parquet. Accuracies and their bootstrap intervals are
+computed anew from items.parquet.
 """
 
 import json
@@ -38,6 +39,35 @@ def fewest(arms):
     while arms * 0.5 ** (n - 1) >= ALPHA:
         n += 1
     return n
+
+
+def check_items(folder, table):
+    """Values and bootstrap intervals of cells.parquet from the rows of images in items.parquet."""
+    cells = {}
+    for row in pq.read_table(folder / "items.parquet").to_pylist():
+        assert row["correct"] == int(row["label"] == row["predicted"])
+        cells.setdefault((row["arm"], row["seed"], f"{row['eval']}.accuracy"), []).append(row)
+    finished = {(r["arm"], r["seed"], r["metric"]): r for r in table if r["value"] is not None and not r["metric"].startswith("log.")}
+    assert cells.keys() == finished.keys(), "every finished cell has its images"
+    off = []
+    for number, (key, rows) in enumerate(sorted(cells.items())):
+        correct, row = np.array([r["correct"] for r in rows], dtype=float), finished[key]
+        assert len({r["sample_id"] for r in rows}) == len(rows) == row["n"], f"images of {key}"
+        close(row["value"], correct.mean(), f"value of {key}", 1e-12)
+        if correct.min() == correct.max():
+            assert row["ci_low"] == row["ci_high"] == correct.mean(), f"interval of {key}"
+            continue
+        expected = stats.bootstrap((correct,), np.mean, n_resamples=20_000, method="percentile", batch=500,
+                                   random_state=np.random.default_rng(number)).confidence_interval
+        # Ends of 1,000 resamples have a standard deviation of 0.085 standard errors, and lie on a grid of 1/n.
+        error, grid = correct.std() / len(correct) ** 0.5, 1 / len(correct)
+        for end, bound in [("ci_low", expected.low), ("ci_high", expected.high)]:
+            assert abs(row[end] - bound) <= 0.4 * error + grid, f"{end} of {key}: {row[end]}, not {bound}"
+            off.append((row[end] - bound) / error * (1 if end == "ci_high" else -1))
+    # One that were systematically too wide or too narrow by a fifth of a standard error would be off by that.
+    if len(off) >= 20:
+        assert abs(np.mean(off)) < 0.1, f"intervals are off by {np.mean(off)} standard errors"
+    return len(cells)
 
 
 def main(folder):
@@ -79,8 +109,10 @@ def main(folder):
                     effect_size=effect, alpha=level, power=POWER, alternative="two-sided")))))) if effect < 3 else None
                 if n is not None and n < 10_000:
                     assert one["seeds_needed"] == n, f"seeds for {one['arm']}: {one['seeds_needed']}, not {n}"
+    items = check_items(folder, table)
     num = len(summary["comparisons"])
-    print(f"{num} comparisons and {sum(map(len, families.values()))} verdicts agree with scipy and statsmodels")
+    print(f"{num} comparisons and {sum(map(len, families.values()))} verdicts agree with scipy and statsmodels, "
+          f"and {items} bootstrap intervals with scipy")
 
 
 if __name__ == "__main__":

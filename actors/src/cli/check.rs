@@ -74,7 +74,9 @@ impl Args {
             )?;
         }
         let method = &experiment.method;
-        for warning in experiment.data.test_role.warnings.iter().chain(&doubt(method.hypergradient, method.precision)) {
+        let doubts =
+            doubt(method.hypergradient, method.precision).into_iter().chain(experiment.config.unending_warmups());
+        for warning in experiment.data.test_role.warnings.iter().cloned().chain(doubts) {
             writeln!(session.out, "note       {warning}")?;
         }
         writeln!(session.out, "ok")?;

@@ -16,7 +16,7 @@ use super::session::Session;
 use crate::compare::cell::{Cell, CellRecord, ChildOptions, Status};
 use crate::compare::cost::Costs;
 use crate::compare::evaluations::kind_of;
-use crate::compare::experiment::{Budget, ExperimentFile};
+use crate::compare::experiment::{Budget, ExperimentFile, overruled};
 use crate::compare::markdown::{amount_text, value_text};
 use crate::compare::output;
 use crate::compare::plan::{PlannedArm, Planner, costs_path};
@@ -42,9 +42,13 @@ An experiment's file:
                                       it train.outer_iterations. Schedules end with it. gflop counts all passes,
                                       those of levels 2 and 3 included; seconds become iterations by timing the
                                       arms in turns, once, which DIR/costs.json keeps
+  [judge]                             other data or labels judge than train, of images of the same side and channels:
+  set = [\"data.synthetic.label=place\"]
+                                      keys of data and eval over those of the arm; base = \"other.toml\" takes data
+                                      from there. Images are normalised as those that trained
   [arms.random]
   ready = \"random\"                    random, untrained, published, recommended, shuffled-labels,
-                                      mask-only, weight-only, multitask, frozen-policy, accident
+                                      shuffled-scores, mask-only, weight-only, multitask, frozen-policy, accident
   [arms.learned]
   set = [\"mask.strategy=token-mlp\"]   settings of the arm
   about = \"as in the paper\"           a text for the report
@@ -58,7 +62,9 @@ configuration, its log and seed-S.json. A second call does what is missing: fini
 kept unless configuration, data, version or instruction set have changed, interrupted ones go on to
 the bit, failed ones are tried again. Ctrl-C leaves everything resumable. Results do not depend on
 --jobs. DIR gets report.html (a page with
-charts, for a browser), summary.md, summary.json and cells.parquet, renewed after every cell.
+charts, for a browser), summary.md, summary.json and cells.parquet, renewed after every cell; and at the
+end items.parquet, what each evaluation says of every image that judged. ci_low and ci_high of a value are
+its bootstrap interval over these images within the seed: verdicts rest on seeds alone.
 
 Exit codes: 0 all cells finished, 1 some failed, and as of train.
 
@@ -106,15 +112,12 @@ impl Args {
         let out = self.out.clone().unwrap_or_else(|| Path::new("runs/compare").join(&stem));
         self.check_choice(&file)?;
         let folder = self.experiment.parent().unwrap_or(Path::new(""));
-        let base = if file.has_embedded_base(folder) {
-            ConfigInputs::quickstart()
-        } else {
-            let path = folder.join(&file.base);
-            ConfigInputs::default().layer(&path.display().to_string(), &read(&path)?)
-        };
+        let base = named(folder, &file.base)?;
+        let judge_base = file.judge.as_ref().and_then(|judge| judge.base.as_ref());
+        let judge_base = judge_base.map(|name| named(folder, name)).transpose()?;
         let comparison = Comparison { args: &self, file: &file, name: stem, out };
         let events = session.events.clone();
-        let mut planner = Planner::new(&file, &shown, base, &self.set, &events);
+        let mut planner = Planner::new(&file, &shown, base, judge_base, &self.set, &events);
         comparison.run(&mut planner, session)
     }
 
@@ -134,6 +137,10 @@ impl Args {
         if matches!(file.budget, Budget::Seconds(_)) && self.jobs > 1 {
             let line = "--jobs: a budget of seconds is of a machine alone (allowed: 1)";
             return Err(CliError::usage(line.to_owned()));
+        }
+        let passed_over = |set: &String| overruled(set, file.budget).map(|(key, why)| (set.clone(), key, why));
+        if let Some((set, key, why)) = self.set.iter().find_map(passed_over) {
+            return Err(CliError::usage(format!("--set {set}: has no effect here: {why} (allowed: no {key})")));
         }
         Ok(())
     }
@@ -169,6 +176,17 @@ impl Comparison<'_> {
         }
         for warning in &warnings {
             tracing::warn!(kind = "compare", "{warning}");
+        }
+        for arm in trials.iter().chain(&arms).filter(|arm| self.args.wants(&arm.name)) {
+            if let Some(failure) = &arm.failure {
+                tracing::warn!(
+                    kind = "compare",
+                    "{} failed with {}: {}",
+                    arm.title(),
+                    failure.exit_code,
+                    failure.error
+                );
+            }
         }
         let stop = StopFlag::new();
         session.signals.end_gracefully(&stop);
@@ -321,6 +339,9 @@ impl Comparison<'_> {
         let out = &mut session.out;
         writeln!(out, "budget      {}", self.file.budget)?;
         writeln!(out, "primary     {}", self.file.primary)?;
+        if let Some(judge) = &self.file.judge {
+            writeln!(out, "judged by   {judge}; with the normalisation of the training")?;
+        }
         writeln!(out, "machine     {}", crate::compare::cost::machine())?;
         let width = trials.iter().chain(arms).map(|arm| arm.title().len()).max().unwrap_or(0).max(4);
         writeln!(
@@ -328,13 +349,16 @@ impl Comparison<'_> {
             "\n{:<width$} {:>8} {:>8} {:>9} {:>9} {:>10} {:>9}  cells",
             "arm", "outer", "steps", "images", "labels", "GFLOP", "time"
         )?;
-        let (mut gflop, mut seconds, mut num_missing, mut num_all) = (0.0, 0.0, 0usize, 0usize);
+        let (mut gflop, mut seconds, mut num_missing, mut num_all, mut num_failed) = (0.0, 0.0, 0usize, 0usize, 0usize);
         for arm in trials.iter().chain(arms) {
             let seeds = if arm.trial.is_some() { &self.file.tuning_seeds } else { &self.file.seeds };
             let (mut missing, mut took) = (0, Vec::new());
             for seed in seeds {
                 let cell = arm.cell(&self.out, *seed, &self.file.logged)?;
                 let record = cell.record();
+                if cell.failure.is_some() {
+                    continue;
+                }
                 if cell.is_finished(&record, &self.file.evals) {
                     took.push(record.seconds + record.judge_seconds);
                 } else if arm.trial.is_some() && self.args.wants(&arm.name) || self.is_wanted(&cell) {
@@ -346,11 +370,16 @@ impl Comparison<'_> {
                 true => arm.expected_seconds().unwrap_or(0.0),
                 false => took.iter().sum::<f64>() / took.len() as f64,
             };
+            num_all += seeds.len();
+            if let Some(failure) = &arm.failure {
+                writeln!(out, "{:<width$} failed with {}: {}", arm.title(), failure.exit_code, failure.error)?;
+                num_failed += 1;
+                continue;
+            }
             let amount = arm.amount();
             gflop += amount.gflop * f64::from(missing);
             seconds += each * f64::from(missing);
             num_missing += missing as usize;
-            num_all += seeds.len();
             let chosen = if arm.trial.is_none() && trials.iter().any(|trial| trial.name == arm.name) {
                 ", with what its trials choose"
             } else {
@@ -379,8 +408,21 @@ impl Comparison<'_> {
         for warning in warnings {
             writeln!(out, "note        {warning}")?;
         }
+        if num_failed > 0 {
+            let line = format!("{num_failed} of {} arms cannot be run, see above", trials.len() + arms.len());
+            return Err(CliError::new(ExitCode::Failed, line));
+        }
         Ok(())
     }
+}
+
+/// The configuration that an experiment's file names: a file beside it in `folder`, or the embedded one.
+fn named(folder: &Path, name: &str) -> Result<ConfigInputs, CliError> {
+    let path = folder.join(name);
+    if name == "quickstart" && !path.exists() {
+        return Ok(ConfigInputs::quickstart());
+    }
+    Ok(ConfigInputs::default().layer(&path.display().to_string(), &read(&path)?))
 }
 
 fn seeds_text(number: usize) -> String {
@@ -399,7 +441,7 @@ fn print_verdicts(summary: &Summary, session: &mut Session<'_>) -> Result<(), Cl
     for arm in &summary.arms {
         let value = arm.values.get(&summary.primary);
         let value = value.map_or("-".to_owned(), |value| value_text(value.mean, &value.unit));
-        let states = crate::compare::markdown::states_text(arm);
+        let states = crate::compare::tables::states_text(arm);
         writeln!(out, "{:<width$} {} {value}; cells: {states}", arm.name, summary.primary)?;
     }
     for reference in &summary.references {

@@ -1,6 +1,6 @@
 //! `mlomae compare-cell`: judges a cell of a comparison, in a process of its own; for `mlomae compare` alone.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use mlomae_dataflow::config::{Config, ConfigInputs};
 use mlomae_dataflow::counts::Step;
@@ -13,12 +13,13 @@ use super::config_args::overlay_inputs;
 use super::session::Session;
 use crate::compare::cell::JudgedOn;
 use crate::compare::evaluations::{MetricValue, by_name, last_logged};
+use crate::compare::items::write_cell;
 use crate::process::error::CliError;
 use crate::train::continuity::Purpose;
 use crate::train::eval::Judge;
 use crate::train::experiment::Experiment;
 use crate::train::loaded_checkpoint::{Base, LoadedCheckpoint};
-use crate::train::run::{ReadyRun, Run};
+use crate::train::run::{OTHER_DATA, ReadyRun, Run};
 
 /// Judge a cell of a comparison
 #[derive(Debug, clap::Args)]
@@ -28,9 +29,15 @@ pub(crate) struct Args {
     /// Its configuration
     #[arg(long)]
     config: PathBuf,
+    /// The configuration that judges, if other data judge than train
+    #[arg(long)]
+    judge: Option<PathBuf>,
     /// Evaluations
     #[arg(long, value_delimiter = ',')]
     evals: Vec<String>,
+    /// Where what is said of each image is written
+    #[arg(long)]
+    items: PathBuf,
     /// Numbers of the logs
     #[arg(long, value_delimiter = ',')]
     logged: Vec<String>,
@@ -74,23 +81,29 @@ impl Args {
         checkpoint: &str,
         step: Step,
     ) -> Result<Vec<MetricValue>, CliError> {
+        let other = self.judge.as_ref().map(|path| other_data(path, experiment)).transpose()?;
+        let judging = other.as_ref().unwrap_or(experiment);
         let judge = match self.on {
-            JudgedOn::Test => Judge::new(experiment)?,
-            JudgedOn::Validation => Judge::on_validation_role(experiment)?,
+            JudgedOn::Test => Judge::new(judging)?,
+            JudgedOn::Validation => Judge::on_validation_role(judging)?,
         };
-        let skipped_before = experiment.data.bad_images.skipped();
-        let (mut all, mut rows) = (Vec::new(), Vec::new());
+        let skipped_before = judging.data.bad_images.skipped();
+        let (mut all, mut rows, mut items) = (Vec::new(), Vec::new(), Vec::new());
         for name in &self.evals {
             let eval = by_name(name).ok_or_else(|| CliError::usage(format!("no evaluation: {name}")))?;
-            let (metrics, judgement) = eval.run(&judge, theta, &mut |_, _, _| {})?;
+            let (metrics, judgement, images) = eval.run(&judge, theta, &mut |_, _, _| {})?;
             rows.push((eval.protocol, "accuracy", judgement));
+            items.push((eval.name, images));
             all.extend(metrics);
         }
+        write_cell(&self.items, &items)?;
         // The table of evaluations is of the split that judges.
         if self.on == JudgedOn::Test {
-            let mut skipped = experiment.data.bad_images.skipped();
+            let mut skipped = judging.data.bad_images.skipped();
             skipped.retain(|image| !skipped_before.contains(image));
-            run.write_evals(experiment, checkpoint, step, &rows, &skipped)?;
+            let split = judging.judging_split();
+            let split = if other.is_some() { format!("{OTHER_DATA}{split}") } else { split };
+            run.write_evals(experiment, checkpoint, step, &split, &rows, &skipped)?;
         }
         all.extend(last_logged(run.path(), &self.logged)?);
         Ok(all)
@@ -128,4 +141,10 @@ impl Args {
         let theta = experiment.method.model.init(Level::Pretrain, experiment.config.seed).into();
         Ok((run, experiment, theta, String::new(), Step(0)))
     }
+}
+
+/// The data of the configuration at `path`, with the images normalised as `trained` has them.
+fn other_data(path: &Path, trained: &Experiment) -> Result<Experiment, CliError> {
+    let inputs = overlay_inputs(ConfigInputs::default(), &[path.to_owned()], &[])?;
+    Experiment::new(Config::resolve(&inputs)?, Some(trained.data.normalisation.clone()))
 }

@@ -110,6 +110,9 @@ impl Args {
         for (name, text) in lines {
             tracing::info!(kind = "setup", what = name, "{name}: {text}");
         }
+        for warmup in experiment.config.unending_warmups() {
+            tracing::warn!(kind = "warmup", "{warmup}");
+        }
         if let Some(doubt) = doubt(experiment.method.hypergradient, experiment.method.precision) {
             tracing::warn!(kind = "precision", "{doubt}");
         }

@@ -68,12 +68,34 @@ pub struct Cell {
     pub dir: PathBuf,
     /// Its configuration.
     pub config: Config,
+    /// The configuration that judges it, if other data judge than train.
+    pub judge: Option<Config>,
     /// Whether it is the initial encoder.
     pub untrained: bool,
     /// What it is judged on.
     pub on: JudgedOn,
     /// What it takes.
     pub amount: Amount,
+    /// Why it cannot be run, if that is known before.
+    pub failure: Option<Failure>,
+}
+
+/// Why an arm cannot be run: its cost could not be measured.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Failure {
+    /// Exit code of a process that ended so.
+    pub exit_code: i32,
+    /// The error, in one line.
+    pub error: String,
+}
+
+impl Failure {
+    /// The failure for a reader of the arm's cells.
+    #[must_use]
+    pub fn of(error: &CliError) -> Self {
+        let text = error.to_string().replace('\n', "; ");
+        Self { exit_code: error.exit_code().into(), error: format!("its cost cannot be measured: {text}") }
+    }
 }
 
 /// How far a cell is.
@@ -190,12 +212,28 @@ impl Cell {
         self.beside("json")
     }
 
-    /// What is known of it; pending if nothing is, or if its record is of another key.
+    /// Where is kept what its evaluations say of every image.
+    #[must_use]
+    pub fn items_path(&self) -> PathBuf {
+        self.beside("items.parquet")
+    }
+
+    /// What is known of it; pending if nothing is, or if its record is of another key. One of which it is not kept what
+    /// is said of each image is yet to be judged.
     #[must_use]
     pub fn record(&self) -> CellRecord {
+        if let Some(Failure { exit_code, error }) = &self.failure {
+            let (exit_code, error) = (Some(*exit_code), Some(error.clone()));
+            return CellRecord { exit_code, error, ..CellRecord::new(self, Status::Failed) };
+        }
         let record = std::fs::read(self.record_path()).ok();
         let record: Option<CellRecord> = record.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        record.filter(|record| record.key == self.key).unwrap_or_else(|| CellRecord::new(self, Status::Pending))
+        let record = record.filter(|record| record.key == self.key);
+        let mut record = record.unwrap_or_else(|| CellRecord::new(self, Status::Pending));
+        if record.status == Status::Finished && !self.items_path().is_file() {
+            record.status = Status::Trained;
+        }
+        record
     }
 
     /// Whether its record has everything that `evals` ask for.
@@ -219,6 +257,9 @@ impl Cell {
         create_dir_all(self.dir.parent().unwrap_or(Path::new(".")))?;
         let config_path = self.beside("toml");
         write_atomic(&config_path, config_toml(&self.config)?.as_bytes())?;
+        if let Some(judge) = &self.judge {
+            write_atomic(&self.beside("judge.toml"), config_toml(judge)?.as_bytes())?;
+        }
         let is_trained = matches!(record.status, Status::Trained | Status::Finished);
         if !is_trained && !self.untrained {
             self.wait_for_lock(options)?;
@@ -335,6 +376,7 @@ impl Cell {
                 .map(str::to_owned)
                 .into();
         args.extend(["--on".to_owned(), self.on.as_str().to_owned()]);
+        args.extend(["--items".to_owned(), self.items_path().display().to_string()]);
         if self.untrained {
             args.push("--untrained".to_owned());
         }
@@ -345,6 +387,9 @@ impl Cell {
             args.extend(["--logged".to_owned(), options.logged.join(",")]);
         }
         args.extend(["--config".to_owned(), config.display().to_string()]);
+        if self.judge.is_some() {
+            args.extend(["--judge".to_owned(), self.beside("judge.toml").display().to_string()]);
+        }
         args
     }
 

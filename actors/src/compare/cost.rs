@@ -59,10 +59,10 @@ impl Costs {
 
     /// The costs of `configs`, each with its data's hash: arithmetic, and time if `timed`, of what is not known yet.
     /// Configurations take turns at being timed. They are written to the file if `is_kept`. `progress` gets what is
-    /// done and what there is to do.
+    /// done and what there is to do. A configuration of which a measured run fails has the error in its place.
     ///
     /// # Errors
-    /// If data cannot be opened, or a measured run fails, with the number of its configuration.
+    /// If the file cannot be written.
     pub fn of(
         &mut self,
         configs: &[(&Config, Key)],
@@ -70,10 +70,11 @@ impl Costs {
         is_kept: bool,
         events: &EventQueue,
         progress: &mut dyn FnMut(usize, usize),
-    ) -> Result<Vec<Cost>, (usize, CliError)> {
+    ) -> Result<Vec<Result<Cost, CliError>>, CliError> {
         let machine = machine();
         let names: Vec<String> = configs.iter().map(|(config, data)| cost_key(config, *data, &machine)).collect();
         let all = configs.len() * if timed { 1 + NUM_ROUNDS } else { 1 };
+        let mut failed: BTreeMap<usize, CliError> = BTreeMap::new();
         let mut done = 0;
         let mut step = |progress: &mut dyn FnMut(usize, usize)| {
             done += 1;
@@ -81,19 +82,30 @@ impl Costs {
         };
         for (index, (config, _)) in configs.iter().enumerate() {
             if !self.known.contains_key(&names[index]) {
-                let gflop = gflop_outer(config, events).map_err(|error| (index, error))?;
-                self.known.insert(names[index].clone(), Cost { gflop, seconds: None });
+                match gflop_outer(config, events) {
+                    Ok(gflop) => {
+                        self.known.insert(names[index].clone(), Cost { gflop, seconds: None });
+                    }
+                    Err(error) => {
+                        failed.insert(index, error);
+                    }
+                }
             }
             step(progress);
         }
         if timed {
-            let untimed: Vec<bool> = names.iter().map(|name| self.known[name].seconds.is_none()).collect();
+            let is_untimed = |name: &String| self.known.get(name).is_some_and(|cost| cost.seconds.is_none());
+            let untimed: Vec<bool> = names.iter().map(is_untimed).collect();
             let mut times: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
             for _ in 0..NUM_ROUNDS {
                 for (index, (config, _)) in configs.iter().enumerate() {
-                    if untimed[index] {
-                        let seconds = seconds_outer(config, events).map_err(|error| (index, error))?;
-                        times.entry(&names[index]).or_default().push(seconds);
+                    if untimed[index] && !failed.contains_key(&index) {
+                        match seconds_outer(config, events) {
+                            Ok(seconds) => times.entry(&names[index]).or_default().push(seconds),
+                            Err(error) => {
+                                failed.insert(index, error);
+                            }
+                        }
                     }
                     step(progress);
                 }
@@ -107,9 +119,14 @@ impl Costs {
         }
         if is_kept {
             let text = serde_json::to_vec_pretty(&self.known).unwrap_or_default();
-            write_atomic(&self.path, &text).map_err(|error| (0, error.into()))?;
+            write_atomic(&self.path, &text)?;
         }
-        Ok(names.iter().map(|name| self.known[name]).collect())
+        let found = |(index, name): (usize, &String)| match failed.remove(&index) {
+            Some(error) => Err(error),
+            // What did not fail is known.
+            None => Ok(self.known.get(name).copied().unwrap_or_default()),
+        };
+        Ok(names.iter().enumerate().map(found).collect())
     }
 }
 

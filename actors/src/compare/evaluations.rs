@@ -9,7 +9,7 @@ use mlomae_storage::logs::{MetricRow, TableReader};
 use serde::{Deserialize, Serialize};
 
 use crate::process::error::CliError;
-use crate::train::eval::{Judge, Judgement, Progress, Protocol};
+use crate::train::eval::{Judge, JudgedImage, Judgement, Progress, Protocol};
 
 /// What the names of logged numbers begin with, among those of metrics.
 const LOGGED: &str = "log.";
@@ -95,7 +95,7 @@ pub fn last_logged(run: &Path, names: &[String]) -> Result<Vec<MetricValue>, Cli
         let is_it = |row: &&MetricRow| row.name == name.as_str() && row.value.is_finite();
         let value = rows.iter().rev().map(|logged| &logged.row).find(is_it)?.value;
         let unit = kind_of(&logged_name(name))?.unit.to_owned();
-        Some(MetricValue { name: logged_name(name), value, unit, num_items: 1 })
+        Some(MetricValue { name: logged_name(name), value, unit, num_items: 1, ci_low: None, ci_high: None })
     };
     Ok(names.iter().filter_map(last).collect())
 }
@@ -111,10 +111,17 @@ pub struct MetricValue {
     pub unit: String,
     /// Images that were judged; 1 of a logged number.
     pub num_items: usize,
+    /// Lower end of the 95 % bootstrap interval of the value over these images. None of a logged number.
+    #[serde(default)]
+    pub ci_low: Option<f64>,
+    /// Its upper end.
+    #[serde(default)]
+    pub ci_high: Option<f64>,
 }
 
 impl Evaluation {
-    /// Judges the encoder in `theta`; gives the metrics, and the judgement itself for the run's logs.
+    /// Judges the encoder in `theta`; gives the metrics, the judgement itself for the run's logs, and what is said of
+    /// each image.
     ///
     /// # Errors
     /// As [`Judge::judge`].
@@ -123,14 +130,16 @@ impl Evaluation {
         judge: &Judge<'_>,
         theta: &Vector,
         progress: Progress<'_>,
-    ) -> Result<(Vec<MetricValue>, Judgement), CliError> {
-        let judgement = judge.judge(self.protocol, theta, progress)?;
+    ) -> Result<(Vec<MetricValue>, Judgement, Vec<JudgedImage>), CliError> {
+        let (judgement, images) = judge.judge_images(self.protocol, theta, progress)?;
         let value = |kind: &MetricKind| MetricValue {
             name: format!("{}.{}", self.name, kind.name),
             value: judgement.accuracy,
             unit: kind.unit.to_owned(),
             num_items: judgement.num_test,
+            ci_low: judgement.interval.map(|[low, _]| low),
+            ci_high: judgement.interval.map(|[_, high]| high),
         };
-        Ok((self.metrics.iter().map(value).collect(), judgement))
+        Ok((self.metrics.iter().map(value).collect(), judgement, images))
     }
 }

@@ -1,12 +1,12 @@
 //! The file of an experiment: which arms, which seeds, what is judged, and how long each arm may train.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
-use mlomae_dataflow::config::{ConfigError, most_like, parse_toml};
+use mlomae_dataflow::config::{ConfigError, ConfigInputs, most_like, parse_toml};
 use toml::{Table, Value};
 
 use super::evaluations::{EVALUATIONS, loggable, logged_name, metric_names};
+use super::judge::JudgeFile;
 use super::ready::{READY, ReadyArm, by_name};
 use super::statistics::MAX_SEEDS;
 
@@ -104,18 +104,27 @@ pub struct ExperimentFile {
     pub set: Vec<String>,
     /// How long an arm trains.
     pub budget: Budget,
+    /// What judges, if other data than those that train.
+    pub judge: Option<JudgeFile>,
     /// The arms, references first, then in the order of the file.
     pub arms: Vec<Arm>,
 }
 
 /// The errors of a file, collected.
-struct Errors {
+pub(super) struct Errors {
     file: String,
     all: Vec<ConfigError>,
 }
 
 impl Errors {
-    fn add(&mut self, key: &str, value: Option<&Value>, problem: &str, allowed: &str, suggestion: Option<&str>) {
+    pub(super) fn add(
+        &mut self,
+        key: &str,
+        value: Option<&Value>,
+        problem: &str,
+        allowed: &str,
+        suggestion: Option<&str>,
+    ) {
         self.all.push(ConfigError {
             key: format!("{}: {key}", self.file),
             value: value.map(Value::to_string).unwrap_or_default(),
@@ -126,14 +135,14 @@ impl Errors {
     }
 
     /// Reports every key of `table` that is not among `known`.
-    fn unknown(&mut self, prefix: &str, table: &Table, known: &[&str]) {
+    pub(super) fn unknown(&mut self, prefix: &str, table: &Table, known: &[&str]) {
         for key in table.keys().filter(|key| !known.contains(&key.as_str())) {
             let like = most_like(key, known.iter().copied());
             self.add(&format!("{prefix}{key}"), None, "unknown key", &known.join(", "), like);
         }
     }
 
-    fn text(&mut self, table: &Table, prefix: &str, key: &str, allowed: &str) -> Option<String> {
+    pub(super) fn text(&mut self, table: &Table, prefix: &str, key: &str, allowed: &str) -> Option<String> {
         match table.get(key)? {
             Value::String(text) => Some(text.clone()),
             other => {
@@ -143,7 +152,7 @@ impl Errors {
         }
     }
 
-    fn texts(&mut self, table: &Table, prefix: &str, key: &str, allowed: &str) -> Option<Vec<String>> {
+    pub(super) fn texts(&mut self, table: &Table, prefix: &str, key: &str, allowed: &str) -> Option<Vec<String>> {
         let value = table.get(key)?;
         let texts = value.as_array().and_then(|items| {
             items.iter().map(|item| item.as_str().map(str::to_owned)).collect::<Option<Vec<String>>>()
@@ -183,7 +192,7 @@ impl Errors {
     }
 }
 
-const KEYS: [&str; 12] = [
+const KEYS: [&str; 13] = [
     "base",
     "seeds",
     "tuning_seeds",
@@ -195,6 +204,7 @@ const KEYS: [&str; 12] = [
     "logged",
     "set",
     "budget",
+    "judge",
     "arms",
 ];
 const ARM_KEYS: [&str; 6] = ["ready", "set", "about", "untrained", "steps", "grid"];
@@ -248,13 +258,22 @@ impl ExperimentFile {
         let primary = primary.or_else(|| metrics.last().map(|metric| (*metric).to_owned())).unwrap_or_default();
         let set = errors.texts(&table, "", "set", "settings, as in [\"pretrain.lr=1e-3\"]").unwrap_or_default();
         let budget = budget(&table, &mut errors);
+        let judge = JudgeFile::parse(&table, &mut errors);
         check_grids(&arms, &table, &tuning_seeds, &mut errors);
+        for setting in &set {
+            check_setting("set", setting, budget, &mut errors);
+        }
+        for arm in &arms {
+            arm.set.iter().for_each(|set| check_setting(&format!("arms.{}.set", arm.name), set, budget, &mut errors));
+            let of_grid = arm.grid.iter().map(|(key, values)| format!("{key}={}", values[0]));
+            of_grid.for_each(|set| check_setting(&format!("arms.{}.grid", arm.name), &set, budget, &mut errors));
+        }
         arms.sort_by_key(|arm| references.iter().position(|name| *name == arm.name).unwrap_or(usize::MAX));
         if !errors.all.is_empty() {
             return Err(errors.all);
         }
         let base = base.unwrap_or_default();
-        Ok(Self { base, seeds, tuning_seeds, references, tested, primary, evals, logged, set, budget, arms })
+        Ok(Self { base, seeds, tuning_seeds, references, tested, primary, evals, logged, set, budget, judge, arms })
     }
 
     /// Full names of all metrics, those of evaluations first.
@@ -263,11 +282,29 @@ impl ExperimentFile {
         let of_evals = self.evals.iter().flat_map(|eval| metric_names(eval));
         of_evals.chain(self.logged.iter().map(|name| logged_name(name))).collect()
     }
+}
 
-    /// Whether `base` is the embedded configuration rather than a file beside `folder`.
-    #[must_use]
-    pub fn has_embedded_base(&self, folder: &Path) -> bool {
-        self.base == "quickstart" && !folder.join(&self.base).exists()
+/// Why the experiment itself says what `setting` would say, which would be passed over: the key and where it is said.
+#[must_use]
+pub fn overruled(setting: &str, budget: Budget) -> Option<(&'static str, &'static str)> {
+    const KEYS: [(&str, &str); 5] = [
+        ("seed", "seeds says it"),
+        ("run.root", "cells lie in the comparison's folder"),
+        ("run.id", "cells lie in the comparison's folder"),
+        ("eval.at_end", "cells are judged by the comparison"),
+        ("train.outer_iterations", "budget says it"),
+    ];
+    let inputs = ConfigInputs::default().set(setting);
+    let is_overruled =
+        |(key, _): &&(&str, &str)| inputs.gives(key) && !(budget == Budget::Config && *key == "train.outer_iterations");
+    KEYS.iter().find(is_overruled).copied()
+}
+
+/// Refuses a setting that would be passed over.
+fn check_setting(place: &str, setting: &str, budget: Budget, errors: &mut Errors) {
+    if let Some((key, why)) = overruled(setting, budget) {
+        let shown = Value::String(setting.to_owned());
+        errors.add(place, Some(&shown), &format!("has no effect here: {why}"), &format!("no {key}"), None);
     }
 }
 

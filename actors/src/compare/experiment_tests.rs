@@ -114,6 +114,41 @@ fn what_is_wrong_is_said_in_one_line_each_with_what_is_allowed() {
         ("primary =", "logged = [\"loss\"]\nprimary =", "logged = \"loss\": is no number of the logs"),
         ("primary =", "tested = [\"ants\"]\nprimary =", "did you mean ant?"),
         ("base = ", "base = = ", "x.toml:2:"),
+        (
+            "set = [\"mask.ratio=0.5\"]",
+            "set = [\"seed=3\"]",
+            "arms.random.set = \"seed=3\": has no effect here: seeds says it",
+        ),
+        ("set = [\"mask.ratio=0.5\"]", "set = [\"run={ id = \\\"x\\\" }\"]", "(allowed: no run.id)"),
+        ("primary =", "set = [\"eval.at_end=true\"]\nprimary =", "set = \"eval.at_end=true\": has no effect here"),
+        (
+            "primary =",
+            "budget = { kind = \"steps\", value = 5 }\nset = [\"train.outer_iterations=7\"]\nprimary =",
+            "set = \"train.outer_iterations=7\": has no effect here: budget says it",
+        ),
+        (
+            "untrained = true",
+            "untrained = false\ngrid = { seed = [1] }",
+            "arms.ant.grid = \"seed=1\": has no effect here",
+        ),
+        ("[arms.ant]", "[judge]\n[arms.ant]", "judge: is empty"),
+        ("[arms.ant]", "[judge]\nsets = []\n[arms.ant]", "judge.sets: unknown key; did you mean set?"),
+        (
+            "[arms.ant]",
+            "[judge]\nset = [\"model.dim=8\"]\n[arms.ant]",
+            "judge.set = \"model.dim=8\": is of the training",
+        ),
+        (
+            "[arms.ant]",
+            "[judge]\nset = [\"data.mean=[0.5]\"]\n[arms.ant]",
+            "has no effect: images are normalised as those",
+        ),
+        (
+            "[arms.ant]",
+            "[judge]\nset = [\"data.augment.flip=true\"]\n[arms.ant]",
+            "are not augmented (allowed: no data.augment)",
+        ),
+        ("primary =", "judge = 3\nprimary =", "judge = 3: is no table"),
     ];
     for (from, to, expected) in cases {
         let found = replaced(from, to);
@@ -123,6 +158,26 @@ fn what_is_wrong_is_said_in_one_line_each_with_what_is_allowed() {
     assert!(
         lines("base = \"quickstart\"\nseeds = [1]\nreference = \"a\"\n").iter().any(|l| l.contains("arms: is missing"))
     );
+}
+
+#[test]
+fn a_length_is_a_setting_where_there_is_no_budget_and_a_judge_has_data_of_its_own() {
+    let text = PLAIN.replace("mask.ratio=0.5", "train.outer_iterations=7");
+    assert!(ExperimentFile::parse("x.toml", &text).is_ok());
+    let text = format!("{PLAIN}[judge]\nbase = \"y.toml\"\nset = [\"data.image=16\", \"eval.knn_k=3\"]\n");
+    let judge = ExperimentFile::parse("x.toml", &text).unwrap().judge.unwrap();
+    assert_eq!(judge.to_string(), "data of y.toml, data.image=16, eval.knn_k=3");
+    let arm = ConfigInputs::quickstart().set("mask.strategy=token-mlp").set("eval.linear_epochs=7");
+    let base = ConfigInputs::default().set("data.format=synthetic").set("data.synthetic.image=16").set("seed=9");
+    let config = judge.config(&arm, Some(&base)).unwrap();
+    assert_eq!((config.data.format.as_str(), config.data.image), ("synthetic", Some(16)));
+    assert_eq!((config.eval.knn_k, config.eval.linear_epochs, config.seed), (3, 7, 0), "seed and model are the arm's");
+    assert_eq!(config.model, mlomae_dataflow::config::Config::resolve(&arm).unwrap().model);
+    let own = judge.config(&arm, None).unwrap();
+    assert_eq!((own.data.format.as_str(), own.data.image), ("embedded", Some(16)));
+    assert!(!own.mask.strategy.is_learned(), "nothing is trained under it");
+    let wrong = judge.config(&arm, Some(&ConfigInputs::default().set("data.format=synthetik"))).unwrap_err();
+    assert!(wrong[0].to_string().contains("did you mean synthetic?"), "{wrong:?}");
 }
 
 #[test]

@@ -65,10 +65,22 @@ pub fn data_key(experiment: &Experiment) -> Result<Key, CliError> {
 }
 
 /// The hash of how a cell is judged: the settings of evaluations, on which images, and what is read of its logs.
+/// `data` is the hash of what is in the data of `config` where they are others than those that trained.
 #[must_use]
-pub fn judge_key(config: &Config, on: &str, logged: &[String]) -> Key {
+pub fn judge_key(config: &Config, on: &str, logged: &[String], data: Option<Key>) -> Key {
     let eval = toml::to_string(&config.eval).unwrap_or_default();
-    Key::of(&[&eval, &config.seed.to_string(), on, &logged.join(","), env!("CARGO_PKG_VERSION")])
+    let seed = config.seed.to_string();
+    let (logged, data) = (logged.join(","), data.map(|data| [data_text(config), data.to_string()].concat()));
+    let mut parts = vec![eval.as_str(), &seed, on, &logged, env!("CARGO_PKG_VERSION")];
+    parts.extend(data.as_deref());
+    Key::of(&parts)
+}
+
+/// The section `data` without the place of the files: what they hold is hashed.
+fn data_text(config: &Config) -> String {
+    let mut data = config.data.clone();
+    data.path = None;
+    toml::to_string(&data).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -109,10 +121,15 @@ mod tests {
         assert_eq!(at("/here", "data"), at("/there", "data"));
         assert_ne!(at("/here", "data"), at("/here", "other data"));
         let config = Config::resolve(&ConfigInputs::quickstart()).unwrap();
-        let judged = judge_key(&config, "test", &[]);
-        assert_ne!(judged, judge_key(&config, "validation", &[]));
-        assert_ne!(judged, judge_key(&config, "test", &["policy_lag".to_owned()]));
-        let other = Config::resolve(&ConfigInputs::quickstart().set("eval.knn_k=3")).unwrap();
-        assert_ne!(judged, judge_key(&other, "test", &[]));
+        let judged = judge_key(&config, "test", &[], None);
+        assert_ne!(judged, judge_key(&config, "validation", &[], None));
+        assert_ne!(judged, judge_key(&config, "test", &["policy_lag".to_owned()], None));
+        let other = |set: &str| Config::resolve(&ConfigInputs::quickstart().set(set)).unwrap();
+        assert_ne!(judged, judge_key(&other("eval.knn_k=3"), "test", &[], None));
+        // Other data than those that trained: their content and how it is taken.
+        let transfer = |config: &Config, content: &str| judge_key(config, "test", &[], Some(Key::of(&[content])));
+        assert_ne!(judged, transfer(&config, "data"));
+        assert_ne!(transfer(&config, "data"), transfer(&config, "other data"));
+        assert_ne!(transfer(&config, "data"), transfer(&other("data.finetune_fraction=0.1"), "data"));
     }
 }

@@ -2,10 +2,9 @@
 
 use std::fmt::Write;
 
-use super::cell::Status;
 use super::statistics::{ALPHA, MIN_SEEDS, Verdict};
-use super::summary::{ArmSummary, Comparison, Summary, Values};
-use crate::watch::progress::duration_text;
+use super::summary::{Comparison, Summary, Values};
+use super::tables;
 
 /// Factor and digits with which values of a unit are shown: shares in per cent.
 #[must_use]
@@ -103,6 +102,16 @@ pub fn method_text(summary: &Summary) -> String {
     )
 }
 
+/// What judges, where other data judge than train, once for all forms of a summary.
+#[must_use]
+pub fn judge_text(summary: &Summary) -> Option<String> {
+    let judge = summary.judge.as_ref()?;
+    Some(format!(
+        "Transfer: arms train on their own data and labels, and are judged with {judge}, with the normalisation that they \
+         were trained with."
+    ))
+}
+
 /// The unit of a metric in a heading: ` (%)`, ` (points)`.
 fn heading_unit(unit: &str, of_difference: bool) -> &'static str {
     match (unit, of_difference) {
@@ -133,6 +142,9 @@ fn write_all(summary: &Summary, out: &mut String) -> std::fmt::Result {
         summary.budget,
         summary.machine
     )?;
+    if let Some(judge) = judge_text(summary) {
+        writeln!(out, "{}\n", cell_text(&judge))?;
+    }
     if !summary.is_complete {
         writeln!(out, "**Not complete**: some cells are not finished.\n")?;
     }
@@ -218,7 +230,7 @@ fn write_values(summary: &Summary, out: &mut String) -> std::fmt::Result {
             write!(out, " {} |", mean_text(arm.values.get(metric)))?;
         }
         let differs: Vec<String> = arm.differs.iter().map(|(key, value)| format!("`{key}={value}`")).collect();
-        let untrained = (arm.amount.outer == 0).then(|| "untrained".to_owned());
+        let untrained = arm.untrained.then(|| "untrained".to_owned());
         let differs: Vec<String> = untrained.into_iter().chain(differs).collect();
         writeln!(out, " {} |", cell_text(&differs.join(", ")))?;
     }
@@ -226,77 +238,16 @@ fn write_values(summary: &Summary, out: &mut String) -> std::fmt::Result {
 }
 
 fn write_costs(summary: &Summary, out: &mut String) -> std::fmt::Result {
-    writeln!(out, "## Cost of a cell\n")?;
-    writeln!(out, "| arm | outer iterations | level-1 steps | images | labels | GFLOP | training time | cells |")?;
-    writeln!(out, "|---|--:|--:|--:|--:|--:|--:|---|")?;
-    for arm in &summary.arms {
-        let amount = &arm.amount;
-        writeln!(
-            out,
-            "| {} | {} | {} | {} | {} | {} | {} | {} |",
-            arm.name,
-            amount.outer,
-            amount.steps,
-            amount_text(amount.images as f64),
-            amount_text(amount.labels as f64),
-            amount_text(amount.gflop),
-            seconds_text(arm),
-            states_text(arm)
-        )?;
-    }
-    writeln!(out)
-}
-
-/// Seconds of a cell, and with how many others it shared the machine.
-#[must_use]
-pub fn seconds_text(arm: &ArmSummary) -> String {
-    let Some(seconds) = arm.seconds else { return "-".to_owned() };
-    let shared = if arm.jobs > 1 { format!(", {} at a time", arm.jobs) } else { String::new() };
-    if seconds < 60.0 { format!("{seconds:.1} s{shared}") } else { format!("{}{shared}", duration_text(seconds)) }
-}
-
-/// How many cells of an arm are how far.
-#[must_use]
-pub fn states_text(arm: &ArmSummary) -> String {
-    let all = [Status::Finished, Status::Failed, Status::Interrupted, Status::Trained, Status::Begun, Status::Pending];
-    let count = |status: Status| arm.cells.iter().filter(|cell| cell.status == status).count();
-    let parts = all.into_iter().map(|status| (count(status), status)).filter(|(count, _)| *count > 0);
-    parts.map(|(count, status)| format!("{count} {}", status.as_str())).collect::<Vec<_>>().join(", ")
+    writeln!(out, "## Cost of a cell\n\n{}", tables::costs(summary).markdown(cell_text))
 }
 
 fn write_failures(summary: &Summary, out: &mut String) -> std::fmt::Result {
-    let failed = || {
-        let of_arm = |arm: &'_ ArmSummary| -> Vec<(String, super::summary::CellSummary)> {
-            let failed = arm.cells.iter().filter(|cell| cell.status == Status::Failed);
-            failed.map(|cell| (arm.name.clone(), cell.clone())).collect()
-        };
-        summary.arms.iter().flat_map(of_arm)
-    };
-    if failed().next().is_none() {
-        return Ok(());
-    }
-    writeln!(out, "## Failed cells\n\n| arm | seed | exit code | error |\n|---|--:|--:|---|")?;
-    for (arm, cell) in failed() {
-        let code = cell.exit_code.map_or("-".to_owned(), |code| code.to_string());
-        writeln!(out, "| {arm} | {} | {code} | {} |", cell.seed, cell_text(cell.error.as_deref().unwrap_or("-")))?;
-    }
-    writeln!(out)
+    let Some(table) = tables::failures(summary) else { return Ok(()) };
+    writeln!(out, "## Failed cells\n\n{}", table.markdown(cell_text))
 }
 
 fn write_tuning(summary: &Summary, out: &mut String) -> std::fmt::Result {
-    if summary.tuning.is_empty() {
-        return Ok(());
-    }
-    writeln!(out, "## Hyperparameters, chosen on the role validation and seeds of their own\n")?;
-    writeln!(out, "| arm | trial | mean {} | chosen |\n|---|---|--:|---|", summary.primary)?;
-    let unit = super::evaluations::kind_of(&summary.primary).map_or("1", |kind| kind.unit);
-    for choice in &summary.tuning {
-        for (number, (set, values)) in choice.trials.iter().enumerate() {
-            let values: Option<Vec<f64>> = values.iter().copied().collect();
-            let mean = values.map_or("failed".to_owned(), |v| value_text(v.iter().sum::<f64>() / v.len() as f64, unit));
-            let chosen = if number == choice.chosen { "chosen" } else { "" };
-            writeln!(out, "| {} | `{}` | {mean} | {chosen} |", choice.arm, cell_text(&set.join(" ")))?;
-        }
-    }
-    writeln!(out)
+    let Some(table) = tables::trials(summary) else { return Ok(()) };
+    let heading = "## Hyperparameters, chosen on the role validation and seeds of their own";
+    writeln!(out, "{heading}\n\n{}", table.markdown(cell_text))
 }

@@ -1,4 +1,4 @@
-//! The files of a comparison: `cells.parquet`, `summary.json`, `summary.md` and `report.html`.
+//! The files of a comparison: `cells.parquet`, `items.parquet`, `summary.json`, `summary.md` and `report.html`.
 
 use std::path::Path;
 
@@ -9,12 +9,14 @@ use mlomae_storage::exit_code::ExitCode;
 use super::curves::charts;
 use super::evaluations::{MetricValue, kind_of};
 use super::experiment::ExperimentFile;
+use super::items;
 use super::markdown::markdown;
 use super::page::page;
 use super::summary::{Known, Summary};
 use crate::process::error::CliError;
 
-/// Writes all files of a comparison below `out`; `with_curves` reads the logs of all cells for the page.
+/// Writes all files of a comparison below `out`; `is_end` reads the logs of all cells for the page, and what is said of
+/// every image for `items.parquet`.
 ///
 /// # Errors
 /// If one cannot be written.
@@ -23,15 +25,18 @@ pub fn write(
     summary: &Summary,
     cells: &[Known<'_>],
     file: &ExperimentFile,
-    with_curves: bool,
+    is_end: bool,
 ) -> Result<(), CliError> {
     write_cells(&out.join("cells.parquet"), cells, file)?;
+    if is_end {
+        items::write_all(&out.join("items.parquet"), cells, file)?;
+    }
     let json = serde_json::to_vec_pretty(summary)
         .map_err(|error| CliError::new(ExitCode::Internal, format!("summary: {error}")))?;
     write_atomic(&out.join("summary.json"), &json)?;
     write_atomic(&out.join("summary.md"), markdown(summary).as_bytes())?;
     let arms: Vec<String> = summary.arms.iter().map(|arm| arm.name.clone()).collect();
-    let charts = if with_curves { charts(&arms, cells) } else { Vec::new() };
+    let charts = if is_end { charts(&arms, cells) } else { Vec::new() };
     write_atomic(&out.join("report.html"), page(summary, &charts).as_bytes())?;
     Ok(())
 }
@@ -44,21 +49,19 @@ fn write_cells(path: &Path, cells: &[Known<'_>], file: &ExperimentFile) -> Resul
         record.metrics.iter().find(|value| value.name == *metric).cloned()
     };
     let int = |number: u64| i64::try_from(number).ok();
+    let of_finished = |value: &dyn Fn(MetricValue) -> Option<f64>| {
+        let value = |(cell, record, metric): (&super::cell::Cell, &super::cell::CellRecord, &String)| {
+            found(record, metric).filter(|_| cell.is_finished(record, evals)).and_then(value)
+        };
+        Column::Float(rows().map(|(cell, record, metric)| value((cell, record, metric))).collect())
+    };
     let columns = vec![
         ("arm", Column::Text(rows().map(|(cell, _, _)| Some(cell.arm.clone())).collect())),
         ("seed", Column::Int(rows().map(|(cell, _, _)| int(cell.seed)).collect())),
         ("metric", Column::Text(rows().map(|(_, _, metric)| Some(metric.clone())).collect())),
-        (
-            "value",
-            Column::Float(
-                rows()
-                    .map(|(cell, record, metric)| {
-                        let is_finished = cell.is_finished(record, evals);
-                        found(record, metric).filter(|_| is_finished).map(|value| value.value)
-                    })
-                    .collect(),
-            ),
-        ),
+        ("value", of_finished(&|found| Some(found.value))),
+        ("ci_low", of_finished(&|found| found.ci_low)),
+        ("ci_high", of_finished(&|found| found.ci_high)),
         ("unit", Column::Text(rows().map(|(_, _, metric)| kind_of(metric).map(|kind| kind.unit.to_owned())).collect())),
         (
             "n",

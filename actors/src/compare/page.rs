@@ -5,11 +5,11 @@ use std::fmt::Write;
 
 use super::curves::{Chart, Curve};
 use super::markdown::{
-    amount_text, difference_text, interval_text, method_text, p_text, scale, seconds_text, states_text, value_text,
-    verdict_text,
+    difference_text, interval_text, judge_text, method_text, p_text, scale, value_text, verdict_text,
 };
 use super::statistics::Verdict;
 use super::summary::{Comparison, Summary};
+use super::tables;
 
 const STYLE: &str = include_str!("page.css");
 /// Colours of arms in the style: `--c0`, `--c1`, ...; further arms repeat them with other dashes.
@@ -102,6 +102,9 @@ fn write_page(summary: &Summary, charts: &[Chart], out: &mut String) -> std::fmt
         escaped(&summary.version),
         escaped(&summary.machine)
     )?;
+    if let Some(judge) = judge_text(summary) {
+        writeln!(out, "<p class=\"sub\">{}</p>", escaped(&judge))?;
+    }
     if !summary.is_complete {
         writeln!(out, "<p class=\"note warn\">Not complete: some cells are not finished.</p>")?;
     }
@@ -405,88 +408,22 @@ fn write_arms(summary: &Summary, out: &mut String) -> std::fmt::Result {
 }
 
 fn write_costs(summary: &Summary, out: &mut String) -> std::fmt::Result {
-    writeln!(
-        out,
-        "<section>\n<h2>Cost of a cell</h2>\n<div class=\"wide\"><table>\n<thead><tr><th scope=\"col\">arm</th>\
-         <th scope=\"col\" class=\"n\">outer iterations</th><th scope=\"col\" class=\"n\">level-1 steps</th>\
-         <th scope=\"col\" class=\"n\">images</th><th scope=\"col\" class=\"n\">labels</th>\
-         <th scope=\"col\" class=\"n\">GFLOP</th><th scope=\"col\" class=\"n\">training time</th>\
-         <th scope=\"col\">cells</th></tr></thead>\n<tbody>"
-    )?;
-    for arm in &summary.arms {
-        let amount = &arm.amount;
-        writeln!(
-            out,
-            "<tr><th scope=\"row\">{}</th><td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td>\
-             <td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td><td>{}</td></tr>",
-            escaped(&arm.name),
-            amount.outer,
-            amount.steps,
-            amount_text(amount.images as f64),
-            amount_text(amount.labels as f64),
-            amount_text(amount.gflop),
-            seconds_text(arm),
-            states_text(arm)
-        )?;
-    }
-    writeln!(out, "</tbody></table></div>\n</section>")
+    write!(out, "<section>\n<h2>Cost of a cell</h2>\n{}</section>\n", tables::costs(summary).html(escaped))
 }
 
 fn write_failures(summary: &Summary, out: &mut String) -> std::fmt::Result {
-    let failed: Vec<_> = summary
-        .arms
-        .iter()
-        .flat_map(|arm| arm.cells.iter().map(move |cell| (arm, cell)))
-        .filter(|(_, cell)| cell.status == super::cell::Status::Failed)
-        .collect();
-    if failed.is_empty() {
-        return Ok(());
-    }
-    writeln!(
-        out,
-        "<section>\n<h2>Failed cells</h2>\n<div class=\"wide\"><table>\n<thead><tr><th scope=\"col\">arm</th>\
-         <th scope=\"col\" class=\"n\">seed</th><th scope=\"col\" class=\"n\">exit code</th><th scope=\"col\">error</th>\
-         </tr></thead>\n<tbody>"
-    )?;
-    for (arm, cell) in failed {
-        let code = cell.exit_code.map_or("-".to_owned(), |code| code.to_string());
-        let error = escaped(cell.error.as_deref().unwrap_or("-"));
-        writeln!(
-            out,
-            "<tr><th scope=\"row\">{}</th><td class=\"n\">{}</td><td class=\"n\">{code}</td><td>{error}</td></tr>",
-            escaped(&arm.name),
-            cell.seed
-        )?;
-    }
-    writeln!(out, "</tbody></table></div>\n</section>")
+    let Some(table) = tables::failures(summary) else { return Ok(()) };
+    write!(out, "<section>\n<h2>Failed cells</h2>\n{}</section>\n", table.html(escaped))
 }
 
 fn write_tuning(summary: &Summary, out: &mut String) -> std::fmt::Result {
-    if summary.tuning.is_empty() {
-        return Ok(());
-    }
-    writeln!(
+    let Some(table) = tables::trials(summary) else { return Ok(()) };
+    write!(
         out,
         "<section>\n<h2>Hyperparameters</h2>\n<p class=\"sub\">Chosen on the role validation, on seeds of their own.</p>\n\
-         <div class=\"wide\"><table>\n<thead><tr><th scope=\"col\">arm</th><th scope=\"col\">trial</th>\
-         <th scope=\"col\" class=\"n\">mean {}</th><th scope=\"col\"></th></tr></thead>\n<tbody>",
-        escaped(&summary.primary)
-    )?;
-    let unit = super::evaluations::kind_of(&summary.primary).map_or("1", |kind| kind.unit);
-    for choice in &summary.tuning {
-        for (number, (set, values)) in choice.trials.iter().enumerate() {
-            let values: Option<Vec<f64>> = values.iter().copied().collect();
-            let mean = values.map_or("failed".to_owned(), |v| value_text(v.iter().sum::<f64>() / v.len() as f64, unit));
-            let chosen = if number == choice.chosen { "chosen" } else { "" };
-            writeln!(
-                out,
-                "<tr><th scope=\"row\">{}</th><td><code>{}</code></td><td class=\"n\">{mean}</td><td>{chosen}</td></tr>",
-                escaped(&choice.arm),
-                escaped(&set.join(" "))
-            )?;
-        }
-    }
-    writeln!(out, "</tbody></table></div>\n</section>")
+         {}</section>\n",
+        table.html(escaped)
+    )
 }
 
 #[cfg(test)]

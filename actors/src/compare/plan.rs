@@ -4,13 +4,16 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use mlomae_dataflow::config::{Config, ConfigError, ConfigInputs};
+use mlomae_dataflow::input::augment::Normalisation;
 use mlomae_kernels as kernels;
+use mlomae_storage::dataset::Split;
 use mlomae_storage::exit_code::ExitCode;
 use serde::Serialize;
 
-use super::cell::{Cell, JudgedOn};
+use super::cell::{Cell, Failure, JudgedOn};
 use super::cost::{Cost, Costs};
 use super::experiment::{Arm, Budget, ExperimentFile, trials};
+use super::judge::PlannedJudge;
 use super::key::{Key, config_key, data_key, judge_key};
 use super::statistics::fewest_seeds;
 use crate::process::error::CliError;
@@ -39,8 +42,12 @@ pub struct PlannedArm {
     pub untrained: bool,
     /// Hash of the content of its data.
     pub data: Key,
-    /// Cost of an outer iteration; of an untrained arm nothing.
+    /// What judges it, if other data than those that train.
+    pub judge: Option<PlannedJudge>,
+    /// Cost of an outer iteration; of an untrained arm, and of one that cannot be measured, nothing.
     pub cost: Cost,
+    /// Why it cannot be measured, and so not be run.
+    pub failure: Option<Failure>,
 }
 
 /// What a cell of an arm takes.
@@ -62,7 +69,7 @@ impl PlannedArm {
     /// What a cell of it takes.
     #[must_use]
     pub fn amount(&self) -> Amount {
-        if self.untrained {
+        if self.untrained || self.failure.is_some() {
             return Amount::default();
         }
         let outer = self.config.train.outer_iterations;
@@ -107,18 +114,22 @@ impl PlannedArm {
         };
         let engine = config.engine.choose()?;
         let length = if self.untrained { "untrained" } else { "trained" };
+        let judge = self.judge.as_ref().map(|judge| Config { seed, ..judge.config.clone() });
+        let data = self.judge.as_ref().map(|judge| judge.data);
         let further = [kernels::isa().name(), engine.device.name(), &engine.description, length];
         Ok(Cell {
             title: format!("{} seed {seed}", self.title()),
             arm: self.name.clone(),
             seed,
             key: config_key(&config, self.data, &further).to_string(),
-            judge_key: judge_key(&config, on.as_str(), logged).to_string(),
+            judge_key: judge_key(judge.as_ref().unwrap_or(&config), on.as_str(), logged, data).to_string(),
             dir: folder.join(format!("seed-{seed}")),
             config,
+            judge,
             untrained: self.untrained,
             on,
             amount: self.amount(),
+            failure: self.failure.clone(),
         })
     }
 }
@@ -143,12 +154,23 @@ pub struct Planner<'a> {
     pub name: &'a str,
     /// The configuration under all arms.
     pub base: ConfigInputs,
+    /// The configuration whose data judge, where the experiment names one.
+    pub judge_base: Option<ConfigInputs>,
     /// Settings of all arms from the command line.
     pub set: &'a [String],
     /// Events of measured runs.
     pub events: &'a EventQueue,
-    /// Hashes of the data that were opened, by their section of the configuration.
-    data: BTreeMap<String, Key>,
+    /// What is known of the data that were opened, by their section of the configuration.
+    data: BTreeMap<String, Opened>,
+}
+
+/// What is known of data that were opened.
+#[derive(Debug, Clone)]
+struct Opened {
+    key: Key,
+    /// Side of the images in pixels, and their channels, as the networks see them.
+    shape: (usize, usize),
+    normalisation: Normalisation,
 }
 
 impl<'a> Planner<'a> {
@@ -158,10 +180,11 @@ impl<'a> Planner<'a> {
         file: &'a ExperimentFile,
         name: &'a str,
         base: ConfigInputs,
+        judge_base: Option<ConfigInputs>,
         set: &'a [String],
         events: &'a EventQueue,
     ) -> Self {
-        Self { file, name, base, set, events, data: BTreeMap::new() }
+        Self { file, name, base, judge_base, set, events, data: BTreeMap::new() }
     }
 
     /// The arms as the file has them, those with grids with the settings in `chosen`.
@@ -196,7 +219,7 @@ impl<'a> Planner<'a> {
         Config::resolve(&self.base)?;
         let of_all = |error: ConfigError| ConfigError { key: format!("{}: set: {}", self.name, error.key), ..error };
         Config::resolve(&common).map_err(|errors| errors.into_iter().map(of_all).collect::<Vec<_>>())?;
-        let (mut planned, mut errors) = (Vec::new(), Vec::new());
+        let (mut planned, mut errors, mut of_judge) = (Vec::new(), Vec::new(), Vec::new());
         for (arm, trial, further) in arms {
             let mut inputs = common.clone();
             inputs.sets.extend(arm.set.iter().chain(&further).cloned());
@@ -206,6 +229,13 @@ impl<'a> Planner<'a> {
                 Ok(mut config) => {
                     let seeds = if trial.is_some() { &self.file.tuning_seeds } else { &self.file.seeds };
                     config.seed = seeds.first().copied().unwrap_or(0);
+                    let judge = self.file.judge.as_ref().map(|judge| judge.config(&inputs, self.judge_base.as_ref()));
+                    let judge = judge.transpose().unwrap_or_else(|errors| {
+                        // Most are the same for all arms.
+                        of_judge
+                            .extend(errors.into_iter().filter(|error| !of_judge.contains(error)).collect::<Vec<_>>());
+                        None
+                    });
                     planned.push(PlannedArm {
                         name: arm.name.clone(),
                         trial,
@@ -214,7 +244,9 @@ impl<'a> Planner<'a> {
                         config,
                         untrained: arm.untrained,
                         data: Key::of(&[]),
+                        judge: judge.map(|config| PlannedJudge { config, data: Key::of(&[]) }),
                         cost: Cost::default(),
+                        failure: None,
                     });
                 }
                 Err(found) => errors.extend(found.into_iter().map(|error| ConfigError {
@@ -223,29 +255,68 @@ impl<'a> Planner<'a> {
                 })),
             }
         }
+        errors.extend(
+            of_judge
+                .into_iter()
+                .map(|error| ConfigError { key: format!("{}: judge: {}", self.name, error.key), ..error }),
+        );
         if !errors.is_empty() {
             return Err(errors.into());
         }
         for arm in &mut planned {
-            arm.data = self.data_of(&arm.config).map_err(|error| self.of_arm(&arm.name, error))?;
+            let opened =
+                self.opened(&arm.config, None).map_err(|error| self.of(&format!("arms.{}", arm.name), error))?;
+            arm.data = opened.key;
+            if let Some(judge) = &mut arm.judge {
+                judge.data = self.judging(&arm.name, &opened, &judge.config)?;
+            }
         }
         Ok(planned)
     }
 
-    fn data_of(&mut self, config: &Config) -> Result<Key, CliError> {
-        let section = toml::to_string(&config.data).unwrap_or_default();
-        if let Some(key) = self.data.get(&section) {
-            return Ok(*key);
+    /// What is known of the data of `config`. They are opened to judge if the `normalisation` is that of others.
+    fn opened(&mut self, config: &Config, normalisation: Option<&Normalisation>) -> Result<Opened, CliError> {
+        let what = if normalisation.is_some() { "judge" } else { "train" };
+        let section = format!("{what} {}", toml::to_string(&config.data).unwrap_or_default());
+        if let Some(opened) = self.data.get(&section) {
+            return Ok(opened.clone());
         }
-        let key = data_key(&Experiment::new(config.clone(), None)?)?;
-        self.data.insert(section, key);
-        Ok(key)
+        let experiment = Experiment::new(config.clone(), normalisation.cloned())?;
+        if normalisation.is_some() {
+            // Says so now if no images judge, and not in every cell.
+            experiment.loader(Split::Test)?;
+        }
+        let shape = (experiment.data.image, experiment.data.channels);
+        let opened = Opened { key: data_key(&experiment)?, shape, normalisation: experiment.data.normalisation };
+        self.data.insert(section, opened.clone());
+        Ok(opened)
     }
 
-    fn of_arm(&self, arm: &str, error: CliError) -> CliError {
+    /// The hash of the data of `judge`, whose images must be of the shape of those that `arm` is `trained` on.
+    fn judging(&mut self, arm: &str, trained: &Opened, judge: &Config) -> Result<Key, CliError> {
+        let opened = self.opened(judge, Some(&trained.normalisation)).map_err(|error| self.of("judge", error))?;
+        let text = |(side, channels): (usize, usize)| {
+            let plural = if channels == 1 { "" } else { "s" };
+            format!("images of {side} x {side} pixels and {channels} channel{plural}")
+        };
+        if opened.shape != trained.shape {
+            let line = format!(
+                "{}: judge: has {}, arms.{arm} trains on {} (allowed: the same; data.image and data.channels in its set \
+                 resize and convert)",
+                self.name,
+                text(opened.shape),
+                text(trained.shape)
+            );
+            return Err(CliError::new(ExitCode::Config, line));
+        }
+        Ok(opened.key)
+    }
+
+    /// The `error` of a part of the experiment's file.
+    fn of(&self, part: &str, error: CliError) -> CliError {
         match error {
             CliError::Failed { lines, exit_code } => {
-                let lines = lines.into_iter().map(|line| format!("{}: arms.{arm}: {line}", self.name)).collect();
+                let lines = lines.into_iter().map(|line| format!("{}: {part}: {line}", self.name)).collect();
                 CliError::Failed { lines, exit_code }
             }
             other => other,
@@ -253,10 +324,11 @@ impl<'a> Planner<'a> {
     }
 
     /// Counts what the arms cost and gives each the outer iterations of the experiment's budget. They are timed if
-    /// `timed`, or where the budget is time. What is measured is kept in the file of `costs` if `is_kept`.
+    /// `timed`, or where the budget is time. What is measured is kept in the file of `costs` if `is_kept`. An arm that
+    /// cannot be measured gets its failure.
     ///
     /// # Errors
-    /// If an arm cannot be measured, or the budget is less than one outer iteration of an arm.
+    /// If costs cannot be kept, or the budget is less than one outer iteration of an arm.
     pub fn spend(
         &self,
         arms: &mut [PlannedArm],
@@ -268,13 +340,16 @@ impl<'a> Planner<'a> {
         let timed = timed || matches!(self.file.budget, Budget::Seconds(_));
         let trained: Vec<usize> = (0..arms.len()).filter(|i| !arms[*i].untrained).collect();
         let configs: Vec<(&Config, Key)> = trained.iter().map(|i| (&arms[*i].config, arms[*i].data)).collect();
-        let found =
-            costs.of(&configs, timed, is_kept, self.events, progress).map_err(|(i, error)| match trained.get(i) {
-                Some(i) => self.of_arm(&arms[*i].name, error),
-                None => error,
-            })?;
+        let found = costs.of(&configs, timed, is_kept, self.events, progress)?;
         for (i, cost) in trained.into_iter().zip(found) {
             let arm = &mut arms[i];
+            let cost = match cost {
+                Ok(cost) => cost,
+                Err(error) => {
+                    arm.failure = Some(Failure::of(&error));
+                    continue;
+                }
+            };
             arm.cost = cost;
             let config = &mut arm.config;
             let unroll = config.method.unroll as f64;
@@ -319,6 +394,10 @@ impl<'a> Planner<'a> {
                      test needs at least {fewest} (tested = [...] names those that matter)"
                 ));
             }
+        }
+        for arm in arms.iter().filter(|arm| !arm.untrained && arm.failure.is_none()) {
+            let of_arm = |line: String| format!("{}: {line}", arm.title());
+            warnings.extend(arm.config.unending_warmups().into_iter().map(of_arm));
         }
         let Some(first) = arms.first() else { return warnings };
         for arm in &arms[1..] {

@@ -11,6 +11,9 @@ pub struct ReadyArm {
     pub about: &'static str,
     /// The preset of the method whose keys are all set, also those that the base writes out.
     pub preset: Option<MethodPreset>,
+    /// Settings under those of the preset, which take back what a base may say of masks: a word means the same arm
+    /// whatever it stands over. An arm that shall have more says so in its own settings.
+    pub reset: &'static [&'static str],
     /// Settings over those of all arms and of the preset; the arm's own are stronger.
     pub set: &'static [&'static str],
     /// Whether it is the initial encoder, without a step of training.
@@ -18,11 +21,11 @@ pub struct ReadyArm {
 }
 
 const fn arm(name: &'static str, about: &'static str, set: &'static [&'static str]) -> ReadyArm {
-    ReadyArm { name, about, preset: None, set, untrained: false }
+    ReadyArm { name, about, preset: None, reset: &[], set, untrained: false }
 }
 
 const fn recommended(name: &'static str, about: &'static str, set: &'static [&'static str]) -> ReadyArm {
-    ReadyArm { preset: Some(MethodPreset::Recommended), ..arm(name, about, set) }
+    ReadyArm { preset: Some(MethodPreset::Recommended), reset: RESET, ..arm(name, about, set) }
 }
 
 impl ReadyArm {
@@ -31,47 +34,55 @@ impl ReadyArm {
     pub fn settings(&self) -> Vec<String> {
         let of_preset = self.preset.map_or(&[][..], MethodPreset::values);
         let of_preset = of_preset.iter().map(|(key, value)| format!("{key}={value}"));
-        of_preset.chain(self.set.iter().map(|set| (*set).to_owned())).collect()
+        let all = self.reset.iter().map(|set| (*set).to_owned()).chain(of_preset);
+        all.chain(self.set.iter().map(|set| (*set).to_owned())).collect()
     }
 }
 
-/// Nothing is learned: all that a configuration may say of learned masks is taken back.
-const RANDOM: &[&str] = &[
-    "mask.strategy=random",
+/// What a configuration may say of learned masks beside their strategy, at the values that say nothing.
+const RESET: &[&str] = &[
     "mask.explore=0.0",
     "mask.explore_arms=[]",
     "mask.ratio_arms=[]",
+    "mask.ratio_per_flop=false",
     "mask.scales=[1]",
     "mask.weights=published",
     "mask.select=score",
     "mask.temperature=1.0",
+    "mask.shuffle_scores=false",
     "method.multitask=false",
     "method.supervised=false",
+    "method.shuffle_labels=false",
     "policy.average=1",
     "policy.estimator=weights",
 ];
 
 /// All of them. A further one is a line here.
 pub const READY: &[ReadyArm] = &[
-    arm("random", "random masks, an ordinary masked autoencoder", RANDOM),
+    ReadyArm {
+        reset: RESET,
+        ..arm("random", "random masks, an ordinary masked autoencoder", &["mask.strategy=random"])
+    },
     ReadyArm { untrained: true, ..arm("untrained", "the initial encoder, without training", &[]) },
-    arm(
-        "published",
-        "the published form: flat network on the embedding, naive passes, no lag",
-        &[
-            "mask.strategy=flat-mlp",
-            "mask.input=embedding",
-            "mask.explore=0.0",
-            "method.hypergradient=published",
-            "method.multitask=false",
-            "pipeline.lag=0",
-        ],
-    ),
+    ReadyArm {
+        reset: RESET,
+        ..arm(
+            "published",
+            "the published form: flat network on the embedding, naive passes, no lag",
+            &["mask.strategy=flat-mlp", "mask.input=embedding", "method.hypergradient=published", "pipeline.lag=0"],
+        )
+    },
     recommended("recommended", "the preset recommended, see docs/results.md", &[]),
     recommended(
         "shuffled-labels",
         "as recommended, but the labels of the feedback are permuted: it says nothing",
         &["method.shuffle_labels=true"],
+    ),
+    recommended(
+        "shuffled-scores",
+        "as recommended, but the scores are permuted over the patches of each image: as much is masked and weighed, at \
+         another place",
+        &["mask.shuffle_scores=true"],
     ),
     recommended("mask-only", "as recommended, but scores choose masks and weigh nothing", &["mask.weights=none"]),
     recommended(
@@ -114,5 +125,33 @@ mod tests {
             assert_ne!(config == plain, !arm.untrained, "{} changes something unless it is untrained", arm.name);
             assert_eq!(by_name(arm.name).unwrap().about, arm.about, "names are unique");
         }
+    }
+
+    #[test]
+    fn a_ready_arm_with_a_reset_is_the_same_over_any_base() {
+        let plain = ConfigInputs::quickstart();
+        let learned =
+            ["mask.strategy=token-mlp", "mask.input=pixels", "mask.scales=[1, 2]", "mask.ratio_arms=[0.5, 0.75]"];
+        let others = [
+            &[&learned[..], &["mask.explore=0.0", "mask.explore_arms=[0.0, 0.5]", "mask.ratio_per_flop=true"]].concat(),
+            &[&learned[..], &["mask.select=sample", "mask.explore=0.0", "policy.estimator=both", "policy.average=3"]]
+                .concat(),
+            &[&learned[..], &["mask.select=sample", "mask.temperature=2.0", "mask.weights=none"]].concat(),
+            &[&learned[..], &["method.supervised=true", "method.shuffle_labels=true"]].concat(),
+        ];
+        for arm in READY.iter().filter(|arm| !arm.reset.is_empty()) {
+            let of = |base: &[&str]| {
+                let mut inputs = plain.clone();
+                inputs.sets.extend(base.iter().map(|set| (*set).to_owned()).chain(arm.settings()));
+                // What the network reads is of no meaning to one without.
+                inputs.sets.extend((arm.name == "random").then(|| "mask.input=pixels".to_owned()));
+                Config::resolve(&inputs).unwrap_or_else(|errors| panic!("{}: {errors:?}", arm.name))
+            };
+            for base in others {
+                assert_eq!(of(base), of(&[]), "{} over {base:?}", arm.name);
+            }
+        }
+        let with_reset: Vec<&str> = READY.iter().filter(|arm| !arm.reset.is_empty()).map(|arm| arm.name).collect();
+        assert!(["random", "published", "recommended", "multitask"].iter().all(|name| with_reset.contains(name)));
     }
 }

@@ -7,8 +7,8 @@ use std::thread;
 use super::cell::{Cell, CellRecord, ChildOptions};
 use crate::process::error::CliError;
 
-/// Runs what is missing of `cells`, `options.jobs` at a time, in their order; `on_end` gets each that was run with its
-/// number. A cell that fails does not keep the others from being run. After a stop no further one is begun.
+/// Runs what is missing of `cells` and can be run, `options.jobs` at a time, in their order; `on_end` gets each that was
+/// run with its number. A cell that fails does not keep the others from being run. After a stop no further one is begun.
 ///
 /// # Errors
 /// If a thread or a process cannot be started or a record cannot be written; the others are waited for.
@@ -17,8 +17,8 @@ pub fn run_cells(
     options: &ChildOptions,
     on_end: &mut dyn FnMut(usize, &CellRecord) -> Result<(), CliError>,
 ) -> Result<(), CliError> {
-    let missing: Vec<usize> =
-        (0..cells.len()).filter(|i| !cells[*i].is_finished(&cells[*i].record(), &options.evals)).collect();
+    let is_missing = |cell: &Cell| cell.failure.is_none() && !cell.is_finished(&cell.record(), &options.evals);
+    let missing: Vec<usize> = (0..cells.len()).filter(|i| is_missing(&cells[*i])).collect();
     let (next, missing) = (AtomicUsize::new(0), &missing);
     let (sender, receiver) = mpsc::channel::<(usize, Result<CellRecord, CliError>)>();
     thread::scope(|scope| {

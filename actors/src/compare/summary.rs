@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::cell::{Cell, CellRecord, Status};
-use super::evaluations::kind_of;
+use super::evaluations::{MetricValue, kind_of};
 use super::experiment::{Budget, ExperimentFile};
 use super::plan::{Amount, PlannedArm, differences};
 use super::statistics::{Paired, Verdict, holm, mean_sd, paired, seeds_needed, t_interval, verdict};
@@ -28,6 +28,8 @@ pub struct Summary {
     pub seeds: Vec<u64>,
     /// How long arms train, in words.
     pub budget: String,
+    /// What judges, if other data than those that train.
+    pub judge: Option<String>,
     /// The metric of the verdicts.
     pub primary: String,
     /// All metrics in order.
@@ -59,6 +61,8 @@ pub struct ArmSummary {
     pub set: Vec<String>,
     /// Keys in which it differs from the first reference, with its values.
     pub differs: Vec<(String, String)>,
+    /// Whether it is the initial encoder.
+    pub untrained: bool,
     /// What a cell takes.
     #[serde(flatten)]
     pub amount: Amount,
@@ -87,6 +91,8 @@ pub struct CellSummary {
     pub run: String,
     /// Hash of what its weights depend on.
     pub key: String,
+    /// Its results, with their bootstrap intervals over the images that judged; none until it is finished.
+    pub metrics: Vec<MetricValue>,
 }
 
 /// Values of an arm over the seeds.
@@ -196,6 +202,7 @@ pub fn summarise(
         base: file.base.clone(),
         seeds: seeds.to_vec(),
         budget: file.budget.to_string(),
+        judge: file.judge.as_ref().map(ToString::to_string),
         primary: file.primary.clone(),
         metrics,
         references: file.references.clone(),
@@ -248,6 +255,7 @@ fn arm_summary(
             .into_iter()
             .filter(|(key, _)| !(arm.untrained || first.untrained) || key != "train.outer_iterations")
             .collect(),
+        untrained: arm.untrained,
         amount: arm.amount(),
         seconds: (!seconds.is_empty()).then(|| mean_sd(&seconds).0),
         jobs: finished().map(|(_, record)| record.jobs).max().unwrap_or(1),
@@ -260,6 +268,7 @@ fn arm_summary(
                 error: record.error.clone(),
                 run: cell.dir.display().to_string(),
                 key: cell.key.clone(),
+                metrics: if cell.is_finished(record, &file.evals) { record.metrics.clone() } else { Vec::new() },
             })
             .collect(),
         values: metrics.iter().filter_map(values).collect(),

@@ -27,7 +27,7 @@ ready = "untrained"
 "#;
 
 fn value(name: &str, value: f64) -> MetricValue {
-    MetricValue { name: name.to_owned(), value, unit: "share".to_owned(), num_items: 100 }
+    MetricValue { name: name.to_owned(), value, unit: "share".to_owned(), num_items: 100, ci_low: None, ci_high: None }
 }
 
 /// A comparison in which `learned` is five points better, `slow` sways around nothing, all cells of `lost` failed and
@@ -45,7 +45,9 @@ fn summary() -> Summary {
             config: Config::resolve(&inputs).unwrap(),
             untrained: arm.untrained,
             data: Key::of(&["data"]),
+            judge: None,
             cost: Cost { gflop: 2.0, seconds: None },
+            failure: None,
         }
     };
     let arms: Vec<PlannedArm> = file.arms.iter().map(arm).collect();

@@ -316,6 +316,30 @@ impl Config {
         reads_embedding || reads_newest_teacher
     }
 
+    /// A line about each warm-up that the run does not outlast: the learning rate of that level never gets to its value.
+    #[must_use]
+    pub fn unending_warmups(&self) -> Vec<String> {
+        let (outer, steps) = (self.train.outer_iterations, self.num_steps().0);
+        let is_learned = self.mask.strategy.is_learned();
+        // Controls that train the encoder by labels move no policy.
+        let moves_policy = is_learned && !self.method.supervised;
+        let levels = [
+            ("pretrain", self.pretrain.clone(), true, steps, "level-1 steps"),
+            ("finetune", self.finetune.clone(), is_learned, outer, "outer iterations"),
+            ("policy", self.policy.level(), moves_policy, outer, "outer iterations"),
+        ];
+        let is_unending = |level: &LevelConfig, num: u64| level.lr > 0.0 && level.warmup_steps >= num.max(1);
+        let lines = levels.into_iter().filter(|(_, level, works, num, _)| *works && is_unending(level, *num));
+        lines
+            .map(|(name, level, _, num, unit)| {
+                format!(
+                    "{name}.warmup_steps = {} do not end within {num} {unit}: {name}.lr = {} is never reached",
+                    level.warmup_steps, level.lr
+                )
+            })
+            .collect()
+    }
+
     /// Level-1 steps of the whole run.
     #[must_use]
     pub const fn num_steps(&self) -> Step {
