@@ -45,7 +45,7 @@ fn a_judge_of_the_same_data_changes_nothing_and_one_of_other_labels_only_what_is
     place.compare("own", &[]);
     assert_eq!(place.values("own"), own, "judged anew, to the same bits");
     let other = "[data]\nformat = \"synthetic\"\nmean = [0.9]\nstd = [0.1]\n[data.synthetic]\nnum_train = 90\nnum_test = 16\n\
-                 image = 16\nchannels = 1\n[model]\npatch = 8\ndim = 32\n[eval]\nlinear_epochs = 1\n";
+                 image = 16\nchannels = 1\n[model]\npatch = 8\ndim = 32\nheads = 2\n[eval]\nlinear_epochs = 1\n";
     place.write("other.toml", other.as_bytes());
     experiment(&place, "[judge]\nbase = \"other.toml\"\n");
     let plan = place.compare("own", &["--dry-run"]);
