@@ -51,3 +51,59 @@ fn scales_exploration_and_ratio_are_learned_logged_and_resumed_to_the_bit() {
     assert!(place.state("run")["policy"]["ratio_baseline"].is_f64());
     place.succeed(&["visualize", "run"]);
 }
+
+#[test]
+fn a_branch_search_decides_is_logged_and_resumes_to_the_bit() {
+    let place = Place::new();
+    let settings = [
+        "eval.at_end=false",
+        "mask.strategy=linear",
+        "mask.input=pixels",
+        "mask.weights=normalised",
+        "mask.select=sample",
+        "policy.search=branch",
+        "policy.branch_steps=2",
+        "policy.branch_judges=1",
+        "policy.lr=0.5",
+        "pipeline.lag=1",
+        "pretrain.schedule=constant",
+        "finetune.schedule=constant",
+        "policy.schedule=constant",
+    ];
+    let settings: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting]).collect();
+    place.train("run", &settings);
+    place.train("serial", &[&settings[..], &["--serial"]].concat());
+    assert_eq!(place.weights("serial"), place.weights("run"));
+    // After four iterations one search has ended and the next has trained one of its two steps.
+    place.train("half", &[&settings[..], &["--max-outer", "4"]].concat());
+    assert_eq!(place.state("half")["policy"]["branch"]["num_steps"], 1);
+    place.succeed(&["train", "--resume", "half", "--max-outer", "7", "--quiet"]);
+    place.assert_same_end("run", "half");
+
+    let winners = values(&place, "run", "branch_winner");
+    assert!(winners.len() == 3 && winners.iter().all(|winner| [-1.0, 0.0, 1.0].contains(winner)), "{winners:?}");
+    for candidate in ["plus", "random", "minus"] {
+        let losses = values(&place, "run", &format!("branch_loss.{candidate}"));
+        assert!(losses.len() == 3 && losses.iter().all(|loss| loss.is_finite() && *loss > 0.0), "{losses:?}");
+    }
+    let decisions = place.rows("run", "events").iter().filter(|row| row.contains("branch_decided")).count();
+    assert_eq!(decisions, 3);
+    assert_eq!(place.state("run")["policy"]["random_masks"][0], winners[2] == 0.0);
+    place.succeed(&["visualize", "run"]);
+    // Without a search nothing would end random masks, so a resume without one has none.
+    place.succeed(&[
+        "train",
+        "--resume",
+        "half",
+        "--max-outer",
+        "8",
+        "--set",
+        "policy.search=gradient",
+        "--quiet",
+        "--set",
+        "policy.branch_steps=32",
+        "--set",
+        "policy.branch_judges=4",
+    ]);
+    assert!(place.state("half")["policy"].get("random_masks").is_none());
+}

@@ -7,7 +7,7 @@ use mlomae_dataflow::config::{OnResume, rules};
 use crate::place::{Ended, Place};
 
 /// Another valid value of every key than the one of the run.
-const OTHER: [(&str, &str); 152] = [
+const OTHER: [(&str, &str); 155] = [
     ("seed", "4"),
     ("engine", "auto"),
     ("run.root", "elsewhere"),
@@ -92,6 +92,9 @@ const OTHER: [(&str, &str); 152] = [
     ("method.cg_steps", "2"),
     ("policy.average", "2"),
     ("policy.estimator", "score"),
+    ("policy.search", "branch"),
+    ("policy.branch_steps", "1"),
+    ("policy.branch_judges", "2"),
     ("method.unroll", "3"),
     ("method.hypergradient", "published"),
     ("method.multitask", "true"),
@@ -163,9 +166,11 @@ const OTHER: [(&str, &str); 152] = [
 ];
 
 /// What has to be set beside some keys, so that they mean something.
-const BESIDE: [(&str, &[&str]); 6] = [
+const BESIDE: [(&str, &[&str]); 8] = [
     ("mask.temperature", &["mask.select=sample"]),
     ("policy.estimator", &["mask.select=sample", "mask.explore=0.0"]),
+    ("policy.branch_steps", &["policy.search=branch", "policy.branch_judges=1"]),
+    ("policy.branch_judges", &["policy.search=branch"]),
     ("method.ridge_penalty", &["method.hypergradient=ridge"]),
     ("method.ridge_bank", &["method.hypergradient=ridge"]),
     ("method.cg_damping", &["method.hypergradient=cg"]),
@@ -175,8 +180,10 @@ const BESIDE: [(&str, &[&str]); 6] = [
 /// Keys that have only one allowed value so far. When one gets a second value, the test fails until it is covered.
 const ONE_VALUE: [&str; 1] = ["method.task"];
 
-/// Keys without a meaning for generated data, or in the run's setting, or for training.
-const WITHOUT_EFFECT: [&str; 7] = [
+/// Keys without a meaning for generated data, or in the run's setting, or for training; and one that takes longer than the
+/// run.
+const WITHOUT_EFFECT: [&str; 8] = [
+    "policy.branch_judges",
     "data.label_column",
     "data.image_column",
     "data.test_split",

@@ -27,7 +27,9 @@ pub(crate) fn overview(experiment: &Experiment) -> Result<Vec<Line>, CliError> {
     let kind = if data.channels == 1 { "grey" } else { "RGB" };
     let num = |role| data.roles.indices(role).len();
     let params = |level| count_text(method.model.layout(level).len);
-    let masks = if method.is_learned() {
+    let masks = if method.searches_branches() {
+        format!("{} learns the masks, by branch search", config.mask.strategy)
+    } else if method.is_learned() {
         format!("{} learns the masks", config.mask.strategy)
     } else {
         format!("{} masks", config.mask.strategy)

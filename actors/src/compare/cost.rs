@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use mlomae_dataflow::config::Config;
+use mlomae_dataflow::config::{Config, PolicyConfig};
 use mlomae_dataflow::counts::Outer;
 use mlomae_dataflow::flow::fault::FaultPlan;
 use mlomae_dataflow::flow::stop::StopFlag;
@@ -13,6 +13,7 @@ use mlomae_kernels as kernels;
 use mlomae_model::Precision;
 use mlomae_model::lane::cpu::Cpus;
 use mlomae_model::lane::{DeviceChoice, Engine};
+use mlomae_model::search::PolicySearch;
 use mlomae_storage::atomic::write_atomic;
 use mlomae_storage::unfinished::Unfinished;
 use serde::{Deserialize, Serialize};
@@ -81,7 +82,8 @@ impl Costs {
         };
         for (index, (config, _)) in configs.iter().enumerate() {
             if !self.known.contains_key(&names[index]) {
-                let gflop = gflop_outer(config, events).map_err(|error| (index, error))?;
+                let gflop =
+                    mean_of(&parts(config), |part| gflop_outer(part, events)).map_err(|error| (index, error))?;
                 self.known.insert(names[index].clone(), Cost { gflop, seconds: None });
             }
             step(progress);
@@ -92,7 +94,8 @@ impl Costs {
             for _ in 0..NUM_ROUNDS {
                 for (index, (config, _)) in configs.iter().enumerate() {
                     if untimed[index] {
-                        let seconds = seconds_outer(config, events).map_err(|error| (index, error))?;
+                        let seconds = mean_of(&parts(config), |part| seconds_outer(part, events));
+                        let seconds = seconds.map_err(|error| (index, error))?;
                         times.entry(&names[index]).or_default().push(seconds);
                     }
                     step(progress);
@@ -127,6 +130,32 @@ fn cost_key(config: &Config, data: Key, machine: &str) -> String {
     config.seed = 0;
     config.train.outer_iterations = 1;
     format!("{} on {machine}", config_key(&config, data, &[]))
+}
+
+/// Configurations whose outer iterations all cost the same, with their shares in those of `config`. A branch search does
+/// not work in all of them: it waits for its proposal, trains, and judges at the end of that.
+fn parts(config: &Config) -> Vec<(f64, Config)> {
+    let policy = &config.policy;
+    if policy.search == PolicySearch::Gradient {
+        return vec![(1.0, config.clone())];
+    }
+    let default = PolicyConfig::default();
+    let part = |search, average, branch_steps, branch_judges| {
+        let policy = PolicyConfig { search, average, branch_steps, branch_judges, ..policy.clone() };
+        Config { policy, ..config.clone() }
+    };
+    // The longest search comes to no judgement in a measured stretch.
+    let without = part(PolicySearch::Gradient, 1, default.branch_steps, default.branch_judges);
+    let (trained, judged) = (part(PolicySearch::Branch, 1, 65_536, 1), part(PolicySearch::Branch, 1, 1, 1));
+    let period = policy.average.max(policy.branch_steps) as f64;
+    let (of_training, of_judging) = (policy.branch_steps as f64 / period, policy.branch_judges as f64 / period);
+    vec![(1.0 - of_training, without), (of_training - of_judging, trained), (of_judging, judged)]
+}
+
+/// The mean of what `measure` finds of the parts, by their shares.
+fn mean_of<E>(parts: &[(f64, Config)], mut measure: impl FnMut(&Config) -> Result<f64, E>) -> Result<f64, E> {
+    let parts = parts.iter().filter(|(share, _)| *share > 0.0);
+    parts.map(|(share, part)| Ok(share * measure(part)?)).sum()
 }
 
 /// Keeps all weights as they are, which costs the same: an arm that diverges costs as much as another, and its warnings
@@ -188,4 +217,35 @@ fn seconds_outer(config: &Config, events: &EventQueue) -> Result<f64, CliError> 
     at_rest(&mut config);
     let experiment = Experiment::new(config, None)?;
     Ok(1e-3 * measure(&experiment, STRETCH, events)?.ms_outer())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use mlomae_dataflow::config::ConfigInputs;
+
+    use super::*;
+
+    #[test]
+    fn a_search_is_counted_by_the_shares_of_its_iterations() {
+        let cost = |settings: &[&str]| {
+            let inputs = settings.iter().fold(ConfigInputs::quickstart(), |inputs, setting| inputs.set(setting));
+            let parts = parts(&Config::resolve(&inputs).unwrap());
+            assert!((parts.iter().map(|(share, _)| share).sum::<f64>() - 1.0).abs() < 1e-12);
+            // An iteration costs 10, training three branches 3, judging them 1.
+            let measure = |part: &Config| {
+                let (policy, is_branch) = (&part.policy, part.policy.search == PolicySearch::Branch);
+                let is_judged = is_branch && policy.branch_steps == 1;
+                assert!(policy.average == 1 || !is_branch, "the search is on from the second iteration on");
+                Ok::<_, Infallible>(10.0 + f64::from(u8::from(is_branch)) * 3.0 + f64::from(u8::from(is_judged)))
+            };
+            mean_of(&parts, measure).unwrap_or_else(|never| match never {})
+        };
+        assert_eq!(cost(&["policy.average=7"]), 10.0);
+        let branch = ["policy.search=branch", "policy.branch_steps=8", "policy.branch_judges=2"];
+        assert_eq!(cost(&branch), 13.25);
+        assert_eq!(cost(&[&branch[..], &["policy.average=16"]].concat()), 11.625);
+        assert_eq!(cost(&[&branch[..], &["policy.average=4", "policy.branch_judges=8"]].concat()), 14.0);
+    }
 }

@@ -49,6 +49,9 @@ const RANDOM: &[&str] = &[
     "method.supervised=false",
     "policy.average=1",
     "policy.estimator=weights",
+    "policy.search=gradient",
+    "policy.branch_steps=32",
+    "policy.branch_judges=4",
 ];
 
 /// All of them. A further one is a line here.

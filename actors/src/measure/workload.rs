@@ -246,7 +246,7 @@ impl Workload {
                 Event::Scored(_) => &mut lap.score_ms,
                 Event::Pretrain(_) => &mut lap.pretrain_ms,
                 Event::Finetune(_) | Event::Direction(_) => &mut lap.evaluate_ms,
-                Event::Hypergradient(_) => &mut lap.policy_ms,
+                Event::Search(_) | Event::Hypergradient(_) => &mut lap.policy_ms,
             };
             *part += clock.elapsed().as_secs_f64() * 1e3;
             clock = Instant::now();

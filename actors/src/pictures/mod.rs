@@ -50,7 +50,9 @@ pub fn panel_of(loaded: &LoadedCheckpoint, split: Split, num_images: usize) -> R
     // Exploration is for training; the panel shows what the policy wants.
     let objects = experiment.loader(split)?.object_patches(&indices, model.config.patch);
     let known = objects.as_ref().filter(|_| method.masks_need_objects()).map(|objects| objects.as_slice().into());
+    let policy = loaded.state.policy();
     let rule = MaskRule {
+        is_random: policy.is_random,
         explore: 0.0,
         explore_arms: false,
         ratio_arms: false,
@@ -59,8 +61,9 @@ pub fn panel_of(loaded: &LoadedCheckpoint, split: Split, num_images: usize) -> R
     };
     let (theta, images) = (lane.upload(&loaded.state.theta)?, lane.ingest(&batch.images)?);
     let teacher = loaded.state.teacher.as_ref().map(|teacher| lane.upload(teacher)).transpose()?;
-    let scored =
-        lane.score(Some(teacher.as_ref().unwrap_or(&theta)), &lane.upload(loaded.state.phi())?, &images, &rule)?;
+    let phi = lane.upload(&policy.phi)?;
+    let weights = Some(teacher.as_ref().unwrap_or(&theta));
+    let scored = lane.score(weights, &phi, &images, &rule)?;
     let predicted = lane.reconstruct(&theta, &images, &scored)?;
     let images = batch.images.to_values()?;
 
@@ -91,7 +94,9 @@ pub fn panel_of(loaded: &LoadedCheckpoint, split: Split, num_images: usize) -> R
         format!("{}, {} split, after {} level-1 steps", loaded.name(), dataset.info().split, loaded.step),
         "reconstruction: the normalised target undone with each patch's own mean and deviation".to_owned(),
     ];
-    if !method.is_learned() {
+    if policy.is_random {
+        notes.push("random masks: the last branch search has decided so; there are no scores".to_owned());
+    } else if !method.is_learned() {
         notes.push(format!("{} masks: there are no scores", experiment.config.mask.strategy));
     } else if objects.is_some() {
         notes.push("green outline: the patches of the object".to_owned());

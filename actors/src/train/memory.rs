@@ -243,6 +243,7 @@ fn device_bound(experiment: &Experiment) -> Option<(&'static str, DeviceMemoryBo
         model: &method.model,
         batch: PerLevel { pretrain: config.pretrain.batch, finetune: config.finetune.batch, mask: config.policy.batch },
         lag: method.lag,
+        has_branches: method.searches_branches(),
         is_tangent: method.hypergradient.is_forward_mode(),
         precision: method.precision,
     };
@@ -264,7 +265,10 @@ fn theta(experiment: &Experiment) -> Part {
 fn weight_bytes(experiment: &Experiment) -> u64 {
     let lag = experiment.method.lag;
     let teacher = if experiment.method.reads_teacher() { 3 } else { 0 };
-    let sets = [(Level::Pretrain, 6 + lag + teacher), (Level::Finetune, 5), (Level::Mask, 6 + lag)];
+    // θ and both moments of three branches, the gradient and the values of a step, the moments that it writes to copies,
+    // and those of each snapshot; φ of two branches.
+    let (branches, phi) = if experiment.method.searches_branches() { (9 + 4 + 2 * (1 + lag), 2) } else { (0, 0) };
+    let sets = [(Level::Pretrain, 6 + lag + teacher + branches), (Level::Finetune, 5), (Level::Mask, 6 + lag + phi)];
     sets.iter().map(|(set, copies)| len(experiment, *set).saturating_mul(4 * copies)).fold(0, u64::saturating_add)
 }
 
@@ -300,8 +304,8 @@ fn activation_bytes(experiment: &Experiment) -> u64 {
         true => times(&[4, level_2, config.finetune.batch + validation]),
         false => 0,
     };
-    // The reward of a learned mask ratio takes level 1's gradient once more, in level 3.
-    let level_3 = match experiment.method.ratio_arms {
+    // The reward of a learned mask ratio and the branches of a search take level 1's gradient once more, in level 3.
+    let level_3 = match experiment.method.ratio_arms || experiment.method.searches_branches() {
         true => times(&[4, of_level_1, pieces(StageName::Policy, config.pretrain.batch).min(config.pretrain.batch)]),
         false => 0,
     };
@@ -317,7 +321,12 @@ fn activation_bytes(experiment: &Experiment) -> u64 {
 /// alone (see `check`), but no more than two checkpoints are on their way unless the disk is slower than the training.
 fn queue_bytes(experiment: &Experiment) -> Result<u64, CliError> {
     let topology = experiment.topology()?;
-    let sets = [(Level::Pretrain, 3), (Level::Finetune, 3), (Level::Mask, 5 + experiment.method.lag)];
+    let branches = if experiment.method.searches_branches() { (9, 2) } else { (0, 0) };
+    let sets = [
+        (Level::Pretrain, 3 + branches.0),
+        (Level::Finetune, 3),
+        (Level::Mask, 5 + experiment.method.lag + branches.1),
+    ];
     let checkpoint = sets.iter().map(|(set, copies)| len(experiment, *set).saturating_mul(4 * copies));
     let two_checkpoints = checkpoint.fold(0, u64::saturating_add).saturating_mul(2);
     let edge = |bound: &EdgeBound| {

@@ -36,7 +36,7 @@ fn main() -> Result<(), ModelError> {
             Event::Pretrain(g) => println!("{outer}: pretrain loss {:.4}", g.loss),
             Event::Finetune(g) => println!("{outer}: finetune loss {:.4}", g.loss),
             Event::Direction(v) => println!("{outer}: validation loss {:.4}", v.loss),
-            Event::Scored(_) | Event::Hypergradient(_) => {}
+            Event::Scored(_) | Event::Search(_) | Event::Hypergradient(_) => {}
         })?;
     }
     Ok(())

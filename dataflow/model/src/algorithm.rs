@@ -54,6 +54,7 @@ use crate::lane::{Direction, Downstream, FinetuneGradient, LabelledImages, Lane,
 use crate::level::PerLevel;
 use crate::levels::optimizer::AdamW;
 use crate::masking::{MaskRule, Scored};
+use crate::search::{Moment, Progress};
 use crate::tasks::Noise;
 use crate::vector::Vector;
 
@@ -100,7 +101,7 @@ pub struct Constants<'a> {
     /// Learning rate of each level by its step, counted from 0 over the run: level-1 steps for level 1, outer
     /// iterations for levels 2 and 3.
     pub rates: PerLevel<&'a dyn Fn(u64) -> f64>,
-    /// How the batch of a level-1 step, counted from 0 over the run, is masked.
+    /// How the batch of a level-1 step, counted from 0 over the run, is masked by φ.
     pub rule: &'a dyn Fn(u64) -> MaskRule,
     /// Dropout of the head by outer iteration and by number of the pass within it (see [`Hypergradient`]); none without
     /// dropout.
@@ -129,7 +130,9 @@ pub enum Event<'a> {
     Finetune(&'a FinetuneGradient),
     /// v0, v1 and w at the updated θ and c.
     Direction(&'a Direction),
-    /// φ was updated with this hypergradient.
+    /// The branches of the search that is on were trained; φ is that of its decision, where it has ended.
+    Search(&'a Progress),
+    /// φ was updated with this hypergradient, or a search for its next value has begun.
     Hypergradient(&'a Along),
 }
 
@@ -147,7 +150,8 @@ pub fn outer_iteration(
     // Level 1: θ ← θ − η ∂L_m/∂θ, k times. L_m weighs each masked patch's loss by its score.
     let k = x.pretrain.len() as u64;
     for (step, x_p) in (outer * k..).zip(x.pretrain) {
-        let scored = lane.score(Some(&s.theta), &s.phi, x_p, &(m.rule)(step))?;
+        let rule = MaskRule { is_random: s.carried.is_random, ..(m.rule)(step) };
+        let scored = lane.score(Some(&s.theta), &s.phi, x_p, &rule)?;
         see(Event::Scored(&scored));
         let g = lane.pretrain(&s.theta, &s.phi, x_p, &scored)?;
         s.theta = lane.update(&mut s.adamw.pretrain, &s.theta, &g.gradient, (m.rates.pretrain)(step))?;
@@ -173,13 +177,21 @@ pub fn outer_iteration(
             *v = lane.preconditioned(v, &s.adamw.pretrain.v, s.adamw.pretrain.step, &s.adamw.pretrain.config)?;
         }
     }
-    let rule = &(m.rule)((outer + 1) * k - 1);
+    let last = (outer + 1) * k - 1;
+    let (rule, rate) = (&(m.rule)(last), (m.rates.pretrain)(last));
+    let now = Moment { theta: &s.theta, adamw: &s.adamw.pretrain, images: x_p, rule, rate, finetune, validation };
+    // A branch search that is on goes on by a step, and may decide on φ.
+    if let Some(progress) = s.carried.advance_search(lane, &s.phi, &now, &m.settings)? {
+        if let Some((_, policy)) = &progress.end {
+            s.phi = policy.phi.clone();
+        }
+        see(Event::Search(&progress));
+    }
     let (estimator, want_signal) = (m.settings.estimator, false);
     let at = Upstream { theta: &s.theta, phi: &s.phi, images: x_p, rule, estimator, want_signal };
     let g = s.carried.along(m.form, lane, &at, [v.v1, v.w], &m.settings)?;
-    if let Some(mean) = s.carried.mean(lane, &g.gradient, m.settings.average)? {
-        s.phi = lane.update(&mut s.adamw.mask, &s.phi, &mean, (m.rates.mask)(outer))?;
-    }
+    let rate = (m.rates.mask)(outer);
+    s.phi = s.carried.update(lane, &mut s.adamw.mask, &s.phi, &g.gradient, rate, (Some(&now), &m.settings))?;
     see(Event::Hypergradient(&g));
     Ok(())
 }

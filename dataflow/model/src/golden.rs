@@ -324,6 +324,7 @@ impl Golden {
                     Event::Pretrain(g) => lap.pretrain_losses.push(g.loss),
                     Event::Finetune(g) => lap.finetune_loss = g.loss,
                     Event::Direction(v) => lap.mask_loss = v.loss,
+                    Event::Search(_) => {}
                     Event::Hypergradient(g) => lap.hypergradient_norm = norm(&g.gradient.to_host()?),
                 }
                 Ok(())
@@ -450,6 +451,7 @@ impl Report<'_> {
                 self.set("mask.v_encoder", layout(Level::Pretrain), &v.w, gradient)?;
                 self.set("mask.indirect", layout(Level::Pretrain), &v.v1, gradient)
             }
+            Event::Search(_) => Ok(()),
             Event::Hypergradient(g) => self.hypergradient(form, layout(Level::Mask), &g.gradient),
         })?;
         self.whole("after.pretrain", layout(Level::Pretrain), &state.theta, after)?;

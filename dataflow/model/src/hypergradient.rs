@@ -13,11 +13,13 @@ use crate::choice::{Choice, Named, Registry};
 use crate::error::ModelError;
 use crate::lane::{Direction, Downstream, FinetuneGradient, Lane, Recording, Response, Upstream};
 use crate::levels::mask::cotangent_difference;
+use crate::levels::optimizer::AdamW;
 use crate::levels::vectors::{norm_wide, shifted_wide, step_size};
 use crate::masking::arms::RatioArms;
 use crate::masking::{MaskWeights, Needs};
 use crate::policy::{self, Derivative, Estimator, Signal};
 use crate::precision::Precision;
+use crate::search::{Moment, Policy, PolicySearch, Progress, Search};
 use crate::tasks::ridge::{Bank, Rows, respond_with_bank};
 use crate::tasks::{At, Noise, Share, Targets, Tokens, Want};
 use crate::vector::Vector;
@@ -39,8 +41,14 @@ pub struct Settings {
     pub estimator: Estimator,
     /// Whether v is divided by the root of level 1's second moments, so that utilities are those of AdamW's steps.
     pub precondition: bool,
-    /// Hypergradients whose mean makes a step of φ, at least 1.
+    /// Hypergradients whose mean makes a step of φ, at least 1; with [`PolicySearch::Branch`] the fewest.
     pub average: u64,
+    /// How φ follows from them.
+    pub search: PolicySearch,
+    /// Steps of level 1 that each branch of a [`Search`] trains.
+    pub branch_steps: u64,
+    /// How many of the last of them are judged, from 1 to all.
+    pub branch_judges: u64,
     /// Whether the reward of a learned mask ratio is divided by the operations of its pass, relative to those at
     /// [`ModelConfig::mask_ratio`](crate::ModelConfig::mask_ratio).
     pub ratio_per_flop: bool,
@@ -58,6 +66,9 @@ impl Default for Settings {
             estimator: Estimator::Weights,
             precondition: false,
             average: 1,
+            search: PolicySearch::Gradient,
+            branch_steps: 32,
+            branch_judges: 4,
             ratio_per_flop: false,
         }
     }
@@ -72,6 +83,10 @@ pub struct Carried {
     pub bank: Bank,
     /// Running mean of the rewards of a learned mask ratio.
     pub ratio_baseline: Option<f32>,
+    /// Whether random masks are in use in the place of those of φ, by the last decision of a search.
+    pub is_random: bool,
+    /// The search that is on.
+    pub search: Option<Search>,
 }
 
 impl Carried {
@@ -81,7 +96,8 @@ impl Carried {
     /// When the device fails or lacks memory.
     pub fn upload(self, lane: &dyn Lane) -> Result<Self, ModelError> {
         let sum = self.sum.map(|(sum, num)| Ok::<_, ModelError>((lane.upload(&sum)?, num))).transpose()?;
-        Ok(Carried { sum, ..self })
+        let search = self.search.map(|search| search.upload(lane)).transpose()?;
+        Ok(Carried { sum, search, ..self })
     }
 
     /// Puts the features of a head in closed form into the bank.
@@ -125,19 +141,72 @@ impl Carried {
         Ok(Along { gradient: lane.sum(&along.gradient, &of_arms)?, ratio_reward: Some(reward), ..along })
     }
 
-    /// Adds a hypergradient: the mean of the last `average` of them, as often as there are so many.
+    /// One outer iteration of the search around `phi` that is on, if there is one. Where it ends, the policy that
+    /// follows is the newest from then on.
     ///
     /// # Errors
-    /// When the device fails.
-    pub fn mean(&mut self, lane: &mut dyn Lane, gradient: &Vector, average: u64) -> Result<Option<Vector>, ModelError> {
-        if average <= 1 {
+    /// As [`Search::advance`].
+    pub fn advance_search(
+        &mut self,
+        lane: &mut dyn Lane,
+        phi: &Vector,
+        at: &Moment<'_>,
+        settings: &Settings,
+    ) -> Result<Option<Progress>, ModelError> {
+        let Some(search) = &mut self.search else { return Ok(None) };
+        let policy = Policy { phi: phi.clone(), is_random: self.is_random };
+        let progress = search.advance(lane, &policy, at, settings)?;
+        if let Some((_, policy)) = &progress.end {
+            self.is_random = policy.is_random;
+            self.search = None;
+        }
+        Ok(Some(progress))
+    }
+
+    /// What AdamW's step makes of φ with the hypergradient `gradient`. With a branch search that is a proposal: φ stays,
+    /// and a search begins at `at`, which must be given.
+    ///
+    /// # Errors
+    /// When the device fails, or `at` is missing.
+    pub fn update(
+        &mut self,
+        lane: &mut dyn Lane,
+        adamw: &mut AdamW,
+        phi: &Vector,
+        gradient: &Vector,
+        rate: f64,
+        (at, settings): (Option<&Moment<'_>>, &Settings),
+    ) -> Result<Vector, ModelError> {
+        let Some(mean) = self.mean(lane, gradient, settings)? else { return Ok(phi.clone()) };
+        let plus = lane.update(adamw, phi, &mean, rate)?;
+        match settings.search {
+            PolicySearch::Gradient => Ok(plus),
+            PolicySearch::Branch => {
+                let missing = "a branch search needs level 1's moments and labelled batches".to_owned();
+                let at = at.ok_or(ModelError::Lane { lane: "any", problem: missing })?;
+                self.search = Some(Search::begin(lane, phi, plus, at)?);
+                Ok(phi.clone())
+            }
+        }
+    }
+
+    /// Adds a hypergradient: the mean of the last `average` of them, as often as there are so many. While a search is
+    /// on they go on adding up, so that the next mean is that of all since the last.
+    fn mean(
+        &mut self,
+        lane: &mut dyn Lane,
+        gradient: &Vector,
+        settings: &Settings,
+    ) -> Result<Option<Vector>, ModelError> {
+        let average = settings.average;
+        if average <= 1 && settings.search == PolicySearch::Gradient {
             return Ok(Some(gradient.clone()));
         }
         let (sum, num) = match self.sum.take() {
             Some((sum, num)) => (lane.sum(&sum, gradient)?, num + 1),
             None => (gradient.clone(), 1),
         };
-        if num < average {
+        if num < average || self.search.is_some() {
             self.sum = Some((sum, num));
             return Ok(None);
         }

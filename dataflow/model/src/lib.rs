@@ -27,6 +27,7 @@ pub mod parallel;
 pub mod policy;
 pub mod precision;
 pub mod rng;
+pub mod search;
 pub mod tap;
 pub mod tasks;
 pub mod trained;

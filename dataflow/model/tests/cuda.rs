@@ -17,6 +17,7 @@ use mlomae_model::masking::{MASKINGS, MaskInput, MaskRule, MaskSelect, MaskWeigh
 use mlomae_model::parallel::arena::Buffer;
 use mlomae_model::policy::Estimator;
 use mlomae_model::rng::{Purpose, below, keyed};
+use mlomae_model::search::PolicySearch;
 use mlomae_model::tap::Tap;
 use mlomae_model::tasks::ridge::Bank;
 use mlomae_model::tasks::{At, Figure, Noise, Share, Targets, Task, Tokens, Total, Want};
@@ -128,6 +129,10 @@ fn results(
                     push("v0", v.v0.clone());
                     push("v1", wide(&v.v1));
                     push("w", wide(&v.w));
+                }
+                Event::Search(progress) => {
+                    let losses = progress.judgement.iter().flatten().map(|loss| f64::from(loss.unwrap()));
+                    push("judgement", losses.collect());
                 }
                 Event::Hypergradient(g) => push("hypergradient", wide(&g.gradient)),
             }
@@ -313,6 +318,18 @@ fn a_gpu_learns_policies_as_the_cpu_does() {
         let config = ModelConfig { mask_ratio_arms: vec![0.5, 0.7], ..config(masking, input) };
         compare_policy(&config, &Tangent, (Settings::default(), MaskSelect::Score), Precision::F32, 2e-4);
     }
+}
+
+#[test]
+fn a_gpu_trains_and_judges_the_branches_of_a_search_as_the_cpu_does() {
+    drop(mlomae_device::testing::gpu());
+    let search = PolicySearch::Branch;
+    let settings = Settings { search, branch_steps: 1, branch_judges: 1, ..Settings::default() };
+    for (masking, input) in [NETWORKS[0], NETWORKS[3]] {
+        compare_policy(&config(masking, input), &Tangent, (settings, MaskSelect::Score), Precision::F32, 2e-4);
+    }
+    let linear = ModelConfig { mask_weights: MaskWeights::Normalised, ..config("linear", MaskInput::Pixels) };
+    compare_policy(&linear, &Ridge, (settings, MaskSelect::Sample), Precision::F32, 2e-4);
 }
 
 #[test]

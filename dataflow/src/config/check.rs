@@ -7,10 +7,12 @@ use mlomae_model::masking::oracle::OracleMasked;
 use mlomae_model::masking::schedule::MaskSchedule;
 use mlomae_model::masking::{MaskNoise, MaskSelect, MaskWeights};
 use mlomae_model::policy::Estimator;
+use mlomae_model::search::PolicySearch;
+use mlomae_model::tasks::TASKS;
 use mlomae_storage::dataset::{DataError, Split, check_exclude};
 use mlomae_storage::run_dir::{RUN_ID_RULE, is_run_id};
 
-use super::{Config, ConfigError, Crop, TelemetryConfig};
+use super::{Config, ConfigError, Crop, PolicyConfig, TelemetryConfig};
 use crate::counts::Outer;
 use crate::flow::stage_name::StageName;
 
@@ -315,14 +317,17 @@ impl Config {
                     "weights",
                 ),
                 ("policy.average", policy.average == 1, policy.average.to_string(), "1"),
+                ("policy.search", policy.search == PolicySearch::Gradient, quoted(&policy.search), "gradient"),
                 ("method.supervised", !method.supervised, "true".to_owned(), "false"),
             ] {
                 if !is_default {
                     errors.push(error(key, value, problem.clone(), allowed));
                 }
             }
+            self.check_search(errors);
             return;
         }
+        self.check_search(errors);
         let reads_embedding = mask.input == MaskInput::Embedding;
         if reads_embedding && mask.strategy.name() == "linear" {
             let problem = "the strategy \"linear\" reads the pixels";
@@ -362,8 +367,15 @@ impl Config {
             let problem = "is too small for method.hypergradient = \"ridge\", a head in closed form";
             errors.push(error("finetune.batch", self.finetune.batch, problem, "2 or more"));
         }
+        if method.ridge_penalty != default.method.ridge_penalty
+            && form != "ridge"
+            && policy.search != PolicySearch::Branch
+        {
+            let problem = format!("has no meaning with method.hypergradient = \"{form}\"");
+            let allowed = "method.hypergradient = \"ridge\", or policy.search = \"branch\"";
+            errors.push(error("method.ridge_penalty", method.ridge_penalty, problem, allowed));
+        }
         for (key, is_default, value, needed) in [
-            ("method.ridge_penalty", method.ridge_penalty == 0.03, method.ridge_penalty.to_string(), "ridge"),
             ("method.ridge_bank", method.ridge_bank == 0, method.ridge_bank.to_string(), "ridge"),
             ("method.cg_damping", method.cg_damping == 0.01, method.cg_damping.to_string(), "cg"),
             ("method.cg_steps", method.cg_steps == 10, method.cg_steps.to_string(), "cg"),
@@ -372,6 +384,48 @@ impl Config {
                 let problem = format!("has no meaning with method.hypergradient = \"{form}\"");
                 errors.push(error(key, value, problem, &format!("method.hypergradient = \"{needed}\"")));
             }
+        }
+    }
+
+    /// What goes with a branch search.
+    fn check_search(&self, errors: &mut Vec<ConfigError>) {
+        let (policy, default) = (&self.policy, PolicyConfig::default());
+        if policy.search == PolicySearch::Gradient {
+            for (key, value, default) in [
+                ("policy.branch_steps", policy.branch_steps, default.branch_steps),
+                ("policy.branch_judges", policy.branch_judges, default.branch_judges),
+            ] {
+                if value != default {
+                    let problem = "has no meaning with policy.search = \"gradient\"";
+                    errors.push(error(key, value, problem, "policy.search = \"branch\""));
+                }
+            }
+            return;
+        }
+        if policy.branch_judges > policy.branch_steps {
+            let problem = format!("is more than policy.branch_steps = {}", policy.branch_steps);
+            let allowed = format!("1 to {}", policy.branch_steps);
+            errors.push(error("policy.branch_judges", policy.branch_judges, problem, &allowed));
+        }
+        let mut refuse = |problem: String, allowed: &str| {
+            errors.push(error("policy.search", quoted(&policy.search), problem, allowed));
+        };
+        let task = self.method.task;
+        if !task.has_closed_form() {
+            let problem = format!("judges by a head in closed form, which method.task = \"{task}\" has not");
+            let tasks = TASKS.iter().filter(|task| task.has_closed_form()).map(|task| format!("\"{}\"", task.name()));
+            let allowed = format!("gradient, or method.task = {}", tasks.collect::<Vec<_>>().join(" or "));
+            refuse(problem, &allowed);
+        }
+        for (key, is_on) in [("method.multitask", self.method.multitask), ("method.supervised", self.method.supervised)]
+        {
+            if is_on {
+                refuse(format!("has no meaning with {key}, whose labels move the encoder itself"), "gradient");
+            }
+        }
+        if self.finetune.batch < 2 {
+            let problem = "is too small for policy.search = \"branch\", which judges by a head in closed form";
+            errors.push(error("finetune.batch", self.finetune.batch, problem, "2 or more"));
         }
     }
 

@@ -1,8 +1,9 @@
 //! `[method]` and the optimisers of the three levels: `[pretrain]`, `[finetune]` and `[policy]`.
 
-use mlomae_model::hypergradient::HypergradientChoice;
+use mlomae_model::hypergradient::{HypergradientChoice, Settings};
 use mlomae_model::levels::optimizer::{Decay, DecayGroup};
 use mlomae_model::policy::Estimator;
+use mlomae_model::search::PolicySearch;
 use mlomae_model::tasks::TaskChoice;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -82,7 +83,7 @@ pub struct MethodConfig {
     pub shuffle_labels: bool,
     /// Metric of the direction along which patches are judged.
     pub precondition: Precondition,
-    /// With `hypergradient = "ridge"`: the penalty, relative to the mean variance of the features.
+    /// With `hypergradient = "ridge"` or `policy.search = "branch"`: the penalty of the head, relative to the mean variance of the features.
     #[schemars(range(min = 0.000_001, max = 1000.0))]
     pub ridge_penalty: f64,
     /// With `hypergradient = "ridge"`: earlier pairs of labelled batches whose features, as old as they are, still count
@@ -199,11 +200,21 @@ pub struct PolicyConfig {
     /// Decay rates of the two moments.
     #[schemars(inner(range(min = 0.0, max = 0.999_999)))]
     pub betas: [f64; 2],
-    /// Outer iterations whose mean hypergradient makes one step.
+    /// Outer iterations whose mean hypergradient makes one step; with `search = "branch"` the fewest.
     #[schemars(range(min = 1, max = 4096))]
     pub average: u64,
     /// What the gradient goes through.
     pub estimator: Estimator,
+    /// How the policy follows from its gradient.
+    pub search: PolicySearch,
+    /// With `search = "branch"`: steps of level 1, one an outer iteration, that each branch trains before the best is
+    /// chosen.
+    #[schemars(range(min = 1, max = 65_536))]
+    pub branch_steps: u64,
+    /// With `search = "branch"`: how many of the last of these steps are judged, each on the labels of its outer
+    /// iteration.
+    #[schemars(range(min = 1, max = 65_536))]
+    pub branch_judges: u64,
 }
 
 impl PolicyConfig {
@@ -219,8 +230,21 @@ impl Default for PolicyConfig {
     fn default() -> Self {
         let LevelConfig { batch, lr, weight_decay, decay_group, warmup_steps, schedule, betas } =
             LevelConfig::published(1e-3);
-        let (average, estimator) = (1, Estimator::Weights);
-        Self { batch, lr, weight_decay, decay_group, warmup_steps, schedule, betas, average, estimator }
+        let Settings { average, estimator, search, branch_steps, branch_judges, .. } = Settings::default();
+        Self {
+            batch,
+            lr,
+            weight_decay,
+            decay_group,
+            warmup_steps,
+            schedule,
+            betas,
+            average,
+            estimator,
+            search,
+            branch_steps,
+            branch_judges,
+        }
     }
 }
 

@@ -414,6 +414,59 @@ fn scales_and_arms_are_refused_where_they_mean_nothing() {
 }
 
 #[test]
+fn a_branch_search_is_refused_where_it_means_nothing() {
+    let lines = |settings: &[&str]| {
+        let inputs = settings.iter().fold(ConfigInputs::default(), |inputs, setting| inputs.set(setting));
+        match Config::resolve(&inputs) {
+            Ok(config) => vec![format!("{:?} {}", config.policy.search, config.policy.branch_judges)],
+            Err(errors) => errors.iter().map(ToString::to_string).collect(),
+        }
+    };
+    let branch = "policy.search=branch";
+    assert_eq!(lines(&[branch]), ["Branch 4"]);
+    assert_eq!(lines(&[branch, "method.ridge_penalty=0.1", "policy.branch_steps=4"]), ["Branch 4"]);
+    for (settings, expected) in [
+        (&["policy.search=line"][..], "policy.search = \"line\": not an allowed value (allowed: gradient, branch)"),
+        (
+            &["policy.branch_steps=8"],
+            "policy.branch_steps = 8: has no meaning with policy.search = \"gradient\" \
+             (allowed: policy.search = \"branch\")",
+        ),
+        (
+            &["policy.branch_judges=1"],
+            "policy.branch_judges = 1: has no meaning with policy.search = \"gradient\" \
+             (allowed: policy.search = \"branch\")",
+        ),
+        (
+            &[branch, "policy.branch_steps=3"],
+            "policy.branch_judges = 4: is more than policy.branch_steps = 3 (allowed: 1 to 3)",
+        ),
+        (
+            &[branch, "mask.strategy=random"],
+            "policy.search = \"branch\": has no meaning with mask.strategy = \"random\", which learns nothing \
+             (allowed: gradient)",
+        ),
+        (
+            &[branch, "method.multitask=true"],
+            "policy.search = \"branch\": has no meaning with method.multitask, whose labels move the encoder itself \
+             (allowed: gradient)",
+        ),
+        (
+            &[branch, "finetune.batch=1", "train.grain=1"],
+            "finetune.batch = 1: is too small for policy.search = \"branch\", which judges by a head in closed form \
+             (allowed: 2 or more)",
+        ),
+        (
+            &["method.ridge_penalty=0.1"],
+            "method.ridge_penalty = 0.1: has no meaning with method.hypergradient = \"clean\" \
+             (allowed: method.hypergradient = \"ridge\", or policy.search = \"branch\")",
+        ),
+    ] {
+        assert_eq!(lines(settings), [expected], "{settings:?}");
+    }
+}
+
+#[test]
 fn malformed_settings_are_refused_in_one_line() {
     for setting in [
         "",

@@ -156,13 +156,15 @@ pub struct Snapshot {
     pub theta: Vector,
     /// The last batch x_p with its masks; shared, never copied.
     pub last: Arc<ScoredBatch>,
-    /// The metric of level 1's steps, where directions are taken in it.
+    /// The metric of level 1's steps, where directions are taken in it or branches begin with it.
     pub metric: Option<StepMetric>,
 }
 
-/// Level 1's second moments: what AdamW divides a gradient by the root of.
+/// Level 1's second moments: what AdamW divides a gradient by the root of; and the first, for who continues its steps.
 #[derive(Debug, Clone)]
 pub struct StepMetric {
+    /// First moments, flat over θ; only where branches of the encoder are trained.
+    pub first_moment: Option<Vector>,
     /// Second moments, flat over θ.
     pub second_moment: Vector,
     /// Steps done.
@@ -173,7 +175,10 @@ pub struct StepMetric {
 
 impl Payload for Snapshot {
     fn size_bytes(&self) -> usize {
-        let metric = self.metric.as_ref().map_or(0, |metric| 4 * metric.second_moment.len());
+        let metric = self
+            .metric
+            .as_ref()
+            .map_or(0, |metric| 4 * (metric.second_moment.len() + metric.first_moment.as_ref().map_or(0, Vector::len)));
         4 * self.theta.len() + metric + self.last.size_bytes()
     }
 }
@@ -187,10 +192,37 @@ pub struct Direction {
     pub v1: Vector,
     /// w = ∂L_v/∂θ, flat over θ, zero on the decoder.
     pub w: Vector,
+    /// The labelled batches of the outer iteration, finetune and validation; only where branches of the encoder are
+    /// judged by them.
+    pub pair: Option<[LabelledBatch; 2]>,
+}
+
+/// Images in a device's memory with their targets.
+#[derive(Debug, Clone)]
+pub struct LabelledBatch {
+    /// Images `[batch, C, H, W]`.
+    pub images: Vector,
+    /// What the head should find in them, `[batch]`.
+    pub targets: Targets,
+}
+
+impl LabelledBatch {
+    /// The images with their targets.
+    #[must_use]
+    pub const fn labelled(&self) -> LabelledImages<'_> {
+        LabelledImages { images: &self.images, targets: &self.targets }
+    }
+}
+
+impl Payload for LabelledBatch {
+    fn size_bytes(&self) -> usize {
+        4 * self.images.len() + self.targets.size_bytes()
+    }
 }
 
 impl Payload for Direction {
     fn size_bytes(&self) -> usize {
-        self.snapshot.size_bytes() + 4 * (self.v1.len() + self.w.len())
+        let pair = self.pair.as_ref().map_or(0, |pair| pair.iter().map(Payload::size_bytes).sum());
+        self.snapshot.size_bytes() + 4 * (self.v1.len() + self.w.len()) + pair
     }
 }

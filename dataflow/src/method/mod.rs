@@ -12,6 +12,7 @@ use mlomae_model::levels::optimizer::{AdamWConfig, Schedule};
 use mlomae_model::masking::attention::AttentionConfig;
 use mlomae_model::masking::schedule::Course;
 use mlomae_model::masking::{MaskRule, MaskSelect, Needs};
+use mlomae_model::search::PolicySearch;
 use mlomae_model::tasks::Noise;
 use mlomae_model::{Arena, Level, Model, ModelError, PerLevel, Precision};
 
@@ -180,6 +181,9 @@ impl Method {
                 estimator: config.policy.estimator,
                 precondition: config.method.precondition == Precondition::Adam,
                 average: config.policy.average,
+                search: config.policy.search,
+                branch_steps: config.policy.branch_steps,
+                branch_judges: config.policy.branch_judges,
                 ratio_per_flop: config.mask.ratio_per_flop,
             },
             head_dropout: config.method.head_dropout,
@@ -235,6 +239,12 @@ impl Method {
         self.model.is_learned()
     }
 
+    /// Whether level 3 trains branches of the encoder to decide on the policy.
+    #[must_use]
+    pub fn searches_branches(&self) -> bool {
+        self.is_learned() && self.settings.search == PolicySearch::Branch
+    }
+
     /// Whether scoring waits for the newest θ.
     #[must_use]
     pub fn scores_need_theta(&self) -> bool {
@@ -274,7 +284,8 @@ impl Method {
         self.model.masking.needs() == Needs::Objects
     }
 
-    /// How the batch of level-1 step `step` is masked, but for [`MaskRule::objects`], which come with the batch.
+    /// How the batch of level-1 step `step` is masked, but for [`MaskRule::objects`], which come with the batch, and for
+    /// [`MaskRule::is_random`], which comes with the policy.
     #[must_use]
     pub fn mask_rule(&self, step: Step) -> MaskRule {
         let Self { seed, select, temperature, .. } = *self;

@@ -143,6 +143,11 @@ metrics! {
     RatioEntropy: Mask, "ratio_entropy", "validation", "nat";
     /// Cosine of v1 + w and the gradient of L_m for θ on x_p under its mask ratio.
     RatioReward: Mask, "ratio_reward", "validation", "1";
+    /// Squared error of the best head in closed form on a branch's features, on the role validation; with
+    /// `policy.search = "branch"`.
+    BranchLoss: Mask, "branch_loss.CANDIDATE", "validation", "1";
+    /// What a branch search has decided: 1 for the step of the policy, -1 for its opposite, 0 for random masks.
+    BranchWinner: Mask, "branch_winner", "validation", "1";
     /// Cosine to the hypergradient before.
     HypergradientCosine: Mask, "hypergradient_cosine", "validation", "1";
     /// Area under the ROC curve of the panel's scores as a detector of object patches, where these are known.
@@ -161,12 +166,15 @@ const SCALE_GATE: &str = "scale_gate.";
 const EXPLORE_PROBABILITY: &str = "explore_probability.";
 /// What the names of [`Metric::RatioProbability`] begin with.
 const RATIO_PROBABILITY: &str = "ratio_probability.";
+/// What the names of [`Metric::BranchLoss`] begin with.
+const BRANCH_LOSS: &str = "branch_loss.";
 /// The numbers that have several values each, by what their names begin with.
-const FAMILIES: [(&str, Metric); 4] = [
+const FAMILIES: [(&str, Metric); 5] = [
     (MASK_COVERAGE_AT, Metric::MaskCoverageAt),
     (SCALE_GATE, Metric::ScaleGate),
     (EXPLORE_PROBABILITY, Metric::ExploreProbability),
     (RATIO_PROBABILITY, Metric::RatioProbability),
+    (BRANCH_LOSS, Metric::BranchLoss),
 ];
 
 impl Metric {
@@ -188,6 +196,12 @@ impl Metric {
     #[must_use]
     pub fn scale_gate(size: usize) -> Text {
         Cow::Owned(format!("{SCALE_GATE}{size}"))
+    }
+
+    /// The name of [`Metric::BranchLoss`] of the branch of that candidate.
+    #[must_use]
+    pub fn branch_loss(candidate: &str) -> Text {
+        Cow::Owned(format!("{BRANCH_LOSS}{candidate}"))
     }
 
     /// The name of a number that each arm has, such as [`Metric::ExploreProbability`], of that arm.
@@ -218,6 +232,7 @@ mod tests {
         }
         assert_eq!(Metric::of(Level::Pretrain, &Metric::mask_coverage_at(3, 11)), Some(Metric::MaskCoverageAt));
         assert_eq!(Metric::of(Level::Mask, &Metric::scale_gate(4)), Some(Metric::ScaleGate));
+        assert_eq!(Metric::of(Level::Mask, &Metric::branch_loss("plus")), Some(Metric::BranchLoss));
         for metric in [Metric::ExploreProbability, Metric::RatioProbability] {
             assert_eq!(Metric::of(Level::Mask, &metric.of_arm(0.25)), Some(metric));
         }

@@ -7,6 +7,7 @@ use mlomae_model::hypergradient::{Carried, FORMS};
 use mlomae_model::lane::{CpuLane, Lane, Upstream};
 use mlomae_model::levels::Cpu;
 use mlomae_model::levels::optimizer::AdamW;
+use mlomae_model::search::{Candidate, Policy};
 use mlomae_model::{Compute, Level, PerLevel, Vector};
 
 use crate::config::{Config, ConfigInputs};
@@ -131,6 +132,9 @@ fn the_serial_executor_is_the_algorithm_to_the_bit() {
             "mask.strategy=linear mask.input=pixels mask.weights=normalised mask.select=random",
             "mask.strategy=token-mlp mask.input=pixels mask.select=sample mask.scales=[1,2] mask.explore_arms=[0.0,0.5]",
             "mask.input=embedding mask.select=sample mask.ratio_arms=[0.5,0.6,0.75] policy.average=2",
+            "mask.input=embedding policy.search=branch policy.branch_steps=2 policy.branch_judges=1",
+            "mask.strategy=linear mask.input=pixels mask.weights=normalised mask.select=sample policy.lr=0.5 \
+             policy.search=branch policy.average=2 policy.branch_steps=4 policy.branch_judges=2",
         ] {
             let mut settings: Vec<String> = variant.split_whitespace().map(str::to_owned).collect();
             settings.push(form.clone());
@@ -152,6 +156,13 @@ fn the_serial_executor_is_the_algorithm_to_the_bit() {
             assert!(found("Model ") == bits(&state.theta), "{form} {variant}: θ");
             assert!(found("Head ") == bits(&state.c), "{form} {variant}: c");
             assert!(found("Mask ") == bits(&state.phi), "{form} {variant}: φ");
+            assert_eq!(state.carried.search.is_some(), variant.contains("search=branch"), "{form} {variant}");
+            for (candidate, branch) in Candidate::ALL.iter().zip(state.carried.search.iter().flat_map(|s| &s.branches))
+            {
+                let place = format!("Optimizer policy.branch.{candidate}");
+                assert!(found(&format!("{place}.theta.")) == bits(&branch.theta), "{form} {variant}: θ of {candidate}");
+                assert!(found(&format!("{place}.v.")) == bits(&branch.adamw.v), "{form} {variant}: v of {candidate}");
+            }
             for (level, adamw) in state.adamw.iter() {
                 let prefix = crate::record::optimizer_prefix(level);
                 assert!(found(&format!("Optimizer {prefix}.m.")) == bits(&adamw.m), "{form} {variant}: {level} m");
@@ -189,12 +200,13 @@ fn the_hypergradient_is_taken_at_the_newest_policy() {
     let (at_newest, at_older) = (expected(&mut lane, &newest), expected(&mut lane, &older));
     assert_ne!(bits(&at_newest), bits(&at_older), "the choice makes a difference");
 
-    let versions = [older.clone(), newest.clone()].map(|phi| PolicyVersion { phi, shift: None });
+    let versions = [older.clone(), newest.clone()]
+        .map(|phi| PolicyVersion { policy: Policy { phi, is_random: false }, shift: None });
     let adamw = AdamW::new(method.adamw.mask, method.model.layout(Level::Mask));
     let mut policy =
         PolicyStage::new(method.clone(), Box::new(lane), versions.into(), adamw, None, Carried::default(), None);
     let last = Arc::new(ScoredBatch { batch, scored, rule, phi: older, policy_version: Version(0) });
-    let direction = Direction { snapshot: Snapshot { outer: Outer(0), theta, last, metric: None }, v1, w };
+    let direction = Direction { snapshot: Snapshot { outer: Outer(0), theta, last, metric: None }, v1, w, pair: None };
     let output = policy.process(0, Some(direction), &mut recorder).unwrap();
-    assert_eq!(bits(&output.phi), bits(&at_newest));
+    assert_eq!(bits(&output.policy.phi), bits(&at_newest));
 }

@@ -14,6 +14,7 @@ mod mirror;
 pub mod pipeline;
 #[cfg(test)]
 mod pipeline_tests;
+mod search_state;
 pub mod serial;
 pub mod setup_error;
 pub mod sink;

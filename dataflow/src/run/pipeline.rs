@@ -3,10 +3,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use mlomae_model::hypergradient::Carried;
 use mlomae_model::lane::{Lane, LaneSize, Lanes, LanesSpec};
 use mlomae_model::levels::optimizer::AdamW;
-use mlomae_model::tasks::ridge::Bank;
+use mlomae_model::search;
 use mlomae_model::{Level, ModelError, PerLevel, Vector};
 use mlomae_storage::logs::TABLES;
 
@@ -140,15 +139,16 @@ impl Setup {
         let PerLevel { pretrain: adamw, finetune: adamw_f, mask: adamw_m } = optimizers;
         let (adamw, adamw_f, adamw_m) =
             (upload(&*pretrain, adamw)?, upload(&*finetune, adamw_f)?, upload(&*mask, adamw_m)?);
-        let policies = policies.into_iter().map(|PolicyVersion { phi, shift }| {
+        let policies = policies.into_iter().map(|PolicyVersion { policy, shift }| {
             let shift = shift.map(|Shift(delta)| mask.upload(&delta).map(Shift)).transpose()?;
-            Ok(PolicyVersion { phi: mask.upload(&phi)?, shift })
+            Ok(PolicyVersion { policy: search::Policy { phi: mask.upload(&policy.phi)?, ..policy }, shift })
         });
         let policies = policies.collect::<Result<_, ModelError>>()?;
         let previous = previous_hypergradient.map(|previous| mask.upload(&previous)).transpose()?;
-        let Carried { sum, bank, ratio_baseline } = carried.upload(&*mask)?;
+        let mut carried = carried.upload(&*mask)?;
+        // The evaluator's.
+        let bank = std::mem::take(&mut carried.bank);
         let supervised = supervised.map(|adamw| upload(&*mask, adamw)).transpose()?;
-        let carried = Carried { sum, bank: Bank::default(), ratio_baseline };
         let stages = Stages {
             load,
             score: ScoreStage::new(method.clone(), score),
@@ -184,7 +184,13 @@ pub fn topology(method: &Method, actors: &ActorsConfig, batch_sizes: [usize; 3])
     let objects = if method.masks_need_objects() { num_patches } else { 0 };
     let scored = batch(pretrain, false, objects) + 4 * pretrain * (num_patches + c.max_visible() + trace);
     let theta = 4 * method.model.vit.layout.len;
-    let snapshot = if method.settings.precondition { 2 * theta } else { theta } + scored;
+    let searches = method.searches_branches();
+    let num_moments = match (searches, method.settings.precondition) {
+        (true, _) => 2,
+        (false, precondition) => usize::from(precondition),
+    };
+    let snapshot = (1 + num_moments) * theta + scored;
+    let pair = if searches { batch(finetune + validation, false, 0) } else { 0 };
     // Encoder, evaluator and policy are one worker each: theirs are compute threads.
     let num_workers = |name| match name {
         Load | Score => actors.stage(name).num_workers(),
@@ -199,7 +205,7 @@ pub fn topology(method: &Method, actors: &ActorsConfig, batch_sizes: [usize; 3])
             edge(LOAD_EVALUATOR, batch(finetune + validation, raw, 0)),
             edge(SCORE_ENCODER, scored),
             edge(ENCODER_EVALUATOR, snapshot),
-            edge(EVALUATOR_POLICY, 2 * theta + snapshot),
+            edge(EVALUATOR_POLICY, 2 * theta + snapshot + pair),
             EdgeDecl {
                 id: EdgeId::fan_in(Log),
                 capacity: log_capacity(actors),
@@ -273,7 +279,9 @@ fn part_bytes(method: &Method, actors: &ActorsConfig) -> usize {
     let (theta, head, phi) = (bytes(Level::Pretrain), bytes(Level::Finetune), bytes(Level::Mask));
     let shifts = if method.shifts_encoder() { (lag + 2) * theta } else { 0 };
     // Weights and two moments; the policy's versions in flight and its last hypergradient.
-    let policy = (lag + 5) * phi + shifts;
+    // Of each branch weights and two moments, and what two of them make of φ.
+    let branches = if method.searches_branches() { 9 * theta + 2 * phi } else { 0 };
+    let policy = (lag + 5) * phi + shifts + branches;
     // Where nothing is learned of masks, level 3 records nothing between its parts.
     let num_policy = num_parts(if method.is_learned() { num_rows } else { 0 });
     let teacher = if method.reads_teacher() { theta } else { 0 };
@@ -353,13 +361,13 @@ pub fn build_with_faults<K: RecordSink + 'static>(
         log.gauge().clone(),
     ];
 
-    let (mut phi_writer, phi) = slot::<Vector>("policy", method.lag as usize + 2);
+    let (mut policy_writer, policy) = slot::<search::Policy>("policy", method.lag as usize + 2);
     let (mut shift_writer, shift) = slot::<Option<Shift>>("shift", method.lag as usize + 2);
     let newest = outers.start.newest_version();
     // Oldest first.
     for (age, version) in stages.policy.versions().iter().rev().enumerate().rev() {
         let number = newest.before(age as u64).0;
-        phi_writer.publish(number, Arc::new(version.phi.clone()));
+        policy_writer.publish(number, Arc::new(version.policy.clone()));
         shift_writer.publish(number, Arc::new(version.shift.clone()));
     }
     let shift = method.shifts_encoder().then_some(shift);
@@ -387,7 +395,7 @@ pub fn build_with_faults<K: RecordSink + 'static>(
             num_workers: num_scorers as u64,
             method: method.clone(),
             batches,
-            phi: phi.clone(),
+            policy: policy.clone(),
             theta: theta.clone(),
             shift: shift.clone(),
             scored,
@@ -401,7 +409,7 @@ pub fn build_with_faults<K: RecordSink + 'static>(
             context(),
         )));
     }
-    drop((phi, theta));
+    drop((policy, theta));
     // Encoder, evaluator and policy are declared with one worker each.
     if let Some((scored, snapshots)) = scored.receivers.into_iter().zip(snapshots.senders).next() {
         let ports =
@@ -416,7 +424,7 @@ pub fn build_with_faults<K: RecordSink + 'static>(
     }
     if let Some(directions) = directions.receivers.into_iter().next() {
         let shift = method.shifts_encoder().then_some(shift_writer);
-        let ports = PolicyPorts { directions, phi: phi_writer, shift };
+        let ports = PolicyPorts { directions, policies: policy_writer, shift };
         workers.push(worker(StageRunner::new(stages.policy, 0, outer_units, ports, log.clone(), context())));
     }
     let log_context = context();

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use mlomae_model::Params;
 use mlomae_model::lane::cpu::Cpus;
 use mlomae_model::lane::{Device, DeviceChoice, LaneSize};
+use mlomae_model::search::Candidate;
 use mlomae_storage::logs::LogRow;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -139,8 +140,20 @@ struct Variant {
     settings: Vec<&'static str>,
 }
 
+/// A branch search.
+const SEARCH: [&str; 8] = [
+    "mask.strategy=linear",
+    "mask.input=pixels",
+    "mask.weights=normalised",
+    "mask.select=sample",
+    "policy.search=branch",
+    "policy.branch_steps=2",
+    "policy.branch_judges=2",
+    "policy.estimator=both",
+];
+
 /// Variants at each lag.
-const NUM_FORMS: usize = 12;
+const NUM_FORMS: usize = 14;
 
 fn variants() -> Vec<Variant> {
     let forms: [&[&str]; NUM_FORMS] = [
@@ -176,6 +189,14 @@ fn variants() -> Vec<Variant> {
             "mask.ratio_per_flop=true",
             "method.hypergradient=tangent",
             "policy.average=2",
+        ],
+        &SEARCH,
+        &[
+            "policy.search=branch",
+            "policy.average=2",
+            "policy.branch_steps=1",
+            "policy.branch_judges=1",
+            "method.precondition=adam",
         ],
     ];
     let lags = 0..=2;
@@ -348,6 +369,41 @@ fn the_lag_and_every_variant_change_the_result() {
             );
         }
     }
+}
+
+/// Whether random masks are in use by the newest policy of a checkpoint.
+fn is_random(checkpoint: &AssembledCheckpoint) -> bool {
+    let part = checkpoint.parts.iter().find(|part| part.part == PartOf::Policy).expect("a part");
+    part.state["random_masks"][0].as_bool().expect("a truth value")
+}
+
+#[test]
+fn random_masks_are_in_use_from_a_decision_for_them_to_the_next() {
+    let variant = Variant { lag: 0, settings: [&SEARCH[..], &["checkpoint.every_steps=2"]].concat() };
+    let num_outer = 60;
+    let kept = serial(&config(&variant, num_outer, &[]));
+    let of_name = |name: &str| kept.metrics.iter().filter(|(_, other, ..)| other == name).collect::<Vec<_>>();
+    // After outer iteration o the policy of the last decision is the newest.
+    let winners: Vec<(Step, f64)> =
+        of_name("branch_winner").into_iter().map(|(_, _, step, bits)| (*step, f64::from_bits(*bits))).collect();
+    for sign in [-1.0, 0.0, 1.0] {
+        assert!(winners.iter().any(|(_, winner)| *winner == sign), "{winners:?}");
+    }
+    let mut num_random = 0;
+    for checkpoint in &kept.checkpoints {
+        let done = checkpoint.outer.first_step(UNROLL);
+        let last = winners.iter().rev().find(|(step, _)| *step <= done);
+        assert_eq!(is_random(checkpoint), last.is_some_and(|(_, winner)| *winner == 0.0), "{done}");
+        // The steps that follow mask by it: random masks have no scores.
+        for step in [done.next(), done.next().next()] {
+            let has_scores = of_name("score_entropy").iter().any(|(_, _, other, _)| *other == step);
+            assert!(has_scores != is_random(checkpoint) || checkpoint.outer == Outer(num_outer), "{step}");
+        }
+        num_random += usize::from(is_random(checkpoint));
+    }
+    assert!((5..55).contains(&num_random), "{num_random} of {}", kept.checkpoints.len());
+    let judged: Vec<_> = Candidate::ALL.iter().map(|c| of_name(&format!("branch_loss.{c}")).len()).collect();
+    assert!(judged.iter().all(|num| *num == 2 * winners.len() || *num == 2 * winners.len() + 1), "{judged:?}");
 }
 
 /// Stops a run at random moments until it is through; gives its last checkpoint and all metrics.

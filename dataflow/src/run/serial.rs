@@ -97,7 +97,7 @@ impl<K: RecordSink> SerialRun<K> {
             let encoder = &self.stages.encoder;
             let theta = self.method.scores_need_theta().then(|| encoder.theta().clone());
             let theta = theta.or_else(|| encoder.teacher().cloned());
-            let input = ScoreInput { batch, phi: version.phi, policy_version, theta, shift: shift.clone() };
+            let input = ScoreInput { batch, policy: version.policy, policy_version, theta, shift: shift.clone() };
             let scored = step_of(&mut self.stages.score, &self.counters[1], step.0, input, &mut self.recorder)?;
             let input = EncoderInput { scored, shift };
             let output = step_of(&mut self.stages.encoder, &self.counters[2], step.0, input, &mut self.recorder)?;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use mlomae_model::hypergradient::Carried;
 use mlomae_model::layout::SharedLayout;
 use mlomae_model::levels::optimizer::{AdamW, AdamWConfig};
+use mlomae_model::search::Policy;
 use mlomae_model::tasks::ridge::{Bank, Rows};
 use mlomae_model::{Level, PerLevel, Vector};
 
@@ -13,6 +14,7 @@ use crate::counts::{Outer, Step};
 use crate::method::Method;
 use crate::record::statistics::MaskHistory;
 use crate::record::{CheckpointFile, PartOf, optimizer_prefix};
+use crate::run::search_state;
 use crate::stages::encoder::TEACHER_PREFIX;
 use crate::stages::evaluator::{BANK_TENSORS, bank_prefix};
 use crate::stages::policy::{PolicyVersion, RATIO_BASELINE, SUM_PREFIX, SUPERVISED_PREFIXES, lag_prefix};
@@ -206,7 +208,10 @@ impl TrainState {
             theta: init(Level::Pretrain),
             teacher: method.reads_teacher().then(|| init(Level::Pretrain)),
             head: init(Level::Finetune),
-            policies: VecDeque::from([PolicyVersion { phi: init(Level::Mask), shift: None }]),
+            policies: VecDeque::from([PolicyVersion {
+                policy: Policy { phi: init(Level::Mask), is_random: false },
+                shift: None,
+            }]),
             optimizers: PerLevel::from_fn(|level| AdamW::new(method.adamw[level], model.layout(level))),
             previous_hypergradient: None,
             masks: MaskHistory::default(),
@@ -253,6 +258,7 @@ impl TrainState {
             Some(masks) => MaskHistory::from_json(masks, model.config.num_patches()).map_err(StateError::Masks)?,
             None => MaskHistory::default(),
         };
+        let of_policy = state.get(PartOf::Policy.as_str());
         let mut policies = VecDeque::new();
         // As many versions as this run's lag can ask for; before outer iteration 0 there is nothing older than the
         // first.
@@ -264,9 +270,11 @@ impl TrainState {
                 None
             };
             let phi = read_flat(source, CheckpointFile::Mask, &lag_prefix(age), mask_layout)?;
-            policies.push_front(PolicyVersion { phi, shift });
+            // Without a search nothing would ever end random masks.
+            let is_random = method.searches_branches() && search_state::is_random(of_policy, age)?;
+            policies.push_front(PolicyVersion { policy: Policy { phi, is_random }, shift });
         }
-        let policy = |key: &str| match state.get(PartOf::Policy.as_str()).and_then(|policy| policy.get(key)) {
+        let policy = |key: &str| match of_policy.and_then(|policy| policy.get(key)) {
             Some(_) => whole_number(state, &[PartOf::Policy.as_str(), key], outer.0),
             // Checkpoints of versions before have none.
             None => Ok(0),
@@ -285,6 +293,13 @@ impl TrainState {
         } else {
             None
         };
+        let newest: Option<&Policy> = policies.back().map(|version: &PolicyVersion| &version.policy);
+        let (is_random, search) = match newest {
+            Some(Policy { phi, is_random }) => {
+                (*is_random, search_state::read_search(method, source, of_policy, phi, step.0)?)
+            }
+            None => (false, None),
+        };
         let theta = read_flat(source, CheckpointFile::Model, "", theta_layout)?;
         // A mixture that has not read one before begins with θ.
         let teacher = match method.reads_teacher() {
@@ -299,6 +314,8 @@ impl TrainState {
                 sum,
                 bank: read_bank(source, method.settings.ridge_bank)?,
                 ratio_baseline: ratio_baseline(state)?,
+                is_random,
+                search,
             },
             supervised,
             theta,
@@ -315,10 +332,16 @@ impl TrainState {
         })
     }
 
+    /// The newest policy.
+    #[must_use]
+    pub fn policy(&self) -> &Policy {
+        &self.policies.back().expect("invariant: a policy has a version").policy
+    }
+
     /// The newest φ.
     #[must_use]
     pub fn phi(&self) -> &Vector {
-        &self.policies.back().expect("invariant: a policy has a version").phi
+        &self.policy().phi
     }
 }
 

@@ -67,7 +67,9 @@ impl RecordSink for MemorySink {
             RecordBody::Row(When::At(moment), LogRow::Masks(m)) => {
                 trace.masks.push((moment.step, m.sample_id, m.mask));
             }
-            RecordBody::Row(_, LogRow::Events(event)) => assert_eq!(event.kind, "checkpoint", "{event:?}"),
+            RecordBody::Row(_, LogRow::Events(event)) => {
+                assert!(matches!(&*event.kind, "checkpoint" | "branch_decided"), "{event:?}");
+            }
             _ => {}
         }
         Ok(())
@@ -206,6 +208,17 @@ fn serial_equals_threaded_in_every_variant() {
         vec!["mask.strategy=token-mlp", "mask.input=pixels", "mask.scales=[1,2]", "mask.weights=normalised"],
         vec!["mask.strategy=linear", "mask.input=pixels", "mask.explore_arms=[0.0,0.5,1.0]", "pipeline.lag=1"],
         vec!["mask.ratio_arms=[0.5,0.75]", "pipeline.lag=1"],
+        vec!["policy.search=branch", "policy.branch_steps=1", "policy.branch_judges=1", "method.unroll=3"],
+        vec![
+            "mask.strategy=linear",
+            "mask.input=pixels",
+            "mask.select=random",
+            "policy.search=branch",
+            "policy.branch_steps=2",
+            "policy.branch_judges=1",
+            "method.hypergradient=ridge",
+            "pipeline.lag=1",
+        ],
         vec!["model.pos_embed=\"frozen\"", "pretrain.decay_group=\"matrices\"", "method.unroll=1"],
     ] {
         let expected = serial(&config(&variant));
@@ -230,6 +243,7 @@ fn seeds_and_settings_make_a_difference() {
         "method.hypergradient=ridge",
         "method.hypergradient=cg",
         "policy.average=2",
+        "policy.search=branch",
         "method.precondition=adam",
         "compute.precision=bf16",
     ] {

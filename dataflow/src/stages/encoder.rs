@@ -9,7 +9,7 @@ use mlomae_model::masking::MaskRule;
 use mlomae_model::masking::weights::effective_share;
 use mlomae_model::{Level as TrainLevel, ModelError, Vector};
 
-use crate::counts::{Outer, Step, Version};
+use crate::counts::{Outer, Step};
 use crate::flow::exit::StageError;
 use crate::flow::ports::{OrderedReceiver, OrderedSender, Payload, WaitContext};
 use crate::flow::slot::{SlotReader, SlotWriter};
@@ -109,7 +109,9 @@ impl EncoderStage {
         let mut snapshot = None;
         if self.is_last(step) {
             let outer = step.outer(self.method.unroll);
-            let metric = self.method.settings.precondition.then(|| StepMetric {
+            let searches = self.method.searches_branches();
+            let metric = (self.method.settings.precondition || searches).then(|| StepMetric {
+                first_moment: searches.then(|| self.optimizer.m.clone()),
                 second_moment: self.optimizer.v.clone(),
                 step: self.optimizer.step,
                 adamw: self.optimizer.config,
@@ -214,14 +216,9 @@ impl EncoderStage {
         Ok(())
     }
 
-    /// Scores, masks and reconstructs the panel at the newest θ and the policy that was in use.
-    fn record_panel(
-        &mut self,
-        step: Step,
-        phi: &Vector,
-        policy_version: Version,
-        recorder: &mut Recorder,
-    ) -> Result<(), ModelError> {
+    /// Scores, masks and reconstructs the panel at the newest θ and the policy that was in use with `used`. Where that
+    /// masked at random the masks are random, and the scores those of its φ.
+    fn record_panel(&mut self, step: Step, used: &ScoredBatch, recorder: &mut Recorder) -> Result<(), ModelError> {
         let Panel { batch: panel, objects } = &self.panel;
         if panel.is_empty() {
             return Ok(());
@@ -229,10 +226,16 @@ impl EncoderStage {
         let (model, lane) = (&self.method.model, &mut *self.lane);
         let objects_known = objects.as_ref().filter(|_| self.method.masks_need_objects());
         let known = objects_known.map(|objects| objects.as_slice().into());
-        let rule = MaskRule { objects: known, ..self.method.panel_rule(step) };
+        let is_random = used.rule.is_random;
+        let rule = MaskRule { objects: known, is_random, ..self.method.panel_rule(step) };
         let images = lane.ingest(&panel.images)?;
         let weights = self.teacher.as_ref().unwrap_or(&self.theta);
-        let scored = lane.score(Some(weights), phi, &images, &rule)?;
+        let scored = lane.score(Some(weights), &used.phi, &images, &rule)?;
+        let by_phi = match is_random {
+            true => lane.score(Some(weights), &used.phi, &images, &MaskRule { is_random: false, ..rule })?,
+            false => scored.clone(),
+        };
+        let scores = by_phi.scores();
         let losses = lane.patch_losses(&self.theta, &images, &scored)?.to_host()?;
         let (num_patches, grid) = (model.config.num_patches(), model.config.grid() as i16);
         let side = model.config.grid();
@@ -243,7 +246,7 @@ impl EncoderStage {
         }
         if let Some(objects) = objects {
             let masked: Vec<bool> = (0..objects.len()).map(|patch| scored.order.is_masked(patch)).collect();
-            let guide = scored.scores().or(scored.guide.as_deref());
+            let guide = scores.or(scored.guide.as_deref());
             let found = ObjectStatistics::of(objects, &masked, guide, num_patches);
             let moment = self.method.moment(step.next(), Level::Mask);
             for (metric, value) in [
@@ -261,10 +264,10 @@ impl EncoderStage {
             let row = MaskRow {
                 sample_id: id,
                 label: panel.targets.class(image),
-                policy_version: policy_version.0.cast_signed(),
+                policy_version: used.policy_version.0.cast_signed(),
                 mask_ratio: scored.order.num_masked() as f32 / num_patches as f32,
                 mask: place.clone().map(|i| scored.order.is_masked(i)).collect(),
-                score: Some(scored.scores().map_or_else(|| vec![1.0; num_patches], |w| w[place.clone()].to_vec())),
+                score: Some(scores.map_or_else(|| vec![1.0; num_patches], |w| w[place.clone()].to_vec())),
                 patch_loss: Some(losses[place].to_vec()),
                 grid_h: grid,
                 grid_w: grid,
@@ -303,7 +306,7 @@ impl Stage for EncoderStage {
         self.record_step(step, &batch, &result, rate, recorder).map_err(&failed)?;
         let every = self.method.masks_every_steps;
         if every > 0 && step.next().0.is_multiple_of(every) {
-            self.record_panel(step, &batch.phi, batch.policy_version, recorder).map_err(&failed)?;
+            self.record_panel(step, &batch, recorder).map_err(&failed)?;
         }
         self.last = Some(Arc::new(batch));
         self.output(step, None, recorder)

@@ -15,7 +15,7 @@ use crate::flow::stage::{Flow, Interrupt, Lost, Stage, Wiring};
 use crate::flow::stage_name::StageName;
 use crate::flow::stop::StopLevel;
 use crate::method::Method;
-use crate::method::batch::{Direction, ImageBatch, LabelledPair, Snapshot};
+use crate::method::batch::{Direction, ImageBatch, LabelledBatch, LabelledPair, Snapshot};
 use crate::record::statistics::{check_loss, check_vector, internal};
 use crate::record::{CheckpointFile, CheckpointPart, FlatTensors, Level, Metric, PartOf, Recorder};
 
@@ -31,8 +31,8 @@ pub struct EvaluatorStage {
 impl EvaluatorStage {
     /// An evaluator at `head` with its optimizer's state and a bank of features of earlier batches.
     #[must_use]
-    pub const fn new(method: Method, lane: Box<dyn Lane>, head: Vector, optimizer: AdamW, bank: Bank) -> Self {
-        Self { method, lane, head, optimizer, carried: Carried { sum: None, bank, ratio_baseline: None } }
+    pub fn new(method: Method, lane: Box<dyn Lane>, head: Vector, optimizer: AdamW, bank: Bank) -> Self {
+        Self { method, lane, head, optimizer, carried: Carried { bank, ..Carried::default() } }
     }
 
     /// Level 2's step, and the direction of level 3 at the updated head.
@@ -93,7 +93,14 @@ impl EvaluatorStage {
         }
         self.head = head;
         self.carried.add_response(v.response, &method.settings);
-        Ok(Direction { snapshot, v1: v.v1, w: v.w })
+        let pair = method.searches_branches().then(|| {
+            let [targets_f, targets_v] = [&pair.finetune, &pair.validation].map(|batch| batch.targets.clone());
+            [
+                LabelledBatch { images: images_f, targets: targets_f },
+                LabelledBatch { images: images_v, targets: targets_v },
+            ]
+        });
+        Ok(Direction { snapshot, v1: v.v1, w: v.w, pair })
     }
 
     fn part(&self, outer: Outer, recorder: &mut Recorder) {

@@ -10,3 +10,4 @@ pub mod log;
 mod log_tests;
 pub mod policy;
 pub mod score;
+pub(crate) mod search;

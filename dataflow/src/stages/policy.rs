@@ -7,7 +7,9 @@ use mlomae_model::hypergradient::{Along, Carried};
 use mlomae_model::lane::{Lane, Upstream};
 use mlomae_model::levels::optimizer::AdamW;
 use mlomae_model::levels::vectors::step_size;
+use mlomae_model::masking::MaskRule;
 use mlomae_model::masking::scales::softmax;
+use mlomae_model::search::Policy;
 use mlomae_model::{Level as TrainLevel, ModelError, Vector};
 
 use crate::counts::{Outer, Step, Version};
@@ -18,26 +20,18 @@ use crate::flow::stage::{Flow, Interrupt, Lost, Stage, Wiring};
 use crate::flow::stage_name::StageName;
 use crate::flow::stop::StopLevel;
 use crate::method::Method;
-use crate::method::batch::{Direction, StepMetric};
+use crate::method::batch::{Direction, Snapshot, StepMetric};
 use crate::record::statistics::{check_vector, internal};
 use crate::record::{CheckpointFile, CheckpointPart, FlatTensors, Level, Metric, PartOf, Recorder};
 use crate::stages::evaluator::OptionalDirection;
 use crate::stages::score::Shift;
+use crate::stages::search;
 
-/// Output of one policy update.
-#[derive(Debug, Clone)]
-pub struct PolicyOutput {
-    /// φ after the update.
-    pub phi: Vector,
-    /// A control's shift.
-    pub shift: Option<Shift>,
-}
-
-/// One version of the policy.
+/// One version of the policy, which an update of it puts out.
 #[derive(Debug, Clone)]
 pub struct PolicyVersion {
-    /// φ.
-    pub phi: Vector,
+    /// What masks.
+    pub policy: Policy,
     /// A control's shift that came with it.
     pub shift: Option<Shift>,
 }
@@ -57,7 +51,7 @@ pub struct PolicyStage {
 
 impl PolicyStage {
     /// A policy with its `versions` in flight (oldest first, at least one), its optimizer's state, the hypergradient of
-    /// the iteration before, if there was one, the hypergradients that wait for their mean, and the optimizer of the
+    /// the iteration before, if there was one, what it keeps from one iteration to the next, and the optimizer of the
     /// control `supervised`.
     #[must_use]
     pub const fn new(
@@ -85,14 +79,16 @@ impl PolicyStage {
         &self.versions
     }
 
-    /// The newest φ.
+    /// The newest policy.
     #[must_use]
-    pub fn phi(&self) -> &Vector {
-        &self.versions.back().expect("invariant: a policy has a version").phi
+    pub fn policy(&self) -> &Policy {
+        &self.versions.back().expect("invariant: a policy has a version").policy
     }
 
-    fn publish(&mut self, outer: Outer, phi: Vector, shift: Option<Shift>, recorder: &mut Recorder) {
-        self.versions.push_back(PolicyVersion { phi, shift });
+    /// The newest φ with the decision of the last search, as the next version.
+    fn publish(&mut self, outer: Outer, phi: Vector, shift: Option<Shift>, recorder: &mut Recorder) -> PolicyVersion {
+        let version = PolicyVersion { policy: Policy { phi, is_random: self.carried.is_random }, shift };
+        self.versions.push_back(version.clone());
         while self.versions.len() as u64 > self.method.lag + 1 {
             self.versions.pop_front();
         }
@@ -100,6 +96,7 @@ impl PolicyStage {
             self.part(outer.next(), recorder);
         }
         self.method.checkpoint_request.forget(outer.next());
+        version
     }
 
     fn part(&self, outer: Outer, recorder: &mut Recorder) {
@@ -112,7 +109,7 @@ impl PolicyStage {
                 let (prefix, layout) = (format!("policy.shift.{prefix}"), model.layout(TrainLevel::Pretrain));
                 tensors.push(FlatTensors::new(CheckpointFile::Optimizer, prefix, layout, delta.clone()));
             }
-            tensors.push(FlatTensors::new(CheckpointFile::Mask, prefix, layout, version.phi.clone()));
+            tensors.push(FlatTensors::new(CheckpointFile::Mask, prefix, layout, version.policy.phi.clone()));
         }
         tensors.extend(FlatTensors::moments(TrainLevel::Mask, layout, &self.optimizer));
         if let Some(previous) = &self.previous {
@@ -128,18 +125,27 @@ impl PolicyStage {
                 tensors.push(FlatTensors::new(CheckpointFile::Optimizer, *prefix, layout, moment.clone()));
             }
         }
+        let mut state = serde_json::json!({
+            "adamw_step": self.optimizer.step,
+            "policy_version": outer.newest_version(),
+            RATIO_BASELINE: self.carried.ratio_baseline,
+            "num_summed": self.carried.sum.as_ref().map_or(0, |(_, num)| *num),
+            "supervised_step": self.supervised.as_ref().map_or(0, |adamw| adamw.step),
+        });
+        if self.method.searches_branches() {
+            let are_random = self.versions.iter().rev().map(|version| version.policy.is_random);
+            state[search::ARE_RANDOM] = are_random.collect::<Vec<_>>().into();
+        }
+        if let Some(search) = &self.carried.search {
+            tensors.extend(search::branch_tensors(search, model));
+            state[search::BRANCH] = search::branch_state(search);
+        }
         recorder.part(CheckpointPart {
             outer,
             step: outer.first_step(self.method.unroll),
             part: PartOf::Policy,
             tensors,
-            state: serde_json::json!({
-                "adamw_step": self.optimizer.step,
-                "policy_version": outer.newest_version(),
-                RATIO_BASELINE: self.carried.ratio_baseline,
-                "num_summed": self.carried.sum.as_ref().map_or(0, |(_, num)| *num),
-                "supervised_step": self.supervised.as_ref().map_or(0, |adamw| adamw.step),
-            }),
+            state,
         });
     }
 
@@ -148,18 +154,28 @@ impl PolicyStage {
     /// With a lag that is not the φ that scored x_p: the direction v is as old as the snapshot, but the derivative of
     /// L_m for φ is taken where AdamW applies it, with x_p scored and masked anew. The other choice, the φ of the
     /// snapshot, would be stale twice.
-    fn hypergradient(&mut self, direction: Direction, want_signal: bool) -> Result<Along, ModelError> {
-        let Direction { snapshot, mut v1, mut w } = direction;
+    ///
+    /// Where random masks are in use, x_p is masked here as φ would have it all the same: what is asked is how the
+    /// learned masks should change.
+    fn hypergradient(
+        &mut self,
+        phi: &Vector,
+        snapshot: &Snapshot,
+        [mut v1, mut w]: [Vector; 2],
+        want_signal: bool,
+    ) -> Result<Along, ModelError> {
+        let settings = &self.method.settings;
         let last = &snapshot.last;
-        if let Some(StepMetric { second_moment, step, adamw }) = &snapshot.metric {
+        if let Some(StepMetric { second_moment, step, adamw, .. }) =
+            snapshot.metric.as_ref().filter(|_| settings.precondition)
+        {
             for v in [&mut v1, &mut w] {
                 *v = self.lane.preconditioned(v, second_moment, *step, adamw)?;
             }
         }
-        let (phi, settings) = (self.phi().clone(), &self.method.settings);
-        let (rule, estimator) = (&last.rule, settings.estimator);
+        let (rule, estimator) = (&MaskRule { is_random: false, ..last.rule.clone() }, settings.estimator);
         let (theta, images) = (&snapshot.theta, &last.batch.images);
-        let at = Upstream { theta, phi: &phi, images, rule, estimator, want_signal };
+        let at = Upstream { theta, phi, images, rule, estimator, want_signal };
         self.carried.along(self.method.hypergradient.get(), &mut *self.lane, &at, [v1, w], settings)
     }
 
@@ -194,7 +210,7 @@ impl PolicyStage {
     /// What a control does to the encoder: the perturbation ε·w + ε·v1 that `multitask` leaves on it, or a step of
     /// AdamW along v1 + w, without weight decay.
     fn shift(&mut self, direction: &Direction) -> Result<Shift, ModelError> {
-        let Direction { v1, w, snapshot } = direction;
+        let Direction { v1, w, snapshot, .. } = direction;
         if let Some(adamw) = &mut self.supervised {
             let rate = self.method.rate(TrainLevel::Pretrain, snapshot.outer.end_step(self.method.unroll).0);
             let v = self.lane.sum(v1, w)?;
@@ -224,37 +240,44 @@ pub(crate) fn lag_prefix(age: usize) -> String {
 
 impl Stage for PolicyStage {
     type In = Option<Direction>;
-    type Out = PolicyOutput;
+    type Out = PolicyVersion;
     type Log = Recorder;
     const NAME: StageName = StageName::Policy;
 
-    fn process(&mut self, unit: u64, input: Self::In, recorder: &mut Recorder) -> Result<PolicyOutput, StageError> {
+    fn process(&mut self, unit: u64, input: Self::In, recorder: &mut Recorder) -> Result<PolicyVersion, StageError> {
         let outer = Outer(unit);
+        let mut phi = self.policy().phi.clone();
         let Some(direction) = input else {
-            let phi = self.phi().clone();
-            self.publish(outer, phi.clone(), None, recorder);
-            return Ok(PolicyOutput { phi, shift: None });
+            return Ok(self.publish(outer, phi, None, recorder));
         };
         let step = outer.end_step(self.method.unroll);
         let failed = internal(StageName::Policy);
         let shift = if self.method.shifts_encoder() { Some(self.shift(&direction).map_err(&failed)?) } else { None };
         if self.method.supervised {
             // The labels train the encoder, and no masks.
-            let phi = self.phi().clone();
-            self.publish(outer, phi.clone(), shift.clone(), recorder);
-            return Ok(PolicyOutput { phi, shift });
+            return Ok(self.publish(outer, phi, shift, recorder));
         }
         let is_due = self.method.metrics_due(step, self.method.unroll);
+        let Direction { snapshot, v1, w, pair } = direction;
+        let optimizer = search::level_1(&self.method, &snapshot);
+        let now = optimizer.as_ref().zip(pair.as_ref());
+        let now = now.map(|(adamw, pair)| search::moment(&self.method, &snapshot, adamw, pair));
+        if let Some(now) = &now {
+            let (lane, settings) = (&mut *self.lane, &self.method.settings);
+            if let Some(progress) = self.carried.advance_search(lane, &phi, now, settings).map_err(&failed)? {
+                search::record(&self.method, &progress, step, recorder);
+                if let Some((_, policy)) = progress.end {
+                    phi = policy.phi;
+                }
+            }
+        }
         let Along { gradient, path_norms, signal, ratio_reward } =
-            self.hypergradient(direction, is_due).map_err(&failed)?;
+            self.hypergradient(&phi, &snapshot, [v1, w], is_due).map_err(&failed)?;
         let layout = self.method.model.layout(TrainLevel::Mask);
         check_vector(&mut *self.lane, TrainLevel::Mask, step, "gradient", &gradient, layout)?;
         let rate = self.method.rate(TrainLevel::Mask, outer.0);
-        let mut phi = self.phi().clone();
-        let average = self.method.settings.average;
-        if let Some(mean) = self.carried.mean(&mut *self.lane, &gradient, average).map_err(&failed)? {
-            phi = self.lane.update(&mut self.optimizer, &phi, &mean, rate).map_err(&failed)?;
-        }
+        let (lane, at) = (&mut *self.lane, (now.as_ref(), &self.method.settings));
+        phi = self.carried.update(lane, &mut self.optimizer, &phi, &gradient, rate, at).map_err(&failed)?;
         if is_due {
             let moment = self.method.moment(step, Level::Mask);
             let mut metric = |metric, value| recorder.metric(moment, metric, value);
@@ -278,14 +301,12 @@ impl Stage for PolicyStage {
             self.record_shares(&phi, step, recorder).map_err(&failed)?;
         }
         self.previous = Some(gradient);
-        self.publish(outer, phi.clone(), shift.clone(), recorder);
-        Ok(PolicyOutput { phi, shift })
+        Ok(self.publish(outer, phi, shift, recorder))
     }
 
-    fn skip(&mut self, unit: u64, _: Lost, recorder: &mut Recorder) -> Result<Flow<PolicyOutput>, StageError> {
-        let phi = self.phi().clone();
-        self.publish(Outer(unit), phi.clone(), None, recorder);
-        Ok(Flow::Item(PolicyOutput { phi, shift: None }))
+    fn skip(&mut self, unit: u64, _: Lost, recorder: &mut Recorder) -> Result<Flow<PolicyVersion>, StageError> {
+        let phi = self.policy().phi.clone();
+        Ok(Flow::Item(self.publish(Outer(unit), phi, None, recorder)))
     }
 
     fn device_ns(&mut self) -> Option<u64> {
@@ -308,7 +329,7 @@ pub struct PolicyPorts {
     /// From the evaluator.
     pub directions: OrderedReceiver<Flow<OptionalDirection>>,
     /// Policies by version.
-    pub phi: SlotWriter<Vector>,
+    pub policies: SlotWriter<Policy>,
     /// Shifts by policy version, where a control shifts the encoder.
     pub shift: Option<SlotWriter<Option<Shift>>>,
 }
@@ -323,14 +344,14 @@ impl Wiring<PolicyStage> for PolicyPorts {
         Ok(self.directions.recv_heeding(unit, heed, context)?.map(|direction| direction.0))
     }
 
-    fn send(&mut self, unit: u64, output: Flow<PolicyOutput>, _: &WaitContext) -> Result<usize, Interrupt> {
-        let Flow::Item(PolicyOutput { phi, shift }) = output else { return Ok(0) };
-        let bytes = 4 * phi.len();
+    fn send(&mut self, unit: u64, output: Flow<PolicyVersion>, _: &WaitContext) -> Result<usize, Interrupt> {
+        let Flow::Item(PolicyVersion { policy, shift }) = output else { return Ok(0) };
+        let bytes = 4 * policy.phi.len();
         let version = Outer(unit).next().newest_version();
         if let Some(slot) = &mut self.shift {
             slot.publish(version.0, Arc::new(shift));
         }
-        self.phi.publish(version.0, Arc::new(phi));
+        self.policies.publish(version.0, Arc::new(policy));
         Ok(bytes)
     }
 }

@@ -2,6 +2,7 @@
 
 use mlomae_model::lane::Lane;
 use mlomae_model::masking::MaskRule;
+use mlomae_model::search::Policy;
 use mlomae_model::{ModelError, Vector};
 
 use crate::counts::{Step, Version};
@@ -36,8 +37,8 @@ impl Shift {
 pub struct ScoreInput {
     /// The images.
     pub batch: ImageBatch,
-    /// The policy φ.
-    pub phi: Vector,
+    /// The policy.
+    pub policy: Policy,
     /// Its version.
     pub policy_version: Version,
     /// θ, where the masking network reads the patch embedding, or the teacher, where the masking reads it.
@@ -77,10 +78,10 @@ impl Stage for ScoreStage {
     const NAME: StageName = StageName::Score;
 
     fn process(&mut self, unit: u64, input: ScoreInput, _: &mut Recorder) -> Result<ScoredBatch, StageError> {
-        let ScoreInput { batch, phi, policy_version, theta, shift } = input;
+        let ScoreInput { batch, policy: Policy { phi, is_random }, policy_version, theta, shift } = input;
         let missing = |message: &mut String| StageError::Internal { stage: StageName::Score, message: message.clone() };
         let lane = &mut **self.lane.as_mut().map_err(missing)?;
-        let rule = MaskRule { objects: batch.objects.clone(), ..self.method.mask_rule(Step(unit)) };
+        let rule = MaskRule { objects: batch.objects.clone(), is_random, ..self.method.mask_rule(Step(unit)) };
         let scored = (|| {
             let theta = match (theta, shift) {
                 (Some(theta), Some(shift)) => Some(shift.apply(lane, &theta)?),
@@ -115,7 +116,7 @@ pub struct ScorePorts {
     /// Pretrain batches.
     pub batches: OrderedReceiver<Flow<ImageBatch>>,
     /// Policies by version.
-    pub phi: SlotReader<Vector>,
+    pub policy: SlotReader<Policy>,
     /// θ by level-1 steps done or the teacher by its versions, where scores need one of them.
     pub theta: Option<SlotReader<Vector>>,
     /// Shifts by policy version, where a control shifts the encoder.
@@ -161,7 +162,7 @@ impl Wiring<ScoreStage> for ScorePorts {
         let step = Step(unit);
         let refused = slot_interrupt(StageName::Score);
         let policy_version = self.method.policy_version(step.outer(self.method.unroll));
-        let phi = self.phi.wait(policy_version.0, context).map_err(&refused)?.as_ref().clone();
+        let policy = self.policy.wait(policy_version.0, context).map_err(&refused)?.as_ref().clone();
         let theta = match &self.theta {
             Some(slot) => {
                 Some(slot.wait(self.method.weights_version(step), context).map_err(&refused)?.as_ref().clone())
@@ -169,7 +170,7 @@ impl Wiring<ScoreStage> for ScorePorts {
             None => None,
         };
         let shift = shift_before(&self.method, step, self.shift.as_ref(), context).map_err(&refused)?;
-        Ok(Flow::Item(ScoreInput { batch, phi, policy_version, theta, shift }))
+        Ok(Flow::Item(ScoreInput { batch, policy, policy_version, theta, shift }))
     }
 
     fn send(&mut self, unit: u64, output: Flow<ScoredBatch>, context: &WaitContext) -> Result<usize, Interrupt> {

@@ -477,6 +477,8 @@ pub struct MemorySpec<'a> {
     pub batch: PerLevel<usize>,
     /// `pipeline.lag`: how many outer iterations snapshots may be old, and whether the levels overlap.
     pub lag: u64,
+    /// Whether level 3 trains branches of the encoder, see [`search`](crate::search).
+    pub has_branches: bool,
     /// Whether level 3 differentiates in forward mode, which keeps derivatives beside the activations.
     pub is_tangent: bool,
     /// Precision of the networks' products.

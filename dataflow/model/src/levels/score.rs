@@ -93,6 +93,7 @@ pub fn score(
 ) -> Result<Scored, ModelError> {
     let (masking, c) = (&cpu.model.masking, &cpu.model.config);
     let input = match (masking.needs(), theta) {
+        (needs, _) if rule.scores_nothing(needs) => None,
         (Needs::Nothing | Needs::Objects | Needs::Attention | Needs::Rollout | Needs::Tokens | Needs::Losses, _) => {
             None
         }

@@ -157,6 +157,9 @@ pub fn drawn<E>(
     num_images: usize,
     mut values: impl FnMut(Range<usize>) -> Result<Vec<f32>, E>,
 ) -> Result<MaskRule, E> {
+    if rule.scores_nothing(masking.needs()) {
+        return Ok(rule);
+    }
     if let Some(arms) = masking.explore_arms().filter(|_| rule.explore_arms) {
         rule = arms.drawn(&values(arms.logits().range())?, rule, num_images);
     }

@@ -17,7 +17,7 @@ use crate::masking::arms::{ExploreArms, RatioArms};
 use crate::masking::attention::AttentionConfig;
 use crate::masking::list::MaskingChoice;
 use crate::masking::oracle::OracleConfig;
-use crate::masking::order::order_by_keys;
+use crate::masking::order::{order_by_keys, uniform_keys};
 use crate::masking::scales::Scales;
 use crate::masking::weights::{LossWeights, MaskWeights, masked_of};
 use crate::parallel::arena::Buffer;
@@ -135,6 +135,9 @@ pub struct MaskRule {
     /// What the lane has computed of the teacher for this batch, as [`Masking::needs`] says; of this rank's images.
     /// [`score`](crate::levels::score::score) gives it to [`Masking::keys`].
     pub read: Option<Arc<[f32]>>,
+    /// Masks at random and a loss without weights, with the draws of the strategy `random`, in the place of what is
+    /// learned: nothing is scored, and φ is not read. Without a meaning where nothing is learned.
+    pub is_random: bool,
 }
 
 impl MaskRule {
@@ -154,7 +157,27 @@ impl MaskRule {
         objects: None,
         progress: 1.0,
         read: None,
+        is_random: false,
     };
+
+    /// Keys of `num_images` images of `num_patches` patches as [`Masking::keys`] has them, or at random.
+    pub(crate) fn keys(
+        &self,
+        masking: &dyn Masking,
+        num_images: usize,
+        num_patches: usize,
+        scores: Option<&[f32]>,
+    ) -> Vec<f32> {
+        match self.scores_nothing(masking.needs()) {
+            true => uniform_keys(num_images, num_patches, self),
+            false => masking.keys(num_images, scores, self),
+        }
+    }
+
+    /// Whether random masks take the place of learned ones, by what the masking needs.
+    pub(crate) fn scores_nothing(&self, needs: Needs) -> bool {
+        self.is_random && matches!(needs, Needs::Pixels | Needs::Embedding)
+    }
 
     /// The share of an image's patches that get random keys, by its index in the batch of this rank.
     #[must_use]
@@ -452,7 +475,7 @@ impl Scored {
         rule: &MaskRule,
     ) -> Self {
         let rule = &MaskRule { num_visible: Some(num_visible), ..rule.clone() };
-        let keys = masking.keys(num_images, trace.as_ref().map(|trace| &trace.scores[..]), rule);
+        let keys = rule.keys(masking, num_images, num_patches, trace.as_ref().map(|trace| &trace.scores[..]));
         Self::ordered(masking, weights, trace, order_by_keys(&keys, num_patches, num_visible), rule)
     }
 

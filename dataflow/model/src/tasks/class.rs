@@ -30,6 +30,9 @@ impl Named for Kind {
 }
 
 impl TaskKind for Kind {
+    fn has_closed_form(&self) -> bool {
+        true
+    }
     fn build(&self, facts: &TaskFacts) -> Arc<dyn Task> {
         Arc::new(Classification::new(facts.dim, facts.num_classes))
     }

@@ -231,6 +231,11 @@ pub struct TaskFacts {
 
 /// A task as an entry of [`TASKS`](super::TASKS).
 pub trait TaskKind: Named {
+    /// Whether its tasks have a head in closed form: a [`Task::regression`], and [`Tap::Cls`] as their only tap.
+    fn has_closed_form(&self) -> bool {
+        false
+    }
+
     /// The task for these shapes, which have been checked ([`ModelConfig::problems`](crate::ModelConfig::problems)).
     fn build(&self, facts: &TaskFacts) -> Arc<dyn Task>;
 }

@@ -78,9 +78,31 @@ pub(super) fn needed_bytes(spec: &MemorySpec<'_>) -> u64 {
     } else {
         0
     };
-    // The reward of a learned mask ratio takes level 1's gradient once more, in level 3.
-    let reward = if spec.model.masking.ratio_arms().is_some() { pretrain + len(Level::Pretrain) * 4 * 3 } else { 0 };
-    FIXED_BYTES + theta + small + heads + pretrain + downstream + hypergradient + queued + raw + teacher + reward
+    // The reward of a learned mask ratio and the branches of a search take level 1's gradient once more, in level 3.
+    let again = spec.model.masking.ratio_arms().is_some() || spec.has_branches;
+    let again = if again { pretrain + len(Level::Pretrain) * 4 * 3 } else { 0 };
+    // Weights and moments of three branches, with those that a step makes; both moments in each snapshot; the labelled
+    // batches in the queue of level 3, and a pass that keeps nothing over one of them.
+    let branches = if spec.has_branches {
+        let rows = rows(Level::Finetune, patches).max(rows(Level::Mask, patches));
+        len(Level::Pretrain) * 4 * (3 * 3 + 3 + 2 * (spec.lag + 3))
+            + (spec.lag + 3) * (images(Level::Finetune) + images(Level::Mask))
+            + pairs(rows, dim, act) / 2
+    } else {
+        0
+    };
+    FIXED_BYTES
+        + theta
+        + small
+        + heads
+        + pretrain
+        + downstream
+        + hypergradient
+        + queued
+        + raw
+        + teacher
+        + again
+        + branches
 }
 
 #[cfg(test)]
@@ -91,9 +113,13 @@ mod tests {
     use crate::precision::Precision;
 
     fn gib(config: &ModelConfig, batch: usize, precision: Precision) -> f64 {
+        gib_of(config, batch, precision, false)
+    }
+
+    fn gib_of(config: &ModelConfig, batch: usize, precision: Precision, has_branches: bool) -> f64 {
         let model = Model::new(config).unwrap();
         let batch = PerLevel { pretrain: batch, finetune: batch, mask: batch };
-        let spec = MemorySpec { model: &model, batch, lag: 1, is_tangent: true, precision };
+        let spec = MemorySpec { model: &model, batch, lag: 1, has_branches, is_tangent: true, precision };
         needed_bytes(&spec) as f64 / f64::from(1 << 30)
     }
 
@@ -113,5 +139,8 @@ mod tests {
         let (half, whole) = (gib(&base, 64, Precision::Bf16), gib(&base, 128, Precision::Bf16));
         assert!(half < whole && (20.0..60.0).contains(&whole), "{half} {whole} GiB");
         assert!(gib(&base, 128, Precision::F32) > whole);
+        // 112 million weights, of three branches three times in f32.
+        let branches = gib_of(&base, 64, Precision::Bf16, true) - half;
+        assert!(branches > 9.0 * 0.112 * 4.0 * 0.93, "{branches} GiB");
     }
 }

@@ -63,6 +63,7 @@ impl CudaLane {
         let (masking, c) = (&self.model.masking, &self.model.config);
         let batch = images.len() / c.image_values();
         let input = match (masking.needs(), theta) {
+            (needs, _) if rule.scores_nothing(needs) => None,
             (
                 Needs::Nothing | Needs::Objects | Needs::Attention | Needs::Rollout | Needs::Tokens | Needs::Losses,
                 _,
@@ -92,7 +93,7 @@ impl CudaLane {
         let (num_patches, num_visible) = (c.num_patches(), rule.num_visible.unwrap_or(c.num_visible()));
         let read = self.read_teacher(theta, images, rule, num_visible)?;
         let rule = &MaskRule { num_visible: Some(num_visible), read: read.map(Arc::from), ..rule.clone() };
-        let keys = masking.keys(batch, trace.as_ref().map(|trace| &trace.scores[..]), rule);
+        let keys = rule.keys(&**masking, batch, num_patches, trace.as_ref().map(|trace| &trace.scores[..]));
         let (kept, rank) = (self.stream.take(batch * num_visible), self.stream.take(batch * num_patches));
         let keys = self.stream.upload(&keys);
         self.stream.sort_keys(kept.view(), rank.view(), keys.view(), num_patches, num_visible);
