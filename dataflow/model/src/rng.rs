@@ -45,6 +45,8 @@ pub enum Purpose {
     MaskExplore = 18,
     /// The arm of a learned mask ratio, by level-1 step.
     MaskRatio = 19,
+    /// Which images are in a resample of a bootstrap, by resample.
+    Bootstrap = 32,
 }
 
 /// The generator of `purpose` for (`major`, `minor`), for example (epoch, sample id).

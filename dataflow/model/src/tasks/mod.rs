@@ -17,7 +17,12 @@
 pub mod batch;
 pub mod class;
 pub mod conditions;
+pub mod detection;
+#[cfg(test)]
+mod head_tests;
+pub mod layers;
 mod list;
+pub mod metrics;
 pub mod multi_label;
 mod options;
 pub mod plain;

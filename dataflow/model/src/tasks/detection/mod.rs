@@ -1,0 +1,280 @@
+//! Object detection by a head on patch tokens: FCOS (arXiv 1904.01355) with one level, which learns objects of all
+//! sizes.
+//!
+//! Each patch, or each of its four quarters, claims an object of which it is near the centre: its class, the distances to
+//! its edges, and how central the location is. Which location learns which object, and what the losses are divided by,
+//! follows from the targets alone ([`assignment`]). So the loss is a sum over images and the same function at every c, as
+//! [`tasks`](super) asks: matching by predictions (SimOTA, DETR) would move between c + εv and c − εv. It is smooth but
+//! for GIoU where a predicted edge is exactly that of the target.
+//!
+//! An object in which there is no location is not learned, as in FCOS: patches must be small enough for the objects.
+
+pub mod assignment;
+pub mod inference;
+pub mod losses;
+pub mod outputs;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use assignment::{Assignment, Locations, assign};
+use losses::{binary_cross_entropy, focal, giou};
+use outputs::{BOX_CHANNELS, Outputs};
+
+use super::layers::activation::{gelu, gelu_derivative, sigmoid, softplus};
+use super::layers::{linear, norm};
+use super::predictions::{Detection, Predictions};
+use super::targets::{BoxTarget, Targets};
+use super::task::{At, Figure, Share, Task, Tokens, Total, Want, wrong_kind};
+use crate::error::ModelError;
+use crate::init;
+use crate::layout::{Layout, LinearWeights, NormWeights, SharedLayout};
+use crate::level::Level;
+use crate::parallel::arena::Buffer;
+use crate::tap::Tap;
+
+/// Width of the hidden layer.
+pub const HIDDEN: usize = 128;
+/// Probability of every class before training.
+const PRIOR: f64 = 0.01;
+
+/// What a head for detection is built for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DetectionShape {
+    /// Width of the encoder.
+    pub dim: usize,
+    /// Patches along one side.
+    pub grid: usize,
+    /// Side of a patch in pixels.
+    pub patch: usize,
+    /// Classes.
+    pub num_classes: usize,
+    /// Locations along the side of a patch: 1 or 2.
+    pub upsample: usize,
+}
+
+/// Detection of objects: LayerNorm → Linear → GELU → Linear on every patch token, with the losses of FCOS.
+///
+/// The loss is Σ focal/N + Σ centerness·(1 − GIoU)/Σ centerness + Σ BCE(centerness)/N, where N is the number of locations
+/// of the batch that learn an object.
+#[derive(Clone, Debug)]
+pub struct ObjectDetection {
+    layout: SharedLayout,
+    norm: NormWeights,
+    hidden: LinearWeights,
+    head: LinearWeights,
+    shape: DetectionShape,
+}
+
+/// The three losses, of which the loss is the sum.
+const FIGURES: [Figure; 3] = [
+    Figure { name: "class_loss", unit: "nat" },
+    Figure { name: "box_loss", unit: "share" },
+    Figure { name: "centerness_loss", unit: "nat" },
+];
+
+/// What the head computes for an image, for the backward pass.
+struct Forward {
+    normed: norm::Normed,
+    /// The norm's output `[patches, dim]`.
+    input: Vec<f64>,
+    /// The hidden layer before its activation, `[patches, hidden]`.
+    before: Vec<f64>,
+    /// And after it.
+    after: Vec<f64>,
+    /// `[patches, (K + 5)·u²]`, see [`Outputs`].
+    outputs: Vec<f64>,
+}
+
+impl ObjectDetection {
+    /// Lays the weights out, for a hidden layer of [`HIDDEN`].
+    #[must_use]
+    pub fn new(shape: DetectionShape) -> Self {
+        Self::with_hidden(shape, HIDDEN)
+    }
+
+    fn with_hidden(shape: DetectionShape, hidden: usize) -> Self {
+        let mut layout = Layout::new(Level::Finetune);
+        let norm = layout.norm("fc_norm", shape.dim);
+        let hidden = layout.linear("fc", &[hidden, shape.dim]);
+        let num_outputs = (shape.num_classes + BOX_CHANNELS) * shape.upsample * shape.upsample;
+        let head = layout.linear("head", &[num_outputs, hidden.outputs]);
+        ObjectDetection { layout: Arc::new(layout), norm, hidden, head, shape }
+    }
+
+    /// Where the head looks for objects.
+    #[must_use]
+    pub fn locations(&self) -> Locations {
+        let DetectionShape { grid, patch, upsample, .. } = self.shape;
+        Locations { side: grid * upsample, stride: patch as f64 / upsample as f64 }
+    }
+
+    fn outputs<'a>(&self, values: &'a [f64]) -> Outputs<'a> {
+        Outputs::new(values, self.shape.num_classes, self.shape.grid, self.shape.upsample)
+    }
+
+    /// The patch tokens of each image.
+    fn images<'a>(&self, z: &[Tokens<'a>]) -> Result<impl Iterator<Item = &'a [f32]> + use<'a>, ModelError> {
+        let DetectionShape { dim, grid, .. } = self.shape;
+        match z {
+            [z] if z.dim == dim && z.per_image == grid * grid => Ok(z.values.chunks_exact(z.per_image * dim)),
+            [z] => Err(ModelError::Targets {
+                problem: format!(
+                    "the head reads {} tokens of width {dim} for an image, got {} of width {}",
+                    grid * grid,
+                    z.per_image,
+                    z.dim
+                ),
+            }),
+            _ => Err(ModelError::Targets { problem: format!("the head reads one tap, got {}", z.len()) }),
+        }
+    }
+
+    fn forward(&self, c: &[f64], z: &[f32]) -> Forward {
+        let normed = norm::normalise(z, self.shape.dim);
+        let input = norm::scale(&self.norm, c, &normed.values);
+        let before = linear::forward(&self.hidden, c, &input);
+        let after: Vec<f64> = before.iter().map(|x| gelu(*x)).collect();
+        let outputs = linear::forward(&self.head, c, &after);
+        Forward { normed, input, before, after, outputs }
+    }
+
+    /// The three losses of an image, and their derivatives for its outputs.
+    fn losses(&self, outputs: &[f64], assignment: &Assignment, total: Total) -> ([f64; 3], Vec<f64>) {
+        // A batch without objects has only losses of classes, which are then divided by 1.
+        let [num_positives, sum_centerness] = [total[0].max(1.0), if total[1] > 0.0 { total[1] } else { 1.0 }];
+        let (values, num_classes) = (self.outputs(outputs), self.shape.num_classes);
+        let (mut sums, mut derivative) = ([0.0; 3], vec![0.0; outputs.len()]);
+        let mut add = |kind: usize, location: usize, channel: usize, loss: f64, slope: f64| {
+            sums[kind] += loss;
+            derivative[values.place(location, channel)] = slope;
+        };
+        let mut positives = assignment.positives.iter().peekable();
+        for (location, ignored) in assignment.ignored.iter().enumerate() {
+            let positive = positives.next_if(|positive| positive.location == location);
+            if *ignored {
+                continue;
+            }
+            for class in 0..num_classes {
+                let is_there = positive.is_some_and(|positive| positive.class == class);
+                let (loss, slope) = focal(values.class(location, class), is_there);
+                add(0, location, class, loss / num_positives, slope / num_positives);
+            }
+            let Some(positive) = positive else { continue };
+            let raw: [f64; 4] = std::array::from_fn(|side| values.distance(location, side));
+            let (loss, slopes) = giou(raw.map(softplus), positive.distances);
+            let weight = positive.centerness / sum_centerness;
+            for side in 0..4 {
+                let loss = if side == 0 { weight * loss } else { 0.0 };
+                add(1, location, num_classes + side, loss, weight * slopes[side] * sigmoid(raw[side]));
+            }
+            let (loss, slope) = binary_cross_entropy(values.centerness(location), positive.centerness);
+            add(2, location, num_classes + 4, loss / num_positives, slope / num_positives);
+        }
+        (sums, derivative)
+    }
+
+    /// The objects of each image, of which the head must know the classes.
+    fn boxes<'a>(&self, y: &'a Targets) -> Result<Vec<&'a [BoxTarget]>, ModelError> {
+        let Targets::Boxes { boxes, .. } = y else { return Err(wrong_kind("boxes", y)) };
+        let num_classes = self.shape.num_classes;
+        match boxes.iter().find(|target| target.class as usize >= num_classes) {
+            Some(target) => Err(ModelError::Targets {
+                problem: format!("a class must be in 0..{num_classes}, got {}", target.class),
+            }),
+            None => Ok((0..y.len()).filter_map(|image| y.boxes(image)).collect()),
+        }
+    }
+
+    /// The objects that the head finds in each image, see [`inference`].
+    ///
+    /// # Errors
+    /// [`ModelError::Targets`] when taps are not those of the task.
+    pub fn detect(&self, c: &[f64], z: &[Tokens<'_>]) -> Result<Predictions, ModelError> {
+        let locations = self.locations();
+        let of_image = |z: &[f32]| -> Vec<Detection> {
+            inference::detections(&self.outputs(&self.forward(c, z).outputs), &locations)
+        };
+        Ok(Predictions::Boxes(self.images(z)?.map(of_image).collect()))
+    }
+}
+
+impl Task for ObjectDetection {
+    fn reads(&self) -> &[Tap] {
+        &[Tap::Patches]
+    }
+
+    fn layout(&self) -> &SharedLayout {
+        &self.layout
+    }
+
+    /// Unit norm gain, Xavier uniform for the hidden layer, N(0, 0.01²) for the outputs, and −ln 99 as bias of class
+    /// logits, so that every class begins with a probability of 0.01 (arXiv 1708.02002).
+    fn init(&self, seed: u64) -> Buffer {
+        let mut values = vec![0.0; self.layout.len];
+        values[self.norm.gamma.range()].fill(1.0);
+        let rng = |entry: usize| init::tensor_rng(seed, &self.layout.entries[entry].name);
+        let LinearWeights { weight, inputs, outputs, .. } = self.hidden;
+        init::xavier_uniform(&mut values[weight.range()], inputs, outputs, &mut rng(weight.entry));
+        let LinearWeights { weight, bias, .. } = self.head;
+        init::normals(&mut values[weight.range()], 0.01, &mut rng(weight.entry));
+        let num_class_outputs = self.shape.num_classes * self.shape.upsample * self.shape.upsample;
+        values[bias.range()][..num_class_outputs].fill(-((1.0 - PRIOR) / PRIOR).ln() as f32);
+        Buffer::from_vec(values)
+    }
+
+    fn loss_unit(&self) -> &'static str {
+        "nat"
+    }
+
+    fn figures(&self) -> &[Figure] {
+        &FIGURES
+    }
+
+    /// The number of locations that learn an object, and the sum of their centerness.
+    fn total(&self, y: &Targets) -> Total {
+        let (locations, mut total) = (self.locations(), [0.0; 2]);
+        for image in 0..y.len() {
+            for positive in assign(&locations, y.boxes(image).unwrap_or_default()).positives {
+                total[0] += 1.0;
+                total[1] += positive.centerness;
+            }
+        }
+        total
+    }
+
+    fn evaluate(&self, at: &At<'_>, want: Want) -> Result<Share, ModelError> {
+        let (c, locations) = (at.c, self.locations());
+        let (images, boxes) = (self.images(at.z)?, self.boxes(at.y)?);
+        let mut dc = vec![0.0; if want.dc { self.layout.len } else { 0 }];
+        let (mut dz, mut sums) = (Vec::new(), [0.0; 3]);
+        for (z, boxes) in images.zip(boxes) {
+            let forward = self.forward(c, z);
+            let (losses, d_outputs) = self.losses(&forward.outputs, &assign(&locations, boxes), at.total);
+            sums.iter_mut().zip(losses).for_each(|(sum, loss)| *sum += loss);
+            if want == Want::LOSS {
+                continue;
+            }
+            let mut d_hidden = linear::input_gradient(&self.head, c, &d_outputs);
+            d_hidden.iter_mut().zip(&forward.before).for_each(|(d, x)| *d *= gelu_derivative(*x));
+            let d_input = linear::input_gradient(&self.hidden, c, &d_hidden);
+            if want.dc {
+                linear::add_weight_gradient(&self.head, &forward.after, &d_outputs, &mut dc);
+                linear::add_weight_gradient(&self.hidden, &forward.input, &d_hidden, &mut dc);
+                norm::add_scale_gradient(&self.norm, &forward.normed.values, &d_input, &mut dc);
+            }
+            if want.dz {
+                dz.extend(norm::normalise_gradient(&self.norm, c, &forward.normed, &d_input));
+            }
+        }
+        let dz = if want.dz { vec![dz] } else { Vec::new() };
+        Ok(Share { loss: sums.iter().sum(), figures: sums.to_vec(), dc, dz })
+    }
+
+    /// The outputs of every patch, `[images, patches·(K + 5)·u²]`, see [`Outputs`].
+    fn predict(&self, c: &[f64], z: &[Tokens<'_>]) -> Vec<f32> {
+        let rows = z.iter().flat_map(|z| z.values.chunks_exact(z.per_image * z.dim));
+        rows.flat_map(|z| self.forward(c, z).outputs).map(|v| v as f32).collect()
+    }
+}

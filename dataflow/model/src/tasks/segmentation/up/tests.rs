@@ -1,0 +1,104 @@
+//! The head `up` beside PyTorch (`tests/fixtures/heads/make.py`), and its derivatives beside differences.
+
+use serde_json::Value;
+
+use super::*;
+use crate::tasks::head_tests::{
+    Point, cases, check_additive, check_derivatives, check_gradients, check_refusals, numbers, point, size,
+};
+
+fn all() -> Vec<(Value, UpSegmentation, Point)> {
+    let text = include_str!("../../../../../../tests/fixtures/heads/up.json");
+    let of = |case: Value| {
+        let [dim, grid, patch, num_classes, channels, groups] =
+            ["dim", "grid", "patch", "num_classes", "channels", "groups"].map(|key| size(&case, key));
+        let shape = UpShape { dim, grid, patch, num_classes };
+        let task = UpSegmentation::with_channels(shape, channels, groups).unwrap();
+        let known = |class: f64| if class < 0.0 { UNKNOWN_CLASS } else { class as u16 };
+        let classes = numbers(&case["classes"]).into_iter().map(known).collect();
+        let point = point(&case, Targets::Maps { side: grid * patch, classes });
+        (case, task, point)
+    };
+    cases(text).into_iter().map(of).collect()
+}
+
+#[test]
+fn losses_gradients_and_classes_are_those_of_torch() {
+    for (case, task, point) in all() {
+        let share = point.evaluate(&task, Want::BOTH);
+        assert!((share.loss - case["loss"].as_f64().unwrap()).abs() < 1e-12);
+        assert!((share.figures[0] - case["accuracy"].as_f64().unwrap()).abs() < 1e-12);
+        check_gradients(&share, &case);
+        let Predictions::Maps { side, classes } = task.segment(&point.c, &[point.tokens()]).unwrap() else { panic!() };
+        assert_eq!(side, task.side());
+        assert_eq!(classes.into_iter().map(f64::from).collect::<Vec<_>>(), numbers(&case["found"]));
+    }
+}
+
+#[test]
+fn derivatives_are_those_of_differences() {
+    for (_, task, point) in all() {
+        check_derivatives(&task, &point);
+    }
+}
+
+#[test]
+fn images_do_not_touch_each_other() {
+    for (_, task, point) in all() {
+        check_additive(&task, &point);
+    }
+}
+
+#[test]
+fn a_whole_image_of_blocks_has_the_gradient_of_its_differences() {
+    // 40 × 40 pixels are two blocks of the convolutions and of the last layer, the second shorter.
+    let task = UpSegmentation::with_channels(UpShape { dim: 4, grid: 5, patch: 8, num_classes: 3 }, 6, 2).unwrap();
+    let c = task.init(5).iter().map(|v| f64::from(*v)).collect();
+    let z = (0..100).map(|i| ((i * 31 % 97) as f32 - 48.0) / 32.0).collect();
+    let classes = (0..1600u16).map(|i| if i % 11 == 0 { UNKNOWN_CLASS } else { i * 7 % 3 }).collect();
+    let point = Point { c, z, per_image: 25, dim: 4, y: Targets::Maps { side: 40, classes } };
+    check_derivatives(&task, &point);
+}
+
+#[test]
+fn what_the_head_does_not_know_is_refused() {
+    let (_, task, mut point) = all().remove(0);
+    check_refusals(&task, &point);
+    let side = task.side();
+    let mut refused = |y: Targets| {
+        point.y = y;
+        let at = At { c: &point.c, z: &[point.tokens()], y: &point.y, total: [1.0; 2], noise: None };
+        task.evaluate(&at, Want::BOTH).unwrap_err().to_string()
+    };
+    let message = refused(Targets::Maps { side, classes: vec![3; 2 * side * side].into() });
+    assert_eq!(message, "downstream task: a class must be in 0..3, got 3");
+    let message = refused(Targets::Maps { side: 4, classes: vec![0; 32].into() });
+    assert_eq!(message, "downstream task: class maps must have a side of 12 pixels, got 4");
+    let message = UpSegmentation::new(UpShape { dim: 4, grid: 2, patch: 14, num_classes: 3 }).unwrap_err().to_string();
+    assert!(message.ends_with("a power of two, got 14"), "{message}");
+}
+
+#[test]
+fn a_batch_without_classes_has_no_loss() {
+    let (_, task, mut point) = all().remove(0);
+    let side = task.side();
+    point.y = Targets::Maps { side, classes: vec![UNKNOWN_CLASS; 2 * side * side].into() };
+    let share = point.evaluate(&task, Want::BOTH);
+    assert_eq!(share.loss, 0.0);
+    assert!(share.dc.iter().chain(&share.dz[0]).all(|v| *v == 0.0));
+}
+
+#[test]
+fn the_shipped_head_has_its_names_and_shapes() {
+    let task = UpSegmentation::new(UpShape { dim: 32, grid: 2, patch: 4, num_classes: 7 }).unwrap();
+    let names: Vec<&str> = task.layout().entries.iter().map(|entry| entry.name.as_str()).collect();
+    let stage = ["conv.weight", "norm.weight", "norm.bias"];
+    let stages = [0, 1].iter().flat_map(|number| stage.map(|name| format!("stages.{number}.{name}")));
+    let around = |names: [&str; 4]| names.map(String::from).to_vec();
+    let mut expected = around(["fc_norm.weight", "fc_norm.bias", "fc.weight", "fc.bias"]);
+    expected.extend(stages);
+    expected.extend(["head.weight", "head.bias"].map(String::from));
+    assert_eq!(names, expected);
+    assert_eq!(task.layout().get("stages.1.conv.weight").unwrap().shape, [64, 64, 3, 3]);
+    assert!(task.init(1).iter().all(|v| v.is_finite()));
+}
