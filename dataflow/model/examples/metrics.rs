@@ -100,8 +100,7 @@ fn measure(set: &Value) -> Result<Value, Box<dyn Error>> {
         let ends = |interval: mlomae_model::tasks::metrics::Interval| {
             (interval.name.to_owned(), json!([interval.low, interval.high]))
         };
-        let all: Map<String, Value> =
-            intervals(&*metrics, seed, num_resamples, level).into_iter().map(ends).collect();
+        let all: Map<String, Value> = intervals(&*metrics, seed, num_resamples, level).into_iter().map(ends).collect();
         result["intervals"] = all.into();
         let times = (0..num_resamples).map(|number| resample(seed, number, images.len()));
         result["times"] = times.collect::<Vec<_>>().into();

@@ -5,12 +5,13 @@ use std::sync::OnceLock;
 
 use super::options::TaskOptions;
 use super::task::{TaskFacts, TaskKind};
-use super::{class, conditions, multi_label, regression, segmentation};
+use super::{class, conditions, detection, multi_label, regression, segmentation};
 use crate::choice::{Choice, Registry};
 use crate::error::ModelError;
 
 /// Every task that is shipped; the first is the default.
-pub static TASKS: &[&dyn TaskKind] = &[&class::Kind, &multi_label::Kind, &regression::Kind, &segmentation::Kind];
+pub static TASKS: &[&dyn TaskKind] =
+    &[&class::Kind, &multi_label::Kind, &regression::Kind, &segmentation::Kind, &detection::Kind];
 
 /// The list of this process.
 static ALL: OnceLock<Vec<&'static dyn TaskKind>> = OnceLock::new();

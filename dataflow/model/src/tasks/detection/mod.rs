@@ -24,15 +24,75 @@ use outputs::{BOX_CHANNELS, Outputs};
 
 use super::layers::activation::{gelu, gelu_derivative, sigmoid, softplus};
 use super::layers::{linear, norm};
+use super::options::{OptionValues, TaskOption, TaskOptions};
 use super::predictions::{Detection, Predictions};
 use super::targets::{BoxTarget, Targets};
-use super::task::{At, Figure, Share, Task, Tokens, Total, Want, wrong_kind};
+use super::task::{At, Figure, Share, Task, TaskFacts, TaskKind, Tokens, Total, Want, wrong_kind};
+use crate::choice::Named;
 use crate::error::ModelError;
 use crate::init;
 use crate::layout::{Layout, LinearWeights, NormWeights, SharedLayout};
 use crate::level::Level;
 use crate::parallel::arena::Buffer;
+use crate::rng::{Purpose, below, keyed};
 use crate::tap::Tap;
+
+/// The entry of [`super::TASKS`].
+#[derive(Debug)]
+pub struct Kind;
+
+impl Named for Kind {
+    fn name(&self) -> &'static str {
+        "detection"
+    }
+    fn summary(&self) -> &'static str {
+        "Object detection: class and box of each patch, losses of FCOS"
+    }
+}
+
+/// How many locations a patch has.
+const UPSAMPLE: TaskOption = TaskOption {
+    name: "upsample",
+    summary: "Places along the side of a patch at each of which one object can be found",
+    values: OptionValues::Integers(&[1, 2]),
+};
+
+impl TaskKind for Kind {
+    fn options(&self) -> &'static [TaskOption] {
+        &[UPSAMPLE]
+    }
+
+    fn build(&self, facts: &TaskFacts, options: &TaskOptions) -> Result<Arc<dyn Task>, ModelError> {
+        let TaskFacts { dim, grid, patch, num_classes, .. } = *facts;
+        let upsample = options.integer(UPSAMPLE.name);
+        Ok(Arc::new(ObjectDetection::new(DetectionShape { dim, grid, patch, num_classes, upsample })))
+    }
+
+    /// None to three objects an image, some of them ignored.
+    fn example(&self, facts: &TaskFacts, num_images: usize, seed: u64) -> Targets {
+        let mut rng = keyed(seed, Purpose::Panel, 0, 0);
+        let side = facts.side() as u64;
+        let (mut starts, mut boxes) = (vec![0], Vec::new());
+        for _ in 0..num_images {
+            for _ in 0..below(&mut rng, 4) {
+                let mut span = || {
+                    let length = 1 + below(&mut rng, side);
+                    let start = below(&mut rng, side - length + 1);
+                    [start as f32, (start + length) as f32]
+                };
+                let ([left, right], [top, bottom]) = (span(), span());
+                boxes.push(BoxTarget {
+                    edges: [left, top, right, bottom],
+                    class: below(&mut rng, facts.num_classes as u64) as u32,
+                    ignored: below(&mut rng, 4) == 0,
+                    area: (right - left) * (bottom - top),
+                });
+            }
+            starts.push(boxes.len());
+        }
+        Targets::Boxes { starts: starts.into(), boxes: boxes.into() }
+    }
+}
 
 /// Width of the hidden layer.
 pub const HIDDEN: usize = 128;
@@ -68,11 +128,8 @@ pub struct ObjectDetection {
 }
 
 /// The three losses, of which the loss is the sum.
-const FIGURES: [Figure; 3] = [
-    Figure { name: "class_loss", unit: "nat" },
-    Figure { name: "box_loss", unit: "share" },
-    Figure { name: "centerness_loss", unit: "nat" },
-];
+static FIGURES: [Figure; 3] =
+    [Figure::new("class_loss", "nat"), Figure::new("box_loss", "share"), Figure::new("centerness_loss", "nat")];
 
 /// What the head computes for an image, for the backward pass.
 struct Forward {
@@ -141,9 +198,12 @@ impl ObjectDetection {
     }
 
     /// The three losses of an image, and their derivatives for its outputs.
-    fn losses(&self, outputs: &[f64], assignment: &Assignment, total: Total) -> ([f64; 3], Vec<f64>) {
-        // A batch without objects has only losses of classes, which are then divided by 1.
-        let [num_positives, sum_centerness] = [total[0].max(1.0), if total[1] > 0.0 { total[1] } else { 1.0 }];
+    fn losses(
+        &self,
+        outputs: &[f64],
+        assignment: &Assignment,
+        [num_positives, sum_centerness]: Total,
+    ) -> ([f64; 3], Vec<f64>) {
         let (values, num_classes) = (self.outputs(outputs), self.shape.num_classes);
         let (mut sums, mut derivative) = ([0.0; 3], vec![0.0; outputs.len()]);
         let mut add = |kind: usize, location: usize, channel: usize, loss: f64, slope: f64| {
@@ -186,18 +246,6 @@ impl ObjectDetection {
             None => Ok((0..y.len()).filter_map(|image| y.boxes(image)).collect()),
         }
     }
-
-    /// The objects that the head finds in each image, see [`inference`].
-    ///
-    /// # Errors
-    /// [`ModelError::Targets`] when taps are not those of the task.
-    pub fn detect(&self, c: &[f64], z: &[Tokens<'_>]) -> Result<Predictions, ModelError> {
-        let locations = self.locations();
-        let of_image = |z: &[f32]| -> Vec<Detection> {
-            inference::detections(&self.outputs(&self.forward(c, z).outputs), &locations)
-        };
-        Ok(Predictions::Boxes(self.images(z)?.map(of_image).collect()))
-    }
 }
 
 impl Task for ObjectDetection {
@@ -232,7 +280,8 @@ impl Task for ObjectDetection {
         &FIGURES
     }
 
-    /// The number of locations that learn an object, and the sum of their centerness.
+    /// The number of locations that learn an object, and the sum of their centerness; 1 and 1 where there are none, as
+    /// such a batch has losses of classes alone.
     fn total(&self, y: &Targets) -> Total {
         let (locations, mut total) = (self.locations(), [0.0; 2]);
         for image in 0..y.len() {
@@ -241,7 +290,7 @@ impl Task for ObjectDetection {
                 total[1] += positive.centerness;
             }
         }
-        total
+        if total[0] > 0.0 { total } else { [1.0; 2] }
     }
 
     fn evaluate(&self, at: &At<'_>, want: Want) -> Result<Share, ModelError> {
@@ -251,7 +300,7 @@ impl Task for ObjectDetection {
         let (mut dz, mut sums) = (Vec::new(), [0.0; 3]);
         for (z, boxes) in images.zip(boxes) {
             let forward = self.forward(c, z);
-            let (losses, d_outputs) = self.losses(&forward.outputs, &assign(&locations, boxes), at.total);
+            let (losses, d_outputs) = self.losses(&forward.outputs, &assign(&locations, boxes), at.total());
             sums.iter_mut().zip(losses).for_each(|(sum, loss)| *sum += loss);
             if want == Want::LOSS {
                 continue;
@@ -272,9 +321,12 @@ impl Task for ObjectDetection {
         Ok(Share { loss: sums.iter().sum(), figures: sums.to_vec(), dc, dz })
     }
 
-    /// The outputs of every patch, `[images, patches·(K + 5)·u²]`, see [`Outputs`].
-    fn predict(&self, c: &[f64], z: &[Tokens<'_>]) -> Vec<f32> {
-        let rows = z.iter().flat_map(|z| z.values.chunks_exact(z.per_image * z.dim));
-        rows.flat_map(|z| self.forward(c, z).outputs).map(|v| v as f32).collect()
+    /// The objects found in each image, see [`inference`].
+    fn predict(&self, c: &[f64], z: &[Tokens<'_>]) -> Result<Predictions, ModelError> {
+        let locations = self.locations();
+        let of_image = |z: &[f32]| -> Vec<Detection> {
+            inference::detections(&self.outputs(&self.forward(c, z).outputs), &locations)
+        };
+        Ok(Predictions::Boxes(self.images(z)?.map(of_image).collect()))
     }
 }

@@ -39,6 +39,7 @@ fn losses_and_gradients_are_those_of_torchvision() {
     for (case, task, point) in all() {
         let total = task.total(&point.y);
         let expected = numbers(&case["total"]);
+        let expected = if expected[0] > 0.0 { expected } else { vec![1.0; 2] };
         assert!(total[0] == expected[0] && (total[1] - expected[1]).abs() < 1e-12, "{total:?}, not {expected:?}");
         let share = point.evaluate(&task, Want::BOTH);
         for (found, expected) in share.figures.iter().zip(numbers(&case["losses"])) {
@@ -52,7 +53,7 @@ fn losses_and_gradients_are_those_of_torchvision() {
 #[test]
 fn detections_are_those_of_torchvision() {
     for (case, task, point) in all() {
-        let Predictions::Boxes(images) = task.detect(&point.c, &[point.tokens()]).unwrap() else { panic!() };
+        let Predictions::Boxes(images) = task.predict(&point.c, &[point.tokens()]).unwrap() else { panic!() };
         let expected = case["detections"].as_array().unwrap();
         assert_eq!(images.len(), expected.len());
         for (found, expected) in images.iter().zip(expected) {
@@ -86,9 +87,9 @@ fn is_far_from_kinks(task: &ObjectDetection, point: &Point) -> bool {
 
 #[test]
 fn derivatives_are_those_of_differences() {
-    for (_, task, point) in all() {
+    for (case, task, point) in all() {
         // Without an object there is no gradient for most outputs.
-        if task.total(&point.y)[0] > 0.0 {
+        if numbers(&case["total"])[0] > 0.0 {
             assert!(is_far_from_kinks(&task, &point), "choose another seed in make.py");
             check_derivatives(&task, &point);
         }
@@ -108,7 +109,7 @@ fn what_the_head_does_not_know_is_refused() {
     check_refusals(&task, &point);
     let object = BoxTarget { edges: [0.0, 0.0, 8.0, 8.0], class: 3, ignored: true, area: 64.0 };
     point.y = Targets::Boxes { starts: [0, 1, 1, 1].into(), boxes: [object].into() };
-    let at = At { c: &point.c, z: &[point.tokens()], y: &point.y, total: [1.0; 2], noise: None };
+    let at = At { c: &point.c, z: &[point.tokens()], y: &point.y, totals: &[[1.0; 2]], noise: None };
     let message = task.evaluate(&at, Want::BOTH).unwrap_err().to_string();
     assert_eq!(message, "downstream task: a class must be in 0..3, got 3");
 }
@@ -159,13 +160,13 @@ fn a_head_learns_to_find_objects() {
     assert_eq!(total[0], 24.0);
     let mut losses = Vec::new();
     for _ in 0..600 {
-        let at = At { c: &c, z: &z, y: &y, total, noise: None };
+        let at = At { c: &c, z: &z, y: &y, totals: &[total], noise: None };
         let share = task.evaluate(&at, Want { dc: true, dz: false }).unwrap();
         losses.push(share.loss);
         c.iter_mut().zip(&share.dc).for_each(|(c, d)| *c -= 0.2 * d);
     }
     assert!(losses[599] < 0.4 * losses[0], "{} from {}", losses[599], losses[0]);
-    let Predictions::Boxes(images) = task.detect(&c, &z).unwrap() else { panic!() };
+    let Predictions::Boxes(images) = task.predict(&c, &z).unwrap() else { panic!() };
     for (found, target) in images.iter().zip(&targets) {
         let first = found.first().expect("an object is found");
         assert_eq!(first.class, target.class);

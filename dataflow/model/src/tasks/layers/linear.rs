@@ -61,12 +61,7 @@ pub fn add_weight_gradient(layer: &LinearWeights, x: &[f64], dy: &[f64], dc: &mu
 #[must_use]
 pub fn input_gradient(layer: &LinearWeights, c: &[f64], dy: &[f64]) -> Vec<f64> {
     let mut dx = vec![0.0; dy.len() / layer.outputs * layer.inputs];
-    product(
-        &mut dx,
-        Matrix::rows(dy, layer.outputs),
-        Matrix::rows(&c[layer.weight.range()], layer.inputs),
-        0.0,
-    );
+    product(&mut dx, Matrix::rows(dy, layer.outputs), Matrix::rows(&c[layer.weight.range()], layer.inputs), 0.0);
     dx
 }
 
@@ -76,4 +71,3 @@ pub fn add_rows(sum: &mut [f64], rows: &[f64]) {
         sum.iter_mut().zip(row).for_each(|(sum, v)| *sum += v);
     }
 }
-

@@ -41,9 +41,8 @@ impl Metrics for Accuracy {
         }
         self.ranks.extend(values.chunks_exact(num_classes).zip(classes.iter()).map(|(scores, class)| {
             let class = usize::try_from(*class).ok()?;
-            let is_surer = |other: usize| {
-                scores[other] > scores[class] || (other < class && scores[other] == scores[class])
-            };
+            let is_surer =
+                |other: usize| scores[other] > scores[class] || (other < class && scores[other] == scores[class]);
             Some((0..num_classes).filter(|other| is_surer(*other)).count())
         }));
         Ok(())

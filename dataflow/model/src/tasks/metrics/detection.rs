@@ -90,10 +90,8 @@ impl CocoAveragePrecision {
             found.truncate(MAX_DETECTIONS);
             let overlaps: Vec<Vec<f64>> =
                 found.iter().map(|d| objects.iter().map(|object| overlap(&d.edges, object)).collect()).collect();
-            let mut judged: Vec<Judged> = found
-                .iter()
-                .map(|d| Judged { score: d.score, image, found: [0; 4], ignored: [0; 4] })
-                .collect();
+            let mut judged: Vec<Judged> =
+                found.iter().map(|d| Judged { score: d.score, image, found: [0; 4], ignored: [0; 4] }).collect();
             let mut counted = [0; 4];
             for (range, limits) in AREAS.iter().enumerate() {
                 let is_outside = |area: f64| area < limits[0] || area > limits[1];
@@ -150,12 +148,7 @@ fn overlap(found: &[f32; 4], object: &BoxTarget) -> f64 {
 
 /// The object that each detection finds at a threshold, surest detection first. Objects that count are preferred to
 /// those that are ignored, of which one that counts is never given up for.
-fn best_matches(
-    overlaps: &[Vec<f64>],
-    objects: &[&BoxTarget],
-    ignored: &[bool],
-    threshold: f64,
-) -> Vec<Option<usize>> {
+fn best_matches(overlaps: &[Vec<f64>], objects: &[&BoxTarget], ignored: &[bool], threshold: f64) -> Vec<Option<usize>> {
     let counting_first: Vec<usize> = [false, true]
         .into_iter()
         .flat_map(|kind| (0..objects.len()).filter(move |object| ignored[*object] == kind))

@@ -63,7 +63,7 @@ pub struct UpSegmentation {
 }
 
 /// The only number logged beside the loss.
-const FIGURES: [Figure; 1] = [Figure { name: "pixel_accuracy", unit: "share" }];
+static FIGURES: [Figure; 1] = [Figure::new("pixel_accuracy", "share")];
 
 /// What a stage computes for an image, for the backward pass.
 struct Passed {
@@ -188,7 +188,7 @@ impl UpSegmentation {
 
     /// Loss and figures of an image, and what is wanted of their gradients.
     fn judge(&self, at: &At<'_>, pixels: &[f64], classes: &[u16], want: Want, dc: &mut [f64]) -> Judged {
-        let (mut judged, num_valid) = (Judged::default(), at.total[0]);
+        let (mut judged, num_valid) = (Judged::default(), at.total()[0]);
         let num_classes = self.shape.num_classes;
         self.logits(at.c, pixels, |first, logits| {
             for (pixel, row) in logits.chunks_exact_mut(num_classes).enumerate() {
@@ -240,20 +240,6 @@ impl UpSegmentation {
         }
         d_tokens
     }
-
-    /// The class of each pixel, the first of equals.
-    ///
-    /// # Errors
-    /// [`ModelError::Targets`] when taps are not those of the task.
-    pub fn segment(&self, c: &[f64], z: &[Tokens<'_>]) -> Result<Predictions, ModelError> {
-        let mut classes = Vec::new();
-        for z in self.images(z)? {
-            self.logits(c, &self.forward(c, z).pixels, |_, logits| {
-                classes.extend(logits.chunks_exact(self.shape.num_classes).map(|row| first_largest(row) as u16));
-            });
-        }
-        Ok(Predictions::Maps { side: self.side(), classes })
-    }
 }
 
 /// The place of the largest value, the first of equals.
@@ -297,25 +283,21 @@ impl Task for UpSegmentation {
         &FIGURES
     }
 
-    /// The number of pixels that have a class.
+    /// The number of pixels that have a class, at least 1; and 1.
     fn total(&self, y: &Targets) -> Total {
-        match y {
-            Targets::Maps { classes, .. } => {
-                [classes.iter().filter(|class| **class != UNKNOWN_CLASS).count() as f64, 1.0]
-            }
-            _ => [0.0, 1.0],
-        }
+        let Targets::Maps { classes, .. } = y else { return [1.0; 2] };
+        let num_valid = classes.iter().filter(|class| **class != UNKNOWN_CLASS).count();
+        [num_valid.max(1) as f64, 1.0]
     }
 
     fn evaluate(&self, at: &At<'_>, want: Want) -> Result<Share, ModelError> {
         let (images, classes) = (self.images(at.z)?, self.classes(at.y)?);
-        let num_valid = at.total[0].max(1.0);
-        let at = At { total: [num_valid, at.total[1]], ..*at };
+        let [num_valid, _] = at.total();
         let mut dc = vec![0.0; if want.dc { self.layout.len } else { 0 }];
         let (mut dz, mut loss, mut num_right) = (Vec::new(), 0.0, 0);
         for (z, classes) in images.zip(classes.chunks_exact(self.side() * self.side())) {
             let forward = self.forward(at.c, z);
-            let judged = self.judge(&at, &forward.pixels, classes, want, &mut dc);
+            let judged = self.judge(at, &forward.pixels, classes, want, &mut dc);
             loss += judged.loss;
             num_right += judged.num_right;
             if want == Want::LOSS {
@@ -330,12 +312,15 @@ impl Task for UpSegmentation {
         Ok(Share { loss, figures: vec![num_right as f64 / num_valid], dc, dz })
     }
 
-    /// The classes of the pixels, `[images, side·side]`.
-    fn predict(&self, c: &[f64], z: &[Tokens<'_>]) -> Vec<f32> {
-        match self.segment(c, z) {
-            Ok(Predictions::Maps { classes, .. }) => classes.into_iter().map(f32::from).collect(),
-            _ => Vec::new(),
+    /// The class of each pixel, the first of equals.
+    fn predict(&self, c: &[f64], z: &[Tokens<'_>]) -> Result<Predictions, ModelError> {
+        let mut classes = Vec::new();
+        for z in self.images(z)? {
+            self.logits(c, &self.forward(c, z).pixels, |_, logits| {
+                classes.extend(logits.chunks_exact(self.shape.num_classes).map(|row| first_largest(row) as u16));
+            });
         }
+        Ok(Predictions::Maps { side: self.side(), classes })
     }
 }
 

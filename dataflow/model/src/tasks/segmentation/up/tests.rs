@@ -29,7 +29,7 @@ fn losses_gradients_and_classes_are_those_of_torch() {
         assert!((share.loss - case["loss"].as_f64().unwrap()).abs() < 1e-12);
         assert!((share.figures[0] - case["accuracy"].as_f64().unwrap()).abs() < 1e-12);
         check_gradients(&share, &case);
-        let Predictions::Maps { side, classes } = task.segment(&point.c, &[point.tokens()]).unwrap() else { panic!() };
+        let Predictions::Maps { side, classes } = task.predict(&point.c, &[point.tokens()]).unwrap() else { panic!() };
         assert_eq!(side, task.side());
         assert_eq!(classes.into_iter().map(f64::from).collect::<Vec<_>>(), numbers(&case["found"]));
     }
@@ -67,7 +67,7 @@ fn what_the_head_does_not_know_is_refused() {
     let side = task.side();
     let mut refused = |y: Targets| {
         point.y = y;
-        let at = At { c: &point.c, z: &[point.tokens()], y: &point.y, total: [1.0; 2], noise: None };
+        let at = At { c: &point.c, z: &[point.tokens()], y: &point.y, totals: &[[1.0; 2]], noise: None };
         task.evaluate(&at, Want::BOTH).unwrap_err().to_string()
     };
     let message = refused(Targets::Maps { side, classes: vec![3; 2 * side * side].into() });
