@@ -91,14 +91,14 @@ fn measure(set: &Value) -> Result<Value, Box<dyn Error>> {
         metrics.add(predictions, targets)?;
     }
     let measured: Map<String, Value> =
-        metrics.finish().into_iter().map(|m| (m.name.to_owned(), json!(m.value))).collect();
+        metrics.finish().into_iter().map(|m| (m.name.into_owned(), json!(m.value))).collect();
     let per_image: Map<String, Value> =
-        metrics.per_image().into_iter().map(|row| (row.name.to_owned(), json!(row.values))).collect();
+        metrics.per_image().into_iter().map(|row| (row.name.into_owned(), json!(row.values))).collect();
     let mut result = json!({ "metrics": measured, "per_image": per_image });
     if let (Some(num_resamples), Some(level)) = (set["num_resamples"].as_u64(), set["level"].as_f64()) {
         let seed = 1;
         let ends = |interval: mlomae_model::tasks::metrics::Interval| {
-            (interval.name.to_owned(), json!([interval.low, interval.high]))
+            (interval.name.into_owned(), json!([interval.low, interval.high]))
         };
         let all: Map<String, Value> = intervals(&*metrics, seed, num_resamples, level).into_iter().map(ends).collect();
         result["intervals"] = all.into();

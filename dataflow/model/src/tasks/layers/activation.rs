@@ -59,7 +59,7 @@ mod tests {
         assert_eq!((gelu(40.0), gelu_derivative(40.0)), (40.0, 1.0));
         assert_eq!((softplus(800.0), softplus(-800.0)), (800.0, 0.0));
         assert_eq!((sigmoid(800.0), sigmoid(-800.0)), (1.0, 0.0));
-        // torch.nn.functional.gelu(-6), whose Φ would have lost its digits as 1 + erf.
-        assert!((gelu(-6.0) / -5.919526127019704e-9 - 1.0).abs() < 1e-12);
+        // −6·Φ(−6) by Python's math.erfc; as 1 + erf, Φ would have half its digits.
+        assert!((gelu(-6.0) / -5.919_525_870_226_207e-9 - 1.0).abs() < 1e-13);
     }
 }

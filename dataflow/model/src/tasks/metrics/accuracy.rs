@@ -73,6 +73,6 @@ impl Metrics for Accuracy {
 
     fn per_image(&self) -> Vec<PerImage> {
         let is_right = |rank: &Option<usize>| rank.map_or(f64::NAN, |rank| f64::from(u8::from(rank == 0)));
-        vec![PerImage { name: "accuracy", unit: "share", values: self.ranks.iter().map(is_right).collect() }]
+        vec![PerImage { name: "accuracy".into(), unit: "share", values: self.ranks.iter().map(is_right).collect() }]
     }
 }

@@ -3,14 +3,16 @@
 //! It says how far a metric moves with the images that judge it, given the model. It says nothing of how it moves with
 //! the seed of training.
 
+use std::borrow::Cow;
+
 use super::{Measured, Metrics};
 use crate::rng::{Purpose, below, keyed};
 
 /// The percentile interval of a metric.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Interval {
     /// Name of the metric.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// Lower end.
     pub low: f64,
     /// Upper end.

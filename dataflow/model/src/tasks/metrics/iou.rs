@@ -123,8 +123,12 @@ impl Metrics for MeanIou {
         };
         let accuracy = |image: &Counts| f64::from(image.right) / f64::from(image.known);
         vec![
-            PerImage { name: "image_mean_iou", unit: "share", values: self.images.iter().map(iou).collect() },
-            PerImage { name: "pixel_accuracy", unit: "share", values: self.images.iter().map(accuracy).collect() },
+            PerImage { name: "image_mean_iou".into(), unit: "share", values: self.images.iter().map(iou).collect() },
+            PerImage {
+                name: "pixel_accuracy".into(),
+                unit: "share",
+                values: self.images.iter().map(accuracy).collect(),
+            },
         ]
     }
 }

@@ -10,6 +10,9 @@ mod bootstrap;
 mod detection;
 mod iou;
 mod regression;
+mod several;
+#[cfg(test)]
+mod tests;
 
 pub use accuracy::Accuracy;
 pub use average_precision::MeanAveragePrecision;
@@ -17,16 +20,19 @@ pub use bootstrap::{Interval, intervals, resample};
 pub use detection::CocoAveragePrecision;
 pub use iou::MeanIou;
 pub use regression::RegressionErrors;
+pub use several::Several;
+
+use std::borrow::Cow;
 
 use super::predictions::Predictions;
 use super::targets::Targets;
 use crate::error::ModelError;
 
 /// A metric's value on some images.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Measured {
     /// Name of the metric in logs, for example `accuracy`.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// Its unit in logs, for example `share`.
     pub unit: &'static str,
     /// The value, finite.
@@ -36,7 +42,7 @@ pub struct Measured {
 impl Measured {
     /// A metric that is a share, in [0, 1] for most.
     const fn share(name: &'static str, value: f64) -> Self {
-        Measured { name, unit: "share", value }
+        Measured { name: Cow::Borrowed(name), unit: "share", value }
     }
 }
 
@@ -44,7 +50,7 @@ impl Measured {
 #[derive(Clone, Debug, PartialEq)]
 pub struct PerImage {
     /// Its name in logs.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// Its unit in logs.
     pub unit: &'static str,
     /// The values in the order of [`Metrics::add`], `[images]`; NaN where an image has no known target.

@@ -90,15 +90,17 @@ impl Metrics for RegressionErrors {
             }
         }
         let all = [("r2", "share", r2), ("mae", "value", mae), ("rmse", "value", rmse)];
-        let measured = |(name, unit, values): (_, _, Vec<f64>)| Some(Measured { name, unit, value: mean(&values)? });
+        let measured = |(name, unit, values): (&'static str, _, Vec<f64>)| {
+            Some(Measured { name: name.into(), unit, value: mean(&values)? })
+        };
         all.into_iter().filter_map(measured).collect()
     }
 
     /// Mean absolute and mean squared error of each image's numbers.
     fn per_image(&self) -> Vec<PerImage> {
         vec![
-            PerImage { name: "mae", unit: "value", values: self.of_images(f64::abs) },
-            PerImage { name: "mse", unit: "value²", values: self.of_images(|error| error * error) },
+            PerImage { name: "mae".into(), unit: "value", values: self.of_images(f64::abs) },
+            PerImage { name: "mse".into(), unit: "value²", values: self.of_images(|error| error * error) },
         ]
     }
 }
