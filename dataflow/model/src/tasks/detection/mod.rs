@@ -23,15 +23,16 @@ use losses::{binary_cross_entropy, focal, giou};
 use outputs::{BOX_CHANNELS, Outputs};
 
 use super::layers::activation::{gelu, gelu_derivative, sigmoid, softplus};
-use super::layers::{linear, norm};
+use super::layers::linear;
 use super::options::{OptionValues, TaskOption, TaskOptions};
 use super::predictions::{Detection, Predictions};
+use super::segmentation::{TokenLinear, TokenPass};
 use super::targets::{BoxTarget, Targets};
 use super::task::{At, Figure, Share, Task, TaskFacts, TaskKind, Tokens, Total, Want, wrong_kind};
 use crate::choice::Named;
 use crate::error::ModelError;
 use crate::init;
-use crate::layout::{Layout, LinearWeights, NormWeights, SharedLayout};
+use crate::layout::{Layout, LinearWeights, SharedLayout};
 use crate::level::Level;
 use crate::parallel::arena::Buffer;
 use crate::rng::{Purpose, below, keyed};
@@ -114,15 +115,14 @@ pub struct DetectionShape {
     pub upsample: usize,
 }
 
-/// Detection of objects: LayerNorm → Linear → GELU → Linear on every patch token, with the losses of FCOS.
+/// Detection of objects: LayerNorm → dropout → Linear → GELU → Linear on every patch token, with the losses of FCOS.
 ///
 /// The loss is Σ focal/N + Σ centerness·(1 − GIoU)/Σ centerness + Σ BCE(centerness)/N, where N is the number of locations
 /// of the batch that learn an object.
 #[derive(Clone, Debug)]
 pub struct ObjectDetection {
     layout: SharedLayout,
-    norm: NormWeights,
-    hidden: LinearWeights,
+    tokens: TokenLinear,
     head: LinearWeights,
     shape: DetectionShape,
 }
@@ -133,9 +133,7 @@ static FIGURES: [Figure; 3] =
 
 /// What the head computes for an image, for the backward pass.
 struct Forward {
-    normed: norm::Normed,
-    /// The norm's output `[patches, dim]`.
-    input: Vec<f64>,
+    pass: TokenPass,
     /// The hidden layer before its activation, `[patches, hidden]`.
     before: Vec<f64>,
     /// And after it.
@@ -153,11 +151,10 @@ impl ObjectDetection {
 
     fn with_hidden(shape: DetectionShape, hidden: usize) -> Self {
         let mut layout = Layout::new(Level::Finetune);
-        let norm = layout.norm("fc_norm", shape.dim);
-        let hidden = layout.linear("fc", &[hidden, shape.dim]);
+        let tokens = TokenLinear::named(&mut layout, "fc", shape.dim, hidden);
         let num_outputs = (shape.num_classes + BOX_CHANNELS) * shape.upsample * shape.upsample;
-        let head = layout.linear("head", &[num_outputs, hidden.outputs]);
-        ObjectDetection { layout: Arc::new(layout), norm, hidden, head, shape }
+        let head = layout.linear("head", &[num_outputs, hidden]);
+        ObjectDetection { layout: Arc::new(layout), tokens, head, shape }
     }
 
     /// Where the head looks for objects.
@@ -172,7 +169,7 @@ impl ObjectDetection {
     }
 
     /// The patch tokens of each image.
-    fn images<'a>(&self, z: &[Tokens<'a>]) -> Result<impl Iterator<Item = &'a [f32]> + use<'a>, ModelError> {
+    fn images<'a>(&self, z: &[Tokens<'a>]) -> Result<std::slice::ChunksExact<'a, f32>, ModelError> {
         let DetectionShape { dim, grid, .. } = self.shape;
         match z {
             [z] if z.dim == dim && z.per_image == grid * grid => Ok(z.values.chunks_exact(z.per_image * dim)),
@@ -188,13 +185,11 @@ impl ObjectDetection {
         }
     }
 
-    fn forward(&self, c: &[f64], z: &[f32]) -> Forward {
-        let normed = norm::normalise(z, self.shape.dim);
-        let input = norm::scale(&self.norm, c, &normed.values);
-        let before = linear::forward(&self.hidden, c, &input);
+    fn forward(&self, c: &[f64], z: &[f32], dropout: Option<&[f32]>) -> Forward {
+        let (before, pass) = self.tokens.forward(c, z, dropout);
         let after: Vec<f64> = before.iter().map(|x| gelu(*x)).collect();
         let outputs = linear::forward(&self.head, c, &after);
-        Forward { normed, input, before, after, outputs }
+        Forward { pass, before, after, outputs }
     }
 
     /// The three losses of an image, and their derivatives for its outputs.
@@ -257,16 +252,14 @@ impl Task for ObjectDetection {
         &self.layout
     }
 
-    /// Unit norm gain, Xavier uniform for the hidden layer, N(0, 0.01²) for the outputs, and −ln 99 as bias of class
+    /// Unit norm gain, U(±1/√dim) for the hidden layer, N(0, 0.01²) for the outputs, and −ln 99 as bias of class
     /// logits, so that every class begins with a probability of 0.01 (arXiv 1708.02002).
     fn init(&self, seed: u64) -> Buffer {
         let mut values = vec![0.0; self.layout.len];
-        values[self.norm.gamma.range()].fill(1.0);
-        let rng = |entry: usize| init::tensor_rng(seed, &self.layout.entries[entry].name);
-        let LinearWeights { weight, inputs, outputs, .. } = self.hidden;
-        init::xavier_uniform(&mut values[weight.range()], inputs, outputs, &mut rng(weight.entry));
+        self.tokens.init(&self.layout, &mut values, seed);
         let LinearWeights { weight, bias, .. } = self.head;
-        init::normals(&mut values[weight.range()], 0.01, &mut rng(weight.entry));
+        let mut rng = init::tensor_rng(seed, &self.layout.entries[weight.entry].name);
+        init::normals(&mut values[weight.range()], 0.01, &mut rng);
         let num_class_outputs = self.shape.num_classes * self.shape.upsample * self.shape.upsample;
         values[bias.range()][..num_class_outputs].fill(-((1.0 - PRIOR) / PRIOR).ln() as f32);
         Buffer::from_vec(values)
@@ -296,10 +289,18 @@ impl Task for ObjectDetection {
     fn evaluate(&self, at: &At<'_>, want: Want) -> Result<Share, ModelError> {
         let (c, locations) = (at.c, self.locations());
         let (images, boxes) = (self.images(at.z)?, self.boxes(at.y)?);
+        if images.len() != boxes.len() {
+            let problem = format!("targets of {} images, tokens of {}", boxes.len(), images.len());
+            return Err(ModelError::Targets { problem });
+        }
+        let per_tokens = self.shape.grid * self.shape.grid * self.shape.dim;
+        let factors = at.noise.map(|noise| noise.factors(boxes.len(), per_tokens));
         let mut dc = vec![0.0; if want.dc { self.layout.len } else { 0 }];
-        let (mut dz, mut sums) = (Vec::new(), [0.0; 3]);
-        for (z, boxes) in images.zip(boxes) {
-            let forward = self.forward(c, z);
+        let mut dz = vec![0.0; if want.dz { boxes.len() * per_tokens } else { 0 }];
+        let mut sums = [0.0; 3];
+        for (image, (z, boxes)) in images.zip(boxes).enumerate() {
+            let place = image * per_tokens..(image + 1) * per_tokens;
+            let forward = self.forward(c, z, factors.as_ref().map(|factors| &factors[place.clone()]));
             let (losses, d_outputs) = self.losses(&forward.outputs, &assign(&locations, boxes), at.total());
             sums.iter_mut().zip(losses).for_each(|(sum, loss)| *sum += loss);
             if want == Want::LOSS {
@@ -307,15 +308,12 @@ impl Task for ObjectDetection {
             }
             let mut d_hidden = linear::input_gradient(&self.head, c, &d_outputs);
             d_hidden.iter_mut().zip(&forward.before).for_each(|(d, x)| *d *= gelu_derivative(*x));
-            let d_input = linear::input_gradient(&self.hidden, c, &d_hidden);
-            if want.dc {
-                linear::add_weight_gradient(&self.head, &forward.after, &d_outputs, &mut dc);
-                linear::add_weight_gradient(&self.hidden, &forward.input, &d_hidden, &mut dc);
-                norm::add_scale_gradient(&self.norm, &forward.normed.values, &d_input, &mut dc);
+            let mut dc = want.dc.then_some(&mut dc[..]);
+            if let Some(dc) = &mut dc {
+                linear::add_weight_gradient(&self.head, &forward.after, &d_outputs, dc);
             }
-            if want.dz {
-                dz.extend(norm::normalise_gradient(&self.norm, c, &forward.normed, &d_input));
-            }
+            let dz = if want.dz { Some(&mut dz[place]) } else { None };
+            self.tokens.backward(c, &forward.pass, &d_hidden, dc, dz);
         }
         let dz = if want.dz { vec![dz] } else { Vec::new() };
         Ok(Share { loss: sums.iter().sum(), figures: sums.to_vec(), dc, dz })
@@ -325,7 +323,7 @@ impl Task for ObjectDetection {
     fn predict(&self, c: &[f64], z: &[Tokens<'_>]) -> Result<Predictions, ModelError> {
         let locations = self.locations();
         let of_image = |z: &[f32]| -> Vec<Detection> {
-            inference::detections(&self.outputs(&self.forward(c, z).outputs), &locations)
+            inference::detections(&self.outputs(&self.forward(c, z, None).outputs), &locations)
         };
         Ok(Predictions::Boxes(self.images(z)?.map(of_image).collect()))
     }

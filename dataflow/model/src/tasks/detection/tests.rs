@@ -74,7 +74,7 @@ fn detections_are_those_of_torchvision() {
 fn is_far_from_kinks(task: &ObjectDetection, point: &Point) -> bool {
     let per_image = point.per_image * point.dim;
     (0..point.y.len()).all(|image| {
-        let forward = task.forward(&point.c, &point.z[image * per_image..(image + 1) * per_image]);
+        let forward = task.forward(&point.c, &point.z[image * per_image..(image + 1) * per_image], None);
         let outputs = task.outputs(&forward.outputs);
         assign(&task.locations(), point.y.boxes(image).unwrap()).positives.iter().all(|positive| {
             (0..4).all(|side| {
@@ -120,7 +120,7 @@ fn every_class_begins_with_a_probability_of_a_hundredth() {
     let task = ObjectDetection::new(shape);
     let c: Vec<f64> = task.init(3).iter().map(|v| f64::from(*v)).collect();
     let z: Vec<f32> = (0..16 * 16).map(|i| ((i * 37 % 64) as f32 - 32.0) / 16.0).collect();
-    let forward = task.forward(&c, &z);
+    let forward = task.forward(&c, &z, None);
     let outputs = task.outputs(&forward.outputs);
     for location in 0..task.locations().num() {
         for class in 0..5 {
@@ -129,7 +129,7 @@ fn every_class_begins_with_a_probability_of_a_hundredth() {
         assert!((sigmoid(outputs.centerness(location)) - 0.5).abs() < 0.1);
     }
     let names: Vec<&str> = task.layout().entries.iter().map(|entry| entry.name.as_str()).collect();
-    assert_eq!(names, ["fc_norm.weight", "fc_norm.bias", "fc.weight", "fc.bias", "head.weight", "head.bias"]);
+    assert_eq!(names, ["norm.weight", "norm.bias", "fc.weight", "fc.bias", "head.weight", "head.bias"]);
     assert_eq!(task.layout().get("head.weight").unwrap().shape, [40, HIDDEN]);
 }
 

@@ -1,7 +1,7 @@
 //! Convolution of 3×3 pixels and bilinear enlargement of an image `[height, width, channels]`, row-major.
 
-use super::linear::{Matrix, product};
 use crate::layout::Weight;
+use crate::tasks::product::{Factor, add_product};
 
 /// Places of the window: 3 × 3.
 const WINDOW: usize = 9;
@@ -63,7 +63,7 @@ impl Convolution {
         for (block, y) in y.chunks_mut(BLOCK * self.outputs).enumerate() {
             let windows = &mut windows[..y.len() / self.outputs * width];
             self.windows(x, side, block * BLOCK, windows);
-            product(y, Matrix::rows(windows, width), Matrix::rows(&packed, width).transposed(), 0.0);
+            add_product(y, Factor::rows(windows, width), Factor::rows(&packed, width).transposed());
         }
         y
     }
@@ -76,8 +76,8 @@ impl Convolution {
         for (block, dy) in dy.chunks(BLOCK * self.outputs).enumerate() {
             let windows = &mut windows[..dy.len() / self.outputs * width];
             self.windows(x, side, block * BLOCK, windows);
-            let dy = Matrix::rows(dy, self.outputs);
-            product(&mut packed, dy.transposed(), Matrix::rows(windows, width), 1.0);
+            let dy = Factor::rows(dy, self.outputs);
+            add_product(&mut packed, dy.transposed(), Factor::rows(windows, width));
         }
         let of_outputs = dc[self.weight.range()].chunks_exact_mut(width);
         for (to, from) in of_outputs.zip(packed.chunks_exact(width)) {
@@ -97,7 +97,8 @@ impl Convolution {
         let mut windows = vec![0.0; BLOCK.min(side * side) * width];
         for (block, dy) in dy.chunks(BLOCK * self.outputs).enumerate() {
             let windows = &mut windows[..dy.len() / self.outputs * width];
-            product(windows, Matrix::rows(dy, self.outputs), Matrix::rows(&packed, width), 0.0);
+            windows.fill(0.0);
+            add_product(windows, Factor::rows(dy, self.outputs), Factor::rows(&packed, width));
             for (number, window) in windows.chunks_exact(width).enumerate() {
                 for (place, from) in window.chunks_exact(self.inputs).enumerate() {
                     if let Some(pixel) = Self::under(side, block * BLOCK + number, place) {

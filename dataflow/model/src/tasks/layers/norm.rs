@@ -1,32 +1,17 @@
-//! Layer norm of rows and group norm of an image.
+//! Group norm of an image.
 
-use crate::engine::NORM_EPS;
 use crate::layout::NormWeights;
 
 /// The epsilon of [`group_norm`], PyTorch's default.
 const GROUP_EPS: f64 = 1e-5;
 
-/// Rows less their mean and divided by their standard deviation, and what the backward pass needs.
+/// Values less their mean and divided by their standard deviation, and what the backward pass needs.
 #[derive(Clone, Debug)]
 pub struct Normed {
-    /// x̂ `[rows, dim]`.
+    /// x̂ `[pixels, channels]`.
     pub values: Vec<f64>,
-    /// 1/σ of each row, or of each group.
+    /// 1/σ of each group.
     rstd: Vec<f64>,
-}
-
-/// Normalises each row of z `[rows, dim]` with [`NORM_EPS`], without gain and bias.
-#[must_use]
-pub fn normalise(z: &[f32], dim: usize) -> Normed {
-    let mut normed = Normed { values: Vec::with_capacity(z.len()), rstd: Vec::with_capacity(z.len() / dim) };
-    for row in z.chunks_exact(dim) {
-        let mean = row.iter().map(|&v| f64::from(v)).sum::<f64>() / dim as f64;
-        let var = row.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / dim as f64;
-        let rstd = 1.0 / (var + f64::from(NORM_EPS)).sqrt();
-        normed.values.extend(row.iter().map(|&v| (f64::from(v) - mean) * rstd));
-        normed.rstd.push(rstd);
-    }
-    normed
 }
 
 /// x̂·γ + β for rows x̂ `[rows, dim]`.
@@ -46,20 +31,6 @@ pub fn add_scale_gradient(norm: &NormWeights, normed: &[f64], dy: &[f64], dc: &m
         dc[norm.gamma.range()].iter_mut().zip(products).for_each(|(d, (normed, dy))| *d += normed * dy);
         dc[norm.beta.range()].iter_mut().zip(dy).for_each(|(d, dy)| *d += dy);
     }
-}
-
-/// The gradient of [`normalise`]'s z from that of [`scale`]'s rows.
-#[must_use]
-pub fn normalise_gradient(norm: &NormWeights, c: &[f64], normed: &Normed, dy: &[f64]) -> Vec<f64> {
-    let (dim, gamma) = (norm.dim, &c[norm.gamma.range()]);
-    let mut dz = Vec::with_capacity(dy.len());
-    for ((x, dy), rstd) in normed.values.chunks_exact(dim).zip(dy.chunks_exact(dim)).zip(&normed.rstd) {
-        let dx: Vec<f64> = dy.iter().zip(gamma).map(|(dy, gamma)| dy * gamma).collect();
-        let mean = dx.iter().sum::<f64>() / dim as f64;
-        let mean_product = dx.iter().zip(x).map(|(dx, x)| dx * x).sum::<f64>() / dim as f64;
-        dz.extend(dx.iter().zip(x).map(|(dx, x)| (dx - mean - x * mean_product) * rstd));
-    }
-    dz
 }
 
 /// Normalises the channels of an image `[pixels, channels]` in `num_groups` groups of neighbours, each over all pixels

@@ -5,9 +5,11 @@
 
 mod heads;
 mod tokens;
+mod up;
 
 pub use heads::{Bilinear, PixelHead, PixelPass, Shuffle};
 pub use tokens::{TokenLinear, TokenPass};
+pub use up::Up;
 
 use std::sync::Arc;
 
@@ -29,8 +31,8 @@ pub struct Kind;
 
 static OPTIONS: [TaskOption; 1] = [TaskOption {
     name: "head",
-    summary: "A linear layer for all pixels of a patch, or one for the patch with interpolation between patches",
-    values: OptionValues::OneOf(&["patch", "linear"]),
+    summary: "A linear layer for all pixels of a patch, one for the patch with interpolation between patches, or convolutions that enlarge patches step by step",
+    values: OptionValues::OneOf(&["patch", "linear", "up"]),
 }];
 
 impl Named for Kind {
@@ -55,6 +57,7 @@ impl TaskKind for Kind {
         let mut layout = Layout::new(Level::Finetune);
         let head: Box<dyn PixelHead> = match options.name("head") {
             "linear" => Box::new(Bilinear::new(&mut layout, facts)),
+            "up" => Box::new(Up::new(&mut layout, facts)?),
             _ => Box::new(Shuffle::new(&mut layout, facts)),
         };
         Ok(Arc::new(Segmentation { facts: *facts, head, layout: Arc::new(layout) }))

@@ -29,7 +29,19 @@ impl TokenLinear {
     /// Appends `norm.*`, then `head.*` with `outputs` outputs.
     #[must_use]
     pub fn new(layout: &mut Layout, dim: usize, outputs: usize) -> Self {
-        TokenLinear { norm: layout.norm("norm", dim), fc: layout.linear("head", &[outputs, dim]) }
+        Self::named(layout, "head", dim, outputs)
+    }
+
+    /// Appends `norm.*`, then `NAME.*` with `outputs` outputs, for heads that go on from there.
+    #[must_use]
+    pub fn named(layout: &mut Layout, name: &str, dim: usize, outputs: usize) -> Self {
+        TokenLinear { norm: layout.norm("norm", dim), fc: layout.linear(name, &[outputs, dim]) }
+    }
+
+    /// The outputs of a token.
+    #[must_use]
+    pub const fn outputs(&self) -> usize {
+        self.fc.outputs
     }
 
     /// Unit norm gain, U(±1/√dim) for the linear layer.
