@@ -18,6 +18,7 @@ use mlomae_model::parallel::arena::Buffer;
 use mlomae_model::policy::Estimator;
 use mlomae_model::rng::{Purpose, below, keyed};
 use mlomae_model::tap::Tap;
+use mlomae_model::tasks::metrics::Metrics;
 use mlomae_model::tasks::ridge::Bank;
 use mlomae_model::tasks::{
     At, Balance, Figure, Noise, Predictions, Share, TASKS, Targets, Task, TaskChoice, TaskSpec, Tokens, Total, Want,
@@ -234,6 +235,9 @@ impl Task for Unknown {
     fn predict(&self, c: &[f64], z: &[Tokens<'_>]) -> Result<Predictions, ModelError> {
         self.0.predict(c, z)
     }
+    fn metrics(&self) -> Box<dyn Metrics> {
+        self.0.metrics()
+    }
 }
 
 /// Both lanes compute the same tokens, so that only the rounding of f64 and, of what becomes f32, that of f32 differs.
@@ -355,6 +359,9 @@ impl Task for Reading {
     }
     fn predict(&self, _: &[f64], _: &[Tokens<'_>]) -> Result<Predictions, ModelError> {
         Ok(Predictions::Boxes(Vec::new()))
+    }
+    fn metrics(&self) -> Box<dyn Metrics> {
+        self.0.metrics()
     }
 }
 

@@ -15,6 +15,7 @@ use mlomae_model::masking::{MaskRule, MaskingChoice};
 use mlomae_model::policy::Estimator;
 use mlomae_model::tap::Tap;
 use mlomae_model::tasks::batch::Batch;
+use mlomae_model::tasks::metrics::{Metrics, RegressionErrors};
 use mlomae_model::tasks::plain::dfdx::prelude::*;
 use mlomae_model::tasks::plain::{
     Init, Leaf, Leaves, ParamSpec, Plain, PlainTask, TapShape, Taped, each_row, targets_matrix,
@@ -30,8 +31,8 @@ const GRAIN: usize = 2;
 
 fn config(tasks: Vec<TaskSpec>) -> ModelConfig {
     ModelConfig {
-        image: 12,
-        patch: 3,
+        image: 16,
+        patch: 4,
         channels: 1,
         dim: 24,
         depth: 2,
@@ -67,6 +68,9 @@ fn all_tasks() -> Vec<Vec<TaskSpec>> {
         vec![spec("regression").with("loss", "mse").with("tap", "mean")],
         vec![linear.clone()],
         vec![spec("segmentation")],
+        vec![spec("segmentation").with("head", "up")],
+        vec![spec("detection")],
+        vec![spec("detection").with("upsample", 2)],
         vec![
             named(spec("class"), "what", 0.5),
             named(linear, "where", 2.0),
@@ -131,6 +135,9 @@ impl PlainTask for Everything {
     fn predict(&self, c: &Leaves<'_, NoneTape>, z: Vec<Leaf<TapShape>>) -> Result<Predictions, ModelError> {
         let values = self.outputs(c, z)?.as_vec().iter().map(|v| *v as f32).collect();
         Ok(Predictions::Values { num: self.num, values })
+    }
+    fn metrics(&self) -> Box<dyn Metrics> {
+        Box::new(RegressionErrors::new(self.num))
     }
 }
 
@@ -483,7 +490,8 @@ fn forms_say_which_tasks_they_are_not_defined_for() {
     for tasks in all_tasks() {
         let mut world = world(&config(tasks.clone()));
         world.y = world.y.clone().map(known);
-        let is_linear = tasks.len() == 1 && tasks[0].kind.get().name() != "segmentation";
+        let is_linear =
+            tasks.len() == 1 && ["class", "multi-label", "regression"].contains(&tasks[0].kind.get().name());
         let settings = Settings { cg_steps: 2, ..Settings::default() };
         match world.direction(&Ridge, &settings) {
             Ok(direction) => {

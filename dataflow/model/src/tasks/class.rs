@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::metrics::{Accuracy, Metrics};
 use super::options::{TAP, TaskOption, TaskOptions};
 use super::pooled::PooledHead;
 use super::predictions::Predictions;
@@ -146,5 +147,9 @@ impl Task for Classification {
     fn predict(&self, c: &[f64], z: &[Tokens<'_>]) -> Result<Predictions, ModelError> {
         let values = self.head.predict(c, z)?.iter().map(|logit| *logit as f32).collect();
         Ok(Predictions::Scores { num: self.head.outputs(), values })
+    }
+
+    fn metrics(&self) -> Box<dyn Metrics> {
+        Box::new(Accuracy::new(self.head.outputs()))
     }
 }

@@ -19,6 +19,7 @@ use dfdx::shapes::HasShape;
 use dfdx::tensor::{AsArray, Cpu, TensorFromVec, Trace};
 use dfdx::tensor_ops::{Backward, BroadcastTo};
 
+use super::metrics::Metrics;
 use super::predictions::Predictions;
 use super::targets::{Targets, UNKNOWN_CLASS};
 use super::task::{At, Figure, Share, Task, Tokens, Total, Want};
@@ -183,6 +184,7 @@ fn dimensions(name: &str, shape: &[usize]) -> ModelError {
 /// ```
 /// use mlomae_model::ModelError;
 /// use mlomae_model::tap::Tap;
+/// use mlomae_model::tasks::metrics::{Metrics, RegressionErrors};
 /// use mlomae_model::tasks::plain::dfdx::prelude::*;
 /// use mlomae_model::tasks::plain::{Init, Leaf, Leaves, ParamSpec, PlainTask, TapShape, Taped, targets_matrix};
 /// use mlomae_model::tasks::{Predictions, Targets, Total};
@@ -222,6 +224,9 @@ fn dimensions(name: &str, shape: &[usize]) -> ModelError {
 ///         let values = z.reshape_like(&(images, dim)).matmul(c.matrix("head.weight")?).as_vec();
 ///         Ok(Predictions::Values { num: self.num, values: values.iter().map(|v| *v as f32).collect() })
 ///     }
+///     fn metrics(&self) -> Box<dyn Metrics> {
+///         Box::new(RegressionErrors::new(self.num))
+///     }
 /// }
 /// ```
 pub trait PlainTask: Send + Sync + fmt::Debug + 'static {
@@ -245,6 +250,9 @@ pub trait PlainTask: Send + Sync + fmt::Debug + 'static {
     /// # Errors
     /// As [`Task::predict`].
     fn predict(&self, c: &Leaves<'_, NoneTape>, z: Vec<Leaf<TapShape>>) -> Result<Predictions, ModelError>;
+
+    /// As [`Task::metrics`].
+    fn metrics(&self) -> Box<dyn Metrics>;
 
     /// The unit of the loss in the logs.
     fn loss_unit(&self) -> &'static str {
@@ -430,6 +438,10 @@ impl<T: PlainTask> Task for Plain<T> {
             let params = &Param::all(&self.layout, c)?;
             self.task.predict(&Leaves { layout: &self.layout, params, tape: PhantomData }, z)
         })
+    }
+
+    fn metrics(&self) -> Box<dyn Metrics> {
+        self.task.metrics()
     }
 }
 

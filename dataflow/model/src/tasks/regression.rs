@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::metrics::{Metrics, RegressionErrors};
 use super::options::{OptionValues, TAP, TaskOption, TaskOptions};
 use super::pooled::PooledHead;
 use super::predictions::Predictions;
@@ -178,5 +179,9 @@ impl Task for Regression {
         let outputs = self.head.predict(c, z)?;
         let in_units = |(i, output): (usize, &f64)| (output * self.sd[i % num] + self.mean[i % num]) as f32;
         Ok(Predictions::Values { num, values: outputs.iter().enumerate().map(in_units).collect() })
+    }
+
+    fn metrics(&self) -> Box<dyn Metrics> {
+        Box::new(RegressionErrors::new(self.head.outputs()))
     }
 }

@@ -5,6 +5,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::metrics::Metrics;
 use super::options::{TaskOption, TaskOptions};
 use super::predictions::Predictions;
 use super::targets::Targets;
@@ -258,6 +259,9 @@ pub trait Task: Send + Sync + fmt::Debug {
     /// # Errors
     /// [`ModelError::Targets`] when taps are not those of the task.
     fn predict(&self, c: &[f64], z: &[Tokens<'_>]) -> Result<Predictions, ModelError>;
+
+    /// The metrics that judge its predictions, over no images yet.
+    fn metrics(&self) -> Box<dyn Metrics>;
 
     /// The tasks that this one consists of; empty for a task that is one alone.
     fn parts(&self) -> &[Part] {

@@ -206,6 +206,9 @@ impl PlainTask for LinearSeg {
         let rows = self.rows(c, z.pop().ok_or_else(|| self.wrong("one tap"))?)?;
         Ok(Predictions::Scores { num: rows.shape().1, values: rows.as_vec().iter().map(|v| *v as f32).collect() })
     }
+    fn metrics(&self) -> Box<dyn metrics::Metrics> {
+        Box::new(metrics::Accuracy::new(self.classes))
+    }
 }
 
 #[test]
@@ -307,6 +310,9 @@ impl PlainTask for Faulty {
     fn predict(&self, _: &Leaves<'_, NoneTape>, _: Vec<Leaf<TapShape>>) -> Result<Predictions, ModelError> {
         Err(self.wrong("nothing"))
     }
+    fn metrics(&self) -> Box<dyn metrics::Metrics> {
+        Box::new(metrics::RegressionErrors::new(FACTS.num_classes))
+    }
 }
 
 #[test]
@@ -359,6 +365,9 @@ impl Task for Wrong {
     fn predict(&self, c: &[f64], z: &[Tokens<'_>]) -> Result<Predictions, ModelError> {
         self.0.predict(c, z)
     }
+    fn metrics(&self) -> Box<dyn metrics::Metrics> {
+        self.0.metrics()
+    }
 }
 
 #[test]
@@ -368,4 +377,32 @@ fn a_wrong_gradient_is_seen() {
         let error = conditions::check(&Wrong(spec.build(&FACTS).unwrap()), &FACTS, &y).unwrap_err().to_string();
         assert!(error.contains("not the derivatives"), "{error}");
     }
+}
+
+#[test]
+fn metrics_judge_what_tasks_predict() {
+    for spec in shipped() {
+        let task = spec.build(&FACTS).unwrap();
+        let c: Vec<f64> = task.init(1).iter().map(|v| f64::from(*v)).collect();
+        let mut rng = tensor_rng(3, "metrics");
+        let num = task.reads()[0].tokens(FACTS.num_patches()) * FACTS.dim * 8;
+        let values: Vec<f32> = (0..num).map(|_| normal(&mut rng) as f32).collect();
+        let z = [Tokens { per_image: num / FACTS.dim / 8, dim: FACTS.dim, values: &values }];
+        let (said, y) = (task.predict(&c, &z).unwrap(), spec.kind.get().example(&FACTS, 8, 3));
+        let mut metrics = task.metrics();
+        metrics.add(&said, &y).unwrap_or_else(|error| panic!("{spec:?}: {error}"));
+        assert_eq!(metrics.num_images(), 8);
+        assert!(metrics.finish().iter().all(|measured| measured.value.is_finite()), "{spec:?}");
+        // The figure that a task logs is that of its metrics where both have one.
+        let share =
+            task.evaluate(&At { c: &c, z: &z, y: &y, totals: &task.totals(&y), noise: None }, Want::LOSS).unwrap();
+        if matches!(y, Targets::Classes(_) | Targets::Maps { .. }) {
+            let figure = task.figures()[0].name.clone();
+            let measured = metrics.finish().into_iter().find(|measured| measured.name == figure).unwrap();
+            assert!((measured.value - share.figures[0]).abs() < 1e-12, "{spec:?}");
+        }
+    }
+    let specs: Vec<TaskSpec> = shipped().into_iter().filter(|spec| spec.options.is_empty()).collect();
+    let names = build(&specs, &FACTS).unwrap().metrics().finish();
+    assert!(names.is_empty(), "of no images nothing is known");
 }

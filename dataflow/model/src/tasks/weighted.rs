@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::metrics::{Metrics, Several};
 use super::predictions::Predictions;
 use super::targets::Targets;
 use super::task::{At, Figure, Part, Share, Task, Tokens, Total, Want, wrong_kind};
@@ -151,6 +152,10 @@ impl Task for Weighted {
             part.task.predict(&c[self.places[i].clone()], &z)
         };
         self.parts.iter().enumerate().map(of_part).collect::<Result<_, _>>().map(Predictions::Several)
+    }
+
+    fn metrics(&self) -> Box<dyn Metrics> {
+        Box::new(Several::new(self.parts.iter().map(|part| (part.name.clone(), part.task.metrics())).collect()))
     }
 
     fn parts(&self) -> &[Part] {

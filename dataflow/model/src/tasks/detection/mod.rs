@@ -24,6 +24,7 @@ use outputs::{BOX_CHANNELS, Outputs};
 
 use super::layers::activation::{gelu, gelu_derivative, sigmoid, softplus};
 use super::layers::linear;
+use super::metrics::{CocoAveragePrecision, Metrics};
 use super::options::{OptionValues, TaskOption, TaskOptions};
 use super::predictions::{Detection, Predictions};
 use super::segmentation::{TokenLinear, TokenPass};
@@ -326,5 +327,9 @@ impl Task for ObjectDetection {
             inference::detections(&self.outputs(&self.forward(c, z, None).outputs), &locations)
         };
         Ok(Predictions::Boxes(self.images(z)?.map(of_image).collect()))
+    }
+
+    fn metrics(&self) -> Box<dyn Metrics> {
+        Box::new(CocoAveragePrecision::new(self.shape.num_classes))
     }
 }

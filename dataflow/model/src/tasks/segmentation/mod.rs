@@ -13,6 +13,7 @@ pub use up::Up;
 
 use std::sync::Arc;
 
+use super::metrics::{MeanIou, Metrics};
 use super::options::{OptionValues, TaskOption, TaskOptions};
 use super::predictions::Predictions;
 use super::targets::{Targets, UNKNOWN_CLASS};
@@ -203,5 +204,9 @@ impl Task for Segmentation {
             classes.extend(pass.logits().chunks_exact(self.facts.num_classes).map(|logits| best(logits) as u16));
         }
         Ok(Predictions::Maps { side: self.facts.side(), classes })
+    }
+
+    fn metrics(&self) -> Box<dyn Metrics> {
+        Box::new(MeanIou::new(self.facts.num_classes))
     }
 }
