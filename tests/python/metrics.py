@@ -217,11 +217,10 @@ def make(folder):
     folder.mkdir(parents=True, exist_ok=True)
     sets = []
     for kind, draw in SETS.items():
-        for number in range(NUM_SETS):
-            one = {"kind": kind, **draw(np.random.default_rng([number, len(sets)]))}
-            if number == 0:
-                one |= {"num_resamples": NUM_RESAMPLES.get(kind, 1000), "level": LEVEL}
-            sets.append(one)
+        drawn = [{"kind": kind, **draw(np.random.default_rng([number, len(sets)]))} for number in range(NUM_SETS)]
+        largest = max(drawn, key=lambda one: len(one["targets"]))
+        largest |= {"num_resamples": NUM_RESAMPLES.get(kind, 1000), "level": LEVEL}
+        sets += drawn
     (folder / "sets.json").write_text(json.dumps(sets))
     print(f"{len(sets)} sets made")
 

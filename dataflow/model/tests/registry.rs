@@ -7,6 +7,7 @@ use mlomae_model::choice::{Named, Registry};
 use mlomae_model::layout::SharedLayout;
 use mlomae_model::tap::Tap;
 use mlomae_model::tasks::class::Classification;
+use mlomae_model::tasks::metrics::Metrics;
 use mlomae_model::tasks::{
     At, Figure, Noise, OptionValues, Predictions, Share, Targets, Task, TaskFacts, TaskKind, TaskOption, TaskOptions,
     TaskRegistry, Tokens, Total, Want,
@@ -90,6 +91,9 @@ impl Task for Drawn {
     }
     fn predict(&self, c: &[f64], z: &[Tokens<'_>]) -> Result<Predictions, ModelError> {
         self.0.predict(c, z)
+    }
+    fn metrics(&self) -> Box<dyn Metrics> {
+        self.0.metrics()
     }
 }
 

@@ -115,7 +115,7 @@ impl Convolution {
 /// The two pixels that pixel `at` of a line twice as long lies between, nearest first, which has ¾ of the weight.
 fn neighbours(at: usize, side: usize) -> [usize; 2] {
     let near = at / 2;
-    [near, if at % 2 == 0 { near.saturating_sub(1) } else { (near + 1).min(side - 1) }]
+    [near, if at.is_multiple_of(2) { near.saturating_sub(1) } else { (near + 1).min(side - 1) }]
 }
 
 /// Calls `f` for every pixel of an image of twice the side with each pixel of the small image that it is mixed from, and

@@ -11,8 +11,11 @@ fn scores(num: usize, values: &[f32]) -> Predictions {
     Predictions::Scores { num, values: values.to_vec() }
 }
 
-/// A metric of each kind with two calls of images.
-fn one_of_each() -> Vec<(Box<dyn Metrics>, [(Predictions, Targets); 2])> {
+/// Metrics, and what they are given in two calls.
+type Case = (Box<dyn Metrics>, [(Predictions, Targets); 2]);
+
+/// One of each kind.
+fn one_of_each() -> Vec<Case> {
     let boxes = |left: f32| {
         let edges = [left, 0.0, left + 10.0, 10.0];
         let target = BoxTarget { edges, class: 0, ignored: false, area: 100.0 };
