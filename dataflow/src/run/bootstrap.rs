@@ -32,7 +32,7 @@ pub fn interval(values: &[f64], seed: u64) -> Option<[f64; 2]> {
 
 #[cfg(test)]
 mod tests {
-    use mlomae_model::rng::uniform;
+    use mlomae_model::rng::{Purpose, keyed, uniform};
 
     use super::*;
 
