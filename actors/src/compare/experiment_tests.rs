@@ -171,7 +171,7 @@ fn a_length_is_a_setting_where_there_is_no_budget_and_a_judge_has_data_of_its_ow
     let base = ConfigInputs::default().set("data.format=synthetic").set("data.synthetic.image=16").set("seed=9");
     let config = judge.config(&arm, Some(&base)).unwrap();
     assert_eq!((config.data.format.as_str(), config.data.image), ("synthetic", Some(16)));
-    assert_eq!((config.eval.knn_k, config.eval.linear_epochs, config.seed), (3, 7, 0), "seed and model are the arm's");
+    assert_eq!((config.eval.knn_k, config.eval.linear_epochs, config.seed), (3, 7, 1), "seed and model are the arm's");
     assert_eq!(config.model, mlomae_dataflow::config::Config::resolve(&arm).unwrap().model);
     let own = judge.config(&arm, None).unwrap();
     assert_eq!((own.data.format.as_str(), own.data.image), ("embedded", Some(16)));

@@ -50,7 +50,8 @@ mod tests {
             // One image is 0.0025.
             assert!((sums[0] - low).abs() < 0.002 && (sums[1] - high).abs() < 0.002, "{num_right}: {sums:?}");
         }
-        assert_ne!(interval(&[0.0, 1.0, 0.5], 1), interval(&[0.0, 1.0, 0.7], 1));
+        let values: Vec<f64> = (0..40).map(f64::from).collect();
+        assert_ne!(interval(&values, 1), interval(&values, 2));
         assert_eq!((interval(&[], 1), interval(&[0.25; 9], 1)), (None, Some([0.25, 0.25])));
     }
 
