@@ -66,7 +66,6 @@ fn every_task_gives_feedback_and_the_same_bits_however_it_runs() {
         if let (Some(low), Some(high)) = (first["ci_low"].as_f64(), first["ci_high"].as_f64()) {
             assert!(low <= high, "{name}: {low} {high}");
         }
-        assert_eq!(place.succeed(&["eval", "probe", name, "--json", "--set", "eval.cache_mib=0"]).len() > 2, true);
     }
 }
 

@@ -129,7 +129,7 @@ impl Task for Classification {
             let top = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let log_sum = top + logits.iter().map(|l| (l - top).exp()).sum::<f64>().ln();
             loss += log_sum - logits[label];
-            num_right += usize::from(best(&logits) == label);
+            num_right += usize::from(best(logits) == label);
             if want == Want::LOSS {
                 return;
             }
