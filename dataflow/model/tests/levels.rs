@@ -295,7 +295,7 @@ fn level_one_gradient_is_the_derivative_of_its_loss() {
             let losses = pretrain::patch_losses(&cpu, &moved, &x[0], &fixed.order);
             pretrain::masked_loss(&losses, &pretrain::loss_weights(&cpu, &scored), BATCH * fixed.order.num_masked())
         };
-        let h = 1e-3;
+        let h = 3e-4;
         let measured = (loss(h) - loss(-h)) / (2.0 * f64::from(h));
         let predicted: f64 = gradient.iter().zip(&direction).map(|(g, d)| f64::from(*g) * f64::from(*d)).sum();
         assert!((measured - predicted).abs() < 1e-2 * predicted.abs(), "{config:?}: {measured} {predicted}");
@@ -324,14 +324,12 @@ fn the_gradient_through_shuffled_scores_goes_to_the_patches_that_they_are_of() {
                 let scores = scored.scores().unwrap();
                 scores.iter().zip(&weights).map(|(q, a)| f64::from(*q) * f64::from(*a)).sum()
             };
-            let h = 1e-3;
-            let measured = (value(h) - value(-h)) / (2.0 * f64::from(h));
             let gradient = mask::score_gradient(&cpu, phi, &at(0.0), &weights).unwrap();
             let predicted: f64 = gradient.iter().zip(&direction).map(|(g, d)| f64::from(*g) * f64::from(*d)).sum();
-            assert!(
-                (measured - predicted).abs() < 2e-2 * predicted.abs().max(1.0),
-                "{config:?}: {measured} {predicted}"
-            );
+            // A ReLU whose input is nearly 0 bends within the larger step; rounding takes its share of the smaller.
+            let error = |h: f32| ((value(h) - value(-h)) / (2.0 * f64::from(h)) - predicted).abs();
+            let error = error(1e-3).min(error(1e-4));
+            assert!(error < 2e-2 * predicted.abs().max(1.0), "{config:?}: {error} of {predicted}");
             predictions.push(predicted);
         }
         assert!((predictions[0] - predictions[1]).abs() > 0.1 * predictions[0].abs(), "another place: {predictions:?}");
