@@ -52,8 +52,6 @@ fn every_task_gives_feedback_and_the_same_bits_however_it_runs() {
         place.succeed(&["train", "--resume", &half, "--max-outer", "7", "--quiet"]);
         place.assert_same_end(name, &half);
 
-        let losses = values(&place, name, "finetune_loss");
-        assert!(losses.len() == 7 && losses.iter().all(|loss| loss.is_finite()), "{name}: {losses:?}");
         let norms = values(&place, name, "hypergradient_norm");
         assert!(norms.len() == 7 && norms.iter().all(|norm| *norm > 0.0), "{name}: {norms:?}");
 
@@ -127,6 +125,7 @@ fn tasks_that_cannot_be_are_refused_by_name() {
         (&[r#"task=[{ name = "a" }]"#], &["task[0].kind", "is missing", "multi-label"]),
         (&[r#"task=[{ kind = "detection", head = "up" }]"#], &["task[0].head", "unknown key"]),
         (&[r#"task=[{ kind = "segmentation", head = "upp" }]"#], &["task[0].head", "linear"]),
+        (&[r#"task=[{ kind = "detection", upsample = 3 }]"#], &["task[0].upsample", "1, 2"]),
         (&[r#"task=[{ kind = "class" }, { kind = "class" }]"#], &["different names", "class"]),
         (&[r#"task=[{ kind = "class", weight = 2.0 }]"#], &["weight", "1"]),
         (&[r#"task=[{ kind = "class" }, { kind = "detection", weight = -1.0 }]"#], &["weight"]),
@@ -145,7 +144,7 @@ fn tasks_that_cannot_be_are_refused_by_name() {
 fn data_without_a_kind_of_targets_are_refused() {
     let place = Place::new();
     let args = ["train", "--set", "method.task=detection", "--run-dir", "run"];
-    let lines = place.fail(78, &args);
+    let lines = place.fail(65, &args);
     assert!(lines.len() == 1 && lines[0].contains("boxes"), "{lines:?}");
     assert!(!place.path("run").exists());
 }

@@ -166,6 +166,12 @@ fn words_of(schema: &Json) -> Vec<&str> {
     Vec::new()
 }
 
+/// The whole numbers that a schema of an enumeration admits.
+fn numbers_of(schema: &Json) -> Vec<i64> {
+    let values = schema.get("enum").and_then(Json::as_array).map_or(&[][..], Vec::as_slice);
+    values.iter().filter_map(Json::as_i64).collect()
+}
+
 /// The tables that a schema admits, by the word of their key `kind`; none of another schema.
 fn kinds_of(schema: &Json) -> Vec<(&str, &Json)> {
     let variants = schema.get("oneOf").and_then(Json::as_array).map_or(&[][..], Vec::as_slice);
@@ -257,6 +263,14 @@ fn check_value(value: &Value, schema: &Json, key: &str, errors: &mut Vec<ConfigE
             let like = value.as_str().and_then(|word| most_like(word, words.iter().copied()));
             let like = like.map(|word| format!("\"{word}\""));
             errors.push(refuse("not an allowed value", words.join(", "), like));
+        }
+        return;
+    }
+    let numbers = numbers_of(schema);
+    if !numbers.is_empty() {
+        if !value.as_integer().is_some_and(|number| numbers.contains(&number)) {
+            let listed: Vec<String> = numbers.iter().map(ToString::to_string).collect();
+            errors.push(refuse("not an allowed value", listed.join(", "), None));
         }
         return;
     }

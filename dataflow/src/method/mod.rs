@@ -177,6 +177,9 @@ impl Method {
             return Err(ModelError::Config(format!("compute.precision {precision}: {problem} ({engine})")));
         }
         let model = Arc::new(Model::new(model)?);
+        if let Some(problem) = config.method.hypergradient.get().refuses(&*model.task) {
+            return Err(ModelError::Config(problem));
+        }
         if let Some(problem) = engine.device.unfit(&model.config) {
             return Err(ModelError::Config(format!("{problem}; engine = \"cpu\" has no such limit")));
         }
