@@ -79,6 +79,19 @@ fn a_probe_that_computes_tokens_again_says_the_same() {
 }
 
 #[test]
+fn tasks_of_one_length_tell_how_far_they_agree() {
+    let place = Place::new();
+    let settings = settings(TASKS[7].1);
+    place.train("run", &with(&settings, &["--set", "method.balance=normalised"]));
+    place.train("serial", &with(&settings, &["--set", "method.balance=normalised", "--serial"]));
+    assert_eq!(place.weights("serial"), place.weights("run"));
+    for name in ["class.segmentation", "class.find", "segmentation.find"] {
+        let cosines = values(&place, "run", &format!("task_cosine.{name}"));
+        assert!(cosines.len() == 7 && cosines.iter().all(|cosine| cosine.abs() <= 1.0), "{name}: {cosines:?}");
+    }
+}
+
+#[test]
 fn a_run_without_classes_is_judged_by_its_own_task_at_the_end() {
     let place = Place::new();
     let args = ["--set", "method.task=segmentation", "--set", "eval.linear_epochs=1"];

@@ -154,6 +154,8 @@ metrics! {
     BranchLoss: Mask, "branch_loss.CANDIDATE", "validation", "1";
     /// What a branch search has decided: 1 for the step of the policy, -1 for its opposite, 0 for random masks.
     BranchWinner: Mask, "branch_winner", "validation", "1";
+    /// Cosine of the directions of two tasks: whether they agree; with `method.balance = "normalised"`.
+    TaskCosine: Mask, "task_cosine.TASK.TASK", "validation", "1";
     /// Cosine to the hypergradient before.
     HypergradientCosine: Mask, "hypergradient_cosine", "validation", "1";
     /// Area under the ROC curve of the panel's scores as a detector of object patches, where these are known.
@@ -166,6 +168,8 @@ metrics! {
 
 /// What the names of [`Metric::MaskCoverageAt`] begin with.
 const MASK_COVERAGE_AT: &str = "mask_coverage.";
+/// What the names of [`Metric::TaskCosine`] begin with.
+const TASK_COSINE: &str = "task_cosine.";
 /// What the names of [`Metric::ScaleGate`] begin with.
 const SCALE_GATE: &str = "scale_gate.";
 /// What the names of [`Metric::FeatureWeight`] begin with.
@@ -177,7 +181,8 @@ const RATIO_PROBABILITY: &str = "ratio_probability.";
 /// What the names of [`Metric::BranchLoss`] begin with.
 const BRANCH_LOSS: &str = "branch_loss.";
 /// The numbers that have several values each, by what their names begin with.
-const FAMILIES: [(&str, Metric); 6] = [
+const FAMILIES: [(&str, Metric); 7] = [
+    (TASK_COSINE, Metric::TaskCosine),
     (MASK_COVERAGE_AT, Metric::MaskCoverageAt),
     (SCALE_GATE, Metric::ScaleGate),
     (FEATURE_WEIGHT, Metric::FeatureWeight),
@@ -211,6 +216,12 @@ impl Metric {
     #[must_use]
     pub fn feature_weight(feature: &str) -> Text {
         Cow::Owned(format!("{FEATURE_WEIGHT}{feature}"))
+    }
+
+    /// The name of [`Metric::TaskCosine`] of these two tasks.
+    #[must_use]
+    pub fn task_cosine(first: &str, second: &str) -> Text {
+        Cow::Owned(format!("{TASK_COSINE}{first}.{second}"))
     }
 
     /// The name of [`Metric::BranchLoss`] of the branch of that candidate.
@@ -250,6 +261,7 @@ mod tests {
         let of_channel = Metric::feature_weight("brightness.2");
         assert_eq!(Metric::of(Level::Mask, &of_channel), Some(Metric::FeatureWeight));
         assert_eq!(Metric::of(Level::Mask, &Metric::branch_loss("plus")), Some(Metric::BranchLoss));
+        assert_eq!(Metric::of(Level::Mask, &Metric::task_cosine("class", "find")), Some(Metric::TaskCosine));
         for metric in [Metric::ExploreProbability, Metric::RatioProbability] {
             assert_eq!(Metric::of(Level::Mask, &metric.of_arm(0.25)), Some(metric));
         }

@@ -87,6 +87,18 @@ impl EvaluatorStage {
             recorder.metric(moment, Metric::FinetuneGradientNorm, norm_f);
             recorder.metric(moment, Metric::V1Norm, norm_v1);
             recorder.metric(moment, Metric::WNorm, norm_w);
+            let parts = task.parts();
+            let pairs = (0..parts.len()).flat_map(|i| (i + 1..parts.len()).map(move |j| (i, j)));
+            for ((i, j), cosine) in pairs.zip(&v.cosines) {
+                let (moment, metric) = (method.moment(level1_step, Level::Mask), Metric::TaskCosine);
+                recorder.figure(
+                    moment,
+                    metric,
+                    Metric::task_cosine(&parts[i].name, &parts[j].name),
+                    *cosine,
+                    metric.unit(),
+                );
+            }
             if let Some(response) = &v.response {
                 recorder.metric(moment, Metric::RidgeLoss, response.loss);
                 if let Some(accuracy) = response.accuracy {
