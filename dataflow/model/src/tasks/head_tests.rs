@@ -67,35 +67,26 @@ fn direction(len: usize, range: Range<usize>, seed: u64) -> Vec<f64> {
     direction
 }
 
-/// ∂ℓ/∂c of each tensor and ∂ℓ/∂z of each image beside differences of the loss, and the derivative of ∂ℓ/∂z along c (v1
-/// is of this form) beside differences of the loss over both.
-pub(crate) fn check_derivatives(task: &dyn Task, point: &Point) {
-    let none: &[f64] = &[];
+fn norm(values: &[f64]) -> f64 {
+    dot(values, values).sqrt()
+}
+
+fn is_near(what: &str, found: f64, expected: f64, size: f64, tolerance: f64) {
+    let error = (found - expected).abs() / size;
+    assert!(error < tolerance, "{what}: {found:e}, differences say {expected:e}, error {error:e}");
+}
+
+/// ∂ℓ/∂c of each tensor and ∂ℓ/∂z of each image beside differences of the loss.
+pub(crate) fn check_slopes(task: &dyn Task, point: &Point) {
     let share = point.evaluate(task, Want::BOTH);
     let loss = |point: Point| point.evaluate(task, Want::LOSS).loss;
-    let is_near = |what: &str, found: f64, expected: f64, size: f64, tolerance: f64| {
-        let error = (found - expected).abs() / size;
-        assert!(error < tolerance, "{what}: {found:e}, differences say {expected:e}, error {error:e}");
-    };
-    let norm = |values: &[f64]| dot(values, values).sqrt();
-    for (number, entry) in task.layout().entries.iter().enumerate() {
+    for entry in &task.layout().entries {
         for seed in 0..3 {
             let d = direction(point.c.len(), entry.range(), seed);
-            let expected = slope(|h| loss(point.moved((h, &d), (0.0, none))));
+            let expected = slope(|h| loss(point.moved((h, &d), (0.0, &[]))));
             let size = norm(&share.dc[entry.range()]) * norm(&d);
             assert!(size > 0.0, "{} has a gradient", entry.name);
             is_near(&entry.name, dot(&share.dc, &d), expected, size, 1e-9);
-            // The place in z differs, so that all of it is visited.
-            let u = direction(point.z.len(), 0..point.z.len(), number as u64 * 3 + seed);
-            let along = |h: f64| point.moved((h, &d), (0.0, none)).evaluate(task, Want { dc: false, dz: true }).dz;
-            let found = slope(|h| dot(&along(h)[0], &u));
-            let expected = slope(|over_c| slope(|over_z| loss(point.moved((over_c, &d), (over_z, &u)))));
-            is_near(&format!("dz along {}", entry.name), found, expected, norm(&share.dz[0]) * norm(&u), 1e-6);
-            // The difference that level 3 takes.
-            let epsilon = 1e-4 / norm(&d);
-            let [plus, minus] = [epsilon, -epsilon].map(|h| dot(&along(h)[0], &u));
-            let found = (plus - minus) / (2.0 * epsilon);
-            is_near(&format!("v1 along {}", entry.name), found, expected, norm(&share.dz[0]) * norm(&u), 1e-5);
         }
     }
     let per_image = point.per_image * point.dim;
@@ -103,9 +94,33 @@ pub(crate) fn check_derivatives(task: &dyn Task, point: &Point) {
         for seed in 0..3 {
             let range = image * per_image..(image + 1) * per_image;
             let d = direction(point.z.len(), range.clone(), seed);
-            let expected = slope(|h| loss(point.moved((0.0, none), (h, &d))));
+            let expected = slope(|h| loss(point.moved((0.0, &[]), (h, &d))));
             let size = norm(&share.dz[0][range]) * norm(&d);
             is_near(&format!("dz of image {image}"), dot(&share.dz[0], &d), expected, size, 1e-9);
+        }
+    }
+}
+
+/// As [`check_slopes`], and the derivative of ∂ℓ/∂z along c (v1 is of this form) beside differences of the loss over
+/// both.
+pub(crate) fn check_derivatives(task: &dyn Task, point: &Point) {
+    check_slopes(task, point);
+    let size = norm(&point.evaluate(task, Want::BOTH).dz[0]);
+    let loss = |point: Point| point.evaluate(task, Want::LOSS).loss;
+    for (number, entry) in task.layout().entries.iter().enumerate() {
+        for seed in 0..3 {
+            let d = direction(point.c.len(), entry.range(), seed);
+            let u = direction(point.z.len(), 0..point.z.len(), number as u64 * 3 + seed);
+            let along = |h: f64| {
+                let share = point.moved((h, &d), (0.0, &[])).evaluate(task, Want { dc: false, dz: true });
+                dot(&share.dz[0], &u)
+            };
+            let expected = slope(|over_c| slope(|over_z| loss(point.moved((over_c, &d), (over_z, &u)))));
+            is_near(&format!("dz along {}", entry.name), slope(along), expected, size * norm(&u), 1e-6);
+            // The difference that level 3 takes.
+            let epsilon = 1e-4 / norm(&d);
+            let found = (along(epsilon) - along(-epsilon)) / (2.0 * epsilon);
+            is_near(&format!("v1 along {}", entry.name), found, expected, size * norm(&u), 1e-5);
         }
     }
 }
