@@ -177,7 +177,7 @@ fn a_length_is_a_setting_where_there_is_no_budget_and_a_judge_has_data_of_its_ow
     assert_eq!((own.data.format.as_str(), own.data.image), ("embedded", Some(16)));
     assert!(!own.mask.strategy.is_learned(), "nothing is trained under it");
     let wrong = judge.config(&arm, Some(&ConfigInputs::default().set("data.format=synthetik"))).unwrap_err();
-    assert!(wrong[0].to_string().contains("did you mean synthetic?"), "{wrong:?}");
+    assert!(wrong[0].to_string().contains("did you mean \"synthetic\"?"), "{wrong:?}");
 }
 
 #[test]
