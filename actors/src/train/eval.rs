@@ -300,10 +300,11 @@ fn choose(
     max: usize,
     which: u64,
 ) -> Result<Vec<usize>, CliError> {
+    // Without classes every image judges by what is known of it.
+    let all_judge = !config.needs_classes();
     let mut chosen = Vec::new();
     for index in candidates {
-        // Without classes every image judges by what is known of it.
-        if !config.needs_classes() || dataset.label(index)?.is_some() {
+        if all_judge || dataset.label(index)?.is_some() {
             chosen.push(index);
         }
     }

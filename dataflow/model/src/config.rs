@@ -361,10 +361,7 @@ impl ModelConfig {
         if problems.is_empty()
             && let Err(error) = self.build_task()
         {
-            problems.push(match error {
-                ModelError::Config(problem) => problem,
-                error => error.to_string(),
-            });
+            problems.push(error.reason());
         }
         problems
     }

@@ -71,3 +71,14 @@ impl From<mlomae_device::DeviceError> for ModelError {
         ModelError::Lane { lane: "cuda", problem: error.to_string() }
     }
 }
+
+impl ModelError {
+    /// The message, of a configuration without saying that it is one: for messages that name the key.
+    #[must_use]
+    pub fn reason(self) -> String {
+        match self {
+            ModelError::Config(problem) => problem,
+            error => error.to_string(),
+        }
+    }
+}

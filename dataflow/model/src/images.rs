@@ -40,6 +40,13 @@ fn inside(place: usize, offset: i32, side: usize) -> Option<usize> {
 }
 
 impl Window {
+    /// Column and row of the image of side `side` that its result shows at (`column`, `row`); none in the padding.
+    #[must_use]
+    pub fn source(self, side: usize, column: usize, row: usize) -> Option<(usize, usize)> {
+        let column = if self.mirrored { side - 1 - column } else { column };
+        Some((inside(column, self.left, side)?, inside(row, self.top, side)?))
+    }
+
     /// Writes the values of `channel`, `out` [side, side], of an image `pixels` [side, side, C]: each pixel times the
     /// scale plus the shift, rounded after each. A device that does it gives the same bits.
     ///

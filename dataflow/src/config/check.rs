@@ -1,5 +1,6 @@
 //! Relations between keys, which no single key's range can express.
 
+use mlomae_model::MaskInput;
 use mlomae_model::masking::attention::Attended;
 use mlomae_model::masking::linear::PatchFeature;
 use mlomae_model::masking::mixture;
@@ -9,7 +10,6 @@ use mlomae_model::masking::{MaskNoise, MaskSelect, MaskWeights};
 use mlomae_model::policy::Estimator;
 use mlomae_model::search::PolicySearch;
 use mlomae_model::tasks::{self, TASKS, TaskChoice, TaskFacts};
-use mlomae_model::{MaskInput, ModelError};
 use mlomae_storage::dataset::{DataError, Split, SyntheticSpec, TargetKind, check_exclude};
 use mlomae_storage::run_dir::{RUN_ID_RULE, is_run_id};
 
@@ -149,11 +149,7 @@ impl Config {
         // Shapes that every head fits: what is wrong then is the tasks' own.
         let facts = TaskFacts { dim: 64, depth: self.model.depth, grid: 2, patch: self.model.patch, num_classes: 2 };
         if let Err(refused) = tasks::build(&self.task, &facts) {
-            let problem = match refused {
-                ModelError::Config(problem) => problem,
-                other => other.to_string(),
-            };
-            errors.push(error("task", "", problem, ""));
+            errors.push(error("task", "", refused.reason(), ""));
         }
     }
 
@@ -468,10 +464,7 @@ impl Config {
         let mut refuse = |problem: String, allowed: &str| {
             errors.push(error("policy.search", quoted(&policy.search), problem, allowed));
         };
-        let kinds: Vec<TaskChoice> = match &self.task[..] {
-            [] => vec![self.method.task],
-            tasks => tasks.iter().map(|task| task.kind).collect(),
-        };
+        let kinds = self.task_kinds();
         if kinds.len() > 1 {
             refuse(
                 "judges by the head of one task in closed form, there are several".to_owned(),

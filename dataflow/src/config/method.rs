@@ -85,7 +85,8 @@ pub struct MethodConfig {
     pub shuffle_labels: bool,
     /// Metric of the direction along which patches are judged.
     pub precondition: Precondition,
-    /// With `hypergradient = "ridge"` or `policy.search = "branch"`: the penalty of the head, relative to the mean variance of the features.
+    /// With `hypergradient = "ridge"` or `policy.search = "branch"`: the penalty of the head, relative to the mean
+    /// variance of the features.
     #[schemars(range(min = 0.000_001, max = 1000.0))]
     pub ridge_penalty: f64,
     /// With `hypergradient = "ridge"`: earlier pairs of labelled batches whose features, as old as they are, still count

@@ -336,13 +336,19 @@ impl Config {
         }
     }
 
+    /// The kinds of the tasks, at least one.
+    #[must_use]
+    pub fn task_kinds(&self) -> Vec<TaskChoice> {
+        match &self.task[..] {
+            [] => vec![self.method.task],
+            tasks => tasks.iter().map(|task| task.kind).collect(),
+        }
+    }
+
     /// The kinds of targets that the tasks learn from, in the tasks' order.
     #[must_use]
     pub fn target_kinds(&self) -> Vec<TargetKind> {
-        match &self.task[..] {
-            [] => vec![target_kind(self.method.task)],
-            tasks => tasks.iter().map(|task| target_kind(task.kind)).collect(),
-        }
+        self.task_kinds().into_iter().map(target_kind).collect()
     }
 
     /// Whether a task learns from the class of each image.

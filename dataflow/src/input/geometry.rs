@@ -48,10 +48,7 @@ impl Geometry {
     /// centre of that one. None in the padding.
     #[must_use]
     pub fn source(&self, column: usize, row: usize) -> Option<(usize, usize)> {
-        let column = if self.window.mirrored { self.side - 1 - column } else { column };
-        let inside =
-            |place: usize, offset: i32| place.checked_add_signed(offset as isize).filter(|place| *place < self.side);
-        let (x, y) = (inside(column, self.window.left)?, inside(row, self.window.top)?);
+        let (x, y) = self.window.source(self.side, column, row)?;
         // (place + 1/2)·length/side in whole numbers: no rounding decides.
         let scaled = |place: usize, length: usize| (2 * place + 1) * length / (2 * self.side);
         Some((self.region.left + scaled(x, self.region.width), self.region.top + scaled(y, self.region.height)))

@@ -1,4 +1,5 @@
-//! From samples to batches: the roles and the epoch plan, augmentation, targets that move with their images, and images that cannot be read.
+//! From samples to batches: the roles and the epoch plan, augmentation, targets that move with their images, and images that
+//! cannot be read.
 
 pub mod augment;
 pub mod bad_images;

@@ -109,6 +109,17 @@ pub struct Wanted {
     pub num: usize,
 }
 
+impl Wanted {
+    /// The class of an image.
+    pub const CLASS: Self = Self { place: 0, kind: TargetKind::Class, num: 0 };
+
+    /// Whether the class of an image is all that is taken, which a dataset knows without decoding the image.
+    #[must_use]
+    pub fn is_class_alone(wanted: &[Self]) -> bool {
+        matches!(wanted, [Self { kind: TargetKind::Class, .. }])
+    }
+}
+
 /// Targets of one kind, one image after the other.
 #[derive(Debug)]
 enum Column {
@@ -232,7 +243,7 @@ mod tests {
     use mlomae_storage::dataset::{ClassMap, ObjectBox};
 
     const KINDS: [Wanted; 5] = [
-        Wanted { place: 0, kind: TargetKind::Class, num: 0 },
+        Wanted::CLASS,
         Wanted { place: 1, kind: TargetKind::Labels, num: 2 },
         Wanted { place: 2, kind: TargetKind::Values, num: 1 },
         Wanted { place: 3, kind: TargetKind::Map, num: 0 },

@@ -15,7 +15,6 @@ use mlomae_model::masking::{MaskRule, MaskSelect, Needs};
 use mlomae_model::search::PolicySearch;
 use mlomae_model::tasks::{Noise, TaskSpec};
 use mlomae_model::{Arena, Level, Model, ModelError, PerLevel, Precision};
-use mlomae_storage::dataset::TargetKind;
 
 use crate::config::{CheckpointConfig, Config, LevelConfig, Precondition};
 use crate::counts::{Outer, Step, Version};
@@ -234,7 +233,7 @@ impl Method {
             checkpoint_request: CheckpointRequest::default(),
             metrics_every_steps: config.logs.metrics_every_steps,
             masks_every_steps: config.logs.masks_every_steps,
-            targets: vec![Wanted { place: 0, kind: TargetKind::Class, num: 0 }],
+            targets: vec![Wanted::CLASS],
             max_boxes: config.data.max_boxes,
             arena: Arena::new(),
         })

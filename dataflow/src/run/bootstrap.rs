@@ -8,8 +8,8 @@ use mlomae_model::tasks::metrics::{quantile, resample};
 
 /// Draws of all images.
 pub const NUM_RESAMPLES: usize = 1000;
-/// 1 minus the confidence of the interval.
-const ALPHA: f64 = 0.05;
+/// The confidence of the intervals.
+pub const LEVEL: f64 = 0.95;
 
 /// The 95 % interval of the mean of `values`, one an image: percentiles of [`NUM_RESAMPLES`] resampled means, between
 /// which values are interpolated linearly. None without values.
@@ -27,7 +27,8 @@ pub fn interval(values: &[f64], seed: u64) -> Option<[f64; 2]> {
     };
     let mut means: Vec<f64> = (0..NUM_RESAMPLES).map(mean).collect();
     means.sort_unstable_by(f64::total_cmp);
-    Some([quantile(&means, ALPHA / 2.0)?, quantile(&means, 1.0 - ALPHA / 2.0)?])
+    let tail = (1.0 - LEVEL) / 2.0;
+    Some([quantile(&means, tail)?, quantile(&means, 1.0 - tail)?])
 }
 
 #[cfg(test)]

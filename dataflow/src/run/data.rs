@@ -75,7 +75,7 @@ impl RunData {
         // Every image may be labelled for tasks that learn from something else; a class that is known all the same evens
         // the roles out.
         let strata: Vec<Option<i32>> =
-            if needs_classes { labels } else { labels.iter().map(|label| Some(label.map_or(-1, |l| l))).collect() };
+            if needs_classes { labels } else { labels.iter().map(|label| Some(label.unwrap_or(-1))).collect() };
         let roles = Roles::split(&strata, shares, data.max_samples, config.seed)?;
         let mut errors = Vec::new();
         let image = image_side(config, train.as_ref()).unwrap_or_else(|error| {

@@ -14,14 +14,11 @@ use mlomae_model::{Compute, ModelError, Params, Vector};
 use crate::flow::exit::StageError;
 use crate::flow::stage_name::StageName;
 use crate::record::statistics::internal;
+use crate::run::bootstrap::{LEVEL, NUM_RESAMPLES};
 use crate::stages::load::LoadStage;
 
 /// Images of a grain when a head is evaluated: it decides how sums are rounded.
 const GRAIN: usize = 8;
-/// Resamples of the test images for an interval.
-const NUM_RESAMPLES: u64 = 1000;
-/// Share of the resamples that an interval covers.
-const LEVEL: f64 = 0.95;
 
 /// Settings of a probe.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -115,7 +112,7 @@ pub fn probe(
     }
     Ok(Probed {
         measured: metrics.finish(),
-        intervals: intervals(metrics.as_ref(), settings.seed, NUM_RESAMPLES, LEVEL),
+        intervals: intervals(metrics.as_ref(), settings.seed, NUM_RESAMPLES as u64, LEVEL),
         num_train,
         num_test: metrics.num_images(),
     })

@@ -108,9 +108,6 @@ impl Payload for Loaded {
     }
 }
 
-/// The class of an image, as level 1 and classification alone take it: [`Sample::label`], which costs no decoding.
-const OF_CLASS: Wanted = Wanted { place: 0, kind: TargetKind::Class, num: 0 };
-
 /// The load stage. It has no state that matters: any unit can be done at any time by any worker.
 #[derive(Clone)]
 pub struct LoadStage {
@@ -152,7 +149,7 @@ impl LoadStage {
             unroll,
             arena,
             bad_images,
-            targets: vec![OF_CLASS],
+            targets: vec![Wanted::CLASS],
             max_boxes: 0,
             shuffled: None,
             raw_images: false,
@@ -296,7 +293,7 @@ impl LoadStage {
             Ok(Some(sample))
         };
         // Level 1 learns from no targets; a class is for the logs.
-        let targets = if role == Role::Pretrain { &[OF_CLASS][..] } else { &self.targets };
+        let targets = if role == Role::Pretrain { &[Wanted::CLASS][..] } else { &self.targets };
         let mut batch = self.fill(planned, (seq, outer), augment, targets, sample)?;
         if let (Role::Pretrain, Some(patch)) = (role, self.object_patch) {
             // Of the samples that are in the batch: bad images have been replaced.
@@ -318,7 +315,7 @@ impl LoadStage {
     /// Gives `sample` the targets of sample `other`: of a bad image none, as of one whose label is unknown.
     fn take_targets(&self, sample: &mut Sample, other: usize) -> Result<(), StageError> {
         sample.label = self.dataset.label(other).map_err(|error| data_error(&error))?;
-        if self.targets == [OF_CLASS] {
+        if Wanted::is_class_alone(&self.targets) {
             return Ok(());
         }
         let other = self.read(other)?;
@@ -367,7 +364,7 @@ impl LoadStage {
         let mut images = Collected::with_room(planned.indices.len(), preparation, self.raw_images, arena);
         let mut ids = Vec::with_capacity(planned.indices.len());
         let (room, side) = (planned.indices.len(), preparation.side);
-        let is_class_alone = targets == [OF_CLASS];
+        let is_class_alone = Wanted::is_class_alone(targets);
         let mut targets = CollectedTargets::with_room(targets, room, side, self.max_boxes);
         for index in &planned.indices {
             let Some(sample) = sample(*index)? else { continue };

@@ -1,8 +1,8 @@
 //! What a split of a dataset held, small enough for a checkpoint's state: a run that is resumed is compared with it.
 //!
 //! All labels count, and of the images a keyed sample (a stratified one: one image of each of equally long stretches,
-//! drawn by a hash of its place), of small splits all of them; with an image, its targets other than the class. Names and times of folders do not count, so that data
-//! may be moved.
+//! drawn by a hash of its place), of small splits all of them; with an image, its targets other than the class.
+//! Names and times of folders do not count, so that data may be moved.
 
 use std::fs::File;
 use std::io::{self, Read};

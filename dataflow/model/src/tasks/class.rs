@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::metrics::{Accuracy, Metrics};
 use super::options::{TAP, TaskOption, TaskOptions};
 use super::pooled::PooledHead;
-use super::predictions::Predictions;
+use super::predictions::{Predictions, best};
 use super::targets::Targets;
 use super::task::{At, Figure, LinearHead, Share, Task, TaskFacts, TaskKind, Tokens, Total, Want};
 use crate::choice::Named;
@@ -87,11 +87,6 @@ impl Classification {
     }
 }
 
-/// The place of the highest value, the lowest of equal ones.
-fn best(values: &[f64]) -> usize {
-    (0..values.len()).fold(0, |best, i| if values[i] > values[best] { i } else { best })
-}
-
 impl Task for Classification {
     fn reads(&self) -> &[Tap] {
         self.head.reads()
@@ -162,8 +157,7 @@ impl Task for Classification {
     }
 
     fn predict(&self, c: &[f64], z: &[Tokens<'_>]) -> Result<Predictions, ModelError> {
-        let values = self.head.predict(c, z)?.iter().map(|logit| *logit as f32).collect();
-        Ok(Predictions::Scores { num: self.head.outputs(), values })
+        self.head.scores(c, z)
     }
 
     fn metrics(&self) -> Box<dyn Metrics> {

@@ -75,10 +75,7 @@ impl TaskRegistry {
             let tried = TaskOptions::check(&BTreeMap::new(), kind.options())
                 .and_then(|options| kind.build(&SMALL, &options))
                 .and_then(|task| conditions::check(&*task, &SMALL, &kind.example(&SMALL, conditions::NUM_IMAGES, 1)));
-            tried.map_err(|error| match error {
-                ModelError::Config(problem) => ModelError::Config(format!("task {}: {problem}", kind.name())),
-                error => ModelError::Config(format!("task {}: {error}", kind.name())),
-            })?;
+            tried.map_err(|error| ModelError::Config(format!("task {}: {}", kind.name(), error.reason())))?;
             all.push(kind);
         }
         let too_late = |_| ModelError::Config("tasks must be added before the list of tasks is first read".to_owned());

@@ -138,8 +138,7 @@ impl Task for MultiLabel {
     }
 
     fn predict(&self, c: &[f64], z: &[Tokens<'_>]) -> Result<Predictions, ModelError> {
-        let values = self.head.predict(c, z)?.iter().map(|logit| *logit as f32).collect();
-        Ok(Predictions::Scores { num: self.head.outputs(), values })
+        self.head.scores(c, z)
     }
 
     fn metrics(&self) -> Box<dyn Metrics> {

@@ -4,10 +4,10 @@
 //! What to know of dfdx 0.13: a product of a 3-dimensional tensor and a matrix is a loop, so flatten first; the same
 //! tensor twice in a binary operation panics (clone by `retaped`); without a tape an operation on a parameter cuts its
 //! gradient off, so parameters come with one ([`Leaves`]), and [`each_row`] broadcasts a bias; `Bilinear` interpolates
-//! with aligned corners, so multiply by constant matrices instead. Heads must keep the conditions of [`tasks`](super): no batch norm (layer or group norm
-//! instead), no dropout of their own (the adapter drops values of the tokens where a run asks for it), no state, no
-//! matching of predictions to targets that may change with c. [`conditions::check`](super::conditions::check) refuses
-//! what it can see of that.
+//! with aligned corners, so multiply by constant matrices instead. Heads must keep the conditions of [`tasks`](super):
+//! no batch norm (layer or group norm instead), no dropout of their own (the adapter drops values of the tokens where a run
+//! asks for it), no state, no matching of predictions to targets that may change with c.
+//! [`conditions::check`](super::conditions::check) refuses what it can see of that.
 
 use std::fmt;
 use std::marker::PhantomData;

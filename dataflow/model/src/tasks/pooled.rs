@@ -6,6 +6,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::predictions::Predictions;
 use super::task::{At, Tokens, Want};
 use crate::engine::NORM_EPS;
 use crate::error::ModelError;
@@ -139,6 +140,15 @@ impl PooledHead {
     pub fn predict(&self, c: &[f64], z: &[Tokens<'_>]) -> Result<Vec<f64>, ModelError> {
         let rows = self.features(z)?.chunks_exact(self.norm.dim);
         Ok(rows.flat_map(|row| self.linear(c, &normalise(row).0, None)).collect())
+    }
+
+    /// What it gives for images as [`Predictions::Scores`].
+    ///
+    /// # Errors
+    /// As [`PooledHead::predict`].
+    pub fn scores(&self, c: &[f64], z: &[Tokens<'_>]) -> Result<Predictions, ModelError> {
+        let values = self.predict(c, z)?.iter().map(|logit| *logit as f32).collect();
+        Ok(Predictions::Scores { num: self.outputs(), values })
     }
 
     /// Calls `loss(image, outputs, cotangent)` for the first `num_images` images in order, which must overwrite the

@@ -71,3 +71,8 @@ impl Predictions {
         }
     }
 }
+
+/// The place of the highest value, the lowest of equal ones.
+pub(super) fn best(values: &[f64]) -> usize {
+    (0..values.len()).fold(0, |best, i| if values[i] > values[best] { i } else { best })
+}

@@ -109,8 +109,8 @@ impl At<'_> {
 /// A head that normalises one token an image, drops some of its features, and maps it to logits, with their cross entropy:
 /// dropout(norm(z)·γ + β)·Wᵀ + b with the norm's epsilon [`NORM_EPS`](crate::engine::NORM_EPS).
 ///
-/// Its task reads one tap that [is pooled](Tap::is_pooled), has the mean over images as loss, the share of images whose largest logit is that
-/// of their class (the first of equals) as its only figure, and the weights of these places as all of c.
+/// Its task reads one tap that [is pooled](Tap::is_pooled), has the mean over images as loss, the share of images whose
+/// largest logit is that of their class (the first of equals) as its only figure, and the weights of these places as all of c.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LinearHead {
     /// γ `[dim]`.

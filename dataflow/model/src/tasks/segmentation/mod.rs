@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use super::metrics::{MeanIou, Metrics};
 use super::options::{OptionValues, TaskOption, TaskOptions};
-use super::predictions::Predictions;
+use super::predictions::{Predictions, best};
 use super::targets::{Targets, UNKNOWN_CLASS};
 use super::task::{At, Figure, Share, Task, TaskFacts, TaskKind, Tokens, Total, Want, wrong_kind};
 use crate::choice::Named;
@@ -85,11 +85,6 @@ pub struct Segmentation {
 
 /// Pixels of known class whose largest logit is that of their class.
 static FIGURES: [Figure; 1] = [Figure::new("pixel_accuracy", "share")];
-
-/// The first largest of some logits.
-fn best(logits: &[f64]) -> usize {
-    (0..logits.len()).fold(0, |best, i| if logits[i] > logits[best] { i } else { best })
-}
 
 impl Segmentation {
     fn classes<'a>(&self, y: &'a Targets) -> Result<&'a [u16], ModelError> {
